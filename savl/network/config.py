@@ -1,0 +1,162 @@
+"""Settings of the network: one frozen dataclass, and the configurations that have a name."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+DegradationCode = Literal["variational", "deterministic", "none"]
+Upsampler = Literal["pixelshuffle", "pixelshuffledirect"]
+
+
+@dataclass(frozen=True)
+class SAVLConfig:
+    """Everything that shapes a SAVL network. Ablations are settings of it, and so is plain HAT.
+
+    Raises:
+        ValueError: A setting is out of its range; the message names it, what came, and what is accepted.
+    """
+
+    scale: int = 4
+    """Upscaling factor: 2, 3, 4 or 8."""
+    channels: int = 144
+    """Feature channels C, a multiple of ``heads``."""
+    depths: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
+    """HABs per DA-RHAG; its length is the number of groups."""
+    heads: int = 6
+    """Attention heads, in every attention of the network."""
+    window: int = 16
+    """Side of the attention windows in LR pixels, even."""
+    overlap: float = 0.5
+    """OCAB key windows are ``window · (1 + overlap)`` pixels wide."""
+    mlp_ratio: float = 2.0
+    """Hidden width of the MLPs over ``channels``."""
+    cab_compress: int = 24
+    """CAB squeezes C to C / cab_compress channels between its two convolutions."""
+    cab_squeeze: int = 24
+    """CAB's channel attention squeezes C to C / cab_squeeze."""
+    cab_scale: float = 0.01
+    """Weight of the CAB branch in a HAB."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last HAB while training; earlier ones get proportionally less."""
+    upsampler: Upsampler = "pixelshuffle"
+    """``pixelshuffle``: convolutions at ×2 and ×4 (paper, HAT). ``pixelshuffledirect``: one convolution at LR size and
+    one shuffle, several times cheaper on a CPU (SwinIR's lightweight head)."""
+    upsample_features: int = 64
+    """Channels inside the ``pixelshuffle`` upsampler."""
+    image_residual: bool = False
+    """Add the bicubic upscaled input to the output, so that the network learns the difference. Not in the paper; it
+    makes short trainings of small networks converge."""
+    rgb_mean: tuple[float, float, float] = (0.4488, 0.4371, 0.4040)
+    """Subtracted from the input, added to the output (DIV2K means, as HAT)."""
+    degradation_code: DegradationCode = "variational"
+    """``variational``: SAVL's Gaussian field. ``deterministic``: the ablation with a plain code, no variance, severity 1.
+    ``none``: no estimator and no DSCA, which leaves the HAT architecture."""
+    spatial_modulation: bool = True
+    """Reweight DSCA's attention by severity. False is the paper's ablation without the spatial path's guidance."""
+    channel_modulation: bool = True
+    """Modulate DSCA's channels by the field's mean. False is the paper's ablation without the channel path."""
+    modulation_shift: bool = False
+    """Give the channel path its additive beta next to gamma."""
+    latent: int = 64
+    """Channels R of the degradation field."""
+    estimator_width: int = 64
+    """Channels inside the amortized estimator."""
+    estimator_dilations: tuple[int, ...] = (1, 1, 2, 4, 2)
+    """Dilation of each 3×3 convolution after the estimator's first. Receptive field: 3 + 2 · sum, at most 41 pixels."""
+    decoder_width: int = 64
+    """Channels inside the training-only likelihood decoder."""
+    decoder_depth: int = 4
+    """3×3 convolutions inside the likelihood decoder, at least 2."""
+
+    def __post_init__(self) -> None:
+        positive = (
+            "channels heads window mlp_ratio cab_compress cab_squeeze upsample_features latent estimator_width "
+            "decoder_width"
+        )
+        for name in positive.split():
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if self.scale not in (2, 3, 4, 8):
+            raise ValueError(f"scale must be 2, 3, 4 or 8, got {self.scale!r}")
+        if not self.depths or min(self.depths) < 1:
+            raise ValueError(f"depths must name at least one group of at least one block, got {self.depths!r}")
+        if self.channels % self.heads != 0:
+            raise ValueError(f"channels must be a multiple of heads={self.heads}, got {self.channels}")
+        if self.window % 2 != 0:
+            raise ValueError(f"window must be even (blocks shift by half of it), got {self.window}")
+        if self.key_window < self.window or (self.key_window - self.window) % 2 != 0:
+            raise ValueError(
+                f"overlap must make window·(1 + overlap) exceed window={self.window} by an even number of pixels >= 0, "
+                f"got overlap={self.overlap!r}"
+            )
+        if min(self.channels // self.cab_compress, self.channels // self.cab_squeeze) < 1:
+            raise ValueError(
+                f"cab_compress and cab_squeeze must be at most channels={self.channels}, "
+                f"got {self.cab_compress} and {self.cab_squeeze}"
+            )
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path must satisfy 0 <= drop_path < 1, got {self.drop_path!r}")
+        if self.upsampler not in get_args(Upsampler):
+            raise ValueError(f"upsampler must be one of {get_args(Upsampler)}, got {self.upsampler!r}")
+        if self.degradation_code not in get_args(DegradationCode):
+            raise ValueError(f"degradation_code must be one of {get_args(DegradationCode)}, got {self.degradation_code!r}")
+        if self.receptive_field > 41:
+            raise ValueError(
+                f"estimator_dilations must keep the receptive field within 41 pixels (the field is local), "
+                f"got {self.estimator_dilations!r} which sees {self.receptive_field}"
+            )
+        if self.decoder_depth < 2:
+            raise ValueError(f"decoder_depth must be at least 2, got {self.decoder_depth!r}")
+
+    @property
+    def key_window(self) -> int:
+        """Side of OCAB's key windows in pixels."""
+        return self.window + int(self.overlap * self.window)
+
+    @property
+    def receptive_field(self) -> int:
+        """Side in pixels of the neighbourhood one vector of the degradation field is inferred from."""
+        return 3 + 2 * sum(self.estimator_dilations)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, ready for JSON; `from_dict` undoes it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SAVLConfig:
+        """Build a configuration from plain types (JSON, TOML).
+
+        Raises:
+            ValueError: A name is not a setting, or a value is out of range.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown settings {unknown}; a SAVLConfig has {sorted(known)}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+CONFIGS: dict[str, SAVLConfig] = {
+    "savl-base": SAVLConfig(),
+    "savl-tiny": SAVLConfig(
+        channels=48,
+        depths=(3, 3),
+        heads=2,
+        window=8,
+        cab_compress=4,
+        cab_squeeze=8,
+        cab_scale=0.1,
+        drop_path=0.0,
+        upsampler="pixelshuffledirect",
+        image_residual=True,
+        estimator_width=24,
+        estimator_dilations=(1, 2, 4, 2),
+        decoder_width=32,
+        decoder_depth=3,
+    ),
+    "hat-s": SAVLConfig(degradation_code="none"),
+    "hat": SAVLConfig(channels=180, cab_compress=3, cab_squeeze=30, degradation_code="none"),
+    "hat-l": SAVLConfig(channels=180, depths=(6,) * 12, cab_compress=3, cab_squeeze=30, degradation_code="none"),
+}
+"""Configurations by name. The HAT ones are the published architectures, Real_HAT_GAN being ``hat``."""

@@ -1,0 +1,75 @@
+"""DSCA: degradation-guided spatial–channel attention, the first stage before each HAB and each OCAB."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from savl import ops
+from savl.network.config import SAVLConfig
+from savl.network.layers import relative_bias_table
+
+
+class Guidance(nn.Module):
+    """The channel path's reading of the field: a light 1×1 convolution of mu to one vector of C factors per pixel."""
+
+    def __init__(self, config: SAVLConfig) -> None:
+        super().__init__()
+        self.channels = config.channels
+        outputs = 2 if config.modulation_shift else 1
+        self.project = nn.Linear(config.latent, outputs * config.channels)  # on (B, H, W, R) this is a 1×1 convolution
+        nn.init.zeros_(self.project.weight)  # gamma = beta = 0: a fresh DSCA starts as plain attention
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, mu: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``(B, H, W, R)`` → gamma ``(B, H, W, C)`` and beta ``(B, H, W, C)`` or None."""
+        out: Tensor = self.project(mu)
+        if out.shape[-1] == self.channels:
+            return out, None
+        gamma, beta = out.chunk(2, dim=-1)
+        return gamma, beta
+
+
+class DSCA(nn.Module):
+    """Attend within shifted windows by severity, then modulate channels by the type of degradation.
+
+    spatial path:  attended = proj(window_attention(qkv(LN(x)), severity))
+    channel path:  out = x + (1 + gamma(mu)) · attended + beta(mu)
+    """
+
+    def __init__(self, config: SAVLConfig, shift: int) -> None:
+        super().__init__()
+        channels = config.channels
+        self.window = config.window
+        self.shift = shift
+        self.spatial_modulation = config.spatial_modulation
+        self.norm = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.bias_table = relative_bias_table(config.window, config.window, config.heads)
+        self.proj = nn.Linear(channels, channels)
+        self.guidance = Guidance(config) if config.channel_modulation else None
+
+    def forward(self, x: Tensor, mu: Tensor, severity: Tensor | None) -> Tensor:
+        """Guide the features.
+
+        Args:
+            x: ``(B, H, W, C)`` features, H and W multiples of the window.
+            mu: ``(B, H, W, R)`` posterior mean.
+            severity: ``(B, H, W)`` severity map, or None for a deterministic code.
+
+        Returns:
+            ``(B, H, W, C)``.
+        """
+        attended = self.proj(
+            ops.window_attention(
+                self.qkv(self.norm(x)),
+                self.bias_table,
+                severity if self.spatial_modulation else None,
+                window=self.window,
+                shift=self.shift,
+            )
+        )
+        if self.guidance is None:
+            out: Tensor = x + attended
+            return out
+        gamma, beta = self.guidance(mu)
+        return ops.channel_modulation(attended, gamma, beta, x)

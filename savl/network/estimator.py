@@ -1,0 +1,50 @@
+"""The amortized estimator g_psi: y → (mu, logvar)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from savl.network.config import SAVLConfig
+
+LOGVAR_LIMIT = 8.0
+"""logvar is clamped to ± this, so that exp(logvar) stays finite in every dtype the network runs in."""
+
+
+class AmortizedEstimator(nn.Module):
+    """Infer the degradation field from local neighbourhoods, one forward pass for all pixels.
+
+    A stack of 3×3 convolutions of stride 1, some dilated, shares its parameters over pixels; nothing in it looks
+    further than ``config.receptive_field``, and there is no normalisation, so the field of a crop equals the crop of the
+    field away from the border. The last layer starts small: the field begins at the prior, mu ≈ 0 and logvar ≈ 0.
+    """
+
+    def __init__(self, config: SAVLConfig) -> None:
+        super().__init__()
+        width = config.estimator_width
+        self.variational = config.degradation_code == "variational"
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), nn.LeakyReLU(0.1)]
+        for dilation in config.estimator_dilations:
+            layers += [nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation), nn.LeakyReLU(0.1)]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Conv2d(width, (2 if self.variational else 1) * config.latent, 1)
+        for module in self.body:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, a=0.1)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    def forward(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Estimate the posterior.
+
+        Args:
+            y: ``(B, 3, h, w)`` low-resolution image, its mean colour removed.
+
+        Returns:
+            mu ``(B, R, h, w)`` and logvar ``(B, R, h, w)``; logvar is None for a deterministic code.
+        """
+        features = self.head(self.body(y))
+        if not self.variational:
+            return features, None
+        mu, logvar = features.chunk(2, dim=1)
+        return mu, logvar.clamp(-LOGVAR_LIMIT, LOGVAR_LIMIT)

@@ -1,0 +1,66 @@
+"""HAB: the hybrid attention block of HAT (Chen et al., 2023), window attention beside channel attention."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from savl import ops
+from savl.network.config import SAVLConfig
+from savl.network.layers import MLP, ChannelsLastConv2d, DropPath, relative_bias_table
+
+
+class CAB(nn.Module):
+    """Channel attention block: two 3×3 convolutions, then a gate per channel from the image's average.
+
+    The average is over the whole image; when an image is processed in tiles, `pooled` lets the caller supply it.
+    """
+
+    def __init__(self, config: SAVLConfig) -> None:
+        super().__init__()
+        channels = config.channels
+        compressed = channels // config.cab_compress
+        squeezed = channels // config.cab_squeeze
+        self.compress = ChannelsLastConv2d(channels, compressed, 3, padding=1)
+        self.activation = nn.GELU()
+        self.expand = ChannelsLastConv2d(compressed, channels, 3, padding=1)
+        self.squeeze = nn.Linear(channels, squeezed)  # on the pooled (B, 1, 1, C) features these are 1×1 convolutions
+        self.excite = nn.Linear(squeezed, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` → ``(B, H, W, C)``."""
+        features: Tensor = self.expand(self.activation(self.compress(x)))
+        gate = self.excite(self.squeeze(self.pool(features)).relu()).sigmoid()
+        return features * gate
+
+    def pool(self, features: Tensor) -> Tensor:
+        """``(B, H, W, C)`` → ``(B, 1, 1, C)``: average over the image."""
+        return features.mean(dim=(1, 2), keepdim=True)
+
+
+class HAB(nn.Module):
+    """n = LN(x);  x += drop(attention(n)) + cab_scale · CAB(n);  x += drop(MLP(LN(x)))."""
+
+    def __init__(self, config: SAVLConfig, shift: int, drop_path: float) -> None:
+        super().__init__()
+        channels = config.channels
+        self.window = config.window
+        self.shift = shift
+        self.cab_scale = config.cab_scale
+        self.norm_attention = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.bias_table = relative_bias_table(config.window, config.window, config.heads)
+        self.proj = nn.Linear(channels, channels)
+        self.cab = CAB(config)
+        self.norm_mlp = nn.LayerNorm(channels)
+        self.mlp = MLP(channels, int(channels * config.mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` → ``(B, H, W, C)``, H and W multiples of the window."""
+        normed = self.norm_attention(x)
+        attended = ops.window_attention(
+            self.qkv(normed), self.bias_table, None, window=self.window, shift=self.shift
+        )
+        x = x + self.drop_path(self.proj(attended)) + self.cab_scale * self.cab(normed)
+        out: Tensor = x + self.drop_path(self.mlp(self.norm_mlp(x)))
+        return out

@@ -1,0 +1,52 @@
+"""Layers that the blocks share: everything keeps tokens as (B, H, W, C)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ChannelsLastConv2d(nn.Conv2d):
+    """A convolution of ``(B, H, W, C)`` features: the permuted view is what cuDNN and oneDNN call channels_last."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(B, H, W, in_channels)`` → ``(B, H, W, out_channels)``."""
+        return super().forward(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(channels, hidden)
+        self.activation = nn.GELU()
+        self.contract = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` → ``(B, H, W, C)``."""
+        out: Tensor = self.contract(self.activation(self.expand(x)))
+        return out
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., 2016): while training, drop a branch for whole samples, rescale the others."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape with the batch first."""
+        if not self.training or self.probability == 0.0:
+            return x
+        keep = 1.0 - self.probability
+        mask = torch.empty((x.shape[0],) + (1,) * (x.dim() - 1), dtype=x.dtype, device=x.device).bernoulli_(keep)
+        return x * mask / keep
+
+
+def relative_bias_table(window: int, key_window: int, heads: int) -> nn.Parameter:
+    """A fresh bias table for `savl.ops`: ``((window + key_window − 1)², heads)``."""
+    table = torch.empty((window + key_window - 1) ** 2, heads)
+    nn.init.trunc_normal_(table, std=0.02)
+    return nn.Parameter(table)

@@ -1,0 +1,154 @@
+"""The SAVL network: conv → DA-RHAGs → conv + long skip → ×4 pixel-shuffle → conv, guided by the degradation field."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from savl.network.config import SAVLConfig
+from savl.network.estimator import AmortizedEstimator
+from savl.network.field import DegradationField
+from savl.network.layers import ChannelsLastConv2d
+from savl.network.padding import reflect_pad_to_multiple
+from savl.network.rhag import DARHAG
+from savl.network.upsampler import build_upsampler
+
+
+class SAVL(nn.Module):
+    """Real-world super-resolution guided by a per-pixel Gaussian degradation field (SAVL, ICLR 2026).
+
+    With ``config.degradation_code == "none"`` this is the Hybrid Attention Transformer (HAT; Chen et al., 2023).
+    """
+
+    rgb_mean: Tensor
+
+    def __init__(self, config: SAVLConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.channels
+        self.register_buffer("rgb_mean", torch.tensor(config.rgb_mean).view(1, 3, 1, 1), persistent=False)
+        self.estimator = AmortizedEstimator(config) if config.degradation_code != "none" else None
+        self.conv_first = ChannelsLastConv2d(3, channels, 3, padding=1)
+        self.norm_first = nn.LayerNorm(channels)
+        drop_paths = torch.linspace(0, config.drop_path, sum(config.depths)).split(list(config.depths))
+        self.groups = nn.ModuleList(DARHAG(config, group.tolist()) for group in drop_paths)
+        self.norm_last = nn.LayerNorm(channels)
+        self.conv_last = ChannelsLastConv2d(channels, channels, 3, padding=1)
+        self.upsampler = build_upsampler(config)
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and not _is_zero(module):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        if config.image_residual:  # a fresh network then is bicubic interpolation
+            nn.init.zeros_(self.upsampler.to_image.weight)
+            nn.init.zeros_(self.upsampler.to_image.bias)  # type: ignore[arg-type]
+
+    @overload
+    def forward(self, lr: Tensor, return_field: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def forward(self, lr: Tensor, return_field: Literal[True]) -> tuple[Tensor, DegradationField | None]: ...
+
+    def forward(self, lr: Tensor, return_field: bool = False) -> Tensor | tuple[Tensor, DegradationField | None]:
+        """Upscale.
+
+        Args:
+            lr: ``(B, 3, h, w)`` in [0, 1], floating, any h and w from 1 pixel up.
+            return_field: Also return the degradation field.
+
+        Returns:
+            ``(B, 3, scale·h, scale·w)``, nominally in [0, 1] but not clamped; with ``return_field`` a pair of it and the
+            `DegradationField`, which is None for a network without one.
+
+        Raises:
+            TypeError: ``lr`` is not a floating tensor.
+            ValueError: ``lr`` is not ``(B, 3, h, w)`` with h, w ≥ 1.
+        """
+        check_image("lr", lr)
+        field = self.estimate(lr)
+        sr = self.reconstruct(lr, field)
+        return (sr, field) if return_field else sr
+
+    def estimate(self, lr: Tensor, seed: int | None = None) -> DegradationField | None:
+        """Infer the degradation field of an image.
+
+        Args:
+            lr: ``(B, 3, h, w)`` in [0, 1].
+            seed: Seed of ``field.sample``; None makes the sample the mean.
+
+        Returns:
+            The field at LR size, its severity normalised over this image; None for a network without one.
+        """
+        if self.estimator is None:
+            return None
+        mu, logvar = self.estimator(lr - self.rgb_mean)
+        return DegradationField.from_posterior(mu, logvar, seed)
+
+    def reconstruct(self, lr: Tensor, field: DegradationField | None) -> Tensor:
+        """Upscale an image whose degradation field is known.
+
+        Args:
+            lr: ``(B, 3, h, w)`` in [0, 1].
+            field: From `estimate`, or any field of the same size: mu ``(B, R, h, w)``, severity ``(B, h, w)`` or None.
+                None only for a network without a degradation code.
+
+        Returns:
+            ``(B, 3, scale·h, scale·w)``, not clamped.
+        """
+        if self.config.degradation_code != "none" and field is None:
+            raise ValueError(
+                f"field must be a DegradationField for degradation_code={self.config.degradation_code!r}, got None; "
+                f"SAVL.estimate makes one"
+            )
+        height, width = lr.shape[-2:]
+        window = self.config.window
+        mu = severity = None
+        if field is not None:
+            mu = reflect_pad_to_multiple(field.mu, window).permute(0, 2, 3, 1)
+            severity = None if field.severity is None else reflect_pad_to_multiple(field.severity, window)
+
+        padded = reflect_pad_to_multiple(lr - self.rgb_mean, window)
+        shallow = self.conv_first(padded.permute(0, 2, 3, 1))
+        features = self.norm_first(shallow)
+        for group in self.groups:
+            features = group(features, mu, severity)
+        features = self.conv_last(self.norm_last(features)) + shallow
+
+        scale = self.config.scale
+        sr: Tensor = self.upsampler(features.permute(0, 3, 1, 2))[..., : scale * height, : scale * width]
+        if self.config.image_residual:
+            return sr + bicubic_upscale(lr, scale)
+        return sr + self.rgb_mean
+
+
+def bicubic_upscale(image: Tensor, scale: int) -> Tensor:
+    """Interpolate ``(B, C, h, w)`` to ``(B, C, scale·h, scale·w)`` with the cubic of MATLAB and PIL (a = −0.5).
+
+    ``antialias=True`` selects that cubic; upscaling itself needs no antialiasing. Computed in float32 at least.
+    """
+    wide = image if image.dtype == torch.float64 else image.float()
+    size = (scale * image.shape[-2], scale * image.shape[-1])
+    return F.interpolate(wide, size=size, mode="bicubic", antialias=True, align_corners=False).to(image.dtype)
+
+
+def check_image(name: str, image: object) -> None:
+    """Check that an argument is a batch of RGB images.
+
+    Raises:
+        TypeError: Not a floating tensor.
+        ValueError: Not ``(B, 3, h, w)`` with h, w ≥ 1.
+    """
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        came = image.dtype if isinstance(image, Tensor) else type(image).__name__
+        raise TypeError(f"{name} must be a floating torch.Tensor (B, 3, h, w) with values in [0, 1], got {came}")
+    if image.dim() != 4 or image.shape[1] != 3 or 0 in image.shape[2:]:
+        raise ValueError(
+            f"{name} must have shape (B, 3, h, w) with h and w at least 1 pixel, got {tuple(image.shape)}"
+        )
+
+
+def _is_zero(module: nn.Linear) -> bool:
+    return not bool(module.weight.any())

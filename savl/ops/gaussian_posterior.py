@@ -1,0 +1,132 @@
+r"""The Gaussian posterior of the degradation field: sample, divergence and severity in one op.
+
+With q(r | y) = N(mu, exp(logvar)) at every pixel u and the prior N(0, I) over R channels:
+
+    sample     r = mu + exp(logvar / 2) · eps                          reparameterized (Kingma & Welling, 2014)
+    kl(u)        = ½ Σ_c (mu² + exp(logvar) − 1 − logvar)              nats per pixel
+    v(u)         = mean_c exp(logvar_c(u))                             per-pixel variance
+    severity s(u) = clamp(1 − (v(u) − mean_u v) / (Var_u[v] + ε), 0, 2)
+
+Mean and (biased) variance over u are those of the whole image. A uniform field has s = 1 everywhere; a pixel whose
+degradation is known better than average has s > 1. Source: SAVL (ICLR 2026); the ε and the clamp are ours, the paper
+divides by Var[v], which a uniform image makes zero.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from savl.ops.philox import standard_normal
+from savl.ops.validation import check_same_device, check_same_dtype, check_shape, check_tensor
+
+OP = "gaussian_posterior"
+
+SEVERITY_EPS = 0.1
+"""ε beside Var[v]. A field much more even than √ε is treated as uniform instead of having its rounding noise blown up to
+the clamp; the steepest slope of s against v is 1/ε."""
+
+SEVERITY_MAX = 2.0
+"""Upper end of the severity clamp (the lower end is 0)."""
+
+
+class GaussianPosterior(NamedTuple):
+    """What `gaussian_posterior` returns. All tensors have the dtype of mu, but the statistics, which are float32+."""
+
+    sample: Tensor
+    """``(B, R, H, W)`` reparameterized sample r; mu itself when neither eps nor seed was given."""
+    kl: Tensor
+    """``(B, H, W)`` divergence from the prior in nats, summed over the R channels."""
+    severity: Tensor
+    """``(B, H, W)`` in [0, 2], normalised over the whole image."""
+    variance: Tensor
+    """``(B, H, W)`` per-pixel variance v."""
+    variance_mean: Tensor
+    """``(B,)`` mean of v over the image, float32 (float64 for float64 input)."""
+    variance_var: Tensor
+    """``(B,)`` biased variance of v over the image, float32 (float64 for float64 input)."""
+
+
+def gaussian_posterior(
+    mu: Tensor, logvar: Tensor, eps: Tensor | None = None, *, seed: int | None = None
+) -> GaussianPosterior:
+    """Sample the posterior and measure it.
+
+    Args:
+        mu: ``(B, R, H, W)`` floating posterior mean.
+        logvar: ``(B, R, H, W)``, same dtype: log-variance.
+        eps: ``(B, R, H, W)``, same dtype: standard normal noise. Give eps or seed, or neither for r = mu.
+        seed: 0 ≤ seed < 2**64: noise from the counter-based generator of `savl.ops.philox`, the same on every device.
+
+    Returns:
+        A `GaussianPosterior`.
+
+    Raises:
+        TypeError: An argument is not a tensor, not floating, or dtypes differ; seed is not an int.
+        ValueError: Shapes or devices differ, there is no channel, eps and seed are both given, or seed is out of range.
+    """
+    check_tensor(OP, "mu", mu, "(B, R, H, W)")
+    if mu.shape[1] == 0:
+        raise ValueError(f"{OP}: mu must have at least one channel, got shape {tuple(mu.shape)}")
+    check_tensor(OP, "logvar", logvar, "(B, R, H, W)")
+    check_shape(OP, "logvar", logvar, tuple(mu.shape), "that of mu")
+    if eps is not None:
+        check_tensor(OP, "eps", eps, "(B, R, H, W)")
+        check_shape(OP, "eps", eps, tuple(mu.shape), "that of mu")
+        if seed is not None:
+            raise ValueError(f"{OP}: give eps or seed, not both")
+    if seed is not None:
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise TypeError(f"{OP}: seed must be an int, got {type(seed).__name__}")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"{OP}: seed must satisfy 0 <= seed < 2**64, got {seed}")
+    check_same_dtype(OP, "mu", mu, logvar=logvar, eps=eps)
+    check_same_device(OP, "mu", mu, logvar=logvar, eps=eps)
+    return gaussian_posterior_reference(mu, logvar, eps, seed=seed)
+
+
+def gaussian_posterior_reference(
+    mu: Tensor, logvar: Tensor, eps: Tensor | None, *, seed: int | None
+) -> GaussianPosterior:
+    """The definition of the truth. Arguments as `gaussian_posterior`."""
+    if seed is not None:
+        eps = standard_normal(tuple(mu.shape), seed, device=mu.device).to(mu.dtype)
+    sample = mu if eps is None else mu + torch.exp(0.5 * logvar) * eps
+    channel_variance = logvar.exp()
+    kl = 0.5 * (mu.square() + channel_variance - 1 - logvar).sum(dim=1)
+    variance = channel_variance.mean(dim=1)
+    mean, var = variance_statistics(variance)
+    severity = normalise_severity(variance, mean, var)
+    return GaussianPosterior(sample, kl, severity, variance, mean, var)
+
+
+def variance_statistics(variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of the per-pixel variance over the whole image.
+
+    Args:
+        variance: ``(B, H, W)``.
+
+    Returns:
+        Two ``(B,)`` tensors, float32 (float64 for float64 input).
+    """
+    wide = variance if variance.dtype == torch.float64 else variance.float()
+    var, mean = torch.var_mean(wide, dim=(1, 2), correction=0)
+    return mean, var
+
+
+def normalise_severity(variance: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """Turn per-pixel variance into severity with the statistics of the whole image.
+
+    Args:
+        variance: ``(B, H, W)``, the whole image or a part of it.
+        mean: ``(B,)`` mean over the whole image.
+        var: ``(B,)`` biased variance over the whole image.
+
+    Returns:
+        ``(B, H, W)`` in [0, 2], dtype of ``variance``.
+    """
+    centred = variance.to(mean.dtype) - mean[:, None, None]
+    severity = 1 - centred / (var[:, None, None] + SEVERITY_EPS)
+    return severity.clamp(0.0, SEVERITY_MAX).to(variance.dtype)

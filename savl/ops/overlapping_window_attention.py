@@ -1,0 +1,131 @@
+r"""Overlapping cross-window attention: queries of a w×w window, keys and values of the o×o window around it.
+
+For a query pixel i of a window and a key pixel j of the o×o window with the same centre, head by head:
+
+    logits_ij = s_i · s_j · (q_i · k_j) / √d + bias[i − j]
+    out_i     = Σ_j softmax_j(logits_ij) · v_j
+
+Keys and values outside the image are zeros that are *not* masked: their logits are the bias alone and they take their
+share of the softmax mass, exactly as in the published HAT (Chen et al., 2023), whose unfold pads with zeros.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from savl.ops.relative_position import gather_bias
+from savl.ops.validation import (
+    check_heads,
+    check_same_device,
+    check_same_dtype,
+    check_same_dtype_or_float32,
+    check_shape,
+    check_tensor,
+    check_window,
+)
+from savl.ops.window_attention import merge_windows, partition_windows
+
+OP = "overlapping_window_attention"
+
+
+def overlapping_window_attention(
+    q: Tensor,
+    kv: Tensor,
+    bias_table: Tensor,
+    severity: Tensor | None = None,
+    *,
+    window: int,
+    key_window: int,
+) -> Tensor:
+    """Attend from each window to the larger window around it.
+
+    Args:
+        q: ``(B, H, W, C)`` floating queries, C = heads × d with the heads outermost. H and W in pixels, multiples of
+            ``window``.
+        kv: ``(B, H, W, 2C)``, same dtype: keys and values side by side.
+        bias_table: ``((window + key_window − 1)², heads)``, dtype of ``q`` or float32. Row
+            ``(dy + half)·(window + key_window − 1) + dx + half`` with half = (window + key_window)/2 − 1 holds the bias
+            for (dy, dx) = query − key in pixels.
+        severity: ``(B, H, W)``, dtype of ``q`` or float32; None for plain attention (s = 1).
+        window: Side w of the query windows, in pixels.
+        key_window: Side o of the key windows, in pixels; o ≥ w and o − w even.
+
+    Returns:
+        ``(B, H, W, C)``, dtype of ``q``, heads outermost in C.
+
+    Raises:
+        TypeError: An argument is not a tensor, not floating, or dtypes do not fit together.
+        ValueError: Shapes, windows or devices do not fit together.
+    """
+    _validate(q, kv, bias_table, severity, window, key_window)
+    return overlapping_window_attention_reference(
+        q, kv, bias_table, severity, window=window, key_window=key_window
+    )
+
+
+def overlapping_window_attention_reference(
+    q: Tensor, kv: Tensor, bias_table: Tensor, severity: Tensor | None, *, window: int, key_window: int
+) -> Tensor:
+    """The definition of the truth, one tensor operation a term. Arguments as `overlapping_window_attention`."""
+    batch, height, width, channels = q.shape
+    heads = bias_table.shape[1]
+    head_dim = channels // heads
+
+    if severity is not None:
+        s = severity.to(q.dtype).unsqueeze(-1)
+        k, v = kv.split(channels, dim=-1)
+        q, kv = s * q, torch.cat((s * k, v), dim=-1)
+
+    queries = partition_windows(q, window)  # (B, windows, w², C)
+    count = queries.shape[1]
+    queries = queries.view(batch, count, window * window, heads, head_dim).transpose(2, 3)
+    keys_values = partition_overlapping_windows(kv, window, key_window)  # (B, windows, o², 2C)
+    k, v = keys_values.view(batch, count, key_window * key_window, 2, heads, head_dim).permute(3, 0, 1, 4, 2, 5)
+
+    logits = (queries * head_dim**-0.5) @ k.transpose(-2, -1)  # (B, windows, heads, w², o²)
+    logits = logits + gather_bias(bias_table.to(q.dtype), window, key_window)
+    attended = logits.softmax(dim=-1) @ v
+
+    attended = attended.transpose(2, 3).reshape(batch, count, window * window, channels)
+    return merge_windows(attended, window, height, width)
+
+
+def partition_overlapping_windows(image: Tensor, window: int, key_window: int) -> Tensor:
+    """Cut ``(B, H, W, C)`` into the o×o windows around each w×w window, zeros outside the image.
+
+    Returns:
+        ``(B, windows, key_window², C)``, windows in row-major order.
+    """
+    batch, height, width, channels = image.shape
+    margin = (key_window - window) // 2
+    padded = F.pad(image, (0, 0, margin, margin, margin, margin))
+    tiles = padded.unfold(1, key_window, window).unfold(2, key_window, window)  # (B, rows, columns, C, o, o)
+    count = (height // window) * (width // window)
+    return tiles.permute(0, 1, 2, 4, 5, 3).reshape(batch, count, key_window * key_window, channels)
+
+
+def _validate(
+    q: Tensor, kv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, key_window: int
+) -> None:
+    check_tensor(OP, "q", q, "(B, H, W, C)")
+    check_tensor(OP, "kv", kv, "(B, H, W, 2C)")
+    check_tensor(OP, "bias_table", bias_table, "((window + key_window − 1)², heads)")
+    batch, height, width, channels = q.shape
+    check_shape(OP, "kv", kv, (batch, height, width, 2 * channels), "keys and values for every pixel of q")
+    check_window(OP, height, width, window)
+    if key_window < window or (key_window - window) % 2 != 0:
+        raise ValueError(
+            f"{OP}: key_window must be at least window={window} and differ from it by an even number of pixels, "
+            f"got {key_window}"
+        )
+    check_heads(
+        OP, channels, bias_table, (window + key_window - 1) ** 2, f"({window} + {key_window} − 1)² relative positions"
+    )
+    if severity is not None:
+        check_tensor(OP, "severity", severity, "(B, H, W)")
+        check_shape(OP, "severity", severity, (batch, height, width), "one value per pixel of q")
+    check_same_dtype(OP, "q", q, kv=kv)
+    check_same_dtype_or_float32(OP, "q", q, bias_table=bias_table, severity=severity)
+    check_same_device(OP, "q", q, kv=kv, bias_table=bias_table, severity=severity)

@@ -1,0 +1,129 @@
+"""Checks shared by the four ops: every failure names the argument, what came, and what is accepted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_tensor(op: str, name: str, value: object, shape: str) -> Tensor:
+    """Check that ``value`` is a floating tensor with the rank written in ``shape``.
+
+    Args:
+        op: Name of the op, for the message.
+        name: Name of the argument, for the message.
+        value: What the caller passed.
+        shape: Expected layout in words, for example ``"(B, H, W, 3C)"``; its commas give the rank.
+
+    Returns:
+        ``value``, now known to be a tensor.
+
+    Raises:
+        TypeError: ``value`` is not a tensor or not of a floating dtype.
+        ValueError: The rank is not that of ``shape``.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor of shape {shape}, got {type(value).__name__}")
+    if value.dtype not in FLOAT_DTYPES:
+        accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
+        raise TypeError(f"{op}: {name} must have one of the dtypes {accepted}, got {value.dtype}")
+    rank = shape.count(",") + 1
+    if value.dim() != rank:
+        raise ValueError(
+            f"{op}: {name} must have {rank} dimensions {shape}, got {value.dim()} with shape {tuple(value.shape)}"
+        )
+    return value
+
+
+def check_shape(op: str, name: str, value: Tensor, expected: tuple[int, ...], why: str) -> None:
+    """Check an exact shape.
+
+    Raises:
+        ValueError: The shape differs; ``why`` says where the expectation comes from.
+    """
+    if tuple(value.shape) != expected:
+        raise ValueError(f"{op}: {name} must have shape {expected} ({why}), got {tuple(value.shape)}")
+
+
+def check_same_device(op: str, reference_name: str, reference: Tensor, **others: Tensor | None) -> None:
+    """Check that every tensor given lives where ``reference`` lives.
+
+    Raises:
+        ValueError: A tensor is on another device.
+    """
+    for name, value in others.items():
+        if value is not None and value.device != reference.device:
+            raise ValueError(
+                f"{op}: {name} is on {value.device} but {reference_name} is on {reference.device}; "
+                f"move both to one device"
+            )
+
+
+def check_same_dtype(op: str, reference_name: str, reference: Tensor, **others: Tensor | None) -> None:
+    """Check that every tensor given has the dtype of ``reference``.
+
+    Raises:
+        TypeError: A dtype differs.
+    """
+    for name, value in others.items():
+        if value is not None and value.dtype != reference.dtype:
+            raise TypeError(f"{op}: {name} is {value.dtype} but {reference_name} is {reference.dtype}; cast one of them")
+
+
+def check_same_dtype_or_float32(op: str, reference_name: str, reference: Tensor, **others: Tensor | None) -> None:
+    """Check that every tensor given has the dtype of ``reference`` or, as autocast leaves parameters, is float32.
+
+    Raises:
+        TypeError: Another dtype.
+    """
+    for name, value in others.items():
+        if value is not None and value.dtype not in (reference.dtype, torch.float32):
+            raise TypeError(
+                f"{op}: {name} must be {reference.dtype} like {reference_name}, or torch.float32, got {value.dtype}"
+            )
+
+
+def check_heads(op: str, channels: int, bias_table: Tensor, rows: int, why: str) -> int:
+    """Read the number of heads off the bias table and check that it fits.
+
+    Args:
+        op: Name of the op, for the message.
+        channels: Channels C that the heads share.
+        bias_table: ``(rows, heads)``.
+        rows: Rows the windows ask for.
+        why: Where ``rows`` comes from.
+
+    Returns:
+        The number of heads.
+
+    Raises:
+        ValueError: Wrong number of rows, or C is not a multiple of the heads.
+    """
+    heads = bias_table.shape[1]
+    if bias_table.shape[0] != rows:
+        raise ValueError(
+            f"{op}: bias_table must have {rows} rows ({why}), got {bias_table.shape[0]} with shape "
+            f"{tuple(bias_table.shape)}"
+        )
+    if heads == 0 or channels % heads != 0:
+        raise ValueError(
+            f"{op}: the {channels} channels must divide evenly among the {heads} heads that bias_table has columns for"
+        )
+    return heads
+
+
+def check_window(op: str, height: int, width: int, window: int) -> None:
+    """Check that the window is positive and tiles the image.
+
+    Raises:
+        ValueError: ``window`` < 1, or a side is not a multiple of it.
+    """
+    if window < 1:
+        raise ValueError(f"{op}: window must be at least 1 pixel, got {window}")
+    if height % window != 0 or width % window != 0:
+        raise ValueError(
+            f"{op}: height and width must be multiples of window={window}, got {height}x{width}; pad the image first "
+            f"(savl.network.reflect_pad_to_multiple does)"
+        )

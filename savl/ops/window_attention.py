@@ -1,0 +1,157 @@
+r"""Severity-reweighted shifted-window attention.
+
+For a query pixel i and a key pixel j of the same window, head by head:
+
+    logits_ij = s_i · s_j · (q_i · k_j) / √d + bias[i − j] + shift_mask_ij
+    out_i     = Σ_j softmax_j(logits_ij) · v_j
+
+The severity s weighs both ends of a pair: where the field is sure of the degradation (low variance, s > 1) attention
+sharpens, where it is not (s < 1) it falls back on the positional bias. Since s_i·s_j·(q_i·k_j) = (s_i q_i)·(s_j k_j),
+a fused kernel gets the reweighting for two multiplications per row.
+
+Windows are taken from the image rolled by ``−shift`` along both axes. The rolled image wraps around, so windows at the
+far edges hold pixels from both sides of the image; ``shift_mask`` is −∞ between pixels that were not neighbours.
+
+Source: SAVL (ICLR 2026) for the severity; Swin Transformer (Liu et al., 2021) for the shift; HAT (Chen et al., 2023)
+for the layout of the bias table.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from savl.ops.relative_position import gather_bias
+from savl.ops.validation import (
+    check_heads,
+    check_same_device,
+    check_same_dtype_or_float32,
+    check_shape,
+    check_tensor,
+    check_window,
+)
+
+OP = "window_attention"
+
+
+def window_attention(
+    qkv: Tensor,
+    bias_table: Tensor,
+    severity: Tensor | None = None,
+    *,
+    window: int,
+    shift: int = 0,
+) -> Tensor:
+    """Attend within (shifted) windows, logits reweighted by severity.
+
+    Args:
+        qkv: ``(B, H, W, 3C)`` floating: queries, keys and values side by side, each C = heads × d channels with the
+            heads outermost. H and W in pixels, multiples of ``window``.
+        bias_table: ``((2·window − 1)², heads)``, dtype of ``qkv`` or float32. Row
+            ``(dy + window − 1)·(2·window − 1) + dx + window − 1`` holds the bias for (dy, dx) = query − key in pixels.
+        severity: ``(B, H, W)``, dtype of ``qkv`` or float32; None for plain attention (s = 1).
+        window: Side of the square window, in pixels.
+        shift: Cyclic shift in pixels, 0 ≤ shift < window.
+
+    Returns:
+        ``(B, H, W, C)``, dtype of ``qkv``, heads outermost in C.
+
+    Raises:
+        TypeError: An argument is not a tensor, not floating, or dtypes do not fit together.
+        ValueError: Shapes, window, shift or devices do not fit together.
+    """
+    _validate(qkv, bias_table, severity, window, shift)
+    return window_attention_reference(qkv, bias_table, severity, window=window, shift=shift)
+
+
+def window_attention_reference(
+    qkv: Tensor, bias_table: Tensor, severity: Tensor | None, *, window: int, shift: int
+) -> Tensor:
+    """The definition of the truth: the formula above, one tensor operation a term. Arguments as `window_attention`."""
+    batch, height, width, channels3 = qkv.shape
+    heads = bias_table.shape[1]
+    head_dim = channels3 // 3 // heads
+
+    if shift:
+        qkv = torch.roll(qkv, shifts=(-shift, -shift), dims=(1, 2))
+    windows = partition_windows(qkv, window)  # (B, windows, N, 3C)
+    count, pixels = windows.shape[1:3]
+    q, k, v = windows.view(batch, count, pixels, 3, heads, head_dim).permute(3, 0, 1, 4, 2, 5)
+
+    if severity is not None:
+        if shift:
+            severity = torch.roll(severity, shifts=(-shift, -shift), dims=(1, 2))
+        s = partition_windows(severity.to(qkv.dtype).unsqueeze(-1), window)[:, :, None]  # (B, windows, 1, N, 1)
+        q, k = s * q, s * k
+
+    logits = (q * head_dim**-0.5) @ k.transpose(-2, -1)  # (B, windows, heads, N, N)
+    logits = logits + gather_bias(bias_table.to(qkv.dtype), window, window)
+    if shift:
+        logits = logits + shift_mask(height, width, window, shift, logits)[:, None]
+    attended = logits.softmax(dim=-1) @ v  # (B, windows, heads, N, d)
+
+    attended = attended.transpose(2, 3).reshape(batch, count, pixels, heads * head_dim)
+    out = merge_windows(attended, window, height, width)
+    if shift:
+        out = torch.roll(out, shifts=(shift, shift), dims=(1, 2))
+    return out
+
+
+def partition_windows(image: Tensor, window: int) -> Tensor:
+    """Cut ``(B, H, W, C)`` into ``(B, windows, window², C)``, windows in row-major order."""
+    batch, height, width, channels = image.shape
+    rows, columns = height // window, width // window
+    image = image.view(batch, rows, window, columns, window, channels).transpose(2, 3)
+    return image.reshape(batch, rows * columns, window * window, channels)
+
+
+def merge_windows(windows: Tensor, window: int, height: int, width: int) -> Tensor:
+    """Undo `partition_windows`: ``(B, windows, window², C)`` → ``(B, H, W, C)``."""
+    batch, _, _, channels = windows.shape
+    rows, columns = height // window, width // window
+    image = windows.view(batch, rows, columns, window, window, channels).transpose(2, 3)
+    return image.reshape(batch, height, width, channels)
+
+
+def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
+    """Mask between pixels of one window of the rolled image that are not neighbours in the image itself.
+
+    Along each axis the rolled image has three runs: windows left whole, and in the last window the pixels that belong
+    there and those that wrapped around. Two pixels may attend to each other when both lie in the same run of both axes.
+
+    Args:
+        height: Image height in pixels, a multiple of ``window``.
+        width: Image width in pixels, a multiple of ``window``.
+        window: Window side in pixels.
+        shift: Cyclic shift in pixels, 0 < shift < window.
+        like: Tensor whose dtype and device the mask takes.
+
+    Returns:
+        ``(windows, window², window²)``: 0 where attention is allowed, −∞ elsewhere.
+    """
+
+    def runs(length: int) -> Tensor:
+        position = torch.arange(length, device=like.device)
+        return (position >= length - window).long() + (position >= length - shift).long()
+
+    region = 3 * runs(height)[:, None] + runs(width)[None, :]
+    region = partition_windows(region[None, :, :, None], window)[0, :, :, 0]  # (windows, N)
+    forbidden = region[:, :, None] != region[:, None, :]
+    return torch.zeros_like(forbidden, dtype=like.dtype).masked_fill_(forbidden, float("-inf"))
+
+
+def _validate(qkv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, shift: int) -> None:
+    check_tensor(OP, "qkv", qkv, "(B, H, W, 3C)")
+    check_tensor(OP, "bias_table", bias_table, "((2·window − 1)², heads)")
+    batch, height, width, channels3 = qkv.shape
+    if channels3 == 0 or channels3 % 3 != 0:
+        raise ValueError(f"{OP}: the last dimension of qkv must be 3C (q, k and v side by side), got {channels3}")
+    check_window(OP, height, width, window)
+    if not 0 <= shift < window:
+        raise ValueError(f"{OP}: shift must satisfy 0 <= shift < window={window} pixels, got {shift}")
+    check_heads(OP, channels3 // 3, bias_table, (2 * window - 1) ** 2, f"(2·{window} − 1)² relative positions")
+    if severity is not None:
+        check_tensor(OP, "severity", severity, "(B, H, W)")
+        check_shape(OP, "severity", severity, (batch, height, width), "one value per pixel of qkv")
+    check_same_dtype_or_float32(OP, "qkv", qkv, bias_table=bias_table, severity=severity)
+    check_same_device(OP, "qkv", qkv, bias_table=bias_table, severity=severity)
