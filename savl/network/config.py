@@ -14,7 +14,8 @@ class SAVLConfig:
     """Everything that shapes a SAVL network. Ablations are settings of it, and so is plain HAT.
 
     Raises:
-        ValueError: A setting is out of its range; the message names it, what came, and what is accepted.
+        TypeError: A setting has another type than its default (an int may stand for a float).
+        ValueError: A setting is out of its range. Both messages name it, what came, and what is accepted.
     """
 
     scale: int = 4
@@ -40,18 +41,18 @@ class SAVLConfig:
     drop_path: float = 0.1
     """Stochastic depth of the last HAB while training; earlier ones get proportionally less."""
     upsampler: Upsampler = "pixelshuffle"
-    """``pixelshuffle``: convolutions at ×2 and ×4 (paper, HAT). ``pixelshuffledirect``: one convolution at LR size and
-    one shuffle, several times cheaper on a CPU (SwinIR's lightweight head)."""
+    """``pixelshuffle``: convolutions at ×2 and ×4 (paper, HAT). ``pixelshuffledirect``: one convolution at LR size
+    and one shuffle, several times cheaper on a CPU (SwinIR's lightweight head)."""
     upsample_features: int = 64
     """Channels inside the ``pixelshuffle`` upsampler."""
     image_residual: bool = False
-    """Add the bicubic upscaled input to the output, so that the network learns the difference. Not in the paper; it
-    makes short trainings of small networks converge."""
+    """Add the bicubic upscaled input to the output, so that the network learns the difference. Not in the paper;
+    it makes short trainings of small networks converge."""
     rgb_mean: tuple[float, float, float] = (0.4488, 0.4371, 0.4040)
     """Subtracted from the input, added to the output (DIV2K means, as HAT)."""
     degradation_code: DegradationCode = "variational"
-    """``variational``: SAVL's Gaussian field. ``deterministic``: the ablation with a plain code, no variance, severity 1.
-    ``none``: no estimator and no DSCA, which leaves the HAT architecture."""
+    """``variational``: SAVL's Gaussian field. ``deterministic``: the ablation with a plain code, no variance,
+    severity 1. ``none``: no estimator and no DSCA, which leaves the HAT architecture."""
     spatial_modulation: bool = True
     """Reweight DSCA's attention by severity. False is the paper's ablation without the spatial path's guidance."""
     channel_modulation: bool = True
@@ -63,13 +64,19 @@ class SAVLConfig:
     estimator_width: int = 64
     """Channels inside the amortized estimator."""
     estimator_dilations: tuple[int, ...] = (1, 1, 2, 4, 2)
-    """Dilation of each 3×3 convolution after the estimator's first. Receptive field: 3 + 2 · sum, at most 41 pixels."""
+    """Dilation of each 3×3 convolution after the estimator's first. Receptive field: 3 + 2 · sum, at most 41
+    pixels."""
     decoder_width: int = 64
     """Channels inside the training-only likelihood decoder."""
     decoder_depth: int = 4
     """3×3 convolutions inside the likelihood decoder, at least 2."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not _same_type(value, field.default):
+                kind = _type_name(field.default)
+                raise TypeError(f"{field.name} must be {kind}, got {_type_name(value)}: {value!r}")
         positive = (
             "channels heads window mlp_ratio cab_compress cab_squeeze upsample_features latent estimator_width "
             "decoder_width"
@@ -80,15 +87,15 @@ class SAVLConfig:
         if self.scale not in (2, 3, 4, 8):
             raise ValueError(f"scale must be 2, 3, 4 or 8, got {self.scale!r}")
         if not self.depths or min(self.depths) < 1:
-            raise ValueError(f"depths must name at least one group of at least one block, got {self.depths!r}")
+            raise ValueError(f"depths must be groups of at least one block, got {self.depths!r}")
         if self.channels % self.heads != 0:
             raise ValueError(f"channels must be a multiple of heads={self.heads}, got {self.channels}")
         if self.window % 2 != 0:
             raise ValueError(f"window must be even (blocks shift by half of it), got {self.window}")
         if self.key_window < self.window or (self.key_window - self.window) % 2 != 0:
             raise ValueError(
-                f"overlap must make window·(1 + overlap) exceed window={self.window} by an even number of pixels >= 0, "
-                f"got overlap={self.overlap!r}"
+                f"overlap must make window·(1 + overlap) exceed window={self.window} by an even number of pixels "
+                f">= 0, got overlap={self.overlap!r}"
             )
         if min(self.channels // self.cab_compress, self.channels // self.cab_squeeze) < 1:
             raise ValueError(
@@ -100,7 +107,13 @@ class SAVLConfig:
         if self.upsampler not in get_args(Upsampler):
             raise ValueError(f"upsampler must be one of {get_args(Upsampler)}, got {self.upsampler!r}")
         if self.degradation_code not in get_args(DegradationCode):
-            raise ValueError(f"degradation_code must be one of {get_args(DegradationCode)}, got {self.degradation_code!r}")
+            raise ValueError(
+                f"degradation_code must be one of {get_args(DegradationCode)}, got {self.degradation_code!r}"
+            )
+        if len(self.rgb_mean) != 3:
+            raise ValueError(f"rgb_mean must have three values, got {self.rgb_mean!r}")
+        if min(self.estimator_dilations, default=1) < 1:
+            raise ValueError(f"estimator_dilations must be at least 1, got {self.estimator_dilations!r}")
         if self.receptive_field > 41:
             raise ValueError(
                 f"estimator_dilations must keep the receptive field within 41 pixels (the field is local), "
@@ -112,7 +125,8 @@ class SAVLConfig:
     @property
     def key_window(self) -> int:
         """Side of OCAB's key windows in pixels."""
-        return self.window + int(self.overlap * self.window)
+        # Rounding first: an overlap computed as pixels / window may come back as 14.999999999999998 pixels.
+        return self.window + int(round(self.overlap * self.window, 6))
 
     @property
     def receptive_field(self) -> int:
@@ -128,13 +142,32 @@ class SAVLConfig:
         """Build a configuration from plain types (JSON, TOML).
 
         Raises:
+            TypeError: A value has the wrong type.
             ValueError: A name is not a setting, or a value is out of range.
         """
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(f"unknown settings {unknown}; a SAVLConfig has {sorted(known)}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        settings: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**settings)
+
+
+def _same_type(value: object, like: object) -> bool:
+    """Whether ``value`` may stand where ``like`` stands, tuples element by element."""
+    if isinstance(like, tuple):
+        return isinstance(value, tuple) and all(_same_type(element, like[0]) for element in value)
+    if isinstance(like, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(like)
+
+
+def _type_name(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"a tuple of {' and '.join(sorted({type(element).__name__ for element in value})) or 'nothing'}"
+    return type(value).__name__
 
 
 CONFIGS: dict[str, SAVLConfig] = {

@@ -10,13 +10,14 @@ from savl.network.layers import relative_bias_table
 
 
 class Guidance(nn.Module):
-    """The channel path's reading of the field: a light 1×1 convolution of mu to one vector of C factors per pixel."""
+    """The channel path's reading of the field: a light 1×1 convolution of mu to a vector of C factors per pixel."""
 
     def __init__(self, config: SAVLConfig) -> None:
         super().__init__()
         self.channels = config.channels
         outputs = 2 if config.modulation_shift else 1
-        self.project = nn.Linear(config.latent, outputs * config.channels)  # on (B, H, W, R) this is a 1×1 convolution
+        # On (B, H, W, R) a linear layer is a 1×1 convolution.
+        self.project = nn.Linear(config.latent, outputs * config.channels)
         nn.init.zeros_(self.project.weight)  # gamma = beta = 0: a fresh DSCA starts as plain attention
         nn.init.zeros_(self.project.bias)
 

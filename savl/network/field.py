@@ -13,8 +13,8 @@ from savl import ops
 class DegradationField:
     """A Gaussian for every low-resolution pixel, or a plain code for the deterministic ablation.
 
-    Shapes: mu, logvar and sample ``(B, R, h, w)``; kl, severity and variance ``(B, h, w)``. A deterministic code has a
-    mean alone: its logvar, kl, severity and variance are None and its sample is mu.
+    Shapes: mu, logvar and sample ``(B, R, h, w)``; kl, severity and variance ``(B, h, w)``. A deterministic code has
+    a mean alone: its logvar, kl, severity and variance are None and its sample is mu.
     """
 
     mu: Tensor

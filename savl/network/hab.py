@@ -12,7 +12,7 @@ from savl.network.layers import MLP, ChannelsLastConv2d, DropPath, relative_bias
 class CAB(nn.Module):
     """Channel attention block: two 3×3 convolutions, then a gate per channel from the image's average.
 
-    The average is over the whole image; when an image is processed in tiles, `pooled` lets the caller supply it.
+    The average is over the image that the block sees, which for an image processed in tiles is the tile.
     """
 
     def __init__(self, config: SAVLConfig) -> None:
@@ -23,13 +23,14 @@ class CAB(nn.Module):
         self.compress = ChannelsLastConv2d(channels, compressed, 3, padding=1)
         self.activation = nn.GELU()
         self.expand = ChannelsLastConv2d(compressed, channels, 3, padding=1)
-        self.squeeze = nn.Linear(channels, squeezed)  # on the pooled (B, 1, 1, C) features these are 1×1 convolutions
+        # On the pooled (B, 1, 1, C) features linear layers are 1×1 convolutions.
+        self.squeeze = nn.Linear(channels, squeezed)
         self.excite = nn.Linear(squeezed, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` → ``(B, H, W, C)``."""
         features: Tensor = self.expand(self.activation(self.compress(x)))
-        gate = self.excite(self.squeeze(self.pool(features)).relu()).sigmoid()
+        gate: Tensor = self.excite(self.squeeze(self.pool(features)).relu()).sigmoid()
         return features * gate
 
     def pool(self, features: Tensor) -> Tensor:
@@ -58,9 +59,7 @@ class HAB(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` → ``(B, H, W, C)``, H and W multiples of the window."""
         normed = self.norm_attention(x)
-        attended = ops.window_attention(
-            self.qkv(normed), self.bias_table, None, window=self.window, shift=self.shift
-        )
+        attended = ops.window_attention(self.qkv(normed), self.bias_table, None, window=self.window, shift=self.shift)
         x = x + self.drop_path(self.proj(attended)) + self.cab_scale * self.cab(normed)
         out: Tensor = x + self.drop_path(self.mlp(self.norm_mlp(x)))
         return out

@@ -30,7 +30,7 @@ class MLP(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., 2016): while training, drop a branch for whole samples, rescale the others."""
+    """Stochastic depth (Huang et al., 2016): in training drop the branch for whole samples, rescale the others."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class DropPath(nn.Module):
         if not self.training or self.probability == 0.0:
             return x
         keep = 1.0 - self.probability
-        mask = torch.empty((x.shape[0],) + (1,) * (x.dim() - 1), dtype=x.dtype, device=x.device).bernoulli_(keep)
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep)
         return x * mask / keep
 
 

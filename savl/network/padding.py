@@ -9,8 +9,8 @@ from torch import Tensor
 def reflect_pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     """Extend an image to the right and downwards by mirror images of itself.
 
-    Where `torch.nn.functional.pad` would refuse because the padding reaches past the image, the reflection goes back and
-    forth; a side of one pixel is repeated.
+    Where `torch.nn.functional.pad` would refuse because the padding reaches past the image, the reflection goes back
+    and forth; a side of one pixel is repeated.
 
     Args:
         image: ``(..., H, W)``, H and W at least 1.
@@ -18,7 +18,14 @@ def reflect_pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
 
     Returns:
         ``(..., H', W')`` with H' and W' the next multiples; the image itself where nothing is missing.
+
+    Raises:
+        ValueError: ``image`` has no pixel, or ``multiple`` < 1.
     """
+    if image.dim() < 2 or 0 in image.shape[-2:]:
+        raise ValueError(f"image must have shape (..., H, W) with H and W at least 1, got {tuple(image.shape)}")
+    if multiple < 1:
+        raise ValueError(f"multiple must be at least 1 pixel, got {multiple}")
     for dim in (-2, -1):
         length = image.shape[dim]
         target = -(-length // multiple) * multiple

@@ -14,8 +14,8 @@ from savl.network.ocab import OCAB
 class DARHAG(nn.Module):
     """A residual group. Without a degradation code the DSCA stages are absent and this is HAT's RHAG.
 
-    HABs shift their windows in every second block, as in Swin. Each DSCA uses the partition its block does not, so that
-    every [DSCA → block] pair has seen both.
+    HABs shift their windows in every second block, as in Swin. Each DSCA uses the partition its block does not, so
+    that every [DSCA → block] pair has seen both.
     """
 
     def __init__(self, config: SAVLConfig, drop_paths: list[float]) -> None:

@@ -1,7 +1,8 @@
-"""The SAVL network: conv → DA-RHAGs → conv + long skip → ×4 pixel-shuffle → conv, guided by the degradation field."""
+"""The SAVL network: conv → DA-RHAGs → conv + long skip → pixel-shuffle → conv, guided by the degradation field."""
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Literal, overload
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from savl.network.config import SAVLConfig
+from savl.network.dsca import Guidance
 from savl.network.estimator import AmortizedEstimator
 from savl.network.field import DegradationField
 from savl.network.layers import ChannelsLastConv2d
@@ -33,13 +35,17 @@ class SAVL(nn.Module):
         self.estimator = AmortizedEstimator(config) if config.degradation_code != "none" else None
         self.conv_first = ChannelsLastConv2d(3, channels, 3, padding=1)
         self.norm_first = nn.LayerNorm(channels)
-        drop_paths = torch.linspace(0, config.drop_path, sum(config.depths)).split(list(config.depths))
-        self.groups = nn.ModuleList(DARHAG(config, group.tolist()) for group in drop_paths)
+        drop_paths = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist()
+        ends = list(accumulate(config.depths))
+        self.groups = nn.ModuleList(
+            DARHAG(config, drop_paths[end - depth : end]) for end, depth in zip(ends, config.depths, strict=True)
+        )
         self.norm_last = nn.LayerNorm(channels)
         self.conv_last = ChannelsLastConv2d(channels, channels, 3, padding=1)
         self.upsampler = build_upsampler(config)
+        zero_initialised = {module.project for module in self.modules() if isinstance(module, Guidance)}
         for module in self.modules():
-            if isinstance(module, nn.Linear) and not _is_zero(module):
+            if isinstance(module, nn.Linear) and module not in zero_initialised:
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         if config.image_residual:  # a fresh network then is bicubic interpolation
@@ -56,12 +62,12 @@ class SAVL(nn.Module):
         """Upscale.
 
         Args:
-            lr: ``(B, 3, h, w)`` in [0, 1], floating, any h and w from 1 pixel up.
+            lr: ``(B, 3, h, w)`` in [0, 1], dtype of the network, any h and w from 1 pixel up.
             return_field: Also return the degradation field.
 
         Returns:
-            ``(B, 3, scale·h, scale·w)``, nominally in [0, 1] but not clamped; with ``return_field`` a pair of it and the
-            `DegradationField`, which is None for a network without one.
+            ``(B, 3, scale·h, scale·w)``, nominally in [0, 1] but not clamped; with ``return_field`` a pair of it and
+            the `DegradationField`, which is None for a network without one.
 
         Raises:
             TypeError: ``lr`` is not a floating tensor.
@@ -92,17 +98,16 @@ class SAVL(nn.Module):
 
         Args:
             lr: ``(B, 3, h, w)`` in [0, 1].
-            field: From `estimate`, or any field of the same size: mu ``(B, R, h, w)``, severity ``(B, h, w)`` or None.
-                None only for a network without a degradation code.
+            field: From `estimate`, or any field of the same size: mu ``(B, R, h, w)``, severity ``(B, h, w)`` or
+                None. None for a network without a degradation code, and only there.
 
         Returns:
             ``(B, 3, scale·h, scale·w)``, not clamped.
+
+        Raises:
+            ValueError: ``field`` is missing, not expected, or of another size than ``lr``.
         """
-        if self.config.degradation_code != "none" and field is None:
-            raise ValueError(
-                f"field must be a DegradationField for degradation_code={self.config.degradation_code!r}, got None; "
-                f"SAVL.estimate makes one"
-            )
+        self._check_field(lr, field)
         height, width = lr.shape[-2:]
         window = self.config.window
         mu = severity = None
@@ -122,6 +127,22 @@ class SAVL(nn.Module):
         if self.config.image_residual:
             return sr + bicubic_upscale(lr, scale)
         return sr + self.rgb_mean
+
+    def _check_field(self, lr: Tensor, field: DegradationField | None) -> None:
+        code = self.config.degradation_code
+        if (field is None) != (code == "none"):
+            wanted = "None" if code == "none" else "a DegradationField (SAVL.estimate makes one)"
+            raise ValueError(f"field must be {wanted} for degradation_code={code!r}, got {type(field).__name__}")
+        if field is None:
+            return
+        batch, _, height, width = lr.shape
+        expected = (batch, self.config.latent, height, width)
+        if tuple(field.mu.shape) != expected:
+            raise ValueError(f"field.mu must have shape {expected} to fit lr, got {tuple(field.mu.shape)}")
+        if field.severity is not None and tuple(field.severity.shape) != (batch, height, width):
+            raise ValueError(
+                f"field.severity must have shape {(batch, height, width)} to fit lr, got {tuple(field.severity.shape)}"
+            )
 
 
 def bicubic_upscale(image: Tensor, scale: int) -> Tensor:
@@ -143,12 +164,6 @@ def check_image(name: str, image: object) -> None:
     """
     if not isinstance(image, Tensor) or not image.is_floating_point():
         came = image.dtype if isinstance(image, Tensor) else type(image).__name__
-        raise TypeError(f"{name} must be a floating torch.Tensor (B, 3, h, w) with values in [0, 1], got {came}")
+        raise TypeError(f"{name} must be a floating torch.Tensor (B, 3, h, w) in [0, 1], got {came}")
     if image.dim() != 4 or image.shape[1] != 3 or 0 in image.shape[2:]:
-        raise ValueError(
-            f"{name} must have shape (B, 3, h, w) with h and w at least 1 pixel, got {tuple(image.shape)}"
-        )
-
-
-def _is_zero(module: nn.Linear) -> bool:
-    return not bool(module.weight.any())
+        raise ValueError(f"{name} must have shape (B, 3, h, w) with h and w at least 1 pixel, got {tuple(image.shape)}")

@@ -1,7 +1,7 @@
 """The four ops of SAVL, one file each: its mathematics, the public function, and the eager reference.
 
-The public functions validate their arguments and then compute; the ``*_reference`` functions are the definition of the
-truth that any faster implementation is held against.
+The public functions validate their arguments and then compute; the ``*_reference`` functions are the definition
+of the truth that any faster implementation is held against.
 """
 
 from savl.ops.channel_modulation import channel_modulation, channel_modulation_reference

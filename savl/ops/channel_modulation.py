@@ -3,7 +3,7 @@
     out = residual + (1 + gamma) · attended + beta
 
 The last step of DSCA (SAVL, ICLR 2026): one vector of C factors per pixel, so that channels react to the type of
-degradation found there. The 1 + keeps the identity at gamma = 0.
+degradation found there. The 1 + makes gamma = 0 leave the attended features as they are.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ def channel_modulation(attended: Tensor, gamma: Tensor, beta: Tensor | None, res
     """
     check_tensor(OP, "attended", attended, "(B, H, W, C)")
     for name, value in (("gamma", gamma), ("beta", beta), ("residual", residual)):
-        if value is not None:
-            check_tensor(OP, name, value, "(B, H, W, C)")
-            check_shape(OP, name, value, tuple(attended.shape), "that of attended")
+        if name == "beta" and value is None:
+            continue
+        value = check_tensor(OP, name, value, "(B, H, W, C)")
+        check_shape(OP, name, value, tuple(attended.shape), "that of attended")
     check_same_dtype(OP, "attended", attended, gamma=gamma, beta=beta)
     check_same_dtype_or_float32(OP, "attended", attended, residual=residual)
     check_same_device(OP, "attended", attended, gamma=gamma, beta=beta, residual=residual)
@@ -51,4 +52,6 @@ def channel_modulation(attended: Tensor, gamma: Tensor, beta: Tensor | None, res
 def channel_modulation_reference(attended: Tensor, gamma: Tensor, beta: Tensor | None, residual: Tensor) -> Tensor:
     """The definition of the truth. Arguments as `channel_modulation`."""
     out = residual + (1 + gamma) * attended
-    return out if beta is None else out + beta
+    if beta is not None:
+        out = out + beta
+    return out.to(residual.dtype)  # type promotion already gave it, but for float64 on a float32 residual

@@ -7,9 +7,9 @@ With q(r | y) = N(mu, exp(logvar)) at every pixel u and the prior N(0, I) over R
     v(u)         = mean_c exp(logvar_c(u))                             per-pixel variance
     severity s(u) = clamp(1 − (v(u) − mean_u v) / (Var_u[v] + ε), 0, 2)
 
-Mean and (biased) variance over u are those of the whole image. A uniform field has s = 1 everywhere; a pixel whose
-degradation is known better than average has s > 1. Source: SAVL (ICLR 2026); the ε and the clamp are ours, the paper
-divides by Var[v], which a uniform image makes zero.
+Mean and (biased) variance over u are those of the whole image. A uniform field has s = 1 everywhere; a pixel
+whose degradation is known better than average has s > 1. Source: SAVL (ICLR 2026); the ε and the clamp are ours,
+the paper divides by Var[v], which a uniform image makes zero.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ import torch
 from torch import Tensor
 
 from savl.ops.philox import standard_normal
-from savl.ops.validation import check_same_device, check_same_dtype, check_shape, check_tensor
+from savl.ops.validation import check_int, check_same_device, check_same_dtype, check_shape, check_tensor
 
 OP = "gaussian_posterior"
 
 SEVERITY_EPS = 0.1
-"""ε beside Var[v]. A field much more even than √ε is treated as uniform instead of having its rounding noise blown up to
-the clamp; the steepest slope of s against v is 1/ε."""
+"""ε beside Var[v]. A field whose variances differ by much less than √ε is treated as uniform instead of having its
+rounding noise blown up to the clamp; the steepest slope of s against v is 1/ε."""
 
 SEVERITY_MAX = 2.0
 """Upper end of the severity clamp (the lower end is 0)."""
 
 
 class GaussianPosterior(NamedTuple):
-    """What `gaussian_posterior` returns. All tensors have the dtype of mu, but the statistics, which are float32+."""
+    """What `gaussian_posterior` returns: the sample in the dtype of mu, everything else in float32 at least."""
 
     sample: Tensor
     """``(B, R, H, W)`` reparameterized sample r; mu itself when neither eps nor seed was given."""
@@ -44,9 +44,9 @@ class GaussianPosterior(NamedTuple):
     variance: Tensor
     """``(B, H, W)`` per-pixel variance v."""
     variance_mean: Tensor
-    """``(B,)`` mean of v over the image, float32 (float64 for float64 input)."""
+    """``(B,)`` mean of v over the image."""
     variance_var: Tensor
-    """``(B,)`` biased variance of v over the image, float32 (float64 for float64 input)."""
+    """``(B,)`` biased variance of v over the image."""
 
 
 def gaussian_posterior(
@@ -58,18 +58,22 @@ def gaussian_posterior(
         mu: ``(B, R, H, W)`` floating posterior mean.
         logvar: ``(B, R, H, W)``, same dtype: log-variance.
         eps: ``(B, R, H, W)``, same dtype: standard normal noise. Give eps or seed, or neither for r = mu.
-        seed: 0 ≤ seed < 2**64: noise from the counter-based generator of `savl.ops.philox`, the same on every device.
+        seed: 0 ≤ seed < 2**64: noise from the counter-based generator of `savl.ops.philox`, the same stream on
+            every device.
 
     Returns:
         A `GaussianPosterior`.
 
     Raises:
         TypeError: An argument is not a tensor, not floating, or dtypes differ; seed is not an int.
-        ValueError: Shapes or devices differ, there is no channel, eps and seed are both given, or seed is out of range.
+        ValueError: Shapes or devices differ, there is no channel or no pixel, eps and seed are both given, or seed
+            is out of range.
     """
     check_tensor(OP, "mu", mu, "(B, R, H, W)")
-    if mu.shape[1] == 0:
-        raise ValueError(f"{OP}: mu must have at least one channel, got shape {tuple(mu.shape)}")
+    if 0 in mu.shape[1:]:
+        raise ValueError(
+            f"{OP}: mu must have at least one channel and one pixel (R, H, W >= 1), got shape {tuple(mu.shape)}"
+        )
     check_tensor(OP, "logvar", logvar, "(B, R, H, W)")
     check_shape(OP, "logvar", logvar, tuple(mu.shape), "that of mu")
     if eps is not None:
@@ -78,8 +82,7 @@ def gaussian_posterior(
         if seed is not None:
             raise ValueError(f"{OP}: give eps or seed, not both")
     if seed is not None:
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise TypeError(f"{OP}: seed must be an int, got {type(seed).__name__}")
+        check_int(OP, "seed", seed)
         if not 0 <= seed < 2**64:
             raise ValueError(f"{OP}: seed must satisfy 0 <= seed < 2**64, got {seed}")
     check_same_dtype(OP, "mu", mu, logvar=logvar, eps=eps)
@@ -94,12 +97,18 @@ def gaussian_posterior_reference(
     if seed is not None:
         eps = standard_normal(tuple(mu.shape), seed, device=mu.device).to(mu.dtype)
     sample = mu if eps is None else mu + torch.exp(0.5 * logvar) * eps
+    # Near the prior the terms of the divergence cancel: below float32 their rounding would drown the result.
+    mu, logvar = _widen(mu), _widen(logvar)
     channel_variance = logvar.exp()
-    kl = 0.5 * (mu.square() + channel_variance - 1 - logvar).sum(dim=1)
+    kl = 0.5 * (mu.square() + torch.expm1(logvar) - logvar).sum(dim=1)
     variance = channel_variance.mean(dim=1)
     mean, var = variance_statistics(variance)
     severity = normalise_severity(variance, mean, var)
     return GaussianPosterior(sample, kl, severity, variance, mean, var)
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def variance_statistics(variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,8 +120,7 @@ def variance_statistics(variance: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two ``(B,)`` tensors, float32 (float64 for float64 input).
     """
-    wide = variance if variance.dtype == torch.float64 else variance.float()
-    var, mean = torch.var_mean(wide, dim=(1, 2), correction=0)
+    var, mean = torch.var_mean(_widen(variance), dim=(1, 2), correction=0)
     return mean, var
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from savl.ops.relative_position import gather_bias
 from savl.ops.validation import (
     check_heads,
+    check_int,
     check_same_device,
     check_same_dtype,
     check_same_dtype_or_float32,
@@ -42,12 +43,12 @@ def overlapping_window_attention(
     """Attend from each window to the larger window around it.
 
     Args:
-        q: ``(B, H, W, C)`` floating queries, C = heads × d with the heads outermost. H and W in pixels, multiples of
-            ``window``.
+        q: ``(B, H, W, C)`` floating queries, C = heads × d with the heads outermost. H and W in pixels, positive
+            multiples of ``window``.
         kv: ``(B, H, W, 2C)``, same dtype: keys and values side by side.
         bias_table: ``((window + key_window − 1)², heads)``, dtype of ``q`` or float32. Row
-            ``(dy + half)·(window + key_window − 1) + dx + half`` with half = (window + key_window)/2 − 1 holds the bias
-            for (dy, dx) = query − key in pixels.
+            ``(dy + half)·(window + key_window − 1) + dx + half`` with half = (window + key_window)/2 − 1 holds the
+            bias for (dy, dx) = query − key in pixels.
         severity: ``(B, H, W)``, dtype of ``q`` or float32; None for plain attention (s = 1).
         window: Side w of the query windows, in pixels.
         key_window: Side o of the key windows, in pixels; o ≥ w and o − w even.
@@ -56,13 +57,12 @@ def overlapping_window_attention(
         ``(B, H, W, C)``, dtype of ``q``, heads outermost in C.
 
     Raises:
-        TypeError: An argument is not a tensor, not floating, or dtypes do not fit together.
+        TypeError: An argument is not a tensor or not floating, dtypes do not fit together, or a window is not an
+            int.
         ValueError: Shapes, windows or devices do not fit together.
     """
     _validate(q, kv, bias_table, severity, window, key_window)
-    return overlapping_window_attention_reference(
-        q, kv, bias_table, severity, window=window, key_window=key_window
-    )
+    return overlapping_window_attention_reference(q, kv, bias_table, severity, window=window, key_window=key_window)
 
 
 def overlapping_window_attention_reference(
@@ -75,14 +75,15 @@ def overlapping_window_attention_reference(
 
     if severity is not None:
         s = severity.to(q.dtype).unsqueeze(-1)
-        k, v = kv.split(channels, dim=-1)
+        k, v = kv.chunk(2, dim=-1)
         q, kv = s * q, torch.cat((s * k, v), dim=-1)
 
     queries = partition_windows(q, window)  # (B, windows, w², C)
     count = queries.shape[1]
     queries = queries.view(batch, count, window * window, heads, head_dim).transpose(2, 3)
     keys_values = partition_overlapping_windows(kv, window, key_window)  # (B, windows, o², 2C)
-    k, v = keys_values.view(batch, count, key_window * key_window, 2, heads, head_dim).permute(3, 0, 1, 4, 2, 5)
+    keys_values = keys_values.view(batch, count, key_window * key_window, 2, heads, head_dim)
+    k, v = keys_values.permute(3, 0, 1, 4, 2, 5)
 
     logits = (queries * head_dim**-0.5) @ k.transpose(-2, -1)  # (B, windows, heads, w², o²)
     logits = logits + gather_bias(bias_table.to(q.dtype), window, key_window)
@@ -106,23 +107,21 @@ def partition_overlapping_windows(image: Tensor, window: int, key_window: int) -
     return tiles.permute(0, 1, 2, 4, 5, 3).reshape(batch, count, key_window * key_window, channels)
 
 
-def _validate(
-    q: Tensor, kv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, key_window: int
-) -> None:
+def _validate(q: Tensor, kv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, key_window: int) -> None:
     check_tensor(OP, "q", q, "(B, H, W, C)")
     check_tensor(OP, "kv", kv, "(B, H, W, 2C)")
     check_tensor(OP, "bias_table", bias_table, "((window + key_window − 1)², heads)")
     batch, height, width, channels = q.shape
     check_shape(OP, "kv", kv, (batch, height, width, 2 * channels), "keys and values for every pixel of q")
     check_window(OP, height, width, window)
+    check_int(OP, "key_window", key_window)
     if key_window < window or (key_window - window) % 2 != 0:
         raise ValueError(
-            f"{OP}: key_window must be at least window={window} and differ from it by an even number of pixels, "
-            f"got {key_window}"
+            f"{OP}: key_window must be at least window={window} and differ from it by an even number of pixels, got "
+            f"{key_window}"
         )
-    check_heads(
-        OP, channels, bias_table, (window + key_window - 1) ** 2, f"({window} + {key_window} − 1)² relative positions"
-    )
+    rows = (window + key_window - 1) ** 2
+    check_heads(OP, channels, bias_table, rows, f"({window} + {key_window} − 1)² relative positions")
     if severity is not None:
         check_tensor(OP, "severity", severity, "(B, H, W)")
         check_shape(OP, "severity", severity, (batch, height, width), "one value per pixel of q")

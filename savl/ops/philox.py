@@ -1,8 +1,8 @@
 """Philox4x32-10: random numbers that depend on a seed and a position, not on a device or a thread count.
 
 The generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011): ten rounds of two 32-bit
-multiplications turn a 128-bit counter and a 64-bit key into four independent 32-bit words. Written here in int64 tensor
-arithmetic, so that the same stream exists wherever torch runs.
+multiplications turn a 128-bit counter and a 64-bit key into four independent 32-bit words. Written here in int64
+tensor arithmetic, so that the same stream exists wherever torch runs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def standard_normal(shape: tuple[int, ...], seed: int, *, device: torch.device |
 
     Args:
         shape: Shape of the result.
-        seed: 0 ≤ seed < 2**64; the same seed and position give the same number on every device.
+        seed: 0 ≤ seed < 2**64; the same seed and position give the same number on every device (up to the last bit,
+            where logarithm and cosine of two devices round differently).
         device: Where the result should live.
 
     Returns:
@@ -59,7 +60,7 @@ def standard_normal(shape: tuple[int, ...], seed: int, *, device: torch.device |
     count = math.prod(shape)
     counter = torch.arange((count + 3) // 4, device=device)
     words = philox_4x32(counter, seed)
-    # (word + ½) / 2³² lies strictly inside (0, 1), so the logarithm is finite; float64 keeps the small tail exact.
+    # (word + ½) / 2³² lies strictly inside (0, 1): the logarithm is finite. float64 keeps the small tail exact.
     uniform = [(word.double() + 0.5) * 2.0**-32 for word in words]
     normals = []
     for radius_source, angle_source in ((uniform[0], uniform[1]), (uniform[2], uniform[3])):

@@ -1,8 +1,8 @@
 """Relative position bias of windowed attention: which row of the table serves which pair of pixels.
 
-Query windows of side w lie centred in key windows of side o ≥ w (o = w for plain window attention). Along one axis the
-difference query − key takes w + o − 1 values, from −(w + o)/2 + 1 to (w + o)/2 − 1 pixels, so one formula serves both
-attentions: row = (dy + half) · (w + o − 1) + dx + half with half = (w + o)/2 − 1.
+Query windows of side w lie centred in key windows of side o ≥ w (o = w for plain window attention). Along one axis
+the difference query − key takes w + o − 1 values, from −(w + o)/2 + 1 to (w + o)/2 − 1 pixels, so one formula serves
+both attentions: row = (dy + half) · (w + o − 1) + dx + half with half = (w + o)/2 − 1.
 """
 
 from __future__ import annotations

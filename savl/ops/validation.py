@@ -31,9 +31,7 @@ def check_tensor(op: str, name: str, value: object, shape: str) -> Tensor:
         raise TypeError(f"{op}: {name} must have one of the dtypes {accepted}, got {value.dtype}")
     rank = shape.count(",") + 1
     if value.dim() != rank:
-        raise ValueError(
-            f"{op}: {name} must have {rank} dimensions {shape}, got {value.dim()} with shape {tuple(value.shape)}"
-        )
+        raise ValueError(f"{op}: {name} must have {rank} dimensions {shape}, got {value.dim()}: {tuple(value.shape)}")
     return value
 
 
@@ -69,11 +67,13 @@ def check_same_dtype(op: str, reference_name: str, reference: Tensor, **others: 
     """
     for name, value in others.items():
         if value is not None and value.dtype != reference.dtype:
-            raise TypeError(f"{op}: {name} is {value.dtype} but {reference_name} is {reference.dtype}; cast one of them")
+            raise TypeError(
+                f"{op}: {name} is {value.dtype} but {reference_name} is {reference.dtype}; cast one of them"
+            )
 
 
 def check_same_dtype_or_float32(op: str, reference_name: str, reference: Tensor, **others: Tensor | None) -> None:
-    """Check that every tensor given has the dtype of ``reference`` or, as autocast leaves parameters, is float32.
+    """Check that every tensor given has the dtype of ``reference`` or is float32, as autocast leaves parameters.
 
     Raises:
         TypeError: Another dtype.
@@ -109,21 +109,34 @@ def check_heads(op: str, channels: int, bias_table: Tensor, rows: int, why: str)
         )
     if heads == 0 or channels % heads != 0:
         raise ValueError(
-            f"{op}: the {channels} channels must divide evenly among the {heads} heads that bias_table has columns for"
+            f"{op}: the {channels} channels must divide evenly among the heads, of which bias_table has a column "
+            f"each, got {heads}"
         )
     return heads
+
+
+def check_int(op: str, name: str, value: object) -> None:
+    """Check that a number of pixels or a seed is an int; True and 8.0 are not.
+
+    Raises:
+        TypeError: It is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__} {value!r}")
 
 
 def check_window(op: str, height: int, width: int, window: int) -> None:
     """Check that the window is positive and tiles the image.
 
     Raises:
-        ValueError: ``window`` < 1, or a side is not a multiple of it.
+        TypeError: ``window`` is not an int.
+        ValueError: ``window`` < 1, or a side is not a positive multiple of it.
     """
+    check_int(op, "window", window)
     if window < 1:
         raise ValueError(f"{op}: window must be at least 1 pixel, got {window}")
-    if height % window != 0 or width % window != 0:
+    if 0 in (height, width) or height % window != 0 or width % window != 0:
         raise ValueError(
-            f"{op}: height and width must be multiples of window={window}, got {height}x{width}; pad the image first "
-            f"(savl.network.reflect_pad_to_multiple does)"
+            f"{op}: height and width must be positive multiples of window={window}, got {height}x{width}; pad the "
+            f"image first (savl.network.reflect_pad_to_multiple does)"
         )

@@ -5,15 +5,15 @@ For a query pixel i and a key pixel j of the same window, head by head:
     logits_ij = s_i · s_j · (q_i · k_j) / √d + bias[i − j] + shift_mask_ij
     out_i     = Σ_j softmax_j(logits_ij) · v_j
 
-The severity s weighs both ends of a pair: where the field is sure of the degradation (low variance, s > 1) attention
-sharpens, where it is not (s < 1) it falls back on the positional bias. Since s_i·s_j·(q_i·k_j) = (s_i q_i)·(s_j k_j),
-a fused kernel gets the reweighting for two multiplications per row.
+The severity s weighs both ends of a pair: where the field is sure of the degradation (low variance, s > 1)
+attention sharpens, where it is not (s < 1) it falls back on the positional bias. Since
+s_i·s_j·(q_i·k_j) = (s_i q_i)·(s_j k_j), a fused kernel gets the reweighting for two multiplications per row.
 
-Windows are taken from the image rolled by ``−shift`` along both axes. The rolled image wraps around, so windows at the
-far edges hold pixels from both sides of the image; ``shift_mask`` is −∞ between pixels that were not neighbours.
+Windows are taken from the image rolled by ``−shift`` along both axes. The rolled image wraps around, so windows at
+the far edges hold pixels from both sides of the image; ``shift_mask`` is −∞ between pixels of different sides.
 
-Source: SAVL (ICLR 2026) for the severity; Swin Transformer (Liu et al., 2021) for the shift; HAT (Chen et al., 2023)
-for the layout of the bias table.
+Source: SAVL (ICLR 2026) for the severity; Swin Transformer (Liu et al., 2021) for the shift; HAT (Chen et al.,
+2023) for the layout of the bias table.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 from savl.ops.relative_position import gather_bias
 from savl.ops.validation import (
     check_heads,
+    check_int,
     check_same_device,
     check_same_dtype_or_float32,
     check_shape,
@@ -46,9 +47,10 @@ def window_attention(
 
     Args:
         qkv: ``(B, H, W, 3C)`` floating: queries, keys and values side by side, each C = heads × d channels with the
-            heads outermost. H and W in pixels, multiples of ``window``.
+            heads outermost. H and W in pixels, positive multiples of ``window``.
         bias_table: ``((2·window − 1)², heads)``, dtype of ``qkv`` or float32. Row
-            ``(dy + window − 1)·(2·window − 1) + dx + window − 1`` holds the bias for (dy, dx) = query − key in pixels.
+            ``(dy + window − 1)·(2·window − 1) + dx + window − 1`` holds the bias for (dy, dx) = query − key in
+            pixels.
         severity: ``(B, H, W)``, dtype of ``qkv`` or float32; None for plain attention (s = 1).
         window: Side of the square window, in pixels.
         shift: Cyclic shift in pixels, 0 ≤ shift < window.
@@ -57,7 +59,8 @@ def window_attention(
         ``(B, H, W, C)``, dtype of ``qkv``, heads outermost in C.
 
     Raises:
-        TypeError: An argument is not a tensor, not floating, or dtypes do not fit together.
+        TypeError: An argument is not a tensor or not floating, dtypes do not fit together, or window or shift is
+            not an int.
         ValueError: Shapes, window, shift or devices do not fit together.
     """
     _validate(qkv, bias_table, severity, window, shift)
@@ -67,7 +70,7 @@ def window_attention(
 def window_attention_reference(
     qkv: Tensor, bias_table: Tensor, severity: Tensor | None, *, window: int, shift: int
 ) -> Tensor:
-    """The definition of the truth: the formula above, one tensor operation a term. Arguments as `window_attention`."""
+    """The definition of the truth, one tensor operation a term. Arguments as `window_attention`."""
     batch, height, width, channels3 = qkv.shape
     heads = bias_table.shape[1]
     head_dim = channels3 // 3 // heads
@@ -81,8 +84,8 @@ def window_attention_reference(
     if severity is not None:
         if shift:
             severity = torch.roll(severity, shifts=(-shift, -shift), dims=(1, 2))
-        s = partition_windows(severity.to(qkv.dtype).unsqueeze(-1), window)[:, :, None]  # (B, windows, 1, N, 1)
-        q, k = s * q, s * k
+        s = partition_windows(severity.to(qkv.dtype).unsqueeze(-1), window).unsqueeze(2)
+        q, k = s * q, s * k  # s is (B, windows, 1, N, 1)
 
     logits = (q * head_dim**-0.5) @ k.transpose(-2, -1)  # (B, windows, heads, N, N)
     logits = logits + gather_bias(bias_table.to(qkv.dtype), window, window)
@@ -116,8 +119,9 @@ def merge_windows(windows: Tensor, window: int, height: int, width: int) -> Tens
 def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
     """Mask between pixels of one window of the rolled image that are not neighbours in the image itself.
 
-    Along each axis the rolled image has three runs: windows left whole, and in the last window the pixels that belong
-    there and those that wrapped around. Two pixels may attend to each other when both lie in the same run of both axes.
+    Along each axis the rolled image has three runs: windows left whole, and in the last window the pixels that
+    belong there and those that wrapped around. Two pixels of a window may attend to each other when they lie in the
+    same run of both axes.
 
     Args:
         height: Image height in pixels, a multiple of ``window``.
@@ -147,9 +151,11 @@ def _validate(qkv: Tensor, bias_table: Tensor, severity: Tensor | None, window: 
     if channels3 == 0 or channels3 % 3 != 0:
         raise ValueError(f"{OP}: the last dimension of qkv must be 3C (q, k and v side by side), got {channels3}")
     check_window(OP, height, width, window)
+    check_int(OP, "shift", shift)
     if not 0 <= shift < window:
         raise ValueError(f"{OP}: shift must satisfy 0 <= shift < window={window} pixels, got {shift}")
-    check_heads(OP, channels3 // 3, bias_table, (2 * window - 1) ** 2, f"(2·{window} − 1)² relative positions")
+    rows = (2 * window - 1) ** 2
+    check_heads(OP, channels3 // 3, bias_table, rows, f"(2·{window} − 1)² relative positions")
     if severity is not None:
         check_tensor(OP, "severity", severity, "(B, H, W)")
         check_shape(OP, "severity", severity, (batch, height, width), "one value per pixel of qkv")

@@ -99,20 +99,26 @@ class PatchSource:
         return patch[:, ::-1] if random.random() < 0.5 else patch
 
 
-def find_images(folders: Iterable[str | Path]) -> list[Path]:
+def find_images(folders: Iterable[str | Path], *, argument: str = "data.hr") -> list[Path]:
     """All image files under the folders, sorted.
+
+    Args:
+        folders: Searched recursively.
+        argument: What the caller calls them, for the messages.
 
     Raises:
         ValueError: No folder given, one does not exist, or there is no image.
     """
     roots = [Path(folder) for folder in folders]
+    if not roots:
+        raise ValueError(f"{argument}: no folder of images was given")
     for root in roots:
         if not root.is_dir():
-            raise ValueError(f"data.hr: {root} is not a folder")
+            raise ValueError(f"{argument}: {root} is not a folder")
     paths = sorted(path for root in roots for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        named = ", ".join(str(root) for root in roots) or "no folder was given"
-        raise ValueError(f"data.hr: no images ({', '.join(IMAGE_SUFFIXES)}) found: {named}")
+        named = ", ".join(str(root) for root in roots)
+        raise ValueError(f"{argument}: no images ({', '.join(IMAGE_SUFFIXES)}) in {named}")
     return paths
 
 

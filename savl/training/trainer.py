@@ -33,12 +33,18 @@ class Trainer:
     gives the numbers of a run that never stopped. On Ctrl-C the step in hand is finished and a checkpoint is written.
     """
 
-    def __init__(self, config: TrainingConfig, source: Callable[[int], Batch] | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        source: Callable[[int], Batch] | None = None,
+        on_image: Callable[[int, int], None] | None = None,
+    ) -> None:
         """Build everything and pick up the checkpoint if there is one.
 
         Args:
             config: The run.
             source: Gives the batch of a step; by default a `PatchSource` over ``config.data.hr``.
+            on_image: Told (decoded so far, total) while the images are decoded.
 
         Raises:
             ValueError: The data cannot serve, or the checkpoint belongs to another network.
@@ -65,6 +71,7 @@ class Trainer:
             scale=config.model.scale,
             seed=config.run.seed,
             degradation=config.degradation,
+            on_image=on_image,
         )
 
     def train(self, on_step: Callable[[int, dict[str, float]], None] | None = None) -> Path:
@@ -87,11 +94,12 @@ class Trainer:
                 while self.step < run.steps:
                     batch = upcoming.result()
                     upcoming = pool.submit(self.source, self.step + 1)
-                    losses = self._step(batch)
+                    rate = self._learning_rate()
+                    losses = self._step(batch, rate)
                     self.step += 1
                     if self.step % run.log_every == 0 or self.step == run.steps:
-                        rate = (self.step - logged) / max(time.monotonic() - started, 1e-9)
-                        self._log({"step": self.step, "steps_per_second": rate, "lr": self._learning_rate(), **losses})
+                        speed = (self.step - logged) / max(time.monotonic() - started, 1e-9)
+                        self._log({"step": self.step, "steps_per_second": speed, "lr": rate, **losses})
                         started, logged = time.monotonic(), self.step
                     if self.step % run.checkpoint_every == 0 or self.step == run.steps:
                         self.checkpoint()
@@ -122,10 +130,10 @@ class Trainer:
         save(averaged, path)
         return path
 
-    def _step(self, batch: Batch) -> dict[str, float]:
+    def _step(self, batch: Batch, learning_rate: float) -> dict[str, float]:
         batch = Batch(batch.y.to(self.device), batch.x.to(self.device), batch.z.to(self.device))
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = learning_rate
         # A seed of its own per step, clear of the data's stream: Philox keys need only differ.
         seed = (self.config.run.seed << 32) + self.step
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.bfloat16):
