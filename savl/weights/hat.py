@@ -1,172 +1,233 @@
-"""Published HAT checkpoints: read the architecture off the tensors, and rename the tensors to ours.
+"""Published HAT checkpoints: read the architecture off the tensors, and give the tensors our names.
 
-Names and layouts are those of the public HAT release (Chen et al., 2023). Two things differ besides names: its
-``relative_position_index`` buffers are derived here, and its OCAB bias table is addressed by an index that runs negative
-and wraps around, so its rows are a cyclic permutation of ours.
+Names and layouts are those of the public HAT release (Chen et al., 2023; XPixelGroup/HAT). Besides names,
+three things differ from `savl.network`: two index buffers lie beside the weights, CAB's gate is made of 1×1
+convolutions where ours has linear layers, and OCAB's bias table has its rows in another order
+(`reorder_overlap_table`).
 """
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import replace
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from savl.network import SAVLConfig
+from savl.network import SAVL, SAVLConfig
+from savl.ops.relative_position import relative_position_index
+from savl.weights.strict import check_fit
 
+# Our layers → HAT's: of the whole, of a HAB, of an OCAB.
 _ROOT = {
     "conv_first": "conv_first",
-    "patch_embed.norm": "norm_first",
-    "norm": "norm_last",
-    "conv_after_body": "conv_last",
-    "conv_before_upsample.0": "upsampler.reduce.0",
-    "conv_last": "upsampler.to_image",
+    "norm_first": "patch_embed.norm",
+    "norm_last": "norm",
+    "conv_last": "conv_after_body",
+    "upsampler.reduce.0": "conv_before_upsample.0",
+    "upsampler.to_image": "conv_last",
 }
 _HAB = {
-    "norm1": "norm_attention",
-    "attn.qkv": "qkv",
-    "attn.proj": "proj",
-    "attn.relative_position_bias_table": "bias_table",
-    "conv_block.cab.0": "cab.compress",
-    "conv_block.cab.2": "cab.expand",
-    "conv_block.cab.3.attention.1": "cab.squeeze",
-    "conv_block.cab.3.attention.3": "cab.excite",
-    "norm2": "norm_mlp",
-    "mlp.fc1": "mlp.expand",
-    "mlp.fc2": "mlp.contract",
+    "norm_attention": "norm1",
+    "qkv": "attn.qkv",
+    "bias_table": "attn.relative_position_bias_table",
+    "proj": "attn.proj",
+    "cab.compress": "conv_block.cab.0",
+    "cab.expand": "conv_block.cab.2",
+    "cab.squeeze": "conv_block.cab.3.attention.1",
+    "cab.excite": "conv_block.cab.3.attention.3",
+    "norm_mlp": "norm2",
+    "mlp.expand": "mlp.fc1",
+    "mlp.contract": "mlp.fc2",
 }
 _OCAB = {
-    "norm1": "norm_attention",
+    "norm_attention": "norm1",
     "qkv": "qkv",
+    "bias_table": "relative_position_bias_table",
     "proj": "proj",
-    "relative_position_bias_table": "bias_table",
-    "norm2": "norm_mlp",
-    "mlp.fc1": "mlp.expand",
-    "mlp.fc2": "mlp.contract",
+    "norm_mlp": "norm2",
+    "mlp.expand": "mlp.fc1",
+    "mlp.contract": "mlp.fc2",
 }
-_DERIVED = re.compile(r"(^|\.)(relative_position_index(_SA|_OCA)?|attn_mask|mean)$")
-_HAB_KEY = re.compile(r"layers\.(\d+)\.residual_group\.blocks\.(\d+)\.(.+)")
-_OCAB_KEY = re.compile(r"layers\.(\d+)\.residual_group\.overlap_attn\.(.+)")
-_GROUP_KEY = re.compile(r"layers\.(\d+)\.conv\.(weight|bias)")
-_STAGE_KEY = re.compile(r"upsample\.(\d+)\.(weight|bias)")
+
+_WINDOW_INDEX = "relative_position_index_SA"
+_OVERLAP_INDEX = "relative_position_index_OCA"
+_PUBLISHED_BLOCK = re.compile(r"layers\.(\d+)\.residual_group\.blocks\.(\d+)\.")
+_PUBLISHED_STAGE = re.compile(r"upsample\.\d+\.weight")
+_OUR_HAB = re.compile(r"groups\.(\d+)\.habs\.(\d+)\.(.+)")
+_OUR_OCAB = re.compile(r"groups\.(\d+)\.ocab\.(.+)")
+_OUR_GROUP_CONV = re.compile(r"groups\.(\d+)\.conv\.(.+)")
+_OUR_STAGE = re.compile(r"upsampler\.stages\.(.+)")
 
 
-def is_hat(tensors: dict[str, Tensor]) -> bool:
+def is_hat(tensors: Mapping[str, Tensor]) -> bool:
     """Whether a state dict has the marks of a HAT checkpoint."""
     return "conv_first.weight" in tensors and any("residual_group.overlap_attn" in name for name in tensors)
 
 
-def hat_config(tensors: dict[str, Tensor]) -> SAVLConfig:
-    """Read the hyper-parameters off the tensors.
+def hat_config(tensors: Mapping[str, Tensor]) -> SAVLConfig:
+    """Read the hyper-parameters off the shapes.
 
     Args:
         tensors: State dict of a HAT checkpoint.
 
     Returns:
-        A configuration without degradation code. The ones no tensor shows (CAB weight 0.01) are HAT's.
+        A configuration without degradation code. What no tensor shows is what every published HAT has: CAB
+        weight 0.01, DIV2K's mean colour, shifts of half a window.
 
     Raises:
-        ValueError: A tensor that should be there is missing, or shapes contradict each other.
+        ValueError: A tensor that is needed is missing or has the wrong rank, or its size is impossible.
     """
-    try:
-        channels = tensors["conv_first.weight"].shape[0]
-        depths: dict[int, int] = {}
-        for name in tensors:
-            if match := _HAB_KEY.fullmatch(name):
-                group, block = int(match[1]), int(match[2])
-                depths[group] = max(depths.get(group, 0), block + 1)
-        block0 = "layers.0.residual_group.blocks.0."
-        table = tensors[block0 + "attn.relative_position_bias_table"]
-        window = (_square_root(table.shape[0]) + 1) // 2
-        overlap_table = tensors["layers.0.residual_group.overlap_attn.relative_position_bias_table"]
-        key_window = _square_root(overlap_table.shape[0]) + 1 - window
-        stages = {int(m[1]): tensors[name] for name in tensors if (m := _STAGE_KEY.fullmatch(name)) and m[2] == "weight"}
-        scale = 1
-        for weight in stages.values():
-            scale *= _square_root(weight.shape[0] // weight.shape[1])
-        config = SAVLConfig(
-            scale=scale,
-            channels=channels,
-            depths=tuple(depths[group] for group in sorted(depths)),
-            heads=table.shape[1],
-            window=window,
-            overlap=(key_window - window) / window,
-            mlp_ratio=tensors[block0 + "mlp.fc1.weight"].shape[0] / channels,
-            cab_compress=channels // tensors[block0 + "conv_block.cab.0.weight"].shape[0],
-            cab_squeeze=channels // tensors[block0 + "conv_block.cab.3.attention.1.weight"].shape[0],
-            upsample_features=tensors["conv_last.weight"].shape[1],
-            degradation_code="none",
-        )
-        if tensors["conv_first.weight"].shape[1] != 3:
-            raise ValueError(f"only RGB checkpoints load, this one takes {tensors['conv_first.weight'].shape[1]} channels")
-    except KeyError as error:
-        raise ValueError(f"the HAT checkpoint lacks the tensor {error.args[0]!r}") from error
-    return replace(config)
+    group, block = "layers.0.residual_group.", "layers.0.residual_group.blocks.0."
+    channels, colours, *_ = _shape(tensors, "conv_first.weight", 4)
+    if colours != 3:
+        raise ValueError(f"only RGB checkpoints load, this one's conv_first takes {colours} channels")
+    rows, heads = _shape(tensors, block + "attn.relative_position_bias_table", 2)
+    window = (_square_root(rows, "rows of the window bias table") + 1) // 2
+    rows, _ = _shape(tensors, group + "overlap_attn.relative_position_bias_table", 2)
+    key_window = _square_root(rows, "rows of the overlap bias table") + 1 - window
+
+    blocks = {(int(match[1]), int(match[2])) for name in tensors if (match := _PUBLISHED_BLOCK.match(name))}
+    groups = sorted({index for index, _ in blocks})
+    scale = 1
+    for name in filter(_PUBLISHED_STAGE.fullmatch, tensors):
+        out_channels, in_channels, *_ = _shape(tensors, name, 4)
+        scale *= _square_root(out_channels // in_channels, f"sub-pixels of {name}")
+    return SAVLConfig(
+        scale=scale,
+        channels=channels,
+        depths=tuple(sum(index == owner for owner, _ in blocks) for index in groups),
+        heads=heads,
+        window=window,
+        overlap=_ratio(key_window - window, window),
+        mlp_ratio=_ratio(_shape(tensors, block + "mlp.fc1.weight", 2)[0], channels),
+        cab_compress=channels // _shape(tensors, block + "conv_block.cab.0.weight", 4)[0],
+        cab_squeeze=channels // _shape(tensors, block + "conv_block.cab.3.attention.1.weight", 4)[0],
+        upsample_features=_shape(tensors, "conv_last.weight", 4)[1],
+        degradation_code="none",
+    )
 
 
-def hat_state_dict(tensors: dict[str, Tensor], config: SAVLConfig) -> dict[str, Tensor]:
-    """Rename a HAT state dict to the names of `savl.network.SAVL`.
+def hat_state_dict(tensors: Mapping[str, Tensor], model: SAVL) -> dict[str, Tensor]:
+    """Turn a HAT state dict into that of a network built with `hat_config` of it.
+
+    Args:
+        tensors: State dict of a HAT checkpoint. Its index buffers may be missing: the windows imply them.
+        model: Gives names and shapes; its values are not touched.
+
+    Returns:
+        What ``model.load_state_dict`` takes.
 
     Raises:
-        ValueError: A tensor has no place in the architecture.
+        ValueError: Tensors are missing, unknown or misshapen (the message has their published names), or an
+            index buffer is not the published one, so that the bias tables would mean something else.
     """
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if _DERIVED.search(name):
-            continue
-        target = _rename(name)
-        if target is None:
-            raise ValueError(f"the HAT checkpoint has a tensor {name!r} that the HAT architecture does not know")
-        if target.endswith("ocab.bias_table"):
-            tensor = unwrap_overlap_table(tensor, config.window, config.key_window)
-        elif ".cab.squeeze." in target or ".cab.excite." in target:
-            tensor = tensor.flatten(1) if tensor.dim() == 4 else tensor  # 1×1 convolution → linear layer
-        renamed[target] = tensor.float()
+    window, key_window = model.config.window, model.config.key_window
+    ours = model.state_dict()
+    expected = {
+        published_name(name): (*tensor.shape, 1, 1) if _is_gate_weight(name) else tensor.shape
+        for name, tensor in ours.items()
+    }
+    indices = (_WINDOW_INDEX, _OVERLAP_INDEX)
+    weights = {name: tensor for name, tensor in tensors.items() if name not in indices}
+    check_fit(expected, weights)
+    _check_index(tensors, _WINDOW_INDEX, relative_position_index(window, window), (2 * window - 1) ** 2)
+    overlap_rows = (window + key_window - 1) ** 2
+    _check_index(tensors, _OVERLAP_INDEX, published_overlap_index(window, key_window), overlap_rows)
+
+    renamed = {name: weights[published_name(name)].reshape(tensor.shape) for name, tensor in ours.items()}
+    for name in renamed:
+        if name.endswith("ocab.bias_table"):
+            renamed[name] = reorder_overlap_table(renamed[name], window, key_window)
     return renamed
 
 
-def unwrap_overlap_table(table: Tensor, window: int, key_window: int) -> Tensor:
-    """Reorder HAT's OCAB bias table so that row (dy + half)·span + dx + half serves (dy, dx) = query − key.
+def published_name(name: str) -> str:
+    """Name in a HAT checkpoint of a tensor of a `SAVL` without degradation code."""
+    if match := _OUR_HAB.fullmatch(name):
+        return f"layers.{match[1]}.residual_group.blocks.{match[2]}.{_translate(match[3], _HAB)}"
+    if match := _OUR_OCAB.fullmatch(name):
+        return f"layers.{match[1]}.residual_group.overlap_attn.{_translate(match[2], _OCAB)}"
+    if match := _OUR_GROUP_CONV.fullmatch(name):
+        return f"layers.{match[1]}.conv.{match[2]}"
+    if match := _OUR_STAGE.fullmatch(name):
+        return f"upsample.{match[1]}"
+    return _translate(name, _ROOT)
 
-    HAT numbers pairs by key − query, offset by w − o + 1 instead of w − 1 (span = w + o − 1 values per axis), so most of
-    its numbers are negative and address the table from its end. Modulo the number of rows that is a cyclic shift.
+
+def published_overlap_index(window: int, key_window: int) -> Tensor:
+    """HAT's OCAB index: the row of its table for each (query, key), negative where it counts from the end.
+
+    With query and key coordinates counted from the first pixel of their own window and span = w + o − 1,
+
+        HAT's index = (ky − qy + w − o + 1) · span + (kx − qx + w − o + 1)
+        our index   = (qy − ky + o − 1) · span + (qx − kx + o − 1)
+
+    so the two add up to w · span + w = w · (w + o).
+
+    Args:
+        window: w in pixels.
+        key_window: o in pixels.
+
+    Returns:
+        ``(w², o²)`` int64, values from −(o − 2)·(w + o) to w·(w + o).
+    """
+    return window * (window + key_window) - relative_position_index(window, key_window)
+
+
+def reorder_overlap_table(table: Tensor, window: int, key_window: int) -> Tensor:
+    """Reorder HAT's OCAB bias table into ours (`savl.ops.relative_position`).
+
+    Our row r is HAT's row w·(w + o) − r, modulo the number of rows (see `published_overlap_index`): the table
+    reversed, then rotated.
 
     Args:
         table: ``((w + o − 1)², heads)`` as published.
         window: w in pixels.
         key_window: o in pixels.
     """
-    span = window + key_window - 1
-    row = torch.arange(span * span)
-    key_minus_query = span * span - 1 - row  # our row reversed: both axes run from key − query = −(w − 1) in o-coordinates
-    published = (key_minus_query - (key_window - 2 + 0) * (span + 1)) % (span * span)
-    return table[published.to(table.device)]
+    rows = torch.arange(table.shape[0], device=table.device)
+    return table[(window * (window + key_window) - rows) % table.shape[0]]
 
 
-def _rename(name: str) -> str | None:
-    if match := _HAB_KEY.fullmatch(name):
-        inner = _translate(match[3], _HAB)
-        return inner and f"groups.{match[1]}.habs.{match[2]}.{inner}"
-    if match := _OCAB_KEY.fullmatch(name):
-        inner = _translate(match[2], _OCAB)
-        return inner and f"groups.{match[1]}.ocab.{inner}"
-    if match := _GROUP_KEY.fullmatch(name):
-        return f"groups.{match[1]}.conv.{match[2]}"
-    if match := _STAGE_KEY.fullmatch(name):
-        return f"upsampler.stages.{match[1]}.{match[2]}"
-    return _translate(name, _ROOT)
+def _check_index(tensors: Mapping[str, Tensor], name: str, expected: Tensor, rows: int) -> None:
+    index = tensors.get(name, expected)
+    if index.shape != expected.shape or bool(((index - expected) % rows).any()):
+        raise ValueError(
+            f"its {name} is not the one that the published HAT has for its windows {tuple(expected.shape)}, "
+            f"so the rows of its bias tables mean something else"
+        )
 
 
-def _translate(name: str, names: dict[str, str]) -> str | None:
-    if name in names:
-        return names[name]
-    stem, _, leaf = name.rpartition(".")
-    return f"{names[stem]}.{leaf}" if stem in names and leaf in ("weight", "bias") else None
+def _is_gate_weight(name: str) -> bool:
+    return name.endswith((".cab.squeeze.weight", ".cab.excite.weight"))
 
 
-def _square_root(value: int) -> int:
-    root = round(value**0.5)
+def _translate(name: str, layers: dict[str, str]) -> str:
+    if name in layers:
+        return layers[name]
+    layer, _, parameter = name.rpartition(".")
+    return f"{layers[layer]}.{parameter}"
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str, rank: int) -> tuple[int, ...]:
+    if name not in tensors:
+        raise ValueError(f"it looks like HAT but lacks the tensor {name}")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != rank or 0 in shape:
+        raise ValueError(f"its tensor {name} must have {rank} dimensions, none of them empty, got {shape}")
+    return shape
+
+
+def _square_root(value: int, what: str) -> int:
+    root = math.isqrt(value)
     if root * root != value:
-        raise ValueError(f"expected a square number of table rows or sub-pixels, got {value}")
+        raise ValueError(f"the number of {what} must be a square, got {value}")
     return root
+
+
+def _ratio(part: int, whole: int) -> float:
+    """The ratio from which ``int(ratio · whole)`` gives back ``part``, in spite of rounding."""
+    ratio = part / whole
+    return ratio if int(ratio * whole) == part else math.nextafter(ratio, math.inf)

@@ -1,0 +1,102 @@
+"""What several test files share: seeding, a network small enough for any machine, and bounds derived from rounding."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor, nn
+
+from savl.network import DegradationField, SAVLConfig
+
+# The same examples on every run: a failure seen once is seen by everyone. No deadline: machines differ in speed.
+settings.register_profile("savl", deadline=None, derandomize=True)
+settings.load_profile("savl")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def small_config() -> Callable[..., SAVLConfig]:
+    """Settings of a network with every part of savl-base and next to no work; keyword arguments change some."""
+    small = SAVLConfig(
+        channels=12,
+        depths=(2, 1),
+        heads=2,
+        window=4,
+        cab_compress=3,
+        cab_squeeze=4,
+        cab_scale=0.1,
+        drop_path=0.0,
+        upsample_features=8,
+        latent=6,
+        estimator_width=8,
+        estimator_dilations=(1, 2),
+        decoder_width=8,
+        decoder_depth=3,
+    )
+
+    def make(**changes: Any) -> SAVLConfig:
+        return dataclasses.replace(small, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def awaken() -> Callable[[Any], Any]:
+    """Move every parameter off its initial value: what starts at zero would hide whatever stands before it.
+
+    Gives the module back, in float64 and evaluation mode, so that comparisons need no allowance for float32.
+    """
+
+    def awaken(module: nn.Module) -> nn.Module:
+        generator = torch.Generator().manual_seed(1)
+        module = module.double().eval()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        return module
+
+    return awaken
+
+
+@pytest.fixture(scope="session")
+def random_field() -> Callable[..., DegradationField]:
+    """A float64 degradation field of a given size whose severity has nothing to do with its mean."""
+
+    def make(config: SAVLConfig, height: int, width: int, batch: int = 1, seed: int = 2) -> DegradationField:
+        generator = torch.Generator().manual_seed(seed)
+        mu = torch.randn(batch, config.latent, height, width, generator=generator, dtype=torch.float64)
+        severity = 2 * torch.rand(batch, height, width, generator=generator, dtype=torch.float64)
+        return DegradationField(mu=mu, severity=severity)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def attention_rounding_bound() -> Callable[..., float]:
+    """How far rounding alone can move an attention output; anything beyond it is a mistake.
+
+    With unit roundoff u, a logit is off by at most δ = (d + 6)·u times the sum of the magnitudes it is made of: d
+    products added up, and six more roundings (two severities, scaling, bias, its cast, storage). Softmax turns that
+    into a relative error of e^{2δ} − 1 per weight, and normalising, weighting and adding ``keys`` values into
+    (keys + 8)·u. Low-precision products are accumulated in float32, which takes d and keys out of the count.
+    """
+
+    def bound(dtype: torch.dtype, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, heads: int, keys: int) -> float:
+        unit = torch.finfo(dtype).eps / 2
+        head_dim = q.shape[-1] // heads
+        added, summed = (head_dim, keys) if dtype in (torch.float32, torch.float64) else (0, 0)
+        largest = 4 * float(q.abs().max() * k.abs().max()) * math.sqrt(head_dim)  # severity is at most 2 at both ends
+        delta = (added + 6) * unit * (largest + float(bias.abs().max()))
+        return float(v.abs().max()) * (math.expm1(2 * delta) + (summed + 8) * unit)
+
+    return bound
