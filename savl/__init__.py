@@ -5,29 +5,36 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from savl.network import CONFIGS, SAVL, DegradationField, SAVLConfig
-
 if TYPE_CHECKING:
     from savl.inference import Upscaler, upscale
-    from savl.weights import build, load
+    from savl.network import CONFIGS, SAVL, DegradationField, SAVLConfig
+    from savl.weights import build, load, save
 
 try:
     __version__ = version("savl")
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["CONFIGS", "SAVL", "DegradationField", "SAVLConfig", "Upscaler", "build", "load", "upscale"]
+__all__ = ["CONFIGS", "SAVL", "DegradationField", "SAVLConfig", "Upscaler", "build", "load", "save", "upscale"]
 
-# Resolved on first use, so that `import savl` does not load image libraries.
-_LAZY = {"Upscaler": "savl.inference", "upscale": "savl.inference", "build": "savl.weights", "load": "savl.weights"}
+# Resolved on first use: `import savl` and `savl --help` load neither torch nor image libraries.
+_HOMES = {
+    "savl.inference": ("Upscaler", "upscale"),
+    "savl.network": ("CONFIGS", "SAVL", "DegradationField", "SAVLConfig"),
+    "savl.weights": ("build", "load", "save"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        from importlib import import_module
-
-        return getattr(import_module(_LAZY[name]), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
     raise AttributeError(f"module 'savl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from savl.degradation import LightDegradation, bicubic_downsample
+from savl.inference.image_file import read_image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 
@@ -58,6 +60,7 @@ class PatchSource:
 
         Raises:
             ValueError: A folder does not exist, or there is no image, or none large enough.
+            ImageFileError: An image cannot be read.
         """
         self.side = patch * scale
         self.batch = batch
@@ -122,18 +125,14 @@ def find_images(folders: Iterable[str | Path], *, argument: str = "data.hr") -> 
     return paths
 
 
-def decode_rgb(path: Path) -> np.ndarray:
-    """Decode any image to ``(H, W, 3)`` uint8 sRGB, orientation applied, transparency dropped.
+def decode_rgb(path: Path) -> NDArray[np.uint8]:
+    """Decode an image to ``(H, W, 3)`` uint8: upright, gray repeated, transparency dropped.
 
     Raises:
-        ValueError: The file cannot be read; the message names it.
+        ImageFileError: The file cannot be read; the message names it.
     """
-    import pyvips
-
-    try:
-        image = pyvips.Image.new_from_file(str(path), access="sequential").autorot().colourspace("srgb")
-        if image.hasalpha():
-            image = image.flatten(background=[255, 255, 255])
-        return np.ascontiguousarray(image.cast("uchar").numpy()[..., :3])
-    except pyvips.Error as error:
-        raise ValueError(f"{path}: cannot be read as an image: {str(error).strip()}") from error
+    pixels = read_image(path).pixels
+    if pixels.dtype == np.uint16:
+        pixels = np.rint(pixels / 257).astype(np.uint8)
+    colour = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1].repeat(3, axis=2)
+    return np.ascontiguousarray(colour, dtype=np.uint8)

@@ -29,8 +29,8 @@ WEIGHTS_NAME = "model.safetensors"
 class Trainer:
     """Train one network by one configuration, from scratch or from the run folder's checkpoint.
 
-    A run is a pure function of its configuration: batches and samples follow from (seed, step), so stopping and resuming
-    gives the numbers of a run that never stopped. On Ctrl-C the step in hand is finished and a checkpoint is written.
+    A run is a pure function of its configuration: batches and samples follow from (seed, step), so stopping and
+    resuming gives the numbers of a run that never stopped.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Trainer:
             self.parameters, lr=config.optimizer.learning_rate, betas=config.optimizer.betas
         )
         self.step = 0
+        self._stopping = False
         self.output.mkdir(parents=True, exist_ok=True)
         if (self.output / CHECKPOINT_NAME).exists():
             self._resume(load_checkpoint(self.output / CHECKPOINT_NAME))
@@ -74,14 +75,14 @@ class Trainer:
             on_image=on_image,
         )
 
-    def train(self, on_step: Callable[[int, dict[str, float]], None] | None = None) -> Path:
-        """Run to the end.
+    def train(self, on_step: Callable[[int, dict[str, float]], None] | None = None) -> Path | None:
+        """Run to the end, or until `stop`.
 
         Args:
             on_step: Told (steps done, losses) after each step.
 
         Returns:
-            Path of the exported averaged weights (savl safetensors).
+            Path of the exported averaged weights (savl safetensors); None if the run was stopped before its end.
 
         Raises:
             FloatingPointError: The loss is not finite; the last checkpoint stays as it was.
@@ -90,25 +91,28 @@ class Trainer:
         started, logged = time.monotonic(), self.step
         with ThreadPoolExecutor(max_workers=1) as pool:  # the next batch is prepared while this one is learned from
             upcoming = pool.submit(self.source, self.step)
-            try:
-                while self.step < run.steps:
-                    batch = upcoming.result()
-                    upcoming = pool.submit(self.source, self.step + 1)
-                    rate = self._learning_rate()
-                    losses = self._step(batch, rate)
-                    self.step += 1
-                    if self.step % run.log_every == 0 or self.step == run.steps:
-                        speed = (self.step - logged) / max(time.monotonic() - started, 1e-9)
-                        self._log({"step": self.step, "steps_per_second": speed, "lr": rate, **losses})
-                        started, logged = time.monotonic(), self.step
-                    if self.step % run.checkpoint_every == 0 or self.step == run.steps:
-                        self.checkpoint()
-                    if on_step is not None:
-                        on_step(self.step, losses)
-            except KeyboardInterrupt:
-                self.checkpoint()
-                raise
+            while self.step < run.steps and not self._stopping:
+                batch = upcoming.result()
+                upcoming = pool.submit(self.source, self.step + 1)
+                rate = self._learning_rate()
+                losses = self._step(batch, rate)
+                self.step += 1
+                if self.step % run.log_every == 0 or self.step == run.steps:
+                    speed = (self.step - logged) / max(time.monotonic() - started, 1e-9)
+                    self._log({"step": self.step, "steps_per_second": speed, "lr": rate, **losses})
+                    started, logged = time.monotonic(), self.step
+                if self.step % run.checkpoint_every == 0 or self.step == run.steps:
+                    self.checkpoint()
+                if on_step is not None:
+                    on_step(self.step, losses)
+        if self.step < run.steps:
+            self.checkpoint()
+            return None
         return self.export()
+
+    def stop(self) -> None:
+        """Ask `train` to finish the step in hand, write a checkpoint and return. Safe to call from a signal handler."""
+        self._stopping = True
 
     def checkpoint(self) -> None:
         """Write the state of the run, atomically."""

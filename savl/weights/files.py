@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from savl.atomic_write import write_atomically
 from savl.network import CONFIGS, SAVL, SAVLConfig
 from savl.weights.hat import hat_config, hat_state_dict, is_hat
 from savl.weights.strict import check_fit
@@ -93,17 +94,8 @@ def save(model: SAVL, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     if target.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {str(target)!r}")
-    temporary = target.with_name(target.name + ".part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    content = serialize(tensors, metadata={METADATA_KEY: json.dumps(model.config.to_dict())})
-    try:
-        with open(temporary, "wb") as file:  # not save_file, whose files only their owner may read
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(target, serialize(tensors, metadata={METADATA_KEY: json.dumps(model.config.to_dict())}))
 
 
 def _load_file(path: Path) -> SAVL:

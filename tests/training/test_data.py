@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from savl.degradation import LightDegradation
+from savl.inference.errors import ImageFileError
 from savl.training.data import PatchSource, decode_rgb
 
 
@@ -84,7 +85,17 @@ def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
         source(tmp_path / "nowhere")
 
 
+def test_gray_transparent_and_16_bit_images_become_8_bit_rgb(tmp_path: Path) -> None:
+    Image.new("L", (4, 3), 77).save(tmp_path / "gray.png")
+    Image.new("RGBA", (4, 3), (10, 20, 30, 0)).save(tmp_path / "clear.png")
+    Image.fromarray(np.full((3, 4), 200 * 257 + 40, dtype=np.uint16)).save(tmp_path / "deep.png")
+    for name, colour in (("gray", (77, 77, 77)), ("clear", (10, 20, 30)), ("deep", (200, 200, 200))):
+        pixels = decode_rgb(tmp_path / f"{name}.png")
+        assert pixels.dtype == np.uint8
+        np.testing.assert_array_equal(pixels, np.broadcast_to(colour, (3, 4, 3)))
+
+
 def test_a_corrupt_image_is_named(photographs: Path) -> None:
     (photographs / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
-    with pytest.raises(ValueError, match="broken.png: cannot be read"):
+    with pytest.raises(ImageFileError, match="broken.png: truncated or corrupt PNG"):
         source(photographs)

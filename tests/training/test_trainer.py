@@ -65,6 +65,7 @@ def test_training_lowers_the_loss(photographs: Path, tmp_path: Path) -> None:
 def test_stopping_and_resuming_gives_the_numbers_of_never_stopping(photographs: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     whole = Trainer(configuration(photographs, tmp_path / "whole")).train()
+    assert whole is not None
 
     class Stop(Exception):
         pass
@@ -79,8 +80,15 @@ def test_stopping_and_resuming_gives_the_numbers_of_never_stopping(photographs: 
     resumed = Trainer(config)
     assert resumed.step == 2, "the last checkpoint was written after step 2"
     pieces = resumed.train()
+    assert pieces is not None
     for name, tensor in tensors(whole).items():
         assert torch.equal(tensor, tensors(pieces)[name]), name
+
+
+def test_a_stopped_run_finishes_its_step_and_writes_a_checkpoint(photographs: Path, tmp_path: Path) -> None:
+    trainer = Trainer(configuration(photographs, tmp_path / "run", checkpoint_every=100))
+    assert trainer.train(lambda step, _: trainer.stop() if step == 3 else None) is None
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 3
 
 
 def test_a_killed_run_resumes_from_a_whole_checkpoint(photographs: Path, tmp_path: Path) -> None:
@@ -91,7 +99,15 @@ def test_a_killed_run_resumes_from_a_whole_checkpoint(photographs: Path, tmp_pat
         f"[model]\n{model}\n[data]\npatch = 8\nbatch = 2\n"
         f"[run]\nsteps = 100000\ncheckpoint_every = 1\nlog_every = 1\noutput = {json.dumps(str(output))}\n"
     )
-    command = [sys.executable, "-c", "from savl.cli import main; main()", "train", str(config), "--hr", str(photographs)]
+    command = [
+        sys.executable,
+        "-c",
+        "from savl.cli import main; main()",
+        "train",
+        str(config),
+        "--hr",
+        str(photographs),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 90
@@ -174,4 +190,5 @@ def test_the_log_has_a_line_a_step_with_loss_and_rate(photographs: Path, tmp_pat
 def test_every_ablation_trains(photographs: Path, tmp_path: Path, changes: dict[str, object]) -> None:
     config = configuration(photographs, tmp_path / "run", steps=2)
     weights = Trainer(replace(config, model=replace(config.model, **changes))).train()  # type: ignore[arg-type]
+    assert weights is not None
     assert savl.load(weights).config.degradation_code == changes.get("degradation_code", "variational")

@@ -1,0 +1,84 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
+    """Opens a temporary file beside `path` that becomes `path` only when the block ends well.
+
+    The bytes are on the disk (fsync) before the name changes (one atomic rename), so a reader, a crash or a
+    power cut sees the old file or the new one. Whatever ends the block early, Ctrl-C included, removes the
+    temporary file; only a kill that cannot be caught leaves it, hidden and named `.<name>.<random>.part`.
+
+    Args:
+        path: the file to write. A symbolic link is followed, so that its target is replaced and the link
+            stays.
+        overwrite: replace an existing file.
+
+    Yields:
+        An unbuffered binary file, open for reading and writing, positioned at 0.
+
+    Raises:
+        FileExistsError: `path` exists and `overwrite` is False.
+        OSError: `path` is no regular file, its folder cannot be written, or the disk is full.
+    """
+    target = Path(os.path.realpath(path))
+    _check_target(path, target, overwrite)
+    part = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
+    try:
+        # Plain open() mode bits, so that the user's umask decides who may read the file.
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be created: {error.strerror}", str(path)) from error
+    try:
+        with os.fdopen(descriptor, "w+b", buffering=0) as file:
+            yield file
+            os.fsync(file.fileno())
+        # Looked at again: minutes of work may lie between the first look and here.
+        _check_target(path, target, overwrite)
+        os.replace(part, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+    _sync_folder(target.parent)
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Writes a whole file at once, replacing an existing one; see `atomic_write`.
+
+    Raises:
+        OSError: `path` is no regular file, its folder cannot be written, or the disk is full.
+    """
+    with atomic_write(path, overwrite=True) as file:
+        view = memoryview(data)
+        while view:  # an unbuffered write may take only a part
+            view = view[file.write(view) :]
+
+
+def _check_target(path: Path, target: Path, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if not target.is_file():
+        raise OSError(errno.EINVAL, "exists and is not a regular file", str(path))
+    if not overwrite:
+        raise FileExistsError(errno.EEXIST, "exists already", str(path))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself durable, where the system lets a folder be opened."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

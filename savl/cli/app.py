@@ -1,0 +1,59 @@
+"""The command's entry point, and the list of its subcommands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from savl.cli import evaluate, train, upscale
+
+app = typer.Typer(
+    name="savl",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# One line per subcommand. Their modules import torch and image libraries inside the functions only, so that
+# `savl --help` answers at once.
+app.command("upscale", epilog=upscale.EXAMPLES)(upscale.upscale)
+app.command("train", epilog=train.EXAMPLES)(train.train)
+app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+
+
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    try:
+        number = version("savl")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        number = "0+unknown"
+    typer.echo(f"savl {number}")
+    raise typer.Exit
+
+
+@app.callback(epilog="[bold]savl COMMAND --help[/bold] explains a command, with examples.")
+def savl(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Real-world image super-resolution, guided by how degraded each pixel is."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits.
+
+    Exit codes: 0 all done; 1 some file could not be processed; 2 the command itself is wrong; 130
+    interrupted.
+
+    Args:
+        arguments: what follows `savl`; None takes them from the process.
+    """
+    app(args=None if arguments is None else list(arguments), prog_name="savl")

@@ -1,0 +1,154 @@
+"""Which file each picture is written to, decided and checked for all of them before the first is started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from glob import has_magic
+from pathlib import Path
+
+from savl.cli.sources import Source, UsageMistake, same_file_key
+from savl.inference.image_format import FORMATS, PNG, ImageFormat, format_of_suffix
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture's way.
+
+    Attributes:
+        source: the file to read.
+        target: the file to write the upscaled picture to.
+        format: the format of `target`.
+        severity: the file to write the severity map to, or None.
+    """
+
+    source: Path
+    target: Path
+    format: ImageFormat
+    severity: Path | None
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How outputs are named.
+
+    Attributes:
+        output: what `-o` said; None writes beside each input.
+        suffix: appended to the name, see `spell_suffix`.
+        format: the format to write; None keeps that of the input's suffix (PNG where that says nothing).
+        severity_map: whether a severity map is written too.
+    """
+
+    output: Path | None
+    suffix: str
+    format: ImageFormat | None
+    severity_map: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done, and which inputs were left out because they are outputs of earlier runs."""
+
+    jobs: tuple[Job, ...]
+    left_out: tuple[Path, ...]
+
+
+def spell_suffix(suffix: str | None, *, beside: bool, scale: float) -> str:
+    """The text between a name and its ending: `photo` + `_x4` + `.png`.
+
+    Args:
+        suffix: what the user asked for, joined by an underscore (`out` gives `photo_out`) unless it brings
+            its own `_`, `-` or `.`; "" for none. None is `_x<scale>` beside the input and none in an output
+            folder.
+        beside: outputs are written beside their inputs.
+        scale: output pixels per input pixel.
+    """
+    if suffix is None:
+        return f"_x{scale:g}" if beside else ""
+    return f"_{suffix}" if suffix[:1].isalnum() else suffix
+
+
+def output_is_file(output: str | None, arguments: Sequence[str]) -> bool:
+    """Whether `-o` names the output file itself rather than a folder.
+
+    It does when there is one argument, that argument is no folder and no glob, and OUT has an image ending.
+
+    Raises:
+        UsageMistake: OUT has an image ending but there may be several inputs; or it can be neither a file of a
+            known format nor a folder.
+    """
+    if output is None or Path(output).is_dir():
+        return False
+    folder = output.endswith(("/", os.sep))
+    known = not folder and format_of_suffix(Path(output)) is not None
+    first = Path(arguments[0])
+    one_file = len(arguments) == 1 and not first.is_dir() and (first.exists() or not has_magic(arguments[0]))
+    if known and not one_file:
+        raise UsageMistake(f"-o {output} names a file, but there may be several inputs: name a folder")
+    if not known and Path(output).exists():
+        raise UsageMistake(f"-o {output} is a file and not a folder")
+    if one_file and not folder and not known and Path(output).suffix:
+        endings = " ".join(image_format.suffixes[0] for image_format in FORMATS)
+        raise UsageMistake(
+            f"-o {output}: {Path(output).suffix} is no format savl writes ({endings}); "
+            "end the name with / if it is a folder"
+        )
+    return known
+
+
+def plan_jobs(sources: Sequence[Source], naming: Naming, *, to_file: bool, overwrite: bool) -> Plan:
+    """Pairs every input with its output.
+
+    Raises:
+        UsageMistake: two inputs would be written to one file, an input would be overwritten, or `-o` and
+            `--format` contradict each other.
+    """
+    jobs = [_job(source, naming, to_file) for source in sources]
+    by_target: dict[str, Job] = {}
+    for job in jobs:
+        for target in (job.target, job.severity):
+            if target is None:
+                continue
+            other = by_target.setdefault(same_file_key(target), job)
+            if other is not job:
+                raise UsageMistake(
+                    f"{other.source} and {job.source} would both be written to {target}; "
+                    "upscale them in two runs, into two folders"
+                )
+    left_out = []
+    kept = []
+    for source, job in zip(sources, jobs, strict=True):
+        writer = by_target.get(same_file_key(source.path))
+        if writer is None:
+            kept.append(job)
+        elif writer is job:
+            raise UsageMistake(f"{source.path} would be written over itself; choose another -o, or --suffix")
+        elif source.named and overwrite:
+            raise UsageMistake(
+                f"{writer.source} would be written over {source.path}, which is an input too; "
+                "choose another -o, or --suffix"
+            )
+        else:
+            left_out.append(source.path)
+    return Plan(tuple(kept), tuple(left_out))
+
+
+def _job(source: Source, naming: Naming, to_file: bool) -> Job:
+    if to_file:
+        assert naming.output is not None
+        target = naming.output
+        image_format = format_of_suffix(target)
+        assert image_format is not None
+        if naming.format not in (None, image_format):
+            assert naming.format is not None
+            raise UsageMistake(f"-o {target} and --format {naming.format.name} contradict each other")
+    else:
+        own_format = format_of_suffix(source.path)
+        image_format = naming.format or own_format or PNG
+        # The input's own spelling is kept where it says the right thing: IMG_1.JPG stays .JPG.
+        ending = source.path.suffix if own_format is image_format else image_format.suffixes[0]
+        folder = source.path.parent if naming.output is None else naming.output / source.folder
+        target = folder / f"{source.path.stem}{naming.suffix}{ending}"
+    severity = target.with_name(f"{target.stem}_severity.png") if naming.severity_map else None
+    return Job(source.path, target, image_format, severity)

@@ -1,0 +1,106 @@
+"""What the user sees: a progress display on a terminal, plain lines anywhere, a summary at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+_LONGEST_NAME = 40  # characters of a file name beside a progress bar
+
+
+class Report:
+    """Progress over files and tiles, and the tally of what became of each file.
+
+    Everything goes to standard error. On anything but a terminal there are lines only, no moving display.
+    """
+
+    def __init__(self, files: int) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._files = self._progress.add_task("files", total=files, visible=files > 1)
+        self._tiles = self._progress.add_task("tiles", total=None)
+        self._total = files
+        self._done = 0
+        self._kept = 0
+        self._failures: list[tuple[Path, str]] = []
+
+    def __enter__(self) -> Report:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    @property
+    def failed(self) -> bool:
+        """Whether any file could not be processed."""
+        return bool(self._failures)
+
+    def begin(self, path: Path) -> None:
+        """A file is started."""
+        name = path.name if len(path.name) <= _LONGEST_NAME else path.name[: _LONGEST_NAME - 1] + "…"
+        # A new bar: rich cannot make the old one's total unknown again.
+        self._progress.remove_task(self._tiles)
+        self._tiles = self._progress.add_task(name, total=None)
+
+    def on_tile(self, done: int, total: int) -> None:
+        """Some tiles of the current file are finished; the total may change when tiles are halved."""
+        self._progress.update(self._tiles, completed=done, total=total)
+
+    def done(self, path: Path, target: Path, sizes: str, seconds: float) -> None:
+        """A file is finished."""
+        self._done += 1
+        self._line(f"{path} -> {target}  {sizes}  {seconds:.1f} s")
+        self._progress.advance(self._files)
+
+    def kept(self, path: Path, target: Path) -> None:
+        """A file's output was there already."""
+        self._kept += 1
+        self._line(f"{path}: kept {target}, which exists already (--overwrite replaces it)", "dim")
+        self._progress.advance(self._files)
+
+    def fail(self, path: Path, reason: str) -> None:
+        """A file could not be processed."""
+        self._failures.append((path, reason))
+        self._line(f"{path}: {reason}", "red")
+        self._progress.advance(self._files)
+
+    def note(self, path: Path, text: str) -> None:
+        """Something the user may not expect about a file."""
+        self._line(f"{path}: {text}", "yellow")
+
+    def summary(self) -> None:
+        """The last word: counts, and a table of the failures unless it would only repeat the line above."""
+        self._progress.stop()
+        if self._total < 2:
+            return
+        if self._failures:
+            table = Table("file", "reason", title="not upscaled", title_justify="left")
+            for path, reason in self._failures:
+                table.add_row(Text(str(path), overflow="fold"), Text(reason, overflow="fold"))
+            self.console.print(table)
+        counts = [f"{self._done} upscaled", f"{self._kept} kept", f"{len(self._failures)} failed"]
+        self._line(", ".join(count for count in counts if not count.startswith("0 ")))
+
+    def interrupted(self) -> None:
+        """Ctrl-C."""
+        self._line(f"interrupted: {self._done} of {self._total} upscaled, no partial file left", "yellow")
+
+    def _line(self, text: str, style: str = "") -> None:
+        # Text, not markup: file names may hold brackets. soft_wrap: a path must stay one line for grep.
+        self.console.print(Text(text, style=style), soft_wrap=True)

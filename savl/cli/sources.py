@@ -1,0 +1,90 @@
+"""Which pictures the user's arguments stand for: files, folders and quoted globs."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from savl.inference.image_format import READABLE, format_of_suffix
+
+
+class UsageMistake(ValueError):
+    """The arguments contradict each other or name nothing; nothing has been started."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input picture.
+
+    Attributes:
+        path: the file, as reached from the user's argument.
+        folder: where it goes below an output folder: its place below the folder that was given, else ".".
+        named: the user (or the shell) named the file itself, rather than a folder or a glob.
+    """
+
+    path: Path
+    folder: Path
+    named: bool
+
+
+def find_sources(arguments: Sequence[str], *, recursive: bool, output: Path | None) -> list[Source]:
+    """Lists the pictures that the arguments stand for, each once, folders in alphabetical order.
+
+    A name that exists is taken as it is, so files called `a[1].png` need no quoting; otherwise `*`, `?`,
+    `[...]` and `**` are expanded here. From folders and globs only files with an image suffix are taken, and
+    no hidden ones. Named files are kept even when missing: that is for reading to report.
+
+    Args:
+        arguments: as typed.
+        recursive: look into the folders' subfolders.
+        output: an output folder inside an input folder is not searched, so that results are not upscaled
+            again.
+
+    Raises:
+        UsageMistake: a folder or glob without any picture.
+    """
+    found: dict[str, Source] = {}
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            sources = list(_in_folder(path, recursive, output))
+            if not sources:
+                below = " or below" if recursive else "; -r looks into its subfolders"
+                raise UsageMistake(f"no {READABLE} picture in folder {argument!r}{below}")
+        elif not path.exists() and glob.has_magic(argument):
+            sources = [
+                Source(match, Path("."), named=False)
+                for match in map(Path, sorted(glob.glob(argument, recursive=True)))
+                if match.is_file() and format_of_suffix(match) is not None
+            ]
+            if not sources:
+                raise UsageMistake(f"no {READABLE} picture matches {argument!r}")
+        else:
+            sources = [Source(path, Path("."), named=True)]
+        for source in sources:
+            found.setdefault(same_file_key(source.path), source)
+    return list(found.values())
+
+
+def same_file_key(path: Path) -> str:
+    """A string that is equal for two spellings of one file, whether it exists or not."""
+    return os.path.normcase(os.path.realpath(path))
+
+
+def _in_folder(root: Path, recursive: bool, output: Path | None) -> Iterator[Source]:
+    skipped = None if output is None else same_file_key(output)
+    if skipped == same_file_key(root):
+        skipped = None  # writing into the input folder itself, under other names
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if recursive and not name.startswith(".") and same_file_key(Path(folder, name)) != skipped
+        )
+        for name in sorted(names):
+            path = Path(folder, name)
+            if not name.startswith(".") and format_of_suffix(path) is not None:
+                yield Source(path, path.parent.relative_to(root), named=False)

@@ -1,0 +1,101 @@
+"""`savl train`: run or resume a training from a TOML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """
+[bold]Examples[/bold]\n
+\n
+savl train configs/savl_tiny.toml --hr photographs/\n
+savl train configs/savl_tiny.toml --hr photographs/ -o runs/mine  [dim]# the same again resumes it[/dim]
+"""
+
+
+def train(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="A TOML file; configs/ has those of the shipped weights.")
+    ],
+    hr: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--hr",
+            metavar="FOLDER",
+            help="High-resolution photographs, subfolders included; may be repeated.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Where checkpoint, log and weights go (run.output)."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", min=1, help="Length of the run (run.steps).")
+    ] = None,
+) -> None:
+    """Train a network, or resume where its run folder left off.
+
+    A run can be killed at any moment: the same command goes on from its last checkpoint.
+
+    The averaged weights end up in model.safetensors, which `savl upscale --model` takes.
+    """
+    import signal
+    from dataclasses import replace
+
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from savl.training import Trainer, load_config
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
+    try:
+        settings = load_config(config)
+        run = settings.run
+        run = replace(run, output=str(output or run.output), steps=steps or run.steps)
+        data = replace(settings.data, hr=tuple(map(str, hr))) if hr else settings.data
+        with bar:
+            decoding = bar.add_task("decoding images", total=None, note="")
+            trainer = Trainer(
+                replace(settings, run=run, data=data),
+                on_image=lambda done, total: bar.update(decoding, completed=done, total=total),
+            )
+            bar.remove_task(decoding)
+            if trainer.step:
+                console.print(f"resuming {run.output} at step {trainer.step}")
+            task = bar.add_task("training", total=run.steps, completed=trainer.step, note="")
+
+            def on_step(step: int, losses: dict[str, float]) -> None:
+                note = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
+                bar.update(task, completed=step, note=note)
+
+            def stop(*_: object) -> None:
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends at once
+                trainer.stop()
+
+            signal.signal(signal.SIGINT, stop)
+            weights = trainer.train(on_step)
+        if weights is None:
+            console.print(f"stopped after step {trainer.step}; the same command goes on from there")
+            raise typer.Exit(130)
+    except (ValueError, OSError, FloatingPointError) as error:
+        console.print(f"[red]error:[/red] {error}", markup=True, highlight=False, soft_wrap=True)
+        raise typer.Exit(2 if isinstance(error, (ValueError, FileNotFoundError)) else 1) from None
+    print(weights)

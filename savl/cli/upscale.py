@@ -1,0 +1,191 @@
+"""`savl upscale`: its options and its help. What it does is in `savl.cli.batch`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+# typer starts a line only at an empty one.
+EXAMPLES = "\n\n".join(
+    [
+        "[bold]Examples[/bold]",
+        "savl upscale photo.jpg   [dim]writes photo_x4.jpg beside it[/dim]",
+        "savl upscale photo.jpg -o large.png",
+        "savl upscale holiday/ -r -o large/   [dim]a folder with its subfolders[/dim]",
+        "savl upscale '*.png' -o out/ --scale 2",
+        "savl upscale scan.tif --model Real_HAT_GAN_SRx4.pth --tile 256",
+    ]
+)
+
+_OUTPUT = "Output"
+_NETWORK = "Network"
+
+
+def upscale(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="IN", help="Pictures (PNG, JPEG, WebP, TIFF), folders, or quoted globs."),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="A file for a single picture, else a folder, made if missing. "
+            "Without it, results go beside the inputs.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    recursive: Annotated[
+        bool,
+        typer.Option("--recursive", "-r", help="Look into subfolders of the input folders, and keep them in OUT."),
+    ] = False,
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            "--scale",
+            "-s",
+            metavar="X",
+            help="Output size over input size, any number above 0; the network's own if left out.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    image_format: Annotated[
+        Literal["auto", "png", "jpg", "webp", "tiff"],
+        typer.Option(
+            "--format",
+            "-f",
+            metavar="FORMAT",
+            help="png, jpg, webp, tiff, or auto: the input's. JPEG has no transparency, it is flattened onto "
+            "white; JPEG and WebP hold 8 bits.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = "auto",
+    quality: Annotated[
+        int,
+        typer.Option(
+            "--quality",
+            "-q",
+            metavar="Q",
+            min=1,
+            max=100,
+            help="1 to 100, for JPEG and WebP; WebP at 100 is lossless.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = 95,
+    suffix: Annotated[
+        str | None,
+        typer.Option(
+            "--suffix",
+            metavar="TEXT",
+            help="Added to the names: out makes photo_out.jpg. If left out: x4 (the scale) beside the "
+            "inputs, nothing in a folder OUT.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace existing outputs; they are kept if left out.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    severity_map: Annotated[
+        bool,
+        typer.Option(
+            "--severity-map",
+            help="Also write NAME_severity.png, a map of how degraded each pixel was found.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-n",
+            metavar="NAME",
+            help="Shipped weights, or the path of a savl or HAT file.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = "savl-tiny",
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            "--tile",
+            "-t",
+            metavar="PIXELS",
+            min=0,
+            help="Side of the tiles, in input pixels; 0 does not tile. If left out, what fits the machine.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
+    tile_pad: Annotated[
+        int,
+        typer.Option(
+            "--tile-pad",
+            metavar="PIXELS",
+            min=0,
+            help="How far tiles overlap, in input pixels.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = 32,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype",
+            metavar="DTYPE",
+            help="float32, or bfloat16: half the memory.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = "float32",
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            metavar="DEVICE",
+            help="cpu, cuda, cuda:1, mps, or auto: the best there is.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = "auto",
+    debug: Annotated[bool, typer.Option("--debug", help="Show Python's traceback when something fails.")] = False,
+) -> None:
+    """Upscale pictures.
+
+    Bit depth, transparency, colour profile and EXIF are kept, and files appear whole or not at all.
+
+    A picture that cannot be read is named and skipped, and makes the exit code 1.
+    """
+    from savl.inference.precision import check_precision
+
+    try:
+        check_precision(dtype)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--dtype") from error
+
+    from savl.cli.batch import Settings, upscale_batch
+    from savl.cli.sources import UsageMistake
+
+    settings = Settings(
+        output=output,
+        model=model,
+        tile=tile,
+        tile_pad=tile_pad,
+        scale=scale,
+        dtype=dtype,
+        device=device,
+        suffix=suffix,
+        format=image_format,
+        quality=quality,
+        overwrite=overwrite,
+        recursive=recursive,
+        severity_map=severity_map,
+        debug=debug,
+    )
+    try:
+        fine = upscale_batch(inputs, settings)
+    except UsageMistake as error:
+        raise typer.BadParameter(str(error)) from error
+    raise typer.Exit(0 if fine else 1)

@@ -1,0 +1,6 @@
+"""Evaluation: fidelity of upscaled images against their originals."""
+
+from savl.evaluation.fidelity import Fidelity, fidelity
+from savl.evaluation.pairs import Pair, PairScores, evaluate_pair, match_pairs
+
+__all__ = ["Fidelity", "Pair", "PairScores", "evaluate_pair", "fidelity", "match_pairs"]

@@ -1,0 +1,75 @@
+"""PSNR and SSIM by the two protocols the super-resolution literature uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+CROP = 4
+"""Border in pixels left out of the Y-channel scores, as is usual at ×4."""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Scores of one image, or their means over a set. 8-bit values are compared."""
+
+    psnr_y: float
+    """dB, luma, `CROP` pixels of border left out."""
+    ssim_y: float
+    """Luma, likewise; Gaussian window of 11 pixels, σ = 1.5."""
+    psnr_rgb: float
+    """dB, all channels, whole image."""
+    ssim_rgb: float
+    """Mean over channels, whole image."""
+
+    @staticmethod
+    def mean(scores: Sequence[Fidelity]) -> Fidelity:
+        """Mean of every score over a non-empty list."""
+        return Fidelity(*(math.fsum(getattr(s, f.name) for s in scores) / len(scores) for f in fields(Fidelity)))
+
+
+def fidelity(sr: Tensor, hr: Tensor) -> Fidelity:
+    """Compare an upscaled image with its original.
+
+    Args:
+        sr: ``(3, H, W)`` floating in [0, 1]; rounded to 8 bits first, since that is what a file would hold.
+        hr: ``(3, H, W)`` floating in [0, 1].
+
+    Returns:
+        The scores; identical images have infinite PSNR.
+
+    Raises:
+        ValueError: Shapes differ, or the image is smaller than the SSIM window and border need.
+    """
+    if sr.shape != hr.shape or sr.dim() != 3 or sr.shape[0] != 3:
+        raise ValueError(f"sr and hr must have the same shape (3, H, W), got {tuple(sr.shape)} and {tuple(hr.shape)}")
+    if min(sr.shape[1:]) < 11 + 2 * CROP:
+        raise ValueError(f"images must be at least {11 + 2 * CROP} pixels on both sides, got {tuple(sr.shape[1:])}")
+    sr = torch.round(sr.double().clamp(0, 1) * 255)
+    hr = torch.round(hr.double() * 255)
+    inside = slice(CROP, -CROP)
+    sr_y, hr_y = (luma(image)[:, inside, inside] for image in (sr, hr))
+    return Fidelity(_psnr(sr_y, hr_y), _ssim(sr_y, hr_y), _psnr(sr, hr), _ssim(sr, hr))
+
+
+def luma(image: Tensor) -> Tensor:
+    """BT.601 studio-range luma, as MATLAB's rgb2ycbcr: ``(3, H, W)`` in [0, 255] → ``(1, H, W)`` in [16, 235]."""
+    weights = image.new_tensor([65.481, 128.553, 24.966]) / 255
+    return 16 + torch.einsum("c,chw->hw", weights, image)[None]
+
+
+def _psnr(a: Tensor, b: Tensor) -> float:
+    error = (a - b).square().mean().item()
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def _ssim(a: Tensor, b: Tensor) -> float:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    value = structural_similarity_index_measure(a[None], b[None], data_range=255.0, sigma=1.5, kernel_size=11)
+    assert isinstance(value, Tensor)
+    return value.item()

@@ -1,0 +1,77 @@
+"""Folders of image pairs: match them by name, score a network and bicubic interpolation beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from savl.evaluation.fidelity import Fidelity, fidelity
+from savl.inference.upscaler import Upscaler
+from savl.network.savl import bicubic_upscale
+from savl.training.data import decode_rgb, find_images
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A low-resolution image and its original."""
+
+    lr: Path
+    hr: Path
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """What one pair scored."""
+
+    name: str
+    model: Fidelity
+    bicubic: Fidelity
+
+
+def match_pairs(lr: str | Path, hr: str | Path) -> list[Pair]:
+    """Match two folders by file name, suffixes aside.
+
+    Raises:
+        ValueError: A folder is missing or empty, two files share a name, or a name is on one side only (all are named).
+    """
+    by_stem: list[dict[str, Path]] = []
+    for argument, folder in (("lr", lr), ("hr", hr)):
+        paths = find_images([folder], argument=argument)
+        stems = {path.stem: path for path in paths}
+        if len(stems) != len(paths):
+            twice = sorted({path.stem for path in paths if stems[path.stem] != path})
+            raise ValueError(f"{argument}: {folder} has several images named {', '.join(twice)}")
+        by_stem.append(stems)
+    lrs, hrs = by_stem
+    if lone := sorted(set(lrs) ^ set(hrs)):
+        sides = ", ".join(f"{name} (only in {'lr' if name in lrs else 'hr'})" for name in lone)
+        raise ValueError(f"lr and hr must hold the same names; unmatched: {sides}")
+    return [Pair(lrs[name], hrs[name]) for name in sorted(lrs)]
+
+
+def evaluate_pair(pair: Pair, upscaler: Upscaler) -> PairScores:
+    """Upscale one image and compare it, and bicubic interpolation, with the original.
+
+    Raises:
+        ImageFileError: An image cannot be read.
+        ValueError: The sizes are not in the ratio of the network's scale.
+    """
+    lr, hr = (_read(path) for path in (pair.lr, pair.hr))
+    expected = tuple(upscaler.scale * side for side in lr.shape[1:])
+    if tuple(hr.shape[1:]) != expected:
+        raise ValueError(
+            f"{pair.hr} must be {upscaler.scale} times as large as {pair.lr}: {expected[1]}x{expected[0]} pixels, "
+            f"got {hr.shape[2]}x{hr.shape[1]}"
+        )
+    sr = upscaler(lr[None]).sr[0]
+    bicubic = bicubic_upscale(lr[None], upscaler.scale)[0]
+    return PairScores(pair.lr.stem, fidelity(sr, hr), fidelity(bicubic, hr))
+
+
+def _read(path: Path) -> Tensor:
+    pixels = decode_rgb(path).transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(pixels)).float() / 255

@@ -1,0 +1,44 @@
+"""Colour under transparent pixels: made up from the visible neighbourhood, so that no hidden colour leaks."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+# A pixel this opaque keeps its own colour entirely. Fainter ones often hold rounding noise: software that
+# works premultiplied can only recover colour to within 1/alpha levels.
+_TRUSTED_ALPHA = 16 / 255
+
+
+def fill_transparent(colour: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """Replaces colours that transparency hides by a smooth continuation of the visible ones.
+
+    A network and a resampling kernel look at neighbours, so whatever an editor left under transparent pixels
+    (often black, white or green) would bleed into the visible edge as a fringe. The continuation is a
+    normalised convolution over a pyramid ("pull-push", Gortler et al., The Lumigraph, 1996): colours are
+    averaged in premultiplied space down to one pixel, then each level fills the holes of the next finer one.
+    Its cost is one and a third times the picture.
+
+    Args:
+        colour: (1, C, H, W) float in [0, 1], not premultiplied.
+        alpha: (1, 1, H, W) float in [0, 1].
+
+    Returns:
+        (1, C, H, W): `colour` wherever alpha is at least 16/255, the continuation wherever it is 0, and a mix
+        in between. All zeros where the whole picture is fully transparent. Channels that are equal stay
+        equal.
+    """
+    if bool((alpha >= _TRUSTED_ALPHA).all()):
+        return colour
+    levels: list[tuple[torch.Tensor, torch.Tensor]] = [(colour * alpha, alpha)]
+    while max(levels[-1][1].shape[-2:]) > 1:
+        weighted, weight = levels[-1]
+        levels.append((F.avg_pool2d(weighted, 2, ceil_mode=True), F.avg_pool2d(weight, 2, ceil_mode=True)))
+    filled = torch.zeros_like(levels[-1][0])
+    for weighted, weight in reversed(levels):
+        own = weighted / weight.clamp_min(torch.finfo(weight.dtype).tiny)
+        size = (weight.shape[-2], weight.shape[-1])
+        coarse = F.interpolate(filled, size=size, mode="bilinear", align_corners=False)
+        filled = torch.lerp(coarse, own, (weight / _TRUSTED_ALPHA).clamp_max(1))
+    # The division undoes the multiplication only up to rounding; trusted colours stay exactly as they were.
+    return torch.where(alpha >= _TRUSTED_ALPHA, colour, filled.clamp(0, 1))

@@ -1,0 +1,96 @@
+"""The pictures `savl.upscale` takes from Python, brought to one layout."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+_ACCEPTED = (
+    "a path, a PIL image, a numpy array (H, W) or (H, W, 1 to 4 channels) of uint8, uint16 or floats in "
+    "[0, 1], or a torch tensor (1 to 4 channels, H, W) of uint8, uint16 or floats in [0, 1]"
+)
+_PIL_DIRECT = ("L", "LA", "RGB", "RGBA")
+# What Pillow converts without loss: the mode, and the mode that holds the same picture.
+_PIL_CONVERTED = {"1": "L", "PA": "RGBA", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "YCbCr": "RGB"}
+# Bicubic resizing and float round trips leave values this far outside [0, 1]; they are clamped, not refused.
+_SLACK = 1e-3
+
+
+def as_pixels(image: object) -> NDArray[Any]:
+    """Turns a PIL image, numpy array or torch tensor into (H, W, 1 to 4 channels) samples.
+
+    Channels are 1 gray, 2 gray+alpha, 3 RGB, 4 RGBA, alpha not premultiplied. The samples of a PIL image are
+    taken as they stand: EXIF orientation is not applied.
+
+    Raises:
+        TypeError: `image` is of another type, or of a dtype or PIL mode that is not accepted.
+        ValueError: the shape is not accepted, or float values leave [0, 1].
+    """
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if isinstance(image, torch.Tensor):
+        return _from_tensor(image)
+    # Only where Pillow is loaded already can the caller hold one of its images.
+    pil = sys.modules.get("PIL.Image")
+    if pil is not None and isinstance(image, pil.Image):
+        return _from_pil(image)
+    raise TypeError(f"image: {type(image).__name__}; accepted is {_ACCEPTED}")
+
+
+def _from_array(array: NDArray[Any]) -> NDArray[Any]:
+    shape = array.shape
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4):
+        hint = "; move the channels last" if array.ndim == 3 and array.shape[0] in (1, 2, 3, 4) else ""
+        raise ValueError(f"image: array of shape {shape}{hint}; accepted is {_ACCEPTED}")
+    if 0 in shape:
+        raise ValueError(f"image: array of shape {shape} has no pixels")
+    kind, bytes_each = array.dtype.kind, array.dtype.itemsize
+    if kind == "f":
+        _check_range(float(np.min(array)), float(np.max(array)))
+    elif kind != "u" or bytes_each > 2:
+        raise TypeError(f"image: dtype {array.dtype}; accepted is {_ACCEPTED}")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _from_tensor(tensor: torch.Tensor) -> NDArray[Any]:
+    shape = tuple(tensor.shape)
+    if tensor.ndim != 3 or shape[0] not in (1, 2, 3, 4):
+        hint = "; for batches call the model itself" if tensor.ndim == 4 else ""
+        if tensor.ndim == 3 and shape[2] in (1, 2, 3, 4):
+            hint = "; move the channels first"
+        raise ValueError(f"image: tensor of shape {shape}{hint}; accepted is {_ACCEPTED}")
+    tensor = tensor.detach().cpu().permute(1, 2, 0)
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.float()  # numpy has no bfloat16
+    return _from_array(tensor.numpy())
+
+
+def _from_pil(image: Any) -> NDArray[Any]:
+    mode = image.mode
+    if mode == "P":
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    elif mode in _PIL_CONVERTED:
+        image = image.convert(_PIL_CONVERTED[mode])
+    elif mode.startswith("I;16"):
+        return _from_array(np.asarray(image))
+    elif mode not in _PIL_DIRECT:
+        accepted = ", ".join([*_PIL_DIRECT, "P", *_PIL_CONVERTED, "I;16"])
+        raise TypeError(f"image: PIL mode {mode}; accepted modes are {accepted}. Give a CMYK file by its path")
+    elif "transparency" in image.info:
+        image = image.convert("RGBA" if mode == "RGB" else "LA")
+    return _from_array(np.asarray(image))
+
+
+def _check_range(low: float, high: float) -> None:
+    # Written so that NaN fails it too.
+    if not (low >= -_SLACK and high <= 1 + _SLACK):
+        raise ValueError(
+            f"image: float values from {low:g} to {high:g}; floats must lie in [0, 1] "
+            "(divide 8-bit values by 255, or pass them as uint8)"
+        )

@@ -1,0 +1,125 @@
+"""Tiles: where they lie, what they read, and how they are blended back into one image.
+
+A tile owns a *core*; cores partition the image. It reads the core and ``pad`` pixels of context around it. Half of that
+context is thrown away, since it lies too close to the cut; over the other half neighbouring tiles fade into each other.
+Origins are multiples of the attention window, so a tile's windows are windows of the whole image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Span:
+    """A half-open interval of pixels along one axis."""
+
+    start: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        """Pixels inside."""
+        return self.stop - self.start
+
+    def grown(self, margin: int, within: Span) -> Span:
+        """Extended by ``margin`` pixels on both sides, clipped to ``within``."""
+        return Span(max(self.start - margin, within.start), min(self.stop + margin, within.stop))
+
+    def aligned(self, multiple: int, within: Span) -> Span:
+        """Extended to multiples of ``multiple``, clipped to ``within``."""
+        start = self.start // multiple * multiple
+        stop = -(-self.stop // multiple) * multiple
+        return Span(max(start, within.start), min(stop, within.stop))
+
+    def relative_to(self, origin: Span) -> slice:
+        """As a slice of an array that begins where ``origin`` begins."""
+        return slice(self.start - origin.start, self.stop - origin.start)
+
+    def scaled(self, factor: int) -> Span:
+        """In the pixels of an image ``factor`` times as large."""
+        return Span(self.start * factor, self.stop * factor)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A rectangle of pixels."""
+
+    rows: Span
+    columns: Span
+
+    @property
+    def area(self) -> int:
+        """Pixels inside."""
+        return self.rows.length * self.columns.length
+
+    def grown(self, margin: int, within: Region) -> Region:
+        """Extended by ``margin`` pixels on all sides, clipped to ``within``."""
+        return Region(self.rows.grown(margin, within.rows), self.columns.grown(margin, within.columns))
+
+    def aligned(self, multiple: int, within: Region) -> Region:
+        """Extended to multiples of ``multiple``, clipped to ``within``."""
+        return Region(self.rows.aligned(multiple, within.rows), self.columns.aligned(multiple, within.columns))
+
+    def scaled(self, factor: int) -> Region:
+        """In the pixels of an image ``factor`` times as large."""
+        return Region(self.rows.scaled(factor), self.columns.scaled(factor))
+
+    def crop(self, image: Tensor, origin: Region) -> Tensor:
+        """Cut this rectangle out of ``(..., H, W)``, an image of the rectangle ``origin``. A view."""
+        return image[..., self.rows.relative_to(origin.rows), self.columns.relative_to(origin.columns)]
+
+
+def whole(image: Tensor) -> Region:
+    """The rectangle of all pixels of ``(..., H, W)``."""
+    return Region(Span(0, image.shape[-2]), Span(0, image.shape[-1]))
+
+
+def split(region: Region, side: int) -> list[Region]:
+    """Partition a rectangle into cores of at most ``side`` × ``side`` pixels, row by row.
+
+    Origins lie at multiples of ``side`` from the rectangle's own.
+    """
+    return [Region(rows, columns) for rows in _steps(region.rows, side) for columns in _steps(region.columns, side)]
+
+
+def _steps(span: Span, side: int) -> Iterator[Span]:
+    for start in range(span.start, span.stop, side):
+        yield Span(start, min(start + side, span.stop))
+
+
+def feather(core: Region, region: Region, margin: int, scale: int) -> Tensor:
+    """Weights with which a tile enters the blend.
+
+    Towards each neighbour the weight falls linearly from 1 to 0 across the border of the core, from ``margin`` pixels
+    inside to ``margin`` pixels outside; the neighbour's rises by the same amount, so all weights at a pixel sum to 1.
+    There is no fall towards the edge of ``region``.
+
+    Args:
+        core: The tile's own rectangle, in LR pixels.
+        region: The rectangle being assembled, in LR pixels.
+        margin: Half the width of the fade, in LR pixels; at most half a core's side, or three tiles would meet.
+        scale: LR → output factor.
+
+    Returns:
+        ``(rows, columns)`` float32 for the core grown by ``margin`` within ``region``, in output pixels.
+    """
+    rows = _ramp(core.rows, region.rows, margin, scale)
+    columns = _ramp(core.columns, region.columns, margin, scale)
+    return rows[:, None] * columns[None, :]
+
+
+def _ramp(core: Span, region: Span, margin: int, scale: int) -> Tensor:
+    grown = core.grown(margin, region).scaled(scale)
+    position = torch.arange(grown.start, grown.stop, dtype=torch.float32) + 0.5  # centres of output pixels
+    weight = torch.ones_like(position)
+    fade = 2.0 * margin * scale
+    if margin > 0 and core.start > region.start:
+        weight = weight * ((position - (core.start - margin) * scale) / fade).clamp(max=1.0)
+    if margin > 0 and core.stop < region.stop:
+        weight = weight * (((core.stop + margin) * scale - position) / fade).clamp(max=1.0)
+    return weight

@@ -1,0 +1,108 @@
+"""One image file to another: what the command line does for each input."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from savl.inference.enlarge import ImageUpscaler, OnTile, enlarge, output_size
+from savl.inference.image_file import ImageFile, check_size, read_image, write_image
+from savl.inference.image_format import PNG, ImageFormat
+from savl.inference.severity_map import draw_severity
+
+
+@dataclass(frozen=True)
+class UpscaledFile:
+    """What was done.
+
+    Attributes:
+        old_size: width and height of the input, pixels.
+        new_size: width and height of the output, pixels.
+        notes: what the output could not keep, and what the user may not expect; full sentences, lower case.
+    """
+
+    old_size: tuple[int, int]
+    new_size: tuple[int, int]
+    notes: tuple[str, ...]
+
+
+def upscale_file(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str] | None,
+    upscaler: ImageUpscaler,
+    *,
+    image_format: ImageFormat,
+    scale: float | None = None,
+    quality: int = 95,
+    severity_map: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    on_tile: OnTile | None = None,
+) -> UpscaledFile:
+    """Reads a picture, upscales it, and writes it with its metadata.
+
+    Samples keep their depth where the format can hold it. Transparency is flattened onto white for JPEG,
+    which has none: refusing would cost the user the file, and black (what many tools do) ruins cut-outs made
+    for paper.
+
+    Args:
+        source: the file to read.
+        target: the file to write, or None to write none; missing folders are made.
+        upscaler: the network.
+        image_format: the format of `target`.
+        scale: output pixels per input pixel; None is the upscaler's own.
+        quality: 1 to 100, for JPEG and WebP.
+        severity_map: where to write the severity map (PNG), or None.
+        overwrite: replace existing files.
+        on_tile: called with (tiles done, tiles in all).
+
+    Raises:
+        ImageFileError: a file cannot be read or written.
+        RuntimeError: the network ran out of memory or gave NaN.
+    """
+    picture = read_image(source)
+    height, width, bands = picture.pixels.shape
+    new_size = output_size(width, height, upscaler.scale if scale is None else scale)
+    if target is not None:
+        check_size(target, *new_size, image_format)  # before the minutes of work, not after
+    flatten = bands in (2, 4) and not image_format.holds_alpha
+    enlarged = enlarge(
+        picture.pixels,
+        upscaler,
+        scale=scale,
+        dtype=image_format.sample_dtype(picture.pixels.dtype),
+        background=1.0 if flatten else None,
+        on_tile=on_tile,
+    )
+    notes = []
+    if target is not None:
+        notes += _losses(picture, image_format)
+        os.makedirs(Path(target).parent, exist_ok=True)
+        write_image(
+            target,
+            enlarged.pixels,
+            picture.metadata,
+            image_format=image_format,
+            quality=quality,
+            overwrite=overwrite,
+        )
+    if severity_map is not None:
+        if bool((enlarged.severity == 1).all()):
+            notes.append("the severity map is 1 everywhere: this network has no degradation field, or sees none")
+        os.makedirs(Path(severity_map).parent, exist_ok=True)
+        write_image(severity_map, draw_severity(enlarged.severity), image_format=PNG, overwrite=overwrite)
+    return UpscaledFile((width, height), new_size, tuple(notes))
+
+
+def _losses(picture: ImageFile, image_format: ImageFormat) -> list[str]:
+    """What the picture has and a file of that format cannot hold."""
+    bands = picture.pixels.shape[2]
+    title = image_format.title
+    losses = []
+    if bands in (2, 4) and not image_format.holds_alpha:
+        losses.append(f"{title} holds no transparency: flattened onto white")
+    if image_format.sample_dtype(picture.pixels.dtype) != picture.pixels.dtype:
+        losses.append(f"{title} holds 8 bits per sample: rounded from 16")
+    if bands < 3 and not image_format.holds_gray and picture.metadata.icc is not None:
+        losses.append(f"{title} stores gray as RGB: the gray colour profile was left out")
+    return losses

@@ -1,0 +1,125 @@
+"""`savl.upscale`: one picture in, one array out."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from savl.inference.enlarge import ImageUpscaler, OnTile, check_scale, enlarge
+from savl.inference.image_input import as_pixels
+from savl.inference.precision import check_precision
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from savl.network import SAVL
+
+    Picture = str | os.PathLike[str] | Image | NDArray[Any] | torch.Tensor
+    Model = str | os.PathLike[str] | SAVL | ImageUpscaler
+
+
+def upscale(
+    image: Picture,
+    *,
+    model: Model = "savl-tiny",
+    scale: float | None = None,
+    tile: int | None = None,
+    tile_pad: int = 32,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    on_tile: OnTile | None = None,
+) -> NDArray[Any]:
+    """Upscales one picture.
+
+    Args:
+        image: one of
+            - a path to a PNG, JPEG, WebP or TIFF file; EXIF orientation is applied, CMYK becomes sRGB;
+            - a PIL image, its samples as they stand;
+            - a numpy array (H, W) gray or (H, W, C), C = 1 gray, 2 gray+alpha, 3 RGB, 4 RGBA;
+            - a torch tensor (C, H, W).
+            Arrays and tensors are uint8, uint16, or floats in [0, 1]. Alpha is not premultiplied.
+        model: name of shipped weights (`savl.CONFIGS`), path to savl or HAT weights, a loaded model, or an
+            `Upscaler`. Give a loaded one when you upscale many pictures; the other settings of an `Upscaler`
+            are its own, so `tile`, `device` and `dtype` must then be left out.
+        scale: output pixels per input pixel, any number above 0; None is the network's own.
+        tile: side of the tiles in input pixels; None chooses for the machine, 0 does not tile.
+        tile_pad: pixels by which tiles overlap their surroundings.
+        device: "cpu", "cuda", "cuda:1", "mps"; None or "auto" chooses the best there is.
+        dtype: "float32" or "bfloat16", what the network computes in.
+        on_tile: called with (tiles done, tiles in all).
+
+    Returns:
+        (round(H * scale), round(W * scale), C) array of the input's dtype, channels as they came; a
+        two-dimensional numpy array comes back two-dimensional. bfloat16 tensors come back as float32.
+
+    Raises:
+        TypeError, ValueError: an argument is not of the kinds above; the message names it.
+        ImageFileError: the file cannot be read (`savl.inference.errors` has the kinds).
+    """
+    if scale is not None:
+        check_scale(scale)
+    if isinstance(image, (str, os.PathLike)):
+        from savl.inference.image_file import read_image
+
+        pixels: NDArray[Any] = read_image(image).pixels
+    else:
+        pixels = as_pixels(image)
+    upscaler = as_upscaler(model, tile=tile, tile_pad=tile_pad, device=device, dtype=dtype)
+    enlarged = enlarge(pixels, upscaler, scale=scale, on_tile=on_tile).pixels
+    return enlarged[:, :, 0] if isinstance(image, np.ndarray) and image.ndim == 2 else enlarged
+
+
+def as_upscaler(
+    model: Model,
+    *,
+    tile: int | None = None,
+    tile_pad: int = 32,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> ImageUpscaler:
+    """Makes what `upscale` and the command line run: weights loaded, device and precision chosen.
+
+    Args: as for `upscale`.
+
+    Raises:
+        TypeError, ValueError: an argument is not accepted; the message names it.
+        OSError: `model` is a path that cannot be read.
+    """
+    precision = None if dtype is None else getattr(torch, check_precision(str(dtype)))
+    import savl
+    from savl.inference.upscaler import Upscaler
+    from savl.network import SAVL
+
+    if not isinstance(model, (str, os.PathLike, SAVL)):
+        if not callable(model) or not hasattr(model, "scale"):
+            raise TypeError(f"model: {type(model).__name__}; a name, a path, a model or an Upscaler is accepted")
+        if (tile, tile_pad, device, dtype) != (None, 32, None, None):
+            raise ValueError("tile, tile_pad, device and dtype belong to the Upscaler that was given as model")
+        return model
+
+    chosen = None if device is None or str(device) == "auto" else checked_device(str(device))
+    if isinstance(model, (str, os.PathLike)):
+        model = savl.load(model)
+    return Upscaler(model, tile=tile, tile_pad=tile_pad, device=chosen, dtype=precision)
+
+
+def checked_device(name: str) -> torch.device:
+    """Turns "cpu", "cuda", "cuda:1" or "mps" into a device that this machine has.
+
+    Raises:
+        ValueError: another name, or a device that is not there.
+    """
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
+        raise ValueError(f"device {name!r} is not auto, cpu, cuda, cuda:<number> or mps")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(index or 0) >= count:
+            raise ValueError(f"device {name!r}: this installation of torch sees {count} CUDA devices")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device 'mps' is not available on this machine")
+    return torch.device(name)

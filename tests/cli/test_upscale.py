@@ -1,0 +1,365 @@
+"""`savl upscale` from the user's side: files, folders, names, exit codes, messages."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import savl as savl_package
+from savl.inference.image_file import read_image
+
+Run = Callable[..., Any]
+Write = Callable[..., Path]
+
+
+def files(folder: str = ".") -> list[str]:
+    return sorted(path.as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+def size_of(path: str) -> tuple[int, int]:
+    height, width, _ = read_image(path).pixels.shape
+    return width, height
+
+
+def test_a_file_to_a_file(savl: Run, picture: Write) -> None:
+    picture("photo.jpg")
+    done = savl("upscale", "photo.jpg", "-o", "out.png")
+    assert done.code == 0
+    assert size_of("out.png") == (32, 24)
+    assert "photo.jpg -> out.png  8x6 -> 32x24" in done.text
+    assert files() == ["out.png", "photo.jpg"]
+
+
+def test_without_an_output_the_result_goes_beside_the_input(savl: Run, picture: Write) -> None:
+    picture("a/photo.JPG")
+    picture("a/scan.tif", dtype=np.uint16)
+    assert savl("upscale", "a/photo.JPG", "a/scan.tif").code == 0
+    assert files() == ["a/photo.JPG", "a/photo_x4.JPG", "a/scan.tif", "a/scan_x4.tif"]
+    assert read_image("a/scan_x4.tif").pixels.dtype == np.uint16
+
+
+def test_the_suffix_tells_the_scale_that_was_asked_for(savl: Run, picture: Write) -> None:
+    picture("photo.png")
+    assert savl("upscale", "photo.png", "--scale", "2.5").code == 0
+    assert size_of("photo_x2.5.png") == (20, 15)
+
+
+@pytest.mark.parametrize(("scale", "size"), [("1", (8, 6)), ("3", (24, 18)), ("0.37", (3, 2)), ("7.3", (58, 44))])
+def test_any_scale_gives_the_rounded_size(savl: Run, picture: Write, scale: str, size: tuple[int, int]) -> None:
+    picture("photo.png")
+    assert savl("upscale", "photo.png", "-o", "out.png", "-s", scale).code == 0
+    assert size_of("out.png") == size
+
+
+def test_a_single_pixel_is_upscaled(savl: Run, picture: Write) -> None:
+    picture("dot.png", value=255, shape=(1, 1, 1))
+    assert savl("upscale", "dot.png", "-o", "out.png").code == 0
+    assert (read_image("out.png").pixels == np.full((4, 4, 1), 255)).all()
+
+
+@pytest.mark.parametrize("output", ["results", "results/", "results.d/"])
+def test_an_output_without_an_image_ending_is_a_folder(savl: Run, picture: Write, output: str) -> None:
+    picture("photo.jpg")
+    assert savl("upscale", "photo.jpg", "-o", output).code == 0
+    assert files(output) == [f"{output.rstrip('/')}/photo.jpg"]
+
+
+def test_a_folder_takes_only_its_own_pictures(savl: Run, picture: Write) -> None:
+    for name in ("in/a.png", "in/b.webp", "in/deep/c.png", "in/.hidden.png"):
+        picture(name)
+    Path("in/notes.txt").write_text("no picture")
+    assert savl("upscale", "in", "-o", "out").code == 0
+    assert files("out") == ["out/a.png", "out/b.webp"]
+
+
+def test_recursion_keeps_the_subfolders(savl: Run, picture: Write) -> None:
+    for name in ("in/a.png", "in/deep/a.png", "in/deep/deeper/c.jpg", "in/.cache/d.png"):
+        picture(name)
+    assert savl("upscale", "in", "-r", "-o", "out").code == 0
+    assert files("out") == ["out/a.png", "out/deep/a.png", "out/deep/deeper/c.jpg"]
+
+
+def test_an_output_folder_inside_the_input_folder_is_not_upscaled_again(savl: Run, picture: Write) -> None:
+    picture("in/a.png")
+    for _ in range(2):
+        assert savl("upscale", "in", "-r", "-o", "in/large").code == 0
+    assert files() == ["in/a.png", "in/large/a.png"]
+
+
+def test_quoted_globs_are_expanded(savl: Run, picture: Write) -> None:
+    for name in ("a.png", "b.png", "c.jpg", "deep/d.png"):
+        picture(name)
+    assert savl("upscale", "**/*.png", "-o", "all", "-f", "webp").code == 0
+    assert files("all") == ["all/a.webp", "all/b.webp", "all/d.webp"]
+    assert savl("upscale", "*.png", "-o", "out").code == 0
+    assert files("out") == ["out/a.png", "out/b.png"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_taken_as_it_is(savl: Run, picture: Write) -> None:
+    picture("a[1].png")
+    picture("a1.png")
+    done = savl("upscale", "a[1].png", "-o", "out.png")
+    assert done.code == 0
+    assert "a[1].png -> out.png" in done.text
+
+
+@pytest.mark.parametrize(
+    ("suffix", "name"),
+    [("out", "photo_out.png"), ("_big", "photo_big.png"), ("-hd", "photo-hd.png"), ("", "photo.png")],
+)
+def test_suffixes_are_joined_as_real_esrgan_does(savl: Run, picture: Write, suffix: str, name: str) -> None:
+    picture("photo.png")
+    assert savl("upscale", "photo.png", "-o", "out", "--suffix", suffix).code == 0
+    assert files("out") == [f"out/{name}"]
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tiff"])
+def test_the_format_can_be_chosen(savl: Run, picture: Write, ending: str) -> None:
+    picture("photo.png", dtype=np.uint16, value=40000)
+    done = savl("upscale", "photo.png", "-o", "out", "-f", ending)
+    assert done.code == 0
+    out = read_image(f"out/photo.{ending}")
+    assert out.format.name == ending
+    assert out.pixels.dtype == (np.uint16 if ending in ("png", "tiff") else np.uint8)
+    assert ("8 bits per sample" in done.text) == (ending in ("jpg", "webp"))
+
+
+def test_transparency_is_flattened_onto_white_for_jpeg_and_that_is_said(savl: Run, picture: Write) -> None:
+    picture("clear.png", value=0, shape=(8, 8, 4))
+    done = savl("upscale", "clear.png", "-o", "out.jpg")
+    assert done.code == 0
+    assert "no transparency: flattened onto white" in done.text
+    assert (read_image("out.jpg").pixels == 255).all()
+
+
+def test_quality_reaches_the_encoder(savl: Run, tmp_path: Path, picture: Write) -> None:
+    from savl.inference.image_file import write_image
+    from savl.inference.image_format import PNG
+
+    picture("dot.png")
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    write_image("photo.png", noise, image_format=PNG)
+    for quality in (10, 95):
+        assert savl("upscale", "photo.png", "-o", f"q{quality}.jpg", "-q", quality).code == 0
+    assert Path("q10.jpg").stat().st_size * 3 < Path("q95.jpg").stat().st_size
+
+
+def test_existing_outputs_are_kept_and_that_is_no_error(savl: Run, picture: Write) -> None:
+    picture("a.png")
+    Path("out.png").write_bytes(b"old")
+    done = savl("upscale", "a.png", "-o", "out.png")
+    assert done.code == 0
+    assert "kept out.png" in done.text
+    assert Path("out.png").read_bytes() == b"old"
+    assert savl("upscale", "a.png", "-o", "out.png", "--overwrite").code == 0
+    assert size_of("out.png") == (32, 24)
+
+
+def test_a_second_run_over_a_folder_does_only_what_is_missing(savl: Run, picture: Write) -> None:
+    picture("in/a.png")
+    assert savl("upscale", "in").code == 0
+    picture("in/b.png")
+    done = savl("upscale", "in")
+    assert done.code == 0
+    assert "1 upscaled, 1 kept" in done.text
+    assert files() == ["in/a.png", "in/a_x4.png", "in/b.png", "in/b_x4.png"], "results are no inputs"
+
+
+def test_unreadable_files_are_named_skipped_and_make_the_exit_code_1(savl: Run, picture: Write) -> None:
+    for name in ("a.png", "truncated.jpg", "z.png"):
+        picture(name)
+    Path("truncated.jpg").write_bytes(Path("truncated.jpg").read_bytes()[:-30])
+    Path("empty.png").touch()
+    Path("text.png").write_text("text")
+    done = savl("upscale", "a.png", "truncated.jpg", "empty.png", "text.png", "missing.png", "z.png", "-o", "out")
+    assert done.code == 1
+    assert files("out") == ["out/a.png", "out/z.png"]
+    for name, reason in (
+        ("truncated.jpg", "truncated or corrupt JPEG"),
+        ("empty.png", "the file is empty"),
+        ("text.png", "not an image"),
+        ("missing.png", "no such file"),
+    ):
+        assert f"{name}: {reason}" in done.text
+        assert len(re.findall(re.escape(name), done.text)) == 2, "once when met, once in the table"
+    assert "2 upscaled, 4 failed" in done.text
+
+
+def test_one_bad_file_alone_gets_one_line_and_exit_code_1(savl: Run, picture: Write) -> None:
+    picture("a.png")
+    done = savl("upscale", "none.png", "-o", "out.png")
+    assert (done.code, done.text) == (1, "none.png: no such file\n")
+
+
+def test_two_inputs_for_one_output_are_refused_before_the_start(savl: Run, picture: Write) -> None:
+    picture("one/a.png")
+    picture("two/a.png")
+    done = savl("upscale", "one", "two", "-o", "out")
+    assert done.code == 2
+    assert "one/a.png" in done.text
+    assert "two/a.png" in done.text
+    assert not Path("out").exists()
+    picture("one/a.jpg")
+    assert savl("upscale", "one", "-o", "out", "--format", "png").code == 2
+    assert not Path("out").exists()
+
+
+def test_the_same_input_twice_is_done_once(savl: Run, picture: Write) -> None:
+    picture("a.png")
+    done = savl("upscale", "a.png", "./a.png", "*.png", "-o", "out/")
+    assert done.code == 0
+    assert done.text.count("->") == 2  # one line: the names, the sizes
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+@pytest.mark.parametrize("arguments", [["a.png", "-o", "a.png"], ["a.png", "-o", "."], ["a.png", "--suffix", ""]])
+def test_an_input_is_never_written_over(savl: Run, picture: Write, arguments: list[str], overwrite: list[str]) -> None:
+    before = picture("a.png").read_bytes()
+    done = savl("upscale", *arguments, *overwrite)
+    assert done.code == 2
+    assert "over itself" in done.text
+    assert Path("a.png").read_bytes() == before
+
+
+def test_another_input_is_never_written_over(savl: Run, picture: Write) -> None:
+    picture("a.png")
+    before = picture("a_x4.png", value=9).read_bytes()
+    assert savl("upscale", "a.png", "a_x4.png", "--overwrite").code == 2
+    assert Path("a_x4.png").read_bytes() == before
+    done = savl("upscale", "a.png", "a_x4.png")
+    assert done.code == 0
+    assert "left out" in done.text
+    assert files() == ["a.png", "a_x4.png"]
+
+
+def test_the_severity_map_is_written_beside_the_result(savl: Run, picture: Write) -> None:
+    picture("photo.jpg")
+    assert savl("upscale", "photo.jpg", "-o", "out/large.png", "--severity-map").code == 0
+    assert files("out") == ["out/large.png", "out/large_severity.png"]
+    drawn = read_image("out/large_severity.png").pixels
+    assert drawn.shape[2] == 3
+    dark, bright = drawn[100, 13].astype(int), drawn[100, 12 + 511].astype(int)
+    assert dark[2] > dark[1], "viridis begins in violet"
+    assert bright[1] > bright[2] + 100, "and ends in yellow"
+
+
+def test_a_missing_severity_map_alone_is_added(savl: Run, picture: Write) -> None:
+    picture("photo.png")
+    assert savl("upscale", "photo.png").code == 0
+    before = Path("photo_x4.png").stat().st_mtime_ns
+    assert savl("upscale", "photo.png", "--severity-map").code == 0
+    assert Path("photo_x4_severity.png").exists()
+    assert Path("photo_x4.png").stat().st_mtime_ns == before
+    assert "kept" in savl("upscale", "photo.png", "--severity-map").text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "Missing argument"),
+        (["a.png", "--dtype", "float16"], "overflows"),
+        (["a.png", "--scale", "0"], "above 0"),
+        (["a.png", "--tile", "-1"], "--tile"),
+        (["a.png", "--quality", "101"], "--quality"),
+        (["a.png", "--format", "bmp"], "--format"),
+        (["a.png", "-o", "out.bmp"], ".bmp is no format"),
+        (["a.png", "-o", "out.png", "--format", "jpg"], "contradict"),
+        (["a.png", "b.png", "-o", "out.png"], "name a folder"),
+        ([".", "-o", "out.png"], "name a folder"),
+        (["*.jpg"], "no PNG, JPEG, WebP, TIFF picture matches"),
+        (["void"], "-r looks into its subfolders"),
+        (["a.png", "-o", "b.png/"], "is a file and not a folder"),
+        (["a.png", "b.png", "-o", "plain"], "is a file and not a folder"),
+    ],
+)
+def test_usage_mistakes_have_exit_code_2_and_write_nothing(
+    savl: Run, picture: Write, arguments: list[str], words: str
+) -> None:
+    picture("a.png")
+    picture("b.png")
+    Path("void").mkdir()
+    Path("plain").write_text("a file")
+    done = savl("upscale", *arguments)
+    assert done.code == 2
+    assert words in re.sub(r"[\s│]+", " ", done.text)
+    assert files() == ["a.png", "b.png", "plain"]
+
+
+@pytest.mark.parametrize("arguments", [["--model", "no-such-model"], ["--device", "cuda:99"]])
+def test_an_unknown_model_or_device_is_a_usage_mistake(
+    picture: Write, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    from savl.cli import main
+
+    picture("a.png")
+    with pytest.raises(SystemExit) as stop:
+        main(["upscale", "a.png", *arguments])
+    assert stop.value.code == 2
+    assert arguments[1] in capsys.readouterr().err
+    assert files() == ["a.png"]
+
+
+def test_a_failing_network_fails_that_file_and_leaves_nothing(
+    savl: Run, picture: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from savl.cli import batch
+
+    class Exhausted:
+        scale = 4
+
+        def __call__(self, lr: object, **_: object) -> object:
+            raise MemoryError("out of memory")
+
+    monkeypatch.setattr(batch, "as_upscaler", lambda model, **settings: Exhausted())
+    picture("a.png")
+    done = savl("upscale", "a.png", "-o", "out/a.png")
+    assert done.code == 1
+    assert "a.png: MemoryError: out of memory" in done.text
+    assert files() == ["a.png"]
+
+
+def test_lines_stay_whole_and_file_names_are_not_markup(savl: Run, picture: Write) -> None:
+    name = "[red]" + "long-" * 40 + ".png"
+    picture(name)
+    done = savl("upscale", name, "-o", "out/")
+    assert done.code == 0
+    assert f"{name} -> out/{name}" in done.text
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["upscale", "--help"]])
+def test_help_is_given(savl: Run, arguments: list[str]) -> None:
+    done = savl(*arguments)
+    assert done.code == 0
+    assert "Usage: savl" in done.text
+
+
+def test_upscale_help_names_every_option_and_gives_examples(savl: Run) -> None:
+    text = savl("upscale", "--help").text
+    options = "output model scale tile tile-pad dtype device suffix format quality overwrite recursive severity-map"
+    for option in options.split():
+        assert f"--{option}" in text
+    assert "savl upscale photo.jpg -o large.png" in text
+
+
+def test_the_version_is_told(savl: Run) -> None:
+    done = savl("--version")
+    assert done.code == 0
+    assert re.fullmatch(r"savl \S+\n", done.text)
+
+
+def test_the_commands_own_modules_need_no_image_library_for_help() -> None:
+    code = (
+        "import sys\nfrom savl.cli import main\ntry: main(['upscale', '--help'])\nexcept SystemExit: pass\n"
+        "print([name for name in ('pyvips', 'PIL', 'matplotlib') if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(savl_package.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.rstrip().endswith("[]")

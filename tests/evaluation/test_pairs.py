@@ -1,0 +1,71 @@
+"""Matching and scoring folders of pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import savl
+from savl.evaluation import evaluate_pair, match_pairs
+from savl.network import SAVLConfig
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    random = np.random.default_rng(0)
+    for side, folder in ((8, "lr"), (32, "hr")):
+        (tmp_path / folder).mkdir()
+        for name in ("a", "b"):
+            pixels = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{name}.png")
+    return tmp_path / "lr", tmp_path / "hr"
+
+
+def upscaler() -> savl.Upscaler:
+    config = SAVLConfig(
+        channels=6, depths=(1,), heads=1, window=4, cab_compress=3, cab_squeeze=3, upsampler="pixelshuffledirect",
+        image_residual=True, degradation_code="none",
+    )  # fmt: skip
+    return savl.Upscaler(savl.build(config))
+
+
+def test_pairs_match_by_name_whatever_the_format(folders: tuple[Path, Path]) -> None:
+    lr, hr = folders
+    Image.open(hr / "a.png").save(hr / "a.webp", lossless=True)
+    (hr / "a.png").unlink()
+    assert [(pair.lr.name, pair.hr.name) for pair in match_pairs(lr, hr)] == [("a.png", "a.webp"), ("b.png", "b.png")]
+
+
+def test_names_on_one_side_only_are_listed(folders: tuple[Path, Path]) -> None:
+    lr, hr = folders
+    (hr / "a.png").rename(hr / "c.png")
+    with pytest.raises(ValueError, match=r"a \(only in lr\), c \(only in hr\)"):
+        match_pairs(lr, hr)
+
+
+def test_two_images_of_one_name_are_refused(folders: tuple[Path, Path]) -> None:
+    lr, hr = folders
+    Image.open(lr / "a.png").save(lr / "a.webp")
+    with pytest.raises(ValueError, match="several images named a"):
+        match_pairs(lr, hr)
+
+
+def test_a_fresh_network_with_an_image_residual_scores_as_bicubic_does(folders: tuple[Path, Path]) -> None:
+    scores = evaluate_pair(match_pairs(*folders)[0], upscaler())
+    assert scores.name == "a"
+    assert scores.model == scores.bicubic
+
+
+def test_a_wrong_ratio_of_sizes_is_named(folders: tuple[Path, Path]) -> None:
+    lr, hr = folders
+    Image.new("RGB", (32, 28)).save(hr / "a.png")
+    with pytest.raises(ValueError, match="must be 4 times as large as .*a.png: 32x32 pixels, got 32x28"):
+        evaluate_pair(match_pairs(lr, hr)[0], upscaler())
+
+
+def test_a_missing_folder_is_named(folders: tuple[Path, Path]) -> None:
+    with pytest.raises(ValueError, match="hr: .*nowhere is not a folder"):
+        match_pairs(folders[0], "nowhere")

@@ -1,0 +1,81 @@
+"""The likelihood decoder: clean content plus what the degradation did to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from savl.network import SAVL, LikelihoodDecoder, SAVLConfig
+
+Small = Callable[..., SAVLConfig]
+Awaken = Callable[[Any], Any]
+
+
+@pytest.fixture(scope="module")
+def decoder(small_config: Small, awaken: Awaken) -> LikelihoodDecoder:
+    return awaken(LikelihoodDecoder(small_config()))
+
+
+def inputs(batch: int = 2, height: int = 9, width: int = 11) -> tuple[torch.Tensor, torch.Tensor]:
+    z = torch.rand(batch, 3, height, width, dtype=torch.float64)
+    r = torch.randn(batch, 6, height, width, dtype=torch.float64)
+    return z, r
+
+
+@pytest.mark.parametrize(("height", "width"), [(9, 11), (1, 1)])
+def test_it_rebuilds_an_image_of_the_size_of_its_content(decoder: LikelihoodDecoder, height: int, width: int) -> None:
+    assert decoder(*inputs(2, height, width)).shape == (2, 3, height, width)
+
+
+def test_it_adds_to_the_content_what_the_degradation_did(decoder: LikelihoodDecoder) -> None:
+    z, r = inputs()
+    torch.testing.assert_close(decoder(z, r) - z, decoder.body(torch.cat((z, r), dim=1)))
+
+
+def test_it_reads_both_the_content_and_the_sample(decoder: LikelihoodDecoder) -> None:
+    z, r = inputs()
+    residual = decoder(z, r) - z
+    other_z, other_r = inputs()
+    assert not torch.allclose(decoder(z, other_r) - z, residual), "the sample of the field is not read"
+    assert not torch.allclose(decoder(other_z, r) - other_z, residual), "the content is only passed through"
+
+
+def test_gradients_reach_the_sample_and_every_parameter(small_config: Small) -> None:
+    decoder = LikelihoodDecoder(small_config())
+    z, r = (value.float() for value in inputs())
+    r.requires_grad_()
+    (decoder(z, r) * torch.randn(2, 3, 9, 11)).sum().backward()
+    silent = [
+        name for name, parameter in decoder.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ]
+    assert not silent, f"no gradient reaches {silent}"
+    assert bool(r.grad.ne(0).all()), "part of the sample has no gradient"
+
+
+def test_it_is_local(decoder: LikelihoodDecoder) -> None:
+    z, r = inputs(1, 15, 15)
+    changed = r.clone()
+    changed[0, :, 7, 7] += 1.0
+    differs = (decoder(z, r) != decoder(z, changed)).any(dim=1)[0].nonzero()
+    assert differs.amin(dim=0).tolist() == [4, 4]  # three 3×3 convolutions reach three pixels
+    assert differs.amax(dim=0).tolist() == [10, 10]
+
+
+@pytest.mark.parametrize("depth", [2, 3, 6])
+def test_depth_and_width_are_settings(depth: int, small_config: Small) -> None:
+    convolutions = [
+        module
+        for module in LikelihoodDecoder(small_config(decoder_depth=depth, decoder_width=10)).modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    assert len(convolutions) == depth
+    assert {c.out_channels for c in convolutions[:-1]} == {10}
+    assert (convolutions[0].in_channels, convolutions[-1].out_channels) == (3 + 6, 3)
+
+
+def test_the_network_itself_has_no_decoder(small_config: Small) -> None:
+    assert not any(isinstance(module, LikelihoodDecoder) for module in SAVL(small_config()).modules())

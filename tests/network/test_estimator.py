@@ -1,0 +1,121 @@
+"""The amortized estimator: local, shared over pixels, and at the prior when fresh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from savl.network import CONFIGS, AmortizedEstimator, SAVLConfig
+from savl.network.estimator import LOGVAR_LIMIT
+
+Small = Callable[..., SAVLConfig]
+Awaken = Callable[[Any], Any]
+
+DILATIONS = [pytest.param((1, 2), id="two"), pytest.param((2, 4), id="holes-closed"), pytest.param((), id="none")]
+
+
+@pytest.fixture(scope="module")
+def estimator(small_config: Small, awaken: Awaken) -> AmortizedEstimator:
+    return awaken(AmortizedEstimator(small_config()))
+
+
+def both(estimator: AmortizedEstimator, y: Tensor) -> Tensor:
+    """mu and logvar side by side."""
+    mu, logvar = estimator(y)
+    assert logvar is not None
+    return torch.cat((mu, logvar), dim=1)
+
+
+def test_it_gives_a_mean_and_a_log_variance_for_every_pixel(estimator: AmortizedEstimator) -> None:
+    mu, logvar = estimator(torch.rand(2, 3, 5, 7, dtype=torch.float64))
+    assert mu.shape == (2, 6, 5, 7)
+    assert logvar is not None
+    assert logvar.shape == (2, 6, 5, 7)
+
+
+def test_a_deterministic_code_has_no_log_variance(small_config: Small) -> None:
+    estimator = AmortizedEstimator(small_config(degradation_code="deterministic"))
+    mu, logvar = estimator(torch.rand(1, 3, 4, 4))
+    assert mu.shape == (1, 6, 4, 4)
+    assert logvar is None
+    assert estimator.head.out_channels == 6, "the head has outputs that nobody reads"
+
+
+@pytest.mark.parametrize("dilations", DILATIONS)
+def test_a_pixel_changes_the_field_within_the_receptive_field_and_nowhere_else(
+    dilations: tuple[int, ...], small_config: Small, awaken: Awaken
+) -> None:
+    config = small_config(estimator_dilations=dilations)
+    estimator = awaken(AmortizedEstimator(config))
+    side, centre, reach = 2 * config.receptive_field + 1, config.receptive_field, config.receptive_field // 2
+    y = torch.rand(1, 3, side, side, dtype=torch.float64)
+    changed = y.clone()
+    changed[0, 1, centre, centre] += 0.5
+
+    differs = (both(estimator, y) != both(estimator, changed)).any(dim=1)[0].nonzero()
+
+    assert differs.amin(dim=0).tolist() == [centre - reach] * 2, "the receptive field starts elsewhere than it says"
+    assert differs.amax(dim=0).tolist() == [centre + reach] * 2, "the receptive field ends elsewhere than it says"
+
+
+@pytest.mark.parametrize("name", ["savl-base", "savl-tiny"])
+def test_the_named_configurations_see_exactly_their_receptive_field(name: str) -> None:
+    config = CONFIGS[name]
+    estimator = AmortizedEstimator(config)
+    side = config.receptive_field + 4
+    y = torch.rand(1, 3, side, side, requires_grad=True)
+    mu, _ = estimator(y)
+    mu[0, :, side // 2, side // 2].sum().backward()
+    seen = y.grad[0].abs().sum(dim=0) != 0
+    expected = torch.zeros(side, side, dtype=torch.bool)
+    expected[2:-2, 2:-2] = True
+    assert torch.equal(seen, expected), f"{int(seen.sum())} pixels seen, {config.receptive_field}² expected"
+
+
+def test_the_field_of_a_crop_with_a_halo_is_the_crop_of_the_field(
+    estimator: AmortizedEstimator, small_config: Small
+) -> None:
+    halo = small_config().receptive_field // 2
+    y = torch.rand(1, 3, 24, 30, dtype=torch.float64)
+    whole = both(estimator, y)
+    crop = both(estimator, y[:, :, 10 - halo : 16 + halo, 12 - halo : 20 + halo])
+    torch.testing.assert_close(crop[:, :, halo:-halo, halo:-halo], whole[:, :, 10:16, 12:20], rtol=0, atol=1e-12)
+
+
+def test_parameters_are_shared_over_pixels(estimator: AmortizedEstimator, small_config: Small) -> None:
+    reach = small_config().receptive_field // 2
+    y = torch.rand(1, 3, 24, 24, dtype=torch.float64)
+    field = both(estimator, y)
+    moved = both(estimator, y.roll((3, 5), dims=(2, 3)))
+    inside = (..., slice(reach + 3, 24 - reach), slice(reach + 5, 24 - reach))
+    torch.testing.assert_close(moved[inside], field.roll((3, 5), dims=(2, 3))[inside], rtol=0, atol=1e-12)
+
+
+def test_images_of_a_batch_do_not_see_each_other(estimator: AmortizedEstimator) -> None:
+    y = torch.rand(3, 3, 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(both(estimator, y)[1:2], both(estimator, y[1:2]), rtol=0, atol=1e-12)
+
+
+def test_log_variances_stay_where_their_exponential_is_finite(small_config: Small, awaken: Awaken) -> None:
+    estimator = awaken(AmortizedEstimator(small_config()))
+    with torch.no_grad():
+        estimator.head.weight *= 1e4
+    _, logvar = estimator(torch.rand(1, 3, 8, 8, dtype=torch.float64))
+    assert logvar is not None
+    assert logvar.min().item() == -LOGVAR_LIMIT
+    assert logvar.max().item() == LOGVAR_LIMIT
+    assert torch.isfinite(logvar.to(torch.float16).exp()).all()
+
+
+@pytest.mark.parametrize("name", ["savl-base", "savl-tiny"])
+def test_a_fresh_field_is_near_the_prior(name: str) -> None:
+    estimator = AmortizedEstimator(CONFIGS[name])
+    mu, logvar = estimator(torch.rand(1, 3, 16, 16) - 0.45)
+    assert logvar is not None
+    kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).mean()
+    assert float(kl) < 0.05, f"{float(kl):.3f} nats a channel from N(0, 1)"
+    assert float(mu.abs().max()) > 0, "a field of exact zeros has nothing to learn from"
