@@ -12,6 +12,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
+from savl import ops
 from savl.network import DegradationField, SAVLConfig
 
 # The same examples on every run: a failure seen once is seen by everyone. No deadline: machines differ in speed.
@@ -100,3 +101,18 @@ def attention_rounding_bound() -> Callable[..., float]:
         return float(v.abs().max()) * (math.expm1(2 * delta) + (summed + 8) * unit)
 
     return bound
+
+
+@pytest.fixture
+def severities_seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The severity maps that reach window attention during the test."""
+    seen: list[Tensor] = []
+    attend = ops.window_attention
+
+    def spy(qkv: Tensor, bias_table: Tensor, severity: Tensor | None = None, **windows: int) -> Tensor:
+        if severity is not None:
+            seen.append(severity)
+        return attend(qkv, bias_table, severity, **windows)
+
+    monkeypatch.setattr(ops, "window_attention", spy)
+    return seen

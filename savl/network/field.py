@@ -9,7 +9,7 @@ from torch import Tensor
 from savl import ops
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DegradationField:
     """A Gaussian for every low-resolution pixel, or a plain code for the deterministic ablation.
 

@@ -30,12 +30,9 @@ class CAB(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` → ``(B, H, W, C)``."""
         features: Tensor = self.expand(self.activation(self.compress(x)))
-        gate: Tensor = self.excite(self.squeeze(self.pool(features)).relu()).sigmoid()
+        pooled = features.mean(dim=(1, 2), keepdim=True)  # (B, 1, 1, C)
+        gate: Tensor = self.excite(self.squeeze(pooled).relu()).sigmoid()
         return features * gate
-
-    def pool(self, features: Tensor) -> Tensor:
-        """``(B, H, W, C)`` → ``(B, 1, 1, C)``: average over the image."""
-        return features.mean(dim=(1, 2), keepdim=True)
 
 
 class HAB(nn.Module):

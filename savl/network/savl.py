@@ -70,10 +70,13 @@ class SAVL(nn.Module):
             the `DegradationField`, which is None for a network without one.
 
         Raises:
-            TypeError: ``lr`` is not a floating tensor.
+            TypeError: ``lr`` is not a floating tensor, or of another dtype than the network outside autocast.
             ValueError: ``lr`` is not ``(B, 3, h, w)`` with h, w ≥ 1.
         """
         check_image("lr", lr)
+        own = self.rgb_mean.dtype
+        if lr.dtype != own and not torch.is_autocast_enabled(lr.device.type):
+            raise TypeError(f"lr must have the dtype of the network, {own}, got {lr.dtype}; cast one, or use autocast")
         field = self.estimate(lr)
         sr = self.reconstruct(lr, field)
         return (sr, field) if return_field else sr

@@ -37,6 +37,15 @@ def test_it_gives_a_mean_and_a_log_variance_for_every_pixel(estimator: Amortized
     assert logvar.shape == (2, 6, 5, 7)
 
 
+def test_the_head_gives_the_means_first_and_the_log_variances_after(estimator: AmortizedEstimator) -> None:
+    y = torch.rand(1, 3, 5, 7, dtype=torch.float64)
+    mu, logvar = estimator(y)
+    features = estimator.head(estimator.body(y))
+    assert torch.equal(mu, features[:, :6])
+    assert logvar is not None
+    assert torch.equal(logvar, features[:, 6:].clamp(-LOGVAR_LIMIT, LOGVAR_LIMIT))
+
+
 def test_a_deterministic_code_has_no_log_variance(small_config: Small) -> None:
     estimator = AmortizedEstimator(small_config(degradation_code="deterministic"))
     mu, logvar = estimator(torch.rand(1, 3, 4, 4))
@@ -117,5 +126,5 @@ def test_a_fresh_field_is_near_the_prior(name: str) -> None:
     mu, logvar = estimator(torch.rand(1, 3, 16, 16) - 0.45)
     assert logvar is not None
     kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).mean()
-    assert float(kl) < 0.05, f"{float(kl):.3f} nats a channel from N(0, 1)"
-    assert float(mu.abs().max()) > 0, "a field of exact zeros has nothing to learn from"
+    assert kl.item() < 0.05, f"{kl.item():.3f} nats a channel from N(0, 1)"
+    assert mu.abs().max().item() > 0, "a field of exact zeros has nothing to learn from"

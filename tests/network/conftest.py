@@ -1,0 +1,21 @@
+"""What the tests of the network share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from savl.network import SAVL, SAVLConfig
+
+Small = Callable[..., SAVLConfig]
+Awaken = Callable[[Any], Any]
+
+
+@pytest.fixture(scope="module")
+def network(small_config: Small, awaken: Awaken) -> SAVL:
+    """The small network, awake, float64, in evaluation mode."""
+    torch.manual_seed(0)
+    return awaken(SAVL(small_config())).requires_grad_(False)

@@ -1,0 +1,115 @@
+"""From features to the image: the stages, the upsamplers and the image residual."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from savl.network import CONFIGS, SAVL, DegradationField, SAVLConfig
+from savl.network.savl import bicubic_upscale
+
+Small = Callable[..., SAVLConfig]
+Awaken = Callable[[Any], Any]
+RandomField = Callable[..., DegradationField]
+
+
+def image(height: int = 7, width: int = 10, batch: int = 1) -> Tensor:
+    return torch.rand(batch, 3, height, width, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("code", ["variational", "none"])
+def test_the_network_is_its_stages_one_after_another(
+    code: str, small_config: Small, awaken: Awaken, random_field: RandomField
+) -> None:
+    model = awaken(SAVL(small_config(degradation_code=code)))
+    lr = image(8, 12)
+    field = random_field(model.config, 8, 12) if code == "variational" else None
+    mu = None if field is None else field.mu.permute(0, 2, 3, 1)
+    severity = None if field is None else field.severity
+
+    shallow = model.conv_first((lr - model.rgb_mean).permute(0, 2, 3, 1))
+    deep = model.norm_first(shallow)
+    for group in model.groups:
+        deep = group(deep, mu, severity)
+    features = shallow + model.conv_last(model.norm_last(deep))
+    expected = model.upsampler(features.permute(0, 3, 1, 2)) + model.rgb_mean
+
+    torch.testing.assert_close(model.reconstruct(lr, field), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("scale", "factors"), [(2, [2]), (3, [3]), (4, [2, 2]), (8, [2, 2, 2])])
+def test_the_pixelshuffle_upsampler_is_that_of_hat(
+    scale: int, factors: list[int], small_config: Small, awaken: Awaken
+) -> None:
+    upsampler = awaken(SAVL(small_config(scale=scale))).upsampler
+    features = torch.randn(1, 12, 3, 4, dtype=torch.float64)
+    convolutions = [module for module in upsampler.modules() if isinstance(module, nn.Conv2d)]
+    first, *stages, last = convolutions
+    expected = F.leaky_relu(F.conv2d(features, first.weight, first.bias, padding=1), 0.01)
+    for convolution, factor in zip(stages, factors, strict=True):
+        expected = F.pixel_shuffle(F.conv2d(expected, convolution.weight, convolution.bias, padding=1), factor)
+    expected = F.conv2d(expected, last.weight, last.bias, padding=1)
+    torch.testing.assert_close(upsampler(features), expected, rtol=0, atol=1e-12)
+
+
+def test_the_direct_upsampler_is_one_convolution_and_one_shuffle(small_config: Small, awaken: Awaken) -> None:
+    upsampler = awaken(SAVL(small_config(upsampler="pixelshuffledirect"))).upsampler
+    features = torch.randn(1, 12, 3, 4, dtype=torch.float64)
+    (convolution,) = (module for module in upsampler.modules() if isinstance(module, nn.Conv2d))
+    expected = F.pixel_shuffle(F.conv2d(features, convolution.weight, convolution.bias, padding=1), 4)
+    torch.testing.assert_close(upsampler(features), expected, rtol=0, atol=1e-12)
+
+
+def test_the_colours_of_a_network_without_features_are_the_mean(small_config: Small) -> None:
+    model = SAVL(small_config(rgb_mean=(0.1, 0.2, 0.3)))
+    with torch.no_grad():
+        for parameter in model.upsampler.to_image.parameters():
+            parameter.zero_()
+    sr = model(torch.rand(1, 3, 4, 4))
+    torch.testing.assert_close(sr, torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1).expand_as(sr))
+
+
+def test_only_the_difference_from_the_mean_colour_is_looked_at(small_config: Small, awaken: Awaken) -> None:
+    low = awaken(SAVL(small_config(rgb_mean=(0.1, 0.1, 0.1))))
+    high = copy.deepcopy(low)
+    high.rgb_mean += 0.5
+    lr = image()
+    torch.testing.assert_close(high(lr + 0.5), low(lr) + 0.5, rtol=0, atol=1e-12)
+
+
+def test_a_fresh_network_with_image_residual_is_bicubic_interpolation() -> None:
+    model = SAVL(CONFIGS["savl-tiny"]).eval()
+    lr = torch.rand(1, 3, 9, 6)
+    sr = model(lr)
+    for channel in range(3):
+        picture = Image.fromarray(lr[0, channel].numpy())
+        expected = np.asarray(picture.resize((24, 36), Image.Resampling.BICUBIC))
+        torch.testing.assert_close(sr[0, channel].detach(), torch.from_numpy(expected.copy()), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_bicubic_upscaling_leaves_a_uniform_image_uniform(scale: int) -> None:
+    white = torch.ones(1, 3, 5, 1)
+    torch.testing.assert_close(bicubic_upscale(white, scale), torch.ones(1, 3, 5 * scale, scale), rtol=0, atol=1e-6)
+
+
+def test_bicubic_upscaling_of_bfloat16_is_computed_in_float32() -> None:
+    lr = torch.rand(1, 3, 4, 4).bfloat16()
+    assert torch.equal(bicubic_upscale(lr, 4), bicubic_upscale(lr.float(), 4).bfloat16())
+
+
+def test_the_image_residual_is_added_to_what_the_network_learns(small_config: Small, awaken: Awaken) -> None:
+    with_residual = awaken(SAVL(small_config(image_residual=True)))
+    without = SAVL(small_config()).double().eval()
+    without.load_state_dict(with_residual.state_dict())
+    lr = image()
+    learned = without(lr) - without.rgb_mean
+    torch.testing.assert_close(with_residual(lr), learned + bicubic_upscale(lr, 4), rtol=0, atol=1e-12)

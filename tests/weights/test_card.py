@@ -1,0 +1,41 @@
+"""What the documents say of the shipped weights is what the committed results say."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+import savl
+from savl.weights import shipped
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_score_tables_of_readme_and_cards_are_those_of_the_committed_results() -> None:
+    documents = runpy.run_path(str(ROOT / "benchmarks" / "scores.py"))["documents"]()
+    assert len(documents) >= 2
+    for path, expected in documents.items():
+        assert "dB Y" in expected, f"{path} has no score table"
+        assert path.read_text(encoding="utf-8") == expected, f"{path} is out of date: run benchmarks/scores.py"
+
+
+def test_savl_tiny_beats_bicubic_by_six_tenths_of_a_decibel_on_the_classic_sets() -> None:
+    for images in ("Set14", "BSD100"):
+        report = json.loads((ROOT / "savl" / "weights" / "scores" / "savl-tiny" / f"{images}.json").read_text())
+        gain = report["mean"]["savl-tiny"]["psnr_y"] - report["mean"]["bicubic"]["psnr_y"]
+        assert gain >= 0.6, f"{images}: {gain:.2f} dB"
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_shipped_weights_stay_small(name: str) -> None:
+    assert shipped()[name].stat().st_size <= 4_000_000
+
+
+def test_readme_gives_the_true_parameter_counts() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in savl.CONFIGS:
+        count = sum(parameter.numel() for parameter in savl.build(name).parameters())
+        assert f"{count:,}" in text, f"{name} has {count:,} parameters"
