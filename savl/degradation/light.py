@@ -47,7 +47,9 @@ class LightDegradation:
         if not 0.0 <= self.noise_sigma[0] <= self.noise_sigma[1]:
             raise ValueError(f"noise_sigma must be (low, high) with 0 <= low <= high, got {self.noise_sigma!r}")
         if not 1 <= self.jpeg_quality[0] <= self.jpeg_quality[1] <= 100:
-            raise ValueError(f"jpeg_quality must be (low, high) with 1 <= low <= high <= 100, got {self.jpeg_quality!r}")
+            raise ValueError(
+                f"jpeg_quality must be (low, high) with 1 <= low <= high <= 100, got {self.jpeg_quality!r}"
+            )
 
     def __call__(self, z: Tensor, random: np.random.Generator) -> Tensor:
         """Degrade clean low-resolution images.
