@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from savl.training import Trainer
 
 EXAMPLES = """
 [bold]Examples[/bold]\n
@@ -41,10 +45,10 @@ def train(
 
     The averaged weights end up in model.safetensors, which `savl upscale --model` takes.
     """
-    import signal
     from dataclasses import replace
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -86,16 +90,34 @@ def train(
                 note = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
                 bar.update(task, completed=step, note=note)
 
-            def stop(*_: object) -> None:
-                signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends at once
-                trainer.stop()
-
-            signal.signal(signal.SIGINT, stop)
-            weights = trainer.train(on_step)
+            weights = _stoppable(trainer, lambda: trainer.train(on_step))
         if weights is None:
             console.print(f"stopped after step {trainer.step}; the same command goes on from there")
             raise typer.Exit(130)
     except (ValueError, OSError, FloatingPointError) as error:
-        console.print(f"[red]error:[/red] {error}", markup=True, highlight=False, soft_wrap=True)
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, (ValueError, FileNotFoundError)) else 1) from None
     print(weights)
+
+
+def _stoppable(trainer: Trainer, train: Callable[[], Path | None]) -> Path | None:
+    """Run ``train``; Ctrl-C or SIGTERM makes it end after its step with a checkpoint, a second one ends it at once."""
+    import signal
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.getsignal(number) for number in signals}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def stop(*_: object) -> None:
+        restore()
+        trainer.stop()
+
+    for number in signals:
+        signal.signal(number, stop)
+    try:
+        return train()
+    finally:
+        restore()

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from savl.settings import check_types
+
 
 def bicubic_downsample(x: Tensor, scale: int) -> Tensor:
     """The content code z = D(x): antialiased bicubic, as MATLAB's imresize.
@@ -41,14 +43,20 @@ class LightDegradation:
     """Range of the JPEG quality, both ends included, 1 to 100."""
 
     def __post_init__(self) -> None:
+        check_types(self, "degradation.")
+        for name in ("noise_sigma", "jpeg_quality"):
+            if len(getattr(self, name)) != 2:
+                raise ValueError(f"degradation.{name} must be (low, high), got {getattr(self, name)!r}")
         for name in ("noise_probability", "jpeg_probability"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)!r}")
+                raise ValueError(f"degradation.{name} must lie in [0, 1], got {getattr(self, name)!r}")
         if not 0.0 <= self.noise_sigma[0] <= self.noise_sigma[1]:
-            raise ValueError(f"noise_sigma must be (low, high) with 0 <= low <= high, got {self.noise_sigma!r}")
+            raise ValueError(
+                f"degradation.noise_sigma must be (low, high) with 0 <= low <= high, got {self.noise_sigma!r}"
+            )
         if not 1 <= self.jpeg_quality[0] <= self.jpeg_quality[1] <= 100:
             raise ValueError(
-                f"jpeg_quality must be (low, high) with 1 <= low <= high <= 100, got {self.jpeg_quality!r}"
+                f"degradation.jpeg_quality must be (low, high) with 1 <= low <= high <= 100, got {self.jpeg_quality!r}"
             )
 
     def __call__(self, z: Tensor, random: np.random.Generator) -> Tensor:

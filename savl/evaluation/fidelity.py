@@ -9,8 +9,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-CROP = 4
-"""Border in pixels left out of the Y-channel scores, as is usual at ×4."""
+_SSIM_WINDOW = 11
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class Fidelity:
     """Scores of one image, or their means over a set. 8-bit values are compared."""
 
     psnr_y: float
-    """dB, luma, `CROP` pixels of border left out."""
+    """dB, luma, a border as wide as the scale left out."""
     ssim_y: float
     """Luma, likewise; Gaussian window of 11 pixels, σ = 1.5."""
     psnr_rgb: float
@@ -32,12 +31,13 @@ class Fidelity:
         return Fidelity(*(math.fsum(getattr(s, f.name) for s in scores) / len(scores) for f in fields(Fidelity)))
 
 
-def fidelity(sr: Tensor, hr: Tensor) -> Fidelity:
+def fidelity(sr: Tensor, hr: Tensor, *, crop: int = 4) -> Fidelity:
     """Compare an upscaled image with its original.
 
     Args:
         sr: ``(3, H, W)`` floating in [0, 1]; rounded to 8 bits first, since that is what a file would hold.
         hr: ``(3, H, W)`` floating in [0, 1].
+        crop: Border in pixels left out of the luma scores; the scale factor, by convention.
 
     Returns:
         The scores; identical images have infinite PSNR.
@@ -47,12 +47,12 @@ def fidelity(sr: Tensor, hr: Tensor) -> Fidelity:
     """
     if sr.shape != hr.shape or sr.dim() != 3 or sr.shape[0] != 3:
         raise ValueError(f"sr and hr must have the same shape (3, H, W), got {tuple(sr.shape)} and {tuple(hr.shape)}")
-    if min(sr.shape[1:]) < 11 + 2 * CROP:
-        raise ValueError(f"images must be at least {11 + 2 * CROP} pixels on both sides, got {tuple(sr.shape[1:])}")
+    smallest = _SSIM_WINDOW + 2 * crop
+    if min(sr.shape[1:]) < smallest:
+        raise ValueError(f"images must be at least {smallest} pixels on both sides, got {sr.shape[2]}x{sr.shape[1]}")
     sr = torch.round(sr.double().clamp(0, 1) * 255)
     hr = torch.round(hr.double() * 255)
-    inside = slice(CROP, -CROP)
-    sr_y, hr_y = (luma(image)[:, inside, inside] for image in (sr, hr))
+    sr_y, hr_y = (luma(image)[:, crop : image.shape[1] - crop, crop : image.shape[2] - crop] for image in (sr, hr))
     return Fidelity(_psnr(sr_y, hr_y), _ssim(sr_y, hr_y), _psnr(sr, hr), _ssim(sr, hr))
 
 
@@ -70,6 +70,6 @@ def _psnr(a: Tensor, b: Tensor) -> float:
 def _ssim(a: Tensor, b: Tensor) -> float:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    value = structural_similarity_index_measure(a[None], b[None], data_range=255.0, sigma=1.5, kernel_size=11)
+    value = structural_similarity_index_measure(a[None], b[None], data_range=255.0, sigma=1.5, kernel_size=_SSIM_WINDOW)
     assert isinstance(value, Tensor)
     return value.item()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from savl.evaluation.fidelity import Fidelity, fidelity
-from savl.inference.upscaler import Upscaler
+from savl.inference.enlarge import ImageUpscaler
 from savl.network.savl import bicubic_upscale
 from savl.training.data import decode_rgb, find_images
 
@@ -53,12 +53,12 @@ def match_pairs(lr: str | Path, hr: str | Path) -> list[Pair]:
     return [Pair(lrs[name], hrs[name]) for name in sorted(lrs)]
 
 
-def evaluate_pair(pair: Pair, upscaler: Upscaler) -> PairScores:
+def evaluate_pair(pair: Pair, upscaler: ImageUpscaler) -> PairScores:
     """Upscale one image and compare it, and bicubic interpolation, with the original.
 
     Raises:
         ImageFileError: An image cannot be read.
-        ValueError: The sizes are not in the ratio of the network's scale.
+        ValueError: The sizes are not in the ratio of the network's scale, or too small to be scored.
     """
     lr, hr = (_read(path) for path in (pair.lr, pair.hr))
     expected = tuple(upscaler.scale * side for side in lr.shape[1:])
@@ -69,7 +69,11 @@ def evaluate_pair(pair: Pair, upscaler: Upscaler) -> PairScores:
         )
     sr = upscaler(lr[None]).sr[0]
     bicubic = bicubic_upscale(lr[None], upscaler.scale)[0]
-    return PairScores(pair.lr.stem, fidelity(sr, hr), fidelity(bicubic, hr))
+    try:
+        crop = upscaler.scale
+        return PairScores(pair.lr.stem, fidelity(sr, hr, crop=crop), fidelity(bicubic, hr, crop=crop))
+    except ValueError as error:
+        raise ValueError(f"{pair.hr}: {error}") from error
 
 
 def _read(path: Path) -> Tensor:

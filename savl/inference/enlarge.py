@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from savl.inference.alpha import fill_transparent
-from savl.inference.flat import keep_flat
 from savl.inference.quantise import quantise_plane, sample_peak
 from savl.inference.resample import bicubic, bicubic_premultiplied
 
@@ -83,7 +82,7 @@ def enlarge(
     """Upscales one picture, whatever its bands and depth.
 
     Gray goes through the network as three equal channels and is averaged afterwards; so is RGB whose channels
-    are all equal, which therefore never gains a tint. Flat areas keep their exact colour (`keep_flat`).
+    are all equal, which therefore never gains a tint.
 
     Alpha is coverage and not a photograph: it has no noise or blur to take away, and a network can leave specks
     where it should be exactly 0 or 1. It is resampled bicubically, and colour under transparent pixels is made up
@@ -118,7 +117,6 @@ def enlarge(
 
     colour = colour.expand(1, 3, height, width).contiguous()
     upscaled = upscaler(colour, on_tile=on_tile)
-    keep_flat(upscaled.sr, colour)
     severity = upscaled.severity[0].numpy()
     planes = [upscaled.sr.mean(dim=1)[0]] if gray else list(upscaled.sr[0])
     del upscaled  # for gray, two thirds of the memory go free here

@@ -13,8 +13,21 @@ CPU_BUDGET = 1 << 30
 """Most bytes of activations a default tile takes on a CPU: larger tiles are no faster there."""
 
 
-def bytes_per_pixel(config: SAVLConfig, itemsize: int = 4) -> int:
-    """Peak activation memory of the eager network per LR pixel, estimated from above.
+# Allocations that fail inside a library surface under its own words: the CPU allocator's, cuDNN's (which also finds no
+# algorithm when it has no room for one), cuBLAS's and Metal's.
+_OUT_OF_MEMORY_SIGNS = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "status_alloc_failed",
+    "unable to find a valid cudnn algorithm",
+    "unable to find an engine",
+    "invalid buffer size",
+)
+
+
+def bytes_per_pixel(config: SAVLConfig) -> int:
+    """Peak activation memory of the eager network in float32 per LR pixel, estimated from above.
 
     The larger of OCAB's logits (with their softmax and the sum before it) plus unfolded keys, and the upsampler's
     widest layers, beside a dozen feature maps.
@@ -24,22 +37,24 @@ def bytes_per_pixel(config: SAVLConfig, itemsize: int = 4) -> int:
     attention = 3 * config.heads * keys + unfolded
     direct = config.upsampler == "pixelshuffledirect"
     upsampler = 12 * config.scale**2 if direct else 3 * config.upsample_features * config.scale**2
-    return math.ceil(itemsize * (max(attention, upsampler) + 12 * config.channels + 4 * config.latent))
+    return math.ceil(4 * (max(attention, upsampler) + 12 * config.channels + 4 * config.latent))
 
 
-def default_tile(config: SAVLConfig, device: torch.device, itemsize: int = 4) -> int:
+def default_tile(config: SAVLConfig, device: torch.device, batch: int = 1) -> int:
     """Side of the largest square tile, context included, that the machine has room for.
 
-    Half of the free memory, on a CPU at most `CPU_BUDGET`.
+    Half of the free memory, on a CPU at most `CPU_BUDGET`, shared by the images of a batch.
 
     Returns:
         Pixels, a multiple of the window, at least four windows.
     """
     if device.type == "cuda":
-        budget = torch.cuda.mem_get_info(device)[0] // 2
+        # What torch holds but does not use is free to it, though the driver does not say so.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        budget = (torch.cuda.mem_get_info(device)[0] + cached) // 2
     else:
         budget = min(CPU_BUDGET, _available_bytes() // 2)
-    side = int(math.sqrt(budget / bytes_per_pixel(config, itemsize)))
+    side = int(math.sqrt(budget / batch / bytes_per_pixel(config)))
     return max(side // config.window, 4) * config.window
 
 
@@ -48,9 +63,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "not enough memory" in text or "can't allocate memory" in text
-    )
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _OUT_OF_MEMORY_SIGNS)
 
 
 def _available_bytes() -> int:

@@ -8,6 +8,7 @@ field around it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from savl import ops
+from savl.inference.device import best_device
+from savl.inference.flat import keep_flat
 from savl.inference.memory import default_tile, is_out_of_memory
 from savl.inference.tiling import Region, feather, split, whole
 from savl.network import SAVL, DegradationField
@@ -34,7 +37,7 @@ class Upscaled:
 
 
 class Upscaler:
-    """Upscale images of any size with one network."""
+    """Upscale images of any size with one network. Calls do not disturb each other, so threads may share one."""
 
     def __init__(
         self,
@@ -45,41 +48,51 @@ class Upscaler:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Move the network to its device.
+        """Put the network on its device.
 
         Args:
-            model: The network; it is put into evaluation mode.
+            model: The network. It is left as it is: one that is in training mode, on another device or not float32 is
+                copied first.
             tile: Side of the tiles in LR pixels, rounded up to a multiple of the attention window; None chooses by the
                 memory of the device, 0 never tiles.
             tile_pad: Context around each tile in LR pixels, likewise rounded up.
-            device: Where to compute; None takes CUDA if there is one, else the CPU.
+            device: Where to compute; None takes the best there is.
             dtype: torch.float32 (default) or torch.bfloat16, which computes under autocast: faster where the hardware
                 has it, within about one 8-bit level of float32.
 
         Raises:
+            TypeError: ``model`` is not a network, or ``tile`` or ``tile_pad`` not an int.
             ValueError: ``tile`` or ``tile_pad`` is negative, or the dtype is not one of the two. float16 is refused
                 because networks of the HAT family overflow in it.
         """
-        if tile is not None and tile < 0:
-            raise ValueError(f"tile must be >= 0 LR pixels (0: never tile) or None (choose), got {tile}")
-        if tile_pad < 0:
-            raise ValueError(f"tile_pad must be >= 0 LR pixels, got {tile_pad}")
+        if not isinstance(model, SAVL):
+            raise TypeError(
+                f"model must be a savl.SAVL (savl.load and savl.build give one), got {type(model).__name__}"
+            )
+        for name, pixels in (("tile", 0 if tile is None else tile), ("tile_pad", tile_pad)):
+            if not isinstance(pixels, int) or isinstance(pixels, bool):
+                raise TypeError(f"{name} must be an int (LR pixels), got {type(pixels).__name__} {pixels!r}")
+            if pixels < 0:
+                raise ValueError(f"{name} must be >= 0 LR pixels, got {pixels}")
         dtype = dtype or torch.float32
         if dtype not in DTYPES:
             reason = "; HAT-like networks overflow in float16" if dtype == torch.float16 else ""
             raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}{reason}")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(device) if device is not None else best_device()
         self.dtype = dtype
-        self.model = model.to(self.device, torch.float32).eval()
+        mean = model.rgb_mean
+        if model.training or mean.dtype != torch.float32 or mean.device != self.device:
+            model = copy.deepcopy(model).to(self.device, torch.float32).eval()
+        self.model = model
         self.scale = model.config.scale
         self.tile_pad = _round_up(tile_pad, model.config.window)
-        self._tile = tile if not tile else _round_up(tile, model.config.window)
-        self._halo = 0 if model.estimator is None else model.config.receptive_field // 2
-        self._largest_core: int | None = None  # cores above this side ran out of memory before
+        self.tile = tile if not tile else _round_up(tile, model.config.window)
 
     @torch.no_grad()
     def __call__(self, lr: Tensor, *, on_tile: Callable[[int, int], None] | None = None) -> Upscaled:
         """Upscale a batch of images.
+
+        Where an image is exactly flat its enlargement has exactly its colour (`savl.inference.flat`).
 
         Args:
             lr: ``(B, 3, h, w)`` floating in [0, 1].
@@ -94,44 +107,60 @@ class Upscaler:
             RuntimeError: Memory runs out even for the smallest tile.
         """
         check_image("lr", lr)
-        self._largest_core = None
-        region = whole(lr)
-        core = self._core_side(region)
-        severity = self._severity_map(lr, core)
-        cores = split(region, core)
-        done = 0
+        core = self._core_side(lr)
+        run = _Run(self, lr, split(whole(lr), core), on_tile)
+        run.severity = run.measure_severity()
+        sr = run.assemble(whole(lr), core, run.count)
+        keep_flat(sr, lr.to("cpu", torch.float32))
+        severity = torch.ones(lr.shape[0], *lr.shape[-2:]) if run.severity is None else run.severity
+        return Upscaled(sr.clamp_(0.0, 1.0), severity)
 
-        def count() -> None:
-            nonlocal done
-            done += 1
-            if on_tile is not None:
-                on_tile(done, len(cores))
-
-        sr = self._assemble(lr, severity, region, core, count)
-        ones = torch.ones(lr.shape[0], *lr.shape[-2:]) if severity is None else severity
-        return Upscaled(sr.clamp_(0.0, 1.0), ones)
-
-    def _core_side(self, region: Region) -> int:
-        longest = max(region.rows.length, region.columns.length)
-        if self._tile == 0:
-            return longest
-        if self._tile is not None:
-            return self._tile
-        side = default_tile(self.model.config, self.device)
-        if region.area <= side * side:
-            return longest
+    def _core_side(self, lr: Tensor) -> int:
+        height, width = lr.shape[-2:]
+        if self.tile == 0:
+            return max(height, width)
+        if self.tile is not None:
+            return self.tile
+        side = default_tile(self.model.config, self.device, max(lr.shape[0], 1))
+        if height * width <= side * side:
+            return max(height, width)
         return max(side - 2 * self.tile_pad, 4 * self.model.config.window)
 
-    def _severity_map(self, lr: Tensor, side: int) -> Tensor | None:
+
+class _Run:
+    """One call of an upscaler: the image, its severity map, and what was learned about the memory."""
+
+    def __init__(
+        self, upscaler: Upscaler, lr: Tensor, cores: list[Region], on_tile: Callable[[int, int], None] | None
+    ) -> None:
+        self.model = upscaler.model
+        self.device = upscaler.device
+        self.dtype = upscaler.dtype
+        self.tile_pad = upscaler.tile_pad
+        self.lr = lr
+        self.image = whole(lr)
+        self.cores = cores
+        self.severity: Tensor | None = None
+        self.halo = self.model.config.receptive_field // 2 if self.model.estimator is not None else 0
+        self.largest_core: int | None = None  # cores above this side ran out of memory before
+        self.done = 0
+        self.on_tile = on_tile
+
+    def count(self) -> None:
+        """A tile of the whole image is done."""
+        self.done += 1
+        if self.on_tile is not None:
+            self.on_tile(self.done, len(self.cores))
+
+    def measure_severity(self) -> Tensor | None:
         """Severity of the whole image ``(B, h, w)`` on the CPU, or None for a network without variances."""
         if self.model.config.degradation_code != "variational":
             return None
-        variance = torch.empty(lr.shape[0], *lr.shape[-2:])
-        image = whole(lr)
+        variance = torch.empty(self.lr.shape[0], *self.lr.shape[-2:])
 
         def measure(region: Region) -> None:
             try:
-                field = self._field(lr, region)
+                field = self.field(region)
             except Exception as error:
                 parts = split(region, _half(max(region.rows.length, region.columns.length), 1))
                 if not is_out_of_memory(error) or len(parts) == 1:
@@ -139,83 +168,88 @@ class Upscaler:
             else:
                 assert field is not None
                 assert field.variance is not None
-                region.crop(variance, image).copy_(self._inside(field.variance, region, image))
+                region.crop(variance, self.image).copy_(self.inside(field.variance, region))
                 return
+            self.release_memory()
             for part in parts:  # out of the except block: its traceback would keep the failed tensors alive
                 measure(part)
 
-        for region in split(image, side):
-            measure(region)
+        for core in self.cores:
+            measure(core)
         return ops.normalise_severity(variance, *ops.variance_statistics(variance))
 
-    def _field(self, lr: Tensor, region: Region) -> DegradationField | None:
+    def field(self, region: Region) -> DegradationField | None:
         """The field of ``region`` and the halo around it, exact inside ``region``."""
-        crop = region.grown(self._halo, whole(lr)).crop(lr, whole(lr))
-        with self._autocast():
+        crop = region.grown(self.halo, self.image).crop(self.lr, self.image)
+        with self.autocast():
             return self.model.estimate(crop.to(self.device, torch.float32))
 
-    def _inside(self, map_with_halo: Tensor, region: Region, image: Region) -> Tensor:
-        return region.crop(map_with_halo, region.grown(self._halo, image))
+    def inside(self, map_with_halo: Tensor, region: Region) -> Tensor:
+        """``region`` cut out of a map that `field` gave for it."""
+        return region.crop(map_with_halo, region.grown(self.halo, self.image))
 
-    def _assemble(
-        self, lr: Tensor, severity: Tensor | None, region: Region, side: int, on_tile: Callable[[], None] | None
-    ) -> Tensor:
+    def assemble(self, region: Region, side: int, on_tile: Callable[[], None] | None) -> Tensor:
         """Blend the tiles of ``region`` into ``(B, 3, scale·rows, scale·columns)`` float32 on the CPU."""
         cores = split(region, side)
         if len(cores) == 1:
-            out = self._render(lr, severity, region, side)
+            out = self.render(region, side)
             if on_tile is not None:
                 on_tile()
             return out
         margin = min(self.tile_pad, side) // 2
-        scale = self.scale
-        out = torch.zeros(lr.shape[0], 3, scale * region.rows.length, scale * region.columns.length)
+        scale = self.model.config.scale
+        out = torch.zeros(self.lr.shape[0], 3, scale * region.rows.length, scale * region.columns.length)
         for core in cores:
             visible = core.grown(margin, region)
-            sr = self._render(lr, severity, visible, side)
+            sr = self.render(visible, side)
             sr *= feather(core, region, margin, scale)
             visible.scaled(scale).crop(out, region.scaled(scale)).add_(sr)
             if on_tile is not None:
                 on_tile()
         return out
 
-    def _render(self, lr: Tensor, severity: Tensor | None, region: Region, side: int) -> Tensor:
+    def render(self, region: Region, side: int) -> Tensor:
         """Upscale one rectangle with context around it; where memory runs out, by tiles of half the size."""
-        if self._largest_core is None or side <= self._largest_core:
+        smaller = _half(side, self.model.config.window)
+        if self.largest_core is None or side <= self.largest_core:
             try:
-                return self._run_network(lr, severity, region)
+                return self.run_network(region)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                smaller = _half(side, self.model.config.window)
                 if smaller >= side:
                     raise RuntimeError(
-                        f"out of memory even for a tile of {side} LR pixels; use a smaller --tile-pad or a smaller "
-                        f"model, or another device ({error})"
+                        f"out of memory even for a tile of {side} LR pixels; use a smaller tile_pad, a smaller model "
+                        f"or another device ({error})"
                     ) from error
-                self._largest_core = smaller
+                self.largest_core = smaller
+            self.release_memory()
+        return self.assemble(region, min(self.largest_core, smaller), None)
+
+    def run_network(self, region: Region) -> Tensor:
+        """Upscale one rectangle with context around it, in one go."""
+        scale = self.model.config.scale
+        # Reaching out to window borders keeps the tile's windows those of the whole image.
+        context = region.grown(self.tile_pad - self.tile_pad // 2, self.image)
+        context = context.aligned(self.model.config.window, self.image)
+        field = self.field(context)
+        if field is not None:
+            severity = None if self.severity is None else context.crop(self.severity, self.image).to(self.device)
+            field = DegradationField(mu=self.inside(field.mu, context), severity=severity)
+        crop = context.crop(self.lr, self.image).to(self.device, torch.float32)
+        with self.autocast():
+            sr = self.model.reconstruct(crop, field)
+        sr = region.scaled(scale).crop(sr, context.scaled(scale)).to("cpu", torch.float32)
+        return sr.clone(memory_format=torch.contiguous_format)  # a view would keep the whole tile alive
+
+    def autocast(self) -> torch.autocast:
+        """The precision that was asked for."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def release_memory(self) -> None:
+        """Give cached blocks back, so that smaller ones can be cut from them."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return self._assemble(
-            lr, severity, region, min(self._largest_core, _half(side, self.model.config.window)), None
-        )
-
-    def _run_network(self, lr: Tensor, severity: Tensor | None, region: Region) -> Tensor:
-        image = whole(lr)
-        window = self.model.config.window
-        # Reaching out to window borders keeps the tile's windows those of the whole image.
-        context = region.grown(self.tile_pad - self.tile_pad // 2, image).aligned(window, image)
-        field = self._field(lr, context)
-        if field is not None:
-            mu = self._inside(field.mu, context, image)
-            s = None if severity is None else context.crop(severity, image).to(self.device)
-            field = DegradationField(mu=mu, severity=s)
-        with self._autocast():
-            sr = self.model.reconstruct(context.crop(lr, image).to(self.device, torch.float32), field)
-        return region.scaled(self.scale).crop(sr, context.scaled(self.scale)).to("cpu", torch.float32).clone()
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from savl.settings import check_types
+
 DegradationCode = Literal["variational", "deterministic", "none"]
 Upsampler = Literal["pixelshuffle", "pixelshuffledirect"]
 
@@ -72,11 +74,7 @@ class SAVLConfig:
     """3×3 convolutions inside the likelihood decoder, at least 2."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not _same_type(value, field.default):
-                kind = _type_name(field.default)
-                raise TypeError(f"{field.name} must be {kind}, got {_type_name(value)}: {value!r}")
+        check_types(self)
         positive = (
             "channels heads window mlp_ratio cab_compress cab_squeeze upsample_features latent estimator_width "
             "decoder_width"
@@ -153,21 +151,6 @@ class SAVLConfig:
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
         return cls(**settings)
-
-
-def _same_type(value: object, like: object) -> bool:
-    """Whether ``value`` may stand where ``like`` stands, tuples element by element."""
-    if isinstance(like, tuple):
-        return isinstance(value, tuple) and all(_same_type(element, like[0]) for element in value)
-    if isinstance(like, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is type(like)
-
-
-def _type_name(value: object) -> str:
-    if isinstance(value, tuple):
-        return f"a tuple of {' and '.join(sorted({type(element).__name__ for element in value})) or 'nothing'}"
-    return type(value).__name__
 
 
 CONFIGS: dict[str, SAVLConfig] = {

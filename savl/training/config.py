@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from savl.degradation import LightDegradation
 from savl.network import CONFIGS, SAVLConfig
+from savl.settings import check_types
 
 Likelihood = Literal["laplacian", "gaussian"]
 
@@ -23,6 +24,10 @@ class DataConfig:
     """Side of the LR patches in pixels; HR patches are ``scale`` times that."""
     batch: int = 16
     """Patches per step."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "data.")
+        _at_least(1, "data", self, "patch", "batch")
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,8 @@ class ObjectiveConfig:
     """Weight of the CLUB upper bound on I(r; z), for the ablation 'deterministic code + CLUB'."""
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta", "club"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"objective.{name} must be >= 0, got {getattr(self, name)!r}")
+        check_types(self, "objective.")
+        _at_least(0, "objective", self, "alpha", "beta", "club")
         if self.likelihood not in ("laplacian", "gaussian"):
             raise ValueError(f"objective.likelihood must be 'laplacian' or 'gaussian', got {self.likelihood!r}")
 
@@ -64,6 +68,17 @@ class OptimizerConfig:
     ema: float = 0.999
     """Decay of the averaged weights, which are the ones exported."""
 
+    def __post_init__(self) -> None:
+        check_types(self, "optimizer.")
+        _at_least(0, "optimizer", self, "warmup", "final_fraction")
+        for name in ("learning_rate", "clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"optimizer.{name} must be above 0, got {getattr(self, name)!r}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas must be two numbers in [0, 1), got {self.betas!r}")
+        if not 0.0 <= self.ema < 1.0:
+            raise ValueError(f"optimizer.ema must satisfy 0 <= ema < 1, got {self.ema!r}")
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -82,6 +97,18 @@ class RunConfig:
     bfloat16: bool = False
     """Compute in bfloat16 under autocast (weights stay float32)."""
 
+    def __post_init__(self) -> None:
+        check_types(self, "run.")
+        _at_least(1, "run", self, "steps", "checkpoint_every", "log_every")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"run.seed must satisfy 0 <= seed < 2**31, got {self.seed!r}")
+
+
+def _at_least(low: int, table: str, settings: object, *names: str) -> None:
+    for name in names:
+        if getattr(settings, name) < low:
+            raise ValueError(f"{table}.{name} must be at least {low}, got {getattr(settings, name)!r}")
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -95,12 +122,6 @@ class TrainingConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        for name in ("run.steps", "run.checkpoint_every", "run.log_every", "data.patch", "data.batch"):
-            table, setting = name.split(".")
-            if getattr(getattr(self, table), setting) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(getattr(self, table), setting)!r}")
-        if not 0.0 <= self.optimizer.ema < 1.0:
-            raise ValueError(f"optimizer.ema must satisfy 0 <= ema < 1, got {self.optimizer.ema!r}")
         code = self.model.degradation_code
         if self.objective.club > 0 and code != "deterministic":
             raise ValueError(f"objective.club regularises a deterministic code; model.degradation_code is {code!r}")
@@ -113,7 +134,14 @@ class TrainingConfig:
 T = TypeVar("T")
 
 
-def _table(cls: type[T], name: str, values: dict[str, Any]) -> T:
+def _checked_table(name: str, values: object) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ValueError(f"[{name}] must be a table of settings, got {values!r}")
+    return dict(values)
+
+
+def _table(cls: type[T], name: str, values: object) -> T:
+    values = _checked_table(name, values)
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - known)
     if unknown:
@@ -127,10 +155,11 @@ def parse_config(tables: dict[str, Any]) -> TrainingConfig:
     ``[model]`` may name a configuration (``name = "savl-tiny"``) and override settings of it.
 
     Raises:
+        TypeError: A value has the wrong type.
         ValueError: A table or setting is unknown, or a value is out of range.
     """
     tables = dict(tables)
-    model = dict(tables.pop("model", {}))
+    model = _checked_table("model", tables.pop("model", {}))
     name = model.pop("name", "savl-tiny")
     if name not in CONFIGS:
         raise ValueError(f"model.name must be one of {sorted(CONFIGS)}, got {name!r}")

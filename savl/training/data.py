@@ -13,8 +13,7 @@ from torch import Tensor
 
 from savl.degradation import LightDegradation, bicubic_downsample
 from savl.inference.image_file import read_image
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+from savl.inference.image_format import READABLE, format_of_suffix
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class PatchSource:
 
 
 def find_images(folders: Iterable[str | Path], *, argument: str = "data.hr") -> list[Path]:
-    """All image files under the folders, sorted.
+    """All image files under the folders, sorted; hidden files and folders are left out.
 
     Args:
         folders: Searched recursively.
@@ -118,11 +117,15 @@ def find_images(folders: Iterable[str | Path], *, argument: str = "data.hr") -> 
     for root in roots:
         if not root.is_dir():
             raise ValueError(f"{argument}: {root} is not a folder")
-    paths = sorted(path for root in roots for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(path for root in roots for path in root.rglob("*") if _is_image(path.relative_to(root), path))
     if not paths:
-        named = ", ".join(str(root) for root in roots)
-        raise ValueError(f"{argument}: no images ({', '.join(IMAGE_SUFFIXES)}) in {named}")
+        raise ValueError(f"{argument}: no images ({READABLE}) in {', '.join(str(root) for root in roots)}")
     return paths
+
+
+def _is_image(below: Path, path: Path) -> bool:
+    hidden = any(part.startswith(".") for part in below.parts)  # thumbnails and macOS's companions of real images
+    return not hidden and format_of_suffix(path) is not None and path.is_file()
 
 
 def decode_rgb(path: Path) -> NDArray[np.uint8]:

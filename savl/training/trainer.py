@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from savl.atomic_write import write_atomically
+from savl.inference.device import best_device
 from savl.network import SAVL
 from savl.training.checkpoint import load_checkpoint, save_checkpoint
 from savl.training.config import TrainingConfig
@@ -47,11 +49,11 @@ class Trainer:
             on_image: Told (decoded so far, total) while the images are decoded.
 
         Raises:
-            ValueError: The data cannot serve, or the checkpoint belongs to another network.
+            ValueError: The data cannot serve, or the checkpoint is damaged or belongs to another run.
         """
         self.config = config
         self.output = Path(config.run.output)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = best_device()
         torch.manual_seed(config.run.seed)
         self.model = SAVL(config.model).to(self.device).train()
         self.objective = Objective(self.model, config.objective).to(self.device).train()
@@ -62,7 +64,6 @@ class Trainer:
         )
         self.step = 0
         self._stopping = False
-        self.output.mkdir(parents=True, exist_ok=True)
         if (self.output / CHECKPOINT_NAME).exists():
             self._resume(load_checkpoint(self.output / CHECKPOINT_NAME))
         self.source = source or PatchSource(
@@ -85,9 +86,11 @@ class Trainer:
             Path of the exported averaged weights (savl safetensors); None if the run was stopped before its end.
 
         Raises:
-            FloatingPointError: The loss is not finite; the last checkpoint stays as it was.
+            FloatingPointError: Loss or gradient is not finite; weights and checkpoint stay as they were.
         """
         run = self.config.run
+        self._stopping = False
+        self.output.mkdir(parents=True, exist_ok=True)
         started, logged = time.monotonic(), self.step
         with ThreadPoolExecutor(max_workers=1) as pool:  # the next batch is prepared while this one is learned from
             upcoming = pool.submit(self.source, self.step)
@@ -118,7 +121,7 @@ class Trainer:
         """Write the state of the run, atomically."""
         state: dict[str, Any] = {
             "step": self.step,
-            "model_config": self.config.model.to_dict(),
+            "settings": _settings_that_count(self.config),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "objective": self.objective.state_dict(),
@@ -138,8 +141,9 @@ class Trainer:
         batch = Batch(batch.y.to(self.device), batch.x.to(self.device), batch.z.to(self.device))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        # A seed of its own per step, clear of the data's stream: Philox keys need only differ.
+        # A seed of its own per step: for the posterior's sample, and for stochastic depth, which draws from torch.
         seed = (self.config.run.seed << 32) + self.step
+        torch.manual_seed(seed)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.bfloat16):
             losses = self.objective(self.model, batch, seed)
         if not torch.isfinite(losses.total):
@@ -149,7 +153,12 @@ class Trainer:
             )
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"step {self.step}: the gradient is not finite, at a loss of {losses.to_log()}; lower "
+                f"optimizer.learning_rate, or check the data"
+            )
         self.optimizer.step()
         self.average.update_parameters(self.model)
         log: dict[str, float] = losses.to_log()
@@ -164,16 +173,39 @@ class Trainer:
         return settings.learning_rate * (settings.final_fraction + (1 - settings.final_fraction) * cosine)
 
     def _resume(self, state: dict[str, Any]) -> None:
-        if state["model_config"] != self.config.model.to_dict():
-            raise ValueError(
-                f"{self.output / CHECKPOINT_NAME} belongs to another network; choose another run.output, or remove it"
-            )
-        self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.objective.load_state_dict(state["objective"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        path = self.output / CHECKPOINT_NAME
+        try:
+            then, now = state["settings"], _settings_that_count(self.config)
+            changed = [name for name in now if now[name] != then.get(name)]
+            if changed:
+                what = ", ".join(f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in changed)
+                raise ValueError(f"{path} belongs to another run: {what}; choose another run.output, or set them back")
+            if self.config.run.steps < state["step"]:
+                raise ValueError(
+                    f"run.steps must be at least {state['step']}, the steps {path} has done already, "
+                    f"got {self.config.run.steps}"
+                )
+            self.step = state["step"]
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            self.objective.load_state_dict(state["objective"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"{path} cannot be resumed from: {error}") from error
+        # What was logged after the checkpoint was written will be done, and logged, again.
+        log = self.output / LOG_NAME
+        if log.exists():
+            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
+            write_atomically(log, "".join(kept).encode())
 
     def _log(self, line: dict[str, Any]) -> None:
         with open(self.output / LOG_NAME, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _settings_that_count(config: TrainingConfig) -> dict[str, Any]:
+    """What a resumed run must share with the one it resumes: all but its length, its rhythm and where files lie."""
+    free = {"run.steps", "run.log_every", "run.checkpoint_every", "run.output", "data.hr"}
+    flat = {f"{table}.{name}": value for table, values in config.to_dict().items() for name, value in values.items()}
+    return {name: value for name, value in flat.items() if name not in free}

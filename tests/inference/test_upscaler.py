@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -216,18 +217,65 @@ def test_bfloat16_stays_close_to_float32(model: SAVL, image: Tensor) -> None:
     [
         ({"tile": -1}, "tile must be >= 0"),
         ({"tile_pad": -1}, "tile_pad must be >= 0"),
+        ({"tile": 1.5}, "tile must be an int .* got float 1.5"),
+        ({"tile_pad": "32"}, "tile_pad must be an int .* got str '32'"),
         ({"dtype": torch.float16}, "overflow in float16"),
         ({"dtype": torch.int8}, "dtype must be"),
     ],
 )
 def test_bad_settings_are_named(model: SAVL, arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         savl.Upscaler(model, **arguments)  # type: ignore[arg-type]
 
 
-def test_default_tile_fits_its_budget() -> None:
+def test_what_is_no_network_is_named() -> None:
+    with pytest.raises(TypeError, match=r"model must be a savl.SAVL .* got str"):
+        savl.Upscaler("savl-tiny")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_default_tile_fits_its_budget(batch: int) -> None:
     for config in CONFIGS.values():
-        side = default_tile(config, torch.device("cpu"))
+        side = default_tile(config, torch.device("cpu"), batch)
         assert side % config.window == 0
         assert side >= 4 * config.window
-        assert side == 4 * config.window or side**2 * bytes_per_pixel(config) <= 1 << 30
+        assert side == 4 * config.window or batch * side**2 * bytes_per_pixel(config) <= 1 << 30
+
+
+def test_the_network_that_was_given_is_left_as_it_is(image: Tensor) -> None:
+    model = make_model().double().train()
+    out = savl.Upscaler(model)(image)
+    assert model.training
+    assert model.conv_first.weight.dtype == torch.float64
+    torch.testing.assert_close(out.sr, savl.Upscaler(make_model())(image).sr)
+
+
+def test_threads_may_share_an_upscaler(model: SAVL, image: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    upscaler = savl.Upscaler(model, tile=24, tile_pad=4)
+    expected = upscaler(image).sr
+    original = SAVL.reconstruct
+
+    def refuse_large_tiles(self: SAVL, lr: Tensor, field: DegradationField | None) -> Tensor:
+        if lr.shape[-1] > 24:
+            raise MemoryError
+        return original(self, lr, field)
+
+    monkeypatch.setattr(SAVL, "reconstruct", refuse_large_tiles)
+    with ThreadPoolExecutor(4) as pool:
+        for out in pool.map(upscaler, [image] * 8):
+            assert psnr(out.sr, expected) >= 50
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "Unable to find a valid cuDNN algorithm to run convolution",
+        "Invalid buffer size: 12.00 GiB",
+        "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory",
+    ],
+)
+def test_lack_of_memory_is_known_by_every_name(text: str) -> None:
+    assert is_out_of_memory(RuntimeError(text))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from savl.degradation import LightDegradation
 from savl.inference.errors import ImageFileError
-from savl.training.data import PatchSource, decode_rgb
+from savl.training.data import PatchSource, decode_rgb, find_images
 
 
 @pytest.fixture
@@ -76,6 +76,12 @@ def test_images_smaller_than_a_patch_are_left_out(photographs: Path) -> None:
 def test_all_images_too_small_is_an_error_with_the_size_needed(photographs: Path) -> None:
     with pytest.raises(ValueError, match="none of the 3 images is at least 400 pixels .* patch=100"):
         source(photographs, patch=100)
+
+
+def test_hidden_files_and_folders_named_like_images_are_left_out(photographs: Path) -> None:
+    (photographs / "._a.png").write_bytes(b"resource fork")
+    (photographs / "folder.png").mkdir()
+    assert [path.name for path in find_images([photographs])] == ["a.png", "b.jpg", "small.png"]
 
 
 def test_a_folder_without_images_is_named(tmp_path: Path) -> None:

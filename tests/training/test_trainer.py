@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,8 +22,8 @@ from savl.training.config import parse_config
 from savl.training.data import Batch
 
 MODEL = {
-    "channels": 6, "depths": [1], "heads": 1, "window": 4, "cab_compress": 3, "cab_squeeze": 3, "latent": 4,
-    "estimator_width": 6, "estimator_dilations": [1], "decoder_width": 6, "decoder_depth": 2, "drop_path": 0.0,
+    "channels": 6, "depths": [2], "heads": 1, "window": 4, "cab_compress": 3, "cab_squeeze": 3, "latent": 4,
+    "estimator_width": 6, "estimator_dilations": [1], "decoder_width": 6, "decoder_depth": 2, "drop_path": 0.3,
 }  # fmt: skip
 
 
@@ -91,42 +90,52 @@ def test_a_stopped_run_finishes_its_step_and_writes_a_checkpoint(photographs: Pa
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 3
 
 
-def test_a_killed_run_resumes_from_a_whole_checkpoint(photographs: Path, tmp_path: Path) -> None:
+def endless_run(tmp_path: Path, photographs: Path, checkpoint_every: int) -> tuple[list[str], Path]:
+    """The command of a run that will not end by itself, and its run folder."""
     output = tmp_path / "run"
     config = tmp_path / "config.toml"
     model = "\n".join(f"{name} = {json.dumps(value)}" for name, value in MODEL.items())
     config.write_text(
         f"[model]\n{model}\n[data]\npatch = 8\nbatch = 2\n"
-        f"[run]\nsteps = 100000\ncheckpoint_every = 1\nlog_every = 1\noutput = {json.dumps(str(output))}\n"
+        f"[run]\nsteps = 100000\ncheckpoint_every = {checkpoint_every}\nlog_every = 1\n"
+        f"output = {json.dumps(str(output))}\n"
     )
-    command = [
-        sys.executable,
-        "-c",
-        "from savl.cli import main; main()",
-        "train",
-        str(config),
-        "--hr",
-        str(photographs),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        deadline = time.monotonic() + 90
-        log = output / "log.jsonl"
-        while time.monotonic() < deadline and process.poll() is None:
-            if log.exists() and len(log.read_text().splitlines()) > 5:
-                break
-            time.sleep(0.02)
-        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-    finally:
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-    assert load_checkpoint(output / "checkpoint.pt")["step"] >= 4
+    program = "from savl.cli import main; main()"
+    return [sys.executable, "-c", program, "train", str(config), "--hr", str(photographs)], output
+
+
+def end_after_some_steps(command: list[str], log: Path, number: signal.Signals) -> tuple[int, str]:
+    """Start a training, send it a signal when it has logged some steps; its exit code and what it said."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and len(log.read_text().splitlines()) > 5:
+            break
+        time.sleep(0.02)
+    if process.poll() is None:
+        process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+def test_a_killed_run_resumes_from_a_whole_checkpoint(photographs: Path, tmp_path: Path) -> None:
+    command, output = endless_run(tmp_path, photographs, checkpoint_every=1)
+    code, said = end_after_some_steps(command, output / "log.jsonl", signal.SIGKILL)
+    assert code == -signal.SIGKILL, said
     done = load_checkpoint(output / "checkpoint.pt")["step"]
+    assert done >= 4
     finishing = subprocess.run([*command, "--steps", str(done + 2)], capture_output=True, text=True, timeout=120)
     assert finishing.returncode == 0, finishing.stderr
     assert f"resuming {output} at step {done}" in finishing.stderr.replace("\n", "")
     assert savl.load(output / "model.safetensors").config.channels == 6
+
+
+def test_ctrl_c_ends_a_run_after_its_step_with_a_checkpoint(photographs: Path, tmp_path: Path) -> None:
+    command, output = endless_run(tmp_path, photographs, checkpoint_every=100_000)
+    code, said = end_after_some_steps(command, output / "log.jsonl", signal.SIGINT)
+    assert code == 130, said
+    step = load_checkpoint(output / "checkpoint.pt")["step"]
+    assert f"stopped after step {step}" in said
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,11 +160,59 @@ def test_a_damaged_checkpoint_is_named(photographs: Path, tmp_path: Path) -> Non
         Trainer(configuration(photographs, tmp_path / "run"))
 
 
-def test_a_checkpoint_of_another_network_is_refused(photographs: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_refused_and_the_settings_are_named(photographs: Path, tmp_path: Path) -> None:
     config = configuration(photographs, tmp_path / "run")
     Trainer(config).train()
-    with pytest.raises(ValueError, match="belongs to another network"):
+    with pytest.raises(ValueError, match="another run: model.channels was 6 and is 12"):
         Trainer(replace(config, model=replace(config.model, channels=12)))
+    with pytest.raises(ValueError, match="optimizer.learning_rate was 0.002 and is 0.1"):
+        Trainer(replace(config, optimizer=replace(config.optimizer, learning_rate=0.1)))
+    with pytest.raises(ValueError, match="run.steps must be at least 6"):
+        Trainer(configuration(photographs, tmp_path / "run", steps=2))
+
+
+def test_a_longer_run_goes_on_from_a_finished_one(photographs: Path, tmp_path: Path) -> None:
+    Trainer(configuration(photographs, tmp_path / "run")).train()
+    longer = Trainer(configuration(photographs, tmp_path / "run", steps=8))
+    assert longer.step == 6
+    longer.train()
+    assert longer.step == 8
+
+
+def test_a_checkpoint_that_lacks_a_part_is_named(photographs: Path, tmp_path: Path) -> None:
+    config = configuration(photographs, tmp_path / "run")
+    Trainer(config).train()
+    path = tmp_path / "run" / "checkpoint.pt"
+    save_checkpoint(path, {k: v for k, v in load_checkpoint(path).items() if k != "optimizer"})
+    with pytest.raises(ValueError, match="checkpoint.pt cannot be resumed from: 'optimizer'"):
+        Trainer(config)
+
+
+def test_a_resumed_run_logs_every_step_once(photographs: Path, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop_after_three(step: int, _: dict[str, float]) -> None:
+        if step == 3:
+            raise Stop
+
+    config = configuration(photographs, tmp_path / "run")
+    with pytest.raises(Stop):
+        Trainer(config).train(stop_after_three)
+    Trainer(config).train()
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(configuration(photographs, tmp_path / "run"))
+    weight = trainer.model.conv_first.weight
+    weight.register_hook(lambda gradient: gradient * float("inf") if trainer.step == 3 else gradient)
+    with pytest.raises(FloatingPointError, match="step 3: the gradient is not finite"):
+        trainer.train()
+    assert all(bool(p.isfinite().all()) for p in trainer.model.parameters())
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(photographs: Path, tmp_path: Path) -> None:
