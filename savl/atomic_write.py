@@ -17,7 +17,8 @@ def atomic_write(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
 
     The bytes are on the disk (fsync) before the name changes (one atomic rename), so a reader, a crash or a
     power cut sees the old file or the new one. Whatever ends the block early, Ctrl-C included, removes the
-    temporary file; only a kill that cannot be caught leaves it, hidden and named `.<name>.<random>.part`.
+    temporary file; only a kill that cannot be caught leaves it, hidden and named `.<name>.<random>.part` (of a
+    long name, the beginning).
 
     Args:
         path: the file to write. A symbolic link is followed, so that its target is replaced and the link
@@ -31,14 +32,7 @@ def atomic_write(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
         FileExistsError: `path` exists and `overwrite` is False.
         OSError: `path` is no regular file, its folder cannot be written, or the disk is full.
     """
-    target = Path(os.path.realpath(path))
-    _check_target(path, target, overwrite)
-    part = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
-    try:
-        # Plain open() mode bits, so that the user's umask decides who may read the file.
-        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot be created: {error.strerror}", str(path)) from error
+    target, part, descriptor = _create_part(path, overwrite)
     try:
         with os.fdopen(descriptor, "w+b", buffering=0) as file:
             yield file
@@ -53,6 +47,17 @@ def atomic_write(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
     _sync_folder(target.parent)
 
 
+def check_writable(path: Path, *, overwrite: bool) -> None:
+    """Tries the first step of `atomic_write`, and leaves nothing behind.
+
+    Raises:
+        FileExistsError, OSError: as `atomic_write` would.
+    """
+    _, part, descriptor = _create_part(path, overwrite)
+    os.close(descriptor)
+    part.unlink()
+
+
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Writes a whole file at once, replacing an existing one; see `atomic_write`.
 
@@ -65,10 +70,25 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
             view = view[file.write(view) :]
 
 
+def _create_part(path: Path, overwrite: bool) -> tuple[Path, Path, int]:
+    """The file that `path` leads to, the temporary file made beside it, and the latter's descriptor."""
+    target = Path(os.path.realpath(path))
+    _check_target(path, target, overwrite)
+    # Bytes are what file systems limit, to 255 or (encrypted ones) 143.
+    name = os.fsencode(target.name)[:100].decode(errors="ignore")
+    part = target.with_name(f".{name}.{secrets.token_hex(4)}.part")
+    try:
+        # Plain open() mode bits, so that the user's umask decides who may read the file.
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return target, part, descriptor
+
+
 def _check_target(path: Path, target: Path, overwrite: bool) -> None:
-    if not target.exists():
+    if not os.path.exists(target):
         return
-    if not target.is_file():
+    if not os.path.isfile(target):
         raise OSError(errno.EINVAL, "exists and is not a regular file", str(path))
     if not overwrite:
         raise FileExistsError(errno.EEXIST, "exists already", str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -12,12 +13,13 @@ from types import FrameType
 
 from savl.cli.jobs import Job, Naming, Plan, output_is_file, plan_jobs, spell_suffix
 from savl.cli.report import Report
-from savl.cli.sources import UsageMistake, find_sources
+from savl.cli.sources import Found, UsageMistake, find_sources
+from savl.inference.device import checked_device
 from savl.inference.enlarge import ImageUpscaler, check_scale
 from savl.inference.errors import ImageFileError
 from savl.inference.image_format import FORMATS
 from savl.inference.upscale_file import upscale_file
-from savl.inference.upscale_image import as_upscaler, checked_device
+from savl.inference.upscale_image import as_upscaler
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ def upscale_batch(arguments: Sequence[str], settings: Settings) -> bool:
         UsageMistake: the command makes no sense as a whole; nothing was written.
         KeyboardInterrupt: Ctrl-C; the file in work was left as it was before.
     """
+    if "" in arguments:
+        raise UsageMistake(f"IN number {arguments.index('') + 1} is empty; name a picture, a folder or a glob")
+    if settings.output == "":
+        raise UsageMistake("-o is empty; name a file or a folder, or leave it out to write beside the inputs")
     if settings.scale is not None:
         try:
             check_scale(settings.scale)
@@ -57,7 +63,7 @@ def upscale_batch(arguments: Sequence[str], settings: Settings) -> bool:
             raise UsageMistake(str(error)) from error
     output = None if settings.output is None else Path(settings.output)
     to_file = output_is_file(settings.output, arguments)
-    sources = find_sources(arguments, recursive=settings.recursive, output=None if to_file else output)
+    found = find_sources(arguments, recursive=settings.recursive, output=None if to_file else output)
     upscaler = _load(settings)
     scale = upscaler.scale if settings.scale is None else settings.scale
     naming = Naming(
@@ -66,18 +72,17 @@ def upscale_batch(arguments: Sequence[str], settings: Settings) -> bool:
         format=next((image_format for image_format in FORMATS if image_format.name == settings.format), None),
         severity_map=settings.severity_map,
     )
-    plan = plan_jobs(sources, naming, to_file=to_file, overwrite=settings.overwrite)
+    plan = plan_jobs(found.sources, naming, to_file=to_file, overwrite=settings.overwrite)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        return _run(plan, upscaler, settings)
+        return _run(found, plan, upscaler, settings)
     finally:
         signal.signal(signal.SIGTERM, previous)
 
 
 def _load(settings: Settings) -> ImageUpscaler:
     try:
-        if settings.device != "auto":
-            checked_device(settings.device)
+        checked_device(settings.device)
     except ValueError as error:
         raise UsageMistake(str(error)) from error
     try:
@@ -91,11 +96,14 @@ def _load(settings: Settings) -> ImageUpscaler:
     except Exception as error:
         if settings.debug:
             raise
-        raise UsageMistake(f"model {settings.model}: {_in_short(error)}") from error
+        reason = _in_short(error)
+        raise UsageMistake(reason if settings.model in reason else f"model {settings.model}: {reason}") from error
 
 
-def _run(plan: Plan, upscaler: ImageUpscaler, settings: Settings) -> bool:
-    with Report(len(plan.jobs)) as report:
+def _run(found: Found, plan: Plan, upscaler: ImageUpscaler, settings: Settings) -> bool:
+    with Report(len(found.unreadable) + len(plan.jobs)) as report:
+        for path, reason in found.unreadable.items():
+            report.fail(path, reason)
         for path in plan.left_out:
             report.note(path, "left out, because it is what another input is upscaled to")
         try:
@@ -110,16 +118,16 @@ def _run(plan: Plan, upscaler: ImageUpscaler, settings: Settings) -> bool:
 
 def _run_job(job: Job, upscaler: ImageUpscaler, settings: Settings, report: Report) -> None:
     def due(path: Path | None) -> Path | None:
-        return path if path is not None and (settings.overwrite or not path.exists()) else None
+        return path if path is not None and (settings.overwrite or not os.path.isfile(path)) else None
 
-    target, severity = due(job.target), due(job.severity)
-    # A missing input is told as missing, even where its output stands from an earlier day.
-    if target is None and severity is None and job.source.exists():
-        report.kept(job.source, job.target)
-        return
-    report.begin(job.source)
     start = time.monotonic()
     try:
+        target, severity = due(job.target), due(job.severity)
+        # A missing input is told as missing, even where its output stands from an earlier day.
+        if target is None and severity is None and os.path.exists(job.source):
+            report.kept(job.source, job.target)
+            return
+        report.begin(job.source)
         result = upscale_file(
             job.source,
             target,

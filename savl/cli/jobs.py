@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import has_magic
 from pathlib import Path
 
@@ -63,9 +64,14 @@ def spell_suffix(suffix: str | None, *, beside: bool, scale: float) -> str:
             folder.
         beside: outputs are written beside their inputs.
         scale: output pixels per input pixel.
+
+    Raises:
+        UsageMistake: the suffix holds a slash or backslash, and would lead to another folder.
     """
     if suffix is None:
         return f"_x{scale:g}" if beside else ""
+    if "/" in suffix or "\\" in suffix:
+        raise UsageMistake(f"--suffix {suffix} holds a folder separator; it is added to file names, -o names a folder")
     return f"_{suffix}" if suffix[:1].isalnum() else suffix
 
 
@@ -78,15 +84,15 @@ def output_is_file(output: str | None, arguments: Sequence[str]) -> bool:
         UsageMistake: OUT has an image ending but there may be several inputs; or it can be neither a file of a
             known format nor a folder.
     """
-    if output is None or Path(output).is_dir():
+    if output is None or os.path.isdir(output):
         return False
     folder = output.endswith(("/", os.sep))
     known = not folder and format_of_suffix(Path(output)) is not None
     first = Path(arguments[0])
-    one_file = len(arguments) == 1 and not first.is_dir() and (first.exists() or not has_magic(arguments[0]))
+    one_file = len(arguments) == 1 and not os.path.isdir(first) and (os.path.exists(first) or not has_magic(str(first)))
     if known and not one_file:
         raise UsageMistake(f"-o {output} names a file, but there may be several inputs: name a folder")
-    if not known and Path(output).exists():
+    if not known and os.path.exists(Path(output)):
         raise UsageMistake(f"-o {output} is a file and not a folder")
     if one_file and not folder and not known and Path(output).suffix:
         endings = " ".join(image_format.suffixes[0] for image_format in FORMATS)
@@ -105,6 +111,14 @@ def plan_jobs(sources: Sequence[Source], naming: Naming, *, to_file: bool, overw
             `--format` contradict each other.
     """
     jobs = [_job(source, naming, to_file) for source in sources]
+    claims = Counter(same_file_key(job.severity) for job in jobs if job.severity is not None)
+    jobs = [
+        # Of a.png and a.jpg in one folder: a.png_severity.png and a.jpg_severity.png.
+        replace(job, severity=job.target.with_name(f"{job.target.name}_severity.png"))
+        if job.severity is not None and claims[same_file_key(job.severity)] > 1
+        else job
+        for job in jobs
+    ]
     by_target: dict[str, Job] = {}
     for job in jobs:
         for target in (job.target, job.severity):

@@ -59,7 +59,7 @@ class Report:
         self._tiles = self._progress.add_task(name, total=None)
 
     def on_tile(self, done: int, total: int) -> None:
-        """Some tiles of the current file are finished; the total may change when tiles are halved."""
+        """Some tiles of the current file are finished."""
         self._progress.update(self._tiles, completed=done, total=total)
 
     def done(self, path: Path, target: Path, sizes: str, seconds: float) -> None:

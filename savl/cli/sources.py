@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,20 @@ class Source:
     named: bool
 
 
-def find_sources(arguments: Sequence[str], *, recursive: bool, output: Path | None) -> list[Source]:
+@dataclass(frozen=True)
+class Found:
+    """What the arguments stand for.
+
+    Attributes:
+        sources: the pictures.
+        unreadable: folders that could not be looked into, each with the reason.
+    """
+
+    sources: tuple[Source, ...]
+    unreadable: dict[Path, str]
+
+
+def find_sources(arguments: Sequence[str], *, recursive: bool, output: Path | None) -> Found:
     """Lists the pictures that the arguments stand for, each once, folders in alphabetical order.
 
     A name that exists is taken as it is, so files called `a[1].png` need no quoting; otherwise `*`, `?`,
@@ -47,26 +60,31 @@ def find_sources(arguments: Sequence[str], *, recursive: bool, output: Path | No
         UsageMistake: a folder or glob without any picture.
     """
     found: dict[str, Source] = {}
+    unreadable: dict[Path, str] = {}
     for argument in arguments:
         path = Path(argument)
-        if path.is_dir():
-            sources = list(_in_folder(path, recursive, output))
-            if not sources:
+        if os.path.isdir(path):
+            errors: list[OSError] = []
+            sources = list(_in_folder(path, recursive, output, errors.append))
+            unreadable |= {Path(error.filename): (error.strerror or str(error)).lower() for error in errors}
+            if not sources and not errors:
                 below = " or below" if recursive else "; -r looks into its subfolders"
                 raise UsageMistake(f"no {READABLE} picture in folder {argument!r}{below}")
-        elif not path.exists() and glob.has_magic(argument):
+        elif not os.path.exists(path) and glob.has_magic(argument):
             sources = [
                 Source(match, Path("."), named=False)
                 for match in map(Path, sorted(glob.glob(argument, recursive=True)))
-                if match.is_file() and format_of_suffix(match) is not None
+                if os.path.isfile(match) and format_of_suffix(match) is not None
             ]
             if not sources:
                 raise UsageMistake(f"no {READABLE} picture matches {argument!r}")
         else:
             sources = [Source(path, Path("."), named=True)]
         for source in sources:
-            found.setdefault(same_file_key(source.path), source)
-    return list(found.values())
+            # A link is a picture of its own beside the file it leads to: both names get a result.
+            place = Path(same_file_key(source.path.parent), os.path.normcase(source.path.name))
+            found.setdefault(str(place), source)
+    return Found(tuple(found.values()), unreadable)
 
 
 def same_file_key(path: Path) -> str:
@@ -74,11 +92,13 @@ def same_file_key(path: Path) -> str:
     return os.path.normcase(os.path.realpath(path))
 
 
-def _in_folder(root: Path, recursive: bool, output: Path | None) -> Iterator[Source]:
+def _in_folder(
+    root: Path, recursive: bool, output: Path | None, on_error: Callable[[OSError], None]
+) -> Iterator[Source]:
     skipped = None if output is None else same_file_key(output)
     if skipped == same_file_key(root):
         skipped = None  # writing into the input folder itself, under other names
-    for folder, subfolders, names in os.walk(root):
+    for folder, subfolders, names in os.walk(root, onerror=on_error):
         subfolders[:] = sorted(
             name
             for name in subfolders

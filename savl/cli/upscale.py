@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-# typer starts a line only at an empty one.
-EXAMPLES = "\n\n".join(
+EXAMPLES = "\n".join(
     [
         "[bold]Examples[/bold]",
         "savl upscale photo.jpg   [dim]writes photo_x4.jpg beside it[/dim]",
@@ -137,7 +136,7 @@ def upscale(
         typer.Option(
             "--dtype",
             metavar="DTYPE",
-            help="float32, or bfloat16: half the memory.",
+            help="float32, or bfloat16: computes under autocast, faster where the hardware has it.",
             rich_help_panel=_NETWORK,
         ),
     ] = "float32",
@@ -146,7 +145,7 @@ def upscale(
         typer.Option(
             "--device",
             metavar="DEVICE",
-            help="cpu, cuda, cuda:1, mps, or auto: the best there is.",
+            help="cpu, cuda, cuda:1, mps, or auto: cuda if there is one, else mps, else cpu.",
             rich_help_panel=_NETWORK,
         ),
     ] = "auto",
@@ -158,10 +157,10 @@ def upscale(
 
     A picture that cannot be read is named and skipped, and makes the exit code 1.
     """
-    from savl.inference.precision import check_precision
+    from savl.inference.precision import checked_dtype
 
     try:
-        check_precision(dtype)
+        checked_dtype(dtype)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--dtype") from error
 

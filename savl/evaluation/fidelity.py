@@ -70,6 +70,8 @@ def _psnr(a: Tensor, b: Tensor) -> float:
 def _ssim(a: Tensor, b: Tensor) -> float:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    value = structural_similarity_index_measure(a[None], b[None], data_range=255.0, sigma=1.5, kernel_size=_SSIM_WINDOW)
+    # float32: on a CPU ten times as fast as float64, and equal to six decimals on 8-bit values.
+    a, b = a[None].float(), b[None].float()
+    value = structural_similarity_index_measure(a, b, data_range=255.0, sigma=1.5, kernel_size=_SSIM_WINDOW)
     assert isinstance(value, Tensor)
     return value.item()

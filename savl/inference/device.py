@@ -10,3 +10,23 @@ def best_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def checked_device(name: str) -> torch.device:
+    """Turns "cpu", "cuda", "cuda:1", "mps" or "auto" (`best_device`) into a device that this machine has.
+
+    Raises:
+        ValueError: another name, or a device that is not there.
+    """
+    if name == "auto":
+        return best_device()
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
+        raise ValueError(f"device {name!r} is not auto, cpu, cuda, cuda:<number> or mps")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(index or 0) >= count:
+            raise ValueError(f"device {name!r}: this installation of torch sees {count} CUDA devices")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device 'mps' is not available on this machine")
+    return torch.device(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,9 @@ from savl.inference.quantise import quantise_plane, sample_peak
 from savl.inference.resample import bicubic, bicubic_premultiplied
 
 OnTile = Callable[[int, int], None]
+
+# Nobody's memory holds more: one float32 plane of that many pixels takes 64 GiB.
+_MOST_PIXELS = 2**34
 
 
 class UpscalerOutput(Protocol):
@@ -55,19 +59,36 @@ class Enlarged:
 
 
 def output_size(width: int, height: int, scale: float) -> tuple[int, int]:
-    """Width and height in pixels of a picture scaled by `scale`, rounded to nearest, at least 1 each."""
-    return max(1, round(width * scale)), max(1, round(height * scale))
+    """Width and height in pixels of a picture scaled by `scale`, rounded to nearest, at least 1 each.
+
+    Raises:
+        ValueError: so many pixels that no memory could hold them.
+    """
+    new_width, new_height = max(1, width * scale), max(1, height * scale)
+    if new_width * new_height > _MOST_PIXELS:
+        raise ValueError(
+            f"scale {scale:g} would make {new_width:.6g} x {new_height:.6g} pixels of {width} x {height}; "
+            f"at most {_MOST_PIXELS} are accepted"
+        )
+    return round(new_width), round(new_height)
 
 
-def check_scale(scale: float) -> float:
+def check_scale(scale: object) -> float:
     """Returns `scale` when it is a finite number above 0.
 
     Raises:
-        ValueError: otherwise.
+        TypeError: it is no number.
+        ValueError: it is not finite, or not above 0.
     """
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale must be a finite number above 0, got {scale}")
-    return scale
+    if not isinstance(scale, Real):
+        raise TypeError(f"scale must be a finite number above 0, got {scale!r}")
+    try:
+        number = float(scale)
+    except OverflowError:  # an int beyond all floats
+        number = math.inf
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"scale must be a finite number above 0, got {number}")
+    return number
 
 
 def enlarge(
@@ -99,7 +120,7 @@ def enlarge(
         on_tile: called with (tiles done, tiles in all).
 
     Raises:
-        ValueError: `scale` is not a finite number above 0.
+        TypeError, ValueError: `scale` is not a finite number above 0, or gives more pixels than memory can hold.
         RuntimeError: the network gave NaN or infinity.
     """
     height, width, bands = pixels.shape

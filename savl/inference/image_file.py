@@ -6,17 +6,19 @@ the sample type of the file, never guessed from its values.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from savl.atomic_write import atomic_write
+from savl.atomic_write import atomic_write, check_writable
 from savl.inference.errors import (
     ImageFileError,
     ImageNotFound,
@@ -73,10 +75,13 @@ def read_image(path: str | os.PathLike[str]) -> ImageFile:
 
     Raises:
         ImageNotFound: no such file.
-        UnreadableImage: empty, truncated, corrupt, not permitted, or no image.
+        UnreadableImage: empty, truncated, corrupt, not permitted, no image, or no regular file.
         UnsupportedImage: animated or many-paged, samples that are not 8 or 16 bit, or exotic colour spaces.
     """
     try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):  # to open a pipe could wait forever
+            raise UnreadableImage(path, "is a directory" if stat.S_ISDIR(mode) else "is not a regular file")
         # Unbuffered: libvips reads through the same descriptor, and must find it where seek() left it.
         with open(path, "rb", buffering=0) as file:
             return _read(path, file)
@@ -118,16 +123,27 @@ def write_image(
     check_size(path, pixels.shape[1], pixels.shape[0], image_format)
     image = put_metadata(_wrap(pixels, image_format), metadata or Metadata())
     try:
-        with atomic_write(Path(path), overwrite=overwrite) as file:
+        with _naming_output(path), atomic_write(Path(path), overwrite=overwrite) as file:
             _encode(image, file, image_format, quality)
             if image_format is TIFF and metadata is not None and metadata.exif is not None:
                 append_tiff_exif(file, metadata.exif, width=image.width, height=image.height)
-    except FileExistsError as error:
-        raise OutputExists(path, "exists already") from error
-    except OSError as error:
-        raise UnwritableImage(path, f"cannot be written: {error.strerror or error}") from error
     except _vips_error() as error:
-        raise UnwritableImage(path, f"cannot be written: {_tidy(str(error))}") from error
+        raise UnwritableImage(path, f"cannot be written: {_tidy(str(error)) or 'unknown reason'}") from error
+
+
+def prepare_output(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Makes the folder of an output, and tries whether `write_image` could begin a file there.
+
+    Raises:
+        OutputExists: `path` is there and `overwrite` is False.
+        UnwritableImage: the folder cannot be made or written, or `path` is no regular file.
+    """
+    try:
+        os.makedirs(Path(path).parent, exist_ok=True)
+    except OSError as error:
+        raise UnwritableImage(path, f"its folder cannot be made: {error.strerror}") from error
+    with _naming_output(path):
+        check_writable(Path(path), overwrite=overwrite)
 
 
 def check_size(path: str | os.PathLike[str], width: int, height: int, image_format: ImageFormat) -> None:
@@ -138,6 +154,16 @@ def check_size(path: str | os.PathLike[str], width: int, height: int, image_form
             f"{image_format.title} holds at most {image_format.max_side} pixels a side, "
             f"and the picture would be {width}x{height}; write PNG or TIFF instead",
         )
+
+
+@contextlib.contextmanager
+def _naming_output(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError as error:
+        raise OutputExists(path, "exists already") from error
+    except OSError as error:
+        raise UnwritableImage(path, f"cannot be written: {error.strerror or error}") from error
 
 
 def _read(path: str | os.PathLike[str], file: BinaryIO) -> ImageFile:
@@ -157,7 +183,8 @@ def _read(path: str | os.PathLike[str], file: BinaryIO) -> ImageFile:
         # Copied, so that the array outlives libvips' buffer and can be written to.
         pixels = np.array(image.numpy()).reshape(image.height, image.width, image.bands)
     except pyvips.Error as error:
-        reason = f"truncated or corrupt {image_format.title} ({_tidy(str(error))})"
+        detail = _tidy(str(error)) or "its header cannot be read"
+        reason = f"truncated or corrupt {image_format.title} ({detail})"
         raise UnreadableImage(path, reason) from error
     if image_format is TIFF:
         metadata = replace(metadata, exif=read_tiff_exif(file))
@@ -301,7 +328,8 @@ def _check_decoder_messages(path: str | os.PathLike[str], image_format: ImageFor
 
 
 def _tidy(message: str) -> str:
-    """libvips' several lines of 'unable to call …' and 'domain: text', down to the most telling text."""
+    """libvips' several lines of 'unable to call …' and 'domain: text', down to the most telling text, or ""."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith("unable to") and not line.endswith(": load error")]
-    return re.sub(r"^\w+: ", "", (telling or lines or ["unknown reason"])[0])
+    telling = [line for line in lines if not line.startswith("unable to call") and not line.endswith(": load error")]
+    most = min(telling, key=lambda line: line.startswith("unable to"), default="")
+    return re.sub(r"^\w+: ", "", most)

@@ -16,6 +16,7 @@ _ACCEPTED = (
 _PIL_DIRECT = ("L", "LA", "RGB", "RGBA")
 # What Pillow converts without loss: the mode, and the mode that holds the same picture.
 _PIL_CONVERTED = {"1": "L", "PA": "RGBA", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "YCbCr": "RGB"}
+_TENSOR_DTYPES = (torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Bicubic resizing and float round trips leave values this far outside [0, 1]; they are clamped, not refused.
 _SLACK = 1e-3
 
@@ -59,12 +60,17 @@ def _from_array(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _from_tensor(tensor: torch.Tensor) -> NDArray[Any]:
+    if tensor.layout != torch.strided or tensor.is_meta:
+        kind = "meta tensor, which holds no values" if tensor.is_meta else f"tensor of layout {tensor.layout}"
+        raise TypeError(f"image: {kind}; accepted is {_ACCEPTED}")
     shape = tuple(tensor.shape)
     if tensor.ndim != 3 or shape[0] not in (1, 2, 3, 4):
         hint = "; for batches call the model itself" if tensor.ndim == 4 else ""
         if tensor.ndim == 3 and shape[2] in (1, 2, 3, 4):
             hint = "; move the channels first"
         raise ValueError(f"image: tensor of shape {shape}{hint}; accepted is {_ACCEPTED}")
+    if tensor.dtype not in _TENSOR_DTYPES:
+        raise TypeError(f"image: dtype {str(tensor.dtype).removeprefix('torch.')}; accepted is {_ACCEPTED}")
     tensor = tensor.detach().cpu().permute(1, 2, 0)
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()  # numpy has no bfloat16

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-PRECISIONS = ("float32", "bfloat16")
+import torch
 
-_FLOAT16_REASON = (
-    "float16 overflows in transformers of this kind and gives black or NaN pictures; "
-    "use bfloat16 for the same speed and memory, or float32"
-)
+DTYPES = (torch.float32, torch.bfloat16)
 
 
-def check_precision(name: str) -> str:
-    """Returns `name` when it is a precision the networks can compute in.
-
-    Args:
-        name: "float32" or "bfloat16", with or without a leading "torch.".
+def checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Turns "float32" or "bfloat16", with or without a leading "torch.", into the dtype.
 
     Raises:
         ValueError: for anything else; for float16 it says why that is refused.
     """
-    bare = name.removeprefix("torch.")
-    if bare in PRECISIONS:
-        return bare
-    if bare in ("float16", "half", "fp16"):
-        raise ValueError(_FLOAT16_REASON)
-    raise ValueError(f"dtype {name!r} is not one of {', '.join(PRECISIONS)}")
+    names = {str(accepted).removeprefix("torch."): accepted for accepted in DTYPES}
+    name = str(dtype).removeprefix("torch.")
+    if name in names:
+        return names[name]
+    reason = ""
+    if name in ("float16", "half", "fp16"):
+        reason = "; networks of the HAT family overflow in float16 and give black or NaN pictures"
+    raise ValueError(f"dtype must be {' or '.join(names)}, got {name!r}{reason}")

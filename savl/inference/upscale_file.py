@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
-from savl.inference.enlarge import ImageUpscaler, OnTile, enlarge, output_size
-from savl.inference.image_file import ImageFile, check_size, read_image, write_image
+from savl.inference.enlarge import ImageUpscaler, OnTile, check_scale, enlarge, output_size
+from savl.inference.image_file import ImageFile, check_size, prepare_output, read_image, write_image
 from savl.inference.image_format import PNG, ImageFormat
 from savl.inference.severity_map import draw_severity
 
@@ -58,13 +57,18 @@ def upscale_file(
 
     Raises:
         ImageFileError: a file cannot be read or written.
+        TypeError, ValueError: `scale` is not a finite number above 0, or gives more pixels than memory can hold.
         RuntimeError: the network ran out of memory or gave NaN.
     """
     picture = read_image(source)
     height, width, bands = picture.pixels.shape
-    new_size = output_size(width, height, upscaler.scale if scale is None else scale)
+    new_size = output_size(width, height, upscaler.scale if scale is None else check_scale(scale))
+    # What can be known before the minutes of work is not left for after.
     if target is not None:
-        check_size(target, *new_size, image_format)  # before the minutes of work, not after
+        check_size(target, *new_size, image_format)
+    for output in (target, severity_map):
+        if output is not None:
+            prepare_output(output, overwrite=overwrite)
     flatten = bands in (2, 4) and not image_format.holds_alpha
     enlarged = enlarge(
         picture.pixels,
@@ -77,7 +81,6 @@ def upscale_file(
     notes = []
     if target is not None:
         notes += _losses(picture, image_format)
-        os.makedirs(Path(target).parent, exist_ok=True)
         write_image(
             target,
             enlarged.pixels,
@@ -89,7 +92,6 @@ def upscale_file(
     if severity_map is not None:
         if bool((enlarged.severity == 1).all()):
             notes.append("the severity map is 1 everywhere: this network has no degradation field, or sees none")
-        os.makedirs(Path(severity_map).parent, exist_ok=True)
         write_image(severity_map, draw_severity(enlarged.severity), image_format=PNG, overwrite=overwrite)
     return UpscaledFile((width, height), new_size, tuple(notes))
 
@@ -103,6 +105,9 @@ def _losses(picture: ImageFile, image_format: ImageFormat) -> list[str]:
         losses.append(f"{title} holds no transparency: flattened onto white")
     if image_format.sample_dtype(picture.pixels.dtype) != picture.pixels.dtype:
         losses.append(f"{title} holds 8 bits per sample: rounded from 16")
-    if bands < 3 and not image_format.holds_gray and picture.metadata.icc is not None:
-        losses.append(f"{title} stores gray as RGB: the gray colour profile was left out")
+    if picture.metadata.icc is not None:
+        space = picture.metadata.icc[16:20].decode("latin-1").strip()  # the profile header's data colour space
+        stored = "gray" if bands < 3 and image_format.holds_gray else "RGB"
+        if {"GRAY": 1, "CMYK": 4}.get(space, 3) != (1 if stored == "gray" else 3):
+            losses.append(f"the colour profile was left out: it is for {space}, and {title} stores this as {stored}")
     return losses

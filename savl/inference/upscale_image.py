@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from savl.inference.device import checked_device
 from savl.inference.enlarge import ImageUpscaler, OnTile, check_scale, enlarge
 from savl.inference.image_input import as_pixels
-from savl.inference.precision import check_precision
+from savl.inference.precision import checked_dtype
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,7 +49,7 @@ def upscale(
         scale: output pixels per input pixel, any number above 0; None is the network's own.
         tile: side of the tiles in input pixels; None chooses for the machine, 0 does not tile.
         tile_pad: pixels by which tiles overlap their surroundings.
-        device: "cpu", "cuda", "cuda:1", "mps"; None or "auto" chooses the best there is.
+        device: "cpu", "cuda", "cuda:1", "mps"; None or "auto" takes CUDA if there is one, else mps, else cpu.
         dtype: "float32" or "bfloat16", what the network computes in.
         on_tile: called with (tiles done, tiles in all).
 
@@ -65,6 +66,8 @@ def upscale(
     if isinstance(image, (str, os.PathLike)):
         from savl.inference.image_file import read_image
 
+        if "\0" in os.fsdecode(image):
+            raise ValueError(f"image: the path {os.fsdecode(image)!r} has a NUL character in it")
         pixels: NDArray[Any] = read_image(image).pixels
     else:
         pixels = as_pixels(image)
@@ -89,10 +92,11 @@ def as_upscaler(
         TypeError, ValueError: an argument is not accepted; the message names it.
         OSError: `model` is a path that cannot be read.
     """
-    precision = None if dtype is None else getattr(torch, check_precision(str(dtype)))
+    precision = None if dtype is None else checked_dtype(dtype)
     import savl
     from savl.inference.upscaler import Upscaler
     from savl.network import SAVL
+    from savl.weights.files import shipped
 
     if not isinstance(model, (str, os.PathLike, SAVL)):
         if not callable(model) or not hasattr(model, "scale"):
@@ -101,25 +105,13 @@ def as_upscaler(
             raise ValueError("tile, tile_pad, device and dtype belong to the Upscaler that was given as model")
         return model
 
-    chosen = None if device is None or str(device) == "auto" else checked_device(str(device))
+    chosen = checked_device("auto" if device is None else str(device))
     if isinstance(model, (str, os.PathLike)):
+        names = shipped()
+        if os.fspath(model) not in names and not os.path.isfile(model):
+            raise FileNotFoundError(
+                f"model must be shipped weights ({', '.join(names) or 'none are shipped'}) or an existing file, "
+                f"got {os.fspath(model)!r}"
+            )
         model = savl.load(model)
     return Upscaler(model, tile=tile, tile_pad=tile_pad, device=chosen, dtype=precision)
-
-
-def checked_device(name: str) -> torch.device:
-    """Turns "cpu", "cuda", "cuda:1" or "mps" into a device that this machine has.
-
-    Raises:
-        ValueError: another name, or a device that is not there.
-    """
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
-        raise ValueError(f"device {name!r} is not auto, cpu, cuda, cuda:<number> or mps")
-    if kind == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(index or 0) >= count:
-            raise ValueError(f"device {name!r}: this installation of torch sees {count} CUDA devices")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device 'mps' is not available on this machine")
-    return torch.device(name)

@@ -19,11 +19,10 @@ from savl import ops
 from savl.inference.device import best_device
 from savl.inference.flat import keep_flat
 from savl.inference.memory import default_tile, is_out_of_memory
+from savl.inference.precision import checked_dtype
 from savl.inference.tiling import Region, feather, split, whole
 from savl.network import SAVL, DegradationField
 from savl.network.savl import check_image
-
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -74,12 +73,8 @@ class Upscaler:
                 raise TypeError(f"{name} must be an int (LR pixels), got {type(pixels).__name__} {pixels!r}")
             if pixels < 0:
                 raise ValueError(f"{name} must be >= 0 LR pixels, got {pixels}")
-        dtype = dtype or torch.float32
-        if dtype not in DTYPES:
-            reason = "; HAT-like networks overflow in float16" if dtype == torch.float16 else ""
-            raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}{reason}")
         self.device = torch.device(device) if device is not None else best_device()
-        self.dtype = dtype
+        self.dtype = torch.float32 if dtype is None else checked_dtype(dtype)
         mean = model.rgb_mean
         if model.training or mean.dtype != torch.float32 or mean.device != self.device:
             model = copy.deepcopy(model).to(self.device, torch.float32).eval()

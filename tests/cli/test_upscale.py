@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageCms
 
 import savl as savl_package
 from savl.inference.image_file import read_image
@@ -193,6 +194,129 @@ def test_unreadable_files_are_named_skipped_and_make_the_exit_code_1(savl: Run, 
     assert "2 upscaled, 4 failed" in done.text
 
 
+LONG = "x" * 300 + ".png"
+
+
+@pytest.mark.parametrize("arguments", [["a.png", LONG, "-o", "out/"], [LONG, "a.png", "-o", "out"]])
+def test_a_name_that_no_file_can_have_fails_alone(savl: Run, picture: Write, arguments: list[str]) -> None:
+    picture("a.png")
+    done = savl("upscale", *arguments)
+    assert done.code == 1
+    assert f"{LONG}: file name too long" in done.text
+    assert files("out") == ["out/a.png"]
+
+
+def test_an_output_name_that_no_file_can_have_fails_that_file(savl: Run, picture: Write) -> None:
+    picture("a.png")
+    done = savl("upscale", "a.png", "-o", LONG)
+    assert done.code == 1
+    assert f"a.png: {LONG}: cannot be written: File name too long" in done.text
+    assert files() == ["a.png"]
+
+
+def test_a_locked_folder_fails_its_file_and_the_others_go_on(
+    savl: Run, picture: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.png", "locked/b.png"):
+        picture(name)
+    really = os.stat
+
+    def locked(path: Any, *rest: Any, **options: Any) -> os.stat_result:
+        if "locked/" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return really(path, *rest, **options)
+
+    monkeypatch.setattr(os, "stat", locked)
+    done = savl("upscale", "locked/b.png", "a.png", "-o", "out/")
+    assert done.code == 1
+    assert "locked/b.png: permission denied" in done.text
+    assert "1 upscaled, 1 failed" in done.text
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_subfolder_that_cannot_be_listed_is_a_failure(
+    savl: Run, picture: Write, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    picture("in/locked/b.png")
+    if beside:
+        picture("in/a.png")
+    really = os.scandir
+
+    def locked(path: Any) -> Any:
+        if os.path.basename(path) == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return really(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    done = savl("upscale", "in", "-r", "-o", "out")
+    assert done.code == 1
+    assert "in/locked: permission denied" in done.text
+    assert os.path.exists("out/a.png") == beside
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_a_failure_and_not_waited_for(savl: Run, picture: Write) -> None:
+    picture("a.png")
+    os.mkfifo("pipe.png")
+    done = savl("upscale", "pipe.png", "a.png")
+    assert done.code == 1
+    assert "pipe.png: is not a regular file" in done.text
+    assert Path("a_x4.png").exists()
+
+
+def test_a_folder_in_the_place_of_the_output_is_a_failure(savl: Run, picture: Write) -> None:
+    picture("a.png")
+    Path("a_x4.png").mkdir()
+    done = savl("upscale", "a.png")
+    assert done.code == 1
+    assert "a_x4.png: cannot be written: exists and is not a regular file" in done.text
+
+
+@pytest.mark.parametrize("arguments", [["-o", "plain/x.png"], ["-o", "plain.png/x.png", "--severity-map"]])
+def test_an_output_that_cannot_be_written_is_found_out_before_the_network_runs(
+    savl: Run, picture: Write, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    from savl.cli import batch
+
+    class Unwanted:
+        scale = 4
+
+        def __call__(self, lr: object, **_: object) -> object:
+            pytest.fail("the network ran")
+
+    monkeypatch.setattr(batch, "as_upscaler", lambda model, **settings: Unwanted())
+    picture("a.png")
+    Path("plain").write_text("no folder")
+    Path("plain.png").write_text("no folder")
+    done = savl("upscale", "a.png", *arguments)
+    assert done.code == 1
+    assert "its folder cannot be made" in done.text
+
+
+@pytest.mark.parametrize("scale", ["200000", "1e308"])
+def test_a_scale_beyond_all_memory_fails_with_its_numbers(savl: Run, picture: Write, scale: str) -> None:
+    picture("a.png")
+    done = savl("upscale", "a.png", "-o", "out.png", "--scale", scale)
+    assert done.code == 1
+    assert f"a.png: scale {float(scale):g} would make" in done.text
+    assert files() == ["a.png"]
+
+
+def test_a_link_and_its_target_in_one_folder_both_get_a_result(savl: Run, picture: Write) -> None:
+    picture("in/photo.png")
+    Path("in/link.png").symlink_to("photo.png")
+    assert savl("upscale", "in", "-o", "out").code == 0
+    assert files("out") == ["out/link.png", "out/photo.png"]
+
+
+def test_a_folder_given_again_through_a_link_is_done_once(savl: Run, picture: Write) -> None:
+    picture("in/photo.png")
+    Path("same").symlink_to("in")
+    done = savl("upscale", "in", "same", "-o", "out")
+    assert done.code == 0
+    assert files("out") == ["out/photo.png"]
+
+
 def test_one_bad_file_alone_gets_one_line_and_exit_code_1(savl: Run, picture: Write) -> None:
     picture("a.png")
     done = savl("upscale", "none.png", "-o", "out.png")
@@ -251,6 +375,35 @@ def test_the_severity_map_is_written_beside_the_result(savl: Run, picture: Write
     assert bright[1] > bright[2] + 100, "and ends in yellow"
 
 
+def test_severity_maps_of_one_name_in_two_formats_tell_the_formats(savl: Run, picture: Write) -> None:
+    for name in ("in/a.png", "in/a.jpg", "in/b.png"):
+        picture(name)
+    assert savl("upscale", "in", "-o", "out", "--severity-map").code == 0
+    maps = ["out/a.jpg_severity.png", "out/a.png_severity.png", "out/b_severity.png"]
+    assert files("out") == sorted([*maps, "out/a.jpg", "out/a.png", "out/b.png"])
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("space", [b"RGB ", b"GRAY", b"CMYK"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_colour_profile_that_does_not_fit_the_picture_is_told_and_no_other(
+    savl: Run, picture: Write, mode: str, space: bytes, ending: str
+) -> None:
+    picture("dot.png")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = profile[:16] + space + profile[20:]
+    Image.new(mode, (8, 8)).save("photo.tif", icc_profile=profile)
+    done = savl("upscale", "photo.tif", "-o", f"out.{ending}")
+    assert done.code == 0
+    stored = "gray" if mode == "L" and ending != "webp" else "RGB"
+    told = re.search(r"colour profile was left out: it is for (\w+), and \w+ stores this as (\w+)", done.text)
+    if read_image(f"out.{ending}").metadata.icc is None:
+        assert told is not None
+        assert told.groups() == (space.decode().strip(), stored)
+    else:
+        assert told is None
+
+
 def test_a_missing_severity_map_alone_is_added(savl: Run, picture: Write) -> None:
     picture("photo.png")
     assert savl("upscale", "photo.png").code == 0
@@ -265,7 +418,13 @@ def test_a_missing_severity_map_alone_is_added(savl: Run, picture: Write) -> Non
     ("arguments", "words"),
     [
         ([], "Missing argument"),
-        (["a.png", "--dtype", "float16"], "overflows"),
+        ([""], "IN number 1 is empty"),
+        (["a.png", ""], "IN number 2 is empty"),
+        (["a.png", "-o", ""], "-o is empty"),
+        (["a.png", "--suffix", "a/b"], "--suffix a/b holds a folder separator"),
+        (["a.png", "--suffix", "/../../y"], "holds a folder separator"),
+        (["a.png", "-o", "out", "--suffix", "a\\b"], "holds a folder separator"),
+        (["a.png", "--dtype", "float16"], "overflow in float16"),
         (["a.png", "--scale", "0"], "above 0"),
         (["a.png", "--tile", "-1"], "--tile"),
         (["a.png", "--quality", "101"], "--quality"),
@@ -291,6 +450,17 @@ def test_usage_mistakes_have_exit_code_2_and_write_nothing(
     assert done.code == 2
     assert words in re.sub(r"[\s│]+", " ", done.text)
     assert files() == ["a.png", "b.png", "plain"]
+
+
+def test_a_damaged_model_is_named_once(picture: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    from savl.cli import main
+
+    picture("a.png")
+    Path("bad.safetensors").write_bytes(b"damaged")
+    with pytest.raises(SystemExit) as stop:
+        main(["upscale", "a.png", "--model", "bad.safetensors"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("bad.safetensors") == 1
 
 
 @pytest.mark.parametrize("arguments", [["--model", "no-such-model"], ["--device", "cuda:99"]])
@@ -346,7 +516,9 @@ def test_upscale_help_names_every_option_and_gives_examples(savl: Run) -> None:
     options = "output model scale tile tile-pad dtype device suffix format quality overwrite recursive severity-map"
     for option in options.split():
         assert f"--{option}" in text
-    assert "savl upscale photo.jpg -o large.png" in text
+    lines = [line.strip() for line in text.splitlines()]
+    first = lines.index("Examples")
+    assert all(line.startswith("savl upscale") for line in lines[first + 1 : first + 6])
 
 
 def test_the_version_is_told(savl: Run) -> None:

@@ -124,6 +124,22 @@ def test_a_folder_is_no_image(tmp_path: Path) -> None:
         read_image(tmp_path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UnreadableImage, match="is not a regular file"):
+        read_image(tmp_path / "pipe.png")
+
+
+def test_a_png_cut_off_in_its_header_is_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    write_image(path, picture(), image_format=PNG)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(UnreadableImage) as caught:
+        read_image(path)
+    assert caught.value.reason == "truncated or corrupt PNG (its header cannot be read)"
+
+
 @pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root may read everything")
 def test_a_forbidden_file_says_so(tmp_path: Path) -> None:
     write_image(tmp_path / "x.png", picture(), image_format=PNG)
@@ -222,6 +238,27 @@ def test_an_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
 def test_a_missing_output_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(UnwritableImage, match="No such file or directory"):
         write_image(tmp_path / "none" / "x.png", picture(), image_format=PNG)
+
+
+def test_a_folder_that_cannot_be_written_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(UnwritableImage) as caught:
+        write_image(tmp_path / "x.png", picture(), image_format=PNG)
+    assert caught.value.reason == "cannot be written: Permission denied"
+
+
+@pytest.mark.parametrize("name", ["日" * 83 + ".png", "x" * 251 + ".png", "é" * 120 + ".png"])
+def test_the_longest_names_can_be_written(tmp_path: Path, name: str) -> None:
+    with atomic_write(tmp_path / name, overwrite=False) as file:
+        file.write(b"content")
+        (part,) = tmp_path.iterdir()
+        assert part.name.startswith(f".{name[:10]}")
+        assert part.suffix == ".part"
+        assert len(os.fsencode(part.name)) < 143, "what encrypted file systems allow"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

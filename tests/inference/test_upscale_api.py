@@ -20,11 +20,12 @@ from torch.nn import functional as F
 
 import savl
 from savl.inference.alpha import fill_transparent
+from savl.inference.device import best_device, checked_device
 from savl.inference.enlarge import enlarge, output_size
 from savl.inference.errors import UnreadableImage
 from savl.inference.image_file import write_image
 from savl.inference.image_format import PNG
-from savl.inference.upscale_image import as_upscaler, checked_device, upscale
+from savl.inference.upscale_image import as_upscaler, upscale
 
 
 @dataclass
@@ -163,6 +164,9 @@ def test_float_values_a_little_outside_reach_the_network_clamped() -> None:
         (torch.zeros(1, 3, 4, 4), ValueError, "call the model itself"),
         (torch.zeros(40, 4, 3), ValueError, "channels first"),
         (torch.zeros(3, 4, 4, dtype=torch.int64), TypeError, "dtype int64"),
+        (torch.zeros(3, 4, 4, dtype=torch.float8_e5m2), TypeError, "dtype float8_e5m2"),
+        (torch.zeros(3, 4, 4).to_sparse(), TypeError, "layout torch.sparse_coo"),
+        (torch.zeros(3, 4, 4, device="meta"), TypeError, "meta tensor"),
         (Image.new("CMYK", (4, 4)), TypeError, "CMYK"),
         (Image.new("F", (4, 4)), TypeError, "PIL mode F"),
         ([[1, 2], [3, 4]], TypeError, "list"),
@@ -184,10 +188,55 @@ def test_bad_scales_are_refused(scale: float) -> None:
         upscale(noise(4, 4), model=FakeUpscaler(), scale=scale)
 
 
-def test_float16_is_refused_with_the_reason() -> None:
-    for name in ("float16", torch.float16):
-        with pytest.raises(ValueError, match="overflows"):
-            as_upscaler("savl-tiny", dtype=name)
+@pytest.mark.parametrize("scale", ["2", [2], 2j])
+def test_a_scale_that_is_no_number_is_refused_by_name(scale: Any) -> None:
+    with pytest.raises(TypeError, match="scale must be a finite number above 0, got"):
+        upscale(noise(4, 4), model=FakeUpscaler(), scale=scale)
+
+
+@pytest.mark.parametrize("scale", [200_000, 1e308, np.float32(1e38)])
+def test_a_scale_that_no_memory_could_hold_is_refused_before_the_network_runs(scale: float) -> None:
+    fake = FakeUpscaler()
+    with pytest.raises(ValueError, match=r"scale .* would make .* pixels of 4 x 4; at most \d+ are accepted"):
+        upscale(noise(4, 4), model=fake, scale=scale)
+    assert fake.seen == []
+
+
+def test_an_integer_scale_beyond_all_floats_is_refused() -> None:
+    with pytest.raises(ValueError, match="scale must be a finite number"):
+        upscale(noise(4, 4), model=FakeUpscaler(), scale=10**400)
+
+
+def test_a_path_with_a_nul_character_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="image: the path .* has a NUL character"):
+        upscale("a\0b.png", model=FakeUpscaler())
+
+
+@pytest.mark.parametrize("dtype", ["float16", torch.float16])
+def test_float16_is_refused_with_the_reason(dtype: str | torch.dtype) -> None:
+    with pytest.raises(ValueError, match="dtype must be .* overflow in float16"):
+        as_upscaler("savl-tiny", dtype=dtype)
+
+
+@pytest.mark.parametrize("settings", [{"tile": "64"}, {"tile": 1.5}, {"tile_pad": None}])
+def test_tiles_that_are_no_whole_numbers_are_refused_by_name(settings: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"{next(iter(settings))} must be"):
+        as_upscaler(savl.build("savl-tiny"), **settings)
+
+
+@pytest.mark.parametrize("model", ["zzz", "zzz\0", "x" * 300, Path("zzz.pth")])
+def test_an_unknown_model_is_refused_under_the_name_of_its_argument(model: str | Path) -> None:
+    with pytest.raises(FileNotFoundError, match="model must be shipped weights .* or an existing file, got"):
+        as_upscaler(model)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "best"), [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_auto_is_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, best: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert best_device() == checked_device("auto") == torch.device(best)
 
 
 def test_unknown_devices_and_dtypes_are_refused() -> None:
