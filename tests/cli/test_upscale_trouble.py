@@ -1,0 +1,215 @@
+"""`savl upscale` in trouble: what cannot be read or written, clashes of names, and inputs that stay untouched."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from savl.inference.image_file import read_image
+
+Run = Callable[..., Any]
+Write = Callable[..., Path]
+
+
+def files(folder: str = ".") -> list[str]:
+    return sorted(path.as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+def size_of(path: str) -> tuple[int, int]:
+    height, width, _ = read_image(path).pixels.shape
+    return width, height
+
+
+def test_unreadable_files_are_named_skipped_and_make_the_exit_code_1(savl: Run, picture: Write) -> None:
+    for name in ("a.png", "truncated.jpg", "z.png"):
+        picture(name)
+    Path("truncated.jpg").write_bytes(Path("truncated.jpg").read_bytes()[:-30])
+    Path("empty.png").touch()
+    Path("text.png").write_text("text")
+    done = savl("upscale", "a.png", "truncated.jpg", "empty.png", "text.png", "missing.png", "z.png", "-o", "out")
+    assert done.code == 1
+    assert files("out") == ["out/a.png", "out/z.png"]
+    for name, reason in (
+        ("truncated.jpg", "truncated or corrupt JPEG"),
+        ("empty.png", "the file is empty"),
+        ("text.png", "not an image"),
+        ("missing.png", "no such file"),
+    ):
+        assert f"{name}: {reason}" in done.text
+        assert len(re.findall(re.escape(name), done.text)) == 2, "once when met, once in the table"
+    assert "2 upscaled, 4 failed" in done.text
+
+
+LONG = "x" * 300 + ".png"
+
+
+@pytest.mark.parametrize("arguments", [["a.png", LONG, "-o", "out/"], [LONG, "a.png", "-o", "out"]])
+def test_a_name_that_no_file_can_have_fails_alone(savl: Run, picture: Write, arguments: list[str]) -> None:
+    picture("a.png")
+    done = savl("upscale", *arguments)
+    assert done.code == 1
+    assert f"{LONG}: file name too long" in done.text
+    assert files("out") == ["out/a.png"]
+
+
+def test_an_output_name_that_no_file_can_have_fails_that_file(savl: Run, picture: Write) -> None:
+    picture("a.png")
+    done = savl("upscale", "a.png", "-o", LONG)
+    assert done.code == 1
+    assert f"a.png: {LONG}: cannot be written: File name too long" in done.text
+    assert files() == ["a.png"]
+
+
+def test_a_locked_folder_fails_its_file_and_the_others_go_on(
+    savl: Run, picture: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.png", "locked/b.png"):
+        picture(name)
+    really = os.stat
+
+    def locked(path: Any, *rest: Any, **options: Any) -> os.stat_result:
+        if "locked/" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return really(path, *rest, **options)
+
+    monkeypatch.setattr(os, "stat", locked)
+    done = savl("upscale", "locked/b.png", "a.png", "-o", "out/")
+    assert done.code == 1
+    assert "locked/b.png: permission denied" in done.text
+    assert "1 upscaled, 1 failed" in done.text
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_subfolder_that_cannot_be_listed_is_a_failure(
+    savl: Run, picture: Write, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    picture("in/locked/b.png")
+    if beside:
+        picture("in/a.png")
+    really = os.scandir
+
+    def locked(path: Any) -> Any:
+        if os.path.basename(path) == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return really(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    done = savl("upscale", "in", "-r", "-o", "out")
+    assert done.code == 1
+    assert "in/locked: permission denied" in done.text
+    assert os.path.exists("out/a.png") == beside
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_a_failure_and_not_waited_for(savl: Run, picture: Write) -> None:
+    picture("a.png")
+    os.mkfifo("pipe.png")
+    done = savl("upscale", "pipe.png", "a.png")
+    assert done.code == 1
+    assert "pipe.png: is not a regular file" in done.text
+    assert Path("a_x4.png").exists()
+
+
+def test_a_folder_in_the_place_of_the_output_is_a_failure(savl: Run, picture: Write) -> None:
+    picture("a.png")
+    Path("a_x4.png").mkdir()
+    done = savl("upscale", "a.png")
+    assert done.code == 1
+    assert "a_x4.png: cannot be written: exists and is not a regular file" in done.text
+
+
+@pytest.mark.parametrize("arguments", [["-o", "plain/x.png"], ["-o", "plain.png/x.png", "--severity-map"]])
+def test_an_output_that_cannot_be_written_is_found_out_before_the_network_runs(
+    savl: Run, picture: Write, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    from savl.cli import batch
+
+    class Unwanted:
+        scale = 4
+
+        def __call__(self, lr: object, **_: object) -> object:
+            pytest.fail("the network ran")
+
+    monkeypatch.setattr(batch, "as_upscaler", lambda model, **settings: Unwanted())
+    picture("a.png")
+    Path("plain").write_text("no folder")
+    Path("plain.png").write_text("no folder")
+    done = savl("upscale", "a.png", *arguments)
+    assert done.code == 1
+    assert "its folder cannot be made" in done.text
+
+
+@pytest.mark.parametrize("scale", ["200000", "1e308"])
+def test_a_scale_beyond_all_memory_fails_with_its_numbers(savl: Run, picture: Write, scale: str) -> None:
+    picture("a.png")
+    done = savl("upscale", "a.png", "-o", "out.png", "--scale", scale)
+    assert done.code == 1
+    assert f"a.png: scale {float(scale):g} would make" in done.text
+    assert files() == ["a.png"]
+
+
+def test_a_link_and_its_target_in_one_folder_both_get_a_result(savl: Run, picture: Write) -> None:
+    picture("in/photo.png")
+    Path("in/link.png").symlink_to("photo.png")
+    assert savl("upscale", "in", "-o", "out").code == 0
+    assert files("out") == ["out/link.png", "out/photo.png"]
+
+
+def test_a_folder_given_again_through_a_link_is_done_once(savl: Run, picture: Write) -> None:
+    picture("in/photo.png")
+    Path("same").symlink_to("in")
+    done = savl("upscale", "in", "same", "-o", "out")
+    assert done.code == 0
+    assert files("out") == ["out/photo.png"]
+
+
+def test_one_bad_file_alone_gets_one_line_and_exit_code_1(savl: Run, picture: Write) -> None:
+    picture("a.png")
+    done = savl("upscale", "none.png", "-o", "out.png")
+    assert (done.code, done.text) == (1, "none.png: no such file\n")
+
+
+def test_two_inputs_for_one_output_are_refused_before_the_start(savl: Run, picture: Write) -> None:
+    picture("one/a.png")
+    picture("two/a.png")
+    done = savl("upscale", "one", "two", "-o", "out")
+    assert done.code == 2
+    assert "one/a.png" in done.text
+    assert "two/a.png" in done.text
+    assert not Path("out").exists()
+    picture("one/a.jpg")
+    assert savl("upscale", "one", "-o", "out", "--format", "png").code == 2
+    assert not Path("out").exists()
+
+
+def test_the_same_input_twice_is_done_once(savl: Run, picture: Write) -> None:
+    picture("a.png")
+    done = savl("upscale", "a.png", "./a.png", "*.png", "-o", "out/")
+    assert done.code == 0
+    assert done.text.count("->") == 2  # one line: the names, the sizes
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+@pytest.mark.parametrize("arguments", [["a.png", "-o", "a.png"], ["a.png", "-o", "."], ["a.png", "--suffix", ""]])
+def test_an_input_is_never_written_over(savl: Run, picture: Write, arguments: list[str], overwrite: list[str]) -> None:
+    before = picture("a.png").read_bytes()
+    done = savl("upscale", *arguments, *overwrite)
+    assert done.code == 2
+    assert "over itself" in done.text
+    assert Path("a.png").read_bytes() == before
+
+
+def test_another_input_is_never_written_over(savl: Run, picture: Write) -> None:
+    picture("a.png")
+    before = picture("a_x4.png", value=9).read_bytes()
+    assert savl("upscale", "a.png", "a_x4.png", "--overwrite").code == 2
+    assert Path("a_x4.png").read_bytes() == before
+    done = savl("upscale", "a.png", "a_x4.png")
+    assert done.code == 0
+    assert "left out" in done.text
+    assert files() == ["a.png", "a_x4.png"]
