@@ -1,0 +1,101 @@
+"""Measure what the README promises of upscaling: time for a small photo, time and memory for a large one, and seams.
+
+    python benchmarks/limits.py benchmarks/results/MACHINE/limits.json
+
+Each figure is a median over runs in this process; the large photo runs in a process of its own, whose peak memory the
+operating system reports. Linux only, for that reason.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import savl
+from savl.atomic_write import write_atomically
+
+MODEL = "savl-tiny"
+
+
+def small_photo(runs: int = 7) -> dict[str, Any]:
+    """Median seconds for 128×128 pixels after a warm-up."""
+    upscaler = savl.Upscaler(savl.load(MODEL))
+    image = torch.rand(1, 3, 128, 128)
+    seconds = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        upscaler(image)
+        seconds.append(time.perf_counter() - start)
+    counted = seconds[1:]
+    return {"seconds": {"min": min(counted), "median": statistics.median(counted), "max": max(counted)}, "runs": runs}
+
+
+def large_photo() -> dict[str, Any]:
+    """Wall seconds and peak memory of `savl upscale` on 2000×1500 pixels of noise over waves, to JPEG."""
+    y, x = np.mgrid[0:1500, 0:2000]
+    waves = np.stack([np.sin(x / 7), np.cos(y / 11), np.sin((x + y) / 13)], axis=-1) * 90 + 128
+    pixels = (waves + np.random.default_rng(0).normal(0, 6, waves.shape)).clip(0, 255).astype(np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        Image.fromarray(pixels).save(Path(folder) / "photo.png")
+        command = [sys.executable, "-c", "from savl.cli import main; main()", "upscale", "photo.png", "-o", "out.jpg"]
+        start = time.perf_counter()
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    return {"pixels": "2000x1500", "seconds": seconds, "peak_gib": peak}
+
+
+def seams(photo: Path) -> list[dict[str, Any]]:
+    """Tiled against untiled on a photograph: PSNR, and the largest difference in 8-bit levels."""
+    with Image.open(photo) as picture:
+        pixels = np.asarray(picture.convert("RGB")).copy()
+    lr = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    model = savl.load(MODEL)
+    untiled = savl.Upscaler(model, tile=0)(lr).sr
+    rows = []
+    for tile, tile_pad in ((64, 32), (128, 16), (128, 32)):
+        difference = savl.Upscaler(model, tile=tile, tile_pad=tile_pad)(lr).sr - untiled
+        psnr = -10 * math.log10(difference.square().mean().item())
+        levels = difference.abs().max().item() * 255
+        rows.append({"photo": photo.name, "tile": tile, "tile_pad": tile_pad, "psnr_db": psnr, "max_levels": levels})
+    return rows
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "savl": savl.__version__,
+    }
+
+
+def main() -> None:
+    """Measure and write."""
+    out = Path(sys.argv[1])
+    photo = Path(__file__).resolve().parents[1] / "examples" / "chairs.webp"
+    report = {"machine": machine(), "small_photo": small_photo(), "seams": seams(photo), "large_photo": large_photo()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, (json.dumps(report, indent=1) + "\n").encode())
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
