@@ -11,11 +11,12 @@ import typer
 if TYPE_CHECKING:
     from savl.evaluation import Fidelity, PairScores
 
-EXAMPLES = """
-[bold]Example[/bold]\n
-\n
-savl evaluate --lr Set14/LRx4 --hr Set14/HR --json set14.json
-"""
+EXAMPLES = "\n".join(
+    [
+        "[bold]Example[/bold]",
+        "savl evaluate --lr Set14/LRx4 --hr Set14/HR --json set14.json",
+    ]
+)
 
 
 def evaluate(

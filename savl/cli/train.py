@@ -11,12 +11,13 @@ import typer
 if TYPE_CHECKING:
     from savl.training import Trainer
 
-EXAMPLES = """
-[bold]Examples[/bold]\n
-\n
-savl train configs/savl_tiny.toml --hr photographs/\n
-savl train configs/savl_tiny.toml --hr photographs/ -o runs/mine  [dim]# the same again resumes it[/dim]
-"""
+EXAMPLES = "\n".join(
+    [
+        "[bold]Examples[/bold]",
+        "savl train configs/savl_tiny.toml --hr photographs/",
+        "savl train configs/savl_tiny.toml --hr photographs/ -o runs/mine   [dim]the same again resumes it[/dim]",
+    ]
+)
 
 
 def train(
@@ -87,8 +88,7 @@ def train(
             task = bar.add_task("training", total=run.steps, completed=trainer.step, note="")
 
             def on_step(step: int, losses: dict[str, float]) -> None:
-                note = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-                bar.update(task, completed=step, note=note)
+                bar.update(task, completed=step, note=f"SR loss {losses['sr']:.4f}")
 
             weights = _stoppable(trainer, lambda: trainer.train(on_step))
         if weights is None:

@@ -96,7 +96,7 @@ def upscale(
         bool,
         typer.Option(
             "--severity-map",
-            help="Also write NAME_severity.png, a map of how degraded each pixel was found.",
+            help="Also write a plot of how degraded each pixel was found, as OUTPUT_severity.png.",
             rich_help_panel=_OUTPUT,
         ),
     ] = False,

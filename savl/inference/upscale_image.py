@@ -43,7 +43,7 @@ def upscale(
             - a numpy array (H, W) gray or (H, W, C), C = 1 gray, 2 gray+alpha, 3 RGB, 4 RGBA;
             - a torch tensor (C, H, W).
             Arrays and tensors are uint8, uint16, or floats in [0, 1]. Alpha is not premultiplied.
-        model: name of shipped weights (`savl.CONFIGS`), path to savl or HAT weights, a loaded model, or an
+        model: name of shipped weights ("savl-tiny"), path to savl or HAT weights, a loaded model, or an
             `Upscaler`. Give a loaded one when you upscale many pictures; the other settings of an `Upscaler`
             are its own, so `tile`, `device` and `dtype` must then be left out.
         scale: output pixels per input pixel, any number above 0; None is the network's own.

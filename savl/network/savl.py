@@ -76,7 +76,7 @@ class SAVL(nn.Module):
         check_image("lr", lr)
         own = self.rgb_mean.dtype
         if lr.dtype != own and not torch.is_autocast_enabled(lr.device.type):
-            raise TypeError(f"lr must have the dtype of the network, {own}, got {lr.dtype}; cast one, or use autocast")
+            raise TypeError(f"lr must have the dtype of the network, {own}, got {lr.dtype}; cast it")
         field = self.estimate(lr)
         sr = self.reconstruct(lr, field)
         return (sr, field) if return_field else sr

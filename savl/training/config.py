@@ -188,5 +188,7 @@ def load_config(path: str | Path) -> TrainingConfig:
     try:
         with open(path, "rb") as file:
             return parse_config(tomllib.load(file))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such file") from error
     except (ValueError, TypeError) as error:  # TOMLDecodeError is a ValueError
         raise ValueError(f"{path}: {error}") from error

@@ -113,7 +113,7 @@ def find_images(folders: Iterable[str | Path], *, argument: str = "data.hr") -> 
     """
     roots = [Path(folder) for folder in folders]
     if not roots:
-        raise ValueError(f"{argument}: no folder of images was given")
+        raise ValueError(f"{argument}: no folder of images was given (savl train --hr FOLDER names one)")
     for root in roots:
         if not root.is_dir():
             raise ValueError(f"{argument}: {root} is not a folder")
