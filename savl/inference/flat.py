@@ -12,9 +12,9 @@ RADIUS = 4
 def keep_flat(sr: torch.Tensor, lr: torch.Tensor) -> None:
     """Gives flat parts of the picture their exact colour back, in place.
 
-    A network meets a flat area within a level or two, and at the border of the image, where its convolutions
-    see zeros, within four; clipped skies and paper then come out at 251 to 254 instead of 255. Nothing can be
-    said about such an area but its colour, so that is what it gets. Around it the network's answer stands.
+    A network meets a flat area within a level or two only, and worse at the border of the image, where its
+    convolutions see zeros: clipped skies and paper would come out a little gray. Nothing can be said about such an
+    area but its colour, so that is what it gets. Around it the network's answer stands.
 
     Args:
         sr: (B, 3, s*h, s*w) contiguous, written to.

@@ -52,11 +52,6 @@ class Region:
     rows: Span
     columns: Span
 
-    @property
-    def area(self) -> int:
-        """Pixels inside."""
-        return self.rows.length * self.columns.length
-
     def grown(self, margin: int, within: Region) -> Region:
         """Extended by ``margin`` pixels on all sides, clipped to ``within``."""
         return Region(self.rows.grown(margin, within.rows), self.columns.grown(margin, within.columns))

@@ -15,8 +15,7 @@ class AmortizedEstimator(nn.Module):
 
     A stack of 3×3 convolutions of stride 1, some dilated, shares its parameters over pixels; nothing in it looks
     further than ``config.receptive_field``, and there is no normalisation, so the field of a crop equals the crop of
-    the field away from the border. The last layer starts small: a fresh field is near
-    the prior.
+    the field away from the border. The last layer starts small: a fresh field is near the prior.
     """
 
     def __init__(self, config: SAVLConfig) -> None:

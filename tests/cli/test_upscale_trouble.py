@@ -10,19 +10,12 @@ from typing import Any
 
 import pytest
 
-from savl.inference.image_file import read_image
-
 Run = Callable[..., Any]
 Write = Callable[..., Path]
 
 
 def files(folder: str = ".") -> list[str]:
     return sorted(path.as_posix() for path in Path(folder).rglob("*") if path.is_file())
-
-
-def size_of(path: str) -> tuple[int, int]:
-    height, width, _ = read_image(path).pixels.shape
-    return width, height
 
 
 def test_unreadable_files_are_named_skipped_and_make_the_exit_code_1(savl: Run, picture: Write) -> None:
