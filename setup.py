@@ -14,6 +14,9 @@ from typing import Any
 from setuptools import Extension, find_packages, setup
 
 STABLE_ABI = (2, 10)
+# fp-contract: a * b + c is one instruction where the processor has it. The vectors of csrc/cpu are an extension of GCC
+# and Clang; another compiler fails, and savl is installed without its extension.
+COMPILE_ARGUMENTS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=fast"]
 ROOT = Path(__file__).resolve().parent
 
 
@@ -82,21 +85,23 @@ def extension() -> dict[str, Any]:
                 if self.editable_mode:
                     (ROOT / library).unlink(missing_ok=True)
 
+    sanitizers = []
+    if wanted := os.environ.get("SAVL_SANITIZE"):  # for example address,undefined; see tests/README.md
+        sanitizers = [f"-fsanitize={wanted}", "-fno-omit-frame-pointer", "-O1", "-g", "-DSAVL_EMULATE_AVX512"]
     torch_root = Path(torch.__file__).parent
     major, minor = STABLE_ABI
     module = Extension(
         "savl._C",
         sources=files("csrc/*.cpp", "csrc/cpu/*.cpp"),
-        depends=files("csrc/**/*.h"),
+        depends=files("csrc/**/*.h", "csrc/**/*.inl"),
         # pybind11 first: torch carries a copy of its own, of another version.
         include_dirs=[pybind11.get_include(), str(ROOT / "csrc"), str(torch_root / "include")],
         library_dirs=[str(torch_root / "lib")],
         # No rpath: the library is the one that the running torch has loaded, so torch is imported first.
         libraries=["torch_cpu"],
         define_macros=[("TORCH_TARGET_VERSION", f"0x{major:02x}{minor:02x}000000000000")],
-        extra_compile_args=(
-            ["/std:c++20", "/O2"] if os.name == "nt" else ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden"]
-        ),
+        extra_compile_args=[*COMPILE_ARGUMENTS, *sanitizers],
+        extra_link_args=sanitizers,
         language="c++",
         optional=True,  # setuptools must not look for the library after a failed build
     )

@@ -5,6 +5,7 @@
 
 #include "build_facts.h"
 #include "cpu/instruction_sets.h"
+#include "cpu/kernel_table.h"
 
 namespace py = pybind11;
 
@@ -20,7 +21,22 @@ py::dict build_facts() {
   result["torch"] = facts.torch;
   result["cuda"] = facts.cuda;
   result["instruction_sets"] = py::tuple(py::cast(savl::cpu::instruction_sets()));
+  result["kernel_instruction_set"] = savl::cpu::kernels().instruction_set;
   return result;
+}
+
+// The instruction sets that the CPU kernels can run on here, the best first.
+std::vector<std::string> kernel_instruction_sets() {
+  std::vector<std::string> names;
+  for (const savl::cpu::KernelTable* table : savl::cpu::kernel_tables()) names.emplace_back(table->instruction_set);
+  return names;
+}
+
+void use_kernel_instruction_set(const std::string& name) {
+  if (savl::cpu::use_kernels(name.c_str())) return;
+  std::string accepted;
+  for (const std::string& known : kernel_instruction_sets()) accepted += (accepted.empty() ? "" : ", ") + known;
+  throw py::value_error("instruction set must be one of those this processor can run (" + accepted + "), got " + name);
 }
 
 }  // namespace
@@ -28,4 +44,6 @@ py::dict build_facts() {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "savl's C++ extension: build facts. Import torch first; savl.build_info reads it for you.";
   module.def("build_facts", &build_facts, "How this library was built, and what this processor offers.");
+  module.def("kernel_instruction_sets", &kernel_instruction_sets, "Those the CPU kernels can use here, the best first.");
+  module.def("use_kernel_instruction_set", &use_kernel_instruction_set, py::arg("name"), "Use another one.");
 }

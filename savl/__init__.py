@@ -1,6 +1,6 @@
 """savl: real-world image super-resolution guided by a per-pixel degradation field.
 
-`build` and `load` give networks, `upscale` takes a picture; see README.md.
+`build` and `load` give networks, `upscale` takes a picture, `use_fused_kernels` makes both fast; see README.md.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from savl.inference import Upscaler, upscale
     from savl.network import CONFIGS, SAVL, DegradationField, SAVLConfig
+    from savl.ops import KernelUnavailable, kernel_report, use_fused_kernels
     from savl.weights import build, load, save
 
 try:
@@ -19,12 +20,26 @@ try:
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["CONFIGS", "SAVL", "DegradationField", "SAVLConfig", "Upscaler", "build", "load", "save", "upscale"]
+__all__ = [
+    "CONFIGS",
+    "SAVL",
+    "DegradationField",
+    "KernelUnavailable",
+    "SAVLConfig",
+    "Upscaler",
+    "build",
+    "kernel_report",
+    "load",
+    "save",
+    "upscale",
+    "use_fused_kernels",
+]
 
 # Resolved on first use: `import savl` and `savl --help` load neither torch nor image libraries.
 _HOMES = {
     "savl.inference": ("Upscaler", "upscale"),
     "savl.network": ("CONFIGS", "SAVL", "DegradationField", "SAVLConfig"),
+    "savl.ops": ("KernelUnavailable", "kernel_report", "use_fused_kernels"),
     "savl.weights": ("build", "load", "save"),
 }
 

@@ -35,6 +35,8 @@ class BuildInfo(TypedDict):
     """Whether the extension was built with CUDA."""
     instruction_sets: tuple[str, ...]
     """Those this processor has, of the ones the kernels care about: ``"avx2"``, ``"neon"`` and so on."""
+    kernel_instruction_set: str | None
+    """The one the CPU kernels use: ``"avx512"``, ``"avx2"`` or ``"portable"``."""
 
 
 def build_info() -> BuildInfo:
@@ -57,6 +59,7 @@ def build_info() -> BuildInfo:
         built_against_torch=facts.get("torch"),
         cuda=facts.get("cuda", False),
         instruction_sets=facts.get("instruction_sets", ()),
+        kernel_instruction_set=facts.get("kernel_instruction_set"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses: a value must have the type of its default."""
+"""Settings as frozen dataclasses: a value must have the type of its default. And what a bad variable raises."""
 
 from __future__ import annotations
 
@@ -38,3 +38,7 @@ def _kind(value: object) -> str:
     if isinstance(value, tuple):
         return f"a tuple of {' and '.join(sorted({type(element).__name__ for element in value})) or 'str'}"
     return type(value).__name__
+
+
+class EnvironmentVariableError(ValueError):
+    """An environment variable says what savl does not understand; the message names it and what is accepted."""

@@ -109,10 +109,10 @@ def severities_seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     seen: list[Tensor] = []
     attend = ops.window_attention
 
-    def spy(qkv: Tensor, bias_table: Tensor, severity: Tensor | None = None, **windows: int) -> Tensor:
+    def spy(qkv: Tensor, bias_table: Tensor, severity: Tensor | None = None, **others: Any) -> Tensor:
         if severity is not None:
             seen.append(severity)
-        return attend(qkv, bias_table, severity, **windows)
+        return attend(qkv, bias_table, severity, **others)
 
     monkeypatch.setattr(ops, "window_attention", spy)
     return seen

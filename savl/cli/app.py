@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
 
-from savl.cli import evaluate, train, upscale
+from savl.cli import evaluate, kernels, train, upscale
+from savl.settings import EnvironmentVariableError
 
 app = typer.Typer(
     name="savl",
@@ -24,6 +26,7 @@ app = typer.Typer(
 app.command("upscale", epilog=upscale.EXAMPLES)(upscale.upscale)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.add_typer(kernels.app, name="kernels")
 
 
 def _print_version(wanted: bool) -> None:
@@ -56,4 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: what follows `savl`; None takes them from the process.
     """
-    app(args=None if arguments is None else list(arguments), prog_name="savl")
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="savl")
+    except EnvironmentVariableError as error:
+        typer.echo(f"savl: {error}", err=True)
+        sys.exit(2)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from savl.cli import fused
+
 if TYPE_CHECKING:
     from savl.evaluation import Fidelity, PairScores
 
@@ -37,6 +39,7 @@ def evaluate(
     device: Annotated[
         str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps, or auto: the best there is.")
     ] = "auto",
+    eager: Annotated[bool, typer.Option("--eager", help=fused.HELP)] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the scores of every image.")
     ] = None,
@@ -60,7 +63,8 @@ def evaluate(
         upscaler = as_upscaler(model, tile=tile, tile_pad=tile_pad, device=device, dtype=dtype)
         with atomic_write(json_file, overwrite=True) if json_file is not None else nullcontext() as file:
             # The file is opened first: a folder that cannot be written must not cost the evaluation.
-            scores = [evaluate_pair(pair, upscaler) for pair in track(pairs, "evaluating", console=console)]
+            with fused.fused_unless(eager):
+                scores = [evaluate_pair(pair, upscaler) for pair in track(pairs, "evaluating", console=console)]
             means = {
                 "bicubic": Fidelity.mean([score.bicubic for score in scores]),
                 model: Fidelity.mean([score.model for score in scores]),

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from savl.cli import fused
+
 EXAMPLES = "\n".join(
     [
         "[bold]Examples[/bold]",
@@ -149,6 +151,7 @@ def upscale(
             rich_help_panel=_NETWORK,
         ),
     ] = "auto",
+    eager: Annotated[bool, typer.Option("--eager", help=fused.HELP, rich_help_panel=_NETWORK)] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show Python's traceback when something fails.")] = False,
 ) -> None:
     """Upscale pictures.
@@ -184,7 +187,8 @@ def upscale(
         debug=debug,
     )
     try:
-        fine = upscale_batch(inputs, settings)
+        with fused.fused_unless(eager):
+            fine = upscale_batch(inputs, settings)
     except UsageMistake as error:
         raise typer.BadParameter(str(error)) from error
     raise typer.Exit(0 if fine else 1)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from savl import ops
 from savl.network.config import SAVLConfig
 from savl.network.layers import relative_bias_table
+from savl.ops import KernelSettings
 
 
 class Guidance(nn.Module):
@@ -43,6 +44,7 @@ class DSCA(nn.Module):
         self.window = config.window
         self.shift = shift
         self.spatial_modulation = config.spatial_modulation
+        self.kernels: KernelSettings | None = None
         self.norm = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.bias_table = relative_bias_table(config.window, config.window, config.heads)
@@ -67,10 +69,11 @@ class DSCA(nn.Module):
                 severity if self.spatial_modulation else None,
                 window=self.window,
                 shift=self.shift,
+                kernels=self.kernels,
             )
         )
         if self.guidance is None:
             out: Tensor = x + attended
             return out
         gamma, beta = self.guidance(mu)
-        return ops.channel_modulation(attended, gamma, beta, x)
+        return ops.channel_modulation(attended, gamma, beta, x, kernels=self.kernels)

@@ -31,15 +31,23 @@ class DegradationField:
     """Per-pixel variance v, the mean of exp(logvar) over channels."""
 
     @classmethod
-    def from_posterior(cls, mu: Tensor, logvar: Tensor | None, seed: int | None = None) -> DegradationField:
+    def from_posterior(
+        cls,
+        mu: Tensor,
+        logvar: Tensor | None,
+        seed: int | None = None,
+        *,
+        kernels: ops.KernelSettings | None = None,
+    ) -> DegradationField:
         """Build the field from what the estimator says.
 
         Args:
             mu: ``(B, R, h, w)``.
             logvar: ``(B, R, h, w)``, or None for a deterministic code.
             seed: Seed of the sample, 0 ≤ seed < 2**64; None for ``sample = mu``.
+            kernels: Which kernels serve; None follows `savl.use_fused_kernels`.
         """
         if logvar is None:
             return cls(mu=mu, sample=mu)
-        posterior = ops.gaussian_posterior(mu, logvar, seed=seed)
+        posterior = ops.gaussian_posterior(mu, logvar, seed=seed, kernels=kernels)
         return cls(mu, logvar, posterior.sample, posterior.kl, posterior.severity, posterior.variance)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from savl import ops
 from savl.network.config import SAVLConfig
 from savl.network.layers import MLP, ChannelsLastConv2d, DropPath, relative_bias_table
+from savl.ops import KernelSettings
 
 
 class CAB(nn.Module):
@@ -44,6 +45,7 @@ class HAB(nn.Module):
         self.window = config.window
         self.shift = shift
         self.cab_scale = config.cab_scale
+        self.kernels: KernelSettings | None = None
         self.norm_attention = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.bias_table = relative_bias_table(config.window, config.window, config.heads)
@@ -56,7 +58,9 @@ class HAB(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` → ``(B, H, W, C)``, H and W multiples of the window."""
         normed = self.norm_attention(x)
-        attended = ops.window_attention(self.qkv(normed), self.bias_table, None, window=self.window, shift=self.shift)
+        attended = ops.window_attention(
+            self.qkv(normed), self.bias_table, None, window=self.window, shift=self.shift, kernels=self.kernels
+        )
         x = x + self.drop_path(self.proj(attended)) + self.cab_scale * self.cab(normed)
         out: Tensor = x + self.drop_path(self.mlp(self.norm_mlp(x)))
         return out

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from savl import ops
 from savl.network.config import SAVLConfig
 from savl.network.layers import MLP, relative_bias_table
+from savl.ops import KernelSettings
 
 
 class OCAB(nn.Module):
@@ -17,6 +18,7 @@ class OCAB(nn.Module):
         channels = config.channels
         self.window = config.window
         self.key_window = config.key_window
+        self.kernels: KernelSettings | None = None
         self.norm_attention = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.bias_table = relative_bias_table(config.window, config.key_window, config.heads)
@@ -29,7 +31,7 @@ class OCAB(nn.Module):
         channels = x.shape[-1]
         q, kv = self.qkv(self.norm_attention(x)).split((channels, 2 * channels), dim=-1)
         attended = ops.overlapping_window_attention(
-            q, kv, self.bias_table, None, window=self.window, key_window=self.key_window
+            q, kv, self.bias_table, None, window=self.window, key_window=self.key_window, kernels=self.kernels
         )
         x = x + self.proj(attended)
         out: Tensor = x + self.mlp(self.norm_mlp(x))

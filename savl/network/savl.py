@@ -17,6 +17,7 @@ from savl.network.layers import ChannelsLastConv2d
 from savl.network.padding import reflect_pad_to_multiple
 from savl.network.rhag import DARHAG
 from savl.network.upsampler import build_upsampler
+from savl.ops import KernelSettings
 
 
 class SAVL(nn.Module):
@@ -30,6 +31,7 @@ class SAVL(nn.Module):
     def __init__(self, config: SAVLConfig) -> None:
         super().__init__()
         self.config = config
+        self.kernels: KernelSettings | None = None
         channels = config.channels
         self.register_buffer("rgb_mean", torch.tensor(config.rgb_mean).view(1, 3, 1, 1), persistent=False)
         self.estimator = AmortizedEstimator(config) if config.degradation_code != "none" else None
@@ -94,7 +96,7 @@ class SAVL(nn.Module):
         if self.estimator is None:
             return None
         mu, logvar = self.estimator(lr - self.rgb_mean)
-        return DegradationField.from_posterior(mu, logvar, seed)
+        return DegradationField.from_posterior(mu, logvar, seed, kernels=self.kernels)
 
     def reconstruct(self, lr: Tensor, field: DegradationField | None) -> Tensor:
         """Upscale an image whose degradation field is known.

@@ -8,8 +8,13 @@ degradation found there. The 1 + makes gamma = 0 leave the attended features as 
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from savl.ops import library
+from savl.ops.switch import KernelSettings, serves
 from savl.ops.validation import (
     check_same_device,
     check_same_dtype,
@@ -21,7 +26,14 @@ from savl.ops.validation import (
 OP = "channel_modulation"
 
 
-def channel_modulation(attended: Tensor, gamma: Tensor, beta: Tensor | None, residual: Tensor) -> Tensor:
+def channel_modulation(
+    attended: Tensor,
+    gamma: Tensor,
+    beta: Tensor | None,
+    residual: Tensor,
+    *,
+    kernels: KernelSettings | None = None,
+) -> Tensor:
     """Compute ``residual + (1 + gamma) · attended + beta``.
 
     Args:
@@ -29,6 +41,7 @@ def channel_modulation(attended: Tensor, gamma: Tensor, beta: Tensor | None, res
         gamma: ``(B, H, W, C)``, same dtype.
         beta: ``(B, H, W, C)``, same dtype, or None for no shift.
         residual: ``(B, H, W, C)``, same dtype or float32 (autocast keeps residual streams in float32).
+        kernels: Which kernels serve; None follows `savl.use_fused_kernels`.
 
     Returns:
         ``(B, H, W, C)``, dtype of ``residual``.
@@ -36,6 +49,7 @@ def channel_modulation(attended: Tensor, gamma: Tensor, beta: Tensor | None, res
     Raises:
         TypeError: An argument is not a tensor, not floating, or dtypes do not fit together.
         ValueError: Shapes or devices differ.
+        KernelUnavailable: A backend was asked for by name and cannot serve.
     """
     check_tensor(OP, "attended", attended, "(B, H, W, C)")
     for name, value in (("gamma", gamma), ("beta", beta), ("residual", residual)):
@@ -46,6 +60,10 @@ def channel_modulation(attended: Tensor, gamma: Tensor, beta: Tensor | None, res
     check_same_dtype(OP, "attended", attended, gamma=gamma, beta=beta)
     check_same_dtype_or_float32(OP, "attended", attended, residual=residual)
     check_same_device(OP, "attended", attended, gamma=gamma, beta=beta, residual=residual)
+    mixed = attended.dtype == torch.float64 and residual.dtype != torch.float64
+    if serves(OP, attended, kernels, "attended is float64 and residual is not" if mixed else None):
+        fused: Tensor = torch.ops.savl.channel_modulation(attended, gamma, beta, residual)
+        return fused
     return channel_modulation_reference(attended, gamma, beta, residual)
 
 
@@ -55,3 +73,40 @@ def channel_modulation_reference(attended: Tensor, gamma: Tensor, beta: Tensor |
     if beta is not None:
         out = out + beta
     return out.to(residual.dtype)  # type promotion already gave it, but for float64 on a float32 residual
+
+
+# The op that fused kernels implement
+
+
+def _fake(attended: Tensor, gamma: Tensor, beta: Tensor | None, residual: Tensor) -> Tensor:
+    return residual.new_empty(residual.shape)
+
+
+def _fake_backward(grad_out: Tensor, attended: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    return attended.new_empty(attended.shape), gamma.new_empty(gamma.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    attended, gamma, beta, residual = inputs
+    ctx.save_for_backward(attended, gamma)
+    ctx.beta_dtype = None if beta is None else beta.dtype
+
+
+def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    grad_attended = grad_gamma = None
+    if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+        grad_attended, grad_gamma = torch.ops.savl.channel_modulation_backward(grad_out, *ctx.saved_tensors)
+    grad_beta = None if ctx.beta_dtype is None else grad_out.to(ctx.beta_dtype)
+    return grad_attended, grad_gamma, grad_beta, grad_out
+
+
+library.define(
+    "channel_modulation(Tensor attended, Tensor gamma, Tensor? beta, Tensor residual) -> Tensor",
+    fake=_fake,
+    backward=_backward,
+    setup_context=_keep,
+)
+library.define(
+    "channel_modulation_backward(Tensor grad_out, Tensor attended, Tensor gamma) -> (Tensor, Tensor)",
+    fake=_fake_backward,
+)

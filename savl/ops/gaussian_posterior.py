@@ -14,12 +14,14 @@ the paper divides by Var[v], which a uniform image makes zero.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from savl.ops import library
 from savl.ops.philox import standard_normal
+from savl.ops.switch import KernelSettings, serves
 from savl.ops.validation import check_int, check_same_device, check_same_dtype, check_shape, check_tensor
 
 OP = "gaussian_posterior"
@@ -50,7 +52,13 @@ class GaussianPosterior(NamedTuple):
 
 
 def gaussian_posterior(
-    mu: Tensor, logvar: Tensor, eps: Tensor | None = None, *, seed: int | None = None
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor | None = None,
+    *,
+    seed: int | None = None,
+    offset: int = 0,
+    kernels: KernelSettings | None = None,
 ) -> GaussianPosterior:
     """Sample the posterior and measure it.
 
@@ -59,15 +67,18 @@ def gaussian_posterior(
         logvar: ``(B, R, H, W)``, same dtype: log-variance.
         eps: ``(B, R, H, W)``, same dtype: standard normal noise. Give eps or seed, or neither for r = mu.
         seed: 0 ≤ seed < 2**64: noise from the counter-based generator of `savl.ops.philox`, the same stream on
-            every device.
+            every device and any number of threads.
+        offset: Where in the stream of ``seed`` to begin, in counters of four numbers each, 0 ≤ offset < 2**62.
+        kernels: Which kernels serve; None follows `savl.use_fused_kernels`.
 
     Returns:
         A `GaussianPosterior`.
 
     Raises:
-        TypeError: An argument is not a tensor, not floating, or dtypes differ; seed is not an int.
-        ValueError: Shapes or devices differ, there is no channel or no pixel, eps and seed are both given, or seed
-            is out of range.
+        TypeError: An argument is not a tensor, not floating, or dtypes differ; seed or offset is not an int.
+        ValueError: Shapes or devices differ, there is no channel or no pixel, eps and seed are both given, or seed or
+            offset is out of range.
+        KernelUnavailable: A backend was asked for by name and cannot serve.
     """
     check_tensor(OP, "mu", mu, "(B, R, H, W)")
     if 0 in mu.shape[1:]:
@@ -85,17 +96,26 @@ def gaussian_posterior(
         check_int(OP, "seed", seed)
         if not 0 <= seed < 2**64:
             raise ValueError(f"{OP}: seed must satisfy 0 <= seed < 2**64, got {seed}")
+    check_int(OP, "offset", offset)
+    if not 0 <= offset < 2**62:
+        raise ValueError(f"{OP}: offset must satisfy 0 <= offset < 2**62, got {offset}")
     check_same_dtype(OP, "mu", mu, logvar=logvar, eps=eps)
     check_same_device(OP, "mu", mu, logvar=logvar, eps=eps)
-    return gaussian_posterior_reference(mu, logvar, eps, seed=seed)
+    if serves(OP, mu, kernels):
+        signed = seed if seed is None or seed < 2**63 else seed - 2**64  # the same 64 bits
+        sample, *measures = torch.ops.savl.gaussian_posterior(
+            mu, logvar, eps, signed, offset, SEVERITY_EPS, SEVERITY_MAX
+        )
+        return GaussianPosterior(mu if eps is None and seed is None else sample, *measures)
+    return gaussian_posterior_reference(mu, logvar, eps, seed=seed, offset=offset)
 
 
 def gaussian_posterior_reference(
-    mu: Tensor, logvar: Tensor, eps: Tensor | None, *, seed: int | None
+    mu: Tensor, logvar: Tensor, eps: Tensor | None, *, seed: int | None, offset: int = 0
 ) -> GaussianPosterior:
     """The definition of the truth. Arguments as `gaussian_posterior`."""
     if seed is not None:
-        eps = standard_normal(tuple(mu.shape), seed, device=mu.device).to(mu.dtype)
+        eps = standard_normal(tuple(mu.shape), seed, offset=offset, device=mu.device).to(mu.dtype)
     sample = mu if eps is None else mu + torch.exp(0.5 * logvar) * eps
     # Near the prior the terms of the divergence cancel: below float32 their rounding would drown the result.
     mu, logvar = _widen(mu), _widen(logvar)
@@ -138,3 +158,104 @@ def normalise_severity(variance: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     centred = variance.to(mean.dtype) - mean[:, None, None]
     severity = 1 - centred / (var[:, None, None] + SEVERITY_EPS)
     return severity.clamp(0.0, SEVERITY_MAX).to(variance.dtype)
+
+
+# The op that fused kernels implement. Its sample is empty where there is neither eps nor seed: an op may not return its
+# input.
+
+
+def _empty_field(mu: Tensor) -> Tensor:
+    """Strides of a sample: channels last where those of mu are, as the kernel decides it."""
+    interleaved = mu.stride(1) == 1 and mu.stride(3) != 1
+    return torch.empty(
+        mu.shape,
+        dtype=mu.dtype,
+        device=mu.device,
+        memory_format=torch.channels_last if interleaved else torch.contiguous_format,
+    )
+
+
+def _fake(
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor | None,
+    seed: int | None,
+    offset: int,
+    severity_eps: float,
+    severity_max: float,
+) -> tuple[Tensor, ...]:
+    batch, _, height, width = mu.shape
+    wide = torch.float64 if mu.dtype == torch.float64 else torch.float32
+    sample = mu.new_empty(0) if eps is None and seed is None else _empty_field(mu)
+    maps = [mu.new_empty(batch, height, width, dtype=wide) for _ in range(3)]
+    return sample, *maps, mu.new_empty(batch, dtype=wide), mu.new_empty(batch, dtype=wide)
+
+
+def _fake_backward(
+    grad_sample: Tensor | None,
+    grad_kl: Tensor | None,
+    grad_variance: Tensor | None,
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor | None,
+    seed: int | None,
+    offset: int,
+    wants_grad_eps: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_eps = _empty_field(mu) if wants_grad_eps and grad_sample is not None else mu.new_empty(0)
+    return _empty_field(mu), _empty_field(mu), grad_eps
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    mu, logvar, eps, ctx.seed, ctx.offset, ctx.severity_eps, ctx.severity_max = inputs
+    _, _, _, variance, mean, var = output
+    ctx.save_for_backward(mu, logvar, eps, variance, mean, var)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(
+    ctx: Any,
+    grad_sample: Tensor | None,
+    grad_kl: Tensor | None,
+    grad_severity: Tensor | None,
+    grad_variance: Tensor | None,
+    grad_mean: Tensor | None,
+    grad_var: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    mu, logvar, eps, variance, mean, var = ctx.saved_tensors
+    if eps is None and ctx.seed is None:
+        grad_sample = None  # that of an empty tensor
+    # The maps are small beside the field: plain tensor arithmetic takes their gradients back to the variance.
+    pixels = variance.shape[1] * variance.shape[2]
+    centred = variance - mean[:, None, None]
+    scale = (var + ctx.severity_eps)[:, None, None]
+    total = torch.zeros_like(variance) if grad_variance is None else grad_variance
+    to_mean = torch.zeros_like(mean) if grad_mean is None else grad_mean
+    to_var = torch.zeros_like(var) if grad_var is None else grad_var
+    if grad_severity is not None:
+        severity = 1 - centred / scale
+        inside = (severity >= 0) & (severity <= ctx.severity_max)
+        slope = torch.where(inside, grad_severity, 0) / scale
+        total = total - slope
+        to_mean = to_mean + slope.sum(dim=(1, 2))
+        to_var = to_var + (slope * centred / scale).sum(dim=(1, 2))
+    total = total + (to_mean[:, None, None] + 2 * centred * to_var[:, None, None]) / pixels
+    grad_mu, grad_logvar, grad_eps = torch.ops.savl.gaussian_posterior_backward(
+        grad_sample, grad_kl, total, mu, logvar, eps, ctx.seed, ctx.offset, ctx.needs_input_grad[2]
+    )
+    wants_eps = ctx.needs_input_grad[2] and grad_sample is not None
+    return grad_mu, grad_logvar, grad_eps if wants_eps else None, None, None, None, None
+
+
+library.define(
+    "gaussian_posterior(Tensor mu, Tensor logvar, Tensor? eps, int? seed, int offset, float severity_eps, "
+    "float severity_max) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    fake=_fake,
+    backward=_backward,
+    setup_context=_keep,
+)
+library.define(
+    "gaussian_posterior_backward(Tensor? grad_sample, Tensor? grad_kl, Tensor? grad_variance, Tensor mu, "
+    "Tensor logvar, Tensor? eps, int? seed, int offset, bool wants_grad_eps) -> (Tensor, Tensor, Tensor)",
+    fake=_fake_backward,
+)

@@ -11,11 +11,15 @@ share of the softmax mass, exactly as in the published HAT (Chen et al., 2023), 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from savl.ops import library
 from savl.ops.relative_position import gather_bias
+from savl.ops.switch import KernelSettings, serves
 from savl.ops.validation import (
     check_heads,
     check_int,
@@ -39,6 +43,7 @@ def overlapping_window_attention(
     *,
     window: int,
     key_window: int,
+    kernels: KernelSettings | None = None,
 ) -> Tensor:
     """Attend from each window to the larger window around it.
 
@@ -52,6 +57,7 @@ def overlapping_window_attention(
         severity: ``(B, H, W)``, dtype of ``q`` or float32; None for plain attention (s = 1).
         window: Side w of the query windows, in pixels.
         key_window: Side o of the key windows, in pixels; o ≥ w and o − w even.
+        kernels: Which kernels serve; None follows `savl.use_fused_kernels`.
 
     Returns:
         ``(B, H, W, C)``, dtype of ``q``, heads outermost in C.
@@ -60,8 +66,12 @@ def overlapping_window_attention(
         TypeError: An argument is not a tensor or not floating, dtypes do not fit together, or a window is not an
             int.
         ValueError: Shapes, windows or devices do not fit together.
+        KernelUnavailable: A backend was asked for by name and cannot serve.
     """
     _validate(q, kv, bias_table, severity, window, key_window)
+    if serves(OP, q, kernels):
+        fused: Tensor = torch.ops.savl.overlapping_window_attention(q, kv, bias_table, severity, window, key_window)
+        return fused
     return overlapping_window_attention_reference(q, kv, bias_table, severity, window=window, key_window=key_window)
 
 
@@ -91,6 +101,56 @@ def overlapping_window_attention_reference(
 
     attended = attended.transpose(2, 3).reshape(batch, count, window * window, channels)
     return merge_windows(attended, window, height, width)
+
+
+# The op that fused kernels implement
+
+
+def _fake(q: Tensor, kv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, key_window: int) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+def _fake_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    kv: Tensor,
+    bias_table: Tensor,
+    severity: Tensor | None,
+    window: int,
+    key_window: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_severity = q.new_empty(0) if severity is None else severity.new_empty(severity.shape)
+    return q.new_empty(q.shape), kv.new_empty(kv.shape), bias_table.new_empty(bias_table.shape), grad_severity
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    q, kv, bias_table, severity, ctx.window, ctx.key_window = inputs
+    ctx.save_for_backward(q, kv, bias_table, severity)
+
+
+def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.savl.overlapping_window_attention_backward(
+        grad_out, *ctx.saved_tensors, ctx.window, ctx.key_window
+    )
+    grad_q, grad_kv, grad_bias_table, grad_severity = gradients
+    return grad_q, grad_kv, grad_bias_table, None if ctx.saved_tensors[3] is None else grad_severity, None, None
+
+
+library.define(
+    "overlapping_window_attention(Tensor q, Tensor kv, Tensor bias_table, Tensor? severity, int window, int key_window)"
+    " -> Tensor",
+    fake=_fake,
+    backward=_backward,
+    setup_context=_keep,
+)
+library.define(
+    "overlapping_window_attention_backward(Tensor grad_out, Tensor q, Tensor kv, Tensor bias_table, Tensor? severity, "
+    "int window, int key_window) -> (Tensor, Tensor, Tensor, Tensor)",
+    fake=_fake_backward,
+)
+
+
+# A part of the reference
 
 
 def partition_overlapping_windows(image: Tensor, window: int, key_window: int) -> Tensor:

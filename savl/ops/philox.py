@@ -45,20 +45,23 @@ def _multiply(word: Tensor, factor: int) -> tuple[Tensor, Tensor]:
     return middle >> 16, (middle & 0xFFFF) << 16 | low_part & 0xFFFF
 
 
-def standard_normal(shape: tuple[int, ...], seed: int, *, device: torch.device | str = "cpu") -> Tensor:
-    """Draw N(0, 1) noise: element n of the row-major order takes word n mod 4 of counter n div 4 (Box–Muller).
+def standard_normal(
+    shape: tuple[int, ...], seed: int, *, offset: int = 0, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Draw N(0, 1) noise: element n of the row-major order takes word n mod 4 of counter offset + n div 4 (Box–Muller).
 
     Args:
         shape: Shape of the result.
         seed: 0 ≤ seed < 2**64; the same seed and position give the same number on every device (up to the last bit,
             where logarithm and cosine of two devices round differently).
+        offset: Where in the stream to begin, in counters of four numbers each, 0 ≤ offset < 2**62.
         device: Where the result should live.
 
     Returns:
         float32 tensor of ``shape``.
     """
     count = math.prod(shape)
-    counter = torch.arange((count + 3) // 4, device=device)
+    counter = offset + torch.arange((count + 3) // 4, device=device)
     words = philox_4x32(counter, seed)
     # (word + ½) / 2³² lies strictly inside (0, 1): the logarithm is finite. float64 keeps the small tail exact.
     uniform = [(word.double() + 0.5) * 2.0**-32 for word in words]

@@ -18,10 +18,14 @@ Source: SAVL (ICLR 2026) for the severity; Swin Transformer (Liu et al., 2021) f
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from savl.ops import library
 from savl.ops.relative_position import gather_bias
+from savl.ops.switch import KernelSettings, serves
 from savl.ops.validation import (
     check_heads,
     check_int,
@@ -42,6 +46,7 @@ def window_attention(
     *,
     window: int,
     shift: int = 0,
+    kernels: KernelSettings | None = None,
 ) -> Tensor:
     """Attend within (shifted) windows, logits reweighted by severity.
 
@@ -54,6 +59,7 @@ def window_attention(
         severity: ``(B, H, W)``, dtype of ``qkv`` or float32; None for plain attention (s = 1).
         window: Side of the square window, in pixels.
         shift: Cyclic shift in pixels, 0 ≤ shift < window.
+        kernels: Which kernels serve; None follows `savl.use_fused_kernels`.
 
     Returns:
         ``(B, H, W, C)``, dtype of ``qkv``, heads outermost in C.
@@ -62,8 +68,12 @@ def window_attention(
         TypeError: An argument is not a tensor or not floating, dtypes do not fit together, or window or shift is
             not an int.
         ValueError: Shapes, window, shift or devices do not fit together.
+        KernelUnavailable: A backend was asked for by name and cannot serve.
     """
     _validate(qkv, bias_table, severity, window, shift)
+    if serves(OP, qkv, kernels):
+        fused: Tensor = torch.ops.savl.window_attention(qkv, bias_table, severity, window, shift)
+        return fused
     return window_attention_reference(qkv, bias_table, severity, window=window, shift=shift)
 
 
@@ -98,6 +108,48 @@ def window_attention_reference(
     if shift:
         out = torch.roll(out, shifts=(shift, shift), dims=(1, 2))
     return out
+
+
+# The op that fused kernels implement
+
+
+def _fake(qkv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, shift: int) -> Tensor:
+    batch, height, width, channels3 = qkv.shape
+    return qkv.new_empty(batch, height, width, channels3 // 3)
+
+
+def _fake_backward(
+    grad_out: Tensor, qkv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, shift: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_severity = qkv.new_empty(0) if severity is None else severity.new_empty(severity.shape)
+    return qkv.new_empty(qkv.shape), bias_table.new_empty(bias_table.shape), grad_severity
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    qkv, bias_table, severity, ctx.window, ctx.shift = inputs
+    ctx.save_for_backward(qkv, bias_table, severity)
+
+
+def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.savl.window_attention_backward(grad_out, *ctx.saved_tensors, ctx.window, ctx.shift)
+    grad_qkv, grad_bias_table, grad_severity = gradients
+    return grad_qkv, grad_bias_table, None if ctx.saved_tensors[2] is None else grad_severity, None, None
+
+
+library.define(
+    "window_attention(Tensor qkv, Tensor bias_table, Tensor? severity, int window, int shift) -> Tensor",
+    fake=_fake,
+    backward=_backward,
+    setup_context=_keep,
+)
+library.define(
+    "window_attention_backward(Tensor grad_out, Tensor qkv, Tensor bias_table, Tensor? severity, int window, int shift)"
+    " -> (Tensor, Tensor, Tensor)",
+    fake=_fake_backward,
+)
+
+
+# The parts of the reference
 
 
 def partition_windows(image: Tensor, window: int) -> Tensor:

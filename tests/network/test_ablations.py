@@ -153,7 +153,7 @@ def test_attention_posterior_and_modulation_are_called_through_savl_ops_alone(
 
     stand_in("window_attention", lambda qkv, *_, **__: qkv[..., 24:])
     stand_in("overlapping_window_attention", lambda q, *_, **__: q)
-    stand_in("channel_modulation", lambda attended, gamma, beta, residual: residual)
+    stand_in("channel_modulation", lambda attended, gamma, beta, residual, **_: residual)
     pixels = torch.zeros(1, 8, 8, dtype=torch.float64)
     stand_in("gaussian_posterior", lambda mu, *_, **__: ops.GaussianPosterior(mu, *(pixels,) * 5))
     with OperatorLog() as log:

@@ -1,0 +1,185 @@
+// savl::gaussian_posterior on the CPU; the op is defined in savl/ops/gaussian_posterior.py.
+#include "cpu/tensors.h"
+
+namespace savl::cpu {
+namespace {
+
+const char* const kOp = "savl::gaussian_posterior";
+
+// Whether the channels of a pixel lie side by side. The fake kernel in Python asks the same question the same way.
+bool is_interleaved(const Tensor& mu) { return mu.stride(1) == 1 && mu.stride(3) != 1; }
+
+// A (B, R, H, W) tensor whose pixels (planar) or channels (interleaved) are evenly spaced: itself, or a copy.
+Tensor in_layout(const Tensor& tensor, bool planar) {
+  const int64_t channels = tensor.size(1), height = tensor.size(2), width = tensor.size(3);
+  const bool rows_follow = height == 1 || width == 1 || tensor.stride(2) == width * tensor.stride(3);
+  const int64_t pixel_stride = width == 1 ? tensor.stride(2) : tensor.stride(3);
+  const bool fits = planar ? height * width == 1 || pixel_stride == 1 : channels == 1 || tensor.stride(1) == 1;
+  if (rows_follow && fits) return tensor;
+  return torch::stable::contiguous(tensor, planar ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast);
+}
+
+Field field_of(const Tensor& tensor, bool planar) {
+  const int64_t pixel_stride = tensor.size(3) == 1 ? tensor.stride(2) : tensor.stride(3);
+  return {tensor.const_data_ptr(), tensor.stride(0), planar ? tensor.stride(1) : 1, planar ? 1 : pixel_stride};
+}
+
+Tensor new_field(const Tensor& like, bool planar) {
+  return new_tensor({like.size(0), like.size(1), like.size(2), like.size(3)}, like.scalar_type(),
+                    planar ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast);
+}
+
+void check_like_mu(const Tensor& tensor, const Tensor& mu) {
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.dim() == 4 && tensor.scalar_type() == mu.scalar_type(), kOp,
+                  ": tensors must be alike");
+  for (int64_t dim = 0; dim < 4; ++dim) {
+    STD_TORCH_CHECK(tensor.size(dim) == mu.size(dim), kOp, ": tensors must have one shape");
+  }
+}
+
+// The arguments that both directions have, and the tensors they point into.
+struct Posterior {
+  PosteriorArgs args{};
+  Storage storage;
+  Tensor mu, logvar;
+  std::optional<Tensor> eps;
+
+  Posterior(const Tensor& mu_in, const Tensor& logvar_in, const std::optional<Tensor>& eps_in,
+            std::optional<int64_t> seed, int64_t offset)
+      : storage(storage_of(kOp, mu_in)), mu(mu_in), logvar(logvar_in), eps(eps_in) {
+    STD_TORCH_CHECK(mu.is_cpu() && mu.dim() == 4, kOp, ": mu must be (B, R, H, W) on the CPU");
+    STD_TORCH_CHECK(mu.size(1) > 0 && mu.size(2) > 0 && mu.size(3) > 0, kOp, ": no channel or no pixel");
+    check_like_mu(logvar, mu);
+    args.planar = !is_interleaved(mu);
+    mu = in_layout(mu, args.planar);
+    logvar = in_layout(logvar, args.planar);
+    args.mu = field_of(mu, args.planar);
+    args.logvar = field_of(logvar, args.planar);
+    if (eps.has_value()) {
+      check_like_mu(*eps, mu);
+      eps = in_layout(*eps, args.planar);
+      args.eps = field_of(*eps, args.planar);
+    }
+    args.seeded = seed.has_value();
+    args.seed = static_cast<uint64_t>(seed.value_or(0));
+    args.offset = static_cast<uint64_t>(offset);
+    args.batch = mu.size(0);
+    args.channels = mu.size(1);
+    args.pixels = mu.size(2) * mu.size(3);
+  }
+};
+
+// Sums over blocks of fixed size, whose results are added in order: the same bits on any number of threads.
+constexpr int64_t kStatisticsBlock = 4096;
+
+template <typename Term>
+double blockwise_sum(int64_t count, const Term& term) {
+  const int64_t blocks = (count + kStatisticsBlock - 1) / kStatisticsBlock;
+  std::vector<double> partial(blocks);
+  torch::stable::parallel_for(0, blocks, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      constexpr int kLanes = 8;
+      double sums[kLanes] = {};
+      const int64_t first = block * kStatisticsBlock;
+      const int64_t last = first + kStatisticsBlock < count ? first + kStatisticsBlock : count;
+      int64_t i = first;
+      for (; i + kLanes <= last; i += kLanes) {
+        for (int lane = 0; lane < kLanes; ++lane) sums[lane] += term(i + lane);
+      }
+      for (; i < last; ++i) sums[0] += term(i);
+      for (const double sum : sums) partial[block] += sum;
+    }
+  });
+  double result = 0;
+  for (const double sum : partial) result += sum;
+  return result;
+}
+
+// Mean and biased variance of the per-pixel variance of each image, and the severity map they normalise.
+template <typename T>
+void normalise(const PosteriorArgs& args, double severity_eps, double severity_max, const Tensor& mean,
+               const Tensor& var, const Tensor& severity) {
+  for (int64_t batch = 0; batch < args.batch; ++batch) {
+    const T* v = static_cast<const T*>(args.variance) + batch * args.pixels;
+    T* s = severity.mutable_data_ptr<T>() + batch * args.pixels;
+    const double centre = blockwise_sum(args.pixels, [&](int64_t i) { return static_cast<double>(v[i]); }) / args.pixels;
+    const double spread = blockwise_sum(args.pixels, [&](int64_t i) { return (v[i] - centre) * (v[i] - centre); });
+    const T mean_value = mean.mutable_data_ptr<T>()[batch] = static_cast<T>(centre);
+    const T var_value = var.mutable_data_ptr<T>()[batch] = static_cast<T>(spread / args.pixels);
+    const T scale = var_value + static_cast<T>(severity_eps), most = static_cast<T>(severity_max);
+    torch::stable::parallel_for(0, args.pixels, 4 * kStatisticsBlock, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        T value = 1 - (v[i] - mean_value) / scale;
+        value = value < 0 ? 0 : value;  // comparisons that NaN passes
+        s[i] = value > most ? most : value;
+      }
+    });
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_posterior(
+    const Tensor& mu, const Tensor& logvar, const std::optional<Tensor>& eps, std::optional<int64_t> seed,
+    int64_t offset, double severity_eps, double severity_max) {
+  Posterior posterior(mu, logvar, eps, seed, offset);
+  PosteriorArgs& args = posterior.args;
+  const ScalarType wide = arithmetic_of(mu);
+  const bool noisy = eps.has_value() || seed.has_value();
+  const Tensor sample = noisy ? new_field(mu, args.planar) : new_tensor({0}, mu.scalar_type());
+  if (noisy) args.sample = field_of(sample, args.planar);
+  const int64_t batch = mu.size(0), height = mu.size(2), width = mu.size(3);
+  const Tensor kl = new_tensor({batch, height, width}, wide), severity = new_tensor({batch, height, width}, wide);
+  const Tensor variance = new_tensor({batch, height, width}, wide);
+  const Tensor mean = new_tensor({batch}, wide), var = new_tensor({batch}, wide);
+  args.kl = kl.mutable_data_ptr();
+  args.variance = variance.mutable_data_ptr();
+  run(kernels().posterior[static_cast<int>(posterior.storage)], args, args.tasks(), 1);
+  if (wide == ScalarType::Double) {
+    normalise<double>(args, severity_eps, severity_max, mean, var, severity);
+  } else {
+    normalise<float>(args, severity_eps, severity_max, mean, var, severity);
+  }
+  return {sample, kl, severity, variance, mean, var};
+}
+
+// `grad_variance` is the whole gradient of the per-pixel variance, what severity and statistics pass on included.
+std::tuple<Tensor, Tensor, Tensor> gaussian_posterior_backward(
+    const std::optional<Tensor>& grad_sample, const std::optional<Tensor>& grad_kl,
+    const std::optional<Tensor>& grad_variance, const Tensor& mu, const Tensor& logvar,
+    const std::optional<Tensor>& eps, std::optional<int64_t> seed, int64_t offset, bool wants_grad_eps) {
+  Posterior posterior(mu, logvar, eps, seed, offset);
+  PosteriorArgs& args = posterior.args;
+  const ScalarType wide = arithmetic_of(mu);
+  std::optional<Tensor> sample_rows, kl_map, variance_map;
+  if (grad_sample.has_value()) {
+    check_like_mu(*grad_sample, mu);
+    STD_TORCH_CHECK(eps.has_value() || seed.has_value(), kOp, ": a gradient of the sample, but no noise");
+    sample_rows = in_layout(*grad_sample, args.planar);
+    args.grad_sample = field_of(*sample_rows, args.planar);
+  }
+  for (auto [given, kept, target] : {std::tuple{&grad_kl, &kl_map, &args.grad_kl},
+                                     std::tuple{&grad_variance, &variance_map, &args.grad_variance}}) {
+    if (!given->has_value()) continue;
+    STD_TORCH_CHECK((*given)->numel() == args.batch * args.pixels, kOp, ": a gradient must be (B, H, W)");
+    *kept = contiguous_as(**given, wide);
+    *target = (*kept)->const_data_ptr();
+  }
+  const Tensor grad_mu = new_field(mu, args.planar), grad_logvar = new_field(mu, args.planar);
+  Tensor grad_eps = new_tensor({0}, mu.scalar_type());
+  args.grad_mu = field_of(grad_mu, args.planar);
+  args.grad_logvar = field_of(grad_logvar, args.planar);
+  if (wants_grad_eps && grad_sample.has_value()) {
+    grad_eps = new_field(mu, args.planar);
+    args.grad_eps = field_of(grad_eps, args.planar);
+  }
+  run(kernels().posterior_backward[static_cast<int>(posterior.storage)], args, args.tasks(), 1);
+  return {grad_mu, grad_logvar, grad_eps};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(savl, CPU, library) {
+  library.impl("gaussian_posterior", TORCH_BOX(&gaussian_posterior));
+  library.impl("gaussian_posterior_backward", TORCH_BOX(&gaussian_posterior_backward));
+}
+
+}  // namespace savl::cpu

@@ -1,0 +1,257 @@
+// Vectors of SAVL_VECTOR_BYTES in the compiler's own vector extension, which GCC and Clang lower to whatever the target
+// has: the same source is SSE2, AVX2, AVX-512 and NEON. Included once per instruction set, inside its namespace.
+
+template <typename T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(SAVL_VECTOR_BYTES)));
+};
+template <typename T>
+using Vec = typename VectorOf<T>::type;
+
+template <typename T>
+constexpr int kWidth = SAVL_VECTOR_BYTES / static_cast<int>(sizeof(T));
+
+#define SAVL_INLINE inline __attribute__((always_inline))
+
+SAVL_INLINE int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+SAVL_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <typename T>
+SAVL_INLINE Vec<T> load(const T* from) {
+  Vec<T> result;
+  __builtin_memcpy(&result, from, sizeof(result));
+  return result;
+}
+
+template <typename T>
+SAVL_INLINE void store(T* to, Vec<T> value) {
+  __builtin_memcpy(to, &value, sizeof(value));
+}
+
+template <typename T>
+SAVL_INLINE Vec<T> broadcast(T value) {
+  return value - Vec<T>{};  // minus, not plus: -0 stays -0
+}
+
+template <typename To, typename From>
+SAVL_INLINE To bits_of(From value) {
+  static_assert(sizeof(To) == sizeof(From));
+  To result;
+  __builtin_memcpy(&result, &value, sizeof(result));
+  return result;
+}
+
+// The first operand where it is larger (smaller), else the second: NaN in the first is dropped, in the second kept. Spelt
+// out for float on x86, where compilers miss that it is one instruction.
+template <typename V>
+SAVL_INLINE V larger(V a, V b) {
+  return a > b ? a : b;
+}
+template <typename V>
+SAVL_INLINE V lesser(V a, V b) {
+  return a < b ? a : b;
+}
+#if defined(__x86_64__) && SAVL_VECTOR_BYTES == 16
+SAVL_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return _mm_max_ps(a, b); }
+SAVL_INLINE Vec<float> lesser(Vec<float> a, Vec<float> b) { return _mm_min_ps(a, b); }
+#elif defined(__x86_64__) && SAVL_VECTOR_BYTES == 32
+SAVL_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a, b); }
+SAVL_INLINE Vec<float> lesser(Vec<float> a, Vec<float> b) { return _mm256_min_ps(a, b); }
+#elif defined(__x86_64__) && !defined(SAVL_EMULATE_AVX512)
+SAVL_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a, b); }
+SAVL_INLINE Vec<float> lesser(Vec<float> a, Vec<float> b) { return _mm512_min_ps(a, b); }
+#endif
+
+template <typename T>
+SAVL_INLINE T sum_of(Vec<T> value) {
+  T lanes[kWidth<T>];
+  store(lanes, value);
+  for (int half = kWidth<T> / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0];
+}
+
+template <typename T>
+SAVL_INLINE T largest_of(Vec<T> value) {
+  T lanes[kWidth<T>];
+  store(lanes, value);
+  T result = lanes[0];
+  for (int lane = 1; lane < kWidth<T>; ++lane) result = lanes[lane] > result ? lanes[lane] : result;
+  return result;
+}
+
+// Storage types: bfloat16 is kept as its bits.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <typename S>
+struct ArithmeticOf {
+  using type = S;
+};
+template <>
+struct ArithmeticOf<BFloat16> {
+  using type = float;
+};
+template <typename S>
+using Arithmetic = typename ArithmeticOf<S>::type;
+
+SAVL_INLINE float widen(float value) { return value; }
+SAVL_INLINE double widen(double value) { return value; }
+SAVL_INLINE float widen(BFloat16 value) { return bits_of<float>(static_cast<uint32_t>(value.bits) << 16); }
+
+template <typename S>
+SAVL_INLINE S narrow(Arithmetic<S> value) {
+  return value;
+}
+template <>
+SAVL_INLINE BFloat16 narrow<BFloat16>(float value) {
+  const uint32_t bits = bits_of<uint32_t>(value);
+  if (value != value) return {0x7fc0};
+  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};  // to nearest, ties to even
+}
+
+// A vector of arithmetic from storage and back.
+template <typename S>
+SAVL_INLINE Vec<Arithmetic<S>> load_wide(const S* from) {
+  return load(from);
+}
+template <>
+SAVL_INLINE Vec<float> load_wide<BFloat16>(const BFloat16* from) {
+  typedef uint16_t Half __attribute__((vector_size(SAVL_VECTOR_BYTES / 2)));
+  Half half;
+  __builtin_memcpy(&half, from, sizeof(half));
+  return bits_of<Vec<float>>(__builtin_convertvector(half, Vec<uint32_t>) << 16);
+}
+
+template <typename S>
+SAVL_INLINE void store_narrow(S* to, Vec<Arithmetic<S>> value) {
+  store(to, value);
+}
+template <>
+SAVL_INLINE void store_narrow<BFloat16>(BFloat16* to, Vec<float> value) {
+  typedef uint16_t Half __attribute__((vector_size(SAVL_VECTOR_BYTES / 2)));
+  const Vec<uint32_t> bits = bits_of<Vec<uint32_t>>(value);
+  Vec<uint32_t> rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  rounded = value != value ? Vec<uint32_t>{} + 0x7fc0 : rounded;
+  const Half half = __builtin_convertvector(rounded, Half);
+  __builtin_memcpy(to, &half, sizeof(half));
+}
+
+// a * factor, rounded once.
+SAVL_INLINE Vec<double> times(Vec<double> a, double factor) { return a * factor; }
+SAVL_INLINE Vec<float> times(Vec<float> a, double factor) {
+  typedef double Wide __attribute__((vector_size(2 * SAVL_VECTOR_BYTES)));
+  return __builtin_convertvector(__builtin_convertvector(a, Wide) * factor, Vec<float>);
+}
+
+// The part of e^x that is left after a power of two is taken out: x = n ln 2 + r, |r| <= ln 2 / 2, and
+// `excess` = e^r - 1 - r. Both are exact where x is small, which the divergence near the prior lives on.
+template <typename T>
+struct ExponentParts {
+  Vec<T> r, excess, low, high;  // e^x = (1 + r + excess) * low * high
+};
+
+// The two steps that all exponentials share. `shifted` is x / ln 2 + 1.5 * 2^23, whose low bits are the nearest integer.
+constexpr float kRounder = 12582912.0f;
+
+// (e^r - 1 - r) / r^2 for |r| <= ln 2 / 2, minimax (Cephes).
+SAVL_INLINE Vec<float> exponent_polynomial(Vec<float> r) {
+  Vec<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  return p * r + 5.0000001201e-1f;
+}
+
+SAVL_INLINE Vec<float> exponent_remainder(Vec<float> x, Vec<float> shifted) {
+  const Vec<float> n = shifted - kRounder;
+  return (x - n * 0.693359375f) + n * 2.12194440e-4f;
+}
+
+SAVL_INLINE ExponentParts<float> exponent_parts(Vec<float> x) {
+  // Outside this range e^x is 0 or infinity in float.
+  x = lesser(broadcast(89.0f), larger(broadcast(-104.0f), x));
+  const Vec<float> shifted = x * 1.44269504088896341f + kRounder;
+  const Vec<float> r = exponent_remainder(x, shifted);
+  // 2^n in two factors, so that subnormal results and those near the largest float come out as they should.
+  const Vec<int32_t> whole = bits_of<Vec<int32_t>>(shifted) - 0x4b400000;
+  const Vec<int32_t> half = whole >> 1;
+  const Vec<float> low = bits_of<Vec<float>>((half + 127) << 23);
+  const Vec<float> high = bits_of<Vec<float>>((whole - half + 127) << 23);
+  return {r, exponent_polynomial(r) * r * r, low, high};
+}
+
+SAVL_INLINE Vec<float> exponential(Vec<float> x) {
+  const ExponentParts<float> parts = exponent_parts(x);
+  return (parts.excess + parts.r + 1.0f) * parts.low * parts.high;
+}
+
+// 2^x for x <= 0, 0 where that is subnormal, and NaN for NaN.
+SAVL_INLINE Vec<float> exp2_of_negative(Vec<float> x) {
+  x = larger(broadcast(-127.0f), x);
+  const Vec<float> shifted = x + kRounder;
+  const Vec<float> r = x - (shifted - kRounder);
+  // (2^r - 1) / r for |r| <= 1/2, minimax (Cephes).
+  Vec<float> p = r * 1.535336188319500e-4f + 1.339887440266574e-3f;
+  p = p * r + 9.618437357674640e-3f;
+  p = p * r + 5.550332471162809e-2f;
+  p = p * r + 2.402264791363012e-1f;
+  p = p * r + 6.931472028550421e-1f;
+  p = p * r + 1.0f;
+  // 2^n, which is 0 for n = -127; the shift drops all of `shifted` but n.
+  return p * bits_of<Vec<float>>((bits_of<Vec<int32_t>>(shifted) << 23) + (127 << 23));
+}
+
+// float64 is there to judge by, not to be fast.
+SAVL_INLINE Vec<double> exponential(Vec<double> x) {
+  double lanes[kWidth<double>];
+  store(lanes, x);
+  for (double& lane : lanes) lane = __builtin_exp(lane);
+  return load(lanes);
+}
+SAVL_INLINE Vec<double> exp2_of_negative(Vec<double> x) {
+  double lanes[kWidth<double>];
+  store(lanes, x);
+  for (double& lane : lanes) lane = __builtin_exp2(lane);
+  return load(lanes);
+}
+
+// A vector of which only the first `lanes` exist.
+template <typename S, typename T = Arithmetic<S>>
+SAVL_INLINE Vec<T> load_some(const S* from, int64_t lanes) {
+  if (lanes == kWidth<T>) return load_wide(from);
+  T values[kWidth<T>] = {};
+  for (int64_t lane = 0; lane < lanes; ++lane) values[lane] = widen(from[lane]);
+  return load(values);
+}
+
+template <typename S, typename T = Arithmetic<S>>
+SAVL_INLINE void store_some(S* to, Vec<T> value, int64_t lanes) {
+  if (lanes == kWidth<T>) return store_narrow(to, value);
+  T values[kWidth<T>];
+  store(values, value);
+  for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = narrow<S>(values[lane]);
+}
+
+// Aligned scratch of one thread, cut into arrays by `take`.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) : memory_(::operator new(bytes, std::align_val_t{64})), next_((char*)memory_) {}
+  ~Scratch() { ::operator delete(memory_, std::align_val_t{64}); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  static int64_t bytes(int64_t count, int64_t size) { return round_up(count * size, 64); }
+  template <typename T>
+  T* take(int64_t count) {
+    T* result = reinterpret_cast<T*>(next_);
+    next_ += bytes(count, sizeof(T));
+    return result;
+  }
+
+ private:
+  void* memory_;
+  char* next_;
+};

@@ -1,0 +1,334 @@
+"""The rule that decides whether a fused kernel computes what the reference computes, and cases to try it on.
+
+A kernel is judged against the reference in float64, and allowed twice the error that the eager path makes in the
+kernel's own dtype (the rule of flash-attention's tests):
+
+    max|fused − ref64| ≤ 2 · max|eager − ref64| + tiny
+
+``tiny`` is what no result can do without: half a unit in the last place of the largest value, to be a number of its
+dtype, and the rounding of the judge itself, which adds up ``terms`` numbers in float64. Nothing in it is tuned.
+
+The maxima are taken over several draws of the same shapes together: of a handful of numbers the eager path may by luck
+hit one nearly exactly, which says nothing about what rounding allows.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from savl.ops.channel_modulation import channel_modulation
+from savl.ops.gaussian_posterior import gaussian_posterior
+from savl.ops.overlapping_window_attention import overlapping_window_attention
+from savl.ops.switch import EAGER, KernelSettings
+from savl.ops.window_attention import window_attention
+
+Outputs = dict[str, Tensor]
+Compute = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far a result is off, and how far it may be."""
+
+    name: str
+    """Of the output, or ``d`` and the argument that a gradient belongs to."""
+    error: float
+    """max|fused − ref64|."""
+    eager_error: float
+    """max|eager − ref64|."""
+    tiny: float
+    """What no result can do without."""
+
+    @property
+    def allowed(self) -> float:
+        """2 · eager_error + tiny."""
+        return 2 * self.eager_error + self.tiny
+
+    @property
+    def kept(self) -> bool:
+        """Whether the error is within what is allowed; NaN is not."""
+        return self.error <= self.allowed
+
+    @property
+    def used(self) -> float:
+        """Which share of what is allowed the error takes; NaN, and an error where none is allowed, are infinite."""
+        share = self.error / self.allowed if self.allowed else math.inf if self.error else 0.0
+        return math.inf if math.isnan(share) else share
+
+    @classmethod
+    def pooled(cls, budgets: Sequence[Budget]) -> Budget:
+        """The budget of one result over several draws, each maximum over all of them."""
+        errors = [budget.error for budget in budgets]
+        error = math.nan if any(map(math.isnan, errors)) else max(errors)
+        eager_error = max(budget.eager_error for budget in budgets)
+        return cls(budgets[0].name, error, eager_error, max(budget.tiny for budget in budgets))
+
+
+def measure(name: str, fused: Tensor, eager: Tensor, reference: Tensor, terms: int) -> Budget:
+    """Hold one result against the rule.
+
+    Args:
+        name: What to call it.
+        fused: Result of the kernel.
+        eager: Result of the reference in the kernel's dtype; same shape and dtype as ``fused``.
+        reference: Result of the reference in float64.
+        terms: Most numbers that are added up for one element.
+
+    Raises:
+        ValueError: Shapes or dtypes differ: such results cannot be compared.
+    """
+    if fused.shape != reference.shape or fused.shape != eager.shape or fused.dtype != eager.dtype:
+        raise ValueError(
+            f"{name}: fused must be like eager, got {fused.dtype} {tuple(fused.shape)} and {eager.dtype} "
+            f"{tuple(eager.shape)}; the reference is {tuple(reference.shape)}"
+        )
+    if fused.numel() == 0:
+        return Budget(name, 0.0, 0.0, 0.0)  # nothing to be wrong about
+    exact = reference.detach().double()
+    largest = float(exact.abs().max())
+    eager_error = float((eager.detach().double() - exact).abs().max())
+    tiny = (torch.finfo(fused.dtype).eps / 2 + terms * torch.finfo(torch.float64).eps / 2) * largest
+    error = float((fused.detach().double() - exact).abs().max())
+    return Budget(name, error, eager_error, tiny)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of one op.
+
+    Args:
+        op: Its name.
+        arguments: Tensors and None by the name of the parameter.
+        options: The keyword arguments that are not tensors.
+        terms: Most numbers that are added up for one element of an output or gradient.
+        label: What is special about it.
+    """
+
+    op: str
+    arguments: dict[str, Tensor | None]
+    options: dict[str, Any]
+    terms: int
+    label: str = ""
+    outputs: tuple[str, ...] = ("out",)
+
+    def run(self, backend: str, dtype: torch.dtype | None = None) -> Outputs:
+        """Outputs and all gradients, under random gradients of the outputs that depend on nothing but shapes.
+
+        Args:
+            backend: Name of the backend that must serve.
+            dtype: Convert the arguments first; None leaves them.
+        """
+        arguments = {
+            name: None if value is None else value.detach().to(dtype or value.dtype).requires_grad_()
+            for name, value in self.arguments.items()
+        }
+        results = _OPS[self.op](**arguments, **self.options, kernels=KernelSettings.of(backend))
+        results = (results,) if isinstance(results, Tensor) else tuple(results)
+        outputs = dict(zip(self.outputs, results, strict=True))
+        generator = torch.Generator().manual_seed(7)
+        seeds = [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype) for out in results]
+        wanted = {name: value for name, value in arguments.items() if value is not None}
+        gradients = torch.autograd.grad(results, list(wanted.values()), seeds, allow_unused=True)
+        for name, gradient in zip(wanted, gradients, strict=True):
+            if gradient is not None:
+                outputs[f"d {name}"] = gradient
+        return {name: value.detach() for name, value in outputs.items()}
+
+    def judge(self, backend: str) -> list[Budget]:
+        """Hold outputs and gradients of a backend against the rule."""
+        fused, eager, reference = self.run(backend), self.run(EAGER), self.run(EAGER, torch.float64)
+        return [measure(name, fused[name], eager[name], reference[name], self.terms) for name in reference]
+
+
+def judge(make: Callable[[int], Case], backend: str, draws: int = 4) -> list[Budget]:
+    """Hold a backend against the rule, outputs and gradients.
+
+    Args:
+        make: Gives the case of a seed: other numbers, the same shapes.
+        backend: Name of a fused backend.
+        draws: Seeds to pool.
+    """
+    found = [make(seed).judge(backend) for seed in range(draws)]
+    return [Budget.pooled(budgets) for budgets in zip(*found, strict=True)]
+
+
+_OPS: dict[str, Compute] = {
+    "window_attention": window_attention,
+    "overlapping_window_attention": overlapping_window_attention,
+    "gaussian_posterior": gaussian_posterior,
+    "channel_modulation": channel_modulation,
+}
+
+
+@dataclass
+class Draw:
+    """Random arguments from one seed: normal, or uniform in [0, 2] for severities."""
+
+    dtype: torch.dtype
+    seed: int = 0
+    generator: torch.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal."""
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.dtype)
+
+    def severity(self, *shape: int) -> Tensor:
+        """Uniform in [0, 2]."""
+        return (2 * torch.rand(shape, generator=self.generator, dtype=torch.float64)).to(self.dtype)
+
+
+def window_attention_case(
+    dtype: torch.dtype,
+    *,
+    batch: int = 1,
+    rows: int = 2,
+    columns: int = 2,
+    window: int = 8,
+    shift: int = 0,
+    heads: int = 2,
+    head_dim: int = 24,
+    severity: bool = True,
+    seed: int = 0,
+) -> Case:
+    """Window attention on ``rows`` × ``columns`` windows."""
+    draw, height, width = Draw(dtype, seed), rows * window, columns * window
+    arguments = {
+        "qkv": draw.normal(batch, height, width, 3 * heads * head_dim),
+        "bias_table": draw.normal((2 * window - 1) ** 2, heads),
+        "severity": draw.severity(batch, height, width) if severity else None,
+    }
+    terms = batch * rows * columns * window**2 + head_dim  # the bias gradient is the longest sum
+    label = f"window {window}, shift {shift}, head dim {head_dim}{', severity' if severity else ''}"
+    return Case("window_attention", arguments, {"window": window, "shift": shift}, terms, label)
+
+
+def overlapping_window_attention_case(
+    dtype: torch.dtype,
+    *,
+    batch: int = 1,
+    rows: int = 2,
+    columns: int = 2,
+    window: int = 8,
+    key_window: int = 12,
+    heads: int = 2,
+    head_dim: int = 24,
+    severity: bool = True,
+    seed: int = 0,
+) -> Case:
+    """Overlapping attention on ``rows`` × ``columns`` windows."""
+    draw, height, width = Draw(dtype, seed), rows * window, columns * window
+    channels = heads * head_dim
+    arguments = {
+        "q": draw.normal(batch, height, width, channels),
+        "kv": draw.normal(batch, height, width, 2 * channels),
+        "bias_table": draw.normal((window + key_window - 1) ** 2, heads),
+        "severity": draw.severity(batch, height, width) if severity else None,
+    }
+    terms = batch * rows * columns * key_window**2 + head_dim
+    label = f"windows {window} in {key_window}, head dim {head_dim}{', severity' if severity else ''}"
+    options = {"window": window, "key_window": key_window}
+    return Case("overlapping_window_attention", arguments, options, terms, label)
+
+
+def gaussian_posterior_case(
+    dtype: torch.dtype,
+    *,
+    batch: int = 2,
+    channels: int = 64,
+    height: int = 24,
+    width: int = 20,
+    noise: str = "eps",
+    seed: int = 0,
+) -> Case:
+    """The posterior; ``noise`` is ``"eps"``, ``"seed"`` or ``"none"``."""
+    draw = Draw(dtype, seed)
+    shape = (batch, channels, height, width)
+    arguments: dict[str, Tensor | None] = {"mu": draw.normal(*shape), "logvar": 0.2 * draw.normal(*shape)}
+    if noise == "eps":
+        arguments["eps"] = draw.normal(*shape)
+    outputs = ("sample", "kl", "severity", "variance", "variance_mean", "variance_var")
+    options = {"seed": 5, "offset": 3} if noise == "seed" else {}
+    return Case("gaussian_posterior", arguments, options, channels + height * width, f"noise: {noise}", outputs)
+
+
+def channel_modulation_case(
+    dtype: torch.dtype,
+    *,
+    batch: int = 2,
+    height: int = 24,
+    width: int = 20,
+    channels: int = 144,
+    beta: bool = True,
+    seed: int = 0,
+) -> Case:
+    """The modulation, with or without its shift."""
+    draw = Draw(dtype, seed)
+    shape = (batch, height, width, channels)
+    arguments = {
+        "attended": draw.normal(*shape),
+        "gamma": draw.normal(*shape),
+        "beta": draw.normal(*shape) if beta else None,
+        "residual": draw.normal(*shape),
+    }
+    return Case("channel_modulation", arguments, {}, 4, "with beta" if beta else "without beta")
+
+
+def verification_cases(dtype: torch.dtype) -> Iterator[Callable[[int], Case]]:
+    """What `savl kernels verify` tries in one dtype, a case per seed: shapes of the configurations, and awkward ones."""
+    window, overlapping = window_attention_case, overlapping_window_attention_case
+    yield lambda seed: window(dtype, window=16, shift=8, heads=3, seed=seed)
+    yield lambda seed: window(dtype, window=16, heads=3, head_dim=30, severity=False, seed=seed)
+    yield lambda seed: window(dtype, window=8, shift=4, seed=seed)
+    yield lambda seed: window(dtype, window=5, shift=2, rows=1, columns=3, head_dim=7, seed=seed)
+    yield lambda seed: overlapping(dtype, window=16, key_window=24, heads=3, severity=False, seed=seed)
+    yield lambda seed: overlapping(dtype, window=8, key_window=12, head_dim=30, seed=seed)
+    yield lambda seed: overlapping(dtype, window=5, key_window=9, rows=1, columns=3, head_dim=7, seed=seed)
+    yield lambda seed: gaussian_posterior_case(dtype, noise="eps", seed=seed)
+    yield lambda seed: gaussian_posterior_case(dtype, noise="seed", seed=seed)
+    yield lambda seed: gaussian_posterior_case(dtype, noise="none", channels=5, seed=seed)
+    yield lambda seed: channel_modulation_case(dtype, seed=seed)
+    yield lambda seed: channel_modulation_case(dtype, beta=False, channels=7, seed=seed)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One row of `savl kernels verify`."""
+
+    case: Case
+    dtype: torch.dtype
+    worst: Budget
+    """The result that uses most of what it is allowed."""
+    seconds: float
+
+
+def verify(op: str, backend: str) -> Iterator[Verdict]:
+    """Judge one backend of one op, forward and backward, in all its dtypes.
+
+    Args:
+        op: Name of the op.
+        backend: Name of a fused backend.
+
+    Yields:
+        A verdict for each case.
+
+    Raises:
+        KernelUnavailable: The backend cannot serve here.
+    """
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        for make in verification_cases(dtype):
+            case = make(0)
+            if case.op != op:
+                continue
+            started = time.monotonic()
+            worst = max(judge(make, backend), key=lambda budget: budget.used)
+            yield Verdict(case, dtype, worst, time.monotonic() - started)

@@ -1,0 +1,66 @@
+"""The torch library ``savl``: where the ops are defined, and the C++ extension that brings their CPU kernels.
+
+Each op's file defines its schema here and registers a fake kernel (shapes for `torch.compile` and `torch.export`) and
+its autograd; the extension registers the CPU kernels as it is loaded. All of it works without the extension too, but
+for calling the ops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+
+import savl
+
+LIBRARY = torch.library.Library("savl", "DEF")
+
+
+def _load_extension() -> str | None:
+    """Load ``savl._C``; returns why its kernels cannot be used, or None."""
+    try:
+        facts = import_module("savl._C").build_facts()
+    except ModuleNotFoundError:
+        return "savl was installed without its C++ extension (`pip install -v` shows what the build said)"
+    except Exception as error:  # whatever is wrong with the library, savl must import
+        return f"the C++ extension does not load ({type(error).__name__}: {error}); install savl again"
+    if facts["version"] != savl.__version__:
+        return f"the C++ extension is of version {facts['version']}, savl of {savl.__version__}; install savl again"
+    return None
+
+
+EXTENSION_UNAVAILABLE = _load_extension()
+"""Why the C++ kernels cannot be used, None where they can."""
+
+
+def has_kernel(op: str, key: str) -> bool:
+    """Whether a kernel of ``savl::op`` is registered for a dispatch key such as ``"CPU"``."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"savl::{op}", key))
+
+
+def define(
+    schema: str,
+    *,
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., None] | None = None,
+) -> None:
+    """Define one op of the library.
+
+    Args:
+        schema: As `torch.library.Library.define` takes it, without the namespace.
+        fake: Computes outputs without data, of the right shapes, dtypes and strides.
+        backward: Gradient formula, as `torch.library.register_autograd` takes it; None for an op that is itself a
+            backward pass: it says so when it is differentiated.
+        setup_context: What the forward pass keeps for ``backward``.
+    """
+    name = f"savl::{schema.partition('(')[0]}"
+    LIBRARY.define(schema)
+    torch.library.register_fake(name, fake, lib=LIBRARY)
+
+    def refuse(ctx: Any, *gradients: Any) -> Any:
+        raise RuntimeError(f"{name} has no derivative: for second derivatives use savl.use_fused_kernels(False)")
+
+    torch.library.register_autograd(name, backward or refuse, setup_context=setup_context, lib=LIBRARY)

@@ -1,0 +1,241 @@
+"""The switch: which backend serves an op. Process-wide, for a block of code, or for one model; per op if so wished.
+
+Three settings may apply to a call, the nearest counts: that of the model, that of the ``with`` block the thread is in,
+that of the process, which ``SAVL_KERNELS`` gives its first value.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, fields, replace
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+
+from savl.ops.library import EXTENSION_UNAVAILABLE, has_kernel
+from savl.settings import EnvironmentVariableError
+
+EAGER = "eager"
+CPP = "cpp"
+CPP_DTYPES = ("float32", "float64", "bfloat16")
+VARIABLE = "SAVL_KERNELS"
+
+Choice = bool | str
+"""For one op: True for the fastest backend that can serve, False or ``"eager"`` for the reference, or a backend's name,
+which then must serve or raise `KernelUnavailable`."""
+
+
+class KernelUnavailable(RuntimeError):
+    """A backend that was asked for by name cannot serve; the message says why."""
+
+
+@dataclass(frozen=True)
+class KernelSettings:
+    """A `Choice` for each of the four ops."""
+
+    window_attention: Choice = False
+    overlapping_window_attention: Choice = False
+    gaussian_posterior: Choice = False
+    channel_modulation: Choice = False
+
+    @classmethod
+    def of(cls, enabled: Choice) -> KernelSettings:
+        """The same choice for every op."""
+        return cls(**dict.fromkeys(OPS, enabled))
+
+
+OPS = tuple(field.name for field in fields(KernelSettings))
+"""The ops by name, as in ``torch.ops.savl``."""
+
+BACKENDS: dict[str, tuple[str, ...]] = dict.fromkeys(OPS, (CPP,))
+"""The fused backends of each op, by name."""
+
+
+def why_unavailable(op: str, backend: str) -> str | None:
+    """Why a backend cannot serve an op on this machine, whatever the tensors; None if it can."""
+    return _UNAVAILABLE[op, backend]
+
+
+def _probe(op: str) -> str | None:
+    if EXTENSION_UNAVAILABLE is not None:
+        return EXTENSION_UNAVAILABLE
+    if not has_kernel(op, "CPU"):
+        return "the C++ extension has no such kernel: it is older than this package; install savl again"
+    return None
+
+
+_UNAVAILABLE = {(op, EAGER): None for op in OPS} | {(op, CPP): _probe(op) for op in OPS}
+
+
+def parse_settings(text: str) -> KernelSettings:
+    """Read what ``SAVL_KERNELS`` says.
+
+    Args:
+        text: ``fused`` (also 1, on, true, auto), ``eager`` (also 0, off, false, or nothing), or a list such as
+            ``window_attention=cpp,channel_modulation=eager``; ops not in the list are fused.
+
+    Raises:
+        EnvironmentVariableError: It says something else.
+    """
+    word = text.strip().lower()
+    if word in ("fused", "1", "on", "true", "auto"):
+        return KernelSettings.of(True)
+    if word in ("", EAGER, "0", "off", "false"):
+        return KernelSettings.of(False)
+    choices: dict[str, Choice] = {}
+    try:
+        for part in word.split(","):
+            op, equals, choice = (piece.strip() for piece in part.partition("="))
+            if not equals:
+                raise ValueError(f"{part.strip()!r} is no setting")
+            choices[op] = {"fused": True, "auto": True}.get(choice, choice)
+        return _checked(True, choices)
+    except ValueError as error:
+        raise EnvironmentVariableError(
+            f"{VARIABLE} must be 'fused', 'eager' or a list like 'window_attention=cpp,channel_modulation=eager', "
+            f"got {text!r}: {error}"
+        ) from None
+
+
+class _Process:
+    """What holds for every thread that says nothing else."""
+
+    settings = parse_settings(os.environ.get(VARIABLE, ""))
+
+
+_process = _Process()
+_thread = threading.local()
+_lock = threading.Lock()
+
+
+def use_fused_kernels(enabled: bool | None = True, *, model: nn.Module | None = None, **per_op: Choice) -> FusedKernels:
+    """Switch the fused kernels on or off.
+
+    As a call it holds from now on, in all threads. As a context manager it holds in the block and for the thread that
+    runs it; blocks nest, and what held before holds again afterwards. With ``model`` it holds for that model alone,
+    wherever it runs, and comes before both.
+
+    Without fused kernels for a machine, a device or a dtype the eager reference serves silently; `kernel_report` tells.
+    Results agree within twice the rounding error of the eager path (`savl kernels verify`). The fused ops have first
+    derivatives only.
+
+    Args:
+        enabled: True for every op that a fused kernel can serve, False for the eager reference everywhere. None, with
+            a model, takes the model's own setting away.
+        model: A network, or any module with savl blocks in it.
+        per_op: For ops by name, in place of ``enabled``: True, False, or a backend's name such as ``"cpp"``, which
+            raises where it cannot serve instead of falling back.
+
+    Returns:
+        A context manager that undoes the setting; leave it if you do not need it.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: No such op or backend, None without a model, or a model without savl blocks.
+        KernelUnavailable: A backend asked for by name cannot serve on this machine.
+    """
+    if enabled is not None and not isinstance(enabled, bool):
+        raise TypeError(f"enabled must be a bool (backends are named per op), got {enabled!r}")
+    if enabled is None and (model is None or per_op):
+        raise ValueError("enabled=None takes a model's own setting away: it needs model=, and no ops")
+    settings = None if enabled is None else _checked(enabled, per_op)
+    if settings is not None:
+        for op in OPS:
+            choice = getattr(settings, op)
+            if isinstance(choice, str) and (reason := why_unavailable(op, choice)) is not None:
+                raise KernelUnavailable(f"{op}: backend {choice!r} cannot serve: {reason}")
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    return FusedKernels(settings, model)
+
+
+class FusedKernels:
+    """What `use_fused_kernels` returns: the setting is made; a ``with`` block confines it."""
+
+    def __init__(self, settings: KernelSettings | None, model: nn.Module | None) -> None:
+        self._settings = settings
+        self._outer: list[KernelSettings | None] = []
+        self._modules: list[tuple[nn.Module, KernelSettings | None]] = []
+        if model is not None:
+            found = [module for module in model.modules() if hasattr(module, "kernels")]
+            if not found:
+                raise ValueError(f"model must have savl blocks in it, {type(model).__name__} has none")
+            with _lock:
+                self._modules = [(module, module.kernels) for module in found]  # type: ignore[misc]
+                for module in found:
+                    module.kernels = settings  # type: ignore[assignment]
+            return
+        assert settings is not None
+        with _lock:
+            self._before = _process.settings
+            _process.settings = settings
+
+    def __enter__(self) -> FusedKernels:
+        if not self._modules:
+            with _lock:
+                # The call made it for all threads, a block is this thread's own: unless somebody was quicker, undo it.
+                if _process.settings is self._settings and not self._outer:
+                    _process.settings = self._before
+            self._outer.append(getattr(_thread, "settings", None))
+            _thread.settings = self._settings
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._modules:
+            with _lock:
+                for module, settings in self._modules:
+                    module.kernels = settings  # type: ignore[assignment]
+        else:
+            _thread.settings = self._outer.pop()
+
+
+def current_settings() -> KernelSettings:
+    """What holds in this thread for a model without a setting of its own."""
+    settings: KernelSettings | None = getattr(_thread, "settings", None)
+    return _process.settings if settings is None else settings
+
+
+def serves(op: str, tensor: Tensor, kernels: KernelSettings | None, limit: str | None = None) -> bool:
+    """Whether the fused kernel serves a call; else the reference does.
+
+    Args:
+        op: Name of the op.
+        tensor: Its main argument, for device and dtype.
+        kernels: The model's setting; None for what holds in this thread.
+        limit: What else keeps the kernel from serving this call, in words.
+
+    Raises:
+        KernelUnavailable: A backend was asked for by name and cannot.
+    """
+    choice = getattr(current_settings() if kernels is None else kernels, op)
+    if choice is False or choice == EAGER:
+        return False
+    reason = _UNAVAILABLE[op, CPP] or _refusal(tensor) or limit
+    if reason is not None and choice is not True:
+        raise KernelUnavailable(f"{op}: backend {choice!r} cannot serve this call: {reason}")
+    return reason is None
+
+
+def _refusal(tensor: Tensor) -> str | None:
+    if tensor.device.type != "cpu":
+        return f"the C++ kernels are for the CPU, the tensors are on {tensor.device}"
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in CPP_DTYPES:
+        return f"the C++ kernels take {', '.join(CPP_DTYPES)}, the tensors are {dtype}"
+    return None
+
+
+def _checked(enabled: bool, per_op: dict[str, Choice]) -> KernelSettings:
+    for op, choice in per_op.items():
+        if op not in OPS:
+            raise ValueError(f"no such op: {op!r}; there are {', '.join(OPS)}")
+        if not isinstance(choice, bool | str):
+            raise TypeError(f"{op} must be True, False or a backend's name, got {choice!r}")
+        if isinstance(choice, str) and choice not in (EAGER, *BACKENDS[op]):
+            raise ValueError(f"{op} has no backend {choice!r}; it has {', '.join((EAGER, *BACKENDS[op]))}")
+    changes: dict[str, Any] = per_op
+    return replace(KernelSettings.of(enabled), **changes)
