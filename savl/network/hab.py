@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from savl import ops
@@ -18,6 +19,7 @@ class CAB(nn.Module):
 
     def __init__(self, config: SAVLConfig) -> None:
         super().__init__()
+        self.scale = config.cab_scale
         channels = config.channels
         compressed = channels // config.cab_compress
         squeezed = channels // config.cab_squeeze
@@ -28,12 +30,12 @@ class CAB(nn.Module):
         self.squeeze = nn.Linear(channels, squeezed)
         self.excite = nn.Linear(squeezed, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, H, W, C)`` → ``(B, H, W, C)``."""
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """``residual + cab_scale · gate · features``, all ``(B, H, W, C)``: the sum in one pass over the features."""
         features: Tensor = self.expand(self.activation(self.compress(x)))
         pooled = features.mean(dim=(1, 2), keepdim=True)  # (B, 1, 1, C)
         gate: Tensor = self.excite(self.squeeze(pooled).relu()).sigmoid()
-        return features * gate
+        return torch.addcmul(residual, features, gate, value=self.scale)
 
 
 class HAB(nn.Module):
@@ -44,7 +46,6 @@ class HAB(nn.Module):
         channels = config.channels
         self.window = config.window
         self.shift = shift
-        self.cab_scale = config.cab_scale
         self.kernels: KernelSettings | None = None
         self.norm_attention = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
@@ -61,6 +62,7 @@ class HAB(nn.Module):
         attended = ops.window_attention(
             self.qkv(normed), self.bias_table, None, window=self.window, shift=self.shift, kernels=self.kernels
         )
-        x = x + self.drop_path(self.proj(attended)) + self.cab_scale * self.cab(normed)
+        x = x + self.drop_path(self.proj(attended))
+        x = self.cab(normed, x)
         out: Tensor = x + self.drop_path(self.mlp(self.norm_mlp(x)))
         return out

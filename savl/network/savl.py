@@ -117,7 +117,8 @@ class SAVL(nn.Module):
         window = self.config.window
         mu = severity = None
         if field is not None:
-            mu = reflect_pad_to_multiple(field.mu, window).permute(0, 2, 3, 1)
+            # Every DSCA reads it: turned to channels last once.
+            mu = reflect_pad_to_multiple(field.mu, window).permute(0, 2, 3, 1).contiguous()
             severity = None if field.severity is None else reflect_pad_to_multiple(field.severity, window)
 
         padded = reflect_pad_to_multiple(lr - self.rgb_mean, window)

@@ -147,7 +147,7 @@ class Case:
         return [measure(name, fused[name], eager[name], reference[name], self.terms) for name in reference]
 
 
-def judge(make: Callable[[int], Case], backend: str, draws: int = 4) -> list[Budget]:
+def judge(make: Callable[[int], Case], backend: str, draws: int = 8) -> list[Budget]:
     """Hold a backend against the rule, outputs and gradients.
 
     Args:
@@ -284,7 +284,7 @@ def channel_modulation_case(
 
 
 def verification_cases(dtype: torch.dtype) -> Iterator[Callable[[int], Case]]:
-    """What `savl kernels verify` tries in one dtype, a case per seed: shapes of the configurations, and awkward ones."""
+    """What `savl kernels verify` tries in one dtype: shapes of the named configurations, and awkward ones; by seed."""
     window, overlapping = window_attention_case, overlapping_window_attention_case
     yield lambda seed: window(dtype, window=16, shift=8, heads=3, seed=seed)
     yield lambda seed: window(dtype, window=16, heads=3, head_dim=30, severity=False, seed=seed)

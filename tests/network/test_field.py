@@ -49,7 +49,7 @@ def test_a_deterministic_code_is_a_mean_and_nothing_else(seed: int | None) -> No
 def test_the_posterior_comes_from_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int | None] = []
 
-    def spy(mu: Any, logvar: Any, eps: Any = None, *, seed: int | None = None) -> ops.GaussianPosterior:
+    def spy(mu: Any, logvar: Any, eps: Any = None, *, seed: int | None = None, **_: Any) -> ops.GaussianPosterior:
         calls.append(seed)
         return ops.GaussianPosterior(*(torch.full((1,), float(n)) for n in range(6)))
 

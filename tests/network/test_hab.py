@@ -41,7 +41,7 @@ def hybrid_attention(hab: HAB, x: Tensor, attention_weight: float = 1.0, mlp_wei
     qkv = F.linear(normed, hab.qkv.weight, hab.qkv.bias)
     attended = ops.window_attention(qkv, hab.bias_table, window=4, shift=hab.shift)
     attended = F.linear(attended, hab.proj.weight, hab.proj.bias)
-    x = x + attention_weight * attended + hab.cab_scale * channel_attention(hab.cab, normed)
+    x = x + attention_weight * attended + hab.cab.scale * channel_attention(hab.cab, normed)
     normed = F.layer_norm(x, (12,), hab.norm_mlp.weight, hab.norm_mlp.bias)
     hidden = F.gelu(F.linear(normed, hab.mlp.expand.weight, hab.mlp.expand.bias))
     return x + mlp_weight * F.linear(hidden, hab.mlp.contract.weight, hab.mlp.contract.bias)
@@ -50,17 +50,28 @@ def hybrid_attention(hab: HAB, x: Tensor, attention_weight: float = 1.0, mlp_wei
 # Channel attention
 
 
+def branch(cab: CAB, x: Tensor) -> Tensor:
+    """What the block adds, without its scale."""
+    return cab(x, torch.zeros_like(x)) / cab.scale
+
+
+def test_cab_adds_its_branch_to_the_residual(small_config: Small, awaken: Awaken) -> None:
+    cab = awaken(CAB(small_config()))
+    x = features()
+    torch.testing.assert_close(cab(x, 2 * x), 2 * x + cab.scale * channel_attention(cab, x), rtol=0, atol=1e-12)
+
+
 def test_cab_is_its_formula(small_config: Small, awaken: Awaken) -> None:
     cab = awaken(CAB(small_config()))
     x = features()
-    torch.testing.assert_close(cab(x), channel_attention(cab, x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(branch(cab, x), channel_attention(cab, x), rtol=0, atol=1e-12)
 
 
 def test_cab_pools_every_image_by_itself(small_config: Small, awaken: Awaken) -> None:
     cab = awaken(CAB(small_config()))
     x = features(3)
     x[0] *= 10
-    torch.testing.assert_close(cab(x)[1:], cab(x[1:]), rtol=0, atol=1e-12)
+    torch.testing.assert_close(branch(cab, x)[1:], branch(cab, x[1:]), rtol=0, atol=1e-12)
 
 
 def test_cab_pools_over_the_whole_image(small_config: Small, awaken: Awaken) -> None:
@@ -68,7 +79,7 @@ def test_cab_pools_over_the_whole_image(small_config: Small, awaken: Awaken) -> 
     x = features(1)
     changed = x.clone()
     changed[0, 0, 0] += 1.0
-    assert bool((cab(x) != cab(changed)).any(dim=-1).all()), "a pixel must reach every other through the pooled gate"
+    assert bool((branch(cab, x) != branch(cab, changed)).any(dim=-1).all()), "a pixel must reach every other through the pooled gate"
 
 
 def test_cab_compresses_and_squeezes_as_its_settings_say(small_config: Small) -> None:

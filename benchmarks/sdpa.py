@@ -1,0 +1,96 @@
+"""The peer to beat: the two attentions on `torch.nn.functional.scaled_dot_product_attention`.
+
+Written as somebody would who swaps it into HAT or SAVL: windows cut out of the rolled image, q and k scaled by
+severity, bias and shift mask folded into one additive mask. A call gathers the bias and adds the mask, as a network does
+that must work at any size; ``kept`` hands in the finished mask instead, which costs memory that grows with the image and
+with every layer, and is the harder one to beat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from savl import ops
+from savl.ops.overlapping_window_attention import partition_overlapping_windows
+from savl.ops.relative_position import gather_bias
+from savl.ops.window_attention import merge_windows, partition_windows, shift_mask
+
+
+def folded_mask(
+    bias_table: Tensor, height: int, width: int, window: int, key_window: int, shift: int, batch: int = 1
+) -> Tensor:
+    """Bias and shift mask as one: ``(windows of the batch, heads, w², o²)``, the first dimension 1 without a shift."""
+    bias = gather_bias(bias_table, window, key_window)[None]
+    if not shift:
+        return bias
+    mask = shift_mask(height, width, window, shift, bias)[:, None]
+    return (bias + mask).repeat(batch, 1, 1, 1)
+
+
+def window_attention(
+    qkv: Tensor,
+    bias_table: Tensor,
+    severity: Tensor | None = None,
+    *,
+    window: int,
+    shift: int = 0,
+    kernels: Any = None,
+    kept: Tensor | None = None,
+) -> Tensor:
+    """As `savl.ops.window_attention`; ``kept`` is a mask that `folded_mask` gave before."""
+    batch, height, width, channels3 = qkv.shape
+    heads, pixels = bias_table.shape[1], window * window
+    mask = folded_mask(bias_table, height, width, window, window, shift, batch) if kept is None else kept
+    if shift:
+        qkv = qkv.roll((-shift, -shift), (1, 2))
+    windows = partition_windows(qkv, window).view(-1, pixels, 3, heads, channels3 // 3 // heads)
+    q, k, v = windows.permute(2, 0, 3, 1, 4)
+    if severity is not None:
+        s = severity.roll((-shift, -shift), (1, 2)) if shift else severity
+        s = partition_windows(s[..., None], window).view(-1, 1, pixels, 1)
+        q, k = s * q, s * k
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    out = merge_windows(out.transpose(1, 2).reshape(batch, -1, pixels, channels3 // 3), window, height, width)
+    return out.roll((shift, shift), (1, 2)) if shift else out
+
+
+def overlapping_window_attention(
+    q: Tensor,
+    kv: Tensor,
+    bias_table: Tensor,
+    severity: Tensor | None = None,
+    *,
+    window: int,
+    key_window: int,
+    kernels: Any = None,
+    kept: Tensor | None = None,
+) -> Tensor:
+    """As `savl.ops.overlapping_window_attention`; ``kept`` is a mask that `folded_mask` gave before."""
+    batch, height, width, channels = q.shape
+    heads, pixels, keys = bias_table.shape[1], window * window, key_window * key_window
+    mask = folded_mask(bias_table, height, width, window, key_window, 0) if kept is None else kept
+    if severity is not None:
+        s = severity[..., None]
+        k, v = kv.chunk(2, dim=-1)
+        q, kv = s * q, F.pad(s * k, (0, channels)) + F.pad(v, (channels, 0))
+    queries = partition_windows(q, window).view(-1, pixels, heads, channels // heads).transpose(1, 2)
+    keys_values = partition_overlapping_windows(kv, window, key_window)
+    k, v = keys_values.view(-1, keys, 2, heads, channels // heads).permute(2, 0, 3, 1, 4)
+    out = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask)
+    return merge_windows(out.transpose(1, 2).reshape(batch, -1, pixels, channels), window, height, width)
+
+
+@contextmanager
+def in_every_network() -> Iterator[None]:
+    """While inside, savl's networks attend with these functions, and do all else as eager does."""
+    before = ops.window_attention, ops.overlapping_window_attention
+    ops.window_attention, ops.overlapping_window_attention = window_attention, overlapping_window_attention
+    try:
+        yield
+    finally:
+        ops.window_attention, ops.overlapping_window_attention = before

@@ -1,0 +1,170 @@
+"""The rule that kernels are held against: what is wrong breaks it, what is right does not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from savl.ops import equivalence
+from savl.ops.equivalence import (
+    Budget,
+    Case,
+    channel_modulation_case,
+    gaussian_posterior_case,
+    judge,
+    measure,
+    overlapping_window_attention_case,
+    verification_cases,
+    window_attention_case,
+)
+from savl.ops.switch import OPS
+
+Spoil = Callable[[Tensor], Tensor]
+
+CASES: dict[str, Callable[[int], Case]] = {
+    "window_attention": lambda seed: window_attention_case(torch.float32, window=4, head_dim=5, seed=seed),
+    "overlapping_window_attention": lambda seed: overlapping_window_attention_case(
+        torch.float32, window=3, key_window=5, head_dim=5, seed=seed
+    ),
+    "channel_modulation": lambda seed: channel_modulation_case(
+        torch.float32, height=4, width=5, channels=9, seed=seed
+    ),
+}
+
+
+def one_element_off(value: Tensor) -> Tensor:
+    changed = value.clone()
+    changed.view(-1)[-1] += 1e-4 * float(value.abs().max())
+    return changed
+
+
+def one_nan(value: Tensor) -> Tensor:
+    changed = value.clone()
+    changed.view(-1)[0] = math.nan
+    return changed
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Spoil], None]:
+    """Make an op's "kernel" the reference, spoilt; the reference itself stays as it is."""
+
+    def replace(op: str, spoil: Spoil) -> None:
+        original = equivalence._OPS[op]
+
+        def kernel(*args: object, kernels: equivalence.KernelSettings, **options: object) -> Tensor:
+            eager = equivalence.KernelSettings.of("eager")
+            out: Tensor = original(*args, **options, kernels=eager)
+            return out if kernels == eager else spoil(out)
+
+        monkeypatch.setitem(equivalence._OPS, op, kernel)
+
+    return replace
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_the_reference_keeps_its_own_rule(op: str, pretend: Callable[[str, Spoil], None]) -> None:
+    pretend(op, lambda out: out)
+    assert all(budget.kept for budget in judge(CASES[op], "cpp", draws=2))
+
+
+@pytest.mark.parametrize("op", CASES)
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda out: out * (1 + 1e-4), lambda out: out + 1e-4, one_element_off, one_nan],
+    ids=["scaled", "shifted", "one-element", "one-nan"],
+)
+def test_a_wrong_output_breaks_the_rule(op: str, spoil: Spoil, pretend: Callable[[str, Spoil], None]) -> None:
+    pretend(op, spoil)
+    out = next(budget for budget in judge(CASES[op], "cpp", draws=2) if budget.name == "out")
+    assert not out.kept, f"{out.error:.3g} counts as right, {out.allowed:.3g} are allowed"
+    assert out.used > 1
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_a_wrong_gradient_breaks_the_rule(op: str, pretend: Callable[[str, Spoil], None]) -> None:
+    # The value stays as it is, its gradient does not.
+    pretend(op, lambda out: out + 1e-4 * (out - out.detach()))
+    budgets = {budget.name: budget for budget in judge(CASES[op], "cpp", draws=2)}
+    assert budgets["out"].kept
+    kept = [name for name, budget in budgets.items() if name != "out" and budget.kept]
+    assert not kept, f"gradients {kept} count as right"
+
+
+def test_nan_is_never_kept() -> None:
+    good = torch.ones(4)
+    budget = measure("x", one_nan(good), good, good.double(), 1)
+    assert not budget.kept
+    assert budget.used == math.inf
+    pooled = Budget.pooled([measure("x", good, good, good.double(), 1), budget])
+    assert not pooled.kept, "a later or earlier draw must not make NaN good"
+    assert not Budget.pooled([budget, measure("x", good, good, good.double(), 1)]).kept
+
+
+def test_an_error_where_none_is_allowed_is_not_kept() -> None:
+    zero = torch.zeros(3)
+    assert measure("x", zero, zero, zero.double(), 1).kept
+    wrong = measure("x", zero + 1e-30, zero, zero.double(), 1)
+    assert not wrong.kept
+    assert wrong.used == math.inf
+
+
+def test_twice_the_error_of_eager_is_allowed_and_no_more() -> None:
+    exact, eager = torch.zeros(2, dtype=torch.float64), torch.tensor([0.0, 1.0])
+    assert measure("x", torch.tensor([2.0, 0.0]), eager, exact, 1).kept
+    assert not measure("x", torch.tensor([2.001, 0.0]), eager, exact, 1).kept
+
+
+def test_half_a_unit_in_the_last_place_is_allowed() -> None:
+    exact = torch.tensor([1 + 2**-24], dtype=torch.float64)  # halfway between two float32 numbers
+    up, down = torch.tensor([1 + 2**-23]), torch.tensor([1.0])
+    assert measure("x", up, down, exact, 0).kept
+    assert measure("x", down, up, exact, 0).kept
+    assert not measure("x", up + 2**-21, down, exact, 0).kept
+
+
+@pytest.mark.parametrize(
+    ("fused", "eager", "fragments"),
+    [
+        (torch.zeros(3), torch.zeros(4), ["out", "(3,)", "(4,)"]),
+        (torch.zeros(1, 4), torch.zeros(4), ["out", "(1, 4)", "(4,)"]),
+        (torch.zeros(4, dtype=torch.float64), torch.zeros(4), ["out", "float64", "float32"]),
+    ],
+    ids=["shape", "one-more-dimension", "dtype"],
+)
+def test_what_cannot_be_compared_raises(fused: Tensor, eager: Tensor, fragments: list[str]) -> None:
+    with pytest.raises(ValueError, match="must be like eager") as caught:
+        measure("out", fused, eager, torch.zeros(4, dtype=torch.float64), 1)
+    missing = [fragment for fragment in fragments if fragment not in str(caught.value)]
+    assert not missing, f"the message lacks {missing}: {caught.value}"
+
+
+def test_nothing_is_nothing_to_be_wrong_about() -> None:
+    empty = torch.zeros(0, 3)
+    assert measure("x", empty, empty, empty.double(), 1).kept
+
+
+def test_pooling_takes_the_largest_of_each_over_all_draws() -> None:
+    pooled = Budget.pooled([Budget("x", 1.0, 0.0, 0.1), Budget("x", 0.5, 0.6, 0.0)])
+    assert (pooled.error, pooled.eager_error, pooled.tiny) == (1.0, 0.6, 0.1)
+    assert pooled.kept
+
+
+def test_a_seed_gives_the_same_case_and_another_seed_another() -> None:
+    first, again, other = (gaussian_posterior_case(torch.float32, seed=seed).arguments["mu"] for seed in (0, 0, 1))
+    assert first is not None
+    assert again is not None
+    assert other is not None
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_verification_covers_every_op_in_forward_and_backward() -> None:
+    cases = [make(0) for make in verification_cases(torch.float32)]
+    assert {case.op for case in cases} == set(OPS)
+    names = set(gaussian_posterior_case(torch.float32, channels=3, height=4, width=4).run("eager"))
+    outputs = {"sample", "kl", "severity", "variance", "variance_mean", "variance_var"}
+    assert names == outputs | {"d mu", "d logvar", "d eps"}
