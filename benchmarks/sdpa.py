@@ -1,9 +1,9 @@
 """The peer to beat: the two attentions on `torch.nn.functional.scaled_dot_product_attention`.
 
 Written as somebody would who swaps it into HAT or SAVL: windows cut out of the rolled image, q and k scaled by
-severity, bias and shift mask folded into one additive mask. A call gathers the bias and adds the mask, as a network does
-that must work at any size; ``kept`` hands in the finished mask instead, which costs memory that grows with the image and
-with every layer, and is the harder one to beat.
+severity, bias and shift mask folded into one additive mask. A call gathers the bias and adds the mask, as a network
+does that must work at any size; ``kept`` hands in the finished mask instead, which costs memory that grows with the
+image and with every layer, and is the harder one to beat.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ void use_kernel_instruction_set(const std::string& name) {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "savl's C++ extension: build facts. Import torch first; savl.build_info reads it for you.";
   module.def("build_facts", &build_facts, "How this library was built, and what this processor offers.");
-  module.def("kernel_instruction_sets", &kernel_instruction_sets, "Those the CPU kernels can use here, the best first.");
+  module.def("kernel_instruction_sets", &kernel_instruction_sets,
+             "Those the CPU kernels can use here, the best first.");
   module.def("use_kernel_instruction_set", &use_kernel_instruction_set, py::arg("name"), "Use another one.");
 }

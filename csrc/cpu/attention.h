@@ -1,130 +1,22 @@
 // Window attention, forward. One task is one head of one window:
 //
 //   pack     scaled queries row-major, scaled keys in panels of up to three vectors of columns, values row-major
-//   rows     for each block of query rows: the bias, read as runs of the reversed table, plus queries times keys; softmax
-//            over the whole row; times values, written out
+//   rows     for each block of query rows: queries times keys, plus the bias, read as runs of the reversed table;
+//            softmax over the whole row; times values, written out
 //
-// For 16x16 windows of 24 channels a task reads 72 KB of the image and writes 24 KB, keeps 24 KB of keys, 24 KB of values
-// and 16 KB of logits in cache, and does 2 * 256 * 256 * 24 multiplications and additions each.
+// For 16x16 windows of 24 channels a task reads 72 KB of the image and writes 24 KB, keeps 24 KB of keys, 24 KB of
+// values and 16 KB of logits in cache, and does 2 * 256 * 256 * 24 multiplications and additions each.
 //
-// A shifted window that wraps around the image falls into two or four parts that do not see each other. They are attended
-// one by one, without a mask. The masked computation differs from that only where infinities or NaN would pass the mask
-// (0 * NaN is NaN): such windows are found beforehand and computed with it.
+// A shifted window that wraps around the image falls into two or four parts that do not see each other. They are
+// attended one by one, without a mask. The masked computation differs from that only where infinities or NaN would pass
+// the mask (0 * NaN is NaN): such windows are found beforehand and computed with it.
 //
 // Included once per instruction set, inside its namespace.
 
-constexpr int kRowTile = 4;     // query rows that share loads of keys and values in registers
-constexpr int kPanel = 3;       // vectors of columns in registers: kRowTile * kPanel accumulators
-constexpr int kRowBlock = 16;   // query rows whose logits are in cache at a time
-constexpr int kKeyBlock = 64;   // values in the first-level cache at a time
+// 1. Products in registers
 
-// Keys are padded to whole vectors, and to whole tiles where those are wider.
-template <typename T>
-constexpr int kKeyStep = kWidth<T> < kRowTile ? kRowTile : kWidth<T>;
-
-// The pixels of a window along one axis: image coordinates, -1 for those outside the image.
-struct Axis {
-  const int64_t* position;
-  int length;
-};
-
-// Queries and keys that attend to each other. Along each axis, query i and key j are i - j + offset rows apart in the
-// bias table. Where a break is set, pixels on different sides of it are masked.
-struct Window {
-  int64_t batch, head;
-  Axis query_rows, query_columns, key_rows, key_columns;
-  int offset;
-  int row_break, column_break;
-  int queries() const { return query_rows.length * query_columns.length; }
-  int keys() const { return key_rows.length * key_columns.length; }
-};
-
-template <typename S>
-SAVL_INLINE const S* pixel_of(const Image& image, const Window& window, int64_t row, int64_t column, int64_t head_dim) {
-  return static_cast<const S*>(image.data) + window.batch * image.batch_stride + row * image.row_stride +
-         column * image.column_stride + window.head * head_dim;
-}
-
-// The next row of the image is too far away for the processor to see it coming. Addresses outside are harmless.
-template <typename S>
-SAVL_INLINE void prefetch_row_below(const Image& image, const S* pixel, int64_t head_dim) {
-  const uintptr_t below = reinterpret_cast<uintptr_t>(pixel) + image.row_stride * sizeof(S);
-  __builtin_prefetch(reinterpret_cast<const void*>(below));
-  __builtin_prefetch(reinterpret_cast<const void*>(below + (head_dim - 1) * sizeof(S)));
-}
-
-// Everything that depends on shape alone.
-template <typename T>
-struct AttentionShape {
-  int64_t head_dim, padded_dim;  // channels of a head, and that rounded up to whole vectors
-  int64_t most_queries, most_keys, padded_keys;
-
-  explicit AttentionShape(const AttentionArgs& args)
-      : head_dim(args.head_dim),
-        padded_dim(round_up(args.head_dim, kWidth<T>)),
-        most_queries(args.window * args.window),
-        most_keys(args.key_window * args.key_window),
-        padded_keys(round_up(most_keys, kKeyStep<T>)) {}
-};
-
-// 1. Packing
-
-// Rows of `padded_dim`, zeros behind the channels and for pixels outside the image; each row times its factor.
-//
-// Factors are double and the product is rounded once: the rounding of a float factor would be common to a whole row, and
-// would add up in its logits instead of averaging out.
-template <typename S, typename T>
-SAVL_INLINE void pack_rows(const Image& image, const Window& window, const Axis& rows, const Axis& columns,
-                           const AttentionShape<T>& shape, const AttentionArgs& args, bool weigh, double scale,
-                           T* packed) {
-  const T* severity = weigh ? static_cast<const T*>(args.severity) : nullptr;
-  const int64_t whole = shape.head_dim / kWidth<T> * kWidth<T>;
-  for (int i = 0; i < rows.length; ++i) {
-    const int64_t row = rows.position[i];
-    const S* first = pixel_of<S>(image, window, row, 0, shape.head_dim);
-    const T* factors = severity == nullptr ? nullptr : severity + (window.batch * args.height + row) * args.width;
-    for (int j = 0; j < columns.length; ++j, packed += shape.padded_dim) {
-      const int64_t column = columns.position[j];
-      int64_t c = 0;
-      if (row >= 0 && column >= 0) {
-        const S* pixel = first + column * image.column_stride;
-        prefetch_row_below(image, pixel, shape.head_dim);
-        const double factor = factors == nullptr ? scale : scale * factors[column];
-        for (; c < whole; c += kWidth<T>) store(packed + c, times(load_wide(pixel + c), factor));
-        for (; c < shape.head_dim; ++c) packed[c] = static_cast<T>(widen(pixel[c]) * factor);
-      }
-      for (; c < shape.padded_dim; ++c) packed[c] = 0;
-    }
-  }
-}
-
-// Vectors of the next panel when `left` are left: kPanel of them, but never one alone where two and two would do, since
-// one vector of accumulators is too few to hide the latency of a multiplication.
-SAVL_INLINE int64_t panel_vectors(int64_t left) { return left == kPanel + 1 ? 2 : smaller(kPanel, left); }
-
-// Rows to panels of columns: a panel holds, channel by channel, its vectors of keys.
-template <typename T>
-SAVL_INLINE void pack_panels(const T* rows, int keys, const AttentionShape<T>& shape, T* panels) {
-  const int64_t padded = round_up(keys, kKeyStep<T>);
-  int64_t width = 0;
-  for (int64_t first = 0; first < padded; first += width) {
-    width = panel_vectors((padded - first) / kWidth<T>) * kWidth<T>;
-    const int64_t used = smaller(width, keys > first ? keys - first : 0);
-    T* panel = panels + first * shape.head_dim;
-    for (int64_t j = 0; j < used; ++j) {
-      const T* row = rows + (first + j) * shape.padded_dim;
-      for (int64_t c = 0; c < shape.head_dim; ++c) panel[c * width + j] = row[c];
-    }
-    for (int64_t j = used; j < width; ++j) {
-      for (int64_t c = 0; c < shape.head_dim; ++c) panel[c * width + j] = 0;
-    }
-  }
-}
-
-// 2. Products in registers
-
-// What is added to the products of a block of rows: for vector b of row r what lies at row[r] + offset[b]. Either a buffer, or the bias table
-// itself, whose runs are vectors of keys.
+// What is added to the products of a block of rows: for vector b of row r what lies at row[r] + offset[b]. Either a
+// buffer, or the bias table itself, whose runs are vectors of keys.
 template <typename T>
 struct Addend {
   const T* row[kRowBlock];
@@ -133,8 +25,9 @@ struct Addend {
 
 // out[r][:] = addend + sum_c rows[r][c] * panel[c][:] for kRowTile rows and `Vectors` vectors of columns.
 template <typename T, int Vectors>
-SAVL_INLINE void multiply_panel(int64_t depth, const T* rows, int64_t row_stride, const T* panel, const T* const* addend,
-                                const int64_t* offset, T* out, int64_t out_stride, Vec<T>* largest) {
+SAVL_INLINE void multiply_panel(int64_t depth, const T* rows, int64_t row_stride, const T* panel,
+                                const T* const* addend, const int64_t* offset, T* out, int64_t out_stride,
+                                Vec<T>* largest) {
   Vec<T> sums[kRowTile][Vectors] = {};
 #pragma GCC unroll 4
   for (int64_t c = 0; c < depth; ++c) {
@@ -156,8 +49,8 @@ SAVL_INLINE void multiply_panel(int64_t depth, const T* rows, int64_t row_stride
   }
 }
 
-// out[r][j] = addend + rows[r] . keys[j] for `count` rows (a multiple of kRowTile) and all keys of the panels; `largest`
-// is raised to the largest of each row, lane by lane.
+// out[r][j] = addend + rows[r] . keys[j] for `count` rows (a multiple of kRowTile) and all keys of the panels;
+// `largest` is raised to the largest of each row, lane by lane.
 template <typename T>
 SAVL_INLINE void multiply_panels(int64_t count, const T* rows, const AttentionShape<T>& shape, const T* panels,
                                  int64_t padded_keys, const Addend<T>& addend, T* out, Vec<T>* largest) {
@@ -183,8 +76,8 @@ SAVL_INLINE void multiply_panels(int64_t count, const T* rows, const AttentionSh
   }
 }
 
-// out[r][:] += sum_j weights[r][j] * values[j][:] for kRowTile rows and `Vectors` vectors of channels. The sums begin at
-// zero: short sums of short sums round less than one long one.
+// out[r][:] += sum_j weights[r][j] * values[j][:] for kRowTile rows and `Vectors` vectors of channels. The sums begin
+// at zero: short sums of short sums round less than one long one.
 template <typename T, int Vectors>
 SAVL_INLINE void add_weighted(int64_t count, const T* weights, int64_t weight_stride, const T* values,
                               int64_t value_stride, T* out, int64_t out_stride) {
@@ -229,10 +122,10 @@ SAVL_INLINE void add_all_weighted(int64_t rows, int64_t keys, const T* weights, 
   }
 }
 
-// 3. Bias and softmax
+// 2. Bias and softmax
 
-// The run of the bias table that query (i, j) has for the first row of keys. Columns of the table are stored in reverse: key
-// l lies l further along; the next row of keys is one row of the table back.
+// The run of the bias table that query (i, j) has for the first row of keys. Columns of the table are stored in
+// reverse: key l lies l further along; the next row of keys is one row of the table back.
 template <typename T>
 SAVL_INLINE const T* bias_run(const AttentionArgs& args, const Window& window, int i, int j) {
   const int64_t span = args.span();
@@ -249,7 +142,8 @@ SAVL_INLINE bool reads_bias_in_place(const Window& window, int64_t padded_keys) 
 
 // The bias of query (i, j) against all keys, and minus infinity behind the last, copied run by run.
 template <typename T>
-SAVL_INLINE void copy_bias_row(const AttentionArgs& args, const Window& window, int i, int j, int64_t padded_keys, T* row) {
+SAVL_INLINE void copy_bias_row(const AttentionArgs& args, const Window& window, int i, int j, int64_t padded_keys,
+                               T* row) {
   const T* run = bias_run<T>(args, window, i, j);
   const int columns = window.key_columns.length;
   const T masked = -__builtin_inf();
@@ -264,15 +158,21 @@ SAVL_INLINE void copy_bias_row(const AttentionArgs& args, const Window& window, 
   for (; to < row + padded_keys; ++to) *to = masked;
 }
 
-// Logits of a window in units of ln 2, block by block of query rows: bias plus products, and the largest of each row. The
-// units make the softmax a power of two; the bias table and the queries come in them.
+// Logits of a window in units of ln 2, block by block of query rows: bias plus products, and the largest of each row.
+// The units make the softmax a power of two; the bias table and the queries come in them.
 template <typename T>
 class Logits {
  public:
   Logits(const AttentionArgs& args, const Window& window, const AttentionShape<T>& shape, const T* queries,
          const T* key_panels, int64_t padded_keys, int64_t* offsets, T* logits)
-      : args_(args), window_(window), shape_(shape), queries_(queries), key_panels_(key_panels),
-        padded_keys_(padded_keys), in_place_(reads_bias_in_place<T>(window, padded_keys)), logits_(logits) {
+      : args_(args),
+        window_(window),
+        shape_(shape),
+        queries_(queries),
+        key_panels_(key_panels),
+        padded_keys_(padded_keys),
+        in_place_(reads_bias_in_place<T>(window, padded_keys)),
+        logits_(logits) {
     addend_.offset = offsets;
     for (int64_t key = 0; key < padded_keys; key += kWidth<T>) {
       const int64_t columns = window.key_columns.length;
@@ -327,7 +227,7 @@ SAVL_INLINE void zero_rows(T* rows, int64_t first, int64_t last, int64_t stride)
   for (T* element = rows + first * stride; element < rows + last * stride; ++element) *element = 0;
 }
 
-// 4. One window and head
+// 3. One window and head
 
 template <typename T>
 struct AttentionScratch {
@@ -339,8 +239,7 @@ struct AttentionScratch {
            Scratch::bytes(shape.padded_keys * shape.head_dim, sizeof(T)) +
            Scratch::bytes(round_up(shape.most_queries, kRowTile) * shape.padded_dim, sizeof(T)) +
            Scratch::bytes(kRowBlock * shape.padded_keys, sizeof(T)) +
-           Scratch::bytes(kRowBlock * shape.padded_dim, sizeof(T)) +
-           Scratch::bytes(shape.padded_keys, sizeof(int64_t));
+           Scratch::bytes(kRowBlock * shape.padded_dim, sizeof(T)) + Scratch::bytes(shape.padded_keys, sizeof(int64_t));
   }
   AttentionScratch(Scratch& scratch, const AttentionShape<T>& shape)
       : rows(scratch.take<T>(shape.most_keys * shape.padded_dim)),
@@ -393,7 +292,7 @@ SAVL_INLINE void attend(const AttentionArgs& args, const Window& window, const A
   }
 }
 
-// 5. Which windows there are
+// 4. Which windows there are
 
 // Largest magnitude of a head's channels over the window, severity included; NaN or infinity if any of them is.
 template <typename S, typename T = Arithmetic<S>>
@@ -423,8 +322,9 @@ SAVL_INLINE bool mask_is_tight(const AttentionArgs& args, const Window& window) 
   const double q = largest_magnitude<S>(args, args.q, window, true);
   const double k = largest_magnitude<S>(args, args.k, window, true);
   const double v = largest_magnitude<S>(args, args.v, window, false);
-  if (args.grad_out.data != nullptr && !(largest_magnitude<S>(args, args.grad_out, window, false) * v <= largest)) {
-    return false;
+  if (args.grad_out.data != nullptr) {
+    const double g = largest_magnitude<S>(args, args.grad_out, window, false);
+    if (!(g * v * args.head_dim <= largest)) return false;
   }
   return args.bias_is_finite && q * k * args.head_dim <= largest && v <= largest;
 }
@@ -442,8 +342,15 @@ SAVL_INLINE void for_parts_of_window(const AttentionArgs& args, int64_t batch, i
     query_rows[i] = (row * length + args.shift + i) % args.height;
     query_columns[i] = (column * length + args.shift + i) % args.width;
   }
-  Window window{batch, head, {query_rows, length}, {query_columns, length}, {query_rows, length},
-                {query_columns, length}, length - 1, 0, 0};
+  Window window{batch,
+                head,
+                {query_rows, length},
+                {query_columns, length},
+                {query_rows, length},
+                {query_columns, length},
+                length - 1,
+                0,
+                0};
   if (key_length != length) {
     for (int i = 0; i < key_length; ++i) {
       const int64_t y = row * length - margin + i, x = column * length - margin + i;

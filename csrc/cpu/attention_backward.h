@@ -1,7 +1,8 @@
 // Window attention, backward. The logits are computed again, block of rows by block of rows; with P the softmax, G the
 // gradient of the output, and q and k scaled by severity as in the forward pass:
 //
-//   dP = G v^T      dS = P * (dP - sum_j P dP)      dq = dS k      dk = dS^T q      dv = P^T G      dbias[i - j] = sum dS
+//   dP = G v^T      dS = P * (dP - sum_j P dP)      dq = dS k      dk = dS^T q      dv = P^T G      dbias[i - j] = sum
+//   dS
 //
 // and from dq and dk by the product rule the gradients of what was scaled, q, k and the severity.
 //
@@ -95,8 +96,8 @@ SAVL_INLINE void softmax_row_backward(int64_t padded_keys, T inverse, T* weights
   for (int64_t j = 0; j < padded_keys; j += kWidth<T>) store(grad + j, load(weights + j) * (load(grad + j) - total));
 }
 
-// Adds the gradient of the logits of query (i, j) to that of the bias, in the runs that the bias was read from. In double:
-// an entry of the table is a sum over all windows.
+// Adds the gradient of the logits of query (i, j) to that of the bias, in the runs that the bias was read from. In
+// double: an entry of the table is a sum over all windows.
 template <typename T>
 SAVL_INLINE void add_bias_gradient(const AttentionArgs& args, const Window& window, int i, int j, const T* row,
                                    double* table) {

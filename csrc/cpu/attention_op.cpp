@@ -1,6 +1,8 @@
 #include "cpu/attention_op.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace savl::cpu {
 namespace {
@@ -11,8 +13,16 @@ Image image_of(const Tensor& tensor) {
   return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
 
-// The table as (heads, span, span), each row back to front, so that the keys of a row are a run of it; in units of ln 2,
-// like the logits of the kernel.
+// Finite stays finite: a table may use the lowest number of its dtype as a mask.
+template <typename T>
+T in_units_of_ln2(T value) {
+  const double scaled = value * 1.4426950408889634074;
+  const double largest = std::numeric_limits<T>::max();
+  return static_cast<T>(std::isfinite(value) ? std::clamp(scaled, -largest, largest) : scaled);
+}
+
+// The table as (heads, span, span), each row back to front, so that the keys of a row are a run of it; in units of ln
+// 2, like the logits of the kernel.
 template <typename T>
 struct ReversedTable {
   std::vector<T> values;
@@ -24,7 +34,7 @@ struct ReversedTable {
     for (int64_t row = 0; row < span; ++row) {
       for (int64_t column = 0; column < span; ++column) {
         for (int64_t head = 0; head < heads; ++head) {
-          const T value = static_cast<T>(*from++ * 1.4426950408889634074);
+          const T value = in_units_of_ln2(*from++);
           values[(head * span + row) * span + span - 1 - column] = value;
           finite = finite && std::isfinite(value);
         }

@@ -9,11 +9,11 @@ constexpr int64_t kGrain = 1 << 14;  // elements that are worth a thread
 
 // (B, H, W, C) as rows of C contiguous channels, one row stride for all: the tensor itself, or a copy.
 Tensor as_rows(const Tensor& tensor) {
-  int64_t expected = 0;
   bool even = tensor.size(3) == 1 || tensor.stride(3) == 1;
+  std::optional<int64_t> expected;  // where the next dimension outwards should step to; 0 for an expanded tensor
   for (int64_t dim = 2; dim >= 0; --dim) {
     if (tensor.size(dim) == 1) continue;
-    if (expected != 0) even = even && tensor.stride(dim) == expected;
+    even = even && (!expected.has_value() || tensor.stride(dim) == *expected);
     expected = tensor.stride(dim) * tensor.size(dim);
   }
   return even ? tensor : torch::stable::contiguous(tensor);
@@ -28,10 +28,10 @@ int64_t row_stride(const Tensor& rows) {
 
 void check_like(const Tensor& tensor, const Tensor& attended, bool float_too) {
   STD_TORCH_CHECK(tensor.is_cpu() && tensor.dim() == 4, kOp, ": tensors must be (B, H, W, C) on the CPU");
-  STD_TORCH_CHECK(tensor.scalar_type() == attended.scalar_type() ||
-                      (float_too && tensor.scalar_type() == ScalarType::Float &&
-                       attended.scalar_type() == ScalarType::BFloat16),
-                  kOp, ": dtypes do not fit together");
+  STD_TORCH_CHECK(
+      tensor.scalar_type() == attended.scalar_type() ||
+          (float_too && tensor.scalar_type() == ScalarType::Float && attended.scalar_type() == ScalarType::BFloat16),
+      kOp, ": dtypes do not fit together");
   for (int64_t dim = 0; dim < 4; ++dim) {
     STD_TORCH_CHECK(tensor.size(dim) == attended.size(dim), kOp, ": tensors must have one shape");
   }

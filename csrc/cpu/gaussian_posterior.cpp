@@ -102,7 +102,8 @@ void normalise(const PosteriorArgs& args, double severity_eps, double severity_m
   for (int64_t batch = 0; batch < args.batch; ++batch) {
     const T* v = static_cast<const T*>(args.variance) + batch * args.pixels;
     T* s = severity.mutable_data_ptr<T>() + batch * args.pixels;
-    const double centre = blockwise_sum(args.pixels, [&](int64_t i) { return static_cast<double>(v[i]); }) / args.pixels;
+    const double centre =
+        blockwise_sum(args.pixels, [&](int64_t i) { return static_cast<double>(v[i]); }) / args.pixels;
     const double spread = blockwise_sum(args.pixels, [&](int64_t i) { return (v[i] - centre) * (v[i] - centre); });
     const T mean_value = mean.mutable_data_ptr<T>()[batch] = static_cast<T>(centre);
     const T var_value = var.mutable_data_ptr<T>()[batch] = static_cast<T>(spread / args.pixels);
@@ -117,9 +118,11 @@ void normalise(const PosteriorArgs& args, double severity_eps, double severity_m
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_posterior(
-    const Tensor& mu, const Tensor& logvar, const std::optional<Tensor>& eps, std::optional<int64_t> seed,
-    int64_t offset, double severity_eps, double severity_max) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_posterior(const Tensor& mu, const Tensor& logvar,
+                                                                              const std::optional<Tensor>& eps,
+                                                                              std::optional<int64_t> seed,
+                                                                              int64_t offset, double severity_eps,
+                                                                              double severity_max) {
   Posterior posterior(mu, logvar, eps, seed, offset);
   PosteriorArgs& args = posterior.args;
   const ScalarType wide = arithmetic_of(mu);
@@ -156,8 +159,8 @@ std::tuple<Tensor, Tensor, Tensor> gaussian_posterior_backward(
     sample_rows = in_layout(*grad_sample, args.planar);
     args.grad_sample = field_of(*sample_rows, args.planar);
   }
-  for (auto [given, kept, target] : {std::tuple{&grad_kl, &kl_map, &args.grad_kl},
-                                     std::tuple{&grad_variance, &variance_map, &args.grad_variance}}) {
+  for (auto [given, kept, target] :
+       {std::tuple{&grad_kl, &kl_map, &args.grad_kl}, std::tuple{&grad_variance, &variance_map, &args.grad_variance}}) {
     if (!given->has_value()) continue;
     STD_TORCH_CHECK((*given)->numel() == args.batch * args.pixels, kOp, ": a gradient must be (B, H, W)");
     *kept = contiguous_as(**given, wide);

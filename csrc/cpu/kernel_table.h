@@ -21,23 +21,23 @@ struct Image {
 
 // Both attentions. T below is double for float64 and float otherwise: the type of all arithmetic.
 struct AttentionArgs {
-  Image q, k, v;          // the first channel of the first head each
-  Image out;              // forward: written, dtype as q
-  const void* severity;   // T (B, H, W) contiguous, or null
-  const void* bias;       // T (heads, span, span) in units of ln 2, each row back to front
-  bool bias_is_finite;    // of the whole table
+  Image q, k, v;         // the first channel of the first head each
+  Image out;             // forward: written, dtype as q
+  const void* severity;  // T (B, H, W) contiguous, or null
+  const void* bias;      // T (heads, span, span) in units of ln 2, each row back to front
+  bool bias_is_finite;   // of the whole table
   int64_t batch, height, width, heads, head_dim;
   int64_t window, key_window, shift;
 
   // Backward only. Gradients have dtype T; q's is written, k's and v's are written for plain windows and added to
   // where windows overlap.
-  Image grad_out;         // dtype as q
+  Image grad_out;  // dtype as q
   Image grad_q, grad_k, grad_v;
-  double* grad_severity;  // (heads, B, H, W), zeros; null where severity is
-  double* grad_bias;      // (chunks, heads, span, span), zeros, reversed like bias
-  int64_t chunks;         // windows are dealt out to this many chunks
+  double* grad_severity;                // (heads, B, H, W), zeros; null where severity is
+  double* grad_bias;                    // (chunks, heads, span, span), zeros, reversed like bias
+  int64_t chunks;                       // windows are dealt out to this many chunks
   int64_t colour_rows, colour_columns;  // windows this far apart share no key
-  int64_t colour;         // which of the colour_rows * colour_columns to do
+  int64_t colour;                       // which of the colour_rows * colour_columns to do
 
   int64_t span() const { return window + key_window - 1; }
   int64_t window_rows() const { return height / window; }
@@ -55,22 +55,22 @@ struct Field {
 // `planar`: pixel_stride is 1 in every field; otherwise channel_stride is.
 struct PosteriorArgs {
   Field mu, logvar;
-  Field eps;              // data null for none, or for seeded noise
+  Field eps;  // data null for none, or for seeded noise
   bool seeded;
   uint64_t seed, offset;
-  Field sample;           // written; data null where there is no noise
-  void* kl;               // T (B, pixels), written
-  void* variance;         // T (B, pixels), written
+  Field sample;    // written; data null where there is no noise
+  void* kl;        // T (B, pixels), written
+  void* variance;  // T (B, pixels), written
   int64_t batch, channels, pixels;
   bool planar;
 
   // Backward only; a null gradient is zero.
-  Field grad_sample;      // dtype as mu, same layout
-  const void* grad_kl;    // T (B, pixels)
-  const void* grad_variance;  // T (B, pixels), with what severity and statistics pass on
+  Field grad_sample;                     // dtype as mu, same layout
+  const void* grad_kl;                   // T (B, pixels)
+  const void* grad_variance;             // T (B, pixels), with what severity and statistics pass on
   Field grad_mu, grad_logvar, grad_eps;  // written, dtype as mu; data null where not wanted
 
-  static constexpr int64_t kBlock = 256;  // pixels of one task; a multiple of four, so that counters are not split
+  static constexpr int64_t kBlock = 1024;  // pixels of one task; a multiple of four, so that counters are not split
   int64_t blocks() const { return (pixels + kBlock - 1) / kBlock; }
   int64_t tasks() const { return batch * blocks(); }
 };
@@ -79,7 +79,7 @@ struct PosteriorArgs {
 struct ModulationArgs {
   const void *attended, *gamma, *beta, *residual;  // beta may be null
   int64_t attended_stride, gamma_stride, beta_stride, residual_stride;
-  void* out;              // contiguous, dtype as residual
+  void* out;  // contiguous, dtype as residual
   int64_t rows, channels;
   bool residual_is_float;  // residual, out and grad_out are float32 whatever attended is
 

@@ -1,6 +1,6 @@
 // The kernels of one instruction set. Define SAVL_INSTRUCTION_SET (a name, used as a namespace), SAVL_VECTOR_BYTES and
-// SAVL_TABLE (the name of the table), switch the target on, include this, switch it off. Headers of the standard library
-// come before: what they define inline must not be compiled for a processor that another file does not ask for.
+// SAVL_TABLE (the name of the table), switch the target on, include this, switch it off. Headers of the standard
+// library come before: what they define inline must not be compiled for a processor that another file does not ask for.
 //
 // GCC and Clang only: the vectors are their extension.
 
@@ -14,6 +14,8 @@ namespace {
 // The order matters: each uses what stands above.
 #include "cpu/simd.h"
 //
+#include "cpu/attention_pack.h"
+//
 #include "cpu/attention.h"
 //
 #include "cpu/attention_backward.h"
@@ -23,9 +25,9 @@ namespace {
 }  // namespace
 }  // namespace SAVL_INSTRUCTION_SET
 
-#define SAVL_FOR_EACH_STORAGE(kernel) \
-  { SAVL_INSTRUCTION_SET::kernel<float>, SAVL_INSTRUCTION_SET::kernel<double>, \
-    SAVL_INSTRUCTION_SET::kernel<SAVL_INSTRUCTION_SET::BFloat16> }
+#define SAVL_FOR_EACH_STORAGE(kernel)                                         \
+  {SAVL_INSTRUCTION_SET::kernel<float>, SAVL_INSTRUCTION_SET::kernel<double>, \
+   SAVL_INSTRUCTION_SET::kernel<SAVL_INSTRUCTION_SET::BFloat16>}
 
 const KernelTable SAVL_TABLE = {
     SAVL_STRING(SAVL_INSTRUCTION_SET),

@@ -11,13 +11,12 @@ SAVL_INLINE void modulate_row(const ModulationArgs& args, int64_t row) {
   const S* beta = args.beta == nullptr ? nullptr : static_cast<const S*>(args.beta) + row * args.beta_stride;
   const R* residual = static_cast<const R*>(args.residual) + row * args.residual_stride;
   R* out = static_cast<R*>(args.out) + row * args.channels;
-  for (int64_t c = 0; c < args.channels; c += kWidth<T>) {
-    const int64_t lanes = smaller(kWidth<T>, args.channels - c);
+  for_vectors<T>(args.channels, [&](int64_t c, int64_t lanes) SAVL_ALWAYS_INLINE {
     const Vec<T> scaled = (load_some(gamma + c, lanes) + T(1)) * load_some(attended + c, lanes);
     Vec<T> value = load_some(residual + c, lanes) + scaled;
     if (beta != nullptr) value += load_some(beta + c, lanes);
     store_some(out + c, value, lanes);
-  }
+  });
 }
 
 template <typename S, typename R>
@@ -28,14 +27,13 @@ SAVL_INLINE void modulate_row_backward(const ModulationArgs& args, int64_t row) 
   const R* grad = static_cast<const R*>(args.grad_out) + row * args.grad_out_stride;
   S* grad_attended = static_cast<S*>(args.grad_attended) + row * args.channels;
   S* grad_gamma = static_cast<S*>(args.grad_gamma) + row * args.channels;
-  for (int64_t c = 0; c < args.channels; c += kWidth<T>) {
-    const int64_t lanes = smaller(kWidth<T>, args.channels - c);
+  for_vectors<T>(args.channels, [&](int64_t c, int64_t lanes) SAVL_ALWAYS_INLINE {
     const Vec<T> g = load_some(grad + c, lanes);
     if (args.grad_attended != nullptr) {
       store_some(grad_attended + c, g * (load_some(gamma + c, lanes) + T(1)), lanes);
     }
     if (args.grad_gamma != nullptr) store_some(grad_gamma + c, g * load_some(attended + c, lanes), lanes);
-  }
+  });
 }
 
 template <typename S>

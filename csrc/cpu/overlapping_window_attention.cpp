@@ -19,17 +19,18 @@ Tensor overlapping_window_attention(const Tensor& q, const Tensor& kv, const Ten
                            {window, key_window, 0});
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> overlapping_window_attention_backward(
-    const Tensor& grad_out, const Tensor& q, const Tensor& kv, const Tensor& bias_table,
-    const std::optional<Tensor>& severity, int64_t window, int64_t key_window) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> overlapping_window_attention_backward(const Tensor& grad_out,
+                                                                                 const Tensor& q, const Tensor& kv,
+                                                                                 const Tensor& bias_table,
+                                                                                 const std::optional<Tensor>& severity,
+                                                                                 int64_t window, int64_t key_window) {
   const int64_t channels = channels_of(q, kv);
   const ScalarType arithmetic = arithmetic_of(q);
   const Tensor grad_q = new_tensor({q.size(0), q.size(1), q.size(2), channels}, arithmetic);
   const Tensor grad_kv = new_zeros({q.size(0), q.size(1), q.size(2), 2 * channels}, arithmetic);
-  auto [grad_bias, grad_severity] =
-      attention_backward(kOp, grad_out, q, channel_part(kv, 0, channels), channel_part(kv, 1, channels), bias_table,
-                         severity, {window, key_window, 0}, grad_q, channel_part(grad_kv, 0, channels),
-                         channel_part(grad_kv, 1, channels));
+  auto [grad_bias, grad_severity] = attention_backward(
+      kOp, grad_out, q, channel_part(kv, 0, channels), channel_part(kv, 1, channels), bias_table, severity,
+      {window, key_window, 0}, grad_q, channel_part(grad_kv, 0, channels), channel_part(grad_kv, 1, channels));
   const ScalarType dtype = q.scalar_type();
   return {torch::stable::to(grad_q, dtype), torch::stable::to(grad_kv, dtype), grad_bias, grad_severity};
 }

@@ -1,7 +1,8 @@
-// The Gaussian posterior: one pass over mu and logvar (and eps) for the sample, the divergence and the variance of a block
-// of pixels, whose sums stay in the first-level cache while the channels go by. Per element it reads 8 bytes (12 with
-// eps), writes 4 where there is noise, and takes one exponential: with h = logvar / 2 and a = e^h - 1, the variance is
-// 1 + (2 a + a^2), and the divergence's e^logvar - 1 - logvar is a^2 + 2 (a - h), which does not cancel near the prior.
+// The Gaussian posterior: one pass over mu and logvar (and eps) for the sample, the divergence and the variance of a
+// block of pixels, whose sums stay in the first-level cache while the channels go by. Per element it reads 8 bytes (12
+// with eps), writes 4 where there is noise, and takes one exponential: with h = logvar / 2 and a = e^h - 1, the
+// variance is 1 + (2 a + a^2), and the divergence's e^logvar - 1 - logvar is a^2 + 2 (a - h), which does not cancel
+// near the prior.
 //
 // Included once per instruction set, inside its namespace.
 
@@ -15,11 +16,12 @@ struct PosteriorTerms {
 SAVL_INLINE PosteriorTerms<float> posterior_terms(Vec<float> logvar) {
   const Vec<float> h = logvar * 0.5f;
   const ExponentParts<float> parts = exponent_parts(h);
-  const Vec<float> a = parts.r + parts.excess;                  // e^r - 1; r is h itself near the prior
+  const Vec<float> a = parts.r + parts.excess;                   // e^r - 1; r is h itself near the prior
   const Vec<float> square_excess = a * a + parts.excess * 2.0f;  // e^2r - 1 - 2r
   const Vec<float> square_less_one = parts.r * 2.0f + square_excess;
   const Vec<float> deviation = (a + 1.0f) * parts.low * parts.high;
-  const Vec<float> variance = (square_less_one + 1.0f) * parts.low * parts.low * parts.high * parts.high;
+  const Vec<float> power = parts.low * parts.high;
+  const Vec<float> variance = (square_less_one + 1.0f) * power * power;
   const Vec<float> far = variance - 1.0f;
   const auto near = parts.r == h;
   return {deviation, variance, near ? square_less_one : far, near ? square_excess : far - logvar};
@@ -37,11 +39,6 @@ template <typename S>
 SAVL_INLINE const S* element(const Field& field, int64_t batch, int64_t channel, int64_t pixel) {
   return static_cast<const S*>(field.data) + batch * field.batch_stride + channel * field.channel_stride +
          pixel * field.pixel_stride;
-}
-
-template <typename S>
-SAVL_INLINE S* writable(const Field& field, int64_t batch, int64_t channel, int64_t pixel) {
-  return const_cast<S*>(element<S>(field, batch, channel, pixel));
 }
 
 // Rounded to the dtype of the field, as the eager path rounds its noise.
@@ -65,180 +62,240 @@ SAVL_INLINE void seeded_noise(const PosteriorArgs& args, int64_t first, int64_t 
   }
 }
 
-// Where a block's noise comes from: eps, seeded, or nowhere. Seeded noise of a block is drawn channel by channel, which is
-// the order of the stream, and read back in whatever order the layout asks for.
-template <typename S, typename T = Arithmetic<S>>
-class Noise {
- public:
-  Noise(const PosteriorArgs& args, T* drawn) : args_(args), drawn_(drawn) {}
+enum class NoiseSource { kNone, kGiven, kDrawn };
 
-  void begin_block(int64_t batch, int64_t first_pixel, int64_t count) {
-    batch_ = batch;
-    first_pixel_ = first_pixel;
-    if (!args_.seeded) return;
-    for (int64_t c = 0; c < args_.channels; ++c) {
-      seeded_noise(args_, (batch * args_.channels + c) * args_.pixels + first_pixel, count,
-                   drawn_ + c * PosteriorArgs::kBlock);
-    }
-  }
-  bool exists() const { return args_.seeded || args_.eps.data != nullptr; }
-  // Along pixels if planar, else along channels.
-  Vec<T> load_at(int64_t channel, int64_t pixel, int64_t lanes) const {
-    if (!args_.seeded) return load_some(element<S>(args_.eps, batch_, channel, pixel), lanes);
-    const T* from = drawn_ + channel * PosteriorArgs::kBlock + pixel - first_pixel_;
-    const int64_t step = args_.planar ? 1 : PosteriorArgs::kBlock;
+// The noise along a line of elements: eps, or numbers drawn before, `step` apart. Seeded noise is drawn channel by
+// channel, which is the order of the stream, and read back in whatever order the layout asks for.
+template <typename S, NoiseSource kSource>
+struct NoiseLine {
+  using T = Arithmetic<S>;
+  const S* eps = nullptr;
+  const T* drawn = nullptr;
+  int64_t step = 1;
+
+  SAVL_INLINE Vec<T> at(int64_t i, int64_t lanes) const {
+    if constexpr (kSource == NoiseSource::kGiven) return load_some(eps + i, lanes);
     T values[kWidth<T>] = {};
-    for (int64_t lane = 0; lane < lanes; ++lane) values[lane] = from[lane * step];
+    for (int64_t lane = 0; lane < lanes; ++lane) values[lane] = drawn[(i + lane) * step];
     return rounded<S>(load(values));
   }
-
- private:
-  const PosteriorArgs& args_;
-  T* drawn_;
-  int64_t batch_ = 0, first_pixel_ = 0;
 };
+
+// What a task knows of its block of pixels.
+template <typename S>
+struct PosteriorBlock {
+  const PosteriorArgs& args;
+  int64_t batch, first, count;  // pixels [first, first + count) of an image
+  Arithmetic<S>* drawn;         // (channels, kBlock) seeded noise
+
+  const S* input(const Field& field, int64_t channel, int64_t pixel) const {
+    return element<S>(field, batch, channel, first + pixel);
+  }
+  S* output(const Field& field, int64_t channel, int64_t pixel) const {
+    return field.data == nullptr ? nullptr : const_cast<S*>(input(field, channel, pixel));
+  }
+  template <NoiseSource kSource>
+  NoiseLine<S, kSource> noise(int64_t channel, int64_t pixel) const {
+    if constexpr (kSource == NoiseSource::kNone) return {};
+    if constexpr (kSource == NoiseSource::kGiven) return {input(args.eps, channel, pixel), nullptr, 1};
+    return {nullptr, drawn + channel * PosteriorArgs::kBlock + pixel, args.planar ? 1 : PosteriorArgs::kBlock};
+  }
+};
+
+// One line of elements, along pixels or along channels: writes their sample where there is noise and calls
+// `take(i, lanes, divergence, variance)` for each vector, mu^2 in the divergence.
+template <NoiseSource kSource, typename S, typename Take>
+SAVL_INLINE void posterior_line(const PosteriorBlock<S>& block, int64_t channel, int64_t pixel, int64_t count,
+                                const Take& take) {
+  using T = Arithmetic<S>;
+  const S* mu_line = block.input(block.args.mu, channel, pixel);
+  const S* logvar_line = block.input(block.args.logvar, channel, pixel);
+  S* sample_line = block.output(block.args.sample, channel, pixel);
+  const auto noise = block.template noise<kSource>(channel, pixel);
+  for_vectors<T>(count, [&](int64_t i, int64_t lanes) SAVL_ALWAYS_INLINE {
+    const Vec<T> mu = load_some(mu_line + i, lanes);
+    const PosteriorTerms<T> terms = posterior_terms(load_some(logvar_line + i, lanes));
+    if constexpr (kSource != NoiseSource::kNone) {
+      store_some(sample_line + i, mu + terms.deviation * noise.at(i, lanes), lanes);
+    }
+    take(i, lanes, mu * mu + terms.divergence, terms.variance);
+  });
+}
 
 constexpr int kChannelGroup = 8;  // channels added up before they join the sum, which keeps rounding errors small
 
-// The terms of one vector of elements, mu^2 in the divergence; writes their sample where there is noise.
-template <typename S, typename T = Arithmetic<S>>
-SAVL_INLINE PosteriorTerms<T> posterior_at(const PosteriorArgs& args, const Noise<S>& noise, int64_t batch,
-                                           int64_t channel, int64_t pixel, int64_t lanes) {
-  const Vec<T> mu = load_some(element<S>(args.mu, batch, channel, pixel), lanes);
-  const Vec<T> logvar = load_some(element<S>(args.logvar, batch, channel, pixel), lanes);
-  PosteriorTerms<T> terms = posterior_terms(logvar);
-  terms.divergence += mu * mu;
-  if (noise.exists()) {
-    const Vec<T> sample = mu + terms.deviation * noise.load_at(channel, pixel, lanes);
-    store_some(writable<S>(args.sample, batch, channel, pixel), sample, lanes);
-  }
-  return terms;
-}
-
-template <typename S, typename T = Arithmetic<S>>
-SAVL_INLINE void posterior_block_planar(const PosteriorArgs& args, const Noise<S>& noise, int64_t batch, int64_t first,
-                                        int64_t count) {
+// Channel by channel along the pixels, which is how memory lies: rows of different channels are a power of two apart
+// more often than not, and would push each other out of the cache if they were read side by side.
+template <NoiseSource kSource, typename S, typename T = Arithmetic<S>>
+SAVL_INLINE void posterior_block_planar(const PosteriorBlock<S>& block) {
+  const PosteriorArgs& args = block.args;
   constexpr int64_t kBlock = PosteriorArgs::kBlock;
-  T kl[kBlock] = {}, variance[kBlock] = {};
-  for (int64_t group = 0; group < args.channels; group += kChannelGroup) {
-    const int64_t last = smaller(group + kChannelGroup, args.channels);
-    for (int64_t p = 0; p < count; p += kWidth<T>) {
-      const int64_t lanes = smaller(kWidth<T>, count - p);
-      Vec<T> divergence_sum{}, variance_sum{};
-      for (int64_t c = group; c < last; ++c) {
-        const PosteriorTerms<T> terms = posterior_at(args, noise, batch, c, first + p, lanes);
-        divergence_sum += terms.divergence;
-        variance_sum += terms.variance;
-      }
-      store(kl + p, load(kl + p) + divergence_sum);
-      store(variance + p, load(variance + p) + variance_sum);
+  T kl[kBlock] = {}, variance[kBlock] = {};              // of all groups so far
+  T group_kl[kBlock] = {}, group_variance[kBlock] = {};  // of the group at work
+  for (int64_t c = 0; c < args.channels; ++c) {
+    posterior_line<kSource>(block, c, 0, block.count,
+                            [&](int64_t p, int64_t, Vec<T> divergence, Vec<T> v) SAVL_ALWAYS_INLINE {
+                              store(group_kl + p, load(group_kl + p) + divergence);
+                              store(group_variance + p, load(group_variance + p) + v);
+                            });
+    if ((c + 1) % kChannelGroup != 0 && c + 1 != args.channels) continue;
+    for (int64_t p = 0; p < block.count; p += kWidth<T>) {
+      store(kl + p, load(kl + p) + load(group_kl + p));
+      store(variance + p, load(variance + p) + load(group_variance + p));
+      store(group_kl + p, Vec<T>{});
+      store(group_variance + p, Vec<T>{});
     }
   }
   const T channels = static_cast<T>(args.channels);
-  T* kl_out = static_cast<T*>(args.kl) + batch * args.pixels + first;
-  T* variance_out = static_cast<T*>(args.variance) + batch * args.pixels + first;
-  for (int64_t p = 0; p < count; ++p) {
+  T* kl_out = static_cast<T*>(args.kl) + block.batch * args.pixels + block.first;
+  T* variance_out = static_cast<T*>(args.variance) + block.batch * args.pixels + block.first;
+  for (int64_t p = 0; p < block.count; ++p) {
     kl_out[p] = kl[p] * T(0.5);
     variance_out[p] = variance[p] / channels;
   }
 }
 
-template <typename S, typename T = Arithmetic<S>>
-SAVL_INLINE void posterior_block_interleaved(const PosteriorArgs& args, const Noise<S>& noise, int64_t batch,
-                                             int64_t first, int64_t count) {
+template <NoiseSource kSource, typename S, typename T = Arithmetic<S>>
+SAVL_INLINE void posterior_block_interleaved(const PosteriorBlock<S>& block) {
+  const PosteriorArgs& args = block.args;
   const T channels = static_cast<T>(args.channels);
-  for (int64_t pixel = first; pixel < first + count; ++pixel) {
+  for (int64_t pixel = 0; pixel < block.count; ++pixel) {
     Vec<T> divergence_sum{}, variance_sum{};
     T divergence_rest = 0, variance_rest = 0;
-    for (int64_t c = 0; c < args.channels; c += kWidth<T>) {
-      const int64_t lanes = smaller(kWidth<T>, args.channels - c);
-      const PosteriorTerms<T> terms = posterior_at(args, noise, batch, c, pixel, lanes);
-      if (lanes == kWidth<T>) {
-        divergence_sum += terms.divergence;
-        variance_sum += terms.variance;
-      } else {
-        for (int64_t lane = 0; lane < lanes; ++lane) {
-          divergence_rest += terms.divergence[lane];
-          variance_rest += terms.variance[lane];
-        }
-      }
-    }
-    const int64_t at = batch * args.pixels + pixel;
+    posterior_line<kSource>(block, 0, pixel, args.channels,
+                            [&](int64_t, int64_t lanes, Vec<T> divergence, Vec<T> v) SAVL_ALWAYS_INLINE {
+                              if (lanes == kWidth<T>) {
+                                divergence_sum += divergence;
+                                variance_sum += v;
+                                return;
+                              }
+                              for (int64_t lane = 0; lane < lanes; ++lane) {
+                                divergence_rest += divergence[lane];
+                                variance_rest += v[lane];
+                              }
+                            });
+    const int64_t at = block.batch * args.pixels + block.first + pixel;
     static_cast<T*>(args.kl)[at] = (sum_of<T>(divergence_sum) + divergence_rest) * T(0.5);
     static_cast<T*>(args.variance)[at] = (sum_of<T>(variance_sum) + variance_rest) / channels;
   }
 }
 
-template <typename S, typename T = Arithmetic<S>>
-SAVL_INLINE void posterior_block_backward(const PosteriorArgs& args, const Noise<S>& noise, int64_t batch,
-                                          int64_t first, int64_t count) {
-  const T* grad_kl = static_cast<const T*>(args.grad_kl);
-  const T* grad_variance = static_cast<const T*>(args.grad_variance);
+// Vector i of a line of pixels, or the one pixel that a line of channels belongs to.
+template <bool kPlanar, typename T>
+SAVL_INLINE Vec<T> of_pixels(const T* line, int64_t i, int64_t lanes) {
+  return kPlanar ? load_some(line + i, lanes) : broadcast(*line);
+}
+
+// The gradients of one line of elements; those of divergence and variance belong to pixels, which the line runs along
+// (`kPlanar`) or all belongs to.
+template <NoiseSource kSource, bool kPlanar, typename S>
+SAVL_INLINE void posterior_line_backward(const PosteriorBlock<S>& block, int64_t channel, int64_t pixel,
+                                         int64_t count) {
+  using T = Arithmetic<S>;
+  const PosteriorArgs& args = block.args;
   const T channels = static_cast<T>(args.channels);
-  const int64_t outer = args.planar ? args.channels : count, inner = args.planar ? count : args.channels;
-  for (int64_t o = 0; o < outer; ++o) {
-    for (int64_t i = 0; i < inner; i += kWidth<T>) {
-      const int64_t lanes = smaller(kWidth<T>, inner - i);
-      const int64_t channel = args.planar ? o : i, pixel = first + (args.planar ? i : o);
-      const Vec<T> mu = load_some(element<S>(args.mu, batch, channel, pixel), lanes);
-      const Vec<T> logvar = load_some(element<S>(args.logvar, batch, channel, pixel), lanes);
-      const PosteriorTerms<T> terms = posterior_terms(logvar);
-      const T* pixel_kl = grad_kl + batch * args.pixels + pixel;
-      const T* pixel_variance = grad_variance + batch * args.pixels + pixel;
-      Vec<T> grad_mu{}, grad_logvar{};
-      if (args.grad_kl != nullptr) {
-        const Vec<T> g = args.planar ? load_some(pixel_kl, lanes) : broadcast(*pixel_kl);
-        grad_mu += g * mu;
-        grad_logvar += g * T(0.5) * terms.variance_less_one;
-      }
-      if (args.grad_variance != nullptr) {
-        const Vec<T> g = args.planar ? load_some(pixel_variance, lanes) : broadcast(*pixel_variance);
-        grad_logvar += g / channels * terms.variance;
-      }
-      if (args.grad_sample.data != nullptr) {
-        const Vec<T> g = load_some(element<S>(args.grad_sample, batch, channel, pixel), lanes);
+  const S* mu_line = block.input(args.mu, channel, pixel);
+  const S* logvar_line = block.input(args.logvar, channel, pixel);
+  const S* sample_line = block.output(args.grad_sample, channel, pixel);
+  S* grad_mu_line = block.output(args.grad_mu, channel, pixel);
+  S* grad_logvar_line = block.output(args.grad_logvar, channel, pixel);
+  S* grad_eps_line = block.output(args.grad_eps, channel, pixel);
+  const int64_t at = block.batch * args.pixels + block.first + pixel;
+  const T* kl_line = args.grad_kl == nullptr ? nullptr : static_cast<const T*>(args.grad_kl) + at;
+  const T* variance_line = args.grad_variance == nullptr ? nullptr : static_cast<const T*>(args.grad_variance) + at;
+  const auto noise = block.template noise<kSource>(channel, pixel);
+  for_vectors<T>(count, [&](int64_t i, int64_t lanes) SAVL_ALWAYS_INLINE {
+    const Vec<T> mu = load_some(mu_line + i, lanes);
+    const PosteriorTerms<T> terms = posterior_terms(load_some(logvar_line + i, lanes));
+    Vec<T> grad_mu{}, grad_logvar{};
+    if (kl_line != nullptr) {
+      const Vec<T> g = of_pixels<kPlanar>(kl_line, i, lanes);
+      grad_mu += g * mu;
+      grad_logvar += g * T(0.5) * terms.variance_less_one;
+    }
+    if (variance_line != nullptr) {
+      grad_logvar += of_pixels<kPlanar>(variance_line, i, lanes) / channels * terms.variance;
+    }
+    if constexpr (kSource != NoiseSource::kNone) {
+      if (sample_line != nullptr) {
+        const Vec<T> g = load_some(sample_line + i, lanes);
         grad_mu += g;
-        grad_logvar += g * noise.load_at(channel, pixel, lanes) * terms.deviation * T(0.5);
-        if (args.grad_eps.data != nullptr) {
-          store_some(writable<S>(args.grad_eps, batch, channel, pixel), g * terms.deviation, lanes);
-        }
+        grad_logvar += g * noise.at(i, lanes) * terms.deviation * T(0.5);
+        if (grad_eps_line != nullptr) store_some(grad_eps_line + i, g * terms.deviation, lanes);
       }
-      if (args.grad_mu.data != nullptr) store_some(writable<S>(args.grad_mu, batch, channel, pixel), grad_mu, lanes);
-      if (args.grad_logvar.data != nullptr) {
-        store_some(writable<S>(args.grad_logvar, batch, channel, pixel), grad_logvar, lanes);
-      }
+    }
+    store_some(grad_mu_line + i, grad_mu, lanes);
+    store_some(grad_logvar_line + i, grad_logvar, lanes);
+  });
+}
+
+template <NoiseSource kSource, typename S>
+SAVL_INLINE void posterior_block_backward(const PosteriorBlock<S>& block) {
+  if (block.args.planar) {
+    for (int64_t c = 0; c < block.args.channels; ++c) {
+      posterior_line_backward<kSource, true>(block, c, 0, block.count);
+    }
+  } else {
+    for (int64_t pixel = 0; pixel < block.count; ++pixel) {
+      posterior_line_backward<kSource, false>(block, 0, pixel, block.args.channels);
     }
   }
 }
 
-// Calls `block(noise, batch, first pixel, pixels)` for tasks [begin, end).
-template <typename S, typename Block>
-SAVL_INLINE void for_posterior_blocks(const PosteriorArgs& args, int64_t begin, int64_t end, const Block& block) {
+// Calls `work(block)` for the blocks of tasks [begin, end), their noise drawn.
+template <typename S, typename Work>
+SAVL_INLINE void for_posterior_blocks(const PosteriorArgs& args, int64_t begin, int64_t end, const Work& work) {
   using T = Arithmetic<S>;
-  Scratch memory(args.seeded ? Scratch::bytes(args.channels * PosteriorArgs::kBlock, sizeof(T)) : 64);
-  Noise<S> noise(args, memory.take<T>(0));
+  const int64_t drawn = args.seeded ? args.channels * PosteriorArgs::kBlock : 1;
+  Scratch memory(Scratch::bytes(drawn, sizeof(T)));
+  PosteriorBlock<S> block{args, 0, 0, 0, memory.take<T>(drawn)};
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t batch = task / args.blocks(), first = task % args.blocks() * PosteriorArgs::kBlock;
-    const int64_t count = smaller(PosteriorArgs::kBlock, args.pixels - first);
-    noise.begin_block(batch, first, count);
-    block(noise, batch, first, count);
+    block.batch = task / args.blocks();
+    block.first = task % args.blocks() * PosteriorArgs::kBlock;
+    block.count = smaller(PosteriorArgs::kBlock, args.pixels - block.first);
+    for (int64_t c = 0; args.seeded && c < args.channels; ++c) {
+      seeded_noise(args, (block.batch * args.channels + c) * args.pixels + block.first, block.count,
+                   block.drawn + c * PosteriorArgs::kBlock);
+    }
+    work(block);
   }
+}
+
+template <NoiseSource kSource, typename S>
+void posterior_tasks(const PosteriorArgs& args, int64_t begin, int64_t end) {
+  for_posterior_blocks<S>(args, begin, end, [&](const PosteriorBlock<S>& block) {
+    if (args.planar) {
+      posterior_block_planar<kSource>(block);
+    } else {
+      posterior_block_interleaved<kSource>(block);
+    }
+  });
 }
 
 template <typename S>
 void posterior_kernel(const PosteriorArgs& args, int64_t begin, int64_t end) {
-  for_posterior_blocks<S>(args, begin, end, [&](const Noise<S>& noise, int64_t batch, int64_t first, int64_t count) {
-    if (args.planar) {
-      posterior_block_planar(args, noise, batch, first, count);
-    } else {
-      posterior_block_interleaved(args, noise, batch, first, count);
-    }
-  });
+  if (args.seeded) {
+    posterior_tasks<NoiseSource::kDrawn, S>(args, begin, end);
+  } else if (args.eps.data != nullptr) {
+    posterior_tasks<NoiseSource::kGiven, S>(args, begin, end);
+  } else {
+    posterior_tasks<NoiseSource::kNone, S>(args, begin, end);
+  }
+}
+
+template <NoiseSource kSource, typename S>
+void posterior_backward_tasks(const PosteriorArgs& args, int64_t begin, int64_t end) {
+  for_posterior_blocks<S>(args, begin, end,
+                          [](const PosteriorBlock<S>& block) { posterior_block_backward<kSource>(block); });
 }
 
 template <typename S>
 void posterior_backward_kernel(const PosteriorArgs& args, int64_t begin, int64_t end) {
-  for_posterior_blocks<S>(args, begin, end, [&](const Noise<S>& noise, int64_t batch, int64_t first, int64_t count) {
-    posterior_block_backward(args, noise, batch, first, count);
-  });
+  if (args.seeded) {
+    posterior_backward_tasks<NoiseSource::kDrawn, S>(args, begin, end);
+  } else if (args.eps.data != nullptr) {
+    posterior_backward_tasks<NoiseSource::kGiven, S>(args, begin, end);
+  } else {
+    posterior_backward_tasks<NoiseSource::kNone, S>(args, begin, end);
+  }
 }

@@ -11,7 +11,8 @@ using Vec = typename VectorOf<T>::type;
 template <typename T>
 constexpr int kWidth = SAVL_VECTOR_BYTES / static_cast<int>(sizeof(T));
 
-#define SAVL_INLINE inline __attribute__((always_inline))
+#define SAVL_ALWAYS_INLINE __attribute__((always_inline))
+#define SAVL_INLINE inline SAVL_ALWAYS_INLINE
 
 SAVL_INLINE int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 SAVL_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -41,8 +42,8 @@ SAVL_INLINE To bits_of(From value) {
   return result;
 }
 
-// The first operand where it is larger (smaller), else the second: NaN in the first is dropped, in the second kept. Spelt
-// out for float on x86, where compilers miss that it is one instruction.
+// The first operand where it is larger (smaller), else the second: NaN in the first is dropped, in the second kept.
+// Spelt out for float on x86, where compilers miss that it is one instruction.
 template <typename V>
 SAVL_INLINE V larger(V a, V b) {
   return a > b ? a : b;
@@ -58,8 +59,8 @@ SAVL_INLINE Vec<float> lesser(Vec<float> a, Vec<float> b) { return _mm_min_ps(a,
 SAVL_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a, b); }
 SAVL_INLINE Vec<float> lesser(Vec<float> a, Vec<float> b) { return _mm256_min_ps(a, b); }
 #elif defined(__x86_64__) && !defined(SAVL_EMULATE_AVX512)
-SAVL_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a, b); }
-SAVL_INLINE Vec<float> lesser(Vec<float> a, Vec<float> b) { return _mm512_min_ps(a, b); }
+SAVL_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return _mm512_maskz_max_ps(0xffff, a, b); }
+SAVL_INLINE Vec<float> lesser(Vec<float> a, Vec<float> b) { return _mm512_maskz_min_ps(0xffff, a, b); }
 #endif
 
 template <typename T>
@@ -153,7 +154,8 @@ struct ExponentParts {
   Vec<T> r, excess, low, high;  // e^x = (1 + r + excess) * low * high
 };
 
-// The two steps that all exponentials share. `shifted` is x / ln 2 + 1.5 * 2^23, whose low bits are the nearest integer.
+// The two steps that all exponentials share. `shifted` is x / ln 2 + 1.5 * 2^23, whose low bits are the nearest
+// integer.
 constexpr float kRounder = 12582912.0f;
 
 // (e^r - 1 - r) / r^2 for |r| <= ln 2 / 2, minimax (Cephes).
@@ -223,7 +225,7 @@ template <typename S, typename T = Arithmetic<S>>
 SAVL_INLINE Vec<T> load_some(const S* from, int64_t lanes) {
   if (lanes == kWidth<T>) return load_wide(from);
   T values[kWidth<T>] = {};
-  for (int64_t lane = 0; lane < lanes; ++lane) values[lane] = widen(from[lane]);
+  for (int lane = 0; lane < kWidth<T> && lane < lanes; ++lane) values[lane] = widen(from[lane]);
   return load(values);
 }
 
@@ -232,7 +234,15 @@ SAVL_INLINE void store_some(S* to, Vec<T> value, int64_t lanes) {
   if (lanes == kWidth<T>) return store_narrow(to, value);
   T values[kWidth<T>];
   store(values, value);
-  for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = narrow<S>(values[lane]);
+  for (int lane = 0; lane < kWidth<T> && lane < lanes; ++lane) to[lane] = narrow<S>(values[lane]);
+}
+
+// Calls `work(i, lanes)` for the vectors of a line of `count` elements, the last of which may be cut short.
+template <typename T, typename Work>
+SAVL_INLINE void for_vectors(int64_t count, const Work& work) {
+  int64_t i = 0;
+  for (; i + kWidth<T> <= count; i += kWidth<T>) work(i, kWidth<T>);
+  if (i < count) work(i, count - i);
 }
 
 // Aligned scratch of one thread, cut into arrays by `take`.

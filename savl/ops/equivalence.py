@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from savl.ops.channel_modulation import channel_modulation
-from savl.ops.gaussian_posterior import gaussian_posterior
+from savl.ops.gaussian_posterior import SEVERITY_EPS, gaussian_posterior
 from savl.ops.overlapping_window_attention import overlapping_window_attention
 from savl.ops.switch import EAGER, KernelSettings
 from savl.ops.window_attention import window_attention
@@ -258,7 +258,8 @@ def gaussian_posterior_case(
         arguments["eps"] = draw.normal(*shape)
     outputs = ("sample", "kl", "severity", "variance", "variance_mean", "variance_var")
     options = {"seed": 5, "offset": 3} if noise == "seed" else {}
-    return Case("gaussian_posterior", arguments, options, channels + height * width, f"noise: {noise}", outputs)
+    terms = math.ceil((channels + height * width) / SEVERITY_EPS)  # severity is up to 1 / ε times as steep as variance
+    return Case("gaussian_posterior", arguments, options, terms, f"noise: {noise}", outputs)
 
 
 def channel_modulation_case(

@@ -7,6 +7,7 @@ for calling the ops.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 import torch
 
 import savl
+from savl.settings import EnvironmentVariableError
+
+INSTRUCTION_SET_VARIABLE = "SAVL_CPU_INSTRUCTION_SET"
 
 LIBRARY = torch.library.Library("savl", "DEF")
 
@@ -21,13 +25,20 @@ LIBRARY = torch.library.Library("savl", "DEF")
 def _load_extension() -> str | None:
     """Load ``savl._C``; returns why its kernels cannot be used, or None."""
     try:
-        facts = import_module("savl._C").build_facts()
+        extension = import_module("savl._C")
+        facts = extension.build_facts()
     except ModuleNotFoundError:
         return "savl was installed without its C++ extension (`pip install -v` shows what the build said)"
     except Exception as error:  # whatever is wrong with the library, savl must import
         return f"the C++ extension does not load ({type(error).__name__}: {error}); install savl again"
     if facts["version"] != savl.__version__:
         return f"the C++ extension is of version {facts['version']}, savl of {savl.__version__}; install savl again"
+    wanted, accepted = os.environ.get(INSTRUCTION_SET_VARIABLE), extension.kernel_instruction_sets()
+    if wanted and wanted not in accepted:
+        raise EnvironmentVariableError(
+            f"{INSTRUCTION_SET_VARIABLE} must be one of those this processor can run ({', '.join(accepted)}), "
+            f"got {wanted!r}"
+        )
     return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import Any
@@ -99,17 +100,6 @@ def parse_settings(text: str) -> KernelSettings:
         ) from None
 
 
-class _Process:
-    """What holds for every thread that says nothing else."""
-
-    settings = parse_settings(os.environ.get(VARIABLE, ""))
-
-
-_process = _Process()
-_thread = threading.local()
-_lock = threading.Lock()
-
-
 def use_fused_kernels(enabled: bool | None = True, *, model: nn.Module | None = None, **per_op: Choice) -> FusedKernels:
     """Switch the fused kernels on or off.
 
@@ -158,26 +148,21 @@ class FusedKernels:
         self._settings = settings
         self._outer: list[KernelSettings | None] = []
         self._modules: list[tuple[nn.Module, KernelSettings | None]] = []
-        if model is not None:
-            found = [module for module in model.modules() if hasattr(module, "kernels")]
-            if not found:
-                raise ValueError(f"model must have savl blocks in it, {type(model).__name__} has none")
-            with _lock:
-                self._modules = [(module, module.kernels) for module in found]  # type: ignore[misc]
-                for module in found:
-                    module.kernels = settings  # type: ignore[assignment]
+        if model is None:
+            assert settings is not None
+            _process.push(self, settings)
             return
-        assert settings is not None
+        found = [module for module in model.modules() if hasattr(module, "kernels")]
+        if not found:
+            raise ValueError(f"model must have savl blocks in it, {type(model).__name__} has none")
         with _lock:
-            self._before = _process.settings
-            _process.settings = settings
+            self._modules = [(module, module.kernels) for module in found]  # type: ignore[misc]
+            for module in found:
+                module.kernels = settings  # type: ignore[assignment]
 
     def __enter__(self) -> FusedKernels:
         if not self._modules:
-            with _lock:
-                # The call made it for all threads, a block is this thread's own: unless somebody was quicker, undo it.
-                if _process.settings is self._settings and not self._outer:
-                    _process.settings = self._before
+            _process.remove(self)  # the call made it for all threads, a block is this thread's own
             self._outer.append(getattr(_thread, "settings", None))
             _thread.settings = self._settings
         return self
@@ -191,6 +176,28 @@ class FusedKernels:
                     module.kernels = settings  # type: ignore[assignment]
         else:
             _thread.settings = self._outer.pop()
+
+
+class _Process:
+    """What holds for every thread that says nothing else: the newest call whose result entered no ``with`` block."""
+
+    def __init__(self, first: KernelSettings) -> None:
+        self.settings = first
+        self._calls: list[tuple[weakref.ref[FusedKernels] | None, KernelSettings]] = [(None, first)]
+
+    def push(self, call: FusedKernels, settings: KernelSettings) -> None:
+        """A call was made."""
+        with _lock:
+            # Nobody can take back a call whose result is gone, and what lies below it never shows again.
+            gone = [index for index, (caller, _) in enumerate(self._calls) if caller is None or caller() is None]
+            self._calls = [*self._calls[gone[-1] if gone else 0 :], (weakref.ref(call), settings)]
+            self.settings = settings
+
+    def remove(self, call: FusedKernels) -> None:
+        """Its result has entered a block."""
+        with _lock:
+            self._calls = [entry for entry in self._calls if entry[0] is None or entry[0]() is not call]
+            self.settings = self._calls[-1][1]
 
 
 def current_settings() -> KernelSettings:
@@ -239,3 +246,8 @@ def _checked(enabled: bool, per_op: dict[str, Choice]) -> KernelSettings:
             raise ValueError(f"{op} has no backend {choice!r}; it has {', '.join((EAGER, *BACKENDS[op]))}")
     changes: dict[str, Any] = per_op
     return replace(KernelSettings.of(enabled), **changes)
+
+
+_lock = threading.Lock()
+_thread = threading.local()
+_process = _Process(parse_settings(os.environ.get(VARIABLE, "")))

@@ -79,7 +79,9 @@ def test_cab_pools_over_the_whole_image(small_config: Small, awaken: Awaken) -> 
     x = features(1)
     changed = x.clone()
     changed[0, 0, 0] += 1.0
-    assert bool((branch(cab, x) != branch(cab, changed)).any(dim=-1).all()), "a pixel must reach every other through the pooled gate"
+    assert bool((branch(cab, x) != branch(cab, changed)).any(dim=-1).all()), (
+        "a pixel must reach every other through the pooled gate"
+    )
 
 
 def test_cab_compresses_and_squeezes_as_its_settings_say(small_config: Small) -> None:

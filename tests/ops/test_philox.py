@@ -146,6 +146,23 @@ def test_a_longer_draw_begins_with_the_shorter_one() -> None:
     assert torch.equal(standard_normal((103,), 1)[:10], standard_normal((10,), 1))
 
 
+@pytest.mark.parametrize("offset", [1, 7, WORD - 1, WORD, 2**62 - 8])
+def test_an_offset_begins_at_that_counter(offset: int) -> None:
+    noise = standard_normal((9,), 5, offset=offset).tolist()
+    for n, value in enumerate(noise):
+        uniform = [(word + 0.5) / WORD for word in philox_by_hand(offset + n // 4, 5)]
+        first = n % 4 // 2 * 2
+        radius, angle = math.sqrt(-2 * math.log(uniform[first])), 2 * math.pi * uniform[first + 1]
+        expected = radius * (math.sin(angle) if n % 2 else math.cos(angle))
+        assert value == pytest.approx(expected, rel=1e-6, abs=1e-7), f"element {n}"
+
+
+def test_draws_whose_offsets_follow_each_other_are_one_stream() -> None:
+    whole = standard_normal((24,), 3)
+    parts = [standard_normal((8,), 3, offset=offset) for offset in (0, 2, 4)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
 def test_a_shape_only_arranges_the_stream() -> None:
     assert torch.equal(standard_normal((2, 3, 4), 1).flatten(), standard_normal((24,), 1))
 

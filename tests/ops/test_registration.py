@@ -96,9 +96,7 @@ def test_the_fake_kernel_gives_what_the_real_one_gives(name: str) -> None:
     op, args = CALLS[name]
     real = getattr(torch.ops.savl, op)(*args)
     with FakeTensorMode() as mode:
-        fake = getattr(torch.ops.savl, op)(
-            *(mode.from_tensor(arg) if isinstance(arg, Tensor) else arg for arg in args)
-        )
+        fake = getattr(torch.ops.savl, op)(*(mode.from_tensor(arg) if isinstance(arg, Tensor) else arg for arg in args))
     pairs = [(real, fake)] if isinstance(real, Tensor) else zip(real, fake, strict=True)
     for index, (found, promised) in enumerate(pairs):
         assert promised.shape == found.shape, f"output {index}"

@@ -1,0 +1,187 @@
+"""The whole network on fused kernels: the same picture, gradients, compilation, export, autocast."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from savl.build_info import build_info
+from savl.inference import Upscaler
+from savl.network import SAVL, SAVLConfig
+from savl.ops import use_fused_kernels
+from savl.ops.equivalence import Budget, measure
+from savl.ops.library import EXTENSION_UNAVAILABLE
+from savl.ops.switch import OPS
+from savl.weights import load
+
+pytestmark = pytest.mark.skipif(
+    EXTENSION_UNAVAILABLE is not None, reason=str(build_info()["reason"] or EXTENSION_UNAVAILABLE)
+)
+
+Small = Callable[..., SAVLConfig]
+Awaken = Callable[[Any], Any]
+Outputs = dict[str, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _forget_compiled() -> None:
+    torch.compiler.reset()
+
+
+@pytest.fixture(scope="module")
+def small(small_config: Small, awaken: Awaken) -> SAVL:
+    """The small network with every part awake, float32."""
+    torch.manual_seed(0)
+    model: SAVL = awaken(SAVL(small_config())).float()
+    return model
+
+
+@pytest.fixture(scope="module")
+def tiny() -> SAVL:
+    return load("savl-tiny")
+
+
+def image(height: int, width: int, seed: int = 3, batch: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, 3, height, width, generator=generator)
+
+
+def run(model: SAVL, lr: Tensor, fused: bool, gradients: bool) -> Outputs:
+    """Picture, field, and gradients of all parameters and the input, of a model in whatever dtype it is."""
+    model = copy.deepcopy(model)
+    lr = lr.detach().clone().requires_grad_(gradients)
+    with use_fused_kernels(fused), torch.set_grad_enabled(gradients):
+        sr, field = model(lr, return_field=True)
+        assert field is not None
+        outputs = {"sr": sr, "mu": field.mu, "severity": field.severity, "variance": field.variance, "kl": field.kl}
+        if gradients:
+            generator = torch.Generator().manual_seed(4)
+            weights = torch.rand(sr.shape, generator=generator).to(sr.dtype)
+            ((sr * weights).mean() + 0.01 * field.kl.mean()).backward()  # type: ignore[union-attr]
+            outputs["d lr"] = lr.grad
+            outputs |= {f"d {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: value.detach() for name, value in outputs.items()}  # type: ignore[union-attr]
+
+
+def judge(model: SAVL, lrs: list[Tensor], gradients: bool) -> list[Budget]:
+    found: dict[str, list[Budget]] = {}
+    wide = copy.deepcopy(model).double()
+    for lr in lrs:
+        fused, eager = run(model, lr, True, gradients), run(model, lr, False, gradients)
+        exact = run(wide, lr.double(), False, gradients)
+        assert fused.keys() == eager.keys() == exact.keys(), "a gradient is missing"
+        for name in exact:
+            found.setdefault(name, []).append(measure(name, fused[name], eager[name], exact[name], lr.numel()))
+    return [Budget.pooled(budgets) for budgets in found.values()]
+
+
+def assert_kept(budgets: list[Budget]) -> None:
+    broken = [f"{b.name} is off by {b.error:.3g}, allowed are {b.allowed:.3g}" for b in budgets if not b.kept]
+    assert not broken, "; ".join(broken)
+
+
+def test_the_fused_network_is_as_right_as_eager(small: SAVL) -> None:
+    lrs = [image(11, 18, seed, batch=2) for seed in range(6)]
+    assert_kept(judge(small, lrs, gradients=False))
+
+
+def test_all_gradients_of_the_fused_network_are_as_right_as_eager(small: SAVL) -> None:
+    # A gradient of a handful of parameters is a handful of numbers: the budget is that of all of them, each relative
+    # to the largest gradient of its parameter.
+    lrs = [image(9, 14, seed) for seed in range(6)]
+    budgets = [budget for budget in judge(small, lrs, gradients=True) if budget.name.startswith("d ")]
+    assert len(budgets) > 50
+    shares = torch.tensor([budget.used for budget in budgets]).sort().values
+    names = [budget.name for budget in budgets if budget.used > 3]
+    assert float(shares[int(0.95 * len(shares))]) <= 1, "more than one in twenty gradients breaks the rule"
+    assert not names, f"{names} are off by more than three times what is allowed"
+
+
+def test_savl_tiny_fused_is_as_right_as_eager(tiny: SAVL) -> None:
+    assert_kept(judge(tiny, [image(20, 35, seed) for seed in range(4)], gradients=False))
+
+
+def test_a_fused_upscaler_gives_the_picture_of_an_eager_one(tiny: SAVL) -> None:
+    upscaler = Upscaler(tiny, tile=32, tile_pad=8, device="cpu")
+    lr = image(40, 52)
+    eager = upscaler(lr)
+    with use_fused_kernels():
+        fused = upscaler(lr)
+    torch.testing.assert_close(fused.sr, eager.sr, rtol=0, atol=1e-4)
+    torch.testing.assert_close(fused.severity, eager.severity, rtol=0, atol=1e-4)
+
+
+def test_bfloat16_autocast_works_on_fused_kernels_and_agrees(tiny: SAVL) -> None:
+    lr = image(17, 30)
+    with torch.no_grad():
+        exact = copy.deepcopy(tiny).double()(lr.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            eager = tiny(lr)
+            with use_fused_kernels():
+                fused = tiny(lr)
+    assert fused.dtype == eager.dtype
+    budget = measure("sr", fused, eager, exact, lr.numel())
+    assert budget.kept, f"off by {budget.error:.3g}, allowed are {budget.allowed:.3g}"
+
+
+def test_autocast_trains_on_fused_kernels(small: SAVL) -> None:
+    model = copy.deepcopy(small).train()
+    with torch.autocast("cpu", torch.bfloat16), use_fused_kernels(**dict.fromkeys(OPS, "cpp")):
+        loss = model(image(8, 12)).float().mean()
+    loss.backward()
+    broken = [name for name, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+    assert not broken, f"gradients of {broken} are not finite"
+    assert all(p.grad is not None and p.grad.dtype == p.dtype for n, p in model.named_parameters() if "bias_table" in n)
+
+
+# Compilation and export
+
+
+def savl_ops(graph: torch.fx.Graph) -> set[str]:
+    targets = [str(node.target) for node in graph.nodes if node.op == "call_function"]
+    return {target.split(".")[1] for target in targets if target.startswith("savl.")}
+
+
+def test_the_fused_network_compiles_whole(small: SAVL) -> None:
+    lr = image(8, 12)
+    model = copy.deepcopy(small).requires_grad_(False)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with use_fused_kernels():
+        torch.testing.assert_close(compiled(lr), model(lr))
+
+
+@pytest.mark.slow
+def test_the_compiled_fused_network_has_the_gradients_of_the_uncompiled(small: SAVL) -> None:
+    lr = image(8, 12)
+    expected = run(small, lr, fused=True, gradients=True)
+    model = copy.deepcopy(small)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    weights = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(4))
+    with use_fused_kernels():
+        sr, field = compiled(lr, return_field=True)
+        ((sr * weights).mean() + 0.01 * field.kl.mean()).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, expected[f"d {name}"], msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_exported_network_holds_the_ops(small: SAVL) -> None:
+    lr = image(8, 12)
+    model = copy.deepcopy(small).requires_grad_(False)
+    with use_fused_kernels():
+        program = torch.export.export(model, (lr,))
+        expected = model(lr)
+    assert savl_ops(program.graph) == set(OPS)
+    torch.testing.assert_close(program.module()(lr), expected)
+
+
+def test_a_network_exported_eager_holds_none_of_them(small: SAVL) -> None:
+    model = copy.deepcopy(small).requires_grad_(False)
+    with use_fused_kernels(False):
+        program = torch.export.export(model, (image(8, 12),))
+    assert savl_ops(program.graph) == set()

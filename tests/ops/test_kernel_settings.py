@@ -1,0 +1,182 @@
+"""What the environment says about kernels, and what the report says of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import savl
+from savl.ops import KernelSettings, kernel_report, switch, use_fused_kernels
+from savl.ops.switch import OPS, parse_settings
+from savl.settings import EnvironmentVariableError
+
+ON, OFF = KernelSettings.of(True), KernelSettings.of(False)
+
+
+@pytest.fixture(autouse=True)
+def _eager_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(switch, "_process", switch._Process(OFF))
+
+
+# SAVL_KERNELS
+
+
+@pytest.mark.parametrize("text", ["fused", "1", "on", "true", "auto", " FUSED ", "True"])
+def test_words_for_fused(text: str) -> None:
+    assert parse_settings(text) == ON
+
+
+@pytest.mark.parametrize("text", ["", " ", "eager", "0", "off", "false", "Eager"])
+def test_words_for_eager(text: str) -> None:
+    assert parse_settings(text) == OFF
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("window_attention=cpp", KernelSettings("cpp", True, True, True)),
+        ("window_attention=cpp,channel_modulation=eager", KernelSettings("cpp", True, True, "eager")),
+        (" gaussian_posterior = fused , window_attention = EAGER", KernelSettings("eager", True, True, True)),
+        ("overlapping_window_attention=auto", ON),
+    ],
+)
+def test_a_list_sets_ops_and_leaves_the_others_fused(text: str, expected: KernelSettings) -> None:
+    assert parse_settings(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("fast", "'fast' is no setting"),
+        ("window_attention", "'window_attention' is no setting"),
+        ("attention=cpp", "no such op: 'attention'"),
+        ("window_attention=avx", "no backend 'avx'"),
+        ("window_attention=cpp,,", "'' is no setting"),
+        ("window_attention=", "no backend ''"),
+    ],
+)
+def test_anything_else_is_told_with_what_is_accepted(text: str, fragment: str) -> None:
+    with pytest.raises(EnvironmentVariableError) as caught:
+        parse_settings(text)
+    missing = [
+        part
+        for part in ("SAVL_KERNELS", "'fused'", "'eager'", "window_attention=cpp", repr(text), fragment)
+        if part not in str(caught.value)
+    ]
+    assert not missing, f"the message lacks {missing}: {caught.value}"
+    assert "\n" not in str(caught.value)
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SAVL_")}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+SETTINGS = "import savl.ops.switch as s; print(s.current_settings())"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(None, OFF), ("fused", ON), ("window_attention=eager", KernelSettings("eager", True, True, True))],
+)
+def test_the_environment_gives_the_process_its_first_setting(value: str | None, expected: KernelSettings) -> None:
+    done = run(SETTINGS, **({} if value is None else {"SAVL_KERNELS": value}))
+    assert done.stdout.strip() == str(expected), done.stderr
+
+
+# SAVL_CPU_INSTRUCTION_SET
+
+INSTRUCTION_SET = "from savl.build_info import build_info; print(build_info()['kernel_instruction_set'])"
+
+
+def test_the_environment_chooses_among_the_instruction_sets(extension: Any) -> None:
+    for name in extension.kernel_instruction_sets():
+        done = run(INSTRUCTION_SET, SAVL_CPU_INSTRUCTION_SET=name)
+        assert done.stdout.strip() == name, done.stderr
+
+
+def test_an_instruction_set_that_is_not_there_is_told_with_those_there_are(extension: Any) -> None:
+    done = run("import savl.ops", SAVL_CPU_INSTRUCTION_SET="no-such-thing")
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert "SAVL_CPU_INSTRUCTION_SET" in last
+    assert "got 'no-such-thing'" in last
+    assert all(name in last for name in extension.kernel_instruction_sets())
+
+
+def test_an_unknown_instruction_set_is_told_with_those_there_are(extension: Any) -> None:
+    with pytest.raises(ValueError, match="portable.*got mmx"):
+        extension.use_kernel_instruction_set("mmx")
+
+
+# The report
+
+
+def serving() -> set[str]:
+    report = kernel_report()
+    return {report.serving(op) for op in OPS}
+
+
+def reason_of(op: str, backend: str) -> str:
+    return next(s.reason for s in kernel_report().statuses if (s.op, s.backend) == (op, backend))
+
+
+def test_the_report_has_every_backend_of_every_op_and_one_that_serves() -> None:
+    report = kernel_report()
+    assert [(s.op, s.backend) for s in report.statuses] == [(op, b) for op in OPS for b in ("cpp", "eager")]
+    for op in OPS:
+        assert sum(status.serves for status in report.statuses if status.op == op) == 1, op
+    assert all(status.reason for status in report.statuses)
+
+
+@pytest.mark.usefixtures("extension")
+def test_the_report_follows_the_switch() -> None:
+    assert serving() == {"eager"}
+    assert "use_fused_kernels()" in reason_of("window_attention", "cpp")
+    with use_fused_kernels():
+        assert serving() == {"cpp"}
+        assert "fastest" in reason_of("window_attention", "cpp")
+        assert "slower" in reason_of("window_attention", "eager")
+    with use_fused_kernels(False, channel_modulation="cpp"):
+        assert kernel_report().serving("channel_modulation") == "cpp"
+        assert kernel_report().serving("window_attention") == "eager"
+        assert "asked for by name" in reason_of("channel_modulation", "cpp")
+    assert serving() == {"eager"}
+
+
+def test_the_report_says_why_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = "nobody compiled it"
+    missing = {(op, "cpp"): reason for op in OPS} | {(op, "eager"): None for op in OPS}
+    before = dict(switch._UNAVAILABLE)
+    monkeypatch.setattr(switch, "_UNAVAILABLE", missing)
+    with use_fused_kernels():
+        assert serving() == {"eager"}
+        assert reason_of("window_attention", "cpp") == reason
+        assert "no fused kernel" in reason_of("window_attention", "eager")
+    # Asked for by name while it was there, and gone since: as SAVL_KERNELS may ask for what never was.
+    monkeypatch.setattr(switch, "_process", switch._Process(KernelSettings.of("cpp")))
+    assert "raises KernelUnavailable" in reason_of("window_attention", "cpp")
+    assert reason in reason_of("window_attention", "cpp")
+    monkeypatch.setattr(switch, "_UNAVAILABLE", before)
+
+
+@pytest.mark.usefixtures("extension")
+def test_the_report_as_text_is_a_table_and_a_line_on_the_machine(instruction_set: str) -> None:
+    text = str(kernel_report())
+    lines = text.splitlines()
+    assert lines[0].split() == ["op", "backend", "serves", "why"]
+    assert len(lines) == 1 + 2 * len(OPS) + 2
+    assert f"{instruction_set} kernels" in lines[-1]
+    assert f"savl {savl.__version__}" in lines[-1]
+    assert kernel_report().instruction_set == instruction_set

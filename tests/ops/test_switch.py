@@ -1,0 +1,308 @@
+"""The switch: where a setting holds, which of several counts, and what is said where a backend cannot serve."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from savl.network import SAVL, SAVLConfig
+from savl.ops import KernelSettings, KernelUnavailable, channel_modulation, switch, use_fused_kernels
+from savl.ops.switch import OPS, current_settings
+
+ON, OFF = KernelSettings.of(True), KernelSettings.of(False)
+
+
+@pytest.fixture(autouse=True)
+def _eager_before_and_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(switch, "_process", switch._Process(OFF))
+    yield
+    assert getattr(switch._thread, "settings", None) is None, "the test left a block open"
+
+
+@pytest.fixture
+def no_extension(monkeypatch: pytest.MonkeyPatch) -> str:
+    reason = "there is no extension in this test"
+    monkeypatch.setattr(
+        switch, "_UNAVAILABLE", {(op, "cpp"): reason for op in OPS} | {(op, "eager"): None for op in OPS}
+    )
+    return reason
+
+
+def in_another_thread(function: Callable[[], Any]) -> Any:
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(function()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.fixture
+def network(small_config: Callable[..., SAVLConfig]) -> SAVL:
+    return SAVL(small_config()).eval()
+
+
+def settings_of(model: nn.Module) -> set[KernelSettings | None]:
+    return {module.kernels for module in model.modules() if hasattr(module, "kernels")}  # type: ignore[misc]
+
+
+# As a call
+
+
+def test_a_call_holds_from_now_on_in_all_threads() -> None:
+    use_fused_kernels()
+    assert current_settings() == ON
+    assert in_another_thread(current_settings) == ON
+    use_fused_kernels(False)
+    assert current_settings() == OFF
+    assert in_another_thread(current_settings) == OFF
+
+
+# As a block
+
+
+def test_a_block_holds_in_the_block_and_its_thread_alone() -> None:
+    with use_fused_kernels():
+        assert current_settings() == ON
+        assert in_another_thread(current_settings) == OFF
+    assert current_settings() == OFF
+    assert in_another_thread(current_settings) == OFF
+
+
+def test_blocks_nest() -> None:
+    with use_fused_kernels():
+        with use_fused_kernels(False):
+            assert current_settings() == OFF
+            with use_fused_kernels(channel_modulation=False):
+                assert current_settings() == KernelSettings(True, True, True, False)
+            assert current_settings() == OFF
+        assert current_settings() == ON
+    assert current_settings() == OFF
+
+
+def test_what_held_before_holds_again_after_an_exception() -> None:
+    with pytest.raises(ZeroDivisionError), use_fused_kernels():
+        raise ZeroDivisionError
+    assert current_settings() == OFF
+
+
+def test_one_block_may_be_entered_again_and_within_itself() -> None:
+    block = use_fused_kernels(False)
+    use_fused_kernels()
+    for _ in range(2):
+        with block:
+            assert current_settings() == OFF
+            with block:
+                assert current_settings() == OFF
+            assert current_settings() == OFF
+        assert current_settings() == ON
+
+
+def test_a_call_in_a_block_is_for_others_and_for_afterwards() -> None:
+    with use_fused_kernels(False):
+        use_fused_kernels()
+        assert current_settings() == OFF
+        assert in_another_thread(current_settings) == ON
+    assert current_settings() == ON
+
+
+def interleaved(steps: list[str]) -> list[KernelSettings]:
+    """Two threads take turns: each makes a block (``make``), enters it (``enter``) and leaves it (``leave``)."""
+    blocks: dict[str, Any] = {}
+    seen: list[KernelSettings] = []
+    wanted = {"a": True, "b": True}
+    queues = {name: [step.split()[1] for step in steps if step.startswith(name)] for name in wanted}
+    turn = {"at": 0}
+    condition = threading.Condition()
+
+    def work(name: str) -> None:
+        for action in queues[name]:
+            with condition:
+                assert condition.wait_for(lambda: steps[turn["at"]].split()[0] == name, timeout=10)
+                if action == "make":
+                    blocks[name] = use_fused_kernels(wanted[name])
+                elif action == "enter":
+                    blocks[name].__enter__()
+                    seen.append(current_settings())
+                else:
+                    blocks[name].__exit__(None, None, None)
+                turn["at"] += 1
+                condition.notify_all()
+
+    steps = [*steps, "end end"]
+    workers = [threading.Thread(target=work, args=(name,)) for name in wanted]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(20)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ["a make", "a enter", "b make", "b enter", "a leave", "b leave"],
+        ["a make", "a enter", "b make", "b enter", "b leave", "a leave"],
+        ["a make", "b make", "a enter", "b enter", "a leave", "b leave"],
+        ["a make", "b make", "b enter", "a enter", "b leave", "a leave"],
+    ],
+    ids=["one-after-the-other", "one-in-the-other", "both-made-first", "both-made-first-crossed"],
+)
+def test_blocks_of_two_threads_leave_the_process_as_it_was(steps: list[str]) -> None:
+    assert interleaved(steps) == [ON, ON]
+    assert current_settings() == OFF, "two blocks that have ended still hold for the whole process"
+
+
+# Of a model
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the fused kernel was chosen, call by call of channel modulation."""
+    chosen: list[bool] = []
+
+    def spy(*args: Any) -> bool:
+        chosen.append(switch.serves(*args))
+        return chosen[-1]
+
+    # By module: the package has a function of the same name.
+    monkeypatch.setattr(import_module("savl.ops.channel_modulation"), "serves", spy)
+    return chosen
+
+
+@pytest.mark.usefixtures("extension")
+def test_the_setting_of_a_model_comes_before_block_and_process(network: SAVL, calls: list[bool]) -> None:
+    picture = torch.rand(1, 3, 4, 4)
+
+    def fused() -> bool:
+        calls.clear()
+        with torch.no_grad():
+            network(picture)
+        assert len(set(calls)) == 1, f"blocks of one network disagree: {calls}"
+        return calls[0]
+
+    use_fused_kernels(model=network)
+    assert fused()
+    with use_fused_kernels(False):
+        assert fused(), "a block counts more than the model"
+    use_fused_kernels(False, model=network)
+    use_fused_kernels()
+    assert not fused(), "the process counts more than the model"
+    with use_fused_kernels():
+        assert not fused(), "a block counts more than the model"
+    use_fused_kernels(None, model=network)
+    assert fused(), "the model still has its setting"
+    with use_fused_kernels(False):
+        assert not fused(), "the process counts more than a block"
+    with use_fused_kernels(channel_modulation=False):
+        assert not fused(), "the setting of the op is not heeded"
+    assert settings_of(network) == {None}
+
+
+def test_a_model_in_a_block_gets_back_what_each_of_its_parts_had(network: SAVL) -> None:
+    use_fused_kernels(False, model=network.groups[0])
+    before = [module.kernels for module in network.modules() if hasattr(module, "kernels")]
+    assert {None, OFF} == set(before)
+    with use_fused_kernels(model=network):
+        assert settings_of(network) == {ON}
+    assert [module.kernels for module in network.modules() if hasattr(module, "kernels")] == before
+    with pytest.raises(ZeroDivisionError), use_fused_kernels(model=network):
+        raise ZeroDivisionError
+    assert [module.kernels for module in network.modules() if hasattr(module, "kernels")] == before
+
+
+def test_a_model_says_nothing_to_others(network: SAVL) -> None:
+    with use_fused_kernels(model=network):
+        assert current_settings() == OFF
+        assert in_another_thread(lambda: settings_of(network)) == {ON}
+
+
+def test_a_copy_of_a_model_keeps_its_setting(network: SAVL) -> None:
+    use_fused_kernels(model=network, channel_modulation=False)
+    assert settings_of(copy.deepcopy(network)) == {KernelSettings(True, True, True, False)}
+    assert set(network.state_dict()) == set(copy.deepcopy(network).state_dict())
+
+
+# Which backend serves
+
+
+@pytest.mark.usefixtures("extension")
+def test_the_automatic_choice_falls_back_silently_where_no_kernel_can_serve() -> None:
+    half = torch.ones(1, 2, 2, 3, dtype=torch.float16)
+    with use_fused_kernels():
+        assert switch.serves("channel_modulation", half.float(), None)
+        assert not switch.serves("channel_modulation", half, None)
+        assert channel_modulation(half, half, None, half).dtype == torch.float16
+        assert not switch.serves("channel_modulation", half.to("meta"), None)
+        assert not switch.serves("channel_modulation", half.float(), None, "of a limit")
+
+
+@pytest.mark.usefixtures("extension")
+@pytest.mark.parametrize(
+    ("tensor", "fragments"),
+    [
+        (torch.ones(1, 2, 2, 3, dtype=torch.float16), ["float16", "float32, float64, bfloat16"]),
+        (torch.ones(1, 2, 2, 3, device="meta"), ["meta", "CPU"]),
+    ],
+    ids=["float16", "device"],
+)
+def test_a_backend_asked_for_by_name_says_why_it_cannot_serve(tensor: Tensor, fragments: list[str]) -> None:
+    with use_fused_kernels(channel_modulation="cpp"), pytest.raises(KernelUnavailable) as caught:
+        channel_modulation(tensor, tensor, None, tensor)
+    missing = [part for part in ["channel_modulation", "'cpp'", *fragments] if part not in str(caught.value)]
+    assert not missing, f"the message lacks {missing}: {caught.value}"
+
+
+@pytest.mark.usefixtures("extension")
+def test_a_mix_of_dtypes_that_the_kernel_cannot_take_is_named() -> None:
+    wide, narrow = torch.ones(1, 2, 2, 3, dtype=torch.float64), torch.ones(1, 2, 2, 3)
+    with use_fused_kernels():
+        assert channel_modulation(wide, wide, None, narrow).dtype == torch.float32
+    with use_fused_kernels(channel_modulation="cpp"), pytest.raises(KernelUnavailable, match="attended is float64"):
+        channel_modulation(wide, wide, None, narrow)
+
+
+def test_without_the_extension_automatic_is_eager_and_a_name_raises(no_extension: str) -> None:
+    ones = torch.ones(1, 2, 2, 3)
+    with use_fused_kernels():
+        assert torch.equal(channel_modulation(ones, ones, None, ones), 3 * ones)
+    with pytest.raises(KernelUnavailable, match=no_extension):
+        use_fused_kernels(window_attention="cpp")
+    assert current_settings() == OFF, "what raised must not hold"
+    with pytest.raises(KernelUnavailable, match=no_extension):
+        channel_modulation(ones, ones, None, ones, kernels=KernelSettings.of("cpp"))
+
+
+# Errors: each names the argument, what came, and what is accepted
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "fragments"),
+    [
+        ({"enabled": "cpp"}, TypeError, ["enabled", "'cpp'", "bool"]),
+        ({"enabled": 1}, TypeError, ["enabled", "1", "bool"]),
+        ({"enabled": None}, ValueError, ["enabled", "None", "model"]),
+        ({"attention": True}, ValueError, ["attention", *OPS]),
+        ({"window_attention": "triton9"}, ValueError, ["window_attention", "triton9", "eager", "cpp"]),
+        ({"window_attention": 1}, TypeError, ["window_attention", "1", "True, False", "name"]),
+        ({"window_attention": None}, TypeError, ["window_attention", "None"]),
+        ({"model": 3}, TypeError, ["model", "int", "torch.nn.Module"]),
+        ({"model": nn.Linear(1, 1)}, ValueError, ["model", "Linear", "savl blocks"]),
+        ({"model": nn.Linear(1, 1), "enabled": None, "window_attention": True}, ValueError, ["enabled=None"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_bad_argument_is_named_and_nothing_is_switched(
+    given: dict[str, Any], error: type[Exception], fragments: list[str]
+) -> None:
+    with pytest.raises(error) as caught:
+        use_fused_kernels(**given)
+    missing = [fragment for fragment in fragments if fragment not in str(caught.value)]
+    assert not missing, f"the message lacks {missing}: {caught.value}"
+    assert current_settings() == OFF
