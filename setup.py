@@ -86,7 +86,7 @@ def extension() -> dict[str, Any]:
                     (ROOT / library).unlink(missing_ok=True)
 
     sanitizers = []
-    if wanted := os.environ.get("SAVL_SANITIZE"):  # for example address,undefined; see tests/README.md
+    if wanted := os.environ.get("SAVL_SANITIZE"):  # for example address,undefined; see .ci/sanitize
         sanitizers = [f"-fsanitize={wanted}", "-fno-omit-frame-pointer", "-O1", "-g", "-DSAVL_EMULATE_AVX512"]
     torch_root = Path(torch.__file__).parent
     major, minor = STABLE_ABI

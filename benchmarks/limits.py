@@ -1,6 +1,6 @@
 """Measure what the README promises of upscaling: time for a small photo, time and memory for a large one, and seams.
 
-    python benchmarks/limits.py benchmarks/results/MACHINE/limits.json
+    python -m benchmarks.limits benchmarks/results/MACHINE/limits.json
 
 Each figure is a median over runs in this process; the large photo runs in a process of its own, whose peak memory the
 operating system reports. Linux only, for that reason.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import resource
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ import torch
 from PIL import Image
 
 import savl
+from benchmarks import machine
 from savl.atomic_write import write_atomically
 
 MODEL = "savl-tiny"
@@ -74,24 +74,17 @@ def seams(photo: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "savl": savl.__version__,
-    }
-
-
 def main() -> None:
     """Measure and write."""
     out = Path(sys.argv[1])
     photo = Path(__file__).resolve().parents[1] / "examples" / "chairs.webp"
-    report = {"machine": machine(), "small_photo": small_photo(), "seams": seams(photo), "large_photo": large_photo()}
+    savl.use_fused_kernels()  # as `savl upscale` does
+    report = {
+        "machine": machine.facts() | {"kernels": "fused"},
+        "small_photo": small_photo(),
+        "seams": seams(photo),
+        "large_photo": large_photo(),
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, (json.dumps(report, indent=1) + "\n").encode())
     print(json.dumps(report, indent=1))

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine, peak_memory, subjects
+from benchmarks import machine, peak_memory, subjects, tables
 from benchmarks.subjects import Subject
 from savl.atomic_write import write_atomically
 
@@ -101,16 +101,6 @@ def measure(compiled: bool, rounds: int) -> dict[str, Any]:
     return report
 
 
-def table(report: dict[str, Any]) -> str:
-    """The ratios as Markdown."""
-    lines = ["| what | against | fused is | promised | |", "|---|---|---:|---:|---|"]
-    for row in report["ratios"]:
-        unit = " of its bandwidth" if row["against"] in ("copy", "clone") else " times"
-        kept = row["detail"] if row["met"] else f"{row['detail']} — **missed**"
-        lines.append(f"| {row['what']} | {row['against']} | {row['ratio']:.2f}{unit} | {row['wanted']:g} | {kept} |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -120,12 +110,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_grad_enabled(False)
     report = measure(arguments.compile, arguments.rounds)
-    facts = report["machine"]
-    print(
-        f"{facts['cpu']}, {facts['threads']} threads, {facts['instruction_set']} kernels, torch {facts['torch']}, "
-        f"{facts['peak_gflops']:.0f} GFLOP/s in a large matrix product\n"
-    )
-    print(table(report))
+    print(tables.ratios_of(report))
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(arguments.json, (json.dumps(report, indent=1) + "\n").encode())

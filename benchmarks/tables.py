@@ -3,7 +3,7 @@
     python benchmarks/tables.py          # rewrite what stands between the markers
     python benchmarks/tables.py --check  # only say whether it is up to date
 
-Scores come from `savl evaluate --json`, limits from benchmarks/limits.py.
+Scores come from `savl evaluate --json`, limits from benchmarks/limits.py, ratios from benchmarks/ratios.py.
 """
 
 from __future__ import annotations
@@ -39,17 +39,39 @@ def scores(model: str) -> str:
 def limits() -> str:
     """Markdown table of time, memory and seams, a row per machine."""
     lines = [
-        "| machine | 128×128, median | 2000×1500 to JPEG | peak memory | tiled against untiled, worst |",
-        "|---|---:|---:|---:|---:|",
+        "| machine | kernels | 128×128, median | 2000×1500 to JPEG | peak memory | tiled against untiled, worst |",
+        "|---|---|---:|---:|---:|---:|",
     ]
     for path in sorted(LIMITS.glob("*/limits.json")):
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         large = report["large_photo"]
         lines.append(
-            f"| {report['machine']['cpu']}, {report['machine']['threads']} threads "
+            f"| {report['machine']['cpu']}, {report['machine']['threads']} threads | {report['machine']['kernels']} "
             f"| {report['small_photo']['seconds']['median']:.2f} s | {large['seconds']:.0f} s "
             f"| {large['peak_gib']:.1f} GiB | {min(row['psnr_db'] for row in report['seams']):.0f} dB |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def ratios() -> str:
+    """The promised ratios and what they are, a table per machine."""
+    reports = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(LIMITS.glob("*/cpu_ratios.json")))
+    return "\n".join(ratios_of(report) for report in reports)
+
+
+def ratios_of(report: dict[str, Any]) -> str:
+    """The table of one report of benchmarks/ratios.py."""
+    facts = report["machine"]
+    lines = [
+        f"{facts['cpu']}, {facts['threads']} threads, {facts['instruction_set']} kernels, torch {facts['torch']}, "
+        f"{facts['peak_gflops']:.0f} GFLOP/s in a large matrix product:",
+        "",
+        "| what | against | ratio | wanted | fused |",
+        "|---|---|---:|---:|---|",
+    ]
+    for row in report["ratios"]:
+        wanted = f"{row['wanted']:g}" if row["met"] else f"{row['wanted']:g}, **missed**"
+        lines.append(f"| {row['what']} | {row['against']} | {row['ratio']:.2f} | {wanted} | {row['detail']} |")
     return "\n".join(lines) + "\n"
 
 
@@ -62,7 +84,11 @@ def documents() -> dict[Path, str]:
     found = {ROOT / "README.md": "savl-tiny"}
     found |= {path: path.stem for path in (ROOT / "savl" / "weights").glob("*.md")}
     return {
-        path: _between("limits", limits(), _between("scores", scores(model), path.read_text(encoding="utf-8")))
+        path: _between(
+            "ratios",
+            ratios(),
+            _between("limits", limits(), _between("scores", scores(model), path.read_text(encoding="utf-8"))),
+        )
         for path, model in found.items()
     }
 

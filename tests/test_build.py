@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import platform
 import re
 import runpy
 import shutil
@@ -98,6 +99,72 @@ def test_extension_uses_no_symbol_of_torch_outside_the_stable_shim(extension: Mo
     assert not unstable, f"these bind the extension to one release of torch: {unstable}"
 
 
+def test_the_extension_serves_another_release_of_torch(extension: ModuleType, tmp_path: Path) -> None:
+    python = os.environ.get("SAVL_TEST_OTHER_PYTHON")
+    if not python:
+        pytest.skip("SAVL_TEST_OTHER_PYTHON names no interpreter with another torch (docs/environment.md)")
+    code = """
+import torch
+from savl.ops.equivalence import verify
+from savl.ops.switch import OPS
+off = [verdict for op in OPS for verdict in verify(op, "cpp") if not verdict.worst.kept]
+assert not off, off
+print(torch.__version__)
+"""
+    done = subprocess.run(
+        [python, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() != torch.__version__, "the other interpreter has the same torch: nothing was shown"
+
+
+# The sources
+
+
+def compile_kernels(compiler: str, source: str, folder: Path) -> Path:
+    target = folder / f"{source}.o"
+    command = [compiler, "-std=c++20", "-O2", "-fPIC", "-ffp-contract=fast", "-I", str(ROOT / "csrc")]
+    done = subprocess.run(
+        [*command, "-c", str(ROOT / "csrc/cpu" / source), "-o", str(target)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def test_the_kernels_compile_for_arm64(tmp_path: Path) -> None:
+    compiler = shutil.which("aarch64-linux-gnu-g++")
+    if compiler is None:
+        pytest.skip("no aarch64-linux-gnu-g++ here (Debian: apt-get install g++-aarch64-linux-gnu)")
+    compile_kernels(compiler, "kernels_portable.cpp", tmp_path)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX-512 is of x86-64")
+def test_nothing_compiled_for_avx512_can_stand_in_for_a_baseline_function(tmp_path: Path) -> None:
+    # An inline function of the standard library that two files define is kept once: the copy that was compiled for
+    # AVX-512 might be the one, and would crash a processor without it. Such copies are weak symbols.
+    compiler, nm = shutil.which(os.environ.get("CXX", "g++")), shutil.which("nm")
+    if compiler is None or nm is None:
+        pytest.skip("needs a compiler and nm")
+    listing = subprocess.run(
+        [nm, "-C", str(compile_kernels(compiler, "kernels_avx512.cpp", tmp_path))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    weak = [line for line in listing.stdout.splitlines() if re.search(r" W ", line)]
+    assert not weak, f"these may replace the baseline's: {weak}"
+
+
 # Without the extension
 
 
@@ -180,6 +247,14 @@ def test_extension_targets_the_stable_abi_and_links_only_libtorch_cpu(
     assert ("TORCH_TARGET_VERSION", "0x020a000000000000") in module.define_macros
     assert module.libraries == ["torch_cpu"]
     assert module.optional
+
+
+def test_sanitizers_are_compiled_in_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pybind11")
+    arguments = setup_arguments(monkeypatch, SAVL_NO_EXTENSION="0", SAVL_SANITIZE="address,undefined")
+    (module,) = arguments["ext_modules"]
+    assert "-fsanitize=address,undefined" in module.extra_compile_args
+    assert "-fsanitize=address,undefined" in module.extra_link_args
 
 
 def test_installed_package_holds_the_kernels_and_no_top_level_kernels() -> None:

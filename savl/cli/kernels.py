@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from savl.ops.equivalence import Verdict
 
 app = typer.Typer(no_args_is_help=True, help="Which kernels serve on this machine, and whether they are right.")
 
@@ -53,7 +56,6 @@ def verify(
     from rich.progress import Progress
     from rich.table import Table
 
-    from savl.ops.equivalence import Verdict
     from savl.ops.equivalence import verify as verify_op
     from savl.ops.switch import BACKENDS, OPS, why_unavailable
 
@@ -73,36 +75,23 @@ def verify(
                 if progress is not None and bar is not None:
                     progress.advance(bar)
 
-    table = Table()
-    table.add_column("op", no_wrap=not verbose)
-    for column in ("backend", "dtype", "case" if verbose else "cases", "worst", "error", "allowed", ""):
-        table.add_column(column)
     failures = 0
-    previous = ""
     for (op, backend), found in verdicts.items():
+        table = Table(title=f"{op} · {backend}", title_justify="left")
+        for column in ("dtype", "case" if verbose else "cases", "worst result", "error", "allowed", ""):
+            table.add_column(column)
         for rows in _grouped(found, verbose):
-            worst = max(rows, key=lambda verdict: verdict.worst.used)
             failed = [verdict for verdict in rows if not verdict.worst.kept]
             failures += len(failed)
-            shown = failed[0] if failed else worst
+            shown = failed[0] if failed else max(rows, key=lambda verdict: verdict.worst.used)
             what = shown.case.label if verbose or failed else str(len(rows))
             budget = shown.worst
             dtype = str(shown.dtype).removeprefix("torch.")
             mark = "[red]off[/red]" if failed else "[green]ok[/green]"
-            table.add_row(
-                "" if op == previous else op,
-                backend,
-                dtype,
-                what,
-                budget.name,
-                f"{budget.error:.1e}",
-                f"{budget.allowed:.1e}",
-                mark,
-            )
-            previous = op
+            table.add_row(dtype, what, budget.name, f"{budget.error:.1e}", f"{budget.allowed:.1e}", mark)
+        console.print(table)
     for (op, backend), reason in skipped.items():
-        table.add_row(op, backend, "", "", "", "", "", f"not here: {reason}", style="dim")
-    console.print(table)
+        console.print(f"{op} · {backend}: not here, {reason}", highlight=False)
     cases = sum(len(found) for found in verdicts.values())
     console.print(f"{cases - failures} of {cases} cases within twice the error of the eager path", highlight=False)
     if not verdicts:
@@ -110,7 +99,7 @@ def verify(
     raise typer.Exit(1 if failures else 0)
 
 
-def _grouped(verdicts: list, verbose: bool) -> list[list]:  # type: ignore[type-arg]
+def _grouped(verdicts: list[Verdict], verbose: bool) -> list[list[Verdict]]:
     """One group a case, or one a dtype."""
     if verbose:
         return [[verdict] for verdict in verdicts]
