@@ -18,6 +18,7 @@ from savl.inference.device import checked_device
 from savl.inference.enlarge import ImageUpscaler, check_scale
 from savl.inference.errors import ImageFileError
 from savl.inference.image_format import FORMATS
+from savl.inference.memory import keep_freed_memory
 from savl.inference.upscale_file import upscale_file
 from savl.inference.upscale_image import as_upscaler
 
@@ -73,6 +74,7 @@ def upscale_batch(arguments: Sequence[str], settings: Settings) -> bool:
         severity_map=settings.severity_map,
     )
     plan = plan_jobs(found.sources, naming, to_file=to_file, overwrite=settings.overwrite)
+    keep_freed_memory()
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         return _run(found, plan, upscaler, settings)
