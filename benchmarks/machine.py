@@ -76,3 +76,11 @@ def peak_gflops(rounds: int = 7) -> float:
     a, b, out = (torch.randn(1536, 1536) for _ in range(3))
     times = interleaved({"mm": lambda: torch.mm(a, b, out=out)}, rounds)["mm"]
     return 2 * 1536**3 / statistics.median(times) / 1e9
+
+
+def memory_bandwidth(rounds: int = 7) -> float:
+    """GB/s, bytes read and bytes written counted, of copying 256 MiB: far more than any cache holds."""
+    source = torch.ones(2**26)
+    target = torch.empty_like(source)
+    times = interleaved({"copy": lambda: target.copy_(source)}, rounds)["copy"]
+    return 2 * 4 * 2**26 / statistics.median(times) / 1e9

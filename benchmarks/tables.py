@@ -64,7 +64,8 @@ def ratios_of(report: dict[str, Any]) -> str:
     facts = report["machine"]
     lines = [
         f"{facts['cpu']}, {facts['threads']} threads, {facts['instruction_set']} kernels, torch {facts['torch']}, "
-        f"{facts['peak_gflops']:.0f} GFLOP/s in a large matrix product:",
+        f"{facts['peak_gflops']:.0f} GFLOP/s in a large matrix product, {facts['memory_gb_per_second']:.0f} GB/s in a "
+        "large copy:",
         "",
         "| what | against | ratio | wanted | fused |",
         "|---|---|---:|---:|---|",

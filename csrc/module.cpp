@@ -42,7 +42,7 @@ void use_kernel_instruction_set(const std::string& name) {
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
-  module.doc() = "savl's C++ extension: build facts. Import torch first; savl.build_info reads it for you.";
+  module.doc() = "savl's C++ extension: its kernels, build facts, and the instruction set to use. savl.ops imports it.";
   module.def("build_facts", &build_facts, "How this library was built, and what this processor offers.");
   module.def("kernel_instruction_sets", &kernel_instruction_sets,
              "Those the CPU kernels can use here, the best first.");

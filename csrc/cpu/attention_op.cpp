@@ -168,7 +168,8 @@ std::tuple<Tensor, Tensor> attention_backward(const char* op, const Tensor& grad
   Attention attention(op, q, k, v, bias_table, severity, geometry);
   AttentionArgs& args = attention.args;
   const ScalarType arithmetic = attention.arithmetic;
-  STD_TORCH_CHECK(grad_out.dim() == 4 && grad_out.scalar_type() == q.scalar_type(), op, ": grad_out must be like q");
+  STD_TORCH_CHECK(grad_out.is_cpu() && grad_out.dim() == 4 && grad_out.scalar_type() == q.scalar_type(), op,
+                  ": grad_out must be like q");
   for (int64_t dim = 0; dim < 4; ++dim) {
     STD_TORCH_CHECK(grad_out.size(dim) == q.size(dim), op, ": grad_out must have the shape of the output");
   }

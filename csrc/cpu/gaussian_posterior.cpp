@@ -162,7 +162,8 @@ std::tuple<Tensor, Tensor, Tensor> gaussian_posterior_backward(
   for (auto [given, kept, target] :
        {std::tuple{&grad_kl, &kl_map, &args.grad_kl}, std::tuple{&grad_variance, &variance_map, &args.grad_variance}}) {
     if (!given->has_value()) continue;
-    STD_TORCH_CHECK((*given)->numel() == args.batch * args.pixels, kOp, ": a gradient must be (B, H, W)");
+    STD_TORCH_CHECK((*given)->is_cpu() && (*given)->numel() == args.batch * args.pixels, kOp,
+                    ": a gradient must be (B, H, W)");
     *kept = contiguous_as(**given, wide);
     *target = (*kept)->const_data_ptr();
   }

@@ -12,7 +12,7 @@ std::vector<std::string> instruction_sets() {
   if (__builtin_cpu_supports("avx512f")) found.emplace_back("avx512f");
   if (__builtin_cpu_supports("avx512bw")) found.emplace_back("avx512bw");
   if (__builtin_cpu_supports("avx512vl")) found.emplace_back("avx512vl");
-  if (__builtin_cpu_supports("avx512bf16")) found.emplace_back("avx512_bf16");
+  if (__builtin_cpu_supports("avx512dq")) found.emplace_back("avx512dq");
 #elif defined(__aarch64__) || defined(_M_ARM64)
   found.emplace_back("neon");  // part of the base architecture
 #endif

@@ -68,9 +68,10 @@ struct PosteriorArgs {
   Field grad_sample;                     // dtype as mu, same layout
   const void* grad_kl;                   // T (B, pixels)
   const void* grad_variance;             // T (B, pixels), with what severity and statistics pass on
-  Field grad_mu, grad_logvar, grad_eps;  // written, dtype as mu; data null where not wanted
+  Field grad_mu, grad_logvar, grad_eps;  // written, dtype as mu; eps's data null where not wanted
 
-  static constexpr int64_t kBlock = 1024;  // pixels of one task; a multiple of four, so that counters are not split
+  static constexpr int64_t kBlock = 1024;  // pixels of one task: a page of a channel
+  int64_t block() const { return pixels < kBlock ? pixels : kBlock; }
   int64_t blocks() const { return (pixels + kBlock - 1) / kBlock; }
   int64_t tasks() const { return batch * blocks(); }
 };
@@ -86,7 +87,7 @@ struct ModulationArgs {
   // Backward only
   const void* grad_out;
   int64_t grad_out_stride;
-  void *grad_attended, *grad_gamma;  // contiguous, dtype as attended; null where not wanted
+  void *grad_attended, *grad_gamma;  // written, contiguous, dtype as attended
 };
 
 template <typename Args>

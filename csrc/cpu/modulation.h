@@ -29,10 +29,8 @@ SAVL_INLINE void modulate_row_backward(const ModulationArgs& args, int64_t row) 
   S* grad_gamma = static_cast<S*>(args.grad_gamma) + row * args.channels;
   for_vectors<T>(args.channels, [&](int64_t c, int64_t lanes) SAVL_ALWAYS_INLINE {
     const Vec<T> g = load_some(grad + c, lanes);
-    if (args.grad_attended != nullptr) {
-      store_some(grad_attended + c, g * (load_some(gamma + c, lanes) + T(1)), lanes);
-    }
-    if (args.grad_gamma != nullptr) store_some(grad_gamma + c, g * load_some(attended + c, lanes), lanes);
+    store_some(grad_attended + c, g * (load_some(gamma + c, lanes) + T(1)), lanes);
+    store_some(grad_gamma + c, g * load_some(attended + c, lanes), lanes);
   });
 }
 

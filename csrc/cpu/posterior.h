@@ -86,7 +86,7 @@ template <typename S>
 struct PosteriorBlock {
   const PosteriorArgs& args;
   int64_t batch, first, count;  // pixels [first, first + count) of an image
-  Arithmetic<S>* drawn;         // (channels, kBlock) seeded noise
+  Arithmetic<S>* drawn;         // (channels, args.block()) seeded noise
 
   const S* input(const Field& field, int64_t channel, int64_t pixel) const {
     return element<S>(field, batch, channel, first + pixel);
@@ -98,7 +98,7 @@ struct PosteriorBlock {
   NoiseLine<S, kSource> noise(int64_t channel, int64_t pixel) const {
     if constexpr (kSource == NoiseSource::kNone) return {};
     if constexpr (kSource == NoiseSource::kGiven) return {input(args.eps, channel, pixel), nullptr, 1};
-    return {nullptr, drawn + channel * PosteriorArgs::kBlock + pixel, args.planar ? 1 : PosteriorArgs::kBlock};
+    return {nullptr, drawn + channel * args.block() + pixel, args.planar ? 1 : args.block()};
   }
 };
 
@@ -246,7 +246,7 @@ SAVL_INLINE void posterior_block_backward(const PosteriorBlock<S>& block) {
 template <typename S, typename Work>
 SAVL_INLINE void for_posterior_blocks(const PosteriorArgs& args, int64_t begin, int64_t end, const Work& work) {
   using T = Arithmetic<S>;
-  const int64_t drawn = args.seeded ? args.channels * PosteriorArgs::kBlock : 1;
+  const int64_t drawn = args.seeded ? args.channels * args.block() : 1;
   Scratch memory(Scratch::bytes(drawn, sizeof(T)));
   PosteriorBlock<S> block{args, 0, 0, 0, memory.take<T>(drawn)};
   for (int64_t task = begin; task < end; ++task) {
@@ -255,7 +255,7 @@ SAVL_INLINE void for_posterior_blocks(const PosteriorArgs& args, int64_t begin, 
     block.count = smaller(PosteriorArgs::kBlock, args.pixels - block.first);
     for (int64_t c = 0; args.seeded && c < args.channels; ++c) {
       seeded_noise(args, (block.batch * args.channels + c) * args.pixels + block.first, block.count,
-                   block.drawn + c * PosteriorArgs::kBlock);
+                   block.drawn + c * args.block());
     }
     work(block);
   }

@@ -59,6 +59,7 @@ SAVL_INLINE Vec<float> lesser(Vec<float> a, Vec<float> b) { return _mm_min_ps(a,
 SAVL_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a, b); }
 SAVL_INLINE Vec<float> lesser(Vec<float> a, Vec<float> b) { return _mm256_min_ps(a, b); }
 #elif defined(__x86_64__) && !defined(SAVL_EMULATE_AVX512)
+// The form with a mask, all of it set: the plain one makes GCC warn of an uninitialised operand in its own header.
 SAVL_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return _mm512_maskz_max_ps(0xffff, a, b); }
 SAVL_INLINE Vec<float> lesser(Vec<float> a, Vec<float> b) { return _mm512_maskz_min_ps(0xffff, a, b); }
 #endif
@@ -190,7 +191,7 @@ SAVL_INLINE Vec<float> exponential(Vec<float> x) {
   return (parts.excess + parts.r + 1.0f) * parts.low * parts.high;
 }
 
-// 2^x for x <= 0, 0 where that is subnormal, and NaN for NaN.
+// 2^x for x <= 0, 0 from 2^-126.5 down, and NaN for NaN.
 SAVL_INLINE Vec<float> exp2_of_negative(Vec<float> x) {
   x = larger(broadcast(-127.0f), x);
   const Vec<float> shifted = x + kRounder;

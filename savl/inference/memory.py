@@ -82,8 +82,9 @@ def keep_freed_memory() -> bool:
     """Let this process keep the memory it frees instead of handing every large block back to the system.
 
     A network allocates large tensors of the same sizes over and over, and new pages from the system cost more than many
-    an operation on them: without this, half of the time of eager PyTorch on a large image is page faults. The most that
-    the process holds stays about the same. Not for a library to do to its users: `savl upscale` does it for itself.
+    an operation on them: without this, a third of the time of eager PyTorch on a large image is page faults. The most
+    that the process holds stays about the same. Not for a library to do to its users; `savl upscale` does it for
+    itself.
 
     Returns:
         Whether the C library is one that can be told (glibc).

@@ -213,6 +213,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.set_materialize_grads(False)
 
 
+def _sum(so_far: Tensor | None, term: Tensor) -> Tensor:
+    return term if so_far is None else so_far + term
+
+
 def _backward(
     ctx: Any,
     grad_sample: Tensor | None,
@@ -229,17 +233,19 @@ def _backward(
     pixels = variance.shape[1] * variance.shape[2]
     centred = variance - mean[:, None, None]
     scale = (var + ctx.severity_eps)[:, None, None]
-    total = torch.zeros_like(variance) if grad_variance is None else grad_variance
-    to_mean = torch.zeros_like(mean) if grad_mean is None else grad_mean
-    to_var = torch.zeros_like(var) if grad_var is None else grad_var
+    # What got no gradient adds nothing, not 0 times its value: where a variance is infinite, that would be NaN.
+    total, to_mean, to_var = grad_variance, grad_mean, grad_var
     if grad_severity is not None:
         severity = 1 - centred / scale
         inside = (severity >= 0) & (severity <= ctx.severity_max)
         slope = torch.where(inside, grad_severity, 0) / scale
-        total = total - slope
-        to_mean = to_mean + slope.sum(dim=(1, 2))
-        to_var = to_var + (slope * centred / scale).sum(dim=(1, 2))
-    total = total + (to_mean[:, None, None] + 2 * centred * to_var[:, None, None]) / pixels
+        total = _sum(total, -slope)
+        to_mean = _sum(to_mean, slope.sum(dim=(1, 2)))
+        to_var = _sum(to_var, (slope * centred / scale).sum(dim=(1, 2)))
+    if to_mean is not None:
+        total = _sum(total, (to_mean[:, None, None] / pixels).expand_as(variance))
+    if to_var is not None:
+        total = _sum(total, 2 * centred * to_var[:, None, None] / pixels)
     grad_mu, grad_logvar, grad_eps = torch.ops.savl.gaussian_posterior_backward(
         grad_sample, grad_kl, total, mu, logvar, eps, ctx.seed, ctx.offset, ctx.needs_input_grad[2]
     )
@@ -248,7 +254,7 @@ def _backward(
 
 
 library.define(
-    "gaussian_posterior(Tensor mu, Tensor logvar, Tensor? eps, int? seed, int offset, float severity_eps, "
+    "gaussian_posterior(Tensor mu, Tensor logvar, Tensor? eps, SymInt? seed, SymInt offset, float severity_eps, "
     "float severity_max) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_fake,
     backward=_backward,
@@ -256,6 +262,6 @@ library.define(
 )
 library.define(
     "gaussian_posterior_backward(Tensor? grad_sample, Tensor? grad_kl, Tensor? grad_variance, Tensor mu, "
-    "Tensor logvar, Tensor? eps, int? seed, int offset, bool wants_grad_eps) -> (Tensor, Tensor, Tensor)",
+    "Tensor logvar, Tensor? eps, SymInt? seed, SymInt offset, bool wants_grad_eps) -> (Tensor, Tensor, Tensor)",
     fake=_fake_backward,
 )

@@ -23,7 +23,10 @@ LIBRARY = torch.library.Library("savl", "DEF")
 
 
 def _load_extension() -> str | None:
-    """Load ``savl._C``; returns why its kernels cannot be used, or None."""
+    """Load ``savl._C``; returns why its kernels cannot be used, or None.
+
+    Loading registers whatever kernels it has; `savl.ops` does not call them where this gives a reason.
+    """
     try:
         extension = import_module("savl._C")
         facts = extension.build_facts()
@@ -47,8 +50,12 @@ EXTENSION_UNAVAILABLE = _load_extension()
 
 
 def has_kernel(op: str, key: str) -> bool:
-    """Whether a kernel of ``savl::op`` is registered for a dispatch key such as ``"CPU"``."""
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"savl::{op}", key))
+    """Whether kernels of ``savl::op`` and its backward are registered for a dispatch key such as ``"CPU"``."""
+    try:
+        names = (f"savl::{op}", f"savl::{op}_backward")
+        return all(torch._C._dispatch_has_kernel_for_dispatch_key(name, key) for name in names)
+    except RuntimeError:  # neither defined yet nor registered by the extension
+        return False
 
 
 def define(

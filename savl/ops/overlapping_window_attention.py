@@ -80,6 +80,7 @@ def overlapping_window_attention_reference(
 ) -> Tensor:
     """The definition of the truth, one tensor operation a term. Arguments as `overlapping_window_attention`."""
     batch, height, width, channels = q.shape
+    dtype = q.dtype
     heads = bias_table.shape[1]
     head_dim = channels // heads
 
@@ -100,7 +101,7 @@ def overlapping_window_attention_reference(
     attended = logits.softmax(dim=-1) @ v
 
     attended = attended.transpose(2, 3).reshape(batch, count, window * window, channels)
-    return merge_windows(attended, window, height, width)
+    return merge_windows(attended, window, height, width).to(dtype)  # autocast makes products bfloat16
 
 
 # The op that fused kernels implement

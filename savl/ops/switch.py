@@ -41,6 +41,10 @@ class KernelSettings:
     gaussian_posterior: Choice = False
     channel_modulation: Choice = False
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_choice(field.name, getattr(self, field.name))
+
     @classmethod
     def of(cls, enabled: Choice) -> KernelSettings:
         """The same choice for every op."""
@@ -109,7 +113,8 @@ def use_fused_kernels(enabled: bool | None = True, *, model: nn.Module | None = 
 
     Without fused kernels for a machine, a device or a dtype the eager reference serves silently; `kernel_report` tells.
     Results agree within twice the rounding error of the eager path (`savl kernels verify`). The fused ops have first
-    derivatives only.
+    derivatives only. Where activations are checkpointed, the backward pass computes them again and belongs into the
+    block too, or the setting to the model. Until a block is entered, its setting is the process's.
 
     Args:
         enabled: True for every op that a fused kernel can serve, False for the eager reference everywhere. None, with
@@ -146,13 +151,17 @@ class FusedKernels:
 
     def __init__(self, settings: KernelSettings | None, model: nn.Module | None) -> None:
         self._settings = settings
-        self._outer: list[KernelSettings | None] = []
         self._modules: list[tuple[nn.Module, KernelSettings | None]] = []
         if model is None:
             assert settings is not None
             _process.push(self, settings)
             return
-        found = [module for module in model.modules() if hasattr(module, "kernels")]
+        unset = object()
+        found = [
+            module
+            for module in model.modules()
+            if isinstance(vars(module).get("kernels", unset), KernelSettings | None)
+        ]
         if not found:
             raise ValueError(f"model must have savl blocks in it, {type(model).__name__} has none")
         with _lock:
@@ -163,7 +172,8 @@ class FusedKernels:
     def __enter__(self) -> FusedKernels:
         if not self._modules:
             _process.remove(self)  # the call made it for all threads, a block is this thread's own
-            self._outer.append(getattr(_thread, "settings", None))
+            # On the thread, not on the object, which threads may share.
+            _thread.outer = [*getattr(_thread, "outer", []), getattr(_thread, "settings", None)]
             _thread.settings = self._settings
         return self
 
@@ -175,7 +185,7 @@ class FusedKernels:
                 for module, settings in self._modules:
                     module.kernels = settings  # type: ignore[assignment]
         else:
-            _thread.settings = self._outer.pop()
+            _thread.settings = _thread.outer.pop()
 
 
 class _Process:
@@ -237,15 +247,18 @@ def _refusal(tensor: Tensor) -> str | None:
 
 
 def _checked(enabled: bool, per_op: dict[str, Choice]) -> KernelSettings:
-    for op, choice in per_op.items():
+    for op in per_op:
         if op not in OPS:
             raise ValueError(f"no such op: {op!r}; there are {', '.join(OPS)}")
-        if not isinstance(choice, bool | str):
-            raise TypeError(f"{op} must be True, False or a backend's name, got {choice!r}")
-        if isinstance(choice, str) and choice not in (EAGER, *BACKENDS[op]):
-            raise ValueError(f"{op} has no backend {choice!r}; it has {', '.join((EAGER, *BACKENDS[op]))}")
     changes: dict[str, Any] = per_op
     return replace(KernelSettings.of(enabled), **changes)
+
+
+def _check_choice(op: str, choice: object) -> None:
+    if not isinstance(choice, bool | str):
+        raise TypeError(f"{op} must be True, False or a backend's name, got {choice!r}")
+    if isinstance(choice, str) and choice not in (EAGER, *BACKENDS[op]):
+        raise ValueError(f"{op} has no backend {choice!r}; it has {', '.join((EAGER, *BACKENDS[op]))}")
 
 
 _lock = threading.Lock()

@@ -82,6 +82,7 @@ def window_attention_reference(
 ) -> Tensor:
     """The definition of the truth, one tensor operation a term. Arguments as `window_attention`."""
     batch, height, width, channels3 = qkv.shape
+    dtype = qkv.dtype
     heads = bias_table.shape[1]
     head_dim = channels3 // 3 // heads
 
@@ -107,7 +108,7 @@ def window_attention_reference(
     out = merge_windows(attended, window, height, width)
     if shift:
         out = torch.roll(out, shifts=(shift, shift), dims=(1, 2))
-    return out
+    return out.to(dtype)  # autocast makes products bfloat16
 
 
 # The op that fused kernels implement

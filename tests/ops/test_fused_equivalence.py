@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from savl.ops import KernelSettings, overlapping_window_attention, window_attention
 from savl.ops.equivalence import (
     Case,
     channel_modulation_case,
@@ -229,3 +230,14 @@ def test_any_overlapping_attention_is_as_right_as_eager(
 @settings(max_examples=20)
 def test_any_posterior_is_as_right_as_eager(dtype: torch.dtype, assert_within_budget: Check, **settings: Any) -> None:
     assert_within_budget(lambda seed: gaussian_posterior_case(dtype, seed=seed, **settings))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "eager"])
+def test_under_autocast_the_output_keeps_the_dtype_of_its_input(extension: Any, backend: str) -> None:
+    kernels = KernelSettings.of(backend)
+    qkv, table = torch.randn(1, 4, 4, 24), torch.zeros(49, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert window_attention(qkv, table, window=4, kernels=kernels).dtype == torch.float32
+        q, kv = qkv.split((8, 16), dim=-1)
+        overlapping = overlapping_window_attention(q, kv, table, window=4, key_window=4, kernels=kernels)
+        assert overlapping.dtype == torch.float32

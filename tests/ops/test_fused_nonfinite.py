@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from savl.ops import KernelSettings, gaussian_posterior
 from savl.ops.equivalence import (
     Case,
     channel_modulation_case,
@@ -142,3 +143,14 @@ def test_everything_spoilt_is_spoilt(dtype: torch.dtype) -> None:
             if tensor is not None:
                 arguments = {**case.arguments, name: torch.full_like(tensor, math.nan)}
                 assert_spoilt_alike(dataclasses.replace(case, arguments=arguments), f"nothing but NaN in {name}")
+
+
+def test_a_variance_that_overflows_spoils_the_gradient_of_its_own_pixel_alone(extension: Any) -> None:
+    gradients = []
+    for backend in ("cpp", "eager"):
+        logvar = torch.tensor([89.0, 0.0, 0.0, 0.0]).view(1, 1, 1, 4).requires_grad_()
+        posterior = gaussian_posterior(torch.zeros_like(logvar), logvar, seed=1, kernels=KernelSettings.of(backend))
+        (posterior.sample.sum() + posterior.kl.sum()).backward()
+        gradients.append(logvar.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert int(torch.isfinite(gradients[0]).sum()) == 3

@@ -198,3 +198,22 @@ def test_settings_that_are_passed_are_heeded_by_a_compiled_function() -> None:
     )
     assert "savl::window_attention" in ops_run_by(compiled, KernelSettings.of("cpp"))
     assert "savl::window_attention" not in ops_run_by(compiled, KernelSettings.of("eager"))
+
+
+def test_seeds_do_not_make_a_compiled_graph_each(extension: Any) -> None:
+    torch._dynamo.reset()
+    graphs = 0
+
+    def count(graph: Any, inputs: Any) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    def sample(mu: torch.Tensor, seed: int) -> torch.Tensor:
+        return gaussian_posterior(mu, mu, seed=seed, kernels=KernelSettings.of("cpp")).sample
+
+    compiled = torch.compile(sample, fullgraph=True, backend=count)
+    mu = torch.randn(1, 3, 4, 5)
+    for seed in range(12):
+        assert torch.equal(compiled(mu, seed), sample(mu, seed)), seed
+    assert graphs <= 3, f"{graphs} graphs for 12 seeds"

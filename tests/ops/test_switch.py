@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -306,3 +308,53 @@ def test_a_bad_argument_is_named_and_nothing_is_switched(
     missing = [fragment for fragment in fragments if fragment not in str(caught.value)]
     assert not missing, f"the message lacks {missing}: {caught.value}"
     assert current_settings() == OFF
+
+
+def test_threads_may_share_one_block_object(extension: Any) -> None:
+    shared = use_fused_kernels(True)
+    inside, leave = threading.Event(), threading.Event()
+    seen: list[KernelSettings] = []
+
+    def other() -> None:
+        with shared:
+            inside.set()
+            leave.wait(timeout=10)
+        seen.append(current_settings())
+
+    thread = threading.Thread(target=other)
+    with use_fused_kernels(False):
+        with shared:
+            thread.start()
+            inside.wait(timeout=10)
+        assert current_settings() == KernelSettings.of(False), "this thread took the other's outer setting"
+        leave.set()
+        thread.join()
+    assert seen == [OFF], "the other thread was left with this one's outer setting"
+
+
+def test_an_attribute_that_only_has_the_name_is_left_alone() -> None:
+    foreign = torch.nn.Linear(2, 2)
+    foreign.kernels = [3, 5, 7]  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="Linear has none"):
+        use_fused_kernels(True, model=foreign)
+    assert foreign.kernels == [3, 5, 7]
+
+
+def test_settings_of_a_backend_that_is_not_there_cannot_be_made() -> None:
+    with pytest.raises(ValueError, match="no backend 'tritn'"):
+        KernelSettings.of("tritn")
+
+
+def test_an_extension_without_the_kernels_is_told_and_not_used() -> None:
+    code = """
+import sys, types, importlib.metadata
+stub = types.ModuleType("savl._C")
+stub.build_facts = lambda: {"version": importlib.metadata.version("savl")}
+stub.kernel_instruction_sets = lambda: ["portable"]
+sys.modules["savl._C"] = stub
+import savl
+print(savl.kernel_report())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("it is older than this package") == 4
