@@ -35,12 +35,11 @@ SAVL_INLINE const S* pixel_of(const Image& image, const Window& window, int64_t 
          column * image.column_stride + window.head * head_dim;
 }
 
-// The next row of the image is too far away for the processor to see it coming. Addresses outside are harmless.
+// The next row of the image is too far away for the processor to see it coming.
 template <typename S>
 SAVL_INLINE void prefetch_row_below(const Image& image, const S* pixel, int64_t head_dim) {
-  const uintptr_t below = reinterpret_cast<uintptr_t>(pixel) + image.row_stride * sizeof(S);
-  __builtin_prefetch(reinterpret_cast<const void*>(below));
-  __builtin_prefetch(reinterpret_cast<const void*>(below + (head_dim - 1) * sizeof(S)));
+  prefetch_after(pixel, image.row_stride);
+  prefetch_after(pixel, image.row_stride + head_dim - 1);
 }
 
 // Everything that depends on shape alone.

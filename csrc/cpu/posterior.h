@@ -94,6 +94,7 @@ struct PosteriorBlock {
   S* output(const Field& field, int64_t channel, int64_t pixel) const {
     return field.data == nullptr ? nullptr : const_cast<S*>(input(field, channel, pixel));
   }
+  int64_t line_step(const Field& field) const { return args.planar ? field.channel_stride : field.pixel_stride; }
   template <NoiseSource kSource>
   NoiseLine<S, kSource> noise(int64_t channel, int64_t pixel) const {
     if constexpr (kSource == NoiseSource::kNone) return {};
@@ -113,6 +114,10 @@ SAVL_INLINE void posterior_line(const PosteriorBlock<S>& block, int64_t channel,
   S* sample_line = block.output(block.args.sample, channel, pixel);
   const auto noise = block.template noise<kSource>(channel, pixel);
   for_vectors<T>(count, [&](int64_t i, int64_t lanes) SAVL_ALWAYS_INLINE {
+    // The next line begins on another page, where the processor does not look ahead by itself.
+    prefetch_after(mu_line + i, block.line_step(block.args.mu));
+    prefetch_after(logvar_line + i, block.line_step(block.args.logvar));
+    if constexpr (kSource == NoiseSource::kGiven) prefetch_after(noise.eps + i, block.line_step(block.args.eps));
     const Vec<T> mu = load_some(mu_line + i, lanes);
     const PosteriorTerms<T> terms = posterior_terms(load_some(logvar_line + i, lanes));
     if constexpr (kSource != NoiseSource::kNone) {

@@ -246,6 +246,12 @@ SAVL_INLINE void for_vectors(int64_t count, const Work& work) {
   if (i < count) work(i, count - i);
 }
 
+// Asks for what lies `step` elements further. Addresses outside are harmless.
+template <typename S>
+SAVL_INLINE void prefetch_after(const S* from, int64_t step) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + step * sizeof(S)));
+}
+
 // Aligned scratch of one thread, cut into arrays by `take`.
 class Scratch {
  public:
