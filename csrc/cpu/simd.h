@@ -186,11 +186,6 @@ SAVL_INLINE ExponentParts<float> exponent_parts(Vec<float> x) {
   return {r, exponent_polynomial(r) * r * r, low, high};
 }
 
-SAVL_INLINE Vec<float> exponential(Vec<float> x) {
-  const ExponentParts<float> parts = exponent_parts(x);
-  return (parts.excess + parts.r + 1.0f) * parts.low * parts.high;
-}
-
 // 2^x for x <= 0, 0 from 2^-126.5 down, and NaN for NaN.
 SAVL_INLINE Vec<float> exp2_of_negative(Vec<float> x) {
   x = larger(broadcast(-127.0f), x);
