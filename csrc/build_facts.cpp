@@ -51,11 +51,6 @@ BuildFacts build_facts() {
   facts.cxx_standard = cxx_standard();
   facts.stable_abi = stable_abi();
   facts.torch = TORCH_VERSION;
-#if defined(SAVL_WITH_CUDA)
-  facts.cuda = true;
-#else
-  facts.cuda = false;
-#endif
   return facts;
 }
 

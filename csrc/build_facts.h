@@ -11,7 +11,6 @@ struct BuildFacts {
   long cxx_standard;       // the value of __cplusplus, e.g. 202002
   std::string stable_abi;  // oldest torch release whose stable ABI is enough, e.g. "2.10"
   std::string torch;       // release whose headers were compiled, e.g. "2.13.0"
-  bool cuda;               // whether this library itself holds CUDA code
 };
 
 BuildFacts build_facts();

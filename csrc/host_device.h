@@ -8,3 +8,12 @@
 #else
 #define SAVL_HOST_DEVICE inline
 #endif
+
+// Before a loop whose trip count is known: what it indexes can then live in registers.
+#if defined(__CUDACC__)
+#define SAVL_UNROLL _Pragma("unroll")
+#define SAVL_NO_UNROLL _Pragma("unroll 1")
+#else
+#define SAVL_UNROLL
+#define SAVL_NO_UNROLL
+#endif

@@ -19,7 +19,6 @@ py::dict build_facts() {
   result["cxx_standard"] = facts.cxx_standard;
   result["stable_abi"] = facts.stable_abi;
   result["torch"] = facts.torch;
-  result["cuda"] = facts.cuda;
   result["instruction_sets"] = py::tuple(py::cast(savl::cpu::instruction_sets()));
   result["kernel_instruction_set"] = savl::cpu::kernels().instruction_set;
   return result;

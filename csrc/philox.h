@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "host_device.h"
 
@@ -30,19 +31,91 @@ SAVL_HOST_DEVICE PhiloxWords philox_4x32(uint64_t counter, uint64_t seed) {
   return {{w0, w1, w2, w3}};
 }
 
-// Strictly inside (0, 1), so that the logarithm below is finite.
-SAVL_HOST_DEVICE double uniform_from(uint32_t word) { return (word + 0.5) * 0x1p-32; }
+template <typename To, typename From>
+SAVL_HOST_DEVICE To same_bits(From value) {
+  static_assert(sizeof(To) == sizeof(From));
+  To result;
+  memcpy(&result, &value, sizeof(result));
+  return result;
+}
 
-// Four normals of one counter. In double: every backend rounds the same number to float, but where the last bits of two
-// logarithms or cosines lie on both sides of a rounding, about once in 10^8 numbers.
+// Logarithm, sine and cosine are spelt out, for these arguments only, so that every device computes the same. They are
+// off by one or two units in the last place of a double; the polynomials are minimax.
+
+// log(u) for a normal u: u = 2^n m with m in [sqrt(1/2), sqrt(2)), and log(m) = 2 atanh((m - 1) / (m + 1)).
+SAVL_HOST_DEVICE double log_of_uniform(double u) {
+  constexpr uint64_t kOne = 0x3ff0000000000000, kRootHalf = 0x3fe6a09e00000000;
+  const uint64_t shifted = same_bits<uint64_t>(u) + (kOne - kRootHalf);
+  const double n = static_cast<double>(static_cast<int>(shifted >> 52) - 0x3ff);
+  const double f = same_bits<double>((shifted & 0x000fffffffffffff) + kRootHalf) - 1.0;
+  const double s = f / (2.0 + f);
+  const double z = s * s;
+  double p = z * 0.1461644968504386 + 0.15331721600555998;
+  p = p * z + 0.18182889125261723;
+  p = p * z + 0.2222221113479508;
+  p = p * z + 0.28571428625975487;
+  p = p * z + 0.39999999999899505;
+  p = p * z + 0.666666666666667;
+  // ln 2 in two parts: n times the first is exact.
+  return n * 6.93147180369123816490e-01 + (2.0 * s + (s * z * p + n * 1.90821492927058770002e-10));
+}
+
+struct SineCosine {
+  double sine, cosine;
+};
+
+// Of 2 pi (word + 1/2) / 2^32. The nearest quarter of the turn is taken out while the angle is still a whole number.
+SAVL_HOST_DEVICE SineCosine sine_cosine_of_turn(uint32_t word) {
+  const uint32_t quarter = (word + 0x20000000u) >> 30;
+  const double rest = static_cast<int32_t>(word - (quarter << 30)) + 0.5;
+  const double x = rest * (6.283185307179586477 * 0x1p-32);  // |x| <= pi / 4
+  const double z = x * x;
+  double p = z * 1.5918129294866605e-10 - 2.5051131845003624e-08;
+  p = p * z + 2.755731610255244e-06;
+  p = p * z - 1.9841269836758574e-04;
+  p = p * z + 8.333333333330948e-03;
+  p = p * z - 1.6666666666666666e-01;
+  const double sine = x + x * z * p;
+  double q = z * -1.1382632425521717e-11 + 2.08761462684032e-09;
+  q = q * z - 2.7557317271729793e-07;
+  q = q * z + 2.480158729876569e-05;
+  q = q * z - 1.3888888888887398e-03;
+  q = q * z + 4.1666666666666664e-02;
+  const double cosine = 1.0 - (0.5 * z - z * z * q);
+  const bool swapped = (quarter & 1) != 0;
+  const double first = swapped ? cosine : sine, second = swapped ? sine : cosine;
+  return {quarter >= 2 ? -first : first, quarter == 1 || quarter == 2 ? -second : second};
+}
+
+struct NormalPair {
+  float first, second;
+};
+
+// Two normals of two words (Box and Muller). In double: every backend rounds the same number to float, but where the
+// last bits of two results lie on both sides of a rounding, about once in 10^7 numbers.
+SAVL_HOST_DEVICE NormalPair normal_pair(uint32_t radius_word, uint32_t angle_word) {
+  // (word + 1/2) / 2^32 lies strictly inside (0, 1): the logarithm is finite.
+  const double radius = sqrt(-2.0 * log_of_uniform((radius_word + 0.5) * 0x1p-32));
+  const SineCosine angle = sine_cosine_of_turn(angle_word);
+  return {static_cast<float>(radius * angle.cosine), static_cast<float>(radius * angle.sine)};
+}
+
+// The four normals of one counter.
 SAVL_HOST_DEVICE void standard_normals(uint64_t counter, uint64_t seed, float normals[4]) {
   const PhiloxWords words = philox_4x32(counter, seed);
   for (int pair = 0; pair < 2; ++pair) {
-    const double radius = sqrt(-2.0 * log(uniform_from(words.word[2 * pair])));
-    const double angle = 2.0 * 3.14159265358979323846 * uniform_from(words.word[2 * pair + 1]);
-    normals[2 * pair] = static_cast<float>(radius * cos(angle));
-    normals[2 * pair + 1] = static_cast<float>(radius * sin(angle));
+    const NormalPair two = normal_pair(words.word[2 * pair], words.word[2 * pair + 1]);
+    normals[2 * pair] = two.first;
+    normals[2 * pair + 1] = two.second;
   }
+}
+
+// Number `element` of the stream that begins at counter `offset`.
+SAVL_HOST_DEVICE float standard_normal(uint64_t element, uint64_t offset, uint64_t seed) {
+  const PhiloxWords words = philox_4x32(offset + element / 4, seed);
+  const bool later = (element & 2) != 0;
+  const NormalPair two = normal_pair(later ? words.word[2] : words.word[0], later ? words.word[3] : words.word[1]);
+  return (element & 1) != 0 ? two.second : two.first;
 }
 
 }  // namespace savl

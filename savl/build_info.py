@@ -1,4 +1,4 @@
-"""How this installation of savl was built: the C++ extension's facts, or why there is no extension."""
+"""How this installation of savl was built: the facts of the C++ extension and of the CUDA library."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any, TypedDict
 import torch
 
 import savl
+from savl.cuda_facts import cuda_facts
 
 
 class BuildInfo(TypedDict):
-    """What `build_info` returns. Everything about the extension is None (or empty) where it is not loaded."""
+    """What `build_info` returns. What is not there has None (or nothing) for its facts."""
 
     version: str
     """Version of the installed package."""
@@ -32,7 +33,15 @@ class BuildInfo(TypedDict):
     built_against_torch: str | None
     """Torch release whose headers it was compiled with. It need not be the one that is running."""
     cuda: bool
-    """Whether the extension was built with CUDA."""
+    """Whether the CUDA library was built. What keeps it from being used is in ``savl.kernel_report()``."""
+    cuda_version: str | None
+    """Version of savl whose sources the CUDA library was compiled from."""
+    cuda_architectures: tuple[str, ...]
+    """Compute capabilities it has code for, such as ``"90"``; drivers compile ``"80+PTX"`` for newer ones too."""
+    cuda_compiler: str | None
+    """What compiled it, such as ``"nvcc 13.0.88"``."""
+    cuda_stable_abi: str | None
+    """Oldest torch release that can load it."""
     instruction_sets: tuple[str, ...]
     """Those this processor has, of the ones the kernels care about: ``"avx2"``, ``"neon"`` and so on."""
     kernel_instruction_set: str | None
@@ -47,6 +56,7 @@ def build_info() -> BuildInfo:
         ``reason``.
     """
     facts, reason = _extension_facts()
+    cuda = cuda_facts()
     return BuildInfo(
         version=savl.__version__,
         torch=str(torch.__version__),
@@ -57,7 +67,11 @@ def build_info() -> BuildInfo:
         cxx_standard=facts.get("cxx_standard"),
         stable_abi=facts.get("stable_abi"),
         built_against_torch=facts.get("torch"),
-        cuda=facts.get("cuda", False),
+        cuda=cuda is not None,
+        cuda_version=None if cuda is None else cuda["version"],
+        cuda_architectures=() if cuda is None else tuple(cuda["architectures"]),
+        cuda_compiler=None if cuda is None else cuda["compiler"],
+        cuda_stable_abi=None if cuda is None else cuda["stable_abi"],
         instruction_sets=facts.get("instruction_sets", ()),
         kernel_instruction_set=facts.get("kernel_instruction_set"),
     )

@@ -22,6 +22,8 @@ import torch
 
 import savl
 from savl.build_info import BuildInfo, build_info
+from savl.cuda_facts import LIBRARY
+from savl.ops import library
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,7 +76,32 @@ def test_facts_of_the_extension_are_consistent(extension: ModuleType) -> None:
     assert info["cxx_standard"] >= 202002
     assert info["stable_abi"] == "2.10"
     assert re.match(r"2\.\d+\.\d+", info["built_against_torch"] or "")
+
+
+def test_facts_of_the_cuda_library_are_read_off_the_file() -> None:
+    info = build_info()
+    assert info["cuda"] == Path(savl.__file__).with_name("_cuda.so").exists()
+    if not info["cuda"]:
+        pytest.skip("savl was installed without its CUDA library")
+    assert info["cuda_version"] == savl.__version__, "the CUDA library is old: install savl again"
+    assert re.fullmatch(r"nvcc \d+\.\d+\.\d+", info["cuda_compiler"] or "")
+    assert info["cuda_stable_abi"] == "2.10"
+    assert info["cuda_architectures"]
+    assert all(re.fullmatch(r"\d{2,3}(\+PTX)?", each) for each in info["cuda_architectures"])
+
+
+@pytest.mark.parametrize("content", [b"", b"no facts", b"savl_cuda_facts={not json\0", None], ids=repr)
+def test_a_file_without_facts_is_no_cuda_library(
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "_cuda.so"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setattr(importlib.import_module("savl.cuda_facts"), "LIBRARY", file)
+    info = build_info()
     assert info["cuda"] is False
+    assert info["cuda_architectures"] == ()
+    assert info["cuda_compiler"] is None
 
 
 def test_instruction_sets_are_those_torch_sees(extension: ModuleType) -> None:
@@ -86,23 +113,63 @@ def test_instruction_sets_are_those_torch_sees(extension: ModuleType) -> None:
         assert {"avx2", "fma"} <= set(found)
 
 
-def test_extension_uses_no_symbol_of_torch_outside_the_stable_shim(extension: ModuleType) -> None:
+def cuda_library() -> Path:
+    """The CUDA library; the test is skipped where savl was installed without it."""
+    if not LIBRARY.exists():
+        pytest.skip("savl was installed without its CUDA library")
+    return LIBRARY
+
+
+@pytest.mark.parametrize("which", ["extension", "cuda"])
+def test_no_library_uses_a_symbol_of_torch_outside_the_stable_shim(which: str, request: pytest.FixtureRequest) -> None:
     nm = shutil.which("nm")
     if nm is None or sys.platform != "linux":
         pytest.skip("nm lists the symbols on Linux only")
-    listing = subprocess.run(
-        [nm, "-D", "--undefined-only", str(extension.__file__)], capture_output=True, text=True, check=True
-    )
+    file = cuda_library() if which == "cuda" else request.getfixturevalue("extension").__file__
+    listing = subprocess.run([nm, "-D", "--undefined-only", str(file)], capture_output=True, text=True, check=True)
     symbols = [line.split()[-1] for line in listing.stdout.splitlines()]
+    assert any(name.startswith("aoti_torch_") for name in symbols), "the search finds too little"
     # The shim is C; a C++ name begins with its namespace: _ZN5torch..., _ZNK3c10..., _ZTVN2at...
     unstable = [name for name in symbols if re.match(r"_Z(T[ISV])?N[VK]*(5torch|3c10|2at)\d", name)]
     assert not unstable, f"these bind the extension to one release of torch: {unstable}"
 
 
-def test_the_extension_serves_another_release_of_torch(extension: ModuleType, tmp_path: Path) -> None:
+def run_elsewhere(code: str, folder: Path) -> str:
+    """Run a program with this savl in an interpreter that has another torch, and return what it prints."""
     python = os.environ.get("SAVL_TEST_OTHER_PYTHON")
     if not python:
         pytest.skip("SAVL_TEST_OTHER_PYTHON names no interpreter with another torch (docs/environment.md)")
+    done = subprocess.run(
+        [python, "-c", code],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_cuda_library_registers_its_kernels_in_a_torch_with_cuda(tmp_path: Path) -> None:
+    file = cuda_library()
+    code = f"""
+import torch
+from savl.ops import library
+if torch.version.cuda is not None:
+    torch.ops.load_library({str(file)!r})
+    ops = "gaussian_posterior", "channel_modulation"
+    assert all(library.has_kernel(op, "CUDA") for op in ops), "no kernel"
+    reason = library.CUDA_UNAVAILABLE
+    assert (reason is None) == torch.cuda.is_available(), reason
+print(torch.version.cuda)
+"""
+    if run_elsewhere(code, tmp_path) == "None":
+        pytest.skip("SAVL_TEST_OTHER_PYTHON names an interpreter whose torch has no CUDA")
+
+
+def test_the_extension_serves_another_release_of_torch(extension: ModuleType, tmp_path: Path) -> None:
     code = """
 import torch
 from savl.ops.equivalence import verify
@@ -111,17 +178,7 @@ off = [verdict for op in OPS for verdict in verify(op, "cpp") if not verdict.wor
 assert not off, off
 print(torch.__version__)
 """
-    done = subprocess.run(
-        [python, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() != torch.__version__, "the other interpreter has the same torch: nothing was shown"
+    assert run_elsewhere(code, tmp_path) != torch.__version__, "the other interpreter has the same torch"
 
 
 # The sources
@@ -224,6 +281,11 @@ def setup_arguments(monkeypatch: pytest.MonkeyPatch, **environment: str) -> dict
     return arguments
 
 
+def nvcc() -> dict[str, Any]:
+    """What csrc/cuda/nvcc.py defines."""
+    return runpy.run_path(str(ROOT / "csrc/cuda/nvcc.py"), run_name="nvcc")
+
+
 def test_setup_maps_kernels_to_savl_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = setup_arguments(monkeypatch, SAVL_NO_EXTENSION="1")
     assert arguments["package_dir"]["savl.kernels"] == "kernels"
@@ -247,6 +309,197 @@ def test_extension_targets_the_stable_abi_and_links_only_libtorch_cpu(
     assert ("TORCH_TARGET_VERSION", "0x020a000000000000") in module.define_macros
     assert module.libraries == ["torch_cpu"]
     assert module.optional
+
+
+# The CUDA library
+
+
+class CudaBuild:
+    """The build command of setup.py, up to where it builds the CUDA library."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, **environment: str) -> None:
+        arguments = setup_arguments(monkeypatch, SAVL_NO_EXTENSION="0", **environment)
+        self.command = arguments["cmdclass"]["build_ext"](setuptools.Distribution({"name": "savl", "version": "1.2.3"}))
+        self.command.build_lib, self.command.build_temp = str(folder / "lib"), str(folder / "temp")
+        self.library = folder / "lib/savl/_cuda.so"
+        self.library.parent.mkdir(parents=True)
+        self.library.write_text("from an earlier build")
+
+    def run(self) -> None:
+        self.command.build_cuda()
+
+
+def toolkit_of_sorts(folder: Path, compiles: str) -> str:
+    """A CUDA_HOME whose nvcc says who it is and then does what it is told."""
+    script = folder / "cuda/bin/nvcc"
+    script.parent.mkdir(parents=True)
+    script.write_text(f"""#!/bin/sh
+case "$*" in
+--version) echo "Cuda compilation tools, release 12.4, V12.4.131" ;;
+--list-gpu-arch) printf 'compute_75\\ncompute_80\\ncompute_90\\n' ;;
+*) {compiles} ;;
+esac
+""")
+    script.chmod(0o755)
+    return str(folder / "cuda")
+
+
+def test_without_nvcc_the_build_warns_and_leaves_nothing_old(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pybind11")
+    build = CudaBuild(monkeypatch, tmp_path)
+    monkeypatch.setattr(shutil, "which", lambda *given, **more: None)
+    build.run()
+    assert "WITHOUT its CUDA kernels: no nvcc found" in capsys.readouterr().err
+    assert not build.library.exists()
+
+
+def test_an_nvcc_that_fails_is_a_warning_with_what_it_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pybind11")
+    home = toolkit_of_sorts(tmp_path, "echo 'unsupported GNU version' >&2; exit 1")
+    build = CudaBuild(monkeypatch, tmp_path, CUDA_HOME=home)
+    build.run()
+    said = capsys.readouterr().err
+    assert "WITHOUT its CUDA kernels" in said
+    assert "unsupported GNU version" in said
+    assert not build.library.exists()
+
+
+def test_no_cuda_library_is_built_when_told_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pybind11")
+    build = CudaBuild(monkeypatch, tmp_path, CUDA_HOME=toolkit_of_sorts(tmp_path, "exit 1"), SAVL_NO_CUDA="1")
+    build.run()
+    assert "SAVL_NO_CUDA is set" in capsys.readouterr().err
+    assert not build.library.exists()
+
+
+def test_an_architecture_that_the_toolkit_does_not_know_is_left_out_or_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", toolkit_of_sorts(tmp_path, "exit 1"))
+    toolkit = nvcc()["Toolkit"].find()
+    assert toolkit.version == "12.4.131"
+    assert toolkit.runtime == 12040
+    assert [str(each) for each in toolkit.architectures()] == ["80+PTX", "90"]
+    assert [str(each) for each in toolkit.architectures("90")] == ["90"]
+    with pytest.raises(ValueError, match=r"SAVL_CUDA_ARCHS must name .*\(80, 90\), got '90;120': not 120"):
+        toolkit.architectures("90;120")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90", ["90"]),
+        ("9.0", ["90"]),
+        ("80;90+PTX", ["80+PTX", "90"]),
+        (" 12.0, 8.6 90+ptx ", ["86+PTX", "90", "120"]),
+        ("90;90", ["90"]),
+    ],
+)
+def test_architectures_are_read(text: str, expected: list[str]) -> None:
+    assert [str(each) for each in nvcc()["parse_architectures"](text)] == expected
+
+
+@pytest.mark.parametrize("text", ["hopper", "sm_90", "90a", "75", "9", "90;;x", "90+SASS", ";"])
+def test_other_architectures_are_an_error_that_names_the_variable(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pybind11")
+    with pytest.raises(ValueError, match=rf"SAVL_CUDA_ARCHS must be .*'80;90\+PTX', got {re.escape(repr(text))}"):
+        setup_arguments(monkeypatch, SAVL_NO_EXTENSION="0", SAVL_CUDA_ARCHS=text)
+
+
+def test_machine_code_for_every_gpu_is_made_from_the_lowest_ptx() -> None:
+    functions = nvcc()
+    flag = functions["gencode"](functions["parse_architectures"]("80+PTX;90"))
+    assert flag == "-gencode=arch=compute_80,code=[compute_80,sm_80,sm_90]"
+
+
+# Whether the CUDA library can be used
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "served"),
+    [
+        ((9, 0), ["80", "90"], True),
+        ((8, 7), ["86"], True),  # machine code serves its major version from its minor on
+        ((8, 0), ["86"], False),
+        ((10, 0), ["80", "90"], False),
+        ((11, 0), ["80+PTX", "90"], True),  # a driver compiles PTX for what is newer
+        ((7, 5), ["80+PTX"], False),
+    ],
+)
+def test_a_gpu_is_served_by_its_own_code_or_older_ptx(
+    capability: tuple[int, int], architectures: list[str], served: bool
+) -> None:
+    reason = library._code_missing(*capability, architectures)
+    assert (reason is None) == served
+    assert served or f"{capability[0]}.{capability[1]}" in (reason or "")
+
+
+FACTS: dict[str, Any] = {
+    "version": savl.__version__,
+    "stable_abi": "2.10",
+    "architectures": ["90"],
+    "compiler": "nvcc 13.0.88",
+    "runtime": 13000,
+}
+
+
+@pytest.fixture
+def cuda_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """A torch with CUDA, a GPU, a library and a driver; a test spoils one of them."""
+    world: dict[str, Any] = {"gpu": True, "facts": FACTS, "driver": 13000, "loaded": []}
+    (tmp_path / "_cuda.so").touch()
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(library, "CUDA_LIBRARY", tmp_path / "_cuda.so")
+    monkeypatch.setattr(library, "_gpu_found", lambda: world["gpu"])
+    monkeypatch.setattr(library, "cuda_facts", lambda: world["facts"])
+    monkeypatch.setattr(library, "_driver_version", lambda: world["driver"])
+    monkeypatch.setattr(torch.ops, "load_library", world["loaded"].append)
+    return world
+
+
+def test_where_nothing_is_wrong_the_cuda_library_is_loaded(cuda_world: dict[str, Any]) -> None:
+    assert library._load_cuda() is None
+    assert cuda_world["loaded"] == [str(library.CUDA_LIBRARY)]
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "reason"),
+    [
+        ({"gpu": False}, "no CUDA GPU"),
+        ({"facts": None}, "of no known version"),
+        ({"facts": {**FACTS, "version": "0.0.9"}}, "of version 0.0.9, savl of"),
+        ({"driver": 12080}, "the driver supports CUDA 12.8, the CUDA library was built with 13.0"),
+    ],
+)
+def test_what_keeps_the_cuda_library_from_being_used_is_told_and_it_is_not_loaded(
+    spoilt: dict[str, Any], reason: str, cuda_world: dict[str, Any]
+) -> None:
+    cuda_world.update(spoilt)
+    assert reason in (library._load_cuda() or "")
+    assert not cuda_world["loaded"]
+
+
+def test_a_missing_or_broken_cuda_library_is_told(cuda_world: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: str) -> None:
+        raise OSError("undefined symbol: torch_new_thing")
+
+    monkeypatch.setattr(torch.ops, "load_library", fail)
+    assert "does not load (OSError: undefined symbol: torch_new_thing)" in (library._load_cuda() or "")
+    library.CUDA_LIBRARY.unlink()
+    assert "without its CUDA library" in (library._load_cuda() or "")
+
+
+def test_a_torch_without_cuda_is_told_first() -> None:
+    if torch.version.cuda is None:
+        assert "built without CUDA" in (library.CUDA_UNAVAILABLE or "")
+    else:
+        assert (library.CUDA_UNAVAILABLE is None) <= torch.cuda.is_available()
 
 
 def test_sanitizers_are_compiled_in_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,25 +7,6 @@ namespace {
 const char* const kOp = "savl::channel_modulation";
 constexpr int64_t kGrain = 1 << 14;  // elements that are worth a thread
 
-// (B, H, W, C) as rows of C contiguous channels, one row stride for all: the tensor itself, or a copy.
-Tensor as_rows(const Tensor& tensor) {
-  bool even = tensor.size(3) == 1 || tensor.stride(3) == 1;
-  std::optional<int64_t> expected;  // where the next dimension outwards should step to; 0 for an expanded tensor
-  for (int64_t dim = 2; dim >= 0; --dim) {
-    if (tensor.size(dim) == 1) continue;
-    even = even && (!expected.has_value() || tensor.stride(dim) == *expected);
-    expected = tensor.stride(dim) * tensor.size(dim);
-  }
-  return even ? tensor : torch::stable::contiguous(tensor);
-}
-
-int64_t row_stride(const Tensor& rows) {
-  for (int64_t dim = 2; dim >= 0; --dim) {
-    if (rows.size(dim) != 1) return rows.stride(dim);
-  }
-  return rows.size(3);
-}
-
 void check_like(const Tensor& tensor, const Tensor& attended, bool float_too) {
   STD_TORCH_CHECK(tensor.is_cpu() && tensor.dim() == 4, kOp, ": tensors must be (B, H, W, C) on the CPU");
   STD_TORCH_CHECK(

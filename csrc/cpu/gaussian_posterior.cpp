@@ -1,32 +1,14 @@
 // savl::gaussian_posterior on the CPU; the op is defined in savl/ops/gaussian_posterior.py.
 #include "cpu/tensors.h"
+#include "severity_math.h"
 
 namespace savl::cpu {
 namespace {
 
 const char* const kOp = "savl::gaussian_posterior";
 
-// Whether the channels of a pixel lie side by side. The fake kernel in Python asks the same question the same way.
-bool is_interleaved(const Tensor& mu) { return mu.stride(1) == 1 && mu.stride(3) != 1; }
-
-// A (B, R, H, W) tensor whose pixels (planar) or channels (interleaved) are evenly spaced: itself, or a copy.
-Tensor in_layout(const Tensor& tensor, bool planar) {
-  const int64_t channels = tensor.size(1), height = tensor.size(2), width = tensor.size(3);
-  const bool rows_follow = height == 1 || width == 1 || tensor.stride(2) == width * tensor.stride(3);
-  const int64_t pixel_stride = width == 1 ? tensor.stride(2) : tensor.stride(3);
-  const bool fits = planar ? height * width == 1 || pixel_stride == 1 : channels == 1 || tensor.stride(1) == 1;
-  if (rows_follow && fits) return tensor;
-  return torch::stable::contiguous(tensor, planar ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast);
-}
-
-Field field_of(const Tensor& tensor, bool planar) {
-  const int64_t pixel_stride = tensor.size(3) == 1 ? tensor.stride(2) : tensor.stride(3);
-  return {tensor.const_data_ptr(), tensor.stride(0), planar ? tensor.stride(1) : 1, planar ? 1 : pixel_stride};
-}
-
 Tensor new_field(const Tensor& like, bool planar) {
-  return new_tensor({like.size(0), like.size(1), like.size(2), like.size(3)}, like.scalar_type(),
-                    planar ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast);
+  return new_tensor({like.size(0), like.size(1), like.size(2), like.size(3)}, like.scalar_type(), format_of(planar));
 }
 
 void check_like_mu(const Tensor& tensor, const Tensor& mu) {
@@ -109,11 +91,7 @@ void normalise(const PosteriorArgs& args, double severity_eps, double severity_m
     const T var_value = var.mutable_data_ptr<T>()[batch] = static_cast<T>(spread / args.pixels);
     const T scale = var_value + static_cast<T>(severity_eps), most = static_cast<T>(severity_max);
     torch::stable::parallel_for(0, args.pixels, 4 * kStatisticsBlock, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        T value = 1 - (v[i] - mean_value) / scale;
-        value = value < 0 ? 0 : value;  // comparisons that NaN passes
-        s[i] = value > most ? most : value;
-      }
+      for (int64_t i = begin; i < end; ++i) s[i] = severity_of(v[i], mean_value, scale, most);
     });
   }
 }

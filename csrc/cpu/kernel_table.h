@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "field.h"
+
 namespace savl::cpu {
 
 enum class Storage : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2 };
@@ -44,12 +46,6 @@ struct AttentionArgs {
   int64_t window_columns() const { return width / window; }
   int64_t forward_tasks() const { return batch * window_rows() * window_columns() * heads; }
   int64_t backward_tasks() const { return chunks * heads; }
-};
-
-// Elements lie at batch * batch_stride + channel * channel_stride + pixel * pixel_stride.
-struct Field {
-  const void* data = nullptr;
-  int64_t batch_stride = 0, channel_stride = 0, pixel_stride = 0;
 };
 
 // `planar`: pixel_stride is 1 in every field; otherwise channel_stride is.

@@ -14,6 +14,9 @@ namespace {
 // The order matters: each uses what stands above.
 #include "cpu/simd.h"
 //
+#include "modulation_math.h"
+#include "posterior_math.h"
+//
 #include "cpu/attention_pack.h"
 //
 #include "cpu/attention.h"

@@ -12,8 +12,8 @@ SAVL_INLINE void modulate_row(const ModulationArgs& args, int64_t row) {
   const R* residual = static_cast<const R*>(args.residual) + row * args.residual_stride;
   R* out = static_cast<R*>(args.out) + row * args.channels;
   for_vectors<T>(args.channels, [&](int64_t c, int64_t lanes) SAVL_ALWAYS_INLINE {
-    const Vec<T> scaled = (load_some(gamma + c, lanes) + T(1)) * load_some(attended + c, lanes);
-    Vec<T> value = load_some(residual + c, lanes) + scaled;
+    Vec<T> value =
+        modulated(load_some(attended + c, lanes), load_some(gamma + c, lanes), load_some(residual + c, lanes));
     if (beta != nullptr) value += load_some(beta + c, lanes);
     store_some(out + c, value, lanes);
   });
@@ -28,9 +28,10 @@ SAVL_INLINE void modulate_row_backward(const ModulationArgs& args, int64_t row) 
   S* grad_attended = static_cast<S*>(args.grad_attended) + row * args.channels;
   S* grad_gamma = static_cast<S*>(args.grad_gamma) + row * args.channels;
   for_vectors<T>(args.channels, [&](int64_t c, int64_t lanes) SAVL_ALWAYS_INLINE {
-    const Vec<T> g = load_some(grad + c, lanes);
-    store_some(grad_attended + c, g * (load_some(gamma + c, lanes) + T(1)), lanes);
-    store_some(grad_gamma + c, g * load_some(attended + c, lanes), lanes);
+    const ModulationGradients<Vec<T>> gradients =
+        modulation_gradients(load_some(grad + c, lanes), load_some(attended + c, lanes), load_some(gamma + c, lanes));
+    store_some(grad_attended + c, gradients.attended, lanes);
+    store_some(grad_gamma + c, gradients.gamma, lanes);
   });
 }
 

@@ -1,33 +1,11 @@
 // The Gaussian posterior: one pass over mu and logvar (and eps) for the sample, the divergence and the variance of a
 // block of pixels, whose sums stay in the first-level cache while the channels go by. Per element it reads 8 bytes (12
-// with eps), writes 4 where there is noise, and takes one exponential: with h = logvar / 2 and a = e^h - 1, the
-// variance is 1 + (2 a + a^2), and the divergence's e^logvar - 1 - logvar is a^2 + 2 (a - h), which does not cancel
-// near the prior.
+// with eps), writes 4 where there is noise, and takes one exponential. The mathematics of an element is in
+// posterior_math.h; here is what is left of it for float64, and the way through memory.
 //
 // Included once per instruction set, inside its namespace.
 
-template <typename T>
-struct PosteriorTerms {
-  Vec<T> deviation, variance;  // e^h, e^logvar
-  Vec<T> variance_less_one;    // e^logvar - 1
-  Vec<T> divergence;           // e^logvar - 1 - logvar
-};
-
-SAVL_INLINE PosteriorTerms<float> posterior_terms(Vec<float> logvar) {
-  const Vec<float> h = logvar * 0.5f;
-  const ExponentParts<float> parts = exponent_parts(h);
-  const Vec<float> a = parts.r + parts.excess;                   // e^r - 1; r is h itself near the prior
-  const Vec<float> square_excess = a * a + parts.excess * 2.0f;  // e^2r - 1 - 2r
-  const Vec<float> square_less_one = parts.r * 2.0f + square_excess;
-  const Vec<float> deviation = (a + 1.0f) * parts.low * parts.high;
-  const Vec<float> power = parts.low * parts.high;
-  const Vec<float> variance = (square_less_one + 1.0f) * power * power;
-  const Vec<float> far = variance - 1.0f;
-  const auto near = parts.r == h;
-  return {deviation, variance, near ? square_less_one : far, near ? square_excess : far - logvar};
-}
-
-SAVL_INLINE PosteriorTerms<double> posterior_terms(Vec<double> logvar) {
+SAVL_INLINE PosteriorTerms<Vec<double>> posterior_terms(Vec<double> logvar) {
   double lanes[kWidth<double>];
   store(lanes, logvar);
   for (double& lane : lanes) lane = __builtin_expm1(lane);
@@ -119,11 +97,11 @@ SAVL_INLINE void posterior_line(const PosteriorBlock<S>& block, int64_t channel,
     prefetch_after(logvar_line + i, block.line_step(block.args.logvar));
     if constexpr (kSource == NoiseSource::kGiven) prefetch_after(noise.eps + i, block.line_step(block.args.eps));
     const Vec<T> mu = load_some(mu_line + i, lanes);
-    const PosteriorTerms<T> terms = posterior_terms(load_some(logvar_line + i, lanes));
+    const PosteriorTerms<Vec<T>> terms = posterior_terms(load_some(logvar_line + i, lanes));
     if constexpr (kSource != NoiseSource::kNone) {
-      store_some(sample_line + i, mu + terms.deviation * noise.at(i, lanes), lanes);
+      store_some(sample_line + i, sample_of(mu, terms, noise.at(i, lanes)), lanes);
     }
-    take(i, lanes, mu * mu + terms.divergence, terms.variance);
+    take(i, lanes, divergence_of(mu, terms), terms.variance);
   });
 }
 
@@ -211,26 +189,21 @@ SAVL_INLINE void posterior_line_backward(const PosteriorBlock<S>& block, int64_t
   const auto noise = block.template noise<kSource>(channel, pixel);
   for_vectors<T>(count, [&](int64_t i, int64_t lanes) SAVL_ALWAYS_INLINE {
     const Vec<T> mu = load_some(mu_line + i, lanes);
-    const PosteriorTerms<T> terms = posterior_terms(load_some(logvar_line + i, lanes));
-    Vec<T> grad_mu{}, grad_logvar{};
-    if (kl_line != nullptr) {
-      const Vec<T> g = of_pixels<kPlanar>(kl_line, i, lanes);
-      grad_mu += g * mu;
-      grad_logvar += g * T(0.5) * terms.variance_less_one;
-    }
+    const PosteriorTerms<Vec<T>> terms = posterior_terms(load_some(logvar_line + i, lanes));
+    PosteriorGradients<Vec<T>> gradients;
+    if (kl_line != nullptr) gradients.add_divergence(of_pixels<kPlanar>(kl_line, i, lanes), mu, terms);
     if (variance_line != nullptr) {
-      grad_logvar += of_pixels<kPlanar>(variance_line, i, lanes) / channels * terms.variance;
+      gradients.add_variance(of_pixels<kPlanar>(variance_line, i, lanes) / channels, terms);
     }
     if constexpr (kSource != NoiseSource::kNone) {
       if (sample_line != nullptr) {
         const Vec<T> g = load_some(sample_line + i, lanes);
-        grad_mu += g;
-        grad_logvar += g * noise.at(i, lanes) * terms.deviation * T(0.5);
+        gradients.add_sample(g, terms, noise.at(i, lanes));
         if (grad_eps_line != nullptr) store_some(grad_eps_line + i, g * terms.deviation, lanes);
       }
     }
-    store_some(grad_mu_line + i, grad_mu, lanes);
-    store_some(grad_logvar_line + i, grad_logvar, lanes);
+    store_some(grad_mu_line + i, gradients.mu, lanes);
+    store_some(grad_logvar_line + i, gradients.logvar, lanes);
   });
 }
 

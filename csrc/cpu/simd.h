@@ -148,46 +148,17 @@ SAVL_INLINE Vec<float> times(Vec<float> a, double factor) {
   return __builtin_convertvector(__builtin_convertvector(a, Wide) * factor, Vec<float>);
 }
 
-// The part of e^x that is left after a power of two is taken out: x = n ln 2 + r, |r| <= ln 2 / 2, and
-// `excess` = e^r - 1 - r. Both are exact where x is small, which the divergence near the prior lives on.
-template <typename T>
-struct ExponentParts {
-  Vec<T> r, excess, low, high;  // e^x = (1 + r + excess) * low * high
+// Of one width, for the bits of floats.
+template <typename V>
+struct IntegersOf;
+template <>
+struct IntegersOf<Vec<float>> {
+  using type = Vec<int32_t>;
 };
-
-// The two steps that all exponentials share. `shifted` is x / ln 2 + 1.5 * 2^23, whose low bits are the nearest
-// integer.
-constexpr float kRounder = 12582912.0f;
-
-// (e^r - 1 - r) / r^2 for |r| <= ln 2 / 2, minimax (Cephes).
-SAVL_INLINE Vec<float> exponent_polynomial(Vec<float> r) {
-  Vec<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  return p * r + 5.0000001201e-1f;
-}
-
-SAVL_INLINE Vec<float> exponent_remainder(Vec<float> x, Vec<float> shifted) {
-  const Vec<float> n = shifted - kRounder;
-  return (x - n * 0.693359375f) + n * 2.12194440e-4f;
-}
-
-SAVL_INLINE ExponentParts<float> exponent_parts(Vec<float> x) {
-  // Outside this range e^x is 0 or infinity in float.
-  x = lesser(broadcast(89.0f), larger(broadcast(-104.0f), x));
-  const Vec<float> shifted = x * 1.44269504088896341f + kRounder;
-  const Vec<float> r = exponent_remainder(x, shifted);
-  // 2^n in two factors, so that subnormal results and those near the largest float come out as they should.
-  const Vec<int32_t> whole = bits_of<Vec<int32_t>>(shifted) - 0x4b400000;
-  const Vec<int32_t> half = whole >> 1;
-  const Vec<float> low = bits_of<Vec<float>>((half + 127) << 23);
-  const Vec<float> high = bits_of<Vec<float>>((whole - half + 127) << 23);
-  return {r, exponent_polynomial(r) * r * r, low, high};
-}
 
 // 2^x for x <= 0, 0 from 2^-126.5 down, and NaN for NaN.
 SAVL_INLINE Vec<float> exp2_of_negative(Vec<float> x) {
+  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: the low bits of the sum are the nearest integer
   x = larger(broadcast(-127.0f), x);
   const Vec<float> shifted = x + kRounder;
   const Vec<float> r = x - (shifted - kRounder);

@@ -1,19 +1,10 @@
 // What the ops share between torch's tensors and the kernels' plain arguments.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
-
 #include "cpu/kernel_table.h"
+#include "layouts.h"
 
 namespace savl::cpu {
-
-using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // Which of a kernel's three instances works on a dtype; an error names the op for the others.
 inline Storage storage_of(const char* op, const Tensor& tensor) {
@@ -32,10 +23,6 @@ inline Storage storage_of(const char* op, const Tensor& tensor) {
 // The dtype of the kernel's arithmetic.
 inline ScalarType arithmetic_of(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-inline Tensor contiguous_as(const Tensor& tensor, ScalarType dtype) {
-  return torch::stable::contiguous(tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype));
 }
 
 inline Tensor new_tensor(std::initializer_list<int64_t> sizes, ScalarType dtype,

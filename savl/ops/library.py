@@ -1,12 +1,13 @@
-"""The torch library ``savl``: where the ops are defined, and the C++ extension that brings their CPU kernels.
+"""The torch library ``savl``: where the ops are defined, and the two libraries that bring their kernels.
 
 Each op's file defines its schema here and registers a fake kernel (shapes for `torch.compile` and `torch.export`) and
-its autograd; the extension registers the CPU kernels as it is loaded. All of it works without the extension too, but
-for calling the ops.
+its autograd; the C++ extension registers the CPU kernels as it is loaded, the CUDA library those of the GPU. All of it
+works without them too, but for calling the ops.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from importlib import import_module
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 
 import savl
+from savl.cuda_facts import LIBRARY as CUDA_LIBRARY
+from savl.cuda_facts import CudaFacts, cuda_facts
 from savl.settings import EnvironmentVariableError
 
 INSTRUCTION_SET_VARIABLE = "SAVL_CPU_INSTRUCTION_SET"
@@ -47,6 +50,98 @@ def _load_extension() -> str | None:
 
 EXTENSION_UNAVAILABLE = _load_extension()
 """Why the C++ kernels cannot be used, None where they can."""
+
+
+def _gpu_found() -> bool:
+    """Whether torch finds a CUDA GPU, asked in the way that does not start the driver: processes fork after that."""
+    variable = "PYTORCH_NVML_BASED_CUDA_CHECK"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        return torch.cuda.is_available()
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
+
+
+def _driver_version() -> int:
+    """The newest CUDA that the driver supports, as CUDA packs it: 13000 is 13.0. Does not start the driver."""
+    version = ctypes.c_int()
+    if error := ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)):
+        raise RuntimeError(f"cuDriverGetVersion gives error {error}")
+    return version.value
+
+
+def _driver_too_old(facts: CudaFacts) -> str | None:
+    driver = _driver_version()
+    if driver // 1000 >= facts["runtime"] // 1000:  # a driver serves all of its major version
+        return None
+    supported, needed = (f"{version // 1000}.{version % 1000 // 10}" for version in (driver, facts["runtime"]))
+    return (
+        f"the driver supports CUDA {supported}, the CUDA library was built with {needed}: install a newer driver, or "
+        f"savl again with a CUDA {driver // 1000} toolkit"
+    )
+
+
+def _load_cuda() -> str | None:
+    """Load the CUDA library where torch has CUDA; returns why it cannot be used, or None.
+
+    Nothing runs on the GPU, and no context is made.
+    """
+    try:
+        if torch.version.cuda is None:
+            return f"torch {torch.__version__} is built without CUDA"
+        if not _gpu_found():
+            return "torch finds no CUDA GPU"
+        if not CUDA_LIBRARY.exists():
+            return "savl was installed without its CUDA library (`pip install -v` shows what the build said)"
+        facts = cuda_facts()
+        if facts is None or facts["version"] != savl.__version__:
+            found = "of no known version" if facts is None else f"of version {facts['version']}"
+            return f"the CUDA library is {found}, savl of {savl.__version__}; install savl again"
+        if (reason := _driver_too_old(facts)) is not None:
+            return reason
+        torch.ops.load_library(str(CUDA_LIBRARY))
+    except Exception as error:  # whatever is wrong with the library, savl must import
+        return f"the CUDA library does not load ({type(error).__name__}: {error}); install savl again"
+    return None
+
+
+CUDA_UNAVAILABLE = _load_cuda()
+"""Why the CUDA C++ kernels cannot be used; None where they can, but for what `cuda_architecture_unavailable` says of a
+GPU."""
+
+_architectures: dict[int, str | None] = {}
+
+
+def cuda_architecture_unavailable(index: int) -> str | None:
+    """Why the CUDA library has no code for a GPU; None where it has.
+
+    Not asked before a tensor is there: the answer starts the driver.
+
+    Args:
+        index: Of the CUDA device.
+    """
+    if index not in _architectures:
+        major, minor = torch.cuda.get_device_capability(index)
+        _architectures[index] = _code_missing(major, minor, (cuda_facts() or {"architectures": []})["architectures"])
+    return _architectures[index]
+
+
+def _code_missing(major: int, minor: int, architectures: list[str]) -> str | None:
+    # Machine code runs on its own major version from its minor on, PTX on everything newer.
+    for architecture in architectures:
+        number, _, ptx = architecture.partition("+")
+        built = divmod(int(number), 10)
+        if (built[0] == major and built[1] <= minor) or (ptx and built <= (major, minor)):
+            return None
+    cure = f"install savl again with SAVL_CUDA_ARCHS={major}{minor}" if major >= 8 else "they need 8.0"
+    return (
+        f"the CUDA kernels have no code for compute capability {major}.{minor} (but for {', '.join(architectures)}); "
+        f"{cure}"
+    )
 
 
 def has_kernel(op: str, key: str) -> bool:

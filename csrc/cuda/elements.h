@@ -1,0 +1,247 @@
+// What one CUDA thread holds: 16 bytes of a tensor at a time, and one float of arithmetic. Everything compiles for the
+// host as well, where csrc/twin runs it.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <type_traits>
+
+#include "host_device.h"
+
+namespace savl::gpu {
+
+// The value type of the shared mathematics is float.
+
+template <typename To, typename From>
+SAVL_HOST_DEVICE To bits_of(From value) {
+  static_assert(sizeof(To) == sizeof(From));
+  To result;
+  memcpy(&result, &value, sizeof(result));
+  return result;
+}
+
+template <typename V>
+struct IntegersOf;
+template <>
+struct IntegersOf<float> {
+  using type = int32_t;
+};
+
+// The first where it is larger (smaller), else the second: NaN in the second, which alone may have one, is kept.
+SAVL_HOST_DEVICE float larger(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+#else
+  return a > b ? a : b;
+#endif
+}
+SAVL_HOST_DEVICE float lesser(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// Storage types. Those of 16 bits are kept as their bits.
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+SAVL_HOST_DEVICE float widen(float value) { return value; }
+SAVL_HOST_DEVICE float widen(BFloat16 value) { return bits_of<float>(static_cast<uint32_t>(value.bits) << 16); }
+SAVL_HOST_DEVICE float widen(Float16 value) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
+  return result;
+#else
+  const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000) << 16, rest = value.bits & 0x7fff;
+  if (rest >= 0x7c00) return bits_of<float>(sign | 0x7f800000 | (rest & 0x3ff) << 13);  // infinity, NaN
+  const float magnitude = bits_of<float>(rest << 13) * bits_of<float>(0x77800000u);     // times 2^112: subnormals too
+  return bits_of<float>(sign | bits_of<uint32_t>(magnitude));
+#endif
+}
+
+// To nearest, ties to even.
+template <typename S>
+SAVL_HOST_DEVICE S narrow(float value);
+template <>
+SAVL_HOST_DEVICE float narrow<float>(float value) {
+  return value;
+}
+template <>
+SAVL_HOST_DEVICE BFloat16 narrow<BFloat16>(float value) {
+#if defined(__CUDA_ARCH__)
+  BFloat16 result;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+  return result;
+#else
+  if (value != value) return {0x7fc0};
+  const uint32_t bits = bits_of<uint32_t>(value);
+  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+#endif
+}
+template <>
+SAVL_HOST_DEVICE Float16 narrow<Float16>(float value) {
+#if defined(__CUDA_ARCH__)
+  Float16 result;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+  return result;
+#else
+  const uint32_t bits = bits_of<uint32_t>(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return {static_cast<uint16_t>(sign | 0x7e00)};
+  if (magnitude >= 0x477ff000) return {static_cast<uint16_t>(sign | 0x7c00)};  // rounds to 2^16 or more
+  uint32_t rounded;
+  if (magnitude < 0x38800000) {  // below 2^-14: a half adds in units of 2^-24, and float rounds the sum
+    rounded = bits_of<uint32_t>(bits_of<float>(magnitude) + 0.5f) - 0x3f000000;
+  } else {
+    rounded = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+  }
+  return {static_cast<uint16_t>(sign | rounded)};
+#endif
+}
+
+// Two values as one word, the first in its low half.
+template <typename S>
+SAVL_HOST_DEVICE uint32_t narrow_pair(float first, float second) {
+#if defined(__CUDA_ARCH__)
+  uint32_t result;
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(second), "f"(first));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(second), "f"(first));
+  }
+  return result;
+#else
+  return narrow<S>(first).bits | static_cast<uint32_t>(narrow<S>(second).bits) << 16;
+#endif
+}
+
+// A value as it comes out of storage.
+template <typename S>
+SAVL_HOST_DEVICE float rounded(float value) {
+  return widen(narrow<S>(value));
+}
+
+// Sixteen bytes.
+struct alignas(16) Words {
+  uint32_t word[4];
+};
+
+template <typename S>
+constexpr int kLanes = 16 / static_cast<int>(sizeof(S));  // elements of a chunk
+
+// Element `lane`, known when compiled: words are registers.
+template <typename S>
+SAVL_HOST_DEVICE S stored_lane(const Words& words, int lane) {
+  if constexpr (sizeof(S) == 4) {
+    return bits_of<float>(words.word[lane]);
+  } else {
+    return S{static_cast<uint16_t>(words.word[lane / 2] >> lane % 2 * 16)};
+  }
+}
+
+// The same as a float.
+template <typename S>
+SAVL_HOST_DEVICE float lane_of(const Words& words, int lane) {
+  return widen(stored_lane<S>(words, lane));
+}
+
+// Elements `lane`, which is even, and the next.
+template <typename S>
+SAVL_HOST_DEVICE void set_pair(Words& words, int lane, const float (&values)[2]) {
+  if constexpr (sizeof(S) == 4) {
+    words.word[lane] = bits_of<uint32_t>(values[0]);
+    words.word[lane + 1] = bits_of<uint32_t>(values[1]);
+  } else {
+    words.word[lane / 2] = narrow_pair<S>(values[0], values[1]);
+  }
+}
+
+template <typename S>
+SAVL_HOST_DEVICE uint32_t bits_from(S value) {
+  if constexpr (sizeof(S) == 4) {
+    return bits_of<uint32_t>(value);
+  } else {
+    return value.bits;
+  }
+}
+
+// Where in memory the lanes of a chunk lie: side by side and aligned to 16 bytes (`whole`), or `step` elements apart,
+// of which only the first `count` exist.
+struct Access {
+  bool whole;
+  int count;
+  int64_t step;
+};
+
+inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+// What a GPU would stop at, a CPU would not notice.
+inline void check_alignment(const void* data) {
+  if (!is_aligned(data)) throw std::runtime_error("16 bytes at once from an address that is not aligned to them");
+}
+
+template <typename S>
+SAVL_HOST_DEVICE Words load_chunk(const S* from, const Access& access) {
+  Words words = {};
+  if (access.whole) {
+#if defined(__CUDA_ARCH__)
+    const uint4 four = __ldg(reinterpret_cast<const uint4*>(from));
+    words = {{four.x, four.y, four.z, four.w}};
+#else
+    check_alignment(from);
+    memcpy(&words, from, sizeof(words));
+#endif
+    return words;
+  }
+  SAVL_UNROLL
+  for (int lane = 0; lane < kLanes<S>; ++lane) {
+    if (lane >= access.count) continue;
+    const uint32_t bits = bits_from(from[lane * access.step]);
+    words.word[lane * sizeof(S) / 4] |= sizeof(S) == 4 ? bits : bits << lane % 2 * 16;
+  }
+  return words;
+}
+
+template <typename S>
+SAVL_HOST_DEVICE void store_chunk(S* to, const Words& words, const Access& access) {
+  if (access.whole) {
+#if defined(__CUDA_ARCH__)
+    *reinterpret_cast<uint4*>(to) = make_uint4(words.word[0], words.word[1], words.word[2], words.word[3]);
+#else
+    check_alignment(to);
+    memcpy(to, &words, sizeof(words));
+#endif
+    return;
+  }
+  SAVL_UNROLL
+  for (int lane = 0; lane < kLanes<S>; ++lane) {
+    if (lane < access.count) to[lane * access.step] = stored_lane<S>(words, lane);
+  }
+}
+
+// As many values of float32 as a chunk of S has lanes; the same places.
+template <typename S>
+SAVL_HOST_DEVICE void load_floats(const float* from, const Access& access, float (&values)[kLanes<S>]) {
+  constexpr int kParts = kLanes<S> / 4;
+  SAVL_UNROLL
+  for (int part = 0; part < kParts; ++part) {
+    const Access here{access.whole, access.count - 4 * part, access.step};
+    const Words words = load_chunk(from + part * 4 * (access.whole ? 1 : access.step), here);
+    SAVL_UNROLL
+    for (int lane = 0; lane < 4; ++lane) values[4 * part + lane] = bits_of<float>(words.word[lane]);
+  }
+}
+
+}  // namespace savl::gpu

@@ -1,0 +1,71 @@
+"""What the tests of csrc share: the CUDA kernels compiled for the host, in place of savl's ops."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import cuda_resources
+from savl.ops import KernelSettings, channel_modulation, gaussian_posterior
+from savl.ops.switch import EAGER
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def twin_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """csrc/twin, compiled and loaded; with the sanitizers that SAVL_SANITIZE names."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    library = tmp_path_factory.mktemp("twin") / "twin.so"
+    torch_root = Path(torch.__file__).parent
+    wanted = os.environ.get("SAVL_SANITIZE")
+    sanitizers = [f"-fsanitize={wanted}", "-fno-omit-frame-pointer", "-g"] if wanted else []
+    command = [compiler, "-std=c++20", "-O1", "-shared", "-fPIC", "-ffp-contract=fast", "-fvisibility=hidden"]
+    command += [*sanitizers, "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    command += [f"-I{ROOT / 'csrc'}", f"-I{torch_root / 'include'}", str(ROOT / "csrc/twin/twin.cpp")]
+    command += [f"-L{torch_root / 'lib'}", "-ltorch_cpu", "-o", str(library)]
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    torch.ops.load_library(str(library))
+    for op in (gaussian_posterior, channel_modulation):  # as savl's own are
+        formula, keep = op.__globals__["_backward"], op.__globals__["_keep"]
+        torch.library.register_autograd(f"savl_twin::{op.__name__}", formula, setup_context=keep)
+    return ctypes.CDLL(str(library))
+
+
+@pytest.fixture
+def twin(twin_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The twin in place of savl's ops wherever kernels are not eager's, of any dtype."""
+
+    def serves(op: str, tensor: torch.Tensor, kernels: KernelSettings, *limit: Any) -> bool:
+        return bool(getattr(kernels, op) != EAGER)
+
+    monkeypatch.setattr(torch.ops, "savl", torch.ops.savl_twin)
+    for function in (gaussian_posterior, channel_modulation):
+        monkeypatch.setitem(function.__globals__, "serves", serves)
+    return torch.ops.savl_twin
+
+
+@pytest.fixture(scope="session")
+def toolkit() -> Any:
+    """The CUDA toolkit; the test is skipped where there is none."""
+    found = cuda_resources.nvcc.Toolkit.find()
+    if found is None:
+        pytest.skip("no nvcc found: set CUDA_HOME, or put nvcc on the PATH")
+    return found
+
+
+@pytest.fixture(scope="session")
+def cuda_objects() -> Path:
+    """Where compiled kernels are kept: an editable install leaves them there, and what is up to date is used again."""
+    return ROOT / "build/cuda"
