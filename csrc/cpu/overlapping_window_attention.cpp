@@ -12,18 +12,20 @@ int64_t channels_of(const Tensor& q, const Tensor& kv) {
   return q.size(3);
 }
 
-Tensor overlapping_window_attention(const Tensor& q, const Tensor& kv, const Tensor& bias_table,
-                                    const std::optional<Tensor>& severity, int64_t window, int64_t key_window) {
+// The second result is the log-sum-exp where a backward pass wants it; this one does not, and it is empty.
+std::tuple<Tensor, Tensor> overlapping_window_attention(const Tensor& q, const Tensor& kv, const Tensor& bias_table,
+                                                        const std::optional<Tensor>& severity, int64_t window,
+                                                        int64_t key_window) {
   const int64_t channels = channels_of(q, kv);
-  return attention_forward(kOp, q, channel_part(kv, 0, channels), channel_part(kv, 1, channels), bias_table, severity,
-                           {window, key_window, 0});
+  return {attention_forward(kOp, q, channel_part(kv, 0, channels), channel_part(kv, 1, channels), bias_table, severity,
+                            {window, key_window, 0}),
+          new_tensor({0}, ScalarType::Float)};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> overlapping_window_attention_backward(const Tensor& grad_out,
-                                                                                 const Tensor& q, const Tensor& kv,
-                                                                                 const Tensor& bias_table,
-                                                                                 const std::optional<Tensor>& severity,
-                                                                                 int64_t window, int64_t key_window) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> overlapping_window_attention_backward(
+    const Tensor& grad_out, const Tensor& q, const Tensor& kv, const Tensor& bias_table,
+    const std::optional<Tensor>& severity, const std::optional<Tensor>& /*out*/, const std::optional<Tensor>& /*lse*/,
+    int64_t window, int64_t key_window) {
   const int64_t channels = channels_of(q, kv);
   const ScalarType arithmetic = arithmetic_of(q);
   const Tensor grad_q = new_tensor({q.size(0), q.size(1), q.size(2), channels}, arithmetic);

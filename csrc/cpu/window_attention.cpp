@@ -11,17 +11,18 @@ int64_t channels_of(const Tensor& qkv) {
   return qkv.size(3) / 3;
 }
 
-Tensor window_attention(const Tensor& qkv, const Tensor& bias_table, const std::optional<Tensor>& severity,
-                        int64_t window, int64_t shift) {
+// The second result is the log-sum-exp where a backward pass wants it; this one does not, and it is empty.
+std::tuple<Tensor, Tensor> window_attention(const Tensor& qkv, const Tensor& bias_table,
+                                            const std::optional<Tensor>& severity, int64_t window, int64_t shift) {
   const int64_t channels = channels_of(qkv);
-  return attention_forward(kOp, channel_part(qkv, 0, channels), channel_part(qkv, 1, channels),
-                           channel_part(qkv, 2, channels), bias_table, severity, {window, window, shift});
+  return {attention_forward(kOp, channel_part(qkv, 0, channels), channel_part(qkv, 1, channels),
+                            channel_part(qkv, 2, channels), bias_table, severity, {window, window, shift}),
+          new_tensor({0}, ScalarType::Float)};
 }
 
-std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad_out, const Tensor& qkv,
-                                                             const Tensor& bias_table,
-                                                             const std::optional<Tensor>& severity, int64_t window,
-                                                             int64_t shift) {
+std::tuple<Tensor, Tensor, Tensor> window_attention_backward(
+    const Tensor& grad_out, const Tensor& qkv, const Tensor& bias_table, const std::optional<Tensor>& severity,
+    const std::optional<Tensor>& /*out*/, const std::optional<Tensor>& /*lse*/, int64_t window, int64_t shift) {
   const int64_t channels = channels_of(qkv);
   const Tensor grad = new_tensor({qkv.size(0), qkv.size(1), qkv.size(2), 3 * channels}, arithmetic_of(qkv));
   auto [grad_bias, grad_severity] = attention_backward(

@@ -20,6 +20,7 @@ from torch import Tensor
 from savl.ops import library
 from savl.ops.relative_position import gather_bias
 from savl.ops.switch import KernelSettings, serves
+from savl.ops.triton_kernels import empty_log_sum_exp, kept_outputs, register_triton
 from savl.ops.validation import (
     check_heads,
     check_int,
@@ -70,7 +71,7 @@ def overlapping_window_attention(
     """
     _validate(q, kv, bias_table, severity, window, key_window)
     if serves(OP, q, kernels):
-        fused: Tensor = torch.ops.savl.overlapping_window_attention(q, kv, bias_table, severity, window, key_window)
+        fused: Tensor = torch.ops.savl.overlapping_window_attention(q, kv, bias_table, severity, window, key_window)[0]
         return fused
     return overlapping_window_attention_reference(q, kv, bias_table, severity, window=window, key_window=key_window)
 
@@ -104,11 +105,13 @@ def overlapping_window_attention_reference(
     return merge_windows(attended, window, height, width).to(dtype)  # autocast makes products bfloat16
 
 
-# The op that fused kernels implement
+# The op that fused kernels implement; of its results see savl/ops/window_attention.py.
 
 
-def _fake(q: Tensor, kv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, key_window: int) -> Tensor:
-    return q.new_empty(q.shape)
+def _fake(
+    q: Tensor, kv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, key_window: int
+) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), empty_log_sum_exp(q, bias_table.shape[1])
 
 
 def _fake_backward(
@@ -117,6 +120,8 @@ def _fake_backward(
     kv: Tensor,
     bias_table: Tensor,
     severity: Tensor | None,
+    out: Tensor | None,
+    lse: Tensor | None,
     window: int,
     key_window: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -124,12 +129,12 @@ def _fake_backward(
     return q.new_empty(q.shape), kv.new_empty(kv.shape), bias_table.new_empty(bias_table.shape), grad_severity
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, kv, bias_table, severity, ctx.window, ctx.key_window = inputs
-    ctx.save_for_backward(q, kv, bias_table, severity)
+    ctx.save_for_backward(q, kv, bias_table, severity, *kept_outputs(ctx, output))
 
 
-def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: None) -> tuple[Tensor | None, ...]:
     gradients = torch.ops.savl.overlapping_window_attention_backward(
         grad_out, *ctx.saved_tensors, ctx.window, ctx.key_window
     )
@@ -139,16 +144,17 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 
 library.define(
     "overlapping_window_attention(Tensor q, Tensor kv, Tensor bias_table, Tensor? severity, int window, int key_window)"
-    " -> Tensor",
+    " -> (Tensor, Tensor)",
     fake=_fake,
     backward=_backward,
     setup_context=_keep,
 )
 library.define(
     "overlapping_window_attention_backward(Tensor grad_out, Tensor q, Tensor kv, Tensor bias_table, Tensor? severity, "
-    "int window, int key_window) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor? out, Tensor? lse, int window, int key_window) -> (Tensor, Tensor, Tensor, Tensor)",
     fake=_fake_backward,
 )
+register_triton(OP)
 
 
 # A part of the reference

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from savl.build_info import BuildInfo, build_info
-from savl.ops.switch import BACKENDS, CPP_DTYPES, EAGER, OPS, Choice, current_settings, why_unavailable
+from savl.ops.switch import BACKENDS, EAGER, FUSED, OPS, Choice, current_settings, why_unavailable
+from savl.ops.triton_kernels import INTERPRETED
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,11 @@ class BackendStatus:
     op: str
     backend: str
     """``"eager"`` or the name of a fused backend."""
+    device: str
+    """Type of the devices whose tensors it takes: ``"cpu"``, ``"cuda"``, or ``"any"`` for eager."""
     serves: bool
-    """Whether a call with float32 tensors on the CPU would go here."""
+    """Whether a call with tensors of such a device and a dtype it takes goes here; of eager, whether one on the CPU
+    does."""
     reason: str
     """Why it serves, or why it does not."""
 
@@ -33,20 +37,23 @@ class KernelReport:
     """Threads that torch shares among its operations and savl's kernels."""
     instruction_set: str | None
     """Instruction set the C++ kernels use; None without them."""
+    gpus: tuple[str, ...]
+    """Names of the GPUs that torch finds."""
 
-    def serving(self, op: str) -> str:
-        """Name of the backend that serves an op."""
-        return next(status.backend for status in self.statuses if status.op == op and status.serves)
+    def serving(self, op: str, device: str = "cpu") -> str:
+        """Name of the backend that serves an op for tensors of a type of device."""
+        found = (s.backend for s in self.statuses if s.op == op and s.serves and s.device == device)
+        return next(found, EAGER)
 
     def __str__(self) -> str:
-        rows = [("op", "backend", "serves", "why")]
-        rows += [(s.op, s.backend, "yes" if s.serves else "no", s.reason) for s in self.statuses]
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines = ["  ".join((*map(str.ljust, row, widths), row[3])) for row in rows]
+        rows = [("op", "backend", "tensors", "serves", "why")]
+        rows += [(s.op, s.backend, s.device, "yes" if s.serves else "no", s.reason) for s in self.statuses]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = ["  ".join((*map(str.ljust, row, widths), row[4])) for row in rows]
         return "\n".join([*lines, "", self.describe_machine()])
 
     def describe_machine(self) -> str:
-        """One line on torch, the extension and the processor."""
+        """A line on torch, the extension and the processor, and one on GPUs and the CUDA library."""
         build = self.build
         extension = (
             f"extension by {build['compiler']}, headers of torch {build['built_against_torch']}"
@@ -54,7 +61,13 @@ class KernelReport:
             else "no extension"
         )
         kernels = f", {self.instruction_set} kernels" if self.instruction_set else ""
-        return f"savl {build['version']}, torch {build['torch']}, {self.threads} threads; {extension}{kernels}"
+        gpus = ", ".join(self.gpus) or "no GPU"
+        architectures = ", ".join(build["cuda_architectures"])
+        cuda = f"CUDA library by {build['cuda_compiler']} for {architectures}" if build["cuda"] else "no CUDA library"
+        return (
+            f"savl {build['version']}, torch {build['torch']}, {self.threads} threads; {extension}{kernels}\n"
+            f"{gpus}; {cuda}"
+        )
 
 
 def kernel_report() -> KernelReport:
@@ -63,20 +76,24 @@ def kernel_report() -> KernelReport:
     statuses = []
     for op in OPS:
         choice: Choice = getattr(settings, op)
-        found = None  # the fused backend that serves
+        on_cpu = False  # whether a fused backend serves tensors of the CPU
         for backend in BACKENDS[op]:
+            kernels = FUSED[backend]
             reason = why_unavailable(op, backend)
-            if reason is None and choice in (True, backend):
-                found = backend
+            serves = choice == backend or (choice is True and reason is None)
+            if serves and choice == backend and reason is not None:
+                reason = f"asked for by name, and raises KernelUnavailable: {reason}"
+            elif serves and INTERPRETED and backend == "triton" and choice is True:
+                serves, reason = False, "Triton's interpreter is slow: it serves only when asked for by name"
+            elif serves:
                 how = "asked for by name" if choice == backend else "the fastest here"
-                reason = f"{how}; CPU tensors of {', '.join(CPP_DTYPES)}"
+                reason = f"{how}; {', '.join(kernels.dtypes)}"
             elif reason is None:
                 reason = "could serve, but is switched off: savl.use_fused_kernels() switches it on"
-            elif choice == backend:
-                found = backend
-                reason = f"asked for by name, and raises KernelUnavailable: {reason}"
-            statuses.append(BackendStatus(op, backend, found == backend, reason))
-        eager = "the reference; serves what no fused kernel can" if found is None else "the reference; slower"
-        statuses.append(BackendStatus(op, EAGER, found is None, eager))
+            statuses.append(BackendStatus(op, backend, kernels.device, serves, reason))
+            on_cpu = on_cpu or (serves and kernels.device == "cpu")
+        eager = "the reference; serves what no fused kernel can" if not on_cpu else "the reference; slower"
+        statuses.append(BackendStatus(op, EAGER, "any", not on_cpu, eager))
     build = build_info()
-    return KernelReport(tuple(statuses), build, torch.get_num_threads(), build["kernel_instruction_set"])
+    gpus = tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    return KernelReport(tuple(statuses), build, torch.get_num_threads(), build["kernel_instruction_set"], gpus)

@@ -13,14 +13,38 @@ from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from savl.ops.library import EXTENSION_UNAVAILABLE, has_kernel
+from savl.ops.library import CUDA_UNAVAILABLE, EXTENSION_UNAVAILABLE, cuda_architecture_unavailable, has_kernel
+from savl.ops.triton_kernels import INTERPRETED, INTERPRETER_VARIABLE, why_gpu_unfit, why_triton_unavailable
 from savl.settings import EnvironmentVariableError
 
 EAGER = "eager"
 CPP = "cpp"
-CPP_DTYPES = ("float32", "float64", "bfloat16")
+TRITON = "triton"
+CUDA = "cuda"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What kind of kernels an op may have."""
+
+    title: str
+    """In a sentence: "the … kernels"."""
+    device: str
+    """Type of the devices whose tensors they take."""
+    dtypes: tuple[str, ...]
+    """What they take, by name."""
+
+
+FUSED = {
+    CPP: Backend("C++", "cpu", ("float32", "float64", "bfloat16")),
+    TRITON: Backend("Triton", "cpu" if INTERPRETED else "cuda", ("float32", "bfloat16", "float16")),
+    CUDA: Backend("CUDA", "cuda", ("float32", "bfloat16", "float16")),
+}
+"""The fused backends by name."""
+
 VARIABLE = "SAVL_KERNELS"
 
 Choice = bool | str
@@ -54,8 +78,13 @@ class KernelSettings:
 OPS = tuple(field.name for field in fields(KernelSettings))
 """The ops by name, as in ``torch.ops.savl``."""
 
-BACKENDS: dict[str, tuple[str, ...]] = dict.fromkeys(OPS, (CPP,))
-"""The fused backends of each op, by name."""
+BACKENDS: dict[str, tuple[str, ...]] = {
+    "window_attention": (TRITON, CPP),
+    "overlapping_window_attention": (TRITON, CPP),
+    "gaussian_posterior": (CUDA, CPP),
+    "channel_modulation": (CUDA, CPP),
+}
+"""The fused backends of each op, by name; one for each type of device."""
 
 
 def why_unavailable(op: str, backend: str) -> str | None:
@@ -63,15 +92,20 @@ def why_unavailable(op: str, backend: str) -> str | None:
     return _UNAVAILABLE[op, backend]
 
 
-def _probe(op: str) -> str | None:
-    if EXTENSION_UNAVAILABLE is not None:
-        return EXTENSION_UNAVAILABLE
-    if not has_kernel(op, "CPU"):
-        return "the C++ extension has no such kernel: it is older than this package; install savl again"
-    return None
+def _probe(op: str, backend: str) -> str | None:
+    if backend == TRITON:
+        return why_triton_unavailable()
+    if backend == CPP and INTERPRETED and TRITON in BACKENDS[op]:
+        return f"{INTERPRETER_VARIABLE} is set: Triton's interpreter has this op on the CPU"
+    library, reason = ("C++ extension", EXTENSION_UNAVAILABLE) if backend == CPP else ("CUDA library", CUDA_UNAVAILABLE)
+    if reason is None and not has_kernel(op, FUSED[backend].device.upper()):
+        return f"the {library} has no such kernel: it is older than this package; install savl again"
+    return reason
 
 
-_UNAVAILABLE = {(op, EAGER): None for op in OPS} | {(op, CPP): _probe(op) for op in OPS}
+_UNAVAILABLE = {(op, EAGER): None for op in OPS} | {
+    (op, backend): _probe(op, backend) for op in OPS for backend in BACKENDS[op]
+}
 
 
 def parse_settings(text: str) -> KernelSettings:
@@ -120,8 +154,8 @@ def use_fused_kernels(enabled: bool | None = True, *, model: nn.Module | None = 
         enabled: True for every op that a fused kernel can serve, False for the eager reference everywhere. None, with
             a model, takes the model's own setting away.
         model: A network, or any module with savl blocks in it.
-        per_op: For ops by name, in place of ``enabled``: True, False, or a backend's name such as ``"cpp"``, which
-            raises where it cannot serve instead of falling back.
+        per_op: For ops by name, in place of ``enabled``: True, False, or a backend's name such as ``"cpp"`` or
+            ``"triton"``, which raises where it cannot serve instead of falling back.
 
     Returns:
         A context manager that undoes the setting; leave it if you do not need it.
@@ -231,19 +265,31 @@ def serves(op: str, tensor: Tensor, kernels: KernelSettings | None, limit: str |
     choice = getattr(current_settings() if kernels is None else kernels, op)
     if choice is False or choice == EAGER:
         return False
-    reason = _UNAVAILABLE[op, CPP] or _refusal(tensor) or limit
-    if reason is not None and choice is not True:
+    if choice is True:  # the dispatcher calls the kernels of the tensor's device: there is one backend that has them
+        backend = next((name for name in BACKENDS[op] if FUSED[name].device == tensor.device.type), None)
+        if backend is None or (INTERPRETED and backend == TRITON):
+            return False
+        return (_UNAVAILABLE[op, backend] or _refusal(backend, tensor) or limit) is None
+    reason = _UNAVAILABLE[op, choice] or _refusal(choice, tensor) or limit
+    if reason is not None:
         raise KernelUnavailable(f"{op}: backend {choice!r} cannot serve this call: {reason}")
-    return reason is None
+    return True
 
 
-def _refusal(tensor: Tensor) -> str | None:
-    if tensor.device.type != "cpu":
-        return f"the C++ kernels are for the CPU, the tensors are on {tensor.device}"
+def _refusal(backend: str, tensor: Tensor) -> str | None:
+    kernels = FUSED[backend]
+    if tensor.device.type != kernels.device:
+        place = "the CPU" if kernels.device == "cpu" else "a CUDA GPU"
+        return f"the {kernels.title} kernels are for {place}, the tensors are on {tensor.device}"
     dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in CPP_DTYPES:
-        return f"the C++ kernels take {', '.join(CPP_DTYPES)}, the tensors are {dtype}"
-    return None
+    if dtype not in kernels.dtypes:
+        return f"the {kernels.title} kernels take {', '.join(kernels.dtypes)}, the tensors are {dtype}"
+    return _gpu_refusal(backend, tensor.device.index or 0) if tensor.device.type == "cuda" else None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _gpu_refusal(backend: str, index: int) -> str | None:
+    return why_gpu_unfit(index) if backend == TRITON else cuda_architecture_unavailable(index)
 
 
 def _checked(enabled: bool, per_op: dict[str, Choice]) -> KernelSettings:

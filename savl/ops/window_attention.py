@@ -26,6 +26,7 @@ from torch import Tensor
 from savl.ops import library
 from savl.ops.relative_position import gather_bias
 from savl.ops.switch import KernelSettings, serves
+from savl.ops.triton_kernels import empty_log_sum_exp, kept_outputs, register_triton
 from savl.ops.validation import (
     check_heads,
     check_int,
@@ -72,7 +73,7 @@ def window_attention(
     """
     _validate(qkv, bias_table, severity, window, shift)
     if serves(OP, qkv, kernels):
-        fused: Tensor = torch.ops.savl.window_attention(qkv, bias_table, severity, window, shift)
+        fused: Tensor = torch.ops.savl.window_attention(qkv, bias_table, severity, window, shift)[0]
         return fused
     return window_attention_reference(qkv, bias_table, severity, window=window, shift=shift)
 
@@ -111,43 +112,52 @@ def window_attention_reference(
     return out.to(dtype)  # autocast makes products bfloat16
 
 
-# The op that fused kernels implement
+# The op that fused kernels implement. Its second result is the log-sum-exp that the backward pass of the GPU wants.
 
 
-def _fake(qkv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, shift: int) -> Tensor:
+def _fake(qkv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, shift: int) -> tuple[Tensor, Tensor]:
     batch, height, width, channels3 = qkv.shape
-    return qkv.new_empty(batch, height, width, channels3 // 3)
+    out = qkv.new_empty(batch, height, width, channels3 // 3)
+    return out, empty_log_sum_exp(qkv, bias_table.shape[1])
 
 
 def _fake_backward(
-    grad_out: Tensor, qkv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, shift: int
+    grad_out: Tensor,
+    qkv: Tensor,
+    bias_table: Tensor,
+    severity: Tensor | None,
+    out: Tensor | None,
+    lse: Tensor | None,
+    window: int,
+    shift: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_severity = qkv.new_empty(0) if severity is None else severity.new_empty(severity.shape)
     return qkv.new_empty(qkv.shape), bias_table.new_empty(bias_table.shape), grad_severity
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     qkv, bias_table, severity, ctx.window, ctx.shift = inputs
-    ctx.save_for_backward(qkv, bias_table, severity)
+    ctx.save_for_backward(qkv, bias_table, severity, *kept_outputs(ctx, output))
 
 
-def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: None) -> tuple[Tensor | None, ...]:
     gradients = torch.ops.savl.window_attention_backward(grad_out, *ctx.saved_tensors, ctx.window, ctx.shift)
     grad_qkv, grad_bias_table, grad_severity = gradients
     return grad_qkv, grad_bias_table, None if ctx.saved_tensors[2] is None else grad_severity, None, None
 
 
 library.define(
-    "window_attention(Tensor qkv, Tensor bias_table, Tensor? severity, int window, int shift) -> Tensor",
+    "window_attention(Tensor qkv, Tensor bias_table, Tensor? severity, int window, int shift) -> (Tensor, Tensor)",
     fake=_fake,
     backward=_backward,
     setup_context=_keep,
 )
 library.define(
-    "window_attention_backward(Tensor grad_out, Tensor qkv, Tensor bias_table, Tensor? severity, int window, int shift)"
-    " -> (Tensor, Tensor, Tensor)",
+    "window_attention_backward(Tensor grad_out, Tensor qkv, Tensor bias_table, Tensor? severity, Tensor? out, "
+    "Tensor? lse, int window, int shift) -> (Tensor, Tensor, Tensor)",
     fake=_fake_backward,
 )
+register_triton(OP)
 
 
 # The parts of the reference

@@ -11,7 +11,7 @@ import pytest
 
 import savl
 from savl.ops import KernelSettings, kernel_report, switch, use_fused_kernels
-from savl.ops.switch import OPS, parse_settings
+from savl.ops.switch import BACKENDS, OPS, parse_settings
 from savl.settings import EnvironmentVariableError
 
 ON, OFF = KernelSettings.of(True), KernelSettings.of(False)
@@ -134,9 +134,9 @@ def reason_of(op: str, backend: str) -> str:
 
 def test_the_report_has_every_backend_of_every_op_and_one_that_serves() -> None:
     report = kernel_report()
-    assert [(s.op, s.backend) for s in report.statuses] == [(op, b) for op in OPS for b in ("cpp", "eager")]
+    assert [(s.op, s.backend) for s in report.statuses] == [(op, b) for op in OPS for b in (*BACKENDS[op], "eager")]
     for op in OPS:
-        assert sum(status.serves for status in report.statuses if status.op == op) == 1, op
+        assert sum(s.serves for s in report.statuses if s.op == op and s.device in ("cpu", "any")) == 1, op
     assert all(status.reason for status in report.statuses)
 
 
@@ -157,8 +157,8 @@ def test_the_report_follows_the_switch() -> None:
 
 def test_the_report_says_why_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = "nobody compiled it"
-    missing = {(op, "cpp"): reason for op in OPS} | {(op, "eager"): None for op in OPS}
     before = dict(switch._UNAVAILABLE)
+    missing = before | {(op, "cpp"): reason for op in OPS}
     monkeypatch.setattr(switch, "_UNAVAILABLE", missing)
     with use_fused_kernels():
         assert serving() == {"eager"}
@@ -172,11 +172,12 @@ def test_the_report_says_why_without_the_extension(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("extension")
-def test_the_report_as_text_is_a_table_and_a_line_on_the_machine(instruction_set: str) -> None:
+def test_the_report_as_text_is_a_table_and_two_lines_on_the_machine(instruction_set: str) -> None:
     text = str(kernel_report())
     lines = text.splitlines()
-    assert lines[0].split() == ["op", "backend", "serves", "why"]
-    assert len(lines) == 1 + 2 * len(OPS) + 2
-    assert f"{instruction_set} kernels" in lines[-1]
-    assert f"savl {savl.__version__}" in lines[-1]
+    assert lines[0].split() == ["op", "backend", "tensors", "serves", "why"]
+    assert len(lines) == 1 + 3 * len(OPS) + 3
+    assert f"{instruction_set} kernels" in lines[-2]
+    assert f"savl {savl.__version__}" in lines[-2]
+    assert "GPU" in lines[-1]
     assert kernel_report().instruction_set == instruction_set

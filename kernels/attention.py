@@ -1,0 +1,779 @@
+r"""The Triton kernels of both attentions: one family, with key windows as large as the query windows or larger.
+
+For a query pixel i of a w×w window and a key pixel j of the o×o window with the same centre, head by head:
+
+    logits_ij = s_i · s_j · (q_i · k_j) / √d + bias[i − j]     (−∞ between sides of a shifted image)
+    out_i     = Σ_j softmax_j(logits_ij) · v_j
+
+Nothing is rearranged in memory. Pixels are addressed in the image rolled by ``−shift``: pixel (y, x) of it lies at row
+(y + shift) mod H, column (x + shift) mod W of the image, so windows and shift are address arithmetic. Keys outside the
+image are zeros that take part in the softmax; no pixel of a shifted window lies outside.
+
+Four kernels, each program with a tile of scores in registers and none in memory:
+
+================  ==========================  ===============================  ==========================
+kernel            a program owns              it walks                         products of d · M · N each
+================  ==========================  ===============================  ==========================
+`forward`         M query rows, one head      the o² keys of their window      2 (q k, p v)
+`backward_q`      M query rows, one head      the o² keys of their window      3 (q k, do v, ds k)
+`backward_kv`     N key pixels, one head      the windows that see them, M     4 (q k, p do, do v, ds q)
+                                              queries at a time
+`backward_bias`   M × N pairs of a window     its share of all windows         2 (q k, do v)
+================  ==========================  ===============================  ==========================
+
+The backward pass recomputes the scores from the log-sum-exp that `forward` leaves behind. `backward_bias` adds the
+gradients of the logits up over windows, pair by pair, and `fold_bias` over pairs with the same offset. Every sum is
+taken in an order that depends on shapes and block sizes alone: no atomics, the same bits at every run.
+
+Bytes and operations of a program of `forward` with window 16, d = 24 in bf16 and M = 128: it reads 128 · 48 bytes of q
+and 2 · 256 · 48 bytes of k and v (24 576 for o = 16; 55 296 + 6 144 for o = 24) and writes 128 · 48 + 128 · 4 bytes; it
+does 2 · 2 · 32 · 128 · o² multiply-adds' operations (d padded to 32): 4.2 MFLOP for o = 16, 9.4 for o = 24. Programs of
+one window share k and v through the L2 cache, so device memory sees each byte once: 8.25 bytes in and out per pixel and
+channel of a head. On an H100 (3.35 TB/s, 989 TFLOP/s dense bf16, 16 exponentials per cycle and SM) an image of 512×512
+pixels with 6 heads takes at least
+
+    o = 16    memory  93 µs    tensor cores  52 µs    exponentials 109 µs
+    o = 24    memory  93 µs    tensor cores 117 µs    exponentials 245 µs
+
+The exponentials bound both, with about five float32 operations and one cached load of the bias per score close behind.
+
+Logits are in units of ln 2, so that an exponential is one instruction: ``bias`` comes multiplied by log₂ e, and so are
+the queries. Scores, sums and statistics are float32 for every dtype. Severity multiplies rows of q and k before the
+product, as in the reference. In float16, where those rows and the gradients of the logits may overflow, they stay
+float32 and are multiplied as tf32, whose mantissa is that of float16 and whose range is that of float32.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+# Addresses
+
+
+@triton.jit
+def _image_pixel(y, x, height, width, shift, SHIFTED: tl.constexpr, FAR: tl.constexpr):
+    """Number in its image of a pixel of the rolled image."""
+    if SHIFTED:
+        y += shift
+        y = tl.where(y >= height, y - height, y)
+        x += shift
+        x = tl.where(x >= width, x - width, x)
+    pixel = y * width + x
+    return pixel.to(tl.int64) if FAR else pixel
+
+
+@triton.jit
+def _load_rows(base, pixels, stride, valid, CHECKED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """``(rows, BLOCK_D)``: one head of some pixels, zeros past the head and where not ``valid``."""
+    d = tl.arange(0, BLOCK_D)
+    pointers = base + (pixels * stride)[:, None] + d[None, :]
+    if CHECKED:
+        return tl.load(pointers, mask=valid[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
+    if HEAD_DIM == BLOCK_D:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=(d < HEAD_DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def _store_rows(base, pixels, stride, rows, valid, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    d = tl.arange(0, BLOCK_D)
+    pointers = base + (pixels * stride)[:, None] + d[None, :]
+    tl.store(pointers, rows.to(base.dtype.element_ty), mask=valid[:, None] & (d < HEAD_DIM)[None, :])
+
+
+@triton.jit
+def _severity_of(severity, pixels, valid, HAS_SEVERITY: tl.constexpr):
+    if HAS_SEVERITY:
+        return tl.load(severity + pixels, mask=valid, other=0.0).to(tl.float32)
+    return 0.0 * valid.to(tl.float32)  # never read
+
+
+@triton.jit
+def _query_factor(q, severity, SCALE: tl.constexpr, HAS_SEVERITY: tl.constexpr, WIDE: tl.constexpr):
+    """The queries' factor of the logits, ``s q log₂ e / √d``, rounded to their dtype or, where WIDE, float32."""
+    factor = q.to(tl.float32) * (SCALE * LOG2E)
+    if HAS_SEVERITY:
+        factor = factor * severity[:, None]
+    return factor if WIDE else factor.to(q.dtype)
+
+
+@triton.jit
+def _key_factor(k, severity, HAS_SEVERITY: tl.constexpr, WIDE: tl.constexpr):
+    """The keys' factor of the logits, ``s k``, likewise."""
+    if HAS_SEVERITY:
+        factor = k.to(tl.float32) * severity[:, None]
+        return factor if WIDE else factor.to(k.dtype)
+    else:
+        return k
+
+
+@triton.jit
+def _side(y, x, last_row, last_column, shift, WINDOW: tl.constexpr):
+    """Which side of the image a pixel (y, x) of a window comes from: wrapped-around rows and columns count 2 and 1."""
+    wrapped_row = last_row & (y >= WINDOW - shift)
+    wrapped_column = last_column & (x >= WINDOW - shift)
+    return wrapped_row.to(tl.int32) * 2 + wrapped_column.to(tl.int32)
+
+
+@triton.jit
+def _logits(
+    rows,
+    columns,
+    bias,
+    bias_index,
+    exists,
+    visible,
+    CHECKED: tl.constexpr,
+    MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A tile of logits in units of ln 2.
+
+    −∞ is added instead of the bias to pairs that do not exist (where CHECKED) or are not ``visible`` (where MASKED);
+    what is NaN stays NaN, as in the reference. The bias is what the product is added to, so that it takes the layout of
+    the product: when it was added afterwards, the compiler ran the whole softmax twice, once in the layout of the load.
+    """
+    pointers = bias + bias_index
+    start = tl.load(pointers, mask=exists, other=float("-inf")) if CHECKED else tl.load(pointers)
+    if MASKED:
+        start = tl.where(visible, start, float("-inf"))
+    return tl.dot(rows, tl.trans(columns), start, input_precision=PRECISION)
+
+
+@triton.jit
+def _load_lse(pointers, valid):
+    """Log-sum-exp of some rows as a float32 and what it lacks; that is nothing where the log-sum-exp is float32."""
+    lse = tl.load(pointers, mask=valid, other=0.0)
+    rounded = lse.to(tl.float32)
+    return rounded, (lse - rounded.to(lse.dtype)).to(tl.float32)
+
+
+@triton.jit
+def _narrow_dot(a, b, accumulator, WIDE: tl.constexpr, PRECISION: tl.constexpr):
+    """Add ``a @ b`` for float32 gradients of logits ``a``, rounded to the dtype of b; in tf32 where that overflows."""
+    if WIDE:
+        return tl.dot(a, b.to(tl.float32), accumulator, input_precision=PRECISION)
+    return tl.dot(a.to(b.dtype), b, accumulator, input_precision=PRECISION)
+
+
+# Forward
+
+
+@triton.jit
+def _attend(
+    q,
+    query_index,
+    query_side,
+    valid_query,
+    k,
+    v,
+    bias,
+    severity,
+    row,
+    column,
+    last_row,
+    last_column,
+    height,
+    width,
+    shift,
+    kv_stride,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WINDOW: tl.constexpr,
+    KEY_WINDOW: tl.constexpr,
+    HAS_SEVERITY: tl.constexpr,
+    WIDE_FACTORS: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    FAR: tl.constexpr,
+    MASKED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Online softmax over the keys of a window; returns (weighted values, largest logit, sum of the weights)."""
+    KEYS: tl.constexpr = KEY_WINDOW * KEY_WINDOW
+    SPAN: tl.constexpr = WINDOW + KEY_WINDOW - 1
+    MARGIN: tl.constexpr = (KEY_WINDOW - WINDOW) // 2
+    CHECK_KEYS: tl.constexpr = KEYS % BLOCK_N != 0
+    CHECK_QUERIES: tl.constexpr = (WINDOW * WINDOW) % BLOCK_M != 0
+    largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    attended = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for start in tl.range(0, KEYS, BLOCK_N, num_stages=STAGES):
+        j = start + tl.arange(0, BLOCK_N)
+        ky = j // KEY_WINDOW
+        kx = j % KEY_WINDOW
+        y = row * WINDOW - MARGIN + ky
+        x = column * WINDOW - MARGIN + kx
+        is_key = j < KEYS
+        inside = is_key & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        pixels = _image_pixel(y, x, height, width, shift, SHIFTED, FAR)
+        LOAD_CHECKED: tl.constexpr = CHECK_KEYS or MARGIN > 0
+        keys = _load_rows(k, pixels, kv_stride, inside, LOAD_CHECKED, HEAD_DIM, BLOCK_D)
+        values = _load_rows(v, pixels, kv_stride, inside, LOAD_CHECKED, HEAD_DIM, BLOCK_D)
+        key_severity = _severity_of(severity, pixels, inside, HAS_SEVERITY)
+        exists = valid_query[:, None] & is_key[None, :]
+        visible = exists
+        if MASKED:
+            visible = query_side[:, None] == _side(ky, kx, last_row, last_column, shift, WINDOW)[None, :]
+        logits = _logits(
+            q,
+            _key_factor(keys, key_severity, HAS_SEVERITY, WIDE_FACTORS),
+            bias,
+            query_index[:, None] - (ky * SPAN + kx)[None, :],
+            exists,
+            visible,
+            CHECK_KEYS or CHECK_QUERIES,
+            MASKED,
+            PRECISION,
+        )
+        now_largest = tl.maximum(largest, tl.max(logits, 1))
+        # A row may have seen nothing but −∞ so far, and −∞ − (−∞) is no zero.
+        centre = tl.where(now_largest == float("-inf"), 0.0, now_largest)
+        weights = tl.exp2(logits - centre[:, None])
+        shrink = tl.exp2(largest - centre)
+        total = total * shrink + tl.sum(weights, 1)
+        attended = attended * shrink[:, None]
+        attended = tl.dot(weights.to(values.dtype), values, attended, input_precision=PRECISION)
+        largest = now_largest
+    return attended, largest, total
+
+
+@triton.jit
+def forward(
+    q,
+    k,
+    v,
+    bias,
+    severity,
+    out,
+    lse,
+    height,
+    width,
+    shift,
+    q_stride,
+    kv_stride,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WINDOW: tl.constexpr,
+    KEY_WINDOW: tl.constexpr,
+    SCALE: tl.constexpr,
+    HAS_SEVERITY: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    FAR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Attend for BLOCK_M query rows of one window and head.
+
+    Pointers: q, k, v to the first channel of the first head, channels contiguous; bias float32 (heads, span, span);
+    severity (B, H, W); out (B, H, W, heads · d); lse (B, heads, H, W), in units of ln 2: float32, or float64 for
+    float32 tensors, since its rounding would be that of a whole row of weights.
+    """
+    QUERIES: tl.constexpr = WINDOW * WINDOW
+    TILES: tl.constexpr = (QUERIES + BLOCK_M - 1) // BLOCK_M
+    SPAN: tl.constexpr = WINDOW + KEY_WINDOW - 1
+    WIDE_FACTORS: tl.constexpr = HAS_SEVERITY and q.dtype.element_ty == tl.float16
+    program = tl.program_id(0)
+    head = program // TILES % HEADS
+    window = program // (TILES * HEADS)
+    columns = width // WINDOW
+    rows = height // WINDOW
+    column = window % columns
+    row = window // columns % rows
+    batch = (window // (columns * rows)).to(tl.int64)
+
+    i = program % TILES * BLOCK_M + tl.arange(0, BLOCK_M)
+    qy = i // WINDOW
+    qx = i % WINDOW
+    valid = i < QUERIES
+    pixels = _image_pixel(row * WINDOW + qy, column * WINDOW + qx, height, width, shift, SHIFTED, FAR)
+    image = batch * height * width
+    severity += image
+    rows_of_q = _load_rows(
+        q + image * q_stride + head * HEAD_DIM,
+        pixels,
+        q_stride,
+        valid,
+        QUERIES % BLOCK_M != 0,
+        HEAD_DIM,
+        BLOCK_D,
+    )
+    query_severity = _severity_of(severity, pixels, valid, HAS_SEVERITY)
+    rows_of_q = _query_factor(rows_of_q, query_severity, SCALE, HAS_SEVERITY, WIDE_FACTORS)
+    query_index = qy * SPAN + qx + (KEY_WINDOW - 1) * (SPAN + 1)
+    k += image * kv_stride + head * HEAD_DIM
+    v += image * kv_stride + head * HEAD_DIM
+    bias += head * SPAN * SPAN
+    last_row = row == rows - 1
+    last_column = column == columns - 1
+    side = _side(qy, qx, last_row, last_column, shift, WINDOW)
+    # Windows that hold pixels of several sides are the last ones of a shifted image.
+    at_edge = (last_row | last_column) if SHIFTED else False
+    if at_edge:
+        attended, largest, total = _attend(
+            rows_of_q, query_index, side, valid, k, v, bias, severity, row, column, last_row,
+            last_column, height, width, shift, kv_stride, HEAD_DIM, BLOCK_D, WINDOW, KEY_WINDOW,
+            HAS_SEVERITY, WIDE_FACTORS, SHIFTED, FAR, True, BLOCK_M, BLOCK_N, STAGES, PRECISION,
+        )  # fmt: skip
+    else:
+        attended, largest, total = _attend(
+            rows_of_q, query_index, side, valid, k, v, bias, severity, row, column, last_row,
+            last_column, height, width, shift, kv_stride, HEAD_DIM, BLOCK_D, WINDOW, KEY_WINDOW,
+            HAS_SEVERITY, WIDE_FACTORS, SHIFTED, FAR, False, BLOCK_M, BLOCK_N, STAGES, PRECISION,
+        )  # fmt: skip
+    plane = image * HEADS + head.to(tl.int64) * height * width
+    row_lse = largest.to(lse.dtype.element_ty) + tl.log2(total).to(lse.dtype.element_ty)
+    tl.store(lse + plane + pixels, row_lse, mask=valid)
+    out += image * (HEADS * HEAD_DIM) + head * HEAD_DIM
+    _store_rows(out, pixels, HEADS * HEAD_DIM, attended / total[:, None], valid, HEAD_DIM, BLOCK_D)
+
+
+# Backward
+
+
+@triton.jit
+def backward_q(
+    q,
+    k,
+    v,
+    bias,
+    severity,
+    out,
+    lse,
+    grad_out,
+    delta,
+    grad_q,
+    grad_severity,
+    height,
+    width,
+    shift,
+    q_stride,
+    kv_stride,
+    grad_stride,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WINDOW: tl.constexpr,
+    KEY_WINDOW: tl.constexpr,
+    SCALE: tl.constexpr,
+    HAS_SEVERITY: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    FAR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Gradient of BLOCK_M query rows of one window and head, and of their severity through q.
+
+    Besides what `forward` takes: out and grad_out contiguous (B, H, W, heads · d); grad_q with strides of its own.
+    Writes delta, float32 (B, heads, H, W), the product of out and grad_out that `backward_kv` and `backward_bias` want,
+    and grad_severity, float32 (B, heads, H, W), one share for each head.
+    """
+    QUERIES: tl.constexpr = WINDOW * WINDOW
+    KEYS: tl.constexpr = KEY_WINDOW * KEY_WINDOW
+    TILES: tl.constexpr = (QUERIES + BLOCK_M - 1) // BLOCK_M
+    SPAN: tl.constexpr = WINDOW + KEY_WINDOW - 1
+    MARGIN: tl.constexpr = (KEY_WINDOW - WINDOW) // 2
+    CHECK_KEYS: tl.constexpr = KEYS % BLOCK_N != 0
+    CHECK_QUERIES: tl.constexpr = QUERIES % BLOCK_M != 0
+    WIDE: tl.constexpr = q.dtype.element_ty == tl.float16
+    WIDE_FACTORS: tl.constexpr = HAS_SEVERITY and WIDE
+    program = tl.program_id(0)
+    head = program // TILES % HEADS
+    window = program // (TILES * HEADS)
+    columns = width // WINDOW
+    rows = height // WINDOW
+    column = window % columns
+    row = window // columns % rows
+    batch = (window // (columns * rows)).to(tl.int64)
+
+    i = program % TILES * BLOCK_M + tl.arange(0, BLOCK_M)
+    qy = i // WINDOW
+    qx = i % WINDOW
+    valid = i < QUERIES
+    pixels = _image_pixel(row * WINDOW + qy, column * WINDOW + qx, height, width, shift, SHIFTED, FAR)
+    image = batch * height * width
+    plane = image * HEADS + head.to(tl.int64) * height * width
+    severity += image
+    raw_q = _load_rows(
+        q + image * q_stride + head * HEAD_DIM,
+        pixels,
+        q_stride,
+        valid,
+        CHECK_QUERIES,
+        HEAD_DIM,
+        BLOCK_D,
+    )
+    query_severity = _severity_of(severity, pixels, valid, HAS_SEVERITY)
+    queries = _query_factor(raw_q, query_severity, SCALE, HAS_SEVERITY, WIDE_FACTORS)
+    interleaved = image * (HEADS * HEAD_DIM) + head * HEAD_DIM
+    rows_out = _load_rows(out + interleaved, pixels, HEADS * HEAD_DIM, valid, CHECK_QUERIES, HEAD_DIM, BLOCK_D)
+    rows_grad = _load_rows(grad_out + interleaved, pixels, HEADS * HEAD_DIM, valid, CHECK_QUERIES, HEAD_DIM, BLOCK_D)
+    row_delta = tl.sum(rows_out.to(tl.float32) * rows_grad.to(tl.float32), 1)
+    tl.store(delta + plane + pixels, row_delta, mask=valid)
+    row_lse, row_lse_rest = _load_lse(lse + plane + pixels, valid)
+
+    query_index = qy * SPAN + qx + (KEY_WINDOW - 1) * (SPAN + 1)
+    k += image * kv_stride + head * HEAD_DIM
+    v += image * kv_stride + head * HEAD_DIM
+    bias += head * SPAN * SPAN
+    last_row = row == rows - 1
+    last_column = column == columns - 1
+    side = _side(qy, qx, last_row, last_column, shift, WINDOW)
+    gradient = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for start in tl.range(0, KEYS, BLOCK_N, num_stages=STAGES):
+        j = start + tl.arange(0, BLOCK_N)
+        ky = j // KEY_WINDOW
+        kx = j % KEY_WINDOW
+        key_y = row * WINDOW - MARGIN + ky
+        key_x = column * WINDOW - MARGIN + kx
+        is_key = j < KEYS
+        inside = is_key & (key_y >= 0) & (key_y < height) & (key_x >= 0) & (key_x < width)
+        key_pixels = _image_pixel(key_y, key_x, height, width, shift, SHIFTED, FAR)
+        LOAD_CHECKED: tl.constexpr = CHECK_KEYS or MARGIN > 0
+        keys = _load_rows(k, key_pixels, kv_stride, inside, LOAD_CHECKED, HEAD_DIM, BLOCK_D)
+        values = _load_rows(v, key_pixels, kv_stride, inside, LOAD_CHECKED, HEAD_DIM, BLOCK_D)
+        key_severity = _severity_of(severity, key_pixels, inside, HAS_SEVERITY)
+        keys = _key_factor(keys, key_severity, HAS_SEVERITY, WIDE_FACTORS)
+        exists = valid[:, None] & is_key[None, :]
+        visible = exists
+        if SHIFTED:
+            visible = side[:, None] == _side(ky, kx, last_row, last_column, shift, WINDOW)[None, :]
+        logits = _logits(
+            queries,
+            keys,
+            bias,
+            query_index[:, None] - (ky * SPAN + kx)[None, :],
+            exists,
+            visible,
+            CHECK_KEYS or CHECK_QUERIES,
+            SHIFTED,
+            PRECISION,
+        )
+        weights = tl.exp2(logits - row_lse[:, None] - row_lse_rest[:, None])
+        grad_weights = tl.dot(rows_grad, tl.trans(values), input_precision=PRECISION)
+        grad_logits = weights * (grad_weights - row_delta[:, None])
+        gradient = _narrow_dot(grad_logits, keys, gradient, WIDE, PRECISION)
+    gradient = gradient * SCALE  # of s_i q_i
+    if HAS_SEVERITY:
+        share = tl.sum(raw_q.to(tl.float32) * gradient, 1)
+        tl.store(grad_severity + plane + pixels, share, mask=valid)
+        gradient = gradient * query_severity[:, None]
+    _store_rows(
+        grad_q + image * grad_stride + head * HEAD_DIM,
+        pixels,
+        grad_stride,
+        gradient,
+        valid,
+        HEAD_DIM,
+        BLOCK_D,
+    )
+
+
+@triton.jit
+def backward_kv(
+    q,
+    k,
+    v,
+    bias,
+    severity,
+    lse,
+    grad_out,
+    delta,
+    grad_k,
+    grad_v,
+    grad_severity,
+    height,
+    width,
+    shift,
+    q_stride,
+    kv_stride,
+    grad_stride,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WINDOW: tl.constexpr,
+    KEY_WINDOW: tl.constexpr,
+    SCALE: tl.constexpr,
+    HAS_SEVERITY: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    FAR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    TILE_HEIGHT: tl.constexpr,
+    TILE_WIDTH: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Gradients of TILE_HEIGHT × TILE_WIDTH key pixels of one head, from all windows that see them.
+
+    Besides what `backward_q` takes: grad_k and grad_v with the same strides; grad_severity takes the share through k.
+    """
+    QUERIES: tl.constexpr = WINDOW * WINDOW
+    TILES: tl.constexpr = (QUERIES + BLOCK_M - 1) // BLOCK_M
+    SPAN: tl.constexpr = WINDOW + KEY_WINDOW - 1
+    MARGIN: tl.constexpr = (KEY_WINDOW - WINDOW) // 2
+    BLOCK_N: tl.constexpr = TILE_HEIGHT * TILE_WIDTH
+    # Whether every pixel of a tile is a key of the one window that the tile lies in.
+    ALIGNED: tl.constexpr = MARGIN == 0 and WINDOW % TILE_HEIGHT == 0 and WINDOW % TILE_WIDTH == 0
+    CHECK_QUERIES: tl.constexpr = QUERIES % BLOCK_M != 0
+    CHECKED: tl.constexpr = CHECK_QUERIES or not ALIGNED
+    WIDE: tl.constexpr = q.dtype.element_ty == tl.float16
+    WIDE_FACTORS: tl.constexpr = HAS_SEVERITY and WIDE
+    program = tl.program_id(0)
+    head = program % HEADS
+    tile = program // HEADS
+    tile_columns = tl.cdiv(width, TILE_WIDTH)
+    tile_rows = tl.cdiv(height, TILE_HEIGHT)
+    first_x = tile % tile_columns * TILE_WIDTH
+    first_y = tile // tile_columns % tile_rows * TILE_HEIGHT
+    batch = (tile // (tile_columns * tile_rows)).to(tl.int64)
+
+    j = tl.arange(0, BLOCK_N)
+    key_y = first_y + j // TILE_WIDTH
+    key_x = first_x + j % TILE_WIDTH
+    inside = (key_y < height) & (key_x < width)
+    key_pixels = _image_pixel(key_y, key_x, height, width, shift, SHIFTED, FAR)
+    image = batch * height * width
+    plane = image * HEADS + head.to(tl.int64) * height * width
+    severity += image
+    kv_base = image * kv_stride + head * HEAD_DIM
+    raw_k = _load_rows(k + kv_base, key_pixels, kv_stride, inside, not ALIGNED, HEAD_DIM, BLOCK_D)
+    values = _load_rows(v + kv_base, key_pixels, kv_stride, inside, not ALIGNED, HEAD_DIM, BLOCK_D)
+    key_severity = _severity_of(severity, key_pixels, inside, HAS_SEVERITY)
+    keys = _key_factor(raw_k, key_severity, HAS_SEVERITY, WIDE_FACTORS)
+
+    rows = height // WINDOW
+    columns = width // WINDOW
+    first_row = tl.maximum(first_y - MARGIN, 0) // WINDOW
+    first_column = tl.maximum(first_x - MARGIN, 0) // WINDOW
+    last_row = tl.minimum((first_y + TILE_HEIGHT - 1 + MARGIN) // WINDOW, rows - 1)
+    last_column = tl.minimum((first_x + TILE_WIDTH - 1 + MARGIN) // WINDOW, columns - 1)
+    across = last_column - first_column + 1
+    steps = (last_row - first_row + 1) * across * TILES
+
+    q += image * q_stride + head * HEAD_DIM
+    grad_out += image * (HEADS * HEAD_DIM) + head * HEAD_DIM
+    lse += plane
+    delta += plane
+    bias += head * SPAN * SPAN
+    grad_keys = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    grad_values = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    for step in tl.range(0, steps, num_stages=STAGES):
+        row = first_row + step // (across * TILES)
+        column = first_column + step // TILES % across
+        i = step % TILES * BLOCK_M + tl.arange(0, BLOCK_M)
+        qy = i // WINDOW
+        qx = i % WINDOW
+        is_query = i < QUERIES
+        pixels = _image_pixel(row * WINDOW + qy, column * WINDOW + qx, height, width, shift, SHIFTED, FAR)
+        raw_q = _load_rows(q, pixels, q_stride, is_query, CHECK_QUERIES, HEAD_DIM, BLOCK_D)
+        rows_grad = _load_rows(grad_out, pixels, HEADS * HEAD_DIM, is_query, CHECK_QUERIES, HEAD_DIM, BLOCK_D)
+        query_severity = _severity_of(severity, pixels, is_query, HAS_SEVERITY)
+        queries = _query_factor(raw_q, query_severity, SCALE, HAS_SEVERITY, WIDE_FACTORS)
+        row_lse, row_lse_rest = _load_lse(lse + pixels, is_query)
+        row_delta = tl.load(delta + pixels, mask=is_query, other=0.0)
+
+        ky = key_y - row * WINDOW + MARGIN
+        kx = key_x - column * WINDOW + MARGIN
+        is_key = inside & (ky >= 0) & (ky < KEY_WINDOW) & (kx >= 0) & (kx < KEY_WINDOW)
+        valid = is_key[:, None] & is_query[None, :]
+        visible = valid
+        if SHIFTED:
+            at_bottom = row == rows - 1
+            at_right = column == columns - 1
+            key_side = _side(ky, kx, at_bottom, at_right, shift, WINDOW)
+            visible = key_side[:, None] == _side(qy, qx, at_bottom, at_right, shift, WINDOW)[None, :]
+        logits = _logits(
+            keys,
+            queries,
+            bias,
+            (qy * SPAN + qx + (KEY_WINDOW - 1) * (SPAN + 1))[None, :] - (ky * SPAN + kx)[:, None],
+            valid,
+            visible,
+            CHECKED,
+            SHIFTED,
+            PRECISION,
+        )
+        weights = tl.exp2(logits - row_lse[None, :] - row_lse_rest[None, :])
+        grad_weights = tl.dot(values, tl.trans(rows_grad), input_precision=PRECISION)
+        grad_logits = weights * (grad_weights - row_delta[None, :])
+        if CHECKED:
+            # A window that does not see a key must not reach it, not even with NaN.
+            weights = tl.where(valid, weights, 0.0)
+            grad_logits = tl.where(valid, grad_logits, 0.0)
+        grad_values = tl.dot(weights.to(rows_grad.dtype), rows_grad, grad_values, input_precision=PRECISION)
+        grad_keys = _narrow_dot(grad_logits, queries, grad_keys, WIDE, PRECISION)
+    grad_keys = grad_keys / LOG2E  # of s_j k_j: the factor of the queries has 1/√d and log₂ e in it
+    if HAS_SEVERITY:
+        share = tl.sum(raw_k.to(tl.float32) * grad_keys, 1)
+        tl.store(grad_severity + plane + key_pixels, share, mask=inside)
+        grad_keys = grad_keys * key_severity[:, None]
+    base = image * grad_stride + head * HEAD_DIM
+    _store_rows(grad_k + base, key_pixels, grad_stride, grad_keys, inside, HEAD_DIM, BLOCK_D)
+    _store_rows(grad_v + base, key_pixels, grad_stride, grad_values, inside, HEAD_DIM, BLOCK_D)
+
+
+@triton.jit
+def backward_bias(
+    q,
+    k,
+    v,
+    bias,
+    severity,
+    lse,
+    grad_out,
+    delta,
+    grad_logits_sum,
+    windows,
+    height,
+    width,
+    shift,
+    q_stride,
+    kv_stride,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WINDOW: tl.constexpr,
+    KEY_WINDOW: tl.constexpr,
+    SCALE: tl.constexpr,
+    HAS_SEVERITY: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    FAR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Sum of the logits' gradients of BLOCK_M × BLOCK_N pairs of one head over every CHUNKS-th window.
+
+    Writes grad_logits_sum, float32 (CHUNKS, heads, w², o²).
+    """
+    QUERIES: tl.constexpr = WINDOW * WINDOW
+    KEYS: tl.constexpr = KEY_WINDOW * KEY_WINDOW
+    QUERY_TILES: tl.constexpr = (QUERIES + BLOCK_M - 1) // BLOCK_M
+    KEY_TILES: tl.constexpr = (KEYS + BLOCK_N - 1) // BLOCK_N
+    SPAN: tl.constexpr = WINDOW + KEY_WINDOW - 1
+    MARGIN: tl.constexpr = (KEY_WINDOW - WINDOW) // 2
+    CHECK_KEYS: tl.constexpr = KEYS % BLOCK_N != 0
+    CHECK_QUERIES: tl.constexpr = QUERIES % BLOCK_M != 0
+    WIDE_FACTORS: tl.constexpr = HAS_SEVERITY and q.dtype.element_ty == tl.float16
+    program = tl.program_id(0)
+    key_tile = program % KEY_TILES
+    query_tile = program // KEY_TILES % QUERY_TILES
+    head = program // (KEY_TILES * QUERY_TILES) % HEADS
+    chunk = program // (KEY_TILES * QUERY_TILES * HEADS)
+
+    i = query_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    qy = i // WINDOW
+    qx = i % WINDOW
+    is_query = i < QUERIES
+    j = key_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    ky = j // KEY_WINDOW
+    kx = j % KEY_WINDOW
+    is_key = j < KEYS
+    valid = is_query[:, None] & is_key[None, :]
+    bias_index = (qy * SPAN + qx + (KEY_WINDOW - 1) * (SPAN + 1))[:, None] - (ky * SPAN + kx)[None, :]
+    bias += head * SPAN * SPAN
+    rows = height // WINDOW
+    columns = width // WINDOW
+    LOAD_CHECKED: tl.constexpr = CHECK_KEYS or MARGIN > 0
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for window in tl.range(chunk, windows, CHUNKS, num_stages=STAGES):
+        column = window % columns
+        row = window // columns % rows
+        batch = (window // (columns * rows)).to(tl.int64)
+        image = batch * height * width
+        plane = image * HEADS + head.to(tl.int64) * height * width
+        pixels = _image_pixel(row * WINDOW + qy, column * WINDOW + qx, height, width, shift, SHIFTED, FAR)
+        queries = _load_rows(
+            q + image * q_stride + head * HEAD_DIM,
+            pixels,
+            q_stride,
+            is_query,
+            CHECK_QUERIES,
+            HEAD_DIM,
+            BLOCK_D,
+        )
+        interleaved = image * (HEADS * HEAD_DIM) + head * HEAD_DIM
+        rows_grad = _load_rows(
+            grad_out + interleaved, pixels, HEADS * HEAD_DIM, is_query, CHECK_QUERIES, HEAD_DIM, BLOCK_D
+        )
+        row_lse, row_lse_rest = _load_lse(lse + plane + pixels, is_query)
+        row_delta = tl.load(delta + plane + pixels, mask=is_query, other=0.0)
+        query_severity = _severity_of(severity + image, pixels, is_query, HAS_SEVERITY)
+
+        y = row * WINDOW - MARGIN + ky
+        x = column * WINDOW - MARGIN + kx
+        inside = is_key & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        key_pixels = _image_pixel(y, x, height, width, shift, SHIFTED, FAR)
+        kv_base = image * kv_stride + head * HEAD_DIM
+        keys = _load_rows(k + kv_base, key_pixels, kv_stride, inside, LOAD_CHECKED, HEAD_DIM, BLOCK_D)
+        values = _load_rows(v + kv_base, key_pixels, kv_stride, inside, LOAD_CHECKED, HEAD_DIM, BLOCK_D)
+        key_severity = _severity_of(severity + image, key_pixels, inside, HAS_SEVERITY)
+        visible = valid
+        if SHIFTED:
+            at_bottom = row == rows - 1
+            at_right = column == columns - 1
+            query_side = _side(qy, qx, at_bottom, at_right, shift, WINDOW)
+            visible = query_side[:, None] == _side(ky, kx, at_bottom, at_right, shift, WINDOW)[None, :]
+        logits = _logits(
+            _query_factor(queries, query_severity, SCALE, HAS_SEVERITY, WIDE_FACTORS),
+            _key_factor(keys, key_severity, HAS_SEVERITY, WIDE_FACTORS),
+            bias,
+            bias_index,
+            valid,
+            visible,
+            CHECK_KEYS or CHECK_QUERIES,
+            SHIFTED,
+            PRECISION,
+        )
+        weights = tl.exp2(logits - row_lse[:, None] - row_lse_rest[:, None])
+        grad_weights = tl.dot(rows_grad, tl.trans(values), input_precision=PRECISION)
+        total += weights * (grad_weights - row_delta[:, None])
+    base = grad_logits_sum + (chunk * HEADS + head).to(tl.int64) * (QUERIES * KEYS)
+    tl.store(base + i[:, None] * KEYS + j[None, :], total, mask=valid)
+
+
+@triton.jit
+def fold_bias(
+    grad_logits_sum,
+    grad_table,
+    HEADS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    KEY_WINDOW: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr,
+    BLOCK_SPAN: tl.constexpr,
+):
+    """One row (offsets with the same dy) of one head of the bias gradient: the sum over all pairs that far apart.
+
+    Takes float32 (heads, w², o²), what `backward_bias` wrote added up over chunks; grad_table is (span², heads).
+    BLOCK_QUERIES ≥ w and BLOCK_SPAN ≥ span are powers of two.
+    """
+    QUERIES: tl.constexpr = WINDOW * WINDOW
+    KEYS: tl.constexpr = KEY_WINDOW * KEY_WINDOW
+    SPAN: tl.constexpr = WINDOW + KEY_WINDOW - 1
+    head = tl.program_id(0) % HEADS
+    table_y = tl.program_id(0) // HEADS
+    table_x = tl.arange(0, BLOCK_SPAN)
+    qx = tl.arange(0, BLOCK_QUERIES)
+    kx = qx[:, None] + (KEY_WINDOW - 1) - table_x[None, :]
+    valid = (qx < WINDOW)[:, None] & (table_x < SPAN)[None, :] & (kx >= 0) & (kx < KEY_WINDOW)
+    grad_logits_sum += head * (QUERIES * KEYS)
+    total = tl.zeros([BLOCK_QUERIES, BLOCK_SPAN], tl.float32)
+    for qy in range(tl.maximum(table_y - (KEY_WINDOW - 1), 0), tl.minimum(table_y + 1, WINDOW)):
+        ky = qy + (KEY_WINDOW - 1) - table_y
+        pairs = (qy * WINDOW + qx)[:, None] * KEYS + ky * KEY_WINDOW + kx
+        total += tl.load(grad_logits_sum + pairs, mask=valid, other=0.0)
+    sums = tl.sum(total, 0).to(grad_table.dtype.element_ty)
+    tl.store(grad_table + (table_y * SPAN + table_x) * HEADS + head, sums, mask=table_x < SPAN)

@@ -1,0 +1,344 @@
+"""Block sizes: what each kernel runs with, for a GPU, a dtype, a head dimension and a pair of windows.
+
+The first that knows the problem counts: what `savl kernels tune` found on a GPU of this name and stored for the user,
+what the package ships for a GPU of this name, and the rule of `default_config`, which is good at once on every
+architecture. Looking up is all that ever happens while a network runs; nothing is searched then.
+
+What was found lies in JSON files, one for each name of a GPU. A file that cannot be used costs a warning and nothing
+else. This module needs neither torch nor Triton.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tokenize
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+STAGES = ("forward", "backward_q", "backward_kv", "backward_bias")
+"""The kernels that have block sizes."""
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """How one kernel is launched."""
+
+    block_m: int
+    """Queries of a tile, a power of two ≥ 16."""
+    block_n: int
+    """Keys of a tile, a power of two ≥ 16."""
+    warps: int
+    """Warps of a program: 1, 2, 4 or 8."""
+    stages: int
+    """Depth of the software pipeline over tiles."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the best block sizes depend on."""
+
+    dtype: str
+    """``"float32"``, ``"bfloat16"`` or ``"float16"``."""
+    head_dim: int
+    window: int
+    key_window: int
+
+    @property
+    def block_d(self) -> int:
+        """Head dimension as the kernels pad it: a power of two, at least 16."""
+        return max(16, 1 << (self.head_dim - 1).bit_length())
+
+
+def default_config(stage: str, problem: Problem, capability: tuple[int, int]) -> KernelConfig:
+    """The rule: the largest tiles that leave two or more programs a multiprocessor and spill no register.
+
+    One pipeline stage: with more, the loads of the bias go through shared memory four bytes at a time, which nearly
+    doubles the instructions of a tile (634 against 367 in `forward` on sm_90); other programs of the multiprocessor
+    hide the latency instead.
+
+    Args:
+        stage: One of `STAGES`.
+        problem: The problem.
+        capability: Compute capability of the GPU, such as (9, 0).
+    """
+    # Hopper and data-centre Blackwell keep operands of products in shared or tensor memory, not in registers.
+    roomy = capability[0] in (9, 10)
+    if problem.dtype == "float32":
+        if problem.block_d <= 32:
+            m, n, warps = (32, 32, 8) if stage == "backward_bias" else (32, 64, 4)
+        elif problem.block_d <= 64:
+            m, n, warps = (16, 16, 4) if stage == "backward_bias" else (32, 32, 8)
+        else:
+            m, n, warps = 16, 16, 4
+    elif problem.block_d <= 32:
+        if stage == "backward_kv":
+            m, n, warps = 32, 64, 4
+        elif stage == "backward_bias" or not roomy:
+            m, n, warps = 64, 32, 4
+        else:
+            m, n, warps = 64, 64, 4
+    elif problem.block_d <= 64 and stage == "forward":
+        m, n, warps = 64, 32, 4
+    else:
+        m, n, warps = 32, 32, 4
+    return KernelConfig(min(m, _covering(problem.window)), min(n, _covering(problem.key_window)), warps, 1)
+
+
+def _covering(side: int) -> int:
+    """The least power of two that is at least the number of pixels of a window, and at least 16."""
+    return max(16, 1 << (side * side - 1).bit_length())
+
+
+# What was tuned
+
+CACHE_VARIABLE = "SAVL_CACHE_DIR"
+FORMAT = 1
+"""Version of the files."""
+TUNED_HERE, SHIPPED, RULE = "tuned here", "shipped", "rule"
+"""Where block sizes come from."""
+SHIPPED_FOLDER = Path(__file__).with_name("tuned")
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What one search found."""
+
+    stage: str
+    problem: Problem
+    config: KernelConfig
+    microseconds: float
+    """Median time of the kernel with these block sizes."""
+    rule_microseconds: float
+    """The same with those of `default_config`."""
+    kernels: str
+    """`kernels_hash` of the kernels that were measured."""
+    triton: str
+    """Version of the Triton that compiled them."""
+    date: str
+    """Day of the search, such as ``"2026-01-31"``."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """What a file holds for one GPU."""
+
+    path: Path
+    tuned: Mapping[tuple[str, Problem], Tuned] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    """What of the file cannot be used, and why."""
+    unusable: bool = False
+    """Whether that is all of it: the file is none of this format and GPU."""
+
+
+def config_for(
+    stage: str, problem: Problem, gpu_name: str | None, capability: tuple[int, int]
+) -> tuple[KernelConfig, str]:
+    """Look up the block sizes of a kernel; reads the files of a GPU once and remembers every answer.
+
+    Args:
+        stage: One of `STAGES`.
+        problem: The problem.
+        gpu_name: As the driver gives it; None for no GPU in particular.
+        capability: Its compute capability.
+
+    Returns:
+        The block sizes and where they come from: `TUNED_HERE`, `SHIPPED` or `RULE`.
+    """
+    found: tuple[KernelConfig, str] = _config_for(stage, problem, gpu_name, capability)
+    return found
+
+
+@cache
+def _config_for(
+    stage: str, problem: Problem, gpu_name: str | None, capability: tuple[int, int]
+) -> tuple[KernelConfig, str]:
+    if gpu_name is not None:
+        for source, store in stores(gpu_name):
+            if (entry := store.tuned.get((stage, problem))) is not None:
+                return entry.config, source
+    return default_config(stage, problem, capability), RULE
+
+
+@cache
+def stores(gpu_name: str) -> tuple[tuple[str, Store], ...]:
+    """The files there are for a GPU with where they come from, the first to be asked first; warns of what is unusable.
+
+    Args:
+        gpu_name: As the driver gives it.
+    """
+    found = []
+    for source, folder in ((TUNED_HERE, user_folder()), (SHIPPED, SHIPPED_FOLDER)):
+        if folder is None:
+            continue
+        store = read_store(folder / file_name(gpu_name), gpu_name)
+        if store is None:
+            continue
+        found.append((source, store))
+        if store.ignored:
+            more = f" (and {len(store.ignored) - 1} more)" if len(store.ignored) > 1 else ""
+            warnings.warn(
+                f"{store.path}: {store.ignored[0]}{more}; the kernels run with other block sizes, "
+                "`savl kernels tune` measures again",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return tuple(found)
+
+
+def user_folder() -> Path | None:
+    """Where `savl kernels tune` stores what it finds; None without a home folder.
+
+    ``kernels`` in what SAVL_CACHE_DIR names, else in ``savl`` of XDG_CACHE_HOME, else in ``~/.cache/savl``.
+    """
+    if named := os.environ.get(CACHE_VARIABLE):
+        return Path(named) / "kernels"
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not caches.is_absolute():  # as the XDG specification wants it
+        try:
+            caches = Path.home() / ".cache"
+        except RuntimeError:
+            return None
+    return caches / "savl" / "kernels"
+
+
+def file_name(gpu_name: str) -> str:
+    """Name of the file of a GPU, such as ``nvidia-h100-80gb-hbm3.json``."""
+    return re.sub(r"[^a-z0-9]+", "-", gpu_name.lower()).strip("-") + ".json"
+
+
+@cache
+def kernels_hash() -> str:
+    """Sixteen hexadecimal digits that change with the code of the kernels, not with its comments and layout."""
+    digest = hashlib.sha256()
+    line_begins = True
+    with tokenize.open(Path(__file__).with_name("attention.py")) as file:
+        for token in tokenize.generate_tokens(file.readline):
+            if token.type in (tokenize.COMMENT, tokenize.NL):
+                continue
+            if token.type in (tokenize.INDENT, tokenize.DEDENT):
+                digest.update(b">" if token.type == tokenize.INDENT else b"<")
+                continue
+            if not (line_begins and token.type == tokenize.STRING):  # a docstring
+                digest.update(token.string.strip().encode() + b"\0")
+            line_begins = token.type == tokenize.NEWLINE
+    return digest.hexdigest()[:16]
+
+
+def read_store(path: Path, gpu_name: str) -> Store | None:
+    """Read a file; None where there is none. Whatever else is wrong is told in `Store.ignored`.
+
+    Args:
+        path: The file.
+        gpu_name: The GPU it must be of.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        here = kernels_hash()
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        return None
+    except (OSError, ValueError, RecursionError, tokenize.TokenError) as error:
+        return _unusable(path, f"it cannot be read ({type(error).__name__}: {error})")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        version = content.get("format") if isinstance(content, dict) else None
+        return _unusable(path, f"its format must be {FORMAT}, got {version!r}")
+    if content.get("gpu") != gpu_name:
+        return _unusable(path, f"its gpu must be {gpu_name!r}, got {content.get('gpu')!r}")
+    entries = content.get("configs")
+    if not isinstance(entries, list):
+        return _unusable(path, f"its configs must be a list, got {type(entries).__name__}")
+    tuned: dict[tuple[str, Problem], Tuned] = {}
+    ignored: dict[str, int] = {}
+    for number, values in enumerate(entries):
+        try:
+            entry = _entry(values)
+        except ValueError as error:
+            ignored[f"configs[{number}]: {error}"] = 1
+            continue
+        if entry.kernels == here:
+            tuned[entry.stage, entry.problem] = entry
+        else:
+            reason = f"tuned for other kernels ({entry.kernels}, these are {here})"
+            ignored[reason] = ignored.get(reason, 0) + 1
+    reasons = tuple(reason if count == 1 else f"{count} entries {reason}" for reason, count in ignored.items())
+    return Store(path, tuned, reasons)
+
+
+def dump_store(gpu_name: str, entries: Iterable[Tuned]) -> bytes:
+    """Content of a file, which `read_store` reads.
+
+    Args:
+        gpu_name: The GPU.
+        entries: What was found.
+    """
+    listed = []
+    for entry in sorted(entries, key=lambda each: (str(each.problem), STAGES.index(each.stage))):
+        values = asdict(entry)
+        listed.append({"stage": values.pop("stage"), **values.pop("problem"), **values.pop("config"), **values})
+    lines = ",\n".join(f"  {json.dumps(values)}" for values in listed)  # a line each: a change is easy to see
+    return f'{{\n "format": {FORMAT},\n "gpu": {json.dumps(gpu_name)},\n "configs": [\n{lines}\n ]\n}}\n'.encode()
+
+
+def forget() -> None:
+    """Read the files again when next asked."""
+    stores.cache_clear()
+    _config_for.cache_clear()
+
+
+def _unusable(path: Path, reason: str) -> Store:
+    return Store(path, ignored=(reason,), unusable=True)
+
+
+def _entry(values: Any) -> Tuned:
+    """Raises ValueError where something is missing, or is nothing that a kernel can run with."""
+    if not isinstance(values, dict):
+        raise ValueError(f"must be an object, got {type(values).__name__}")
+
+    def number(name: str, accepted: Iterable[int] | None = None) -> int:
+        value = values.get(name)
+        if type(value) is not int or value < 1 or (accepted is not None and value not in accepted):
+            raise ValueError(f"{name} must be {_one_of(accepted) if accepted else 'a positive int'}, got {value!r}")
+        return value
+
+    def text(name: str, accepted: Iterable[str] | None = None) -> str:
+        value = values.get(name)
+        if not isinstance(value, str) or (accepted is not None and value not in accepted):
+            raise ValueError(f"{name} must be {_one_of(accepted) if accepted else 'a string'}, got {value!r}")
+        return value
+
+    def duration(name: str) -> float:
+        value = values.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be a positive number, got {value!r}")
+        return float(value)
+
+    blocks = (16, 32, 64, 128, 256)
+    return Tuned(
+        text("stage", STAGES),
+        Problem(text("dtype", _DTYPES), number("head_dim"), number("window"), number("key_window")),
+        KernelConfig(
+            number("block_m", blocks),
+            number("block_n", blocks),
+            number("warps", (1, 2, 4, 8)),
+            number("stages", range(1, 9)),
+        ),
+        duration("microseconds"),
+        duration("rule_microseconds"),
+        text("kernels"),
+        text("triton"),
+        text("date"),
+    )
+
+
+def _one_of(accepted: Iterable[object]) -> str:
+    return f"one of {', '.join(map(repr, accepted))}"

@@ -1,0 +1,228 @@
+"""From tensors to launches: shapes, strides, block sizes and grids of the kernels in `savl.kernels.attention`."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from savl.kernels import attention
+from savl.kernels.configs import KernelConfig, Problem, config_for
+
+BIAS_PROGRAMS = 1024
+"""How many programs share the sum over windows of `backward_bias`, more or less. Not a function of the GPU: the same
+shapes give the same bits on all of them."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One call: its tensors as (B, H, W, C) views with contiguous channels, and its geometry."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias_table: Tensor
+    severity: Tensor | None
+    window: int
+    key_window: int
+    shift: int
+
+    @property
+    def heads(self) -> int:
+        """How many the channels are cut into."""
+        return self.bias_table.shape[1]
+
+    @property
+    def problem(self) -> Problem:
+        """What block sizes are looked up by."""
+        head_dim = self.q.shape[3] // self.heads
+        return Problem(str(self.q.dtype).removeprefix("torch."), head_dim, self.window, self.key_window)
+
+    @property
+    def windows(self) -> int:
+        """Windows of all images."""
+        batch, height, width, _ = self.q.shape
+        return batch * (height // self.window) * (width // self.window)
+
+    def constants(self) -> dict[str, Any]:
+        """Compile-time arguments that all kernels share."""
+        problem = self.problem
+        return {
+            "HEADS": self.heads,
+            "HEAD_DIM": problem.head_dim,
+            "BLOCK_D": problem.block_d,
+            "WINDOW": self.window,
+            "KEY_WINDOW": self.key_window,
+            "SCALE": problem.head_dim**-0.5,
+            "HAS_SEVERITY": self.severity is not None,
+            "SHIFTED": self.shift > 0,
+            "FAR": self.q.shape[1] * self.q.shape[2] * max(self.q.stride(2), self.k.stride(2)) >= 2**31,
+            "PRECISION": precision(self.q.dtype),
+        }
+
+    def scaled_bias(self) -> Tensor:
+        """The table as float32 (heads, span²), in units of ln 2."""
+        rows, heads = self.bias_table.shape
+        bias = torch.empty(heads, rows, dtype=torch.float32, device=self.q.device)
+        return torch.mul(self.bias_table.t(), math.log2(math.e), out=bias)
+
+    def config(self, stage: str) -> KernelConfig:
+        """Block sizes of one of `savl.kernels.configs.STAGES`."""
+        return config_for(stage, self.problem, *_gpu(self.q.device.index if self.q.is_cuda else None))[0]
+
+
+@cache
+def _gpu(index: int | None) -> tuple[str | None, tuple[int, int]]:
+    """Name and compute capability of a CUDA device; without one, as under Triton's interpreter, those of none."""
+    if index is None:
+        return None, (9, 0)
+    return torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How products of float32 are computed: as torch computes its own."""
+    if dtype != torch.float32:
+        return "tf32"  # for float16's wide products; says nothing of 16-bit operands
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def forward(call: Attention) -> tuple[Tensor, Tensor]:
+    """Run the forward kernel.
+
+    Returns:
+        The result ``(B, H, W, C)``, dtype of q, and the log-sum-exp of the logits in units of ln 2,
+        ``(B, heads, H, W)`` of `lse_dtype`.
+    """
+    batch, height, width, channels = call.q.shape
+    out = torch.empty(batch, height, width, channels, dtype=call.q.dtype, device=call.q.device)
+    lse = torch.empty(batch, call.heads, height, width, dtype=lse_dtype(call.q.dtype), device=call.q.device)
+    if call.windows == 0:
+        return out, lse
+    config = call.config("forward")
+    grid = (call.windows * call.heads * triton.cdiv(call.window**2, config.block_m),)
+    with device_of(call.q):
+        attention.forward[grid](
+            call.q,
+            call.k,
+            call.v,
+            call.scaled_bias(),
+            call.severity if call.severity is not None else lse,
+            out,
+            lse,
+            height,
+            width,
+            call.shift,
+            call.q.stride(2),
+            call.k.stride(2),
+            **call.constants(),
+            BLOCK_M=config.block_m,
+            BLOCK_N=config.block_n,
+            STAGES=config.stages,
+            num_warps=config.warps,
+        )
+    return out, lse
+
+
+def backward(
+    call: Attention, out: Tensor, lse: Tensor, grad_out: Tensor, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run the backward kernels.
+
+    Args:
+        call: As for `forward`.
+        out: What `forward` returned.
+        lse: What `forward` returned.
+        grad_out: Gradient of out, contiguous.
+        grad_q: Written; a (B, H, W, C) view with channels side by side and pixels evenly spaced.
+        grad_k: Likewise.
+        grad_v: Likewise, with the strides of ``grad_k``.
+
+    Returns:
+        Gradients of the bias table and of the severity, in their shapes and dtypes; the latter is empty without one.
+    """
+    batch, height, width, _ = call.q.shape
+    table = call.bias_table
+    grad_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
+    severity = call.severity
+    if call.windows == 0:
+        return grad_table, severity.new_empty(0) if severity is None else torch.zeros_like(severity)
+    maps = (batch, call.heads, height, width)
+    delta = torch.empty(maps, dtype=torch.float32, device=call.q.device)
+    # Shares of the severity's gradient: through q and through k, one a head.
+    shares = torch.empty((2, *maps) if severity is not None else 0, dtype=torch.float32, device=call.q.device)
+    through_q, through_k = (shares[0], shares[1]) if severity is not None else (lse, lse)
+    image = (height, width, call.shift, call.q.stride(2), call.k.stride(2))
+    bias = call.scaled_bias()
+    scale = severity if severity is not None else lse
+    with device_of(call.q):
+        config = call.config("backward_q")
+        attention.backward_q[(call.windows * call.heads * triton.cdiv(call.window**2, config.block_m),)](
+            call.q, call.k, call.v, bias, scale, out, lse, grad_out, delta, grad_q, through_q,
+            *image, grad_q.stride(2), **call.constants(),
+            BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages, num_warps=config.warps,
+        )  # fmt: skip
+        config = call.config("backward_kv")
+        tile_height, tile_width = key_tile(config.block_n)
+        tiles = batch * triton.cdiv(height, tile_height) * triton.cdiv(width, tile_width)
+        attention.backward_kv[(tiles * call.heads,)](
+            call.q, call.k, call.v, bias, scale, lse, grad_out, delta, grad_k, grad_v, through_k,
+            *image, grad_k.stride(2), **call.constants(),
+            BLOCK_M=config.block_m, TILE_HEIGHT=tile_height, TILE_WIDTH=tile_width, STAGES=config.stages,
+            num_warps=config.warps,
+        )  # fmt: skip
+        config = call.config("backward_bias")
+        pairs = triton.cdiv(call.window**2, config.block_m) * triton.cdiv(call.key_window**2, config.block_n)
+        chunks = bias_chunks(call.windows, pairs * call.heads)
+        sums = torch.empty(
+            chunks, call.heads, call.window**2, call.key_window**2, dtype=torch.float32, device=call.q.device
+        )
+        attention.backward_bias[(pairs * call.heads * chunks,)](
+            call.q, call.k, call.v, bias, scale, lse, grad_out, delta, sums, call.windows,
+            *image, **call.constants(), CHUNKS=chunks,
+            BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages, num_warps=config.warps,
+        )  # fmt: skip
+        span = call.window + call.key_window - 1
+        attention.fold_bias[(span * call.heads,)](
+            sums.sum(0), grad_table, call.heads, call.window, call.key_window,
+            triton.next_power_of_2(call.window), triton.next_power_of_2(span),
+        )  # fmt: skip
+    if severity is None:
+        return grad_table, call.q.new_empty(0)
+    return grad_table, shares.sum((0, 2)).to(severity.dtype)
+
+
+def lse_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the log-sum-exp for tensors of a dtype: float64 for float32, so that its rounding does not show."""
+    return torch.float64 if dtype == torch.float32 else torch.float32
+
+
+def key_tile(block_n: int) -> tuple[int, int]:
+    """Height and width in pixels of a tile of keys in `attention.backward_kv`: as square as a power of two can be."""
+    width = 1 << (block_n.bit_length() // 2)
+    return block_n // width, width
+
+
+def bias_chunks(windows: int, programs: int) -> int:
+    """In how many chunks `attention.backward_bias` takes the windows; a power of two, so that few are compiled."""
+    wanted = max(1, min(windows, BIAS_PROGRAMS // programs))
+    return 1 << (wanted.bit_length() - 1)
+
+
+def device_of(tensor: Tensor) -> Any:
+    """Context in which launches go to the tensor's device; nothing under Triton's interpreter."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def with_even_pixels(tensor: Tensor) -> Tensor:
+    """``(B, H, W, C)`` with channels side by side and pixels evenly spaced: the tensor itself, or a copy."""
+    batch, height, width, channels = tensor.shape
+    step = tensor.stride(2)
+    wanted = ((batch, height * width * step), (height, width * step), (width, step), (channels, 1))
+    even = all(size == 1 or stride == want for (size, want), stride in zip(wanted, tensor.stride(), strict=True))
+    return tensor if even and step >= channels else tensor.contiguous()

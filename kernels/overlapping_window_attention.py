@@ -1,0 +1,44 @@
+"""``savl::overlapping_window_attention`` and its backward pass on the GPU; see savl/ops for the mathematics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from savl.kernels import launch
+
+
+def _call(
+    q: Tensor, kv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, key_window: int
+) -> launch.Attention:
+    k, v = launch.with_even_pixels(kv).chunk(2, dim=-1)
+    s = None if severity is None else severity.contiguous()
+    return launch.Attention(launch.with_even_pixels(q), k, v, bias_table, s, window, key_window, 0)
+
+
+def overlapping_window_attention(
+    q: Tensor, kv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, key_window: int
+) -> tuple[Tensor, Tensor]:
+    """Attend; also returns the log-sum-exp that the backward pass wants. Shapes as in the op's schema."""
+    return launch.forward(_call(q, kv, bias_table, severity, window, key_window))
+
+
+def overlapping_window_attention_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    kv: Tensor,
+    bias_table: Tensor,
+    severity: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    window: int,
+    key_window: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, kv, the bias table and the severity (empty without one)."""
+    grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    grad_kv = torch.empty(kv.shape, dtype=kv.dtype, device=kv.device)
+    call = _call(q, kv, bias_table, severity, window, key_window)
+    grad_table, grad_severity = launch.backward(
+        call, out, lse, grad_out.contiguous(), grad_q, *grad_kv.chunk(2, dim=-1)
+    )
+    return grad_q, grad_kv, grad_table, grad_severity
