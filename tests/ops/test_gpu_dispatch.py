@@ -1,0 +1,147 @@
+"""Where a call with CUDA tensors goes, on any machine: fake tensors have a device and shapes, but no numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from savl.ops import (
+    KernelSettings,
+    KernelUnavailable,
+    channel_modulation,
+    gaussian_posterior,
+    kernel_report,
+    overlapping_window_attention,
+    switch,
+    use_fused_kernels,
+    window_attention,
+)
+from savl.ops.switch import BACKENDS, FUSED, OPS
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A GPU that every backend has kernels for, as far as the switch can tell."""
+    everything = dict.fromkeys(switch._UNAVAILABLE)
+    monkeypatch.setattr(switch, "_UNAVAILABLE", everything)
+    monkeypatch.setattr(switch, "why_gpu_unfit", lambda index: None)
+    monkeypatch.setattr(switch, "cuda_architecture_unavailable", lambda index: None)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        yield
+
+
+class Calls(TorchDispatchMode):
+    """Names of the ops of savl that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "savl":
+            self.names.append(function._opname)
+        return function(*args, **(kwargs or {}))
+
+
+def on_gpu(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="cuda")
+
+
+def attend(dtype: torch.dtype, kernels: KernelSettings | None = None) -> Tensor:
+    table, severity = on_gpu(31 * 31, 6, dtype=torch.float32), on_gpu(1, 32, 48, dtype=torch.float32)
+    return window_attention(
+        on_gpu(1, 32, 48, 3 * 144, dtype=dtype), table, severity, window=16, shift=8, kernels=kernels
+    )
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_op_goes_to_its_fused_kernel(dtype: torch.dtype) -> None:
+    q, kv = on_gpu(2, 16, 32, 144, dtype=dtype), on_gpu(2, 16, 32, 288, dtype=dtype)
+    mu = on_gpu(2, 64, 16, 32, dtype=dtype)
+    with use_fused_kernels(), Calls() as calls:
+        out = attend(dtype)
+        wide = overlapping_window_attention(q, kv, on_gpu(39 * 39, 6, dtype=dtype), None, window=16, key_window=24)
+        posterior = gaussian_posterior(mu, mu, seed=3)
+        modulated = channel_modulation(q, q, None, q)
+    assert calls.names == list(OPS)
+    assert (out.shape, out.dtype, out.device.type) == ((1, 32, 48, 144), dtype, "cuda")
+    assert (wide.shape, wide.dtype) == (q.shape, dtype)
+    assert (posterior.sample.dtype, posterior.severity.dtype) == (dtype, torch.float32)
+    assert (modulated.shape, modulated.dtype) == (q.shape, dtype)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(("dtype", "exact"), [(torch.float32, torch.float64), (torch.bfloat16, torch.float32)])
+def test_the_log_sum_exp_is_promised_per_head_and_pixel_and_wider_than_the_tensors(
+    dtype: torch.dtype, exact: torch.dtype
+) -> None:
+    table = on_gpu(31 * 31, 6, dtype=torch.float32)
+    _, lse = torch.ops.savl.window_attention(on_gpu(1, 32, 48, 3 * 144, dtype=dtype), table, None, 16, 8)
+    assert (lse.shape, lse.dtype, lse.device.type) == ((1, 6, 32, 48), exact, "cuda")
+
+
+REFERENCE = object()
+
+
+@pytest.fixture
+def reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference of window attention gives itself away; torch without CUDA could not even pretend to run it."""
+    module = import_module("savl.ops.window_attention")
+    monkeypatch.setattr(module, "window_attention_reference", lambda *args, **options: REFERENCE)
+
+
+@pytest.mark.usefixtures("gpu", "reference")
+def test_float64_falls_back_silently_and_by_name_raises() -> None:
+    with use_fused_kernels(), Calls() as calls:
+        assert attend(torch.float64) is REFERENCE
+    assert calls.names == []
+    with pytest.raises(KernelUnavailable, match="Triton kernels take float32, bfloat16, float16.*float64"):
+        attend(torch.float64, KernelSettings(window_attention="triton"))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_kernels_of_the_cpu_asked_for_by_name_say_where_they_work() -> None:
+    with pytest.raises(KernelUnavailable, match="C\\+\\+ kernels are for the CPU, the tensors are on cuda:0"):
+        attend(torch.bfloat16, KernelSettings(window_attention="cpp"))
+
+
+@pytest.mark.usefixtures("gpu", "reference")
+def test_a_gpu_that_is_too_old_falls_back_and_by_name_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(switch, "why_gpu_unfit", lambda index: f"GPU {index} is too old")
+    with use_fused_kernels(), Calls() as calls:
+        assert attend(torch.bfloat16) is REFERENCE
+    assert calls.names == []
+    with pytest.raises(KernelUnavailable, match="GPU 0 is too old"):
+        attend(torch.bfloat16, KernelSettings(window_attention="triton"))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_compiled_function_goes_to_the_fused_kernel_without_a_graph_break() -> None:
+    graphs: list[list[str]] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append([str(node.target) for node in graph.graph.nodes if str(node.target).startswith("savl.")])
+        return graph.forward
+
+    compiled = torch.compile(lambda: attend(torch.bfloat16), fullgraph=True, backend=keep)
+    with use_fused_kernels():
+        assert compiled().shape == (1, 32, 48, 144)
+    assert graphs == [["savl.window_attention"]]
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_report_names_the_backend_of_each_device() -> None:
+    with use_fused_kernels():
+        report = kernel_report()
+    assert {op: report.serving(op, "cuda") for op in OPS} == {op: BACKENDS[op][0] for op in OPS}
+    assert {report.serving(op, "cpu") for op in OPS} == {"cpp"}
+    assert {FUSED[report.serving(op, "cuda")].device for op in OPS} == {"cuda"}
