@@ -49,6 +49,7 @@ import triton
 import triton.language as tl
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+INTERPRETED: tl.constexpr = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
 # Addresses
@@ -120,6 +121,30 @@ def _side(y, x, last_row, last_column, shift, WINDOW: tl.constexpr):
 
 
 @triton.jit
+def _load_bias(bias, index, exists, CHECKED: tl.constexpr):
+    """Elements of the table, −∞ for pairs that do not exist where CHECKED.
+
+    A plain load takes a layout of its own, and its result goes through shared memory into that of the products. The
+    instruction written out is, to the compiler, arithmetic like any other: it is done in the layout of the products,
+    with offsets that are constants, and pairs of a thread with the same offset share a load. That is a fifth fewer
+    instructions a tile and no barrier, where there were sixteen.
+    """
+    if INTERPRETED:
+        return tl.load(bias + index, mask=exists, other=float("-inf"))
+    if CHECKED:
+        index = tl.where(exists, index, 0)
+    found = tl.inline_asm_elementwise(
+        "ld.global.nc.f32 $0, [$1];",
+        "=f,l",
+        [(bias + index).to(tl.uint64, bitcast=True)],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=1,
+    )
+    return tl.where(exists, found, float("-inf")) if CHECKED else found
+
+
+@triton.jit
 def _logits(
     rows,
     columns,
@@ -134,11 +159,9 @@ def _logits(
     """A tile of logits in units of ln 2.
 
     −∞ is added instead of the bias to pairs that do not exist (where CHECKED) or are not ``visible`` (where MASKED);
-    what is NaN stays NaN, as in the reference. The bias is what the product is added to, so that it takes the layout of
-    the product: when it was added afterwards, the compiler ran the whole softmax twice, once in the layout of the load.
+    what is NaN stays NaN, as in the reference. The bias is what the product is added to, which costs no instruction.
     """
-    pointers = bias + bias_index
-    start = tl.load(pointers, mask=exists, other=float("-inf")) if CHECKED else tl.load(pointers)
+    start = _load_bias(bias, bias_index, exists, CHECKED)
     if MASKED:
         start = tl.where(visible, start, float("-inf"))
     return tl.dot(rows, tl.trans(columns), start, input_precision=PRECISION)
