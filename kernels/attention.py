@@ -25,15 +25,13 @@ The backward pass recomputes the scores from the log-sum-exp that `forward` leav
 gradients of the logits up over windows, pair by pair, and `fold_bias` over pairs with the same offset. Every sum is
 taken in an order that depends on shapes and block sizes alone: no atomics, the same bits at every run.
 
-Bytes and operations of a program of `forward` with window 16, d = 24 in bf16 and M = 128: it reads 128 · 48 bytes of q
-and 2 · 256 · 48 bytes of k and v (24 576 for o = 16; 55 296 + 6 144 for o = 24) and writes 128 · 48 + 128 · 4 bytes; it
-does 2 · 2 · 32 · 128 · o² multiply-adds' operations (d padded to 32): 4.2 MFLOP for o = 16, 9.4 for o = 24. Programs of
-one window share k and v through the L2 cache, so device memory sees each byte once: 8.25 bytes in and out per pixel and
-channel of a head. On an H100 (3.35 TB/s, 989 TFLOP/s dense bf16, 16 exponentials per cycle and SM) an image of 512×512
-pixels with 6 heads takes at least
+A program of `forward` with window 16, d = 24, bfloat16 and M = 128 reads 6 144 bytes of q and 24 576 (o = 16) or 55 296
+(o = 24) of k and v, writes 6 656, and does 4 · 32 · M · o² = 4.2 or 9.4 MFLOP, d being padded to 32. The programs of a
+window share k and v through the L2 cache, so device memory moves 8.2 bytes per channel of a pixel. On an H100 (3.35 TB/s,
+989 TFLOP/s of dense bfloat16, 16 exponentials per cycle and multiprocessor) 512×512 pixels with 6 heads take at least
 
-    o = 16    memory  93 µs    tensor cores  52 µs    exponentials 109 µs
-    o = 24    memory  93 µs    tensor cores 117 µs    exponentials 245 µs
+    o = 16    memory  92 µs    tensor cores  52 µs    exponentials 109 µs
+    o = 24    memory  92 µs    tensor cores 117 µs    exponentials 245 µs
 
 The exponentials bound both, with about five float32 operations and one cached load of the bias per score close behind.
 
