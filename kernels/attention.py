@@ -27,8 +27,9 @@ taken in an order that depends on shapes and block sizes alone: no atomics, the 
 
 A program of `forward` with window 16, d = 24, bfloat16 and M = 128 reads 6 144 bytes of q and 24 576 (o = 16) or 55 296
 (o = 24) of k and v, writes 6 656, and does 4 · 32 · M · o² = 4.2 or 9.4 MFLOP, d being padded to 32. The programs of a
-window share k and v through the L2 cache, so device memory moves 8.2 bytes per channel of a pixel. On an H100 (3.35 TB/s,
-989 TFLOP/s of dense bfloat16, 16 exponentials per cycle and multiprocessor) 512×512 pixels with 6 heads take at least
+window share k and v through the L2 cache, so device memory moves 8.2 bytes per channel of a pixel. On an H100 (3.35
+TB/s, 989 TFLOP/s of dense bfloat16, 16 exponentials per cycle and multiprocessor) 512×512 pixels with 6 heads take at
+least
 
     o = 16    memory  92 µs    tensor cores  52 µs    exponentials 109 µs
     o = 24    memory  92 µs    tensor cores 117 µs    exponentials 245 µs

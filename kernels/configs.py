@@ -59,9 +59,9 @@ class Problem:
 def default_config(stage: str, problem: Problem, capability: tuple[int, int]) -> KernelConfig:
     """The rule: the largest tiles that leave two or more programs a multiprocessor and spill no register.
 
-    One pipeline stage: with more, the loads of the bias go through shared memory four bytes at a time, which nearly
-    doubles the instructions of a tile (634 against 367 in `forward` on sm_90); other programs of the multiprocessor
-    hide the latency instead.
+    One pipeline stage: k and v of a window are few and come from the L2 cache, and the other programs of the
+    multiprocessor hide that latency; a second stage adds instructions (292 against 281 for a tile of `forward` on sm_90)
+    and shared memory. `savl kernels tune` tries more.
 
     Args:
         stage: One of `STAGES`.
@@ -72,7 +72,7 @@ def default_config(stage: str, problem: Problem, capability: tuple[int, int]) ->
     roomy = capability[0] in (9, 10)
     if problem.dtype == "float32":
         if problem.block_d <= 32:
-            m, n, warps = (32, 32, 8) if stage == "backward_bias" else (32, 64, 4)
+            m, n, warps = {"forward": (32, 64, 4), "backward_bias": (32, 32, 8)}.get(stage, (32, 32, 4))
         elif problem.block_d <= 64:
             m, n, warps = (16, 16, 4) if stage == "backward_bias" else (32, 32, 8)
         else:
@@ -217,10 +217,19 @@ def file_name(gpu_name: str) -> str:
 
 @cache
 def kernels_hash() -> str:
-    """Sixteen hexadecimal digits that change with the code of the kernels, not with its comments and layout."""
+    """The `code_hash` of the kernels that are installed."""
+    return code_hash(Path(__file__).with_name("attention.py"))
+
+
+def code_hash(path: Path) -> str:
+    """Sixteen hexadecimal digits that change with the code of a Python file, not with its comments and line breaks.
+
+    Args:
+        path: The file.
+    """
     digest = hashlib.sha256()
     line_begins = True
-    with tokenize.open(Path(__file__).with_name("attention.py")) as file:
+    with tokenize.open(path) as file:
         for token in tokenize.generate_tokens(file.readline):
             if token.type in (tokenize.COMMENT, tokenize.NL):
                 continue
@@ -243,9 +252,7 @@ def read_store(path: Path, gpu_name: str) -> Store | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         here = kernels_hash()
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError, tokenize.TokenError) as error:
         return _unusable(path, f"it cannot be read ({type(error).__name__}: {error})")

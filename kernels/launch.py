@@ -19,6 +19,9 @@ BIAS_PROGRAMS = 1024
 """How many programs share the sum over windows of `backward_bias`, more or less. Not a function of the GPU: the same
 shapes give the same bits on all of them."""
 
+OPTIONS = {"enable_fp_fusion": True}
+"""Of Triton, for every kernel. Fused multiply-adds were the default up to Triton 3.9."""
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -76,6 +79,17 @@ class Attention:
         """Block sizes of one of `savl.kernels.configs.STAGES`."""
         return config_for(stage, self.problem, *_gpu(self.q.device.index if self.q.is_cuda else None))[0]
 
+    def launch(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+        """Run a kernel; every launch is one of this method.
+
+        Args:
+            kernel: One of `savl.kernels.attention`.
+            programs: How many of its programs to run.
+            arguments: Its first arguments.
+            constants: Its other arguments, and options of Triton.
+        """
+        kernel[(programs,)](*arguments, **constants, **OPTIONS)
+
 
 @cache
 def _gpu(index: int | None) -> tuple[str | None, tuple[int, int]]:
@@ -105,9 +119,10 @@ def forward(call: Attention) -> tuple[Tensor, Tensor]:
     if call.windows == 0:
         return out, lse
     config = call.config("forward")
-    grid = (call.windows * call.heads * triton.cdiv(call.window**2, config.block_m),)
     with device_of(call.q):
-        attention.forward[grid](
+        call.launch(
+            attention.forward,
+            call.windows * call.heads * triton.cdiv(call.window**2, config.block_m),
             call.q,
             call.k,
             call.v,
@@ -162,7 +177,8 @@ def backward(
     scale = severity if severity is not None else lse
     with device_of(call.q):
         config = call.config("backward_q")
-        attention.backward_q[(call.windows * call.heads * triton.cdiv(call.window**2, config.block_m),)](
+        call.launch(
+            attention.backward_q, call.windows * call.heads * triton.cdiv(call.window**2, config.block_m),
             call.q, call.k, call.v, bias, scale, out, lse, grad_out, delta, grad_q, through_q,
             *image, grad_q.stride(2), **call.constants(),
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages, num_warps=config.warps,
@@ -170,7 +186,8 @@ def backward(
         config = call.config("backward_kv")
         tile_height, tile_width = key_tile(config.block_n)
         tiles = batch * triton.cdiv(height, tile_height) * triton.cdiv(width, tile_width)
-        attention.backward_kv[(tiles * call.heads,)](
+        call.launch(
+            attention.backward_kv, tiles * call.heads,
             call.q, call.k, call.v, bias, scale, lse, grad_out, delta, grad_k, grad_v, through_k,
             *image, grad_k.stride(2), **call.constants(),
             BLOCK_M=config.block_m, TILE_HEIGHT=tile_height, TILE_WIDTH=tile_width, STAGES=config.stages,
@@ -182,13 +199,15 @@ def backward(
         sums = torch.empty(
             chunks, call.heads, call.window**2, call.key_window**2, dtype=torch.float32, device=call.q.device
         )
-        attention.backward_bias[(pairs * call.heads * chunks,)](
+        call.launch(
+            attention.backward_bias, pairs * call.heads * chunks,
             call.q, call.k, call.v, bias, scale, lse, grad_out, delta, sums, call.windows,
             *image, **call.constants(), CHUNKS=chunks,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages, num_warps=config.warps,
         )  # fmt: skip
         span = call.window + call.key_window - 1
-        attention.fold_bias[(span * call.heads,)](
+        call.launch(
+            attention.fold_bias, span * call.heads,
             sums.sum(0), grad_table, call.heads, call.window, call.key_window,
             triton.next_power_of_2(call.window), triton.next_power_of_2(span),
         )  # fmt: skip

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from savl.cli.tune import DTYPES, config_label, problem_label, tune, workloads
+
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from savl.ops.equivalence import Verdict
 
-app = typer.Typer(no_args_is_help=True, help="Which kernels serve on this machine, and whether they are right.")
+app = typer.Typer(no_args_is_help=True, help="Which kernels serve on this machine, whether they are right, and faster.")
 
 
 @app.command()
 def info(
     eager: Annotated[bool, typer.Option("--eager", help="As `savl upscale --eager` would run.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Block sizes for all dtypes, not for bfloat16 only.")
+    ] = False,
 ) -> None:
-    """Say, per op, which backend serves `savl upscale` and why each other does not.
+    """Say, per op, which backend serves `savl upscale` and why each other does not; and with which block sizes.
+
+    Then the block sizes of the Triton kernels, for each problem that the named networks pose and each GPU here (without
+    one, for some architectures), and where they come from; and what the CUDA library has code for.
 
     SAVL_KERNELS in the environment is heeded; docs/environment.md has all variables.
     """
@@ -30,17 +41,19 @@ def info(
     with fused_unless(eager):
         report = kernel_report()
     table = Table()
-    for column in ("op", "backend", "serves", "why"):
+    for column in ("op", "backend", "tensors", "serves", "why"):
         table.add_column(column, overflow="fold")
     previous = ""
     for status in report.statuses:
         op = status.op if status.op != previous else ""
         style = "bold" if status.serves else "dim"
-        table.add_row(op, status.backend, "yes" if status.serves else "no", status.reason, style=style)
+        table.add_row(op, status.backend, status.device, "yes" if status.serves else "no", status.reason, style=style)
         previous = status.op
     console = Console()
     console.print(table)
     console.print(report.describe_machine(), highlight=False, soft_wrap=True)
+    _print_triton_kernels(console, report.gpus, DTYPES if verbose else ("bfloat16",))
+    _print_cuda_architectures(console, report.gpus, report.build["cuda_architectures"])
 
 
 @app.command()
@@ -50,14 +63,15 @@ def verify(
     """Hold every fused kernel that serves here against the float64 reference, forward and backward.
 
     A kernel may be off by twice the error of the eager path in its own dtype, and by half a unit in the last place.
-    Takes less than a minute. Exit code 1 if a kernel is off by more.
+    Takes about a minute, and a few where Triton compiles its kernels for the first time. Exit code 1 if a kernel is off
+    by more.
     """
     from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
 
     from savl.ops.equivalence import verify as verify_op
-    from savl.ops.switch import BACKENDS, OPS, why_unavailable
+    from savl.ops.switch import BACKENDS, OPS, KernelUnavailable, why_unavailable
 
     console, errors = Console(), Console(stderr=True)
     verdicts: dict[tuple[str, str], list[Verdict]] = {}
@@ -68,10 +82,13 @@ def verify(
         for op in OPS:
             for backend in BACKENDS[op]:
                 reason = why_unavailable(op, backend)
+                try:
+                    if reason is None:
+                        verdicts[op, backend] = list(verify_op(op, backend))
+                except KernelUnavailable as error:  # there is a GPU, but it is too old
+                    reason = str(error)
                 if reason is not None:
                     skipped[op, backend] = reason
-                else:
-                    verdicts[op, backend] = list(verify_op(op, backend))
                 if progress is not None and bar is not None:
                     progress.advance(bar)
 
@@ -105,3 +122,82 @@ def _grouped(verdicts: list[Verdict], verbose: bool) -> list[list[Verdict]]:
         return [[verdict] for verdict in verdicts]
     dtypes = dict.fromkeys(verdict.dtype for verdict in verdicts)
     return [[verdict for verdict in verdicts if verdict.dtype == dtype] for dtype in dtypes]
+
+
+def _print_triton_kernels(console: Console, gpus: Sequence[str], dtypes: Sequence[str]) -> None:
+    """Block sizes of every Triton kernel: on the GPUs that are here, else by the rule for some architectures."""
+    import torch
+    from rich.markup import escape
+    from rich.table import Table
+
+    from savl.kernels import configs
+    from savl.network import CONFIGS
+    from savl.ops.triton_kernels import why_gpu_unfit, why_triton_unavailable
+
+    targets: dict[str, tuple[str | None, tuple[int, int]]] = {}
+    for index, name in enumerate(gpus):
+        if (reason := why_gpu_unfit(index)) is not None:
+            console.print(f"Triton kernels: {reason}", highlight=False, soft_wrap=True)
+        else:
+            targets[name] = name, torch.cuda.get_device_capability(index)
+    here = bool(targets)
+    for capability in () if here else ((8, 0), (9, 0), (10, 0)):
+        targets[f"sm_{capability[0]}{capability[1]}"] = None, capability
+    if (reason := why_triton_unavailable()) is not None:
+        console.print(f"Triton kernels: none can run here: {reason}", highlight=False, soft_wrap=True)
+    table = Table(
+        title="Triton kernels: queries × keys of a tile, warps, pipeline stages",
+        caption="fold_bias, with which the backward pass ends, has none of them",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for column in ("networks", "problem", "kernel", *(escape(name) for name in targets)):
+        table.add_column(column, overflow="fold")
+    for dtype in dtypes:
+        for names, workload in workloads(dtype, tuple(CONFIGS)):
+            for stage in configs.STAGES:
+                cells = []
+                for target in targets.values():
+                    config, source = configs.config_for(stage, workload.problem, *target)
+                    cells.append(config_label(config) + (f" · {source}" if here else ""))
+                first = stage == configs.STAGES[0]
+                labels = (", ".join(names), problem_label(workload.problem)) if first else ("", "")
+                table.add_row(*labels, stage, *cells, end_section=stage == configs.STAGES[-1])
+    console.print(table)
+    if not here:
+        console.print("By the rule: no GPU that can run them is here.", highlight=False, soft_wrap=True)
+    for name in dict.fromkeys(name for name, _ in targets.values() if name is not None):
+        for _, store in configs.stores(name):
+            for reason in store.ignored:
+                console.print(f"ignored in {store.path}: {reason}", highlight=False, soft_wrap=True)
+
+
+def _print_cuda_architectures(console: Console, gpus: Sequence[str], architectures: Sequence[str]) -> None:
+    """What the CUDA library was built for, and which of it runs here."""
+    import torch
+    from rich.table import Table
+
+    from savl.ops.library import CUDA_UNAVAILABLE
+
+    if not architectures:
+        console.print(f"CUDA library: {CUDA_UNAVAILABLE}", highlight=False, soft_wrap=True)
+        return
+    table = Table(title="CUDA library (gaussian_posterior, channel_modulation)", title_justify="left")
+    for column in ("architecture", "code", "here"):
+        table.add_column(column, overflow="fold")
+    capabilities = {name: torch.cuda.get_device_capability(index) for index, name in enumerate(gpus)}
+    for architecture in architectures:
+        number, _, ptx = architecture.partition("+")
+        built = divmod(int(number), 10)
+        cells = [
+            f"{name} can run it"
+            if (built[0] == own[0] and built[1] <= own[1]) or (ptx and built <= own)
+            else f"not for {name}, which is sm_{own[0]}{own[1]}"
+            for name, own in capabilities.items()
+        ]
+        code = "machine code, PTX for newer GPUs" if ptx else "machine code"
+        table.add_row(f"sm_{number}", code, CUDA_UNAVAILABLE or "; ".join(cells))
+    console.print(table)
+
+
+app.command()(tune)

@@ -1,0 +1,241 @@
+"""The GPU as `savl.kernels.tune` sees it: how long one kernel takes with some block sizes, and whether it is right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from statistics import median
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from savl.kernels import launch
+from savl.kernels.configs import STAGES, KernelConfig, default_config
+from savl.kernels.tune import CannotRunError, Workload
+
+SIDE = 256
+"""Height and width in pixels, more or less, of the image that is measured on: enough windows for the largest GPUs."""
+REPETITIONS = 7
+"""Runs of one measurement."""
+
+
+class Gpu:
+    """A CUDA GPU, an implementation of `savl.kernels.tune.Machine`.
+
+    Args:
+        index: Of the CUDA device.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        self.device = torch.device("cuda", index)
+        self.name = torch.cuda.get_device_name(index)
+        self.capability = torch.cuda.get_device_capability(index)
+        self.triton = triton.__version__
+        # Twice the L2 cache: writing it leaves nothing of the tensors there. It also takes the GPU longer than the host
+        # takes to launch what is measured.
+        size = max(2 * torch.cuda.get_device_properties(index).L2_cache_size, 2**28)
+        self._cold = torch.empty(size, dtype=torch.int8, device=self.device)
+        # Few: each keeps its results.
+        self._graph = lru_cache(maxsize=16)(self._capture)
+        self._data = lru_cache(maxsize=1)(partial(inputs, side=SIDE, device=self.device))
+
+    def measure(self, stage: str, workload: Workload, config: KernelConfig) -> float:
+        """Median time of a kernel with cold caches, in microseconds.
+
+        Args:
+            stage: The kernel.
+            workload: What it computes.
+            config: Its block sizes.
+
+        Raises:
+            CannotRunError: It does not compile, launch or run.
+        """
+        try:
+            with torch.cuda.device(self.device):
+                graph, _ = self._graph(stage, workload, config)
+                graph.replay()
+                times = []
+                for _ in range(REPETITIONS):
+                    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                    self._cold.zero_()
+                    start.record()
+                    graph.replay()
+                    end.record()
+                    times.append((start, end))
+                torch.cuda.synchronize()
+                return 1000 * median(start.elapsed_time(end) for start, end in times)
+        except Exception as error:  # torch's, Triton's or the assembler's; a lost GPU fails the rule's block sizes too
+            reason = str(error).partition("\n")[0]
+            raise CannotRunError(f"{type(error).__name__}: {reason}") from error
+
+    def disagreement(self, stage: str, workload: Workload, config: KernelConfig, rule: KernelConfig) -> str | None:
+        """How results differ from those with the block sizes of the rule, None if only as rounding may.
+
+        Args:
+            stage: The kernel.
+            workload: What it computes.
+            config: Its block sizes.
+            rule: Those of the rule.
+        """
+        return disagreement(stage, workload, config, rule, self.device)
+
+    def _capture(self, stage: str, workload: Workload, config: KernelConfig) -> tuple[torch.cuda.CUDAGraph, Any]:
+        """A kernel, with what else depends on its block sizes, as a graph: the time of the host does not show.
+
+        Also gives what must live as long as the graph: the tensors that it writes to.
+        """
+        _, kernel = run(stage, self._data(workload), config)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            graph.capture_begin()
+            try:
+                kernel()
+            finally:
+                graph.capture_end()
+        torch.cuda.synchronize()
+        return graph, kernel
+
+
+@dataclass(frozen=True)
+class _Tried(launch.Attention):
+    """A call with block sizes of its own, which notes its launches."""
+
+    tried: Mapping[str, KernelConfig] = field(default_factory=dict)
+    noted: dict[str, tuple[Callable[[], None], dict[str, Any]]] = field(default_factory=dict)
+    """By the name of the kernel: how to repeat its launch, and its arguments."""
+
+    def config(self, stage: str) -> KernelConfig:
+        return self.tried[stage]
+
+    def launch(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+        again = partial(super().launch, kernel, programs, *arguments, **constants)
+        named = dict(zip(kernel.arg_names, arguments, strict=False))  # constants follow
+        self.noted[kernel.fn.__name__] = again, named
+        again()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a workload computes with: as `savl.kernels.launch` takes it, results of its forward pass included."""
+
+    call: launch.Attention
+    out: Tensor
+    lse: Tensor
+    grad_out: Tensor
+
+
+def inputs(workload: Workload, *, side: int, device: torch.device) -> Inputs:
+    """Random tensors in the layout that networks have them in.
+
+    Args:
+        workload: The problem.
+        side: Of the square image in pixels, rounded down to whole windows, but one window at least.
+        device: Where to put them.
+    """
+    problem = workload.problem
+    dtype = getattr(torch, problem.dtype)
+    pixels = max(1, side // problem.window) * problem.window
+    channels = workload.heads * problem.head_dim
+    draw = partial(torch.randn, generator=torch.Generator(device).manual_seed(0), device=device)
+    qkv = draw(1, pixels, pixels, 3 * channels).to(dtype)
+    span = problem.window + problem.key_window - 1
+    call = launch.Attention(
+        *qkv.chunk(3, dim=-1),
+        bias_table=draw(span**2, workload.heads).to(dtype),
+        severity=draw(1, pixels, pixels).abs().to(dtype) if workload.severity else None,
+        window=problem.window,
+        key_window=problem.key_window,
+        shift=problem.window // 2 if workload.shifted else 0,
+    )
+    out, lse = launch.forward(_with(call, {}))
+    return Inputs(call, out, lse, draw(out.shape).to(dtype))
+
+
+def run(stage: str, data: Inputs, config: KernelConfig) -> tuple[dict[str, Tensor], Callable[[], object]]:
+    """Compute what a kernel is for, with block sizes for it and those of the rule for all others.
+
+    Args:
+        stage: The kernel.
+        data: What to compute with.
+        config: Its block sizes.
+
+    Returns:
+        All results of the pass that the kernel is part of, by name; and a function that runs the kernel again, with
+        whatever else depends on its block sizes.
+    """
+    call = _with(data.call, {stage: config})
+    if stage == "forward":
+        out, lse = launch.forward(call)
+        results = {"out": out, "lse": lse}
+    else:
+        # Strides as the ops have them: one tensor, or queries apart.
+        parts = 3 if call.window == call.key_window else 2
+        size = [*data.out.shape[:3], parts * data.out.shape[3]]
+        grads = list(torch.empty(size, dtype=data.out.dtype, device=data.out.device).chunk(parts, dim=-1))
+        if parts == 2:
+            grads.insert(0, torch.empty_like(data.out))
+        table, severity = launch.backward(call, data.out, data.lse, data.grad_out, *grads)
+        results = dict(zip(("d q", "d k", "d v", "d bias_table", "d severity"), (*grads, table, severity), strict=True))
+    kernel, arguments = call.noted[stage]
+    if stage != "backward_bias":
+        return results, kernel
+    # Its chunks, which are added up after it, are as many as its block sizes want.
+    sums = arguments["grad_logits_sum"]
+    return results, lambda: (kernel(), sums.sum(0))
+
+
+def disagreement(
+    stage: str, workload: Workload, config: KernelConfig, rule: KernelConfig, device: torch.device
+) -> str | None:
+    """How results differ from those with the block sizes of the rule, None if only as rounding may.
+
+    Rounding: eight times in the dtype of the tensors (their products with severity, weights or gradients of logits, and
+    results, on both sides), and that of float32 sums of T numbers taken in two orders, 2 √T of its units.
+
+    Args:
+        stage: The kernel.
+        workload: What it computes, here on three windows by three.
+        config: Its block sizes.
+        rule: Those of the rule.
+        device: Where to compute.
+    """
+    window = workload.problem.window
+    data = inputs(workload, side=3 * window, device=device)
+    expected, _ = run(stage, data, rule)
+    with _nan_in_new_tensors():
+        found, _ = run(stage, data, config)
+    terms = 9 * max(window, workload.problem.key_window) ** 2 + workload.problem.head_dim
+    for name, reference in expected.items():
+        if reference.numel() == 0:
+            continue
+        bound = 8 * torch.finfo(data.out.dtype).eps + 2 * math.sqrt(terms) * torch.finfo(torch.float32).eps
+        allowed = bound * float(reference.double().abs().max())
+        error = float((found[name].double() - reference.double()).abs().max())
+        if not error <= allowed:  # NaN is not
+            return f"{name} differs by {error:.3g}, allowed are {allowed:.3g}"
+    return None
+
+
+def _with(call: launch.Attention, configs: Mapping[str, KernelConfig]) -> _Tried:
+    capability = torch.cuda.get_device_capability(call.q.device) if call.q.is_cuda else (9, 0)
+    every = {stage: default_config(stage, call.problem, capability) for stage in STAGES} | dict(configs)
+    return _Tried(
+        call.q, call.k, call.v, call.bias_table, call.severity, call.window, call.key_window, call.shift, every
+    )
+
+
+@contextmanager
+def _nan_in_new_tensors() -> Iterator[None]:
+    """What a kernel fails to write is NaN, and not what an earlier one wrote to the same memory."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

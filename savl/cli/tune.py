@@ -1,0 +1,274 @@
+"""`savl kernels tune`: the fastest block sizes of the Triton kernels for a GPU, searched and stored."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+DTYPES = ("bfloat16", "float16", "float32")
+"""Those that the Triton kernels take."""
+
+
+def tune(
+    dtype: Annotated[
+        list[str] | None, typer.Option("--dtype", metavar="DTYPE", help=f"Of {', '.join(DTYPES)}; all if left out.")
+    ] = None,
+    network: Annotated[
+        list[str] | None,
+        typer.Option("--network", metavar="NAME", help="savl-base, savl-tiny, hat-s, hat or hat-l; all if left out."),
+    ] = None,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option("--stage", metavar="KERNEL", help="A kernel, such as forward; all if left out."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Measure what is stored against the defaults, and write nothing.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Search for what is stored too, and replace a file that is broken.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Store there; the kernels do not look there.")
+    ] = None,
+) -> None:
+    """Search for the fastest block sizes of the Triton kernels on this GPU, and store them for later runs.
+
+    Options may be given several times. Results are stored one by one, for the name of the GPU, in SAVL_CACHE_DIR
+    (~/.cache/savl if unset): the same command goes on where an interrupted one stopped.
+
+    Without all this the kernels run with block sizes that are good on every GPU; nothing else ever searches. Of several
+    GPUs it takes the first that CUDA_VISIBLE_DEVICES shows. Exit code 1 where none can run the kernels.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from savl.kernels import configs
+    from savl.network import CONFIGS
+
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def stop(reason: str, code: int) -> typer.Exit:
+        errors.print(f"[red]error:[/red] {escape(reason)}")
+        return typer.Exit(code)
+
+    for option, named, accepted in (
+        ("--dtype", dtype, DTYPES),
+        ("--network", network, tuple(CONFIGS)),
+        ("--stage", stage, configs.STAGES),
+    ):
+        for name in named or ():
+            if name not in accepted:
+                raise stop(f"{option} must be one of {', '.join(accepted)}, got {name!r}", 2)
+    machine = _machine()
+    if isinstance(machine, str):
+        raise stop(f"nothing to tune: {machine}", 1)
+    folder = configs.user_folder()
+    if output is None and folder is None:
+        raise stop("there is no home folder: SAVL_CACHE_DIR or --output must say where to store", 1)
+    path = output or Path(str(folder)) / configs.file_name(machine.name)
+
+    from savl.kernels.tune import CannotRunError, Task
+
+    tasks = [
+        Task(each, workload)
+        for chosen in dtype or DTYPES
+        for _, workload in workloads(chosen, network or tuple(CONFIGS))
+        for each in (stage or configs.STAGES)
+    ]
+    try:
+        if check:
+            _check(tasks, machine, path)
+        else:
+            _search(tasks, machine, path, force)
+    except KeyboardInterrupt:
+        stored = "" if check else f"; what was found is in {path}, the same command goes on from there"
+        errors.print(f"[yellow]interrupted{escape(stored)}[/yellow]")
+        sys.exit(130)
+    except (CannotRunError, OSError, ValueError) as error:
+        raise stop(str(error), 1) from None
+
+
+def _machine() -> Any:
+    """The GPU to tune for, or why there is none."""
+    from savl.ops.triton_kernels import INTERPRETED, INTERPRETER_VARIABLE, why_gpu_unfit, why_triton_unavailable
+
+    reason = why_triton_unavailable()
+    if reason is None and INTERPRETED:
+        reason = f"{INTERPRETER_VARIABLE} is set: the kernels are interpreted, on the CPU"
+    if reason is None:
+        reason = why_gpu_unfit(0)
+    if reason is not None:
+        return reason
+    from savl.kernels.measure import Gpu
+
+    return Gpu()
+
+
+def workloads(dtype: str, networks: Sequence[str]) -> list[tuple[list[str], Any]]:
+    """The problems that networks pose, each with their names; a `savl.kernels.tune.Workload` is a problem and more."""
+    from savl.kernels.configs import Problem
+    from savl.kernels.tune import Workload
+    from savl.network import CONFIGS
+
+    found: dict[Problem, tuple[list[str], Workload]] = {}
+    for name in networks:
+        config = CONFIGS[name]
+        for key_window in (config.window, config.key_window):
+            problem = Problem(dtype, config.channels // config.heads, config.window, key_window)
+            # The attention of DSCA has one. The others run with the same block sizes, with less to do.
+            severity = (
+                key_window == config.window and config.degradation_code == "variational" and config.spatial_modulation
+            )
+            names, before = found.get(problem, ([], None))
+            severity = severity or (before is not None and before.severity)
+            found[problem] = [*names, name], Workload(problem, config.heads, severity)
+    return list(found.values())
+
+
+def _search(tasks: Sequence[Any], machine: Any, path: Path, force: bool) -> None:
+    """Tune, with a bar and a line for each task, and a table of the results at the end."""
+    from rich.console import Console
+
+    from savl.atomic_write import check_writable
+    from savl.kernels.tune import Compilations
+    from savl.kernels.tune import tune as tune_tasks
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path, overwrite=True)
+    console = Console()
+    outcomes = []
+    with _Steps(len(tasks)) as steps, Compilations(tasks, machine.capability) as unfit:
+        for outcome in tune_tasks(tasks, machine, path, unfit=unfit, force=force, on_step=steps.trying):
+            outcomes.append(outcome)
+            entry = outcome.entry
+            found = "stored before" if outcome.kept else f"{outcome.measured} measured, {outcome.left_out} left out"
+            steps.done(
+                f"{task_label(outcome.task)}: {entry.microseconds:.1f} µs, {config_label(entry.config)}; {found}"
+            )
+    table = _timing_table(machine.name)
+    for outcome in outcomes:
+        entry = outcome.entry
+        _add_timing(table, outcome.task, entry.rule_microseconds, entry.microseconds, entry.config, outcome.rule)
+    console.print(table)
+    searched = sum(not outcome.kept for outcome in outcomes)
+    better = sum(outcome.entry.config != outcome.rule for outcome in outcomes)
+    console.print(
+        f"{searched} searched, {len(outcomes) - searched} stored before (--force searches again); "
+        f"{better} of {len(outcomes)} better than the rule; {path}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _check(tasks: Sequence[Any], machine: Any, path: Path) -> None:
+    """Measure what is stored against the rule, and print how far the rule is from it."""
+    from rich.console import Console
+
+    from savl.kernels import configs
+    from savl.kernels.tune import compare
+
+    shipped = configs.SHIPPED_FOLDER / configs.file_name(machine.name)
+    stored: dict[Any, Any] = {}
+    console = Console()
+    for file in (shipped, path):
+        store = configs.read_store(file, machine.name)
+        if store is not None:
+            stored.update(store.tuned)
+            for reason in store.ignored:
+                console.print(f"{file}: {reason}", highlight=False, soft_wrap=True)
+    known = [task for task in tasks if (task.stage, task.problem) in stored]
+    table = _timing_table(machine.name)
+    gaps = []
+    with _Steps(len(known)) as steps:
+        for task in known:
+            config = stored[task.stage, task.problem].config
+            rule = configs.default_config(task.stage, task.problem, machine.capability)
+            rule_time, time = compare(task, machine, config, steps.trying)
+            gaps.append(rule_time / time - 1)
+            _add_timing(table, task, rule_time, time, config, rule)
+            steps.done(f"{task_label(task)}: {rule_time:.1f} µs by the rule, {time:.1f} µs as stored")
+    if known:
+        console.print(table)
+        mean = sum(gaps) / len(gaps)
+        console.print(
+            f"the defaults take {mean:+.1%} time against what is stored, {max(gaps):+.1%} at worst", highlight=False
+        )
+    missing = len(tasks) - len(known)
+    if missing:
+        console.print(f"nothing is stored for {missing} of {len(tasks)}: `savl kernels tune` searches", highlight=False)
+
+
+class _Steps:
+    """A bar on a terminal, which says what is being tried; elsewhere a line for each task."""
+
+    def __init__(self, tasks: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._console = Console(stderr=True, highlight=False)
+        self._progress = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._bar = self._progress.add_task("", total=tasks)
+
+    def __enter__(self) -> _Steps:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def trying(self, task: Any, config: Any, why: str) -> None:
+        """Something is about to be measured."""
+        self._progress.update(self._bar, description=f"{task_label(task)}: {config_label(config)} ({why})")
+
+    def done(self, line: str) -> None:
+        """A task is finished."""
+        self._progress.advance(self._bar)
+        self._console.print(line, markup=False, soft_wrap=True)
+
+
+def _timing_table(title: str) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left")
+    for column in ("problem", "kernel", "rule µs", "tuned µs", "gain", "block sizes"):
+        table.add_column(column, justify="right" if column in ("rule µs", "tuned µs", "gain") else "left")
+    return table
+
+
+def _add_timing(table: Any, task: Any, rule_time: float, time: float, config: Any, rule: Any) -> None:
+    sizes = f"{config_label(config)}{' (the rule)' if config == rule else ''}"
+    gain = f"{1 - time / rule_time:.1%}"
+    table.add_row(problem_label(task.problem), task.stage, f"{rule_time:.1f}", f"{time:.1f}", gain, sizes)
+
+
+def task_label(task: Any) -> str:
+    """A task in a line."""
+    return f"{task.stage} · {problem_label(task.problem)}"
+
+
+def problem_label(problem: Any) -> str:
+    """A `savl.kernels.configs.Problem` in words."""
+    windows = (
+        f"window {problem.window}"
+        if problem.window == problem.key_window
+        else f"windows {problem.window} in {problem.key_window}"
+    )
+    return f"{windows}, head dim {problem.head_dim}, {problem.dtype}"
+
+
+def config_label(config: Any) -> str:
+    """A `savl.kernels.configs.KernelConfig` in short: a tile's queries × keys, warps, pipeline stages."""
+    return f"{config.block_m}×{config.block_n}, {config.warps}w, {config.stages}s"
