@@ -60,8 +60,8 @@ def default_config(stage: str, problem: Problem, capability: tuple[int, int]) ->
     """The rule: the largest tiles that leave two or more programs a multiprocessor and spill no register.
 
     One pipeline stage: k and v of a window are few and come from the L2 cache, and the other programs of the
-    multiprocessor hide that latency; a second stage adds instructions (292 against 281 for a tile of `forward` on sm_90)
-    and shared memory. `savl kernels tune` tries more.
+    multiprocessor hide that latency; a second stage adds instructions (292 against 281 for a tile of `forward` on
+    sm_90) and shared memory. `savl kernels tune` tries more.
 
     Args:
         stage: One of `STAGES`.
@@ -72,7 +72,7 @@ def default_config(stage: str, problem: Problem, capability: tuple[int, int]) ->
     roomy = capability[0] in (9, 10)
     if problem.dtype == "float32":
         if problem.block_d <= 32:
-            m, n, warps = {"forward": (32, 64, 4), "backward_bias": (32, 32, 8)}.get(stage, (32, 32, 4))
+            m, n, warps = {"forward": (32, 64, 4), "backward_bias": (32, 32, 4)}.get(stage, (32, 32, 8))
         elif problem.block_d <= 64:
             m, n, warps = (16, 16, 4) if stage == "backward_bias" else (32, 32, 8)
         else:

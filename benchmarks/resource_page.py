@@ -1,0 +1,113 @@
+"""Write the tables of docs/kernel-resources.md from committed results.
+
+    python -m benchmarks.resource_page          # rewrite what stands between the markers
+    python -m benchmarks.resource_page --check  # only say whether it is up to date
+
+The figures come from `benchmarks.triton_resources` and `benchmarks.cuda_resources`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import cuda_resources, triton_resources
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/kernel-resources.md"
+_SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+def triton_tables(report: dict[str, Any]) -> str:
+    """Markdown: a table for each dtype, a row for each kernel and problem, a column for each architecture.
+
+    Args:
+        report: What `benchmarks.triton_resources` wrote.
+    """
+    lines = [f"Triton {report['triton']}, {len(report['rows'])} compilations."]
+    by_rule = [row for row in report["rows"] if row["source"] == triton_resources.RULE]
+    architectures = sorted({row["sm"] for row in by_rule})
+    for dtype in triton_resources.DTYPES:
+        lines += [
+            "",
+            f"### {dtype}",
+            "",
+            f"| kernel | d | windows | tiles | {' | '.join(f'sm_{each}' for each in architectures)} | shared | stack |",
+            f"|---|---:|---:|---|{'---:|' * len(architectures)}---:|---:|",
+        ]
+        groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
+        for row in by_rule:
+            if row["dtype"] == dtype:
+                key = (row["kernel"], row["head_dim"], row["window"], row["key_window"])
+                groups.setdefault(key, {})[row["sm"]] = row
+        for (kernel, head_dim, window, key_window), group in groups.items():
+            cells = " | ".join(_cell(group.get(each)) for each in architectures)
+            shared = max(row["shared"] for row in group.values()) / 1024
+            stack = max(row["stack"] for row in group.values())
+            lines.append(
+                f"| `{kernel}` | {head_dim} | {window}, {key_window} | {_tiles(group)} | {cells} "
+                f"| {shared:.1f} KiB | {stack} |"
+            )
+    if for_gpus := [row for row in report["rows"] if row["source"] != triton_resources.RULE]:
+        lines += ["", "### Shipped for single GPUs", ""]
+        lines.append("| GPU | kernel | dtype | d | windows | tiles | takes | stack |")
+        lines.append("|---|---|---|---:|---:|---|---:|---:|")
+        for row in for_gpus:
+            lines.append(
+                f"| {row['source']} | `{row['kernel']}` | {_SHORT[row['dtype']]} | {row['head_dim']} "
+                f"| {row['window']}, {row['key_window']} | {triton_resources.tiles(row['config'])} | {_cell(row)} "
+                f"| {row['stack']} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    return "" if row is None else f"{row['registers']} · {row['programs']}"
+
+
+def _tiles(group: dict[int, dict[str, Any]]) -> str:
+    """Block sizes, and where they differ on which architectures."""
+    found: dict[str, list[str]] = {}
+    for architecture, row in group.items():
+        found.setdefault(triton_resources.tiles(row["config"]), []).append(str(architecture))
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{tiles} on {', '.join(architectures)}" for tiles, architectures in found.items())
+
+
+def filled(page: str) -> str:
+    """The page with the tables of those results that are there.
+
+    Args:
+        page: The page as it is.
+    """
+    if triton_resources.COMMITTED.is_file():
+        tables = triton_tables(json.loads(triton_resources.COMMITTED.read_text(encoding="utf-8")))
+        marked = re.compile(r"(?<=<!-- triton -->\n).*?(?=<!-- /triton -->)", re.DOTALL)
+        page = marked.sub(lambda _: tables, page)  # a function: a string would have its backslashes interpreted
+    if cuda_resources.COMMITTED.is_file():
+        page = cuda_resources.with_table(page, json.loads(cuda_resources.COMMITTED.read_text(encoding="utf-8")))
+    return page
+
+
+def main() -> int:
+    """Rewrite or check; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if a table is out of date")
+    check = parser.parse_args().check
+    old = PAGE.read_text(encoding="utf-8")
+    new = filled(old)
+    if new == old:
+        return 0
+    print(f"{PAGE.relative_to(ROOT)}: {'out of date' if check else 'rewritten'}")
+    if not check:
+        PAGE.write_text(new, encoding="utf-8")
+    return 1 if check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""Registers, stack, shared memory and occupancy of the Triton kernels, with the block sizes that the package ships.
+
+    python -m benchmarks.triton_resources    # a table
+    python -m benchmarks.triton_resources --json benchmarks/results/kernel-resources/triton.json    # the committed one
+
+Wants Triton, no GPU: every kernel is compiled ahead of time for every architecture, dtype and network, in the worst
+case of severity and shift. A kernel that spills waits for memory where it should compute. `benchmarks.resource_page`
+writes docs/kernel-resources.md from the committed figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from savl.atomic_write import write_atomically
+from savl.kernels.configs import SHIPPED_FOLDER, STAGES, KernelConfig, Problem, default_config, kernels_hash, read_store
+from savl.network import CONFIGS
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMITTED = ROOT / "benchmarks/results/kernel-resources/triton.json"
+CAPABILITIES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
+DTYPES = ("bfloat16", "float16", "float32")
+RULE = "rule"
+_GPUS = {
+    r"A100|A30\b": (8, 0),
+    r"RTX 30|RTX A\d|A10\b|A40\b": (8, 6),
+    r"RTX 40|Ada|L4\b|L40": (8, 9),
+    r"H100|H200|GH200|H800|H20\b": (9, 0),
+    r"B200|GB200|B100": (10, 0),
+    r"RTX 50|RTX PRO": (12, 0),
+}
+"""Compute capability of the GPUs that files of block sizes may be shipped for, by patterns of their names."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compilation."""
+
+    kernel: str
+    problem: Problem
+    heads: int
+    capability: tuple[int, int]
+    config: KernelConfig | None
+    """Block sizes; None for the kernel that has none."""
+    source: str = RULE
+    """Where they come from: `RULE`, or the name of a GPU."""
+
+    @property
+    def shifted(self) -> bool:
+        """Whether windows are shifted: where networks shift them."""
+        return self.problem.window == self.problem.key_window
+
+    def facts(self) -> dict[str, Any]:
+        """What tells it apart from others, for JSON."""
+        config = self.config
+        return {
+            "kernel": self.kernel,
+            "op": "window_attention" if self.shifted else "overlapping_window_attention",
+            "dtype": self.problem.dtype,
+            "head_dim": self.problem.head_dim,
+            "heads": self.heads,
+            "window": self.problem.window,
+            "key_window": self.problem.key_window,
+            "sm": 10 * self.capability[0] + self.capability[1],
+            "source": self.source,
+            "config": [config.block_m, config.block_n, config.warps, config.stages] if config else None,
+        }
+
+
+def networks() -> list[tuple[int, Problem]]:
+    """Heads and problem of every attention of the named networks, without repetition; the dtype is still open."""
+    found = {}
+    for config in CONFIGS.values():
+        for key_window in (config.window, config.key_window):
+            found[config.heads, Problem("", config.channels // config.heads, config.window, key_window)] = None
+    return list(found)
+
+
+def rows(
+    capabilities: Iterable[tuple[int, int]] = CAPABILITIES, wanted: Callable[[Row], bool] = lambda row: True
+) -> list[Row]:
+    """All compilations: what the rule gives for the named networks, and what is shipped for single GPUs.
+
+    Args:
+        capabilities: Architectures to compile for.
+        wanted: Says which to keep.
+    """
+    found = []
+    for capability in capabilities:
+        for dtype in DTYPES:
+            for heads, shape in networks():
+                problem = Problem(dtype, shape.head_dim, shape.window, shape.key_window)
+                found += [
+                    Row(stage, problem, heads, capability, default_config(stage, problem, capability))
+                    for stage in STAGES
+                ]
+                found.append(Row("fold_bias", problem, heads, capability, None))
+        found += [row for row in shipped() if row.capability == capability]
+    return [row for row in found if wanted(row)]
+
+
+def shipped(folder: Path = SHIPPED_FOLDER) -> Iterator[Row]:
+    """What the files of single GPUs hold.
+
+    Args:
+        folder: Where they lie.
+
+    Raises:
+        ValueError: The compute capability of a GPU is not known here.
+    """
+    heads = {(shape.head_dim, shape.window): number for number, shape in networks()}
+    for path in sorted(folder.glob("*.json")):
+        gpu = json.loads(path.read_text(encoding="utf-8"))["gpu"]
+        capability = next((one for pattern, one in _GPUS.items() if re.search(pattern, gpu)), None)
+        if capability is None:
+            raise ValueError(f"{path.name}: what compute capability has {gpu!r}? Add it to _GPUS in {__file__}")
+        store = read_store(path, gpu)
+        for (stage, problem), tuned in (store.tuned if store else {}).items():
+            number = heads.get((problem.head_dim, problem.window), 6)
+            yield Row(stage, problem, number, capability, tuned.config, gpu)
+
+
+def measure(row: Row) -> dict[str, Any]:
+    """Compile, and say what a program takes: `Row.facts` with registers, bytes, and programs a multiprocessor.
+
+    Args:
+        row: What to compile.
+    """
+    from savl.kernels import ahead  # here: Triton's interpreter and its compiler exclude each other in a process
+
+    used = ahead.resources(
+        row.kernel,
+        row.problem,
+        row.config,
+        row.capability,
+        severity=True,
+        shifted=row.shifted,
+        heads=row.heads,
+    )
+    return {
+        **row.facts(),
+        "registers": used.registers,
+        "stack": used.stack,
+        "shared": used.shared,
+        "tensor_memory": used.tensor_memory,
+        "programs": used.programs(row.capability),
+    }
+
+
+def measure_all(
+    wanted: Iterable[Row],
+    jobs: int | None = None,
+    on_step: Callable[[], None] | None = None,
+    cache: Path | None = None,
+) -> list[dict[str, Any]]:
+    """`measure` in processes of their own; answers in order.
+
+    Args:
+        wanted: What to compile.
+        jobs: How many processes; as many as there are processors if None.
+        on_step: Called after each compilation.
+        cache: Triton's cache, with what need not be compiled again; a new one if None.
+    """
+    with tempfile.TemporaryDirectory() as empty:
+        pool = ProcessPoolExecutor(jobs or os.cpu_count(), get_context("spawn"), _start, (str(cache or empty),))
+        with pool:
+            futures = [pool.submit(measure, row) for row in wanted]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    if on_step is not None:
+                        on_step()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            return [future.result() for future in futures]
+
+
+def _start(cache: str) -> None:
+    import torch
+
+    os.environ["TRITON_CACHE_DIR"] = cache
+    os.environ.pop("TRITON_INTERPRET", None)
+    torch.set_num_threads(1)
+
+
+def report(measured: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is committed."""
+    import triton
+
+    return {"triton": triton.__version__, "kernels": kernels_hash(), "rows": measured}
+
+
+def dump(content: dict[str, Any]) -> bytes:
+    """As JSON, a line a row."""
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in content["rows"])
+    head = "".join(f' "{name}": {json.dumps(content[name])},\n' for name in ("triton", "kernels"))
+    return f'{{\n{head} "rows": [\n{lines}\n ]\n}}\n'.encode()
+
+
+def faults(measured: Iterable[dict[str, Any]]) -> list[str]:
+    """What no kernel may have: a stack frame, where registers spill to, or more shared memory than there is."""
+    from savl.kernels.ahead import shared_memory_limit
+
+    found = []
+    for row in measured:
+        what = f"{named(row)} on sm_{row['sm']} with {tiles(row['config'])}"
+        if row["stack"]:
+            found.append(f"{what} spills: {row['stack']} bytes of stack, {row['registers']} registers")
+        if row["shared"] > (limit := shared_memory_limit(divmod(row["sm"], 10))):
+            found.append(f"{what} wants {row['shared']} bytes of shared memory of {limit}")
+        elif row["programs"] < 1:
+            found.append(f"{what} does not fit on a multiprocessor")
+    return found
+
+
+def named(row: dict[str, Any]) -> str:
+    """What a row is about, its architecture left out."""
+    return f"{row['kernel']} {row['dtype']} d={row['head_dim']} {row['window']}→{row['key_window']}"
+
+
+def tiles(config: list[int] | None) -> str:
+    """Block sizes as people write them: queries × keys / warps, and stages unless there is one."""
+    if config is None:
+        return "none"
+    block_m, block_n, warps, stages = config
+    return f"{block_m}×{block_n}/{warps}" + (f"/{stages}" if stages > 1 else "")
+
+
+def main() -> int:
+    """Measure, print, and write what is asked for."""
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: as many as there are processors)")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep compiled kernels here for the next run")
+    arguments = parser.parse_args()
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        print("Triton is missing: install savl[triton]", file=sys.stderr)
+        return 1
+    wanted = rows()
+    start = time.perf_counter()
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("compiling", total=len(wanted))
+        measured = measure_all(wanted, arguments.jobs, lambda: progress.advance(task), arguments.cache)
+    content = report(measured)
+    if arguments.json:
+        write_atomically(arguments.json, dump(content))
+    table = Table(title=f"Triton {content['triton']}, {len(measured)} kernels, {time.perf_counter() - start:.0f} s")
+    for name in ("kernel", "GPU", "tiles"):
+        table.add_column(name)
+    for name in ("registers", "stack", "shared", "programs"):
+        table.add_column(name, justify="right")
+    for row in measured:
+        table.add_row(
+            named(row),
+            f"sm_{row['sm']}",
+            tiles(row["config"]),
+            *(str(row[name]) for name in ("registers", "stack", "shared", "programs")),
+            style="bold red" if row["stack"] else None,
+        )
+    Console().print(table)
+    found = faults(measured)
+    for fault in found:
+        print(fault, file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,301 @@
+"""What the compiler makes of a kernel, for any GPU and without one: registers, stack, shared memory.
+
+A kernel is compiled with what `savl.kernels.launch` launches it with: the same constants, and of the other arguments
+what Triton looks at (types, which are one, which are multiples of sixteen). To that end the launches of small tensors
+are noted, and not done. Triton brings the assembler and the tool that reads its output; nothing of CUDA is needed.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import compiler as nvidia
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from savl.kernels import attention, launch
+from savl.kernels.configs import STAGES, KernelConfig, Problem, default_config
+
+KERNELS = (*STAGES, "fold_bias")
+"""Every kernel; the last one has no block sizes."""
+
+_TYPES = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+}
+_ROWS_AND_COLUMNS = 3
+"""Windows of the image whose launches are noted. With windows of 8 its sides are no multiples of 16, which is the worst
+that happens."""
+
+
+@dataclass(frozen=True)
+class Multiprocessor:
+    """What programs that run at the same time share."""
+
+    shared: int
+    """Bytes of shared memory."""
+    shared_of_program: int
+    """Bytes of it that one program may have."""
+    warps: int
+    programs: int
+    registers: int = 65536
+    tensor_memory: int = 0
+    """Columns of it."""
+
+
+_KIB = 1024
+_MULTIPROCESSORS = {
+    (7, 5): Multiprocessor(64 * _KIB, 64 * _KIB, 32, 16),
+    (8, 0): Multiprocessor(164 * _KIB, 163 * _KIB, 64, 32),
+    (8, 6): Multiprocessor(100 * _KIB, 99 * _KIB, 48, 16),
+    (8, 7): Multiprocessor(164 * _KIB, 163 * _KIB, 48, 16),
+    (8, 9): Multiprocessor(100 * _KIB, 99 * _KIB, 48, 24),
+    (9, 0): Multiprocessor(228 * _KIB, 227 * _KIB, 64, 32),
+    (10, 0): Multiprocessor(228 * _KIB, 227 * _KIB, 64, 32, tensor_memory=512),
+    (10, 3): Multiprocessor(228 * _KIB, 227 * _KIB, 64, 32, tensor_memory=512),
+    (12, 0): Multiprocessor(100 * _KIB, 99 * _KIB, 48, 24),
+    (12, 1): Multiprocessor(100 * _KIB, 99 * _KIB, 48, 24),
+}
+"""By compute capability, from the tables of the CUDA C++ programming guide."""
+
+
+def multiprocessor(capability: tuple[int, int]) -> Multiprocessor:
+    """What a multiprocessor has; one that is not known counts as the least of those with its major number, or of all.
+
+    Args:
+        capability: Compute capability of the GPU, such as (9, 0).
+    """
+    if capability in _MULTIPROCESSORS:
+        return _MULTIPROCESSORS[capability]
+    relatives = [one for known, one in _MULTIPROCESSORS.items() if known[0] == capability[0]]
+    return min(relatives or _MULTIPROCESSORS.values(), key=lambda one: (one.shared_of_program, one.warps))
+
+
+def shared_memory_limit(capability: tuple[int, int]) -> int:
+    """Bytes of shared memory that a program may have.
+
+    Args:
+        capability: Compute capability of the GPU.
+    """
+    return multiprocessor(capability).shared_of_program
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a program of a compiled kernel takes."""
+
+    registers: int
+    """Of a thread."""
+    stack: int
+    """Bytes of a thread; the kernels have no arrays, so whatever is there is spilled registers."""
+    shared: int
+    """Bytes, static and dynamic."""
+    warps: int
+    """More than were asked for where Triton gives some of them work of their own."""
+    tensor_memory: int = 0
+    """Columns, on data-centre Blackwell."""
+
+    @property
+    def spills(self) -> bool:
+        """Whether values wait in memory that should be in registers."""
+        return self.stack > 0
+
+    def programs(self, capability: tuple[int, int]) -> int:
+        """How many fit on a multiprocessor at the same time, as the occupancy calculator of CUDA has it.
+
+        Args:
+            capability: Compute capability of the GPU.
+        """
+        has = multiprocessor(capability)
+        of_warp = -(-self.registers * 32 // 256) * 256
+        of_four = has.registers // (4 * of_warp)  # warps are shared out among four schedulers
+        fitting = [has.programs, has.warps // self.warps, 4 * of_four // self.warps]
+        fitting.append(has.shared // (-(-self.shared // 128) * 128 + 1024))  # CUDA keeps 1 KiB of each for itself
+        if self.tensor_memory:
+            fitting.append(has.tensor_memory // self.tensor_memory)
+        return min(fitting)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch: a kernel and what it is given."""
+
+    kernel: Any
+    arguments: tuple[Any, ...]
+    constants: Mapping[str, Any]
+    """Arguments by name, and options of Triton."""
+
+
+def resources(
+    stage: str,
+    problem: Problem,
+    config: KernelConfig | None,
+    capability: tuple[int, int],
+    *,
+    severity: bool,
+    shifted: bool,
+    heads: int = 6,
+) -> Resources:
+    """Compile a kernel and say what it takes. Triton's cache answers what it has compiled before.
+
+    Args:
+        stage: One of `KERNELS`.
+        problem: The problem; its dtype is that of the bias table and the severity, too.
+        config: Block sizes; those of the rule if None. ``fold_bias`` has none.
+        capability: Compute capability of the GPU.
+        severity: Whether there is a severity map.
+        shifted: Whether windows are shifted.
+        heads: Attention heads; they decide which strides are multiples of sixteen.
+
+    Raises:
+        RuntimeError: Triton's interpreter is on.
+        Exception: Triton's own, where a kernel does not compile with these block sizes.
+    """
+    noted = launches(problem, capability, severity=severity, shifted=shifted, heads=heads, **{stage: config})
+    return measure(compile_launch(noted[stage], capability))
+
+
+def launches(
+    problem: Problem,
+    capability: tuple[int, int],
+    *,
+    severity: bool,
+    shifted: bool,
+    heads: int = 6,
+    **configs: KernelConfig | None,
+) -> dict[str, Launch]:
+    """The launches of a forward and a backward pass, by the name of the kernel, with tensors on the CPU.
+
+    Args:
+        problem: The problem.
+        capability: Compute capability of the GPU.
+        severity: Whether there is a severity map.
+        shifted: Whether windows are shifted.
+        heads: Attention heads.
+        configs: Block sizes of single kernels; the others have those of the rule.
+    """
+    dtype = getattr(torch, problem.dtype)
+    side = _ROWS_AND_COLUMNS * problem.window
+    channels = heads * problem.head_dim
+
+    def pixels(*parts: int) -> Iterator[Tensor]:
+        """Tensors of so many parts, cut up: as the ops hand them over."""
+        for count in parts:
+            yield from torch.empty(1, side, side, count * channels, dtype=dtype).chunk(count, dim=-1)
+
+    parts = (3,) if problem.window == problem.key_window else (1, 2)
+    call = _Noted(
+        *pixels(*parts),
+        bias_table=torch.empty((problem.window + problem.key_window - 1) ** 2, heads, dtype=dtype),
+        severity=torch.empty(1, side, side, dtype=dtype) if severity else None,
+        window=problem.window,
+        key_window=problem.key_window,
+        shift=problem.window // 2 if shifted else 0,
+        configs={stage: configs.get(stage) or default_config(stage, problem, capability) for stage in STAGES},
+    )
+    out, lse = launch.forward(call)
+    launch.backward(call, out, lse, torch.empty_like(out), *pixels(*parts))
+    return call.noted
+
+
+@dataclass(frozen=True)
+class _Noted(launch.Attention):
+    """A call whose launches are noted instead of done."""
+
+    configs: Mapping[str, KernelConfig] = field(default_factory=dict)
+    noted: dict[str, Launch] = field(default_factory=dict)
+
+    def config(self, stage: str) -> KernelConfig:
+        return self.configs[stage]
+
+    def launch(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+        self.noted[_name(kernel)] = Launch(kernel, arguments, {**constants, **launch.OPTIONS})
+
+
+def _name(kernel: Any) -> str:
+    if not isinstance(kernel, JITFunction):
+        raise RuntimeError("the kernels are interpreted, not compiled: unset TRITON_INTERPRET")
+    return next(name for name in KERNELS if getattr(attention, name) is kernel)
+
+
+def source(launched: Launch) -> tuple[ASTSource, dict[str, Any]]:
+    """What Triton compiles for a launch, as it would itself on a GPU, and the options.
+
+    Args:
+        launched: The launch.
+    """
+    kernel = launched.kernel
+    values = dict(zip(kernel.arg_names, launched.arguments, strict=False))  # constants follow
+    options = {}
+    for name, value in launched.constants.items():
+        (values if name in kernel.arg_names else options)[name] = value
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+    for place, parameter in enumerate(kernel.params):
+        value = values[parameter.name]
+        if isinstance(value, Tensor):
+            signature[parameter.name] = _TYPES[value.dtype]
+            aligned = value.data_ptr() % 16 == 0
+        elif parameter.is_constexpr or value == 1:  # one is always compiled in
+            signature[parameter.name] = "constexpr"
+            constants[place,] = value
+            continue
+        else:
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            aligned = value % 16 == 0
+        if aligned:
+            attributes[place,] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constants, attributes), options
+
+
+def compile_launch(launched: Launch, capability: tuple[int, int]) -> Any:
+    """Compile what a launch runs; what comes back is Triton's CompiledKernel.
+
+    Args:
+        launched: The launch.
+        capability: Compute capability of the GPU to compile for.
+    """
+    what, options = source(launched)
+    return triton.compile(what, target=GPUTarget("cuda", 10 * capability[0] + capability[1], 32), options=options)
+
+
+def measure(kernel: Any) -> Resources:
+    """Read what a compiled kernel takes off its machine code.
+
+    Args:
+        kernel: Triton's CompiledKernel.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [_cuobjdump(), "-res-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    used = {name: int(number) for name, number in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", said)}
+    facts = kernel.metadata
+    return Resources(
+        registers=used["REG"],
+        stack=used["STACK"] + used["LOCAL"],
+        shared=used["SHARED"] + facts.shared,
+        warps=facts.num_warps,
+        tensor_memory=getattr(facts, "tmem_size", 0),
+    )
+
+
+@cache
+def _cuobjdump() -> str:
+    """Triton's own."""
+    return str(Path(nvidia.__file__).parent / "bin" / "cuobjdump")

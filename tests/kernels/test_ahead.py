@@ -1,0 +1,229 @@
+"""Every kernel compiles for GPUs that need not be there, spills no register and fits into shared memory.
+
+Really compiled here, for sm_80, sm_90 and sm_100: what ships for bfloat16, and for the other dtypes what ships for
+savl-base. The full set, with three more architectures, is that of `python -m benchmarks.triton_resources`, whose
+committed figures are held against the same limits.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import resource_page, triton_resources
+from benchmarks.triton_resources import COMMITTED, Row
+from savl.kernels.configs import KernelConfig, Problem, default_config, kernels_hash
+from savl.network import CONFIGS
+
+COMPILED_HERE = ((8, 0), (9, 0), (10, 0))
+REWRITE = f"run `python -m benchmarks.triton_resources --json {COMMITTED.relative_to(triton_resources.ROOT)}`"
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+
+
+def compiled_here(row: Row) -> bool:
+    base = CONFIGS["savl-base"]
+    of_base = (row.heads, row.problem.head_dim, row.problem.window) == (
+        base.heads,
+        base.channels // base.heads,
+        base.window,
+    )
+    return row.problem.dtype == "bfloat16" or of_base or row.source != triton_resources.RULE
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    return content
+
+
+@pytest.fixture
+def compiler_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Run Python in a process in which kernels are compiled, whatever this process is set to; gives its output."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+    def run(code: str) -> str:
+        done = subprocess.run([sys.executable, "-W", "error::UserWarning:triton", "-c", code],
+                              capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def facts_of(row: dict[str, Any]) -> str:
+    return json.dumps({name: row[name] for name in Row("forward", Problem("", 1, 1, 1), 1, (9, 0), None).facts()})
+
+
+@pytest.mark.slow
+@needs_triton
+def test_shipped_block_sizes_neither_spill_nor_exceed_shared_memory(committed: dict[str, Any]) -> None:
+    import triton
+
+    measured = triton_resources.measure_all(triton_resources.rows(COMPILED_HERE, compiled_here))
+    assert len(measured) > 100
+    assert triton_resources.faults(measured) == []
+    if triton.__version__ == committed["triton"]:
+        known = {facts_of(row): row for row in committed["rows"]}
+        changed = [
+            f"{triton_resources.named(row)} on sm_{row['sm']}" for row in measured if row != known.get(facts_of(row))
+        ]
+        assert not changed, f"the committed figures are others for {changed}: {REWRITE}"
+
+
+def test_committed_table_has_every_shipped_configuration_and_no_other(committed: dict[str, Any]) -> None:
+    wanted = [json.dumps(row.facts()) for row in triton_resources.rows()]
+    assert [facts_of(row) for row in committed["rows"]] == wanted, REWRITE
+
+
+def test_committed_table_is_of_these_kernels(committed: dict[str, Any]) -> None:
+    assert committed["kernels"] == kernels_hash(), f"the kernels have changed: {REWRITE}"
+
+
+@needs_triton
+def test_committed_table_has_no_spill_and_room_for_two_programs_everywhere(committed: dict[str, Any]) -> None:
+    assert triton_resources.faults(committed["rows"]) == []
+    crowded = [triton_resources.named(row) for row in committed["rows"] if row["programs"] < 2]
+    assert not crowded, "one program alone on a multiprocessor has nothing to hide its latency"
+
+
+def test_page_agrees_with_the_committed_figures() -> None:
+    page = resource_page.PAGE.read_text(encoding="utf-8")
+    assert resource_page.filled(page) == page, "run `python -m benchmarks.resource_page`"
+    assert "| `backward_kv` |" in page
+
+
+def test_configurations_shipped_for_single_gpus_are_in_the_set(tmp_path: Path) -> None:
+    from savl.kernels.configs import Tuned, dump_store
+
+    problem = Problem("bfloat16", 24, 16, 24)
+    tuned = Tuned("forward", problem, KernelConfig(32, 64, 2, 3), 1.0, 2.0, kernels_hash(), "3.9.0", "2026-01-31")
+    (tmp_path / "gpu.json").write_bytes(dump_store("NVIDIA H100 80GB HBM3", [tuned]))
+    expected = Row("forward", problem, 6, (9, 0), tuned.config, "NVIDIA H100 80GB HBM3")
+    assert list(triton_resources.shipped(tmp_path)) == [expected]
+
+    (tmp_path / "gpu.json").write_bytes(dump_store("NVIDIA Unheard-of 9000", [tuned]))
+    with pytest.raises(ValueError, match="Unheard-of"):
+        list(triton_resources.shipped(tmp_path))
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("capability", "kib"),
+    [((8, 0), 163), ((8, 6), 99), ((8, 9), 99), ((9, 0), 227), ((10, 0), 227), ((12, 0), 99)],
+)
+def test_shared_memory_of_a_program_is_limited_as_cuda_says(capability: tuple[int, int], kib: int) -> None:
+    from savl.kernels.ahead import shared_memory_limit
+
+    assert shared_memory_limit(capability) == kib * 1024
+
+
+@needs_triton
+def test_unknown_gpus_count_as_the_least_of_their_relatives() -> None:
+    from savl.kernels.ahead import shared_memory_limit
+
+    assert shared_memory_limit((9, 7)) == 227 * 1024
+    assert shared_memory_limit((99, 0)) == 64 * 1024
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("registers", "shared", "warps", "programs"),
+    [
+        (128, 0, 4, 4),  # 65536 / (128 · 128)
+        (129, 0, 4, 3),  # registers come in eights a thread
+        (255, 0, 8, 1),
+        (32, 0, 4, 16),  # 64 warps
+        (32, 0, 1, 32),  # 32 programs
+        (32, 100 * 1024, 4, 2),
+        (32, 227 * 1024, 4, 1),
+    ],
+)
+def test_programs_a_multiprocessor_are_what_the_scarcest_resource_allows(
+    registers: int, shared: int, warps: int, programs: int
+) -> None:
+    from savl.kernels.ahead import Resources
+
+    assert Resources(registers, 0, shared, warps).programs((9, 0)) == programs
+
+
+@needs_triton
+def test_tensor_memory_limits_programs_on_blackwell() -> None:
+    from savl.kernels.ahead import Resources
+
+    assert Resources(32, 0, 0, 4, tensor_memory=256).programs((10, 0)) == 2
+
+
+@needs_triton
+def test_a_spill_is_seen(compiler_only: Callable[[str], str]) -> None:
+    said = compiler_only(
+        "from savl.kernels.ahead import resources\n"
+        "from savl.kernels.configs import KernelConfig, Problem\n"
+        "problem = Problem('bfloat16', 24, 16, 16)\n"
+        "large = KernelConfig(64, 64, 2, 1)\n"
+        "used = resources('backward_kv', problem, large, (9, 0), severity=True, shifted=True)\n"
+        "print(used.spills, used.stack > 0)\n"
+    )
+    assert said.split() == ["True", "True"]
+
+
+@needs_triton
+def test_kernels_are_compiled_with_the_specialisations_of_a_launch(compiler_only: Callable[[str], str]) -> None:
+    said = compiler_only(
+        "import json\n"
+        "from triton.backends.compiler import GPUTarget\n"
+        "from triton.compiler.compiler import make_backend\n"
+        "from triton.runtime.jit import create_function_from_signature\n"
+        "from savl.kernels import ahead\n"
+        "from savl.kernels.configs import Problem\n"
+        "backend, compared = make_backend(GPUTarget('cuda', 90, 32)), 0\n"
+        "for dtype, d, w, o in (('bfloat16', 24, 16, 16), ('float32', 30, 16, 24), ('float16', 30, 8, 8)):\n"
+        "    noted = ahead.launches(Problem(dtype, d, w, o), (9, 0), severity=True, shifted=w == o)\n"
+        "    assert list(noted) == list(ahead.KERNELS)\n"
+        "    for launched in noted.values():\n"
+        "        kernel = launched.kernel\n"
+        "        binder = create_function_from_signature(kernel.signature, kernel.params, backend)\n"
+        "        bound, special, options = binder(*launched.arguments, **launched.constants)\n"
+        "        _, signature, constants, attributes = kernel._pack_args(\n"
+        "            backend, dict(launched.constants), bound, special, options)\n"
+        "        ours, ours_options = ahead.source(launched)\n"
+        "        assert ours.signature == signature, (ours.signature, signature)\n"
+        "        assert ours.constants == constants, (ours.constants, constants)\n"
+        "        assert ours.attrs == {k: v for k, v in attributes.items() if v}, (ours.attrs, attributes)\n"
+        "        assert ours_options == options, (ours_options, options)\n"
+        "        compared += 1\n"
+        "print(compared)\n"
+    )
+    assert said.split() == ["15"]
+
+
+def test_interpreted_kernels_are_refused(compiler_only: Callable[[str], str]) -> None:
+    pytest.importorskip("triton")
+    said = compiler_only(
+        "import os\n"
+        "os.environ['TRITON_INTERPRET'] = '1'\n"
+        "from savl.kernels.ahead import resources\n"
+        "from savl.kernels.configs import Problem\n"
+        "try:\n"
+        "    resources('forward', Problem('bfloat16', 24, 16, 16), None, (9, 0), severity=True, shifted=True)\n"
+        "except RuntimeError as error:\n"
+        "    print(error)\n"
+    )
+    assert "unset TRITON_INTERPRET" in said
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("head_dim", [8, 16, 24, 32, 64, 128])
+def test_the_rule_has_block_sizes_for_every_head_dimension(dtype: str, head_dim: int) -> None:
+    for stage in ("forward", "backward_q", "backward_kv", "backward_bias"):
+        for window, key_window in ((2, 3), (8, 12), (16, 24)):
+            config = default_config(stage, Problem(dtype, head_dim, window, key_window), (9, 0))
+            assert config.block_m >= 16
+            assert config.block_n >= 16
