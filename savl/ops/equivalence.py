@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ from torch import Tensor
 from savl.ops.channel_modulation import channel_modulation
 from savl.ops.gaussian_posterior import SEVERITY_EPS, gaussian_posterior
 from savl.ops.overlapping_window_attention import overlapping_window_attention
-from savl.ops.switch import EAGER, KernelSettings
+from savl.ops.switch import EAGER, FUSED, TRITON, KernelSettings
+from savl.ops.triton_kernels import INTERPRETED
 from savl.ops.window_attention import window_attention
 
 Outputs = dict[str, Tensor]
@@ -118,44 +119,63 @@ class Case:
     label: str = ""
     outputs: tuple[str, ...] = ("out",)
 
-    def run(self, backend: str, dtype: torch.dtype | None = None) -> Outputs:
+    def run(self, backend: str, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> Outputs:
         """Outputs and all gradients, under random gradients of the outputs that depend on nothing but shapes.
 
         Args:
-            backend: Name of the backend that must serve.
+            backend: Name of the backend that must serve this op.
             dtype: Convert the arguments first; None leaves them.
+            device: Move the arguments there first; None leaves them where they are.
+
+        Returns:
+            What came out, moved to the CPU.
         """
         arguments = {
-            name: None if value is None else value.detach().to(dtype or value.dtype).requires_grad_()
+            name: None if value is None else value.detach().to(device, dtype or value.dtype).requires_grad_()
             for name, value in self.arguments.items()
         }
-        results = _OPS[self.op](**arguments, **self.options, kernels=KernelSettings.of(backend))
+        choice: dict[str, Any] = {self.op: backend}  # the other ops may have no such backend
+        kernels = replace(KernelSettings.of(EAGER), **choice)
+        results = _OPS[self.op](**arguments, **self.options, kernels=kernels)
         results = (results,) if isinstance(results, Tensor) else tuple(results)
         outputs = dict(zip(self.outputs, results, strict=True))
         generator = torch.Generator().manual_seed(7)
-        seeds = [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype) for out in results]
+        seeds = [
+            torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.device, out.dtype)
+            for out in results
+        ]
         wanted = {name: value for name, value in arguments.items() if value is not None}
         gradients = torch.autograd.grad(results, list(wanted.values()), seeds, allow_unused=True)
         for name, gradient in zip(wanted, gradients, strict=True):
             if gradient is not None:
                 outputs[f"d {name}"] = gradient
-        return {name: value.detach() for name, value in outputs.items()}
+        return {name: value.detach().cpu() for name, value in outputs.items()}
 
-    def judge(self, backend: str) -> list[Budget]:
-        """Hold outputs and gradients of a backend against the rule."""
-        fused, eager, reference = self.run(backend), self.run(EAGER), self.run(EAGER, torch.float64)
+    def judge(self, backend: str, device: str | torch.device | None = None) -> list[Budget]:
+        """Hold outputs and gradients of a backend against the rule.
+
+        Args:
+            backend: Name of a fused backend.
+            device: Where it and the eager path run; None for where the arguments are. The float64 reference runs on
+                the CPU.
+        """
+        fused, eager = self.run(backend, device=device), self.run(EAGER, device=device)
+        reference = self.run(EAGER, torch.float64, "cpu")
         return [measure(name, fused[name], eager[name], reference[name], self.terms) for name in reference]
 
 
-def judge(make: Callable[[int], Case], backend: str, draws: int = 8) -> list[Budget]:
+def judge(
+    make: Callable[[int], Case], backend: str, draws: int = 8, device: str | torch.device | None = None
+) -> list[Budget]:
     """Hold a backend against the rule, outputs and gradients.
 
     Args:
         make: Gives the case of a seed: other numbers, the same shapes.
         backend: Name of a fused backend.
         draws: Seeds to pool.
+        device: Where it and the eager path run; None for where the arguments are.
     """
-    found = [make(seed).judge(backend) for seed in range(draws)]
+    found = [make(seed).judge(backend, device) for seed in range(draws)]
     return [Budget.pooled(budgets) for budgets in zip(*found, strict=True)]
 
 
@@ -301,6 +321,15 @@ def verification_cases(dtype: torch.dtype) -> Iterator[Callable[[int], Case]]:
     yield lambda seed: channel_modulation_case(dtype, beta=False, channels=7, seed=seed)
 
 
+def interpreter_cases(dtype: torch.dtype) -> Iterator[Callable[[int], Case]]:
+    """What `savl kernels verify` tries under Triton's interpreter, which takes seconds for what a GPU takes no time."""
+    window, overlapping = window_attention_case, overlapping_window_attention_case
+    yield lambda seed: window(dtype, window=8, shift=4, heads=1, seed=seed)
+    yield lambda seed: window(dtype, window=4, rows=1, columns=1, head_dim=30, severity=False, seed=seed)
+    yield lambda seed: overlapping(dtype, window=4, key_window=6, rows=1, head_dim=30, seed=seed)
+    yield lambda seed: overlapping(dtype, window=8, key_window=12, rows=1, columns=1, severity=False, seed=seed)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """One row of `savl kernels verify`."""
@@ -312,7 +341,7 @@ class Verdict:
 
 
 def verify(op: str, backend: str) -> Iterator[Verdict]:
-    """Judge one backend of one op, forward and backward, in all its dtypes.
+    """Judge one backend of one op, forward and backward, in all its dtypes and on its own kind of device.
 
     Args:
         op: Name of the op.
@@ -324,10 +353,13 @@ def verify(op: str, backend: str) -> Iterator[Verdict]:
     Raises:
         KernelUnavailable: The backend cannot serve here.
     """
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        for make in verification_cases(dtype):
+    interpreted = INTERPRETED and backend == TRITON
+    # Triton's interpreter multiplies matrices of bfloat16 wrongly.
+    names = [name for name in FUSED[backend].dtypes if not (interpreted and name == "bfloat16")]
+    for dtype in (getattr(torch, name) for name in names):
+        for make in interpreter_cases(dtype) if interpreted else verification_cases(dtype):
             case = make(0)
             if case.op != op:
                 continue
-            worst = max(judge(make, backend), key=lambda budget: budget.used)
+            worst = max(judge(make, backend, device=FUSED[backend].device), key=lambda budget: budget.used)
             yield Verdict(case, dtype, worst)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,10 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from savl.build_info import build_info
-from savl.cli import batch
-from savl.ops import KernelSettings, equivalence, kernel_report, switch
+from savl.cli import batch, kernels, tune
+from savl.cli.tune import workloads
+from savl.kernels import configs
+from savl.kernels import tune as kernels_tune
+from savl.kernels.configs import STAGES, KernelConfig, Problem, default_config
+from savl.network import CONFIGS
+from savl.ops import KernelSettings, KernelUnavailable, equivalence, kernel_report, library, switch, triton_kernels
 from savl.ops.library import EXTENSION_UNAVAILABLE
 from savl.ops.switch import OPS
 
@@ -72,10 +79,10 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 def test_info_says_that_the_fused_kernels_serve_unless_told_otherwise(savl: Run) -> None:
     done = savl("kernels", "info")
     assert done.code == 0
-    for op in OPS:
-        (line,) = [line for line in done.text.splitlines() if f" {op} " in line]
-        assert "cpp" in line
-        assert "yes" in line
+    rows = [line for line in done.text.splitlines() if " cpp " in line]
+    assert len(rows) == len(OPS)
+    assert all(" yes " in row for row in rows)
+    assert all(f" {op} " in done.text for op in OPS)
     assert f"{build_info()['kernel_instruction_set']} kernels" in done.text
     assert kernel_report().serving(OPS[0]) == "eager", "the command left the switch on"
 
@@ -88,7 +95,7 @@ def test_info_as_eager_says_that_they_could(savl: Run) -> None:
 
 
 def test_info_without_the_extension_says_why(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = {(op, "cpp"): "nobody compiled it" for op in OPS} | {(op, "eager"): None for op in OPS}
+    missing = switch._UNAVAILABLE | {(op, "cpp"): "nobody compiled it" for op in OPS}
     monkeypatch.setattr(switch, "_UNAVAILABLE", missing)
     done = savl("kernels", "info")
     assert done.code == 0
@@ -159,12 +166,32 @@ def test_verify_tells_a_wrong_kernel(savl: Run, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("one_case_a_dtype")
 def test_verify_without_the_extension_has_nothing_to_do(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = {(op, "cpp"): "nobody compiled it" for op in OPS} | {(op, "eager"): None for op in OPS}
+    missing = switch._UNAVAILABLE | {(op, "cpp"): "nobody compiled it" for op in OPS}
     monkeypatch.setattr(switch, "_UNAVAILABLE", missing)
     done = savl("kernels", "verify")
     assert done.code == 0
     assert "nothing to verify" in done.text
     assert "nobody compiled it" in done.text
+
+
+@pytest.mark.usefixtures("one_case_a_dtype")
+def test_verify_passes_over_a_backend_that_is_there_but_cannot_serve_the_gpu(
+    savl: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(switch, "_UNAVAILABLE", dict.fromkeys(switch._UNAVAILABLE))
+
+    def refuse(op: str, backend: str) -> Iterator[Any]:
+        raise KernelUnavailable(f"{op}: this GPU has compute capability 6.1")
+        yield
+
+    monkeypatch.setattr(equivalence, "verify", refuse)
+    done = savl("kernels", "verify")
+    assert done.code == 0, done.text
+    for op in OPS:
+        for backend in switch.BACKENDS[op]:
+            assert f"{op} · {backend}: not here" in done.text
+    assert "compute capability 6.1" in done.text
+    assert "nothing to verify" in done.text
 
 
 # savl upscale
@@ -211,3 +238,191 @@ def test_upscale_heeds_the_environment_and_eager_comes_before_it(
     serving.clear()
     assert savl("upscale", "photo.png", "-o", "c.png", "--eager").code == 0
     assert set(serving) == {"eager"}
+
+
+# savl kernels info: block sizes and architectures
+
+
+def test_info_lists_block_sizes_by_the_rule_where_there_is_no_gpu(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    done = savl("kernels", "info")
+    assert done.code == 0
+    for architecture in ("sm_80", "sm_90", "sm_100"):
+        assert architecture in done.text
+    assert "By the rule" in done.text
+    for stage in STAGES:
+        assert done.text.count(f" {stage} ") == len(workloads("bfloat16", tuple(CONFIGS)))
+    for name in CONFIGS:
+        assert name in done.text
+    config = default_config("forward", Problem("bfloat16", 24, 16, 16), (9, 0))
+    assert f"{config.block_m}×{config.block_n}, {config.warps}w, {config.stages}s" in done.text
+    assert "float16, " not in done.text.replace("bfloat16", "")
+    everything = savl("kernels", "info", "--verbose")
+    assert everything.text.count(" backward_kv ") == 3 * done.text.count(" backward_kv ")
+
+
+def test_info_without_triton_says_so_and_lists_the_block_sizes(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_kernels, "TRITON_MISSING", "nobody installed it")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    done = savl("kernels", "info")
+    assert done.code == 0
+    assert "Triton kernels: none can run here: nobody installed it" in done.text.splitlines()
+    assert " backward_bias " in done.text
+
+
+@pytest.fixture
+def fake_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A GPU for which one kernel has a better configuration; gives the file it is stored in."""
+
+    class FakeGpu:
+        name, capability, triton = "NVIDIA Test 80GB", (9, 0), "3.9.0"
+
+        def measure(self, stage: str, workload: Any, config: KernelConfig) -> float:
+            return 80.0 if (stage, config) == ("forward", KernelConfig(64, 32, 2, 1)) else 100.0
+
+        def disagreement(self, *arguments: Any) -> None:
+            return None
+
+    class NoCompilations:
+        def __init__(self, *arguments: Any) -> None: ...
+
+        def __enter__(self) -> Callable[..., None]:
+            return lambda task, config: None
+
+        def __exit__(self, *error: object) -> None: ...
+
+    monkeypatch.setattr(tune, "_machine", FakeGpu)
+    monkeypatch.setattr(kernels_tune, "Compilations", NoCompilations)
+    monkeypatch.setenv("SAVL_CACHE_DIR", str(tmp_path / "cache"))
+    configs.forget()
+    yield tmp_path / "cache" / "kernels" / "nvidia-test-80gb.json"
+    configs.forget()
+
+
+def test_info_says_where_the_block_sizes_of_a_gpu_come_from(
+    savl: Run, fake_gpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert savl("kernels", "tune", "--network", "savl-tiny", "--dtype", "bfloat16", "--stage", "forward").code == 0
+    stored = json.loads(fake_gpu.read_text())
+    stored["configs"].append(stored["configs"][0] | {"stage": "backward_q", "kernels": "0" * 16})
+    fake_gpu.write_text(json.dumps(stored))
+    configs.forget()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA Test 80GB")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(triton_kernels, "why_gpu_unfit", lambda index: None)
+    with pytest.warns(RuntimeWarning, match="tuned for other kernels"):
+        done = savl("kernels", "info")
+    assert done.code == 0
+    assert "NVIDIA Test 80GB" in done.text
+    assert "sm_80 " not in done.text.partition("CUDA library (")[0]
+    assert done.text.count("· tuned here") == 2
+    assert done.text.count("· rule") == 4 * len(workloads("bfloat16", tuple(CONFIGS))) - 2
+    assert f"ignored in {fake_gpu}: tuned for other kernels" in done.text
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"), [((9, 0), ["sm_80", "sm_90"]), ((8, 6), ["sm_80"]), ((12, 0), ["sm_80"]), ((7, 5), [])]
+)
+def test_info_says_which_architectures_of_the_cuda_library_run_here(
+    capability: tuple[int, int], runs: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(library, "CUDA_UNAVAILABLE", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    kernels._print_cuda_architectures(Console(width=200), ["NVIDIA Test"], ["80+PTX", "89", "90", "100"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "sm_" in line]
+    assert len(lines) == 4
+    assert [line.split()[1] for line in lines if "can run it" in line] == runs
+    assert all(f"which is sm_{capability[0]}{capability[1]}" in line for line in lines if "can run it" not in line)
+
+
+# savl kernels tune
+
+
+def test_tune_without_a_gpu_says_why(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_kernels, "why_triton_unavailable", lambda: "torch finds no GPU")
+    for flags in ((), ("--check",)):
+        done = savl("kernels", "tune", *flags)
+        assert done.code == 1
+        assert done.text.strip() == "error: nothing to tune: torch finds no GPU"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--dtype", "bf16"), "--dtype must be one of bfloat16, float16, float32, got 'bf16'"),
+        (("--network", "swinir"), "--network must be one of savl-base, savl-tiny, hat-s, hat, hat-l, got 'swinir'"),
+        (("--stage", "fold_bias"), "--stage must be one of forward, backward_q, backward_kv, backward_bias, got"),
+    ],
+)
+def test_tune_tells_what_it_accepts(savl: Run, flags: tuple[str, ...], message: str) -> None:
+    done = savl("kernels", "tune", *flags)
+    assert done.code == 2
+    assert message in done.text
+
+
+TINY = ("kernels", "tune", "--network", "savl-tiny", "--dtype", "bfloat16")
+
+
+def test_tune_stores_what_it_finds_and_keeps_it(savl: Run, fake_gpu: Path) -> None:
+    done = savl(*TINY)
+    assert done.code == 0, done.text
+    rows = [line for line in done.text.splitlines() if line.startswith("│")]
+    assert len(rows) == 8, "two problems, four kernels"
+    assert sum("64×32, 2w, 1s" in row and "20.0%" in row for row in rows) == 2
+    assert sum("(the rule)" in row for row in rows) == 6
+    assert "8 searched, 0 stored before" in done.text
+    assert "2 of 8 better than the rule" in done.text
+    before = fake_gpu.read_bytes()
+    again = savl(*TINY)
+    assert again.code == 0
+    assert "0 searched, 8 stored before" in again.text
+    assert fake_gpu.read_bytes() == before
+    assert "8 searched" in savl(*TINY, "--force").text
+
+
+def test_tune_writes_elsewhere_if_asked(savl: Run, fake_gpu: Path, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "found.json"
+    assert savl(*TINY, "--stage", "forward", "--output", target).code == 0
+    assert len(json.loads(target.read_text())["configs"]) == 2
+    assert not fake_gpu.exists()
+
+
+def test_tune_does_not_replace_a_file_of_something_else(savl: Run, fake_gpu: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.json").write_text("mine")
+    done = savl(*TINY, "--output", tmp_path / "notes.json")
+    assert done.code == 1
+    assert "--force replaces it" in done.text
+    assert (tmp_path / "notes.json").read_text() == "mine"
+
+
+def test_tune_interrupted_keeps_what_it_has(savl: Run, fake_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = kernels_tune.search
+
+    def interrupted(task: Any, *arguments: Any) -> Any:
+        if task.stage == "backward_kv":
+            raise KeyboardInterrupt
+        return search(task, *arguments)
+
+    monkeypatch.setattr(kernels_tune, "search", interrupted)
+    done = savl(*TINY)
+    assert done.code == 130
+    assert "interrupted" in done.text
+    assert len(json.loads(fake_gpu.read_text())["configs"]) == 2
+    monkeypatch.setattr(kernels_tune, "search", search)
+    assert "6 searched, 2 stored before" in savl(*TINY).text
+
+
+def test_tune_check_measures_what_is_stored_and_writes_nothing(savl: Run, fake_gpu: Path) -> None:
+    done = savl(*TINY, "--check")
+    assert done.code == 0
+    assert "nothing is stored for 8 of 8" in done.text
+    assert not fake_gpu.exists()
+    savl(*TINY, "--stage", "forward", "--stage", "backward_q")
+    before = fake_gpu.read_bytes(), fake_gpu.stat().st_mtime_ns
+    done = savl(*TINY, "--check")
+    assert done.code == 0
+    assert (fake_gpu.read_bytes(), fake_gpu.stat().st_mtime_ns) == before
+    assert len([line for line in done.text.splitlines() if line.startswith("│")]) == 4
+    assert "the defaults take +12.5% time against what is stored, +25.0% at worst" in done.text
+    assert "nothing is stored for 4 of 8" in done.text

@@ -21,7 +21,8 @@ from savl.ops.equivalence import (
     verification_cases,
     window_attention_case,
 )
-from savl.ops.switch import OPS
+from savl.ops.library import EXTENSION_UNAVAILABLE
+from savl.ops.switch import BACKENDS, FUSED, OPS
 
 Spoil = Callable[[Tensor], Tensor]
 
@@ -166,3 +167,90 @@ def test_verification_covers_every_op_in_forward_and_backward() -> None:
     names = set(gaussian_posterior_case(torch.float32, channels=3, height=4, width=4).run("eager"))
     outputs = {"sample", "kl", "severity", "variance", "variance_mean", "variance_var"}
     assert names == outputs | {"d mu", "d logvar", "d eps"}
+
+
+# Devices and dtypes
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_a_case_runs_on_the_device_it_is_told_and_answers_on_the_cpu(op: str) -> None:
+    case = CASES[op](0)
+    expected, found = case.run("eager"), case.run("eager", device="cpu")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    away = case.run("eager", torch.float64, torch.device("cpu"))
+    assert all(value.dtype == torch.float64 and value.device.type == "cpu" for value in away.values())
+
+
+def test_arguments_go_to_the_device_and_the_reference_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, torch.dtype, str]] = []
+
+    def op(value: Tensor, kernels: equivalence.KernelSettings) -> Tensor:
+        seen.append((value.device.type, value.dtype, str(kernels.channel_modulation)))
+        return value * 2
+
+    monkeypatch.setitem(equivalence._OPS, "channel_modulation", op)
+    case = Case("channel_modulation", {"value": torch.ones(3)}, {}, 1)
+    with pytest.raises(NotImplementedError, match="meta"):  # whose tensors have no numbers to bring back
+        case.run("eager", device="meta")
+    assert seen == [("meta", torch.float32, "eager")]
+    seen.clear()
+    case.judge("cpp", "cpu")
+    assert seen == [
+        ("cpu", torch.float32, "cpp"),
+        ("cpu", torch.float32, "eager"),
+        ("cpu", torch.float64, "eager"),
+    ]
+
+
+def test_only_the_op_of_the_case_is_asked_of_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: list[equivalence.KernelSettings] = []
+
+    def op(*args: object, kernels: equivalence.KernelSettings, **options: object) -> Tensor:
+        settings.append(kernels)
+        return torch.zeros(2, requires_grad=True)
+
+    for name in OPS:
+        monkeypatch.setitem(equivalence._OPS, name, op)
+        for backend in BACKENDS[name]:  # no other op needs to have it
+            Case(name, {"x": torch.zeros(2)}, {}, 1).run(backend)
+            others = {getattr(settings[-1], other) for other in OPS if other != name}
+            assert getattr(settings[-1], name) == backend
+            assert others == {"eager"}
+
+
+@pytest.mark.skipif(EXTENSION_UNAVAILABLE is not None, reason=str(EXTENSION_UNAVAILABLE))
+def test_judging_on_a_named_device_gives_the_budgets_of_judging_there_anyway() -> None:
+    make = CASES["window_attention"]
+    assert judge(make, "cpp", draws=2, device="cpu") == judge(make, "cpp", draws=2)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_verifying_takes_the_device_and_the_dtypes_of_the_backend(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str, object]] = []
+
+    def judged(make: Callable[[int], Case], backend: str, draws: int = 8, device: object = None) -> list[Budget]:
+        (features, *_) = make(0).arguments.values()
+        assert features is not None
+        asked.append((backend, str(features.dtype).removeprefix("torch."), device))
+        return [Budget("good", 0.5, 1.0, 0.0), Budget("worst", 1.0, 1.0, 0.0)]
+
+    monkeypatch.setattr(equivalence, "judge", judged)
+    for backend in BACKENDS[op]:
+        asked.clear()
+        verdicts = list(equivalence.verify(op, backend))
+        assert {verdict.case.op for verdict in verdicts} == {op}
+        assert {verdict.worst.name for verdict in verdicts} == {"worst"}
+        assert len(verdicts) >= 2 * len(FUSED[backend].dtypes)
+        assert list(dict.fromkeys(asked)) == [(backend, name, FUSED[backend].device) for name in FUSED[backend].dtypes]
+
+
+@pytest.mark.parametrize("op", ["window_attention", "overlapping_window_attention"])
+def test_the_interpreter_is_tried_on_fewer_cases_and_no_bfloat16(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(equivalence, "judge", lambda *args, **options: [Budget("out", 0.0, 0.0, 0.0)])
+    on_a_gpu = len(list(equivalence.verify(op, "triton")))
+    monkeypatch.setattr(equivalence, "INTERPRETED", True)
+    verdicts = list(equivalence.verify(op, "triton"))
+    assert {verdict.dtype for verdict in verdicts} == {torch.float32, torch.float16}
+    assert 2 <= len(verdicts) < on_a_gpu
+    assert {verdict.case.op for verdict in verdicts} == {op}

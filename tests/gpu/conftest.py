@@ -1,0 +1,117 @@
+"""What the tests on a GPU share: marked, skipped where torch finds none, and told which backend serves an op there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from savl.ops.equivalence import (
+    Case,
+    channel_modulation_case,
+    gaussian_posterior_case,
+    judge,
+    overlapping_window_attention_case,
+    window_attention_case,
+)
+from savl.ops.switch import BACKENDS, FUSED, why_unavailable
+
+FOLDER = Path(__file__).parent
+
+# One of every op, sizes that are no multiple of any tile; by dtype and seed.
+SMALL: dict[str, Callable[[torch.dtype, int], Case]] = {
+    "window": lambda dtype, seed: window_attention_case(
+        dtype, batch=2, window=5, shift=2, columns=3, head_dim=7, seed=seed
+    ),
+    "window-16": lambda dtype, seed: window_attention_case(dtype, window=16, shift=8, heads=3, seed=seed),
+    "window-plain": lambda dtype, seed: window_attention_case(
+        dtype, window=8, head_dim=30, severity=False, rows=3, seed=seed
+    ),
+    "overlapping": lambda dtype, seed: overlapping_window_attention_case(
+        dtype, batch=2, window=5, key_window=9, columns=3, head_dim=7, seed=seed
+    ),
+    "overlapping-16": lambda dtype, seed: overlapping_window_attention_case(
+        dtype, window=16, key_window=24, heads=3, head_dim=30, seed=seed
+    ),
+    "posterior-eps": lambda dtype, seed: gaussian_posterior_case(dtype, channels=9, height=17, width=31, seed=seed),
+    "posterior-seed": lambda dtype, seed: gaussian_posterior_case(dtype, noise="seed", seed=seed),
+    "posterior-none": lambda dtype, seed: gaussian_posterior_case(dtype, channels=5, noise="none", seed=seed),
+    "modulation": lambda dtype, seed: channel_modulation_case(dtype, height=5, width=7, channels=19, seed=seed),
+    "modulation-plain": lambda dtype, seed: channel_modulation_case(dtype, beta=False, seed=seed),
+}
+
+
+def _missing() -> str | None:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA GPU"
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what lies in this folder, before ``-m`` is looked at."""
+    reason = _missing()
+    for item in items:
+        if FOLDER in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+            if reason is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def backend_of() -> Callable[[str], str]:
+    """Name of the fused backend that an op has on a GPU; the test is skipped where it was not built or installed."""
+
+    def backend(op: str) -> str:
+        (name,) = [name for name in BACKENDS[op] if FUSED[name].device == "cuda"]
+        if (reason := why_unavailable(op, name)) is not None:
+            pytest.skip(f"{op} · {name}: {reason}")
+        return name
+
+    return backend
+
+
+@pytest.fixture(params=SMALL, scope="session")
+def small_case(request: pytest.FixtureRequest) -> Callable[..., Case]:
+    """Makes a small case of a dtype and a seed; a test runs once for every entry of `SMALL`."""
+    make = SMALL[request.param]
+
+    def small(dtype: torch.dtype = torch.float32, seed: int = 0) -> Case:
+        return make(dtype, seed)
+
+    return small
+
+
+@pytest.fixture(scope="session")
+def hold(backend_of: Callable[[str], str]) -> Callable[..., None]:
+    """Holds the kernel of the GPU against the rule of `savl.ops.equivalence`; says which results break it."""
+
+    def check(make: Callable[[int], Case], draws: int = 8) -> None:
+        case = make(0)
+        backend = backend_of(case.op)
+        broken: list[str] = []
+        # Of few numbers the eager path may by luck hit all nearly exactly. What is wrong stays wrong on more draws.
+        for pooled in (draws, 6 * draws):
+            broken = [
+                f"{budget.name} is off by {budget.error:.3g}, allowed are {budget.allowed:.3g}"
+                for budget in judge(make, backend, draws=pooled, device="cuda")
+                if not budget.kept
+            ]
+            if not broken:
+                return
+        pytest.fail(f"{case.op} ({case.label}): " + "; ".join(broken))
+
+    return check
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """Products of float32 matrices in tf32, those of torch and of the kernels."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before

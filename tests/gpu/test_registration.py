@@ -1,0 +1,266 @@
+"""The ops on a GPU as torch sees them, what serves there, and what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from savl.ops import (
+    KernelUnavailable,
+    channel_modulation,
+    gaussian_posterior,
+    kernel_report,
+    overlapping_window_attention,
+    use_fused_kernels,
+    window_attention,
+)
+from savl.ops.equivalence import Case
+from savl.ops.gaussian_posterior import SEVERITY_EPS, SEVERITY_MAX
+from savl.ops.switch import BACKENDS, FUSED, OPS, KernelSettings
+
+BackendOf = Callable[[str], str]
+
+TAIL = (SEVERITY_EPS, SEVERITY_MAX)
+
+
+def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
+    """Arguments of every op, on the CPU."""
+    image, table, severity = numbers(2, 8, 12, 42), numbers(49, 2), numbers(2, 8, 12).abs()
+    q, kv, far = numbers(2, 8, 12, 14), numbers(2, 8, 12, 28), numbers(81, 2)
+    mu, logvar, eps = (numbers(2, 3, 4, size) for size in (5, 5, 5))
+    interleaved = [value.contiguous(memory_format=torch.channels_last) for value in (mu, logvar, eps)]
+    a, g, b, r = (numbers(2, 3, 4, 5) for _ in range(4))
+    half = [value.bfloat16() for value in (a, g, b)]
+    return {
+        "window": ("window_attention", (image, table, severity, 4, 1)),
+        "window-plain": ("window_attention", (image, table, None, 4, 0)),
+        "window-autocast": ("window_attention", (image.bfloat16(), table, severity, 4, 1)),
+        "window-half": ("window_attention", (image.half(), table, severity, 4, 1)),
+        "overlapping": ("overlapping_window_attention", (q, kv, far, severity, 4, 6)),
+        "overlapping-plain": ("overlapping_window_attention", (q, kv, far, None, 4, 6)),
+        "overlapping-autocast": ("overlapping_window_attention", (q.bfloat16(), kv.bfloat16(), far, severity, 4, 6)),
+        "posterior-eps": ("gaussian_posterior", (mu, logvar, eps, None, 0, *TAIL)),
+        "posterior-seed": ("gaussian_posterior", (mu, logvar, None, -3, 7, *TAIL)),
+        "posterior-none": ("gaussian_posterior", (mu, logvar, None, None, 0, *TAIL)),
+        "posterior-channels-last": ("gaussian_posterior", (*interleaved, None, 0, *TAIL)),
+        "posterior-half": ("gaussian_posterior", (mu.half(), logvar.half(), None, 5, 0, *TAIL)),
+        "modulation": ("channel_modulation", (a, g, b, r)),
+        "modulation-plain": ("channel_modulation", (a, g, None, r)),
+        "modulation-autocast": ("channel_modulation", (*half, r)),
+    }
+
+
+CALLS = calls()
+
+
+def on_gpu(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(arg.cuda() if isinstance(arg, Tensor) else arg for arg in args)  # cuda keeps the strides
+
+
+def backward_call(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments of the op's backward pass, after its forward pass."""
+    results = getattr(torch.ops.savl, op)(*args)
+    if op.endswith("attention"):
+        out, lse = results
+        return (torch.ones_like(out), *args[:-2], out, lse, *args[-2:])
+    if op == "gaussian_posterior":
+        mu, logvar, eps, seed, offset, *_ = args
+        _, kl, *_ = results
+        sampled = eps is not None or seed is not None
+        grad_sample = torch.ones_like(mu) if sampled else None
+        return (grad_sample, torch.ones_like(kl), torch.ones_like(kl), mu, logvar, eps, seed, offset, eps is not None)
+    attended, gamma, *_ = args
+    return (torch.ones_like(results), attended, gamma)
+
+
+def test_every_op_is_called_here() -> None:
+    assert {op for op, _ in CALLS.values()} == set(OPS)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_torch_finds_nothing_wrong_with_the_registration(name: str, backend_of: BackendOf) -> None:
+    op, args = CALLS[name]
+    backend_of(op)
+    given = on_gpu(args)
+    wanting = tuple(arg.clone().requires_grad_() if isinstance(arg, Tensor) else arg for arg in given)
+    torch.library.opcheck(getattr(torch.ops.savl, op).default, wanting)
+    torch.library.opcheck(getattr(torch.ops.savl, f"{op}_backward").default, backward_call(op, given))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_fake_kernel_gives_what_the_real_one_gives(name: str, backend_of: BackendOf) -> None:
+    op, args = CALLS[name]
+    backend_of(op)
+    args = on_gpu(args)
+    for called, given in ((op, args), (f"{op}_backward", backward_call(op, args))):
+        real = getattr(torch.ops.savl, called)(*given)
+        with FakeTensorMode() as mode:
+            fake = getattr(torch.ops.savl, called)(
+                *(mode.from_tensor(arg) if isinstance(arg, Tensor) else arg for arg in given)
+            )
+        pairs = [(real, fake)] if isinstance(real, Tensor) else zip(real, fake, strict=True)
+        for index, (found, promised) in enumerate(pairs):
+            assert promised.shape == found.shape, f"{called}: output {index}"
+            assert promised.dtype == found.dtype, f"{called}: output {index}"
+            assert promised.device == found.device, f"{called}: output {index}"
+            assert promised.stride() == found.stride(), f"{called}: output {index}"
+
+
+# Compilation and export
+
+Call = tuple[Callable[..., Any], list[Tensor]]
+
+
+def public_calls() -> dict[str, Call]:
+    image, table, severity = numbers(2, 8, 12, 42), numbers(49, 2), numbers(2, 8, 12).abs()
+    q, kv, far = numbers(2, 8, 12, 14), numbers(2, 8, 12, 28), numbers(81, 2)
+    mu, logvar, eps = numbers(2, 3, 4, 5), numbers(2, 3, 4, 5), numbers(2, 3, 4, 5)
+    a, g, b, r = (numbers(2, 3, 4, 5) for _ in range(4))
+    return {
+        "window_attention": (lambda *t: window_attention(*t, window=4, shift=1), [image, table, severity]),
+        "overlapping_window_attention": (
+            lambda *t: overlapping_window_attention(*t, window=4, key_window=6),
+            [q, kv, far, severity],
+        ),
+        "gaussian_posterior": (lambda *t: tuple(gaussian_posterior(*t)), [mu, logvar, eps]),
+        "gaussian_posterior-seed": (lambda *t: tuple(gaussian_posterior(*t, seed=2**64 - 1)), [mu, logvar]),
+        "channel_modulation": (channel_modulation, [a, g, b, r]),
+        "channel_modulation-plain": (lambda x, y, z: channel_modulation(x, y, None, z), [a, g, r]),
+    }
+
+
+PUBLIC = public_calls()
+
+
+def run(function: Callable[..., Any], tensors: list[Tensor]) -> list[Tensor]:
+    """Outputs and gradients."""
+    given = [value.detach().cuda().requires_grad_() for value in tensors]
+    out = function(*given)
+    outputs = [out] if isinstance(out, Tensor) else list(out)
+    gradients = torch.autograd.grad(sum(value.square().sum() for value in outputs), given)
+    return [value.detach() for value in outputs] + list(gradients)
+
+
+def ops_run_by(function: Callable[..., Any], tensors: list[Tensor]) -> set[str]:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run(function, tensors)
+    return {event.key for event in profile.key_averages() if event.key.startswith("savl::")}
+
+
+@pytest.fixture(autouse=True)
+def _forget_compiled() -> None:
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLIC)
+def test_an_op_compiled_by_inductor_gives_what_the_op_gives(name: str, backend_of: BackendOf) -> None:
+    function, tensors = PUBLIC[name]
+    op = name.partition("-")[0]
+    backend_of(op)
+    with use_fused_kernels():
+        expected = run(function, tensors)
+        compiled = torch.compile(function, fullgraph=True)
+        found = run(compiled, tensors)
+        assert {f"savl::{op}", f"savl::{op}_backward"} <= ops_run_by(compiled, tensors)
+    for index, (value, wanted) in enumerate(zip(found, expected, strict=True)):
+        torch.testing.assert_close(value, wanted, msg=lambda m, index=index: f"result {index}: {m}")
+
+
+class Attend(torch.nn.Module):
+    """A module around an op, for export."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *tensors: Tensor) -> Any:
+        return self.function(*tensors)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_an_exported_op_gives_what_the_op_gives(name: str, backend_of: BackendOf) -> None:
+    function, tensors = PUBLIC[name]
+    op = name.partition("-")[0]
+    backend_of(op)
+    given = tuple(value.cuda() for value in tensors)
+    with use_fused_kernels(), torch.no_grad():
+        program = torch.export.export(Attend(function), given)
+        expected = function(*given)
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert any(target.startswith(f"savl.{op}.") for target in targets), targets
+    torch.testing.assert_close(program.module()(*given), expected)
+
+
+# What serves
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_report_says_what_serves_the_gpu(op: str, backend_of: BackendOf) -> None:
+    backend = backend_of(op)
+    with use_fused_kernels():
+        report = kernel_report()
+    assert report.serving(op, "cuda") == backend
+    assert torch.cuda.get_device_name(0) in report.gpus
+    assert torch.cuda.get_device_name(0) in str(report)
+    with use_fused_kernels(False):
+        report = kernel_report()
+    assert report.serving(op, "cuda") == "eager"
+    (status,) = [status for status in report.statuses if (status.op, status.backend) == (op, backend)]
+    assert "switched off" in status.reason
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_fused_kernel_serves_the_gpu_when_it_is_switched_on(op: str, backend_of: BackendOf) -> None:
+    backend_of(op)
+    function, tensors = PUBLIC[op]
+    assert not ops_run_by(function, tensors), "the tests begin with eager"
+    with use_fused_kernels():
+        assert ops_run_by(function, tensors) == {f"savl::{op}", f"savl::{op}_backward"}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_float64_is_refused_by_name_and_served_by_eager_otherwise(op: str, backend_of: BackendOf) -> None:
+    backend = backend_of(op)
+    function, tensors = PUBLIC[op]
+    wide = [value.double() for value in tensors]
+    with use_fused_kernels(**{op: backend}), pytest.raises(KernelUnavailable, match=f"{op}.*{backend}.*float64"):
+        run(function, wide)
+    with use_fused_kernels(False):
+        expected = run(function, wide)
+    with use_fused_kernels():
+        assert not ops_run_by(function, wide)
+        found = run(function, wide)
+    for value, wanted in zip(found, expected, strict=True):
+        assert value.dtype == torch.float64
+        torch.testing.assert_close(value, wanted)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_backend_of_the_cpu_refuses_tensors_of_the_gpu(op: str) -> None:
+    function, tensors = PUBLIC[op]
+    choice: dict[str, Any] = {op: "cpp"}
+    settings = KernelSettings(**choice)
+    assert FUSED["cpp"].device == "cpu"
+    assert "cpp" in BACKENDS[op]
+    case = Case(op, {}, {}, 1)
+    call = {
+        "window_attention": lambda *t: window_attention(*t, window=4, kernels=settings),
+        "overlapping_window_attention": lambda *t: overlapping_window_attention(
+            *t, window=4, key_window=6, kernels=settings
+        ),
+        "gaussian_posterior": lambda *t: gaussian_posterior(*t, kernels=settings),
+        "channel_modulation": lambda *t: channel_modulation(*t, kernels=settings),
+    }[case.op]
+    with pytest.raises(KernelUnavailable, match=op):
+        call(*(value.cuda() for value in tensors))

@@ -1,0 +1,58 @@
+"""Runs cases of cases.py: reads a name per line, answers each with a line of JSON: name, seconds, error or null.
+
+Wants TRITON_INTERPRET=1. What cases print goes to standard error.
+
+The interpreter leaves products of matrices to numpy, whose sums have another order for every shape. A GPU adds float32
+products one after another to the accumulator, so that a score has the same bits in the forward and the backward pass;
+where softmax is nearly all or nothing, gradients are as right as eager's only because of that. Products are taken in
+that order here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+import warnings
+from typing import Any
+
+import numpy as np
+
+
+def add_products_in_order(builder: Any, a: Any, b: Any, accumulator: Any, *precision: Any) -> Any:
+    """Stands in for ``InterpreterBuilder.create_dot``: multiply-adds of float32, in the order of the last axis."""
+    rows, columns, total = a.data.astype(np.float64), b.data.astype(np.float64), accumulator.data
+    for index in range(rows.shape[1]):
+        product = rows[:, index, None] * columns[index]  # exact
+        total = (total + product).astype(np.float32)
+    return type(accumulator)(total, accumulator.dtype.scalar)
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    warnings.simplefilter("ignore")  # numpy's, of NaN and infinities; torch's, of kernels that are replaced
+
+    import torch
+    from cases import CASES
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    InterpreterBuilder.create_dot = add_products_in_order
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        name, error, start = line.strip(), None, time.monotonic()
+        torch.manual_seed(0)
+        try:
+            CASES[name]()
+        except AssertionError as failure:
+            error = f"{failure}\n\n{traceback.format_exc()}"
+        except BaseException:
+            error = traceback.format_exc()
+        print(json.dumps({"name": name, "seconds": time.monotonic() - start, "error": error}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
