@@ -30,3 +30,14 @@ def checked_device(name: str) -> torch.device:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device 'mps' is not available on this machine")
     return torch.device(name)
+
+
+def indexed(device: torch.device) -> torch.device:
+    """Give "cuda" the number of the device that is current now; every other device stays as it is.
+
+    Tensors on a GPU name its number, so that "cuda" equals the device of none; and which GPU it means would change with
+    `torch.cuda.set_device`.
+    """
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return device

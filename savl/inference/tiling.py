@@ -40,6 +40,10 @@ class Span:
         """As a slice of an array that begins where ``origin`` begins."""
         return slice(self.start - origin.start, self.stop - origin.start)
 
+    def seen_from(self, origin: Span) -> Span:
+        """In the coordinates of an array that begins where ``origin`` begins."""
+        return Span(self.start - origin.start, self.stop - origin.start)
+
     def scaled(self, factor: int) -> Span:
         """In the pixels of an image ``factor`` times as large."""
         return Span(self.start * factor, self.stop * factor)
@@ -59,6 +63,15 @@ class Region:
     def aligned(self, multiple: int, within: Region) -> Region:
         """Extended to multiples of ``multiple``, clipped to ``within``."""
         return Region(self.rows.aligned(multiple, within.rows), self.columns.aligned(multiple, within.columns))
+
+    @property
+    def pixels(self) -> int:
+        """Pixels inside."""
+        return self.rows.length * self.columns.length
+
+    def seen_from(self, origin: Region) -> Region:
+        """In the coordinates of an image that begins where ``origin`` begins."""
+        return Region(self.rows.seen_from(origin.rows), self.columns.seen_from(origin.columns))
 
     def scaled(self, factor: int) -> Region:
         """In the pixels of an image ``factor`` times as large."""
