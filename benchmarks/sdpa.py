@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from savl import ops
 from savl.ops.overlapping_window_attention import partition_overlapping_windows
@@ -22,14 +24,17 @@ from savl.ops.window_attention import merge_windows, partition_windows, shift_ma
 
 
 def folded_mask(
-    bias_table: Tensor, height: int, width: int, window: int, key_window: int, shift: int, batch: int = 1
+    bias_table: Tensor, height: int, width: int, window: int, key_window: int, shift: int, batch: int | None = 1
 ) -> Tensor:
-    """Bias and shift mask as one: ``(windows of the batch, heads, w², o²)``, the first dimension 1 without a shift."""
+    """Bias and shift mask as one: ``(windows of the batch, heads, w², o²)``, the first dimension 1 without a shift.
+
+    A ``batch`` of None is one image, too, with nothing copied but the bias, and contiguous.
+    """
     bias = gather_bias(bias_table, window, key_window)[None]
     if not shift:
         return bias
     mask = shift_mask(height, width, window, shift, bias)[:, None]
-    return (bias + mask).repeat(batch, 1, 1, 1)
+    return bias.contiguous() + mask if batch is None else (bias + mask).repeat(batch, 1, 1, 1)
 
 
 def window_attention(
@@ -41,20 +46,24 @@ def window_attention(
     shift: int = 0,
     kernels: Any = None,
     kept: Tensor | None = None,
+    padded_head_dim: int | None = None,
+    backend: SDPBackend | None = None,
 ) -> Tensor:
     """As `savl.ops.window_attention`; ``kept`` is a mask that `folded_mask` gave before."""
     batch, height, width, channels3 = qkv.shape
     heads, pixels = bias_table.shape[1], window * window
-    mask = folded_mask(bias_table, height, width, window, window, shift, batch) if kept is None else kept
+    images = None if backend is not None and batch == 1 else batch
+    mask = folded_mask(bias_table, height, width, window, window, shift, images) if kept is None else kept
     if shift:
         qkv = qkv.roll((-shift, -shift), (1, 2))
     windows = partition_windows(qkv, window).view(-1, pixels, 3, heads, channels3 // 3 // heads)
     q, k, v = windows.permute(2, 0, 3, 1, 4)
     if severity is not None:
+        severity = severity.to(qkv.dtype)
         s = severity.roll((-shift, -shift), (1, 2)) if shift else severity
         s = partition_windows(s[..., None], window).view(-1, 1, pixels, 1)
         q, k = s * q, s * k
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    out = _attend(q, k, v, mask, padded_head_dim, backend)
     out = merge_windows(out.transpose(1, 2).reshape(batch, -1, pixels, channels3 // 3), window, height, width)
     return out.roll((shift, shift), (1, 2)) if shift else out
 
@@ -69,27 +78,52 @@ def overlapping_window_attention(
     key_window: int,
     kernels: Any = None,
     kept: Tensor | None = None,
+    padded_head_dim: int | None = None,
+    backend: SDPBackend | None = None,
 ) -> Tensor:
     """As `savl.ops.overlapping_window_attention`; ``kept`` is a mask that `folded_mask` gave before."""
     batch, height, width, channels = q.shape
     heads, pixels, keys = bias_table.shape[1], window * window, key_window * key_window
     mask = folded_mask(bias_table, height, width, window, key_window, 0) if kept is None else kept
     if severity is not None:
-        s = severity[..., None]
+        s = severity.to(q.dtype)[..., None]
         k, v = kv.chunk(2, dim=-1)
         q, kv = s * q, F.pad(s * k, (0, channels)) + F.pad(v, (channels, 0))
     queries = partition_windows(q, window).view(-1, pixels, heads, channels // heads).transpose(1, 2)
     keys_values = partition_overlapping_windows(kv, window, key_window)
     k, v = keys_values.view(-1, keys, 2, heads, channels // heads).permute(2, 0, 3, 1, 4)
-    out = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask)
+    out = _attend(queries, k, v, mask, padded_head_dim, backend)
     return merge_windows(out.transpose(1, 2).reshape(batch, -1, pixels, channels), window, height, width)
 
 
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, padded_head_dim: int | None, backend: SDPBackend | None
+) -> Tensor:
+    head_dim = q.shape[-1]
+    scale = None
+    if padded_head_dim is not None and padded_head_dim > head_dim:
+        scale = head_dim**-0.5
+        q, k, v = (F.pad(each, (0, padded_head_dim - head_dim)) for each in (q, k, v))
+    if backend is None:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    else:
+        # These kernels read masks along the keys, 16 bytes at a time; a gathered bias lies heads innermost.
+        mask = mask.contiguous().expand(q.shape[0], -1, -1, -1)
+        with sdpa_kernel(backend):
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return out[..., :head_dim]
+
+
 @contextmanager
-def in_every_network() -> Iterator[None]:
-    """While inside, savl's networks attend with these functions, and do all else as eager does."""
+def in_every_network(**options: Any) -> Iterator[None]:
+    """While inside, savl's networks attend with these functions, and do all else as eager does.
+
+    Args:
+        options: ``padded_head_dim`` and ``backend`` of the functions.
+    """
     before = ops.window_attention, ops.overlapping_window_attention
-    ops.window_attention, ops.overlapping_window_attention = window_attention, overlapping_window_attention
+    ops.window_attention = partial(window_attention, **options)
+    ops.overlapping_window_attention = partial(overlapping_window_attention, **options)
     try:
         yield
     finally:

@@ -1,0 +1,114 @@
+"""Another peer to beat: the two attentions on `torch.nn.attention.flex_attention`, to be compiled as a whole.
+
+Written as somebody would who knows it: windows cut out of the rolled image, q and k scaled by severity, the bias looked
+up in its table pair by pair by a score_mod, and the shift as a BlockMask, which lets whole blocks of pairs be skipped
+or left unmasked. The BlockMask depends on the size of the image alone; a network would keep it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from savl.ops.overlapping_window_attention import partition_overlapping_windows
+from savl.ops.window_attention import merge_windows, partition_windows
+
+ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def relative_bias(bias_table: Tensor, window: int, key_window: int) -> ScoreMod:
+    """The score_mod that adds the bias: row and column of the table from the places of query and key.
+
+    Args:
+        bias_table: ``((window + key_window − 1)², heads)``.
+        window: Side of the query windows in pixels.
+        key_window: Side of the key windows in pixels.
+    """
+    span = window + key_window - 1
+
+    def add_bias(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        dy = query // window - key // key_window + (key_window - 1)
+        dx = query % window - key % key_window + (key_window - 1)
+        return score + bias_table[dy * span + dx, head]
+
+    return add_bias
+
+
+def shift_block_mask(
+    height: int, width: int, window: int, shift: int, batch: int = 1, device: torch.device | str = "cpu"
+) -> BlockMask:
+    """Pairs of pixels of a shifted window that come from the same side of the image.
+
+    Args:
+        height: Image height in pixels.
+        width: Image width in pixels.
+        window: Side of the windows in pixels.
+        shift: Cyclic shift in pixels, 0 < shift < window.
+        batch: Images.
+        device: Where the mask should live.
+    """
+
+    def runs(length: int) -> Tensor:
+        position = torch.arange(length, device=device)
+        return (position >= length - window).long() + (position >= length - shift).long()
+
+    region = 3 * runs(height)[:, None] + runs(width)[None, :]
+    region = partition_windows(region[None, :, :, None], window)[0, :, :, 0].repeat(batch, 1)  # (windows, w²)
+
+    def same_side(image_window: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return region[image_window, query] == region[image_window, key]
+
+    pixels = window * window
+    return create_block_mask(same_side, len(region), None, pixels, pixels, device=device)
+
+
+def window_attention(
+    qkv: Tensor,
+    bias_table: Tensor,
+    severity: Tensor | None = None,
+    *,
+    window: int,
+    shift: int = 0,
+    block_mask: BlockMask | None = None,
+) -> Tensor:
+    """As `savl.ops.window_attention`; ``block_mask`` is what `shift_block_mask` gave where there is a shift."""
+    batch, height, width, channels3 = qkv.shape
+    heads, pixels = bias_table.shape[1], window * window
+    if shift:
+        qkv = qkv.roll((-shift, -shift), (1, 2))
+    windows = partition_windows(qkv, window).view(-1, pixels, 3, heads, channels3 // 3 // heads)
+    q, k, v = windows.permute(2, 0, 3, 1, 4)
+    if severity is not None:
+        severity = severity.to(qkv.dtype)
+        s = severity.roll((-shift, -shift), (1, 2)) if shift else severity
+        s = partition_windows(s[..., None], window).view(-1, 1, pixels, 1)
+        q, k = s * q, s * k
+    out = flex_attention(q, k, v, score_mod=relative_bias(bias_table, window, window), block_mask=block_mask)
+    out = merge_windows(out.transpose(1, 2).reshape(batch, -1, pixels, channels3 // 3), window, height, width)
+    return out.roll((shift, shift), (1, 2)) if shift else out
+
+
+def overlapping_window_attention(
+    q: Tensor,
+    kv: Tensor,
+    bias_table: Tensor,
+    severity: Tensor | None = None,
+    *,
+    window: int,
+    key_window: int,
+) -> Tensor:
+    """As `savl.ops.overlapping_window_attention`."""
+    batch, height, width, channels = q.shape
+    heads, pixels, keys = bias_table.shape[1], window * window, key_window * key_window
+    if severity is not None:
+        s = severity.to(q.dtype)[..., None]
+        k, v = kv.chunk(2, dim=-1)
+        q, kv = s * q, torch.cat((s * k, v), dim=-1)
+    queries = partition_windows(q, window).view(-1, pixels, heads, channels // heads).transpose(1, 2)
+    keys_values = partition_overlapping_windows(kv, window, key_window)
+    k, v = keys_values.view(-1, keys, 2, heads, channels // heads).permute(2, 0, 3, 1, 4)
+    out = flex_attention(queries, k, v, score_mod=relative_bias(bias_table, window, key_window))
+    return merge_windows(out.transpose(1, 2).reshape(batch, -1, pixels, channels), window, height, width)

@@ -1,0 +1,140 @@
+"""How many instructions a program issues, counted in its machine code.
+
+Triton and CUDA C++ alike: a binary is disassembled, and instructions are counted along the way through a program that
+does the arithmetic, of which its loop may be passed many times.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction of a program."""
+
+    opcode: str
+    target: int | None
+    """Where a branch goes."""
+    conditional: bool
+
+
+def functions(listing: str) -> dict[str, list[Instruction]]:
+    """Instructions of every function.
+
+    Args:
+        listing: What ``nvdisasm -c`` prints.
+    """
+    found: dict[str, list[tuple[str, str | None, bool]]] = {}
+    labels: dict[str, dict[str, int]] = {}
+    name = ""
+    for line in listing.splitlines():
+        if match := re.match(r"\.text\.(\S+):", line):
+            name = match[1]
+            found[name], labels[name] = [], {}
+        elif not name:
+            continue
+        elif match := re.match(r"\s*(\.L_\w+):", line):
+            labels[name][match[1]] = len(found[name])
+        elif match := re.search(r"/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+ )?\s*([A-Z][A-Z0-9_.]*)(.*)", line):
+            target = re.search(r"\((\.L_\w+)\)", match[3]) if match[2].startswith("BRA") else None
+            found[name].append(
+                (match[2], target[1] if target else None, bool(match[1]) or "P" in match[3].split("`")[0])
+            )
+    return {
+        name: [Instruction(code, labels[name].get(where) if where else None, maybe) for code, where, maybe in lines]
+        for name, lines in found.items()
+    }
+
+
+def loops(program: list[Instruction]) -> list[tuple[int, int]]:
+    """First and last instruction of each innermost loop that does arithmetic, the largest first."""
+    spans = [
+        (each.target, place)
+        for place, each in enumerate(program)
+        if each.target is not None and each.target < place and place - each.target > 20
+    ]
+    inner = [
+        one for one in spans if not any(one != other and one[0] <= other[0] and other[1] <= one[1] for other in spans)
+    ]
+    return sorted(inner, key=lambda span: span[0] - span[1])
+
+
+def path(program: list[Instruction], first: int, last: int) -> list[Instruction] | None:
+    """The way from one instruction to another that does the most arithmetic in the fewest instructions.
+
+    Branches backwards are not taken. Most arithmetic: a shorter way round it is for data that is not there, a longer
+    one for data that cannot be read 16 bytes at a time. None: there is no way.
+    """
+    best: dict[int, tuple[int, int, int]] = {first: (-_useful(program[first]), 1, -1)}
+    for place in range(first, last):
+        if place not in best:
+            continue
+        each = program[place]
+        following = [place + 1] if each.conditional or not each.opcode.startswith(("BRA", "EXIT")) else []
+        if each.target is not None and each.target > place:
+            following.append(each.target)
+        for step in following:
+            if step <= last:
+                useful, count, _ = best[place]
+                found = (useful - _useful(program[step]), count + 1, place)
+                best[step] = min(best.get(step, found), found)
+    if last not in best:
+        return None
+    steps, place = [], last
+    while place >= 0:
+        steps.append(program[place])
+        place = best[place][2]
+    return steps[::-1]
+
+
+def _useful(instruction: Instruction) -> int:
+    code = instruction.opcode
+    return int(code.startswith(("FFMA", "MUFU", "HGMMA", "HMMA")) or (code.startswith("LDG") and "128" in code))
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Instructions of a thread: of one pass through a loop, and before and after it."""
+
+    loop: int
+    around: int
+    exponentials: int
+    """Of one pass."""
+
+
+def count(program: list[Instruction], number: int = 0) -> Counted:
+    """Count along the way through one of the innermost loops.
+
+    Args:
+        program: The program.
+        number: Which loop; the largest is 0.
+
+    Raises:
+        ValueError: There is no such loop, or no way through it.
+    """
+    found = loops(program)
+    if number >= len(found):
+        raise ValueError(f"the program has {len(found)} loops, not {number + 1}")
+    start, end = found[number]
+    leave = max(place for place, each in enumerate(program) if each.opcode.startswith("EXIT"))
+    ways = path(program, 0, start), path(program, start, end), path(program, end + 1, leave)
+    if ways[0] is None or ways[1] is None or ways[2] is None:
+        raise ValueError("there is no way through the loop")
+    exponentials = sum(each.opcode.startswith("MUFU.EX2") for each in ways[1])
+    return Counted(len(ways[1]), len(ways[0]) - 1 + len(ways[2]), exponentials)
+
+
+def disassemble(cubin: bytes) -> dict[str, list[Instruction]]:
+    """Functions of a binary, by the disassembler that Triton brings."""
+    from savl.kernels import ahead
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = Path(ahead._cuobjdump()).with_name("nvdisasm")
+        return functions(subprocess.run([tool, "-c", file.name], capture_output=True, text=True, check=True).stdout)

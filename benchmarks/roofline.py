@@ -1,0 +1,432 @@
+"""What the kernels must cost on an H100 or H200, predicted from their machine code and from bytes. Nothing is measured.
+
+    python -m benchmarks.roofline           # a table, benchmarks/results/predicted/roofline.json and docs/roofline.md
+    python -m benchmarks.roofline --page    # the page alone, from the committed figures
+
+Wants Triton and, for posterior and modulation, an installed CUDA library (`savl/_cuda.so`); no GPU.
+
+A kernel takes at least as long as the resource it needs most: memory (each byte once), tensor cores, exponentials, or
+issue slots for its instructions. The last are counted in the machine code that Triton's compiler makes with the block
+sizes of the rule: instructions of a path through the program times how often programs and loops run. Eager takes at
+least the bytes of every tensor that its operations read and write: the operations of the reference in `savl.ops` are
+noted one by one while it runs on tensors without data (`benchmarks.traffic`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import traffic
+from benchmarks.machine_code import Instruction, count, disassemble, loops, path
+from savl.atomic_write import write_atomically
+from savl.kernels.configs import kernels_hash
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMITTED = ROOT / "benchmarks/results/predicted/roofline.json"
+PAGE = ROOT / "docs/roofline.md"
+SIDE, WINDOW, HEADS, HEAD_DIM, LATENT = 512, 16, 6, 24, 64
+CHANNELS = HEADS * HEAD_DIM
+PIXELS, WINDOWS = SIDE**2, (SIDE // WINDOW) ** 2
+CAPABILITY = (9, 0)
+WIDTH = 2
+"""Bytes of a bfloat16."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a GPU does at best, from its data sheet."""
+
+    name: str
+    bytes_per_second: float
+    flops: float = 989e12
+    """Dense bfloat16."""
+    multiprocessors: int = 132
+    hertz: float = 1.755e9
+    exponentials: int = 16
+    """A clock and multiprocessor."""
+    instructions: int = 4
+    """Of a warp, a clock and multiprocessor."""
+
+    def floors(self, work: Work) -> dict[str, float]:
+        """Least seconds by resource."""
+        clocks = self.multiprocessors * self.hertz
+        return {
+            "memory": work.bytes / self.bytes_per_second,
+            "tensor cores": work.flops / self.flops,
+            "exponentials": work.exponentials / self.exponentials / clocks,
+            "instructions": work.instructions / self.instructions / clocks,
+        }
+
+    def seconds(self, work: Work) -> float:
+        """The prediction: the largest of the floors."""
+        return max(self.floors(work).values())
+
+
+H100 = Gpu("H100 SXM", 3.35e12)
+H200 = Gpu("H200", 4.8e12)
+GPUS = (H100, H200)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a kernel does in all."""
+
+    bytes: float
+    flops: float = 0.0
+    exponentials: float = 0.0
+    instructions: float = 0.0
+    """Of a warp."""
+
+
+# The attention kernels
+
+
+def attention_work(key_window: int, severity: bool, shifted: bool, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Work of the attention kernels on an image of 512×512 pixels, and what was counted.
+
+    Args:
+        key_window: Side of the key windows.
+        severity: Whether there is a severity map.
+        shifted: Whether windows are shifted.
+        stages: Which kernels.
+    """
+    from savl.kernels import ahead, launch
+    from savl.kernels.configs import Problem, default_config
+
+    problem = Problem("bfloat16", HEAD_DIM, WINDOW, key_window)
+    launches = ahead.launches(problem, CAPABILITY, severity=severity, shifted=shifted, heads=HEADS)
+    keys, queries = key_window**2, WINDOW**2
+    pairs = WINDOWS * HEADS * queries * keys
+    tensor, plane = float(WIDTH * PIXELS * CHANNELS), 4.0 * PIXELS * HEADS
+    maps = WIDTH * PIXELS if severity else 0
+    share = plane if severity else 0
+    found = {}
+    for stage in stages:
+        config = default_config(stage, problem, CAPABILITY)
+        (program,) = disassemble(ahead.compile_launch(launches[stage], CAPABILITY).asm["cubin"]).values()
+        counted = count(program)
+        body = float(counted.loop)
+        per_tile = config.block_m * config.block_n / (32 * config.warps)
+        if not per_tile <= counted.exponentials < 2 * per_tile:
+            raise ValueError(f"{stage}: {counted.exponentials} exponentials a pass, {per_tile} scores a thread")
+        if stage == "forward" and shifted:  # two loops; the one with the mask is for the last windows
+            inside, along = count(program, 1), SIDE // WINDOW
+            at_edge = (2 * along - 1) / along**2
+            body = at_edge * counted.loop + (1 - at_edge) * inside.loop
+            counted = inside
+        tiles = -(-queries // config.block_m)
+        tile_pairs = tiles * -(-keys // config.block_n) * HEADS
+        chunks = launch.bias_chunks(WINDOWS, tile_pairs)
+        if stage in ("forward", "backward_q"):
+            programs, passes = WINDOWS * HEADS * tiles, float(-(-keys // config.block_n))
+        elif stage == "backward_kv":
+            steps = [_windows_seen(size, key_window) for size in launch.key_tile(config.block_n)]
+            counts = [len(each) for each in steps]
+            programs = counts[0] * counts[1] * HEADS
+            passes = tiles * sum(steps[0]) * sum(steps[1]) / (counts[0] * counts[1])
+        else:
+            programs, passes = tile_pairs * chunks, WINDOWS / chunks
+        products = {"forward": 2, "backward_q": 3, "backward_kv": 4, "backward_bias": 2}[stage]
+        sums = 4.0 * HEADS * queries * keys
+        moved = {
+            "forward": 4 * tensor + plane + maps,  # q, k, v, out, log-sum-exp
+            "backward_q": 6 * tensor + 2 * plane + share + maps,  # q, k, v, out, d out, d q; log-sum-exp, delta
+            "backward_kv": 6 * tensor + 2 * plane + 3 * share + 2 * maps,  # d k, d v; shares, which are then added up
+            # Sums of each chunk written and read, their sum written and read.
+            "backward_bias": 4 * tensor + 2 * plane + maps + 2 * (chunks + 1) * sums,
+        }
+        work = Work(
+            bytes=moved[stage],
+            flops=2.0 * products * problem.block_d * pairs,
+            exponentials=programs * passes * counted.exponentials * 32 * config.warps,
+            instructions=programs * config.warps * (counted.around + passes * body),
+        )
+        found[stage] = {
+            "work": work,
+            "counted": {
+                "config": [config.block_m, config.block_n, config.warps, config.stages],
+                "instructions_of_a_pass": round(body, 1),
+                "instructions_around": counted.around,
+                "programs": programs,
+                "passes": round(passes, 2),
+            },
+        }
+    return found
+
+
+def _windows_seen(size: int, key_window: int) -> list[int]:
+    """For each tile of keys along an axis, how many windows see it."""
+    margin, last = (key_window - WINDOW) // 2, SIDE // WINDOW - 1
+    return [
+        min((first + size - 1 + margin) // WINDOW, last) - max(first - margin, 0) // WINDOW + 1
+        for first in range(0, SIDE, size)
+    ]
+
+
+# Posterior and modulation
+
+CUDA_KERNELS = {
+    # name: (pattern of the function, tensors read, written, bytes of maps a pixel, channels, loops)
+    "posterior, no noise": ("PosteriorForward.*BFloat16.*NoiseSourceE0ELb1", 2, 0, 20, LATENT, True),
+    "posterior, given noise": ("PosteriorForward.*BFloat16.*NoiseSourceE1ELb1", 3, 1, 20, LATENT, True),
+    "posterior, backward": ("PosteriorBackward.*BFloat16.*NoiseSourceE1ELb1", 4, 2, 8, LATENT, True),
+    "modulation": ("ModulationForward.*BFloat16ES3_Lb0", 3, 1, 0, CHANNELS, False),
+    "modulation, backward": ("ModulationBackward.*BFloat16ES3_", 3, 2, 0, CHANNELS, False),
+}
+"""Maps of the posterior forwards: divergence and variance written, then the variance read twice, for its statistics
+and for the severity, which is written."""
+
+
+def cuda_work(library: Path) -> dict[str, dict[str, Any]]:
+    """Work of the CUDA C++ kernels with bfloat16; instructions are those of the loop over channels alone.
+
+    Args:
+        library: The CUDA library.
+    """
+    from savl.kernels import ahead
+
+    programs: dict[str, list[Instruction]] = {}
+    if library.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            command = [ahead._cuobjdump(), "-xelf", "sm_90", str(library)]
+            subprocess.run(command, cwd=folder, capture_output=True, check=True)
+            for each in Path(folder).glob("*.cubin"):
+                programs |= disassemble(each.read_bytes())
+    found = {}
+    for name, (pattern, read, written, maps, channels, loop) in CUDA_KERNELS.items():
+        elements = float(PIXELS * channels)
+        moved = WIDTH * (read + written) * elements + maps * PIXELS
+        counted: dict[str, float] = {}
+        instructions = 0.0
+        for function, program in programs.items():
+            if re.search(pattern, function):
+                leave = max(place for place, one in enumerate(program) if one.opcode.startswith("EXIT"))
+                way = path(program, *(loops(program)[0] if loop else (0, leave))) or []
+                loads = sum(one.opcode.startswith("LDG") and "128" in one.opcode for one in way)
+                if loads % read == 0 and loads:
+                    counted["instructions_an_element"] = round(len(way) / (8 * loads / read), 2)
+                    instructions = elements / 32 * counted["instructions_an_element"]
+        found[name] = {"work": Work(bytes=moved, instructions=instructions), "counted": counted}
+    return found
+
+
+# All of it
+
+
+def predict() -> dict[str, Any]:
+    """Everything, as plain data."""
+    stages = ("forward", "backward_q", "backward_kv", "backward_bias")
+    kernels: dict[str, dict[str, Any]] = {}
+    for title, key_window, severity, shifted in (("window", 16, True, True), ("overlapping", 24, False, False)):
+        for stage, found in attention_work(key_window, severity, shifted, stages).items():
+            kernels[f"{title} {stage}"] = found
+    # As the network has them elsewhere.
+    others = {
+        (16, severity, shifted): attention_work(16, severity, shifted, ("forward",))["forward"]
+        for severity, shifted in ((True, False), (False, True), (False, False))
+    }
+    for (_, severity, shifted), found in others.items():
+        words = "with" if severity else "without"
+        kernels[f"window forward, {words} severity, {'shifted' if shifted else 'not shifted'}"] = found
+    kernels |= cuda_work(ROOT / "savl/_cuda.so")
+    works: dict[str, Work] = {name: found["work"] for name, found in kernels.items()}
+    eager = {
+        "window": traffic.window(SIDE),
+        "window, backward": traffic.window(SIDE, backward=True),
+        "window, sdpa": traffic.window(SIDE, sdpa_peer=True),
+        "overlapping": traffic.overlapping(SIDE),
+        "posterior, no noise": traffic.posterior(SIDE),
+        "posterior, given noise": traffic.posterior(SIDE, noise=True),
+        "modulation": traffic.modulation(SIDE),
+    }
+    network = {fused: traffic.network(SIDE, fused) for fused in (False, True)}
+    from triton import __version__ as triton
+
+    report: dict[str, Any] = {
+        "predicted": "not measured",
+        "triton": triton,
+        "sources": kernels_hash(),
+        "side": SIDE,
+        "kernels": {},
+        "ratios": [],
+        "eager": {name: [step.facts() for step in found.steps] for name, found in eager.items()},
+    }
+    for name, found in kernels.items():
+        work = found["work"]
+        report["kernels"][name] = {
+            "bytes": work.bytes,
+            "flops": work.flops,
+            "exponentials": work.exponentials,
+            "instructions": work.instructions,
+            **found["counted"],
+            "microseconds": {
+                gpu.name: {what: round(1e6 * each, 1) for what, each in gpu.floors(work).items()} for gpu in GPUS
+            },
+        }
+
+    def total(gpu: Gpu, *names: str) -> float:
+        return sum(gpu.seconds(works[name]) for name in names)
+
+    def add(
+        what: str, against: str, wanted: float | None, ratios: Mapping[str, float], fused: Mapping[str, float]
+    ) -> None:
+        row = {"what": what, "against": against, "wanted": wanted}
+        row["fused_ms"] = {name: round(1000 * each, 4) for name, each in fused.items()}
+        row["ratio"] = {name: round(each, 2) for name, each in ratios.items()}
+        report["ratios"].append(row)
+
+    both = tuple(f"window {stage}" for stage in stages)
+    for what, against, rival, wanted, names in (
+        ("window attention, forward", "eager", "window", 8, both[:1]),
+        ("window attention, forward", "sdpa, its bytes alone", "window, sdpa", 2, both[:1]),
+        ("window attention, forward and backward", "eager", "window, backward", 5, both),
+        ("overlapping attention, forward", "eager", "overlapping", 8, ("overlapping forward",)),
+    ):
+        fused = {gpu.name: total(gpu, *names) for gpu in GPUS}
+        slow = {gpu.name: eager[rival].seconds(gpu.bytes_per_second, gpu.flops) for gpu in GPUS}
+        add(what, against, wanted, {name: slow[name] / each for name, each in fused.items()}, fused)
+    for name in ("posterior, no noise", "posterior, given noise", "modulation"):
+        fused = {gpu.name: gpu.seconds(works[name]) for gpu in GPUS}
+        share = {gpu.name: gpu.floors(works[name])["memory"] / fused[gpu.name] for gpu in GPUS}
+        add(name, "memory bandwidth", 0.9, share, fused)
+        slow = {gpu.name: eager[name].seconds(gpu.bytes_per_second, gpu.flops) for gpu in GPUS}
+        add(name, "eager", None, {gpu: slow[gpu] / each for gpu, each in fused.items()}, fused)
+
+    def forward_work(step: traffic.Step) -> Work | None:
+        if step.name == "savl.window_attention":
+            severity, shifted = step.detail
+            known = others.get((16, severity, shifted))
+            return known["work"] if known else works["window forward"]
+        if step.name == "savl.overlapping_window_attention":
+            return works["overlapping forward"]
+        if step.name == "savl.gaussian_posterior":
+            return works["posterior, no noise"]
+        return works["modulation"] if step.name == "savl.channel_modulation" else None
+
+    fused = {}
+    slow = {}
+    for gpu in GPUS:
+        slow[gpu.name] = network[False].seconds(gpu.bytes_per_second, gpu.flops)
+        fused[gpu.name] = sum(
+            gpu.seconds(work) if (work := forward_work(step)) else step.seconds(gpu.bytes_per_second, gpu.flops)
+            for step in network[True].steps
+        )
+    add("savl-base end to end", "eager", 3, {name: slow[name] / each for name, each in fused.items()}, fused)
+    peaks = {name: network[fused].peak for name, fused in (("eager", False), ("fused", True))}
+    report["peak_bytes"] = peaks
+    share = peaks["eager"] / peaks["fused"]
+    add("savl-base end to end, peak memory", "eager", 3, {gpu.name: share for gpu in GPUS}, fused)
+    return report
+
+
+LEFT_OUT = """\
+Left out, all of which makes real times longer: latency of memory and of dependent instructions, launches, the ends of
+waves in which multiprocessors idle, traffic and bandwidth of the L2 cache, conflicts in shared memory, issue limits of
+single units (integer instructions run at half the rate of float32), clocks below the boost, and memory that reaches
+some nine tenths of its nominal bandwidth. Of posterior and modulation the sums over channels and the second kernel
+(statistics and severity) count as bytes alone. Eager and SDPA are counted by bytes and products alone too, which
+flatters them as much: sorting for the gradient of a gathered bias, exponentials, launches and convolution workspaces
+are not in it. `flex_attention` and `torch.compile` are not predicted: their kernels depend on what the compiler picks
+on the GPU.
+"""
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """docs/roofline.md."""
+    lines = [
+        "# Predicted, not measured",
+        "",
+        f"What the kernels of savl-base must cost on {report['side']}×{report['side']} tokens in bfloat16, from their",
+        "machine code for sm_90 and from data sheets; nothing on this page was run on a GPU. `python -m",
+        "benchmarks.roofline` makes it without one, `python -m benchmarks.gpu_ratios` measures with one. The floors of",
+        "a kernel are the times that each resource takes alone; the largest is the prediction.",
+        "",
+        LEFT_OUT,
+        "## Ratios",
+        "",
+        "| predicted | against | fused, H100 SXM | H100 SXM | H200 | wanted | |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
+    for row in report["ratios"]:
+        ratio, wanted = row["ratio"], row["wanted"]
+        reached = [] if wanted is None else [name for name, each in ratio.items() if each >= wanted]
+        verdict = (
+            "within reach" if len(reached) == len(GPUS) else f"on an {reached[0]} alone" if reached else "out of reach"
+        )
+        verdict = "" if wanted is None else verdict
+        cost = f"{row['fused_ms'][H100.name]:.3f} ms"
+        if "memory" in row["what"]:
+            cost = f"{report['peak_bytes']['fused'] / 2**20:.0f} MiB"
+        lines.append(
+            f"| {row['what']} | {row['against']} | {cost} | {ratio[H100.name]:.2f} | {ratio[H200.name]:.2f} "
+            f"| {'' if wanted is None else f'{wanted:g}'} | {verdict} |"
+        )
+    lines += [
+        "",
+        "A ratio is the predicted time of the other over that of the fused kernels; against memory bandwidth it is the",
+        "share of it that the prediction reaches.",
+        "",
+        "## Floors",
+        "",
+        "Microseconds on an H100 SXM; an H200 differs in memory alone. Tiles: queries × keys / warps. Instructions: of",
+        "a thread in one pass through the loop over tiles, and before and after it; of posterior and modulation, per",
+        "element.",
+        "",
+        "| kernel | tiles | instructions | memory | H200 | tensor cores | exponentials | instructions, time |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, found in report["kernels"].items():
+        floors, other = found["microseconds"][H100.name], found["microseconds"][H200.name]
+        tiles, instructions = "", str(found.get("instructions_an_element", "not counted"))
+        if "config" in found:
+            m, n, warps, _ = found["config"]
+            tiles = f"{m}×{n}/{warps}"
+            instructions = f"{found['instructions_of_a_pass']:g}, {found['instructions_around']}"
+        highest = max(floors.values())
+        cells = [
+            floors["memory"],
+            other["memory"],
+            floors["tensor cores"],
+            floors["exponentials"],
+            floors["instructions"],
+        ]
+        shown = [f"**{each:g}**" if each == highest and place != 1 else f"{each:g}" for place, each in enumerate(cells)]
+        lines.append(f"| {name} | {tiles} | {instructions} | {' | '.join(shown)} |")
+    lines += ["", "## What eager does", "", "Operations that move more than 1 % of all bytes, in order.", ""]
+    for name, steps in report["eager"].items():
+        moved = sum(step["bytes"] for step in steps)
+        large = [f"{step['op']} {step['bytes'] / 1e6:.0f}" for step in steps if step["bytes"] > moved / 100]
+        lines += [f"- **{name}**, {moved / 1e9:.2f} GB; in MB: {', '.join(large)}"]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Predict, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", default=COMMITTED, help="where to write the figures")
+    parser.add_argument("--page", action="store_true", help="write docs/roofline.md from the committed figures alone")
+    arguments = parser.parse_args()
+    if not arguments.page:
+        report = predict()
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(arguments.json, (json.dumps(report, indent=1) + "\n").encode())
+        if arguments.json != COMMITTED:
+            print(page(report))
+            return 0
+    report = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    write_atomically(PAGE, page(report).encode())
+    print(page(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

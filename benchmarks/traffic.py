@@ -1,0 +1,257 @@
+"""What eager PyTorch moves: every operation of a computation with its bytes and products, on tensors without data.
+
+A tensor of the meta device has a shape and no memory, so that an image of any size costs nothing; what PyTorch would
+run on a GPU passes by one operation at a time. Views move nothing. An operation reads each of its inputs once (of an
+expanded one what there is of it) and writes each result once.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+import savl
+from benchmarks import sdpa
+from savl import ops
+
+BF16 = {"dtype": torch.bfloat16, "device": "meta"}
+NOTHING_WRITTEN = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
+NOTHING_READ = ("zeros_like", "ones_like", "full_like", "new_zeros", "fill_", "zero_")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation."""
+
+    name: str
+    bytes: float
+    flops: float
+    shape: tuple[int, ...]
+    detail: tuple[bool, bool] = (False, False)
+    """Of window attention: whether there is severity, whether there is a shift."""
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "op": self.name.removeprefix("aten."),
+            "shape": list(self.shape),
+            "bytes": self.bytes,
+            "flops": self.flops,
+        }
+
+    def seconds(self, bytes_per_second: float, flops: float) -> float:
+        """At least, on a GPU that does so much a second."""
+        return max(self.bytes / bytes_per_second, self.flops / flops)
+
+
+@dataclass
+class Noted(TorchDispatchMode):
+    """Notes operations while it is entered.
+
+    Attributes:
+        steps: What was done, in order.
+        peak: Most bytes that tensors held that came to be meanwhile.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    peak: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._held = 0
+
+    def seconds(self, bytes_per_second: float, flops: float) -> float:
+        """All steps one after the other."""
+        return sum(step.seconds(bytes_per_second, flops) for step in self.steps)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and note it."""
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        results = [each for each in tree_leaves(out) if isinstance(each, Tensor)]
+        known = {each.untyped_storage()._cdata for each in given}
+        new = [each for each in results if each.untyped_storage()._cdata not in known]
+        written = [each for each in given if _is_written(func, args, each)]
+        for each in new:
+            self._hold(each)
+        packet = func._schema.name.split("::")[1]
+        if packet in NOTHING_WRITTEN or not (new or written):
+            return out
+        flops = 0.0
+        if func._overloadpacket in flop_registry:
+            flops = float(flop_registry[func._overloadpacket](*args, **kwargs, out_val=out))
+        distinct = {id(each): each for each in given}.values()
+        read = [] if packet in NOTHING_READ else distinct
+        moved = sum(map(bytes_of, read)) + sum(map(bytes_of, [*new, *written]))
+        name = func._schema.name.replace("::", ".")
+        detail = (args[2] is not None, args[4] > 0) if name == "savl.window_attention" else (False, False)
+        self.steps.append(Step(name, float(moved), flops, tuple((new or written)[0].shape), detail))
+        return out
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        size = storage.nbytes()
+        self._held += size
+        self.peak = max(self.peak, self._held)
+        weakref.finalize(storage, self._let_go, size)
+
+    def _let_go(self, size: int) -> None:
+        self._held -= size
+
+
+def _is_written(func: Any, args: Any, tensor: Tensor) -> bool:
+    marked = (argument.alias_info for argument in func._schema.arguments)
+    return any(
+        info is not None and info.is_write and given is tensor for info, given in zip(marked, args, strict=False)
+    )
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Bytes that are there to be read: an expanded dimension is there once."""
+    count = 1
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        count *= size if stride else 1
+    return count * tensor.element_size()
+
+
+def noted(call: Callable[[], object]) -> Noted:
+    """What a call does."""
+    notes = Noted()
+    with notes:
+        call()
+    return notes
+
+
+def window(side: int, backward: bool = False, sdpa_peer: bool = False) -> Noted:
+    """Window attention of savl-base, shift 8, severity.
+
+    Args:
+        side: Of the image, in tokens.
+        backward: Whether gradients are computed too.
+        sdpa_peer: `benchmarks.sdpa` in place of the reference, its attention counted as bytes.
+    """
+    qkv, table, severity = (
+        torch.empty(shape, **BF16, requires_grad=backward)
+        for shape in ((1, side, side, 432), (961, 6), (1, side, side))
+    )
+
+    def call() -> None:
+        if sdpa_peer:
+            with attention_without_work():
+                options = {"padded_head_dim": 32, "backend": sdpa.SDPBackend.EFFICIENT_ATTENTION}
+                sdpa.window_attention(qkv, table, severity, window=16, shift=8, **options)
+            return
+        out = ops.window_attention(qkv, table, severity, window=16, shift=8, kernels=ops.KernelSettings.of(False))
+        if backward:
+            torch.autograd.grad(out, (qkv, table, severity), torch.empty_like(out))
+
+    return noted(call)
+
+
+def overlapping(side: int) -> Noted:
+    """Overlapping attention of savl-base: 24×24 keys for 16×16 queries."""
+    q, kv, table = (torch.empty(shape, **BF16) for shape in ((1, side, side, 144), (1, side, side, 288), (39**2, 6)))
+    eager = ops.KernelSettings.of(False)
+    return noted(lambda: ops.overlapping_window_attention(q, kv, table, window=16, key_window=24, kernels=eager))
+
+
+def posterior(side: int, noise: bool = False) -> Noted:
+    """The posterior of a 64-channel field."""
+    fields = [torch.empty(1, 64, side, side, **BF16) for _ in range(3 if noise else 2)]
+    return noted(lambda: ops.gaussian_posterior(*fields, kernels=ops.KernelSettings.of(False)))
+
+
+def modulation(side: int) -> Noted:
+    """The modulation of savl-base."""
+    attended, gamma, residual = (torch.empty(1, side, side, 144, **BF16) for _ in range(3))
+    eager = ops.KernelSettings.of(False)
+    return noted(lambda: ops.channel_modulation(attended, gamma, None, residual, kernels=eager))
+
+
+@torch.no_grad()
+def network(side: int, fused: bool) -> Noted:
+    """The forward pass of savl-base.
+
+    Args:
+        side: Of the image, in pixels.
+        fused: The fused ops, each one step, in place of their references.
+    """
+    with torch.device("meta"):
+        model = savl.build("savl-base").eval().to(torch.bfloat16)
+    lr = torch.empty(1, 3, side, side, **BF16)
+    if fused:
+        with fused_everywhere():
+            return noted(lambda: model(lr))
+    with savl.use_fused_kernels(False):
+        return noted(lambda: model(lr))
+
+
+@contextmanager
+def fused_everywhere() -> Iterator[None]:
+    """While inside, networks call the fused ops whatever the device: on meta tensors they say what shape comes out."""
+
+    def attend(qkv: Tensor, table: Tensor, severity: Tensor | None, *, window: int, shift: int, **_: Any) -> Tensor:
+        found: Tensor = torch.ops.savl.window_attention(qkv, table, severity, window, shift)[0]
+        return found
+
+    def attend_around(
+        q: Tensor, kv: Tensor, table: Tensor, severity: Tensor | None, *, window: int, key_window: int, **_: Any
+    ) -> Tensor:
+        found: Tensor = torch.ops.savl.overlapping_window_attention(q, kv, table, severity, window, key_window)[0]
+        return found
+
+    def measure(mu: Tensor, logvar: Tensor, **_: Any) -> ops.GaussianPosterior:
+        _, *maps = torch.ops.savl.gaussian_posterior(mu, logvar, None, None, 0, 1e-6, 2.0)
+        return ops.GaussianPosterior(mu, *maps)
+
+    def modulate(attended: Tensor, gamma: Tensor, beta: Tensor | None, residual: Tensor, **_: Any) -> Tensor:
+        found: Tensor = torch.ops.savl.channel_modulation(attended, gamma, beta, residual)
+        return found
+
+    names = ("window_attention", "overlapping_window_attention", "gaussian_posterior", "channel_modulation")
+    with _replaced(ops, dict(zip(names, (attend, attend_around, measure, modulate), strict=True))):
+        yield
+
+
+@contextmanager
+def attention_without_work() -> Iterator[None]:
+    """While inside, SDPA of `benchmarks.sdpa` is one operation, which reads its inputs and writes its result."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, **_: Any) -> Tensor:
+        out: Tensor = torch.ops.savl_traffic.attention(q, k, v, attn_mask)
+        return out
+
+    with _replaced(sdpa.F, {"scaled_dot_product_attention": attend}):
+        yield
+
+
+@torch.library.custom_op("savl_traffic::attention", mutates_args=())
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return torch.empty_like(q)
+
+
+@_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+@contextmanager
+def _replaced(where: Any, by: dict[str, Any]) -> Iterator[None]:
+    before = {name: getattr(where, name) for name in by}
+    for name, function in by.items():
+        setattr(where, name, function)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(where, name, function)

@@ -1,0 +1,149 @@
+"""The script that measures on GPUs, run on the CPU, and the peers it measures against."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import flex, gpu_cases, gpu_ratios, sdpa
+from savl import ops
+from savl.ops.switch import EAGER, FUSED, why_unavailable
+
+WITHOUT_EXTENSION = why_unavailable("window_attention", "cpp")
+CPU = ["--device", "cpu", "--side", "32", "--no-compile", "--network", "savl-tiny", "--rounds", "2"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from more, and lose much where other processes have the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run(path: Path, *arguments: str) -> dict[str, Any]:
+    assert gpu_ratios.main([*CPU, "--dtype", "float32", "--json", str(path), *arguments]) == 0
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+@pytest.mark.skipif(WITHOUT_EXTENSION is not None, reason=str(WITHOUT_EXTENSION))
+def test_a_run_on_the_cpu_measures_every_op_and_says_what_needs_a_gpu(tmp_path: Path) -> None:
+    parts = ["window", "window-backward", "posterior", "modulation", "network", "max-autotune"]
+    content = run(tmp_path / "new" / "ratios.json", "--only", *parts)
+    assert content["complete"]
+    assert content["settings"] == {
+        "side": 32,
+        "dtype": "float32",
+        "rounds": 2,
+        "compiled": False,
+        "network": "savl-tiny",
+    }
+    assert {"device", "torch", "savl", "commit"} <= set(content["machine"])
+    assert set(content["ceilings"]) == {"copy_gb_per_second", "product_tflops"}
+    assert list(content["parts"]) == parts
+    assert content["parts"].pop("max-autotune")["state"] == "not on this device"
+    for name, part in content["parts"].items():
+        assert part["state"] == "done", (name, part)
+        for variant, record in part["variants"].items():
+            if variant == "flex":
+                assert record == {"failed": "torch.compile was switched off"}
+                continue
+            assert "failed" not in record, (name, variant, record)
+            assert 0 < record["min_ms"] <= record["median_ms"] <= record["max_ms"]
+            if variant != gpu_cases.COPY:
+                assert all(error <= most for error, most in zip(record["error"], record["allowed"], strict=True))
+        for row in part["ratios"]:
+            measured = row["against"] != "flex" and "memory" not in row["what"]
+            assert (row["ratio"] is not None) == measured, row
+            assert row["met"] == (None if row["wanted"] is None or not measured else row["ratio"] >= row["wanted"])
+            assert measured or row["why"]
+    assert len(content["parts"]["window-backward"]["variants"]["fused"]["error"]) == 4, "out and three gradients"
+
+
+def test_a_variant_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*_: Any, **__: Any) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(gpu_cases.sdpa, "window_attention", out_of_memory)
+    monkeypatch.setattr(gpu_cases.Run, "fused", lambda self: gpu_cases.EAGER)
+    part = run(tmp_path / "ratios.json", "--only", "window")["parts"]["window"]
+    assert part["state"] == "done"
+    assert part["variants"]["sdpa"]["failed"].startswith("OutOfMemoryError: CUDA out of memory")
+    assert part["variants"]["eager"]["median_ms"] > 0
+    (row,) = (row for row in part["ratios"] if row["against"] == "sdpa")
+    assert row["ratio"] is None
+    assert "out of memory" in row["why"]
+
+
+def test_a_variant_that_computes_something_else_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_cases.sdpa, "window_attention", lambda qkv, *_, **__: qkv[..., :144].clone())
+    monkeypatch.setattr(gpu_cases.Run, "fused", lambda self: gpu_cases.EAGER)
+    part = run(tmp_path / "ratios.json", "--only", "window")["parts"]["window"]
+    assert "computes something else" in part["variants"]["sdpa"]["failed"]
+    assert "median_ms" not in part["variants"]["sdpa"]
+
+
+def test_a_part_that_fails_leaves_what_was_measured_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ratios.json"
+
+    def cut_off(run: gpu_cases.Run) -> gpu_cases.Case:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(gpu_cases.PARTS, "network", cut_off)
+    monkeypatch.setattr(gpu_cases.Run, "fused", lambda self: gpu_cases.EAGER)
+    with pytest.raises(KeyboardInterrupt):
+        run(path, "--only", "modulation", "network")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert not content["complete"]
+    assert content["parts"]["modulation"]["state"] == "done"
+
+
+def test_the_fused_kernels_are_asked_for_by_name() -> None:
+    for kind in ("cpu", "cuda"):
+        wanted = gpu_cases.Run(torch.device(kind), torch.float32, 32, 1, False, "savl-tiny").fused()
+        chosen = {getattr(wanted, op) for op in ops.switch.OPS}
+        assert EAGER not in chosen
+        assert {FUSED[name].device for name in chosen} == {kind}
+
+
+@pytest.mark.parametrize(("window", "shift", "batch"), [(16, 8, 1), (8, 4, 2), (16, 0, 1)])
+def test_flex_and_padded_sdpa_agree_with_the_reference_on_shifted_windows(window: int, shift: int, batch: int) -> None:
+    qkv = torch.randn(batch, 32, 32, 3 * 48)
+    table, severity = torch.randn((2 * window - 1) ** 2, 2), 2 * torch.rand(batch, 32, 32)
+    expected = ops.window_attention(qkv, table, severity, window=window, shift=shift, kernels=gpu_cases.EAGER)
+    mask = flex.shift_block_mask(32, 32, window, shift, batch) if shift else None
+    by_flex = quietly(flex.window_attention, qkv, table, severity, window=window, shift=shift, block_mask=mask)
+    torch.testing.assert_close(by_flex, expected, rtol=0, atol=2e-5)
+    for backend in (None, sdpa.SDPBackend.MATH):
+        by_sdpa = sdpa.window_attention(
+            qkv, table, severity, window=window, shift=shift, padded_head_dim=32, backend=backend
+        )
+        torch.testing.assert_close(by_sdpa, expected, rtol=0, atol=2e-5)
+
+
+def test_flex_and_padded_sdpa_agree_with_the_reference_on_overlapping_windows() -> None:
+    q, kv = torch.randn(1, 32, 32, 144).split((48, 96), dim=-1)
+    table, severity = torch.randn(39**2, 2), 2 * torch.rand(1, 32, 32)
+    windows = {"window": 16, "key_window": 24}
+    expected = ops.overlapping_window_attention(q, kv, table, severity, **windows, kernels=gpu_cases.EAGER)
+    by_flex = quietly(flex.overlapping_window_attention, q, kv, table, severity, **windows)
+    torch.testing.assert_close(by_flex, expected, rtol=0, atol=2e-5)
+    by_sdpa = sdpa.overlapping_window_attention(q, kv, table, severity, **windows, padded_head_dim=32)
+    torch.testing.assert_close(by_sdpa, expected, rtol=0, atol=2e-5)
+
+
+def quietly(call: Any, *arguments: Any, **options: Any) -> Tensor:
+    """Uncompiled flex_attention computes the same, slowly, and warns of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        result: Tensor = call(*arguments, **options)
+    return result
