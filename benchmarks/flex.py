@@ -86,7 +86,7 @@ def window_attention(
         s = severity.roll((-shift, -shift), (1, 2)) if shift else severity
         s = partition_windows(s[..., None], window).view(-1, 1, pixels, 1)
         q, k = s * q, s * k
-    out = flex_attention(q, k, v, score_mod=relative_bias(bias_table, window, window), block_mask=block_mask)
+    out = _attend(q, k, v, relative_bias(bias_table, window, window), block_mask)
     out = merge_windows(out.transpose(1, 2).reshape(batch, -1, pixels, channels3 // 3), window, height, width)
     return out.roll((shift, shift), (1, 2)) if shift else out
 
@@ -110,5 +110,13 @@ def overlapping_window_attention(
     queries = partition_windows(q, window).view(-1, pixels, heads, channels // heads).transpose(1, 2)
     keys_values = partition_overlapping_windows(kv, window, key_window)
     k, v = keys_values.view(-1, keys, 2, heads, channels // heads).permute(2, 0, 3, 1, 4)
-    out = flex_attention(queries, k, v, score_mod=relative_bias(bias_table, window, key_window))
+    out = _attend(queries, k, v, relative_bias(bias_table, window, key_window))
     return merge_windows(out.transpose(1, 2).reshape(batch, -1, pixels, channels), window, height, width)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, score_mod: ScoreMod, block_mask: BlockMask | None = None) -> Tensor:
+    # Compiled for CPUs by torch 2.13, views of a larger tensor give wrong results. The copy is not one more: the
+    # windows have to be cut out anyway, and the compiler makes one of both.
+    q, k, v = (each.contiguous() for each in (q, k, v))
+    out: Tensor = flex_attention(q, k, v, score_mod=score_mod, block_mask=block_mask)
+    return out
