@@ -72,7 +72,12 @@ def default_config(stage: str, problem: Problem, capability: tuple[int, int]) ->
     roomy = capability[0] in (9, 10)
     if problem.dtype == "float32":
         if problem.block_d <= 32:
-            m, n, warps = {"forward": (32, 64, 4), "backward_bias": (32, 32, 4)}.get(stage, (32, 32, 8))
+            m, n, warps = {
+                "forward": (32, 64, 4),
+                "backward_q": (16, 64, 4),
+                "backward_kv": (32, 32, 8),
+                "backward_bias": (32, 32, 4),
+            }[stage]
         elif problem.block_d <= 64:
             m, n, warps = (16, 16, 4) if stage == "backward_bias" else (32, 32, 8)
         else:
@@ -80,7 +85,7 @@ def default_config(stage: str, problem: Problem, capability: tuple[int, int]) ->
     elif problem.block_d <= 32:
         if stage == "backward_kv":
             m, n, warps = 32, 64, 4
-        elif stage == "backward_bias" or not roomy:
+        elif stage == "backward_bias" or not roomy or (stage == "backward_q" and capability[0] == 10):
             m, n, warps = 64, 32, 4
         else:
             m, n, warps = 64, 64, 4
