@@ -107,7 +107,7 @@ def hold(make: Make, draws: int = 2, tile: Tile | None = None) -> None:
     """Hold the kernels against the rule of `savl.ops.equivalence`."""
     broken: list[str] = []
     # Of few numbers the eager path may by luck hit all nearly exactly. What is wrong stays wrong on more draws.
-    for pooled in (draws, 4 * draws):
+    for pooled in (draws, 4 * draws, 24 * draws):
         with tiles(tile):
             budgets = judge(make, "triton", draws=pooled)
         broken = [
