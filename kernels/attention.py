@@ -158,7 +158,8 @@ def _logits(
     """A tile of logits in units of ln 2.
 
     −∞ is added instead of the bias to pairs that do not exist (where CHECKED) or are not ``visible`` (where MASKED);
-    what is NaN stays NaN, as in the reference. The bias is what the product is added to, which costs no instruction.
+    a product that is NaN stays NaN, as in the reference, but a NaN bias of a pair that is not visible is not looked at.
+    The bias is what the product is added to, which costs no instruction.
     """
     start = _load_bias(bias, bias_index, exists, CHECKED)
     if MASKED:

@@ -81,7 +81,7 @@ def default_config(stage: str, problem: Problem, capability: tuple[int, int]) ->
         elif problem.block_d <= 64:
             m, n, warps = (16, 16, 4) if stage == "backward_bias" else (32, 32, 8)
         else:
-            m, n, warps = 16, 16, 4
+            m, n, warps = 16, 16, 8 if stage in ("forward", "backward_q") else 4
     elif problem.block_d <= 32:
         if stage == "backward_kv":
             m, n, warps = 32, 64, 4
@@ -91,6 +91,8 @@ def default_config(stage: str, problem: Problem, capability: tuple[int, int]) ->
             m, n, warps = 64, 64, 4
     elif problem.block_d <= 64 and stage == "forward":
         m, n, warps = 64, 32, 4
+    elif problem.block_d > 64 and stage == "backward_q":
+        m, n, warps = 16, 32, 4
     else:
         m, n, warps = 32, 32, 4
     return KernelConfig(min(m, _covering(problem.window)), min(n, _covering(problem.key_window)), warps, 1)
