@@ -310,6 +310,10 @@ def test_one_spoilt_number_spoils_what_it_spoils_in_eager(
     }[name]()
     backend, problems = backend_of(case.op), []
     for argument, spot in spots(case):
+        if "attention" in case.op and argument == "severity" and math.isinf(value):
+            continue  # 0 · ∞ past the head dimension makes NaN of a logit of −∞; severities end at 2
+        if argument == "bias_table" and case.options.get("shift"):
+            continue  # pairs that are masked from each other do not look at their bias
         spoilt = case.arguments[argument]
         assert spoilt is not None
         spoilt = spoilt.clone()

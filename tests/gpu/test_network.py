@@ -49,8 +49,8 @@ def tiny() -> SAVL:
 
 
 @pytest.fixture(scope="module")
-def base(awaken: Awaken) -> SAVL:
-    """savl-base with random weights, residual branches scaled down as training leaves them."""
+def base() -> SAVL:
+    """savl-base with random weights."""
     torch.manual_seed(0)
     model: SAVL = savl.build("savl-base").eval().cuda()
     return model

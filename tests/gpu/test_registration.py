@@ -19,9 +19,8 @@ from savl.ops import (
     use_fused_kernels,
     window_attention,
 )
-from savl.ops.equivalence import Case
 from savl.ops.gaussian_posterior import SEVERITY_EPS, SEVERITY_MAX
-from savl.ops.switch import BACKENDS, FUSED, OPS, KernelSettings
+from savl.ops.switch import OPS, why_unavailable
 
 BackendOf = Callable[[str], str]
 
@@ -250,17 +249,7 @@ def test_float64_is_refused_by_name_and_served_by_eager_otherwise(op: str, backe
 def test_a_backend_of_the_cpu_refuses_tensors_of_the_gpu(op: str) -> None:
     function, tensors = PUBLIC[op]
     choice: dict[str, Any] = {op: "cpp"}
-    settings = KernelSettings(**choice)
-    assert FUSED["cpp"].device == "cpu"
-    assert "cpp" in BACKENDS[op]
-    case = Case(op, {}, {}, 1)
-    call = {
-        "window_attention": lambda *t: window_attention(*t, window=4, kernels=settings),
-        "overlapping_window_attention": lambda *t: overlapping_window_attention(
-            *t, window=4, key_window=6, kernels=settings
-        ),
-        "gaussian_posterior": lambda *t: gaussian_posterior(*t, kernels=settings),
-        "channel_modulation": lambda *t: channel_modulation(*t, kernels=settings),
-    }[case.op]
-    with pytest.raises(KernelUnavailable, match=op):
-        call(*(value.cuda() for value in tensors))
+    if why_unavailable(op, "cpp") is not None:
+        pytest.skip(str(why_unavailable(op, "cpp")))
+    with use_fused_kernels(**choice), pytest.raises(KernelUnavailable, match=f"{op}.*cpp.*on cuda"):
+        function(*(value.cuda() for value in tensors))
