@@ -3,8 +3,8 @@
 The interpreter must be chosen before savl is imported, so child processes run the cases (interpreted/cases.py), two at
 a time, and every case is a test here.
 
-The workers sum products of matrices in float64 and round once, which is kinder than float32 arithmetic: what passes here
-is right in its formulas, addresses and masks, and not proven to keep the float32 budget. With products summed in
+The workers sum products of matrices in float64 and round once, which is kinder than float32 arithmetic: what passes
+here is right in its formulas, addresses and masks, and not proven to keep the float32 budget. With products summed in
 float32, in order, gradients of kv in float32 (windows 8 in 12, head dim 30) were off by 1.37e-6 where 1.36e-6 are
 allowed, over 48 draws. Open until a GPU shows it, or the kernels round less.
 """
