@@ -166,7 +166,7 @@ def backward(
     grad_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
     severity = call.severity
     if call.windows == 0:
-        return grad_table, severity.new_empty(0) if severity is None else torch.zeros_like(severity)
+        return grad_table, call.q.new_empty(0) if severity is None else torch.zeros_like(severity)
     maps = (batch, call.heads, height, width)
     delta = torch.empty(maps, dtype=torch.float32, device=call.q.device)
     # Shares of the severity's gradient: through q and through k, one a head.

@@ -2,10 +2,10 @@
 
 Wants TRITON_INTERPRET=1. What cases print goes to standard error.
 
-The interpreter leaves products of matrices to numpy, whose float32 sums have another order for every shape and operand.
-On a GPU a score has the same bits in the forward and in the backward pass; where softmax is nearly all or nothing, the
-gradients of float32 are as right as eager's only because of that. So products are summed in float64 here and rounded
-once: no order shows. What the order on a GPU does to results is for the tests on a GPU (tests/gpu) to see.
+The interpreter leaves products of matrices to numpy, whose float32 sums have another order for every shape and operand:
+a score gets other bits in the backward pass than in the forward pass, and several float32 gradients then miss their
+budget. Products are summed in float64 here and rounded once, so that no order shows. That is kinder than any float32
+sum: whether the float32 budget is kept with the order of a GPU is for the tests on a GPU (tests/gpu) to show.
 """
 
 from __future__ import annotations
