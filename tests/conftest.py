@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,9 @@ from torch import Tensor, nn
 
 from savl import ops
 from savl.network import DegradationField, SAVLConfig
+
+# benchmarks/ is not installed; last, so that the savl which is installed comes before the one beside it.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 # The same examples on every run: a failure seen once is seen by everyone. No deadline: machines differ in speed.
 settings.register_profile("savl", deadline=None, derandomize=True)
