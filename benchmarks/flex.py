@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from savl.ops.overlapping_window_attention import partition_overlapping_windows
-from savl.ops.window_attention import merge_windows, partition_windows
+from savl.ops.window_attention import merge_windows, partition_windows, shift_regions
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -50,13 +50,7 @@ def shift_block_mask(
         batch: Images.
         device: Where the mask should live.
     """
-
-    def runs(length: int) -> Tensor:
-        position = torch.arange(length, device=device)
-        return (position >= length - window).long() + (position >= length - shift).long()
-
-    region = 3 * runs(height)[:, None] + runs(width)[None, :]
-    region = partition_windows(region[None, :, :, None], window)[0, :, :, 0].repeat(batch, 1)  # (windows, w²)
+    region = shift_regions(height, width, window, shift, device).repeat(batch, 1)  # (windows of the batch, w²)
 
     def same_side(image_window: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return region[image_window, query] == region[image_window, key]

@@ -177,7 +177,7 @@ def _print_cuda_architectures(console: Console, gpus: Sequence[str], architectur
     import torch
     from rich.table import Table
 
-    from savl.ops.library import CUDA_UNAVAILABLE
+    from savl.ops.library import CUDA_UNAVAILABLE, runs_on
 
     if not architectures:
         console.print(f"CUDA library: {CUDA_UNAVAILABLE}", highlight=False, soft_wrap=True)
@@ -188,11 +188,8 @@ def _print_cuda_architectures(console: Console, gpus: Sequence[str], architectur
     capabilities = {name: torch.cuda.get_device_capability(index) for index, name in enumerate(gpus)}
     for architecture in architectures:
         number, _, ptx = architecture.partition("+")
-        built = divmod(int(number), 10)
         cells = [
-            f"{name} can run it"
-            if (built[0] == own[0] and built[1] <= own[1]) or (ptx and built <= own)
-            else f"not for {name}, which is sm_{own[0]}{own[1]}"
+            f"{name} can run it" if runs_on(architecture, own) else f"not for {name}, which is sm_{own[0]}{own[1]}"
             for name, own in capabilities.items()
         ]
         code = "machine code, PTX for newer GPUs" if ptx else "machine code"

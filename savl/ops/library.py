@@ -130,13 +130,23 @@ def cuda_architecture_unavailable(index: int) -> str | None:
     return _architectures[index]
 
 
+def runs_on(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether a GPU runs what the CUDA library has for an architecture.
+
+    Machine code runs on its own major version from its minor version on, PTX on everything newer too.
+
+    Args:
+        architecture: One of `savl.cuda_facts.CudaFacts`'s, such as ``"90"`` or ``"80+PTX"``.
+        capability: Compute capability of the GPU, such as (9, 0).
+    """
+    number, _, ptx = architecture.partition("+")
+    major, minor = divmod(int(number), 10)
+    return (major == capability[0] and minor <= capability[1]) or (bool(ptx) and (major, minor) <= capability)
+
+
 def _code_missing(major: int, minor: int, architectures: list[str]) -> str | None:
-    # Machine code runs on its own major version from its minor on, PTX on everything newer.
-    for architecture in architectures:
-        number, _, ptx = architecture.partition("+")
-        built = divmod(int(number), 10)
-        if (built[0] == major and built[1] <= minor) or (ptx and built <= (major, minor)):
-            return None
+    if any(runs_on(architecture, (major, minor)) for architecture in architectures):
+        return None
     cure = f"install savl again with SAVL_CUDA_ARCHS={major}{minor}" if major >= 8 else "they need 8.0"
     return (
         f"the CUDA kernels have no code for compute capability {major}.{minor} (but for {', '.join(architectures)}); "

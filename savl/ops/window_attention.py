@@ -179,8 +179,8 @@ def merge_windows(windows: Tensor, window: int, height: int, width: int) -> Tens
     return image.reshape(batch, height, width, channels)
 
 
-def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
-    """Mask between pixels of one window of the rolled image that are not neighbours in the image itself.
+def shift_regions(height: int, width: int, window: int, shift: int, device: torch.device | str) -> Tensor:
+    """Which pixels of a window of the rolled image are neighbours in the image itself.
 
     Along each axis the rolled image has three runs: windows left whole, and in the last window the pixels that
     belong there and those that wrapped around. Two pixels of a window may attend to each other when they lie in the
@@ -191,18 +191,34 @@ def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -
         width: Image width in pixels, a multiple of ``window``.
         window: Window side in pixels.
         shift: Cyclic shift in pixels, 0 < shift < window.
+        device: Where the result should live.
+
+    Returns:
+        ``(windows, window²)`` int64: two pixels of a window may attend to each other where the numbers are equal.
+    """
+
+    def runs(length: int) -> Tensor:
+        position = torch.arange(length, device=device)
+        return (position >= length - window).long() + (position >= length - shift).long()
+
+    region = 3 * runs(height)[:, None] + runs(width)[None, :]
+    return partition_windows(region[None, :, :, None], window)[0, :, :, 0]
+
+
+def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
+    """Mask between pixels of one window of the rolled image that are not neighbours in the image itself.
+
+    Args:
+        height: As for `shift_regions`.
+        width: Likewise.
+        window: Likewise.
+        shift: Likewise.
         like: Tensor whose dtype and device the mask takes.
 
     Returns:
         ``(windows, window², window²)``: 0 where attention is allowed, −∞ elsewhere.
     """
-
-    def runs(length: int) -> Tensor:
-        position = torch.arange(length, device=like.device)
-        return (position >= length - window).long() + (position >= length - shift).long()
-
-    region = 3 * runs(height)[:, None] + runs(width)[None, :]
-    region = partition_windows(region[None, :, :, None], window)[0, :, :, 0]  # (windows, N)
+    region = shift_regions(height, width, window, shift, like.device)
     forbidden = region[:, :, None] != region[:, None, :]
     return torch.zeros_like(forbidden, dtype=like.dtype).masked_fill_(forbidden, float("-inf"))
 
