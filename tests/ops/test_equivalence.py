@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -150,6 +151,44 @@ def test_pooling_takes_the_largest_of_each_over_all_draws() -> None:
     pooled = Budget.pooled([Budget("x", 1.0, 0.0, 0.1), Budget("x", 0.5, 0.6, 0.0)])
     assert (pooled.error, pooled.eager_error, pooled.tiny) == (1.0, 0.6, 0.1)
     assert pooled.kept
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_nudge_moves_every_number_by_a_few_units_in_the_last_place(dtype: torch.dtype) -> None:
+    case = channel_modulation_case(dtype, beta=False)
+    nudged, again, other = case.nudged(1), case.nudged(1), case.nudged(2)
+    assert nudged.arguments["beta"] is None
+    for name, value in case.arguments.items():
+        if value is None:
+            continue
+        moved, same, different = (found.arguments[name] for found in (nudged, again, other))
+        assert moved is not None
+        assert same is not None
+        assert moved.dtype == dtype
+        assert torch.equal(moved, same)
+        assert different is not None
+        assert not torch.equal(moved, different)
+        relative = ((moved.double() - value.double()) / value.double()).abs()
+        assert float(relative.max()) <= 5 * torch.finfo(dtype).eps
+        assert float((relative > 0).double().mean()) > 0.5
+
+
+def test_luck_of_one_number_breaks_no_rule_and_an_error_of_all_roundings_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    budgets = {"lucky eager": Budget("x", 1.0, 0.1, 0.0), "usual": Budget("x", 0.5, 0.8, 0.0)}
+    monkeypatch.setattr(Case, "nudged", lambda case, seed: dataclasses.replace(case, label="usual"))
+    monkeypatch.setattr(Case, "judge", lambda case, *others: [budgets[case.label]])
+
+    def make(seed: int) -> Case:
+        return Case("window_attention", {}, {}, 1, "lucky eager")
+
+    (budget,) = judge(make, "cpp", draws=2)
+    assert budget.kept
+    assert (budget.error, budget.eager_error) == (1.0, 0.8)
+    budgets["usual"] = Budget("x", 0.9, 0.1, 0.0)
+    (budget,) = judge(make, "cpp", draws=2)
+    assert not budget.kept
 
 
 def test_a_seed_gives_the_same_case_and_another_seed_another() -> None:
