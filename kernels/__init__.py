@@ -1,5 +1,6 @@
 """Triton kernels, imported as ``savl.kernels``.
 
-One file per op, named like its twin in ``savl/ops``. This package itself imports without Triton: a kernel's
-module is loaded when its backend is asked for, and only where Triton is.
+`attention` has the kernels, which are made of what is in `tiles`, and `launch` their launches; one file per op, named
+like its twin in ``savl/ops``, is what the dispatcher calls. `configs` has the block sizes, `tune` and `measure` search
+for them, `ahead` compiles without a GPU. This package, `configs` and `tune` import without Triton.
 """

@@ -47,106 +47,78 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
-INTERPRETED: tl.constexpr = tl.constexpr(bool(triton.knobs.runtime.interpret))
+from savl.kernels.tiles import (
+    LOG2E,
+    add_dot,
+    image_pixel,
+    key_factor,
+    load_lse,
+    load_rows,
+    narrow_dot,
+    query_factor,
+    severity_of,
+    side_of,
+    store_rows,
+    tile_of_logits,
+)
 
-
-# Addresses
-
-
-@triton.jit
-def _image_pixel(y, x, height, width, shift, SHIFTED: tl.constexpr, FAR: tl.constexpr):
-    """Number in its image of a pixel of the rolled image."""
-    if SHIFTED:
-        y += shift
-        y = tl.where(y >= height, y - height, y)
-        x += shift
-        x = tl.where(x >= width, x - width, x)
-    pixel = y * width + x
-    return pixel.to(tl.int64) if FAR else pixel
-
-
-@triton.jit
-def _load_rows(base, pixels, stride, valid, CHECKED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """``(rows, BLOCK_D)``: one head of some pixels, zeros past the head and where not ``valid``."""
-    d = tl.arange(0, BLOCK_D)
-    pointers = base + (pixels * stride)[:, None] + d[None, :]
-    if CHECKED:
-        return tl.load(pointers, mask=valid[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
-    if HEAD_DIM == BLOCK_D:
-        return tl.load(pointers)
-    return tl.load(pointers, mask=(d < HEAD_DIM)[None, :], other=0.0)
+# What several kernels do
 
 
 @triton.jit
-def _store_rows(base, pixels, stride, rows, valid, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    d = tl.arange(0, BLOCK_D)
-    pointers = base + (pixels * stride)[:, None] + d[None, :]
-    tl.store(pointers, rows.to(base.dtype.element_ty), mask=valid[:, None] & (d < HEAD_DIM)[None, :])
+def _place(window, height, width, WINDOW: tl.constexpr):
+    """Where a window is: row and column among the windows of its image, whether they are the last, pixels before it."""
+    columns = width // WINDOW
+    rows = height // WINDOW
+    column = window % columns
+    row = window // columns % rows
+    batch = (window // (columns * rows)).to(tl.int64)
+    return row, column, row == rows - 1, column == columns - 1, batch * height * width
 
 
 @triton.jit
-def _severity_of(severity, pixels, valid, HAS_SEVERITY: tl.constexpr):
-    if HAS_SEVERITY:
-        return tl.load(severity + pixels, mask=valid, other=0.0).to(tl.float32)
-    return 0.0 * valid.to(tl.float32)  # never read
+def _keys_and_values(
+    k,
+    v,
+    severity,
+    j,
+    row,
+    column,
+    height,
+    width,
+    shift,
+    kv_stride,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WINDOW: tl.constexpr,
+    KEY_WINDOW: tl.constexpr,
+    HAS_SEVERITY: tl.constexpr,
+    WIDE_FACTORS: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    FAR: tl.constexpr,
+    CHECK_KEYS: tl.constexpr,
+):
+    """Factors of the logits and values of the keys with numbers ``j`` of a window; zeros outside the image."""
+    MARGIN: tl.constexpr = (KEY_WINDOW - WINDOW) // 2
+    CHECKED: tl.constexpr = CHECK_KEYS or MARGIN > 0
+    y = row * WINDOW - MARGIN + j // KEY_WINDOW
+    x = column * WINDOW - MARGIN + j % KEY_WINDOW
+    inside = (j < KEY_WINDOW * KEY_WINDOW) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    pixels = image_pixel(y, x, height, width, shift, SHIFTED, FAR)
+    keys = load_rows(k, pixels, kv_stride, inside, CHECKED, HEAD_DIM, BLOCK_D)
+    values = load_rows(v, pixels, kv_stride, inside, CHECKED, HEAD_DIM, BLOCK_D)
+    key_severity = severity_of(severity, pixels, inside, HAS_SEVERITY)
+    return key_factor(keys, key_severity, HAS_SEVERITY, WIDE_FACTORS), values
 
 
 @triton.jit
-def _query_factor(q, severity, SCALE: tl.constexpr, HAS_SEVERITY: tl.constexpr, WIDE: tl.constexpr):
-    """The queries' factor of the logits, ``s q log₂ e / √d``, rounded to their dtype or, where WIDE, float32."""
-    factor = q.to(tl.float32) * (SCALE * LOG2E)
-    if HAS_SEVERITY:
-        factor = factor * severity[:, None]
-    return factor if WIDE else factor.to(q.dtype)
-
-
-@triton.jit
-def _key_factor(k, severity, HAS_SEVERITY: tl.constexpr, WIDE: tl.constexpr):
-    """The keys' factor of the logits, ``s k``, likewise."""
-    if HAS_SEVERITY:
-        factor = k.to(tl.float32) * severity[:, None]
-        return factor if WIDE else factor.to(k.dtype)
-    else:
-        return k
-
-
-@triton.jit
-def _side(y, x, last_row, last_column, shift, WINDOW: tl.constexpr):
-    """Which side of the image a pixel (y, x) of a window comes from: wrapped-around rows and columns count 2 and 1."""
-    wrapped_row = last_row & (y >= WINDOW - shift)
-    wrapped_column = last_column & (x >= WINDOW - shift)
-    return wrapped_row.to(tl.int32) * 2 + wrapped_column.to(tl.int32)
-
-
-@triton.jit
-def _load_bias(bias, index, exists, CHECKED: tl.constexpr):
-    """Elements of the table, −∞ for pairs that do not exist where CHECKED.
-
-    A plain load takes a layout of its own, and its result goes through shared memory into that of the products. The
-    instruction written out is, to the compiler, arithmetic like any other: it is done in the layout of the products,
-    with offsets that are constants, and pairs of a thread with the same offset share a load. That is a fifth fewer
-    instructions a tile and no barrier, where there were sixteen.
-    """
-    if INTERPRETED:
-        return tl.load(bias + index, mask=exists, other=float("-inf"))
-    if CHECKED:
-        index = tl.where(exists, index, 0)
-    found = tl.inline_asm_elementwise(
-        "ld.global.nc.f32 $0, [$1];",
-        "=f,l",
-        [(bias + index).to(tl.uint64, bitcast=True)],
-        dtype=tl.float32,
-        is_pure=True,
-        pack=1,
-    )
-    return tl.where(exists, found, float("-inf")) if CHECKED else found
-
-
-@triton.jit
-def _logits(
+def _weights(
     rows,
     columns,
+    left,
+    right,
+    lse,
+    lse_rest,
     bias,
     bias_index,
     exists,
@@ -155,32 +127,10 @@ def _logits(
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A tile of logits in units of ln 2.
-
-    −∞ is added instead of the bias to pairs that do not exist (where CHECKED) or are not ``visible`` (where MASKED);
-    a product that is NaN stays NaN, as in the reference, but a NaN bias of a pair that is not visible is not looked at.
-    The bias is what the product is added to, which costs no instruction.
-    """
-    start = _load_bias(bias, bias_index, exists, CHECKED)
-    if MASKED:
-        start = tl.where(visible, start, float("-inf"))
-    return tl.dot(rows, tl.trans(columns), start, input_precision=PRECISION)
-
-
-@triton.jit
-def _load_lse(pointers, valid):
-    """Log-sum-exp of some rows as a float32 and what it lacks; that is nothing where the log-sum-exp is float32."""
-    lse = tl.load(pointers, mask=valid, other=0.0)
-    rounded = lse.to(tl.float32)
-    return rounded, (lse - rounded.to(lse.dtype)).to(tl.float32)
-
-
-@triton.jit
-def _narrow_dot(a, b, accumulator, WIDE: tl.constexpr, PRECISION: tl.constexpr):
-    """Add ``a @ b`` for float32 gradients of logits ``a``, rounded to the dtype of b; in tf32 where that overflows."""
-    if WIDE:
-        return tl.dot(a, b.to(tl.float32), accumulator, input_precision=PRECISION)
-    return tl.dot(a.to(b.dtype), b, accumulator, input_precision=PRECISION)
+    """A tile of the softmax, rebuilt from the log-sum-exp, and its gradient ``left @ rightᵀ``."""
+    logits = tile_of_logits(rows, columns, bias, bias_index, exists, visible, CHECKED, MASKED, PRECISION)
+    weights = tl.exp2(logits - lse - lse_rest)
+    return weights, tl.dot(left, tl.trans(right), input_precision=PRECISION)
 
 
 # Forward
@@ -191,7 +141,7 @@ def _attend(
     q,
     query_index,
     query_side,
-    valid_query,
+    valid,
     k,
     v,
     bias,
@@ -221,7 +171,6 @@ def _attend(
     """Online softmax over the keys of a window; returns (weighted values, largest logit, sum of the weights)."""
     KEYS: tl.constexpr = KEY_WINDOW * KEY_WINDOW
     SPAN: tl.constexpr = WINDOW + KEY_WINDOW - 1
-    MARGIN: tl.constexpr = (KEY_WINDOW - WINDOW) // 2
     CHECK_KEYS: tl.constexpr = KEYS % BLOCK_N != 0
     CHECK_QUERIES: tl.constexpr = (WINDOW * WINDOW) % BLOCK_M != 0
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -231,30 +180,18 @@ def _attend(
         j = start + tl.arange(0, BLOCK_N)
         ky = j // KEY_WINDOW
         kx = j % KEY_WINDOW
-        y = row * WINDOW - MARGIN + ky
-        x = column * WINDOW - MARGIN + kx
-        is_key = j < KEYS
-        inside = is_key & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        pixels = _image_pixel(y, x, height, width, shift, SHIFTED, FAR)
-        LOAD_CHECKED: tl.constexpr = CHECK_KEYS or MARGIN > 0
-        keys = _load_rows(k, pixels, kv_stride, inside, LOAD_CHECKED, HEAD_DIM, BLOCK_D)
-        values = _load_rows(v, pixels, kv_stride, inside, LOAD_CHECKED, HEAD_DIM, BLOCK_D)
-        key_severity = _severity_of(severity, pixels, inside, HAS_SEVERITY)
-        exists = valid_query[:, None] & is_key[None, :]
+        keys, values = _keys_and_values(
+            k, v, severity, j, row, column, height, width, shift, kv_stride,
+            HEAD_DIM, BLOCK_D, WINDOW, KEY_WINDOW, HAS_SEVERITY, WIDE_FACTORS, SHIFTED, FAR, CHECK_KEYS,
+        )  # fmt: skip
+        exists = valid[:, None] & (j < KEYS)[None, :]
         visible = exists
         if MASKED:
-            visible = query_side[:, None] == _side(ky, kx, last_row, last_column, shift, WINDOW)[None, :]
-        logits = _logits(
-            q,
-            _key_factor(keys, key_severity, HAS_SEVERITY, WIDE_FACTORS),
-            bias,
-            query_index[:, None] - (ky * SPAN + kx)[None, :],
-            exists,
-            visible,
-            CHECK_KEYS or CHECK_QUERIES,
-            MASKED,
-            PRECISION,
-        )
+            visible = query_side[:, None] == side_of(ky, kx, last_row, last_column, shift, WINDOW)[None, :]
+        logits = tile_of_logits(
+            q, keys, bias, query_index[:, None] - (ky * SPAN + kx)[None, :], exists, visible,
+            CHECK_KEYS or CHECK_QUERIES, MASKED, PRECISION,
+        )  # fmt: skip
         now_largest = tl.maximum(largest, tl.max(logits, 1))
         # A row may have seen nothing but −∞ so far, and −∞ − (−∞) is no zero.
         centre = tl.where(now_largest == float("-inf"), 0.0, now_largest)
@@ -262,7 +199,7 @@ def _attend(
         shrink = tl.exp2(largest - centre)
         total = total * shrink + tl.sum(weights, 1)
         attended = attended * shrink[:, None]
-        attended = tl.dot(weights.to(values.dtype), values, attended, input_precision=PRECISION)
+        attended = add_dot(weights.to(values.dtype), values, attended, PRECISION)
         largest = now_largest
     return attended, largest, total
 
@@ -288,6 +225,7 @@ def forward(
     KEY_WINDOW: tl.constexpr,
     SCALE: tl.constexpr,
     HAS_SEVERITY: tl.constexpr,
+    WIDE_FACTORS: tl.constexpr,
     SHIFTED: tl.constexpr,
     FAR: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -304,52 +242,37 @@ def forward(
     QUERIES: tl.constexpr = WINDOW * WINDOW
     TILES: tl.constexpr = (QUERIES + BLOCK_M - 1) // BLOCK_M
     SPAN: tl.constexpr = WINDOW + KEY_WINDOW - 1
-    WIDE_FACTORS: tl.constexpr = HAS_SEVERITY and q.dtype.element_ty == tl.float16
+    CHECK_QUERIES: tl.constexpr = QUERIES % BLOCK_M != 0
     program = tl.program_id(0)
     head = program // TILES % HEADS
-    window = program // (TILES * HEADS)
-    columns = width // WINDOW
-    rows = height // WINDOW
-    column = window % columns
-    row = window // columns % rows
-    batch = (window // (columns * rows)).to(tl.int64)
+    row, column, last_row, last_column, image = _place(program // (TILES * HEADS), height, width, WINDOW)
 
     i = program % TILES * BLOCK_M + tl.arange(0, BLOCK_M)
     qy = i // WINDOW
     qx = i % WINDOW
     valid = i < QUERIES
-    pixels = _image_pixel(row * WINDOW + qy, column * WINDOW + qx, height, width, shift, SHIFTED, FAR)
-    image = batch * height * width
+    pixels = image_pixel(row * WINDOW + qy, column * WINDOW + qx, height, width, shift, SHIFTED, FAR)
     severity += image
-    rows_of_q = _load_rows(
-        q + image * q_stride + head * HEAD_DIM,
-        pixels,
-        q_stride,
-        valid,
-        QUERIES % BLOCK_M != 0,
-        HEAD_DIM,
-        BLOCK_D,
-    )
-    query_severity = _severity_of(severity, pixels, valid, HAS_SEVERITY)
-    rows_of_q = _query_factor(rows_of_q, query_severity, SCALE, HAS_SEVERITY, WIDE_FACTORS)
+    q += image * q_stride + head * HEAD_DIM
+    raw_q = load_rows(q, pixels, q_stride, valid, CHECK_QUERIES, HEAD_DIM, BLOCK_D)
+    query_severity = severity_of(severity, pixels, valid, HAS_SEVERITY)
+    queries = query_factor(raw_q, query_severity, SCALE, HAS_SEVERITY, WIDE_FACTORS)
     query_index = qy * SPAN + qx + (KEY_WINDOW - 1) * (SPAN + 1)
     k += image * kv_stride + head * HEAD_DIM
     v += image * kv_stride + head * HEAD_DIM
     bias += head * SPAN * SPAN
-    last_row = row == rows - 1
-    last_column = column == columns - 1
-    side = _side(qy, qx, last_row, last_column, shift, WINDOW)
+    side = side_of(qy, qx, last_row, last_column, shift, WINDOW)
     # Windows that hold pixels of several sides are the last ones of a shifted image.
     at_edge = (last_row | last_column) if SHIFTED else False
     if at_edge:
         attended, largest, total = _attend(
-            rows_of_q, query_index, side, valid, k, v, bias, severity, row, column, last_row,
+            queries, query_index, side, valid, k, v, bias, severity, row, column, last_row,
             last_column, height, width, shift, kv_stride, HEAD_DIM, BLOCK_D, WINDOW, KEY_WINDOW,
             HAS_SEVERITY, WIDE_FACTORS, SHIFTED, FAR, True, BLOCK_M, BLOCK_N, STAGES, PRECISION,
         )  # fmt: skip
     else:
         attended, largest, total = _attend(
-            rows_of_q, query_index, side, valid, k, v, bias, severity, row, column, last_row,
+            queries, query_index, side, valid, k, v, bias, severity, row, column, last_row,
             last_column, height, width, shift, kv_stride, HEAD_DIM, BLOCK_D, WINDOW, KEY_WINDOW,
             HAS_SEVERITY, WIDE_FACTORS, SHIFTED, FAR, False, BLOCK_M, BLOCK_N, STAGES, PRECISION,
         )  # fmt: skip
@@ -357,7 +280,7 @@ def forward(
     row_lse = largest.to(lse.dtype.element_ty) + tl.log2(total).to(lse.dtype.element_ty)
     tl.store(lse + plane + pixels, row_lse, mask=valid)
     out += image * (HEADS * HEAD_DIM) + head * HEAD_DIM
-    _store_rows(out, pixels, HEADS * HEAD_DIM, attended / total[:, None], valid, HEAD_DIM, BLOCK_D)
+    store_rows(out, pixels, HEADS * HEAD_DIM, attended / total[:, None], valid, HEAD_DIM, BLOCK_D)
 
 
 # Backward
@@ -389,6 +312,7 @@ def backward_q(
     KEY_WINDOW: tl.constexpr,
     SCALE: tl.constexpr,
     HAS_SEVERITY: tl.constexpr,
+    WIDE_FACTORS: tl.constexpr,
     SHIFTED: tl.constexpr,
     FAR: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -399,108 +323,95 @@ def backward_q(
     """Gradient of BLOCK_M query rows of one window and head, and of their severity through q.
 
     Besides what `forward` takes: out and grad_out contiguous (B, H, W, heads · d); grad_q with strides of its own.
-    Writes delta, float32 (B, heads, H, W), the product of out and grad_out that `backward_kv` and `backward_bias` want,
-    and grad_severity, float32 (B, heads, H, W), one share for each head.
+    Writes delta, float32 (B, heads, H, W), the mean of the weights' gradients that `backward_kv` and `backward_bias`
+    want too, and grad_severity, float32 (B, heads, H, W), one share for each head.
+
+    Delta equals the product of out and grad_out, and for 16-bit tensors that is what it is made of. In float32 the
+    keys are walked a first time for it: where one weight is nearly 1, its gradient minus delta is nearly 0, and is so
+    only when both went through the same arithmetic.
     """
     QUERIES: tl.constexpr = WINDOW * WINDOW
     KEYS: tl.constexpr = KEY_WINDOW * KEY_WINDOW
     TILES: tl.constexpr = (QUERIES + BLOCK_M - 1) // BLOCK_M
     SPAN: tl.constexpr = WINDOW + KEY_WINDOW - 1
-    MARGIN: tl.constexpr = (KEY_WINDOW - WINDOW) // 2
     CHECK_KEYS: tl.constexpr = KEYS % BLOCK_N != 0
     CHECK_QUERIES: tl.constexpr = QUERIES % BLOCK_M != 0
+    CHECKED: tl.constexpr = CHECK_KEYS or CHECK_QUERIES
     WIDE: tl.constexpr = q.dtype.element_ty == tl.float16
-    WIDE_FACTORS: tl.constexpr = HAS_SEVERITY and WIDE
     program = tl.program_id(0)
     head = program // TILES % HEADS
-    window = program // (TILES * HEADS)
-    columns = width // WINDOW
-    rows = height // WINDOW
-    column = window % columns
-    row = window // columns % rows
-    batch = (window // (columns * rows)).to(tl.int64)
+    row, column, last_row, last_column, image = _place(program // (TILES * HEADS), height, width, WINDOW)
 
     i = program % TILES * BLOCK_M + tl.arange(0, BLOCK_M)
     qy = i // WINDOW
     qx = i % WINDOW
     valid = i < QUERIES
-    pixels = _image_pixel(row * WINDOW + qy, column * WINDOW + qx, height, width, shift, SHIFTED, FAR)
-    image = batch * height * width
+    pixels = image_pixel(row * WINDOW + qy, column * WINDOW + qx, height, width, shift, SHIFTED, FAR)
     plane = image * HEADS + head.to(tl.int64) * height * width
     severity += image
-    raw_q = _load_rows(
-        q + image * q_stride + head * HEAD_DIM,
-        pixels,
-        q_stride,
-        valid,
-        CHECK_QUERIES,
-        HEAD_DIM,
-        BLOCK_D,
-    )
-    query_severity = _severity_of(severity, pixels, valid, HAS_SEVERITY)
-    queries = _query_factor(raw_q, query_severity, SCALE, HAS_SEVERITY, WIDE_FACTORS)
+    q += image * q_stride + head * HEAD_DIM
+    raw_q = load_rows(q, pixels, q_stride, valid, CHECK_QUERIES, HEAD_DIM, BLOCK_D)
+    query_severity = severity_of(severity, pixels, valid, HAS_SEVERITY)
+    queries = query_factor(raw_q, query_severity, SCALE, HAS_SEVERITY, WIDE_FACTORS)
     interleaved = image * (HEADS * HEAD_DIM) + head * HEAD_DIM
-    rows_out = _load_rows(out + interleaved, pixels, HEADS * HEAD_DIM, valid, CHECK_QUERIES, HEAD_DIM, BLOCK_D)
-    rows_grad = _load_rows(grad_out + interleaved, pixels, HEADS * HEAD_DIM, valid, CHECK_QUERIES, HEAD_DIM, BLOCK_D)
-    row_delta = tl.sum(rows_out.to(tl.float32) * rows_grad.to(tl.float32), 1)
-    tl.store(delta + plane + pixels, row_delta, mask=valid)
-    row_lse, row_lse_rest = _load_lse(lse + plane + pixels, valid)
+    rows_grad = load_rows(grad_out + interleaved, pixels, HEADS * HEAD_DIM, valid, CHECK_QUERIES, HEAD_DIM, BLOCK_D)
+    row_lse, row_lse_rest = load_lse(lse + plane + pixels, valid)
 
     query_index = qy * SPAN + qx + (KEY_WINDOW - 1) * (SPAN + 1)
     k += image * kv_stride + head * HEAD_DIM
     v += image * kv_stride + head * HEAD_DIM
     bias += head * SPAN * SPAN
-    last_row = row == rows - 1
-    last_column = column == columns - 1
-    side = _side(qy, qx, last_row, last_column, shift, WINDOW)
+    side = side_of(qy, qx, last_row, last_column, shift, WINDOW)
+    if q.dtype.element_ty == tl.float32:
+        row_delta = tl.zeros([BLOCK_M], tl.float32)
+        for start in tl.range(0, KEYS, BLOCK_N, num_stages=STAGES):
+            j = start + tl.arange(0, BLOCK_N)
+            ky = j // KEY_WINDOW
+            kx = j % KEY_WINDOW
+            keys, values = _keys_and_values(
+                k, v, severity, j, row, column, height, width, shift, kv_stride,
+                HEAD_DIM, BLOCK_D, WINDOW, KEY_WINDOW, HAS_SEVERITY, WIDE_FACTORS, SHIFTED, FAR, CHECK_KEYS,
+            )  # fmt: skip
+            exists = valid[:, None] & (j < KEYS)[None, :]
+            visible = exists
+            if SHIFTED:
+                visible = side[:, None] == side_of(ky, kx, last_row, last_column, shift, WINDOW)[None, :]
+            weights, grad_weights = _weights(
+                queries, keys, rows_grad, values, row_lse[:, None], row_lse_rest[:, None],
+                bias, query_index[:, None] - (ky * SPAN + kx)[None, :], exists, visible, CHECKED, SHIFTED, PRECISION,
+            )  # fmt: skip
+            row_delta += tl.sum(weights * grad_weights, 1)
+    else:
+        rows_out = load_rows(out + interleaved, pixels, HEADS * HEAD_DIM, valid, CHECK_QUERIES, HEAD_DIM, BLOCK_D)
+        row_delta = tl.sum(rows_out.to(tl.float32) * rows_grad.to(tl.float32), 1)
+    tl.store(delta + plane + pixels, row_delta, mask=valid)
+
     gradient = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for start in tl.range(0, KEYS, BLOCK_N, num_stages=STAGES):
         j = start + tl.arange(0, BLOCK_N)
         ky = j // KEY_WINDOW
         kx = j % KEY_WINDOW
-        key_y = row * WINDOW - MARGIN + ky
-        key_x = column * WINDOW - MARGIN + kx
-        is_key = j < KEYS
-        inside = is_key & (key_y >= 0) & (key_y < height) & (key_x >= 0) & (key_x < width)
-        key_pixels = _image_pixel(key_y, key_x, height, width, shift, SHIFTED, FAR)
-        LOAD_CHECKED: tl.constexpr = CHECK_KEYS or MARGIN > 0
-        keys = _load_rows(k, key_pixels, kv_stride, inside, LOAD_CHECKED, HEAD_DIM, BLOCK_D)
-        values = _load_rows(v, key_pixels, kv_stride, inside, LOAD_CHECKED, HEAD_DIM, BLOCK_D)
-        key_severity = _severity_of(severity, key_pixels, inside, HAS_SEVERITY)
-        keys = _key_factor(keys, key_severity, HAS_SEVERITY, WIDE_FACTORS)
-        exists = valid[:, None] & is_key[None, :]
+        keys, values = _keys_and_values(
+            k, v, severity, j, row, column, height, width, shift, kv_stride,
+            HEAD_DIM, BLOCK_D, WINDOW, KEY_WINDOW, HAS_SEVERITY, WIDE_FACTORS, SHIFTED, FAR, CHECK_KEYS,
+        )  # fmt: skip
+        exists = valid[:, None] & (j < KEYS)[None, :]
         visible = exists
         if SHIFTED:
-            visible = side[:, None] == _side(ky, kx, last_row, last_column, shift, WINDOW)[None, :]
-        logits = _logits(
-            queries,
-            keys,
-            bias,
-            query_index[:, None] - (ky * SPAN + kx)[None, :],
-            exists,
-            visible,
-            CHECK_KEYS or CHECK_QUERIES,
-            SHIFTED,
-            PRECISION,
-        )
-        weights = tl.exp2(logits - row_lse[:, None] - row_lse_rest[:, None])
-        grad_weights = tl.dot(rows_grad, tl.trans(values), input_precision=PRECISION)
+            visible = side[:, None] == side_of(ky, kx, last_row, last_column, shift, WINDOW)[None, :]
+        weights, grad_weights = _weights(
+            queries, keys, rows_grad, values, row_lse[:, None], row_lse_rest[:, None],
+            bias, query_index[:, None] - (ky * SPAN + kx)[None, :], exists, visible, CHECKED, SHIFTED, PRECISION,
+        )  # fmt: skip
         grad_logits = weights * (grad_weights - row_delta[:, None])
-        gradient = _narrow_dot(grad_logits, keys, gradient, WIDE, PRECISION)
+        gradient = narrow_dot(grad_logits, keys, gradient, WIDE, PRECISION)
     gradient = gradient * SCALE  # of s_i q_i
     if HAS_SEVERITY:
         share = tl.sum(raw_q.to(tl.float32) * gradient, 1)
         tl.store(grad_severity + plane + pixels, share, mask=valid)
         gradient = gradient * query_severity[:, None]
-    _store_rows(
-        grad_q + image * grad_stride + head * HEAD_DIM,
-        pixels,
-        grad_stride,
-        gradient,
-        valid,
-        HEAD_DIM,
-        BLOCK_D,
-    )
+    grad_q += image * grad_stride + head * HEAD_DIM
+    store_rows(grad_q, pixels, grad_stride, gradient, valid, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit
@@ -529,6 +440,7 @@ def backward_kv(
     KEY_WINDOW: tl.constexpr,
     SCALE: tl.constexpr,
     HAS_SEVERITY: tl.constexpr,
+    WIDE_FACTORS: tl.constexpr,
     SHIFTED: tl.constexpr,
     FAR: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -551,7 +463,6 @@ def backward_kv(
     CHECK_QUERIES: tl.constexpr = QUERIES % BLOCK_M != 0
     CHECKED: tl.constexpr = CHECK_QUERIES or not ALIGNED
     WIDE: tl.constexpr = q.dtype.element_ty == tl.float16
-    WIDE_FACTORS: tl.constexpr = HAS_SEVERITY and WIDE
     program = tl.program_id(0)
     head = program % HEADS
     tile = program // HEADS
@@ -559,21 +470,20 @@ def backward_kv(
     tile_rows = tl.cdiv(height, TILE_HEIGHT)
     first_x = tile % tile_columns * TILE_WIDTH
     first_y = tile // tile_columns % tile_rows * TILE_HEIGHT
-    batch = (tile // (tile_columns * tile_rows)).to(tl.int64)
+    image = (tile // (tile_columns * tile_rows)).to(tl.int64) * height * width
 
     j = tl.arange(0, BLOCK_N)
     key_y = first_y + j // TILE_WIDTH
     key_x = first_x + j % TILE_WIDTH
     inside = (key_y < height) & (key_x < width)
-    key_pixels = _image_pixel(key_y, key_x, height, width, shift, SHIFTED, FAR)
-    image = batch * height * width
+    key_pixels = image_pixel(key_y, key_x, height, width, shift, SHIFTED, FAR)
     plane = image * HEADS + head.to(tl.int64) * height * width
     severity += image
     kv_base = image * kv_stride + head * HEAD_DIM
-    raw_k = _load_rows(k + kv_base, key_pixels, kv_stride, inside, not ALIGNED, HEAD_DIM, BLOCK_D)
-    values = _load_rows(v + kv_base, key_pixels, kv_stride, inside, not ALIGNED, HEAD_DIM, BLOCK_D)
-    key_severity = _severity_of(severity, key_pixels, inside, HAS_SEVERITY)
-    keys = _key_factor(raw_k, key_severity, HAS_SEVERITY, WIDE_FACTORS)
+    raw_k = load_rows(k + kv_base, key_pixels, kv_stride, inside, not ALIGNED, HEAD_DIM, BLOCK_D)
+    values = load_rows(v + kv_base, key_pixels, kv_stride, inside, not ALIGNED, HEAD_DIM, BLOCK_D)
+    key_severity = severity_of(severity, key_pixels, inside, HAS_SEVERITY)
+    keys = key_factor(raw_k, key_severity, HAS_SEVERITY, WIDE_FACTORS)
 
     rows = height // WINDOW
     columns = width // WINDOW
@@ -598,52 +508,49 @@ def backward_kv(
         qy = i // WINDOW
         qx = i % WINDOW
         is_query = i < QUERIES
-        pixels = _image_pixel(row * WINDOW + qy, column * WINDOW + qx, height, width, shift, SHIFTED, FAR)
-        raw_q = _load_rows(q, pixels, q_stride, is_query, CHECK_QUERIES, HEAD_DIM, BLOCK_D)
-        rows_grad = _load_rows(grad_out, pixels, HEADS * HEAD_DIM, is_query, CHECK_QUERIES, HEAD_DIM, BLOCK_D)
-        query_severity = _severity_of(severity, pixels, is_query, HAS_SEVERITY)
-        queries = _query_factor(raw_q, query_severity, SCALE, HAS_SEVERITY, WIDE_FACTORS)
-        row_lse, row_lse_rest = _load_lse(lse + pixels, is_query)
+        pixels = image_pixel(row * WINDOW + qy, column * WINDOW + qx, height, width, shift, SHIFTED, FAR)
+        raw_q = load_rows(q, pixels, q_stride, is_query, CHECK_QUERIES, HEAD_DIM, BLOCK_D)
+        rows_grad = load_rows(grad_out, pixels, HEADS * HEAD_DIM, is_query, CHECK_QUERIES, HEAD_DIM, BLOCK_D)
+        query_severity = severity_of(severity, pixels, is_query, HAS_SEVERITY)
+        queries = query_factor(raw_q, query_severity, SCALE, HAS_SEVERITY, WIDE_FACTORS)
+        row_lse, row_lse_rest = load_lse(lse + pixels, is_query)
         row_delta = tl.load(delta + pixels, mask=is_query, other=0.0)
 
         ky = key_y - row * WINDOW + MARGIN
         kx = key_x - column * WINDOW + MARGIN
         is_key = inside & (ky >= 0) & (ky < KEY_WINDOW) & (kx >= 0) & (kx < KEY_WINDOW)
-        valid = is_key[:, None] & is_query[None, :]
-        visible = valid
+        exists = is_key[:, None] & is_query[None, :]
+        visible = exists
         if SHIFTED:
             at_bottom = row == rows - 1
             at_right = column == columns - 1
-            key_side = _side(ky, kx, at_bottom, at_right, shift, WINDOW)
-            visible = key_side[:, None] == _side(qy, qx, at_bottom, at_right, shift, WINDOW)[None, :]
-        logits = _logits(
-            keys,
-            queries,
-            bias,
-            (qy * SPAN + qx + (KEY_WINDOW - 1) * (SPAN + 1))[None, :] - (ky * SPAN + kx)[:, None],
-            valid,
-            visible,
-            CHECKED,
-            SHIFTED,
-            PRECISION,
-        )
-        weights = tl.exp2(logits - row_lse[None, :] - row_lse_rest[None, :])
-        grad_weights = tl.dot(values, tl.trans(rows_grad), input_precision=PRECISION)
+            key_side = side_of(ky, kx, at_bottom, at_right, shift, WINDOW)
+            visible = key_side[:, None] == side_of(qy, qx, at_bottom, at_right, shift, WINDOW)[None, :]
+        bias_index = (qy * SPAN + qx + (KEY_WINDOW - 1) * (SPAN + 1))[None, :] - (ky * SPAN + kx)[:, None]
+        weights, grad_weights = _weights(
+            keys, queries, values, rows_grad, row_lse[None, :], row_lse_rest[None, :],
+            bias, bias_index, exists, visible, CHECKED, SHIFTED, PRECISION,
+        )  # fmt: skip
         grad_logits = weights * (grad_weights - row_delta[None, :])
-        if CHECKED:
-            # A window that does not see a key must not reach it, not even with NaN.
-            weights = tl.where(valid, weights, 0.0)
-            grad_logits = tl.where(valid, grad_logits, 0.0)
-        grad_values = tl.dot(weights.to(rows_grad.dtype), rows_grad, grad_values, input_precision=PRECISION)
-        grad_keys = _narrow_dot(grad_logits, queries, grad_keys, WIDE, PRECISION)
+        if CHECK_QUERIES:
+            weights = tl.where(is_query[None, :], weights, 0.0)
+            grad_logits = tl.where(is_query[None, :], grad_logits, 0.0)
+        values_now = add_dot(weights.to(rows_grad.dtype), rows_grad, grad_values, PRECISION)
+        keys_now = narrow_dot(grad_logits, queries, grad_keys, WIDE, PRECISION)
+        if not ALIGNED:
+            # A window that does not see a key must not reach it: its weights are 0, but 0 times NaN is no 0.
+            values_now = tl.where(is_key[:, None], values_now, grad_values)
+            keys_now = tl.where(is_key[:, None], keys_now, grad_keys)
+        grad_values = values_now
+        grad_keys = keys_now
     grad_keys = grad_keys / LOG2E  # of s_j k_j: the factor of the queries has 1/√d and log₂ e in it
     if HAS_SEVERITY:
         share = tl.sum(raw_k.to(tl.float32) * grad_keys, 1)
         tl.store(grad_severity + plane + key_pixels, share, mask=inside)
         grad_keys = grad_keys * key_severity[:, None]
     base = image * grad_stride + head * HEAD_DIM
-    _store_rows(grad_k + base, key_pixels, grad_stride, grad_keys, inside, HEAD_DIM, BLOCK_D)
-    _store_rows(grad_v + base, key_pixels, grad_stride, grad_values, inside, HEAD_DIM, BLOCK_D)
+    store_rows(grad_k + base, key_pixels, grad_stride, grad_keys, inside, HEAD_DIM, BLOCK_D)
+    store_rows(grad_v + base, key_pixels, grad_stride, grad_values, inside, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit
@@ -670,6 +577,7 @@ def backward_bias(
     KEY_WINDOW: tl.constexpr,
     SCALE: tl.constexpr,
     HAS_SEVERITY: tl.constexpr,
+    WIDE_FACTORS: tl.constexpr,
     SHIFTED: tl.constexpr,
     FAR: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -687,10 +595,8 @@ def backward_bias(
     QUERY_TILES: tl.constexpr = (QUERIES + BLOCK_M - 1) // BLOCK_M
     KEY_TILES: tl.constexpr = (KEYS + BLOCK_N - 1) // BLOCK_N
     SPAN: tl.constexpr = WINDOW + KEY_WINDOW - 1
-    MARGIN: tl.constexpr = (KEY_WINDOW - WINDOW) // 2
     CHECK_KEYS: tl.constexpr = KEYS % BLOCK_N != 0
     CHECK_QUERIES: tl.constexpr = QUERIES % BLOCK_M != 0
-    WIDE_FACTORS: tl.constexpr = HAS_SEVERITY and q.dtype.element_ty == tl.float16
     program = tl.program_id(0)
     key_tile = program % KEY_TILES
     query_tile = program // KEY_TILES % QUERY_TILES
@@ -704,68 +610,38 @@ def backward_bias(
     j = key_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     ky = j // KEY_WINDOW
     kx = j % KEY_WINDOW
-    is_key = j < KEYS
-    valid = is_query[:, None] & is_key[None, :]
+    exists = is_query[:, None] & (j < KEYS)[None, :]
     bias_index = (qy * SPAN + qx + (KEY_WINDOW - 1) * (SPAN + 1))[:, None] - (ky * SPAN + kx)[None, :]
     bias += head * SPAN * SPAN
-    rows = height // WINDOW
-    columns = width // WINDOW
-    LOAD_CHECKED: tl.constexpr = CHECK_KEYS or MARGIN > 0
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for window in tl.range(chunk, windows, CHUNKS, num_stages=STAGES):
-        column = window % columns
-        row = window // columns % rows
-        batch = (window // (columns * rows)).to(tl.int64)
-        image = batch * height * width
+        row, column, last_row, last_column, image = _place(window, height, width, WINDOW)
         plane = image * HEADS + head.to(tl.int64) * height * width
-        pixels = _image_pixel(row * WINDOW + qy, column * WINDOW + qx, height, width, shift, SHIFTED, FAR)
-        queries = _load_rows(
-            q + image * q_stride + head * HEAD_DIM,
-            pixels,
-            q_stride,
-            is_query,
-            CHECK_QUERIES,
-            HEAD_DIM,
-            BLOCK_D,
-        )
-        interleaved = image * (HEADS * HEAD_DIM) + head * HEAD_DIM
-        rows_grad = _load_rows(
-            grad_out + interleaved, pixels, HEADS * HEAD_DIM, is_query, CHECK_QUERIES, HEAD_DIM, BLOCK_D
-        )
-        row_lse, row_lse_rest = _load_lse(lse + plane + pixels, is_query)
+        pixels = image_pixel(row * WINDOW + qy, column * WINDOW + qx, height, width, shift, SHIFTED, FAR)
+        q_base = q + image * q_stride + head * HEAD_DIM
+        raw_q = load_rows(q_base, pixels, q_stride, is_query, CHECK_QUERIES, HEAD_DIM, BLOCK_D)
+        query_severity = severity_of(severity + image, pixels, is_query, HAS_SEVERITY)
+        queries = query_factor(raw_q, query_severity, SCALE, HAS_SEVERITY, WIDE_FACTORS)
+        grad_base = grad_out + image * (HEADS * HEAD_DIM) + head * HEAD_DIM
+        rows_grad = load_rows(grad_base, pixels, HEADS * HEAD_DIM, is_query, CHECK_QUERIES, HEAD_DIM, BLOCK_D)
+        row_lse, row_lse_rest = load_lse(lse + plane + pixels, is_query)
         row_delta = tl.load(delta + plane + pixels, mask=is_query, other=0.0)
-        query_severity = _severity_of(severity + image, pixels, is_query, HAS_SEVERITY)
-
-        y = row * WINDOW - MARGIN + ky
-        x = column * WINDOW - MARGIN + kx
-        inside = is_key & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        key_pixels = _image_pixel(y, x, height, width, shift, SHIFTED, FAR)
         kv_base = image * kv_stride + head * HEAD_DIM
-        keys = _load_rows(k + kv_base, key_pixels, kv_stride, inside, LOAD_CHECKED, HEAD_DIM, BLOCK_D)
-        values = _load_rows(v + kv_base, key_pixels, kv_stride, inside, LOAD_CHECKED, HEAD_DIM, BLOCK_D)
-        key_severity = _severity_of(severity + image, key_pixels, inside, HAS_SEVERITY)
-        visible = valid
+        keys, values = _keys_and_values(
+            k + kv_base, v + kv_base, severity + image, j, row, column, height, width, shift, kv_stride,
+            HEAD_DIM, BLOCK_D, WINDOW, KEY_WINDOW, HAS_SEVERITY, WIDE_FACTORS, SHIFTED, FAR, CHECK_KEYS,
+        )  # fmt: skip
+        visible = exists
         if SHIFTED:
-            at_bottom = row == rows - 1
-            at_right = column == columns - 1
-            query_side = _side(qy, qx, at_bottom, at_right, shift, WINDOW)
-            visible = query_side[:, None] == _side(ky, kx, at_bottom, at_right, shift, WINDOW)[None, :]
-        logits = _logits(
-            _query_factor(queries, query_severity, SCALE, HAS_SEVERITY, WIDE_FACTORS),
-            _key_factor(keys, key_severity, HAS_SEVERITY, WIDE_FACTORS),
-            bias,
-            bias_index,
-            valid,
-            visible,
-            CHECK_KEYS or CHECK_QUERIES,
-            SHIFTED,
-            PRECISION,
-        )
-        weights = tl.exp2(logits - row_lse[:, None] - row_lse_rest[:, None])
-        grad_weights = tl.dot(rows_grad, tl.trans(values), input_precision=PRECISION)
+            query_side = side_of(qy, qx, last_row, last_column, shift, WINDOW)
+            visible = query_side[:, None] == side_of(ky, kx, last_row, last_column, shift, WINDOW)[None, :]
+        weights, grad_weights = _weights(
+            queries, keys, rows_grad, values, row_lse[:, None], row_lse_rest[:, None],
+            bias, bias_index, exists, visible, CHECK_KEYS or CHECK_QUERIES, SHIFTED, PRECISION,
+        )  # fmt: skip
         total += weights * (grad_weights - row_delta[:, None])
     base = grad_logits_sum + (chunk * HEADS + head).to(tl.int64) * (QUERIES * KEYS)
-    tl.store(base + i[:, None] * KEYS + j[None, :], total, mask=valid)
+    tl.store(base + i[:, None] * KEYS + j[None, :], total, mask=exists)
 
 
 @triton.jit

@@ -60,8 +60,9 @@ def default_config(stage: str, problem: Problem, capability: tuple[int, int]) ->
     """The rule: the largest tiles that leave two or more programs a multiprocessor and spill no register.
 
     One pipeline stage: k and v of a window are few and come from the L2 cache, and the other programs of the
-    multiprocessor hide that latency; a second stage adds instructions (292 against 281 for a tile of `forward` on
-    sm_90) and shared memory. `savl kernels tune` tries more.
+    multiprocessor hide that latency; a second stage adds instructions (592 against 567 for a tile of `forward` on
+    sm_90) and shared memory. Many rows a warp, because instructions are what bounds these kernels: 128×64 takes 567 for
+    a tile where 64×64 takes 348 for half of one. `savl kernels tune` tries more.
 
     Args:
         stage: One of `STAGES`.
@@ -69,26 +70,30 @@ def default_config(stage: str, problem: Problem, capability: tuple[int, int]) ->
         capability: Compute capability of the GPU, such as (9, 0).
     """
     # Hopper and data-centre Blackwell keep operands of products in shared or tensor memory, not in registers.
-    roomy = capability[0] in (9, 10)
+    generation, roomy = capability[0], capability[0] in (9, 10)
     if problem.dtype == "float32":
         if problem.block_d <= 32:
             m, n, warps = {
-                "forward": (32, 64, 4),
-                "backward_q": (16, 64, 4),
+                "forward": (32, 64, 8),
+                "backward_q": (32, 32, 4),
                 "backward_kv": (32, 32, 8),
-                "backward_bias": (32, 32, 4),
+                "backward_bias": (16, 32, 4),
             }[stage]
         elif problem.block_d <= 64:
             m, n, warps = (16, 16, 4) if stage == "backward_bias" else (32, 32, 8)
         else:
             m, n, warps = 16, 16, 8 if stage in ("forward", "backward_q") else 4
     elif problem.block_d <= 32:
-        if stage == "backward_kv":
-            m, n, warps = 32, 64, 4
-        elif stage == "backward_bias" or not roomy or (stage == "backward_q" and capability[0] == 10):
-            m, n, warps = 64, 32, 4
+        warps = 4
+        if stage == "forward":
+            m, n = (64, 64) if capability == (8, 0) else (128, 64) if generation in (9, 12) else (128, 32)
+        elif stage == "backward_q":
+            m, n = 128, 32
+        elif stage == "backward_kv":
+            # Overlapping windows add selections to the sums, and their keys fill square tiles better.
+            m, n = (32, 64) if not roomy else (32, 128) if problem.window == problem.key_window else (64, 64)
         else:
-            m, n, warps = 64, 64, 4
+            m, n = (64, 32) if generation == 12 else (64, 64)
     elif problem.block_d <= 64 and stage == "forward":
         m, n, warps = 64, 32, 4
     elif problem.block_d > 64 and stage == "backward_q":
@@ -225,16 +230,22 @@ def file_name(gpu_name: str) -> str:
 @cache
 def kernels_hash() -> str:
     """The `code_hash` of the kernels that are installed."""
-    return code_hash(Path(__file__).with_name("attention.py"))
+    return code_hash(*(Path(__file__).with_name(name) for name in ("attention.py", "tiles.py")))
 
 
-def code_hash(path: Path) -> str:
-    """Sixteen hexadecimal digits that change with the code of a Python file, not with its comments and line breaks.
+def code_hash(*paths: Path) -> str:
+    """Sixteen hexadecimal digits that change with the code of Python files, not with their comments and line breaks.
 
     Args:
-        path: The file.
+        paths: The files.
     """
     digest = hashlib.sha256()
+    for path in paths:
+        _add_code(digest, path)
+    return digest.hexdigest()[:16]
+
+
+def _add_code(digest: hashlib._Hash, path: Path) -> None:
     line_begins = True
     with tokenize.open(path) as file:
         for token in tokenize.generate_tokens(file.readline):
@@ -246,7 +257,6 @@ def code_hash(path: Path) -> str:
             if not (line_begins and token.type == tokenize.STRING):  # a docstring
                 digest.update(token.string.strip().encode() + b"\0")
             line_begins = token.type == tokenize.NEWLINE
-    return digest.hexdigest()[:16]
 
 
 def read_store(path: Path, gpu_name: str) -> Store | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from savl.kernels import attention
 from savl.kernels.configs import KernelConfig, Problem, config_for
+from savl.ops.triton_kernels import lse_dtype
 
 BIAS_PROGRAMS = 1024
 """How many programs share the sum over windows of `backward_bias`, more or less. Not a function of the GPU: the same
@@ -56,14 +57,18 @@ class Attention:
     def constants(self) -> dict[str, Any]:
         """Compile-time arguments that all kernels share."""
         problem = self.problem
+        scale = problem.head_dim**-0.5
+        grows = self.severity is not None or scale * math.log2(math.e) > 1
         return {
             "HEADS": self.heads,
             "HEAD_DIM": problem.head_dim,
             "BLOCK_D": problem.block_d,
             "WINDOW": self.window,
             "KEY_WINDOW": self.key_window,
-            "SCALE": problem.head_dim**-0.5,
+            "SCALE": scale,
             "HAS_SEVERITY": self.severity is not None,
+            # A factor of the logits that is larger than what it is made of may not be a float16 any more.
+            "WIDE_FACTORS": self.q.dtype == torch.float16 and grows,
             "SHIFTED": self.shift > 0,
             "FAR": self.q.shape[1] * self.q.shape[2] * max(self.q.stride(2), self.k.stride(2)) >= 2**31,
             "PRECISION": precision(self.q.dtype),
@@ -111,7 +116,7 @@ def forward(call: Attention) -> tuple[Tensor, Tensor]:
 
     Returns:
         The result ``(B, H, W, C)``, dtype of q, and the log-sum-exp of the logits in units of ln 2,
-        ``(B, heads, H, W)`` of `lse_dtype`.
+        ``(B, heads, H, W)`` of `savl.ops.triton_kernels.lse_dtype`.
     """
     batch, height, width, channels = call.q.shape
     out = torch.empty(batch, height, width, channels, dtype=call.q.dtype, device=call.q.device)
@@ -214,11 +219,6 @@ def backward(
     if severity is None:
         return grad_table, call.q.new_empty(0)
     return grad_table, shares.sum((0, 2)).to(severity.dtype)
-
-
-def lse_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Dtype of the log-sum-exp for tensors of a dtype: float64 for float32, so that its rounding does not show."""
-    return torch.float64 if dtype == torch.float32 else torch.float32
 
 
 def key_tile(block_n: int) -> tuple[int, int]:

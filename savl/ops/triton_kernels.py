@@ -80,11 +80,19 @@ def _late(module: str, name: str) -> Callable[..., Any]:
     return run
 
 
+def lse_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the log-sum-exp for tensors of a dtype: float64 for float32, so that its rounding does not show.
+
+    Args:
+        dtype: That of q.
+    """
+    return torch.float64 if dtype == torch.float32 else torch.float32
+
+
 def empty_log_sum_exp(q: Tensor, heads: int) -> Tensor:
     """The op's second result without data: ``(B, heads, H, W)`` where Triton serves, else empty."""
     if q.device.type == "cuda" or INTERPRETED:
-        wide = torch.float64 if q.dtype == torch.float32 else torch.float32
-        return q.new_empty(q.shape[0], heads, q.shape[1], q.shape[2], dtype=wide)
+        return q.new_empty(q.shape[0], heads, q.shape[1], q.shape[2], dtype=lse_dtype(q.dtype))
     return q.new_empty(0, dtype=torch.float32)
 
 

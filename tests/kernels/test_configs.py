@@ -280,6 +280,15 @@ def test_code_makes_other_kernels(tmp_path: Path, old: str, new: str) -> None:
     assert hashed(tmp_path, CODE.replace(old, new)) != hashed(tmp_path, CODE)
 
 
+def test_code_of_any_of_the_files_makes_other_kernels(tmp_path: Path) -> None:
+    first, second, changed = (tmp_path / name for name in ("first.py", "second.py", "changed.py"))
+    first.write_text(CODE)
+    second.write_text(CODE)
+    changed.write_text(CODE.replace("a += 1", "a += 2"))
+    assert configs.code_hash(first, second) not in (configs.code_hash(first), configs.code_hash(first, changed))
+    assert {path.name for path in Path(configs.__file__).parent.glob("*.py")} >= {"attention.py", "tiles.py"}
+
+
 def test_looking_up_and_searching_need_neither_torch_nor_triton() -> None:
     code = (
         "import sys; from savl.kernels import configs, tune; "

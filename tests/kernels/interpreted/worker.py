@@ -3,9 +3,8 @@
 Wants TRITON_INTERPRET=1. What cases print goes to standard error.
 
 The interpreter leaves products of matrices to numpy, whose float32 sums have another order for every shape and operand:
-a score gets other bits in the backward pass than in the forward pass, and several float32 gradients then miss their
-budget. Products are summed in float64 here and rounded once, so that no order shows. That is kinder than any float32
-sum: whether the float32 budget is kept with the order of a GPU is for the tests on a GPU (tests/gpu) to show.
+a score gets other bits in the backward pass than in the forward pass. A GPU adds float32 products one after another to
+the accumulator. Products are taken in that order here.
 """
 
 from __future__ import annotations
@@ -22,9 +21,11 @@ import numpy as np
 
 
 def dot(builder: Any, a: Any, b: Any, accumulator: Any, *precision: Any) -> Any:
-    """Stands in for ``InterpreterBuilder.create_dot``: the accumulator and all products of a sum, rounded once."""
-    total = a.data.astype(np.float64) @ b.data.astype(np.float64) + accumulator.data
-    return type(accumulator)(total.astype(accumulator.data.dtype), accumulator.dtype.scalar)
+    """Stands in for ``InterpreterBuilder.create_dot``: float32 multiply-adds in the order of the summed axis."""
+    rows, columns, total = a.data.astype(np.float64), b.data.astype(np.float64), accumulator.data
+    for index in range(rows.shape[1]):
+        total = (total + rows[:, index, None] * columns[index]).astype(np.float32)  # the product itself is exact
+    return type(accumulator)(total, accumulator.dtype.scalar)
 
 
 def main() -> None:
