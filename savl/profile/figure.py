@@ -1,0 +1,230 @@
+"""The roofline as a picture."""
+
+from __future__ import annotations
+
+import io
+from itertools import combinations, product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from savl.profile.output import amount, write_whole
+from savl.profile.roofline import Roofline
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+_COLOURS = {
+    "window_attention": "#0072b2",
+    "overlapping_window_attention": "#d55e00",
+    "gaussian_posterior": "#009e73",
+    "channel_modulation": "#aa4499",
+}
+"""Told apart by the colour-blind too (Okabe and Ito 2008)."""
+_INK = "#333333"
+
+
+def draw_roofline(roofline: Roofline, subtitle: str = "") -> Figure:
+    """Draw both axes logarithmic: the roof, and one point for each op and backend, eager hollow.
+
+    Args:
+        roofline: What was measured.
+        subtitle: What was computed, in a line.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 5.6), layout="constrained")
+    FigureCanvasAgg(figure)  # drawn by the figure itself: pyplot would keep state and could open a window
+    axes = figure.add_subplot()
+    ceilings, points = roofline.ceilings, roofline.points
+    intensities = [point.intensity for point in points] + [ceilings.ridge]
+    speeds = [point.gflops for point in points]
+    left, right = min(intensities) / 4, max(intensities) * 6
+    bottom = min([*speeds, ceilings.roof(left)]) / 2.5
+    axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, 2.5 * max(ceilings.gflops, *speeds)))
+    corner = [left, ceilings.ridge, right]
+    roof = [ceilings.roof(each) for each in corner]
+    axes.plot(corner, roof, color=_INK, linewidth=1.6, zorder=2)
+    axes.fill_between(corner, roof, bottom, color=_INK, alpha=0.04, linewidth=0, zorder=0)
+    axes.grid(which="major", color="#dddddd", linewidth=0.6, zorder=1)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.set_xlabel("arithmetic intensity, FLOP/byte")
+    axes.set_ylabel("speed, GFLOP/s")
+    title = f"Roofline of {roofline.device}, {roofline.dtype}"
+    axes.set_title(f"{title}\n{subtitle}" if subtitle else title, fontsize=10, loc="left")
+    for op, colour in _COLOURS.items():  # how far it is from eager to fused
+        ends = [(point.intensity, point.gflops) for point in points if point.op == op]
+        axes.plot([x for x, _ in ends], [y for _, y in ends], color=colour, linewidth=1, alpha=0.4, zorder=3)
+    for point in points:
+        fused = point.backend != "eager"
+        colour = _COLOURS[point.op]
+        face = colour if fused else "white"
+        axes.plot(
+            point.intensity, point.gflops, "o", markersize=8, color=colour, markerfacecolor=face, linewidth=2, zorder=4
+        )
+    _add_legend(figure, roofline)
+    figure.draw_without_rendering()  # settles where everything is, in pixels
+    _label_all(axes, roofline)
+    return figure
+
+
+def save_roofline(figure: Figure, path: Path, *, overwrite: bool) -> None:
+    """Write the picture, whole or not at all.
+
+    Args:
+        figure: From `draw_roofline`.
+        path: Ends in ``.svg``, ``.pdf`` or ``.png``.
+        overwrite: Replace an existing file.
+
+    Raises:
+        FileExistsError: The file is there and ``overwrite`` is False.
+        OSError: It cannot be written.
+    """
+    from matplotlib import rc_context
+
+    buffer = io.BytesIO()
+    suffix = path.suffix.removeprefix(".").lower()
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix, {})
+    with rc_context({"svg.hashsalt": "savl"}):
+        figure.savefig(buffer, format=suffix, dpi=150, metadata=undated)
+    write_whole(path, buffer.getvalue(), overwrite=overwrite)
+
+
+def _add_legend(figure: Figure, roofline: Roofline) -> None:
+    from matplotlib.lines import Line2D
+
+    backends = sorted({point.backend for point in roofline.points} - {"eager"})
+    handles = [Line2D([], [], color=_INK, linewidth=1.6, label="roof, measured")]
+    kinds = [("eager", "white")] + ([(f"fused ({', '.join(backends)})", _INK)] if backends else [])
+    for label, face in reversed(kinds):
+        handles.append(
+            Line2D([], [], marker="o", linestyle="", markersize=8, color=_INK, markerfacecolor=face, label=label)
+        )
+    figure.legend(handles=handles, loc="outside lower center", ncol=3, frameon=False, fontsize=9)
+
+
+def _label_all(axes: Axes, roofline: Roofline) -> None:
+    """Name ceilings and ops, so that no label covers a point, a line or another label."""
+    ceilings = roofline.ceilings
+    by_op: dict[str, dict[str, float]] = {}
+    for point in roofline.points:
+        by_op.setdefault(point.op, {})[point.backend] = point.gflops
+    places = axes.transData.transform([(point.intensity, point.gflops) for point in roofline.points])
+    taken: list[Any] = [_box(x, y, 7) for x, y in places]
+    taken += [_box(x, y, 2) for x, y in _pixels_of_roof(axes, roofline)]
+    for op in by_op:  # the lines between eager and fused
+        on_line = [place for place, point in zip(places, roofline.points, strict=True) if point.op == op]
+        (x, bottom), (_, top) = min(on_line, key=lambda each: each[1]), max(on_line, key=lambda each: each[1])
+        taken.append(_box(x, bottom, 2).union([_box(x, bottom, 2), _box(x, top, 2)]))
+    peak, copy = f"{amount(ceilings.gflops)} GFLOP/s, matrix product", f"{amount(ceilings.gigabytes)} GB/s, copy"
+    end = (axes.get_xlim()[1], ceilings.gflops)
+    text = axes.annotate(
+        peak, end, (-4, 5), textcoords="offset points", ha="right", va="bottom", fontsize=8.5, color=_INK
+    )
+    taken.append(text.get_window_extent())
+    taken.append(_along_slope(axes, roofline, copy))
+    intensities = {point.op: point.intensity for point in roofline.points}
+    labels = []
+    for op, speeds in by_op.items():
+        label = op.replace("_window_attention", "\nwindow attention").replace("_", " ")
+        fused = max((speed for backend, speed in speeds.items() if backend != "eager"), default=None)
+        if fused is not None:
+            label += f"\n{fused / speeds['eager']:.2g}× eager"
+        labels.append((label, (intensities[op], max(speeds.values())), _COLOURS[op]))
+    _place(axes, labels, taken)
+
+
+_WAYS = [
+    (x, y, horizontal, vertical)
+    for y, vertical in ((0, "center"), (-8, "top"), (8, "bottom"), (-30, "top"), (30, "bottom"))
+    for x, horizontal in ((10, "left"), (-10, "right"), (0, "center"))
+    if x or abs(y) == 8
+]
+"""Where a label may stand: offset from its point in points, and which side of it is there; the best first."""
+
+
+def _place(axes: Axes, labels: list[tuple[str, tuple[float, float], str]], taken: list[Any]) -> None:
+    """Write labels beside their points, all of them together in the way that covers least.
+
+    Args:
+        axes: Where.
+        labels: Text, point and colour of each.
+        taken: Boxes in pixels that they must not cover.
+    """
+    inside = axes.get_window_extent()
+    texts: list[list[Text]] = []
+    boxes: list[list[Any]] = []
+    costs: list[list[float]] = []
+    for label, at, colour in labels:
+        texts.append([])
+        for x, y, horizontal, vertical in _WAYS:
+            text = axes.annotate(
+                label, at, (x, y), textcoords="offset points", ha=horizontal, va=vertical, fontsize=9, color=colour
+            )
+            text.set_linespacing(1.15)
+            texts[-1].append(text)
+        boxes.append([text.get_window_extent() for text in texts[-1]])
+        costs.append([])
+        for index, box in enumerate(boxes[-1]):
+            covered = sum(box.overlaps(other) for other in taken)
+            outside = box.x0 < inside.x0 or box.x1 > inside.x1 or box.y0 < inside.y0 or box.y1 > inside.y1
+            costs[-1].append(float(covered + 100 * outside + index / 100))
+    pairs = list(combinations(range(len(labels)), 2))
+    clash = {
+        (one, other): [[10.0 * bool(a.overlaps(b)) for b in boxes[other]] for a in boxes[one]] for one, other in pairs
+    }
+
+    def cost(ways: tuple[int, ...]) -> float:
+        alone = sum(costs[index][way] for index, way in enumerate(ways))
+        return alone + sum(clash[one, other][ways[one]][ways[other]] for one, other in pairs)
+
+    # Of each label the places that are best for it alone suffice, and keep the number of combinations small.
+    likely = [sorted(range(len(_WAYS)), key=each.__getitem__)[:8] for each in costs]
+    best = min(product(*likely), key=cost)
+    for index, ways in enumerate(texts):
+        for way, unused in enumerate(ways):
+            if way != best[index]:
+                unused.remove()
+
+
+def _along_slope(axes: Axes, roofline: Roofline, label: str) -> Any:
+    """Write along the slope of the roof, above it; returns the place taken."""
+    ceilings = roofline.ceilings
+    left = axes.get_xlim()[0]
+    # The middle of what is seen of the slope, on a logarithmic axis.
+    middle = (left * ceilings.ridge) ** 0.5
+    ends = axes.transData.transform([(x, ceilings.gigabytes * x) for x in (left, ceilings.ridge)])
+    (dx, dy) = ends[1] - ends[0]
+    angle = float(np.degrees(np.arctan2(dy, dx)))
+    up = 5.0
+    offset = (-up * np.sin(np.radians(angle)), up * np.cos(np.radians(angle)))
+    text = axes.annotate(
+        label,
+        (middle, ceilings.gigabytes * middle),
+        offset,
+        textcoords="offset points",
+        rotation=angle,
+        rotation_mode="anchor",
+        ha="center",
+        va="bottom",
+        fontsize=8.5,
+        color=_INK,
+    )
+    return text.get_window_extent()
+
+
+def _pixels_of_roof(axes: Axes, roofline: Roofline) -> Any:
+    left, right = axes.get_xlim()
+    at = np.geomspace(left, right, 200)
+    return axes.transData.transform([(x, roofline.ceilings.roof(float(x))) for x in at])
+
+
+def _box(x: float, y: float, half: float) -> Any:
+    from matplotlib.transforms import Bbox
+
+    return Bbox.from_extents(x - half, y - half, x + half, y + half)

@@ -1,0 +1,98 @@
+"""Tables on the terminal, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from savl.atomic_write import atomic_write
+
+if TYPE_CHECKING:
+    from savl.profile.measure import Profile, Time
+    from savl.profile.roofline import Roofline
+
+
+def write_whole(path: Path, data: bytes, *, overwrite: bool) -> None:
+    """Write a file at once.
+
+    Args:
+        path: The file.
+        data: All of it.
+        overwrite: Replace an existing file.
+
+    Raises:
+        FileExistsError: The file is there and ``overwrite`` is False.
+        OSError: It cannot be written.
+    """
+    with atomic_write(path, overwrite=overwrite) as file:
+        view = memoryview(data)
+        while view:  # an unbuffered write may take only a part
+            view = view[file.write(view) :]
+
+
+def amount(number: float) -> str:
+    """A positive number to three or four digits, never with an exponent where it is large."""
+    return f"{number:.3g}" if number < 1000 else f"{number:,.0f}"
+
+
+def operations_table(profile: Profile, top: int, on_gpu: bool) -> Table:
+    """The operations that take longest.
+
+    Args:
+        profile: What was found.
+        top: How many of them.
+        on_gpu: Whether they are kernels of a GPU.
+    """
+    kind = "kernel" if on_gpu else "operation"
+    rows = profile.operations[:top]
+    title = f"{len(rows)} of {len(profile.operations)} {kind}s, by time of their own in a step"
+    return _times_table(title, (kind, "self ms", "of all", "calls"), rows)
+
+
+def ranges_table(profile: Profile, on_gpu: bool) -> Table:
+    """The annotated ranges.
+
+    Args:
+        profile: What was found.
+        on_gpu: Whether their times are those of the kernels in them.
+    """
+    what = "kernels in them" if on_gpu else "from begin to end"
+    title = f"ranges, {what}, in a step; they contain one another, so that shares add up to more than 100 %"
+    return _times_table(title, ("range", "total ms", "of step", "calls"), profile.ranges)
+
+
+def roofline_table(roofline: Roofline) -> Table:
+    """The points of a roofline, and how much of the roof each reaches."""
+    ceilings = roofline.ceilings
+    peak, copy = amount(ceilings.gflops), amount(ceilings.gigabytes)
+    title = f"roofline of {roofline.device}, {roofline.dtype}: {peak} GFLOP/s (matrix product), {copy} GB/s (copy)"
+    table = _table(title, ("op", "backend", "MFLOP", "MB", "FLOP/byte", "ms", "GFLOP/s", "of roof"), left=2)
+    for point in roofline.points:
+        table.add_row(
+            point.op,
+            point.backend,
+            amount(point.flops / 1e6),
+            amount(point.bytes / 1e6),
+            amount(point.intensity),
+            amount(1000 * point.seconds),
+            amount(point.gflops),
+            f"{point.gflops / ceilings.roof(point.intensity):.1%}",
+        )
+    return table
+
+
+def _times_table(title: str, columns: tuple[str, ...], rows: tuple[Time, ...]) -> Table:
+    table = _table(title, columns, left=1)
+    for row in rows:
+        table.add_row(escape(row.name), f"{1000 * row.seconds:.3f}", f"{row.share:.1%}", f"{row.calls:.4g}")
+    return table
+
+
+def _table(title: str, columns: tuple[str, ...], left: int) -> Table:
+    table = Table(title=escape(title), title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
+    return table

@@ -1,0 +1,278 @@
+"""Named ranges around the parts of a network, for torch.profiler, Nsight Systems and Nsight Compute.
+
+Names are plain words, outermost first: ``estimator``, ``group 0``, ``group 0 HAB 1``, ``group 0 HAB 1 CAB``; those of
+the ops end in the backend that serves: ``window_attention [triton]``.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from savl import ops
+from savl.network import CAB, DARHAG, DSCA, HAB, OCAB, SAVL, AmortizedEstimator, LikelihoodDecoder
+from savl.network.dsca import Guidance
+from savl.network.layers import MLP
+from savl.network.upsampler import DirectUpsampler, PixelShuffleUpsampler
+from savl.ops import KernelSettings, KernelUnavailable
+from savl.ops.switch import BACKENDS, EAGER, FUSED, OPS, serves
+
+NETWORK = "network"
+TITLES: dict[type[nn.Module], str] = {
+    SAVL: NETWORK,
+    AmortizedEstimator: "estimator",
+    DARHAG: "group",
+    DSCA: "DSCA",
+    HAB: "HAB",
+    OCAB: "OCAB",
+    CAB: "CAB",
+    MLP: "MLP",
+    Guidance: "guidance",
+    PixelShuffleUpsampler: "upsampler",
+    DirectUpsampler: "upsampler",
+    LikelihoodDecoder: "decoder",
+}
+"""What the ranges of a module are called."""
+
+_PARTS: dict[tuple[type[nn.Module], str], str] = {
+    (SAVL, "conv_first"): "shallow features",
+    (SAVL, "conv_last"): "deep features",
+    (DARHAG, "conv"): "convolution",
+}
+"""The same for modules that are nothing special but for where they are."""
+
+
+def range_names(model: nn.Module) -> dict[nn.Module, str]:
+    """The modules that get a range, outermost first, and its name.
+
+    Args:
+        model: A network, or any module with savl blocks in it.
+    """
+    paths = dict(model.named_modules())
+    names: dict[str, str] = {}
+    for path, module in paths.items():
+        outer, _, last = path.rpartition(".")
+        title = _PARTS.get((type(paths[outer]), last)) or _title(module)
+        if title is None:
+            continue
+        while outer and outer not in names:
+            outer = outer.rpartition(".")[0]
+        around = names.get(outer, NETWORK) if path else NETWORK
+        words = ([] if around == NETWORK else [around]) + [title] + ([last] if last.isdigit() else [])
+        names[path] = " ".join(words)
+    return {paths[path]: name for path, name in names.items()}
+
+
+@contextmanager
+def annotate(model: nn.Module) -> Iterator[None]:
+    """While it is open, named ranges surround the parts of a network and the four ops.
+
+    They go to `torch.profiler.record_function`, and to NVTX where there is a CUDA GPU. Nothing of it is left when the
+    block ends, however it ends; blocks may nest, a part that is annotated already keeps its one range. The backward
+    pass has no ranges of its own. What `torch.compile` made has none inside, and is compiled again once for a block.
+
+    Args:
+        model: A network, or any module with savl blocks in it, in training or evaluation mode. The block must not end
+            while another thread runs it.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: It has no savl blocks.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    names = range_names(model)
+    if not names:
+        raise ValueError(f"model must have savl blocks in it, {type(model).__name__} has none")
+    with _lock:
+        for module, name in names.items():
+            _hooked.setdefault(module, _Hooks(module, name)).open()
+        _wrapped_ops.open()
+    depth = len(_stack())
+    try:
+        yield
+    finally:
+        with _lock:
+            for module in names:
+                if _hooked[module].close():
+                    del _hooked[module]
+            _wrapped_ops.close()
+        _close_down_to(depth)
+
+
+@contextmanager
+def named_range(name: str) -> Iterator[None]:
+    """One range, for torch.profiler, and for NVTX where there is a CUDA GPU.
+
+    Args:
+        name: What profilers show.
+    """
+    depth = len(_stack())
+    _open(name, None)
+    try:
+        yield
+    finally:
+        _close_down_to(depth)
+
+
+def serving(op: str, tensor: Tensor, kernels: KernelSettings | None, limit: str | None = None) -> str:
+    """Name of the backend that serves a call; ``"refused"`` where it raises `KernelUnavailable`.
+
+    Args:
+        op: Name of the op.
+        tensor: Its main argument.
+        kernels: The model's setting; None for what holds in this thread.
+        limit: What else keeps a fused kernel from serving this call.
+    """
+    try:
+        fused = serves(op, tensor, kernels, limit)
+    except KernelUnavailable:
+        return "refused"
+    return next(name for name in BACKENDS[op] if FUSED[name].device == tensor.device.type) if fused else EAGER
+
+
+# Modules
+
+
+@dataclass
+class _Hooks:
+    """The hooks of one module, there while any block wants them."""
+
+    module: nn.Module
+    name: str
+    wanted: int = 0
+    handles: list[torch.utils.hooks.RemovableHandle] = field(default_factory=list)
+
+    def open(self) -> None:
+        self.wanted += 1
+        if self.wanted == 1:
+            self.handles = [
+                self.module.register_forward_pre_hook(self._before),
+                self.module.register_forward_hook(self._after, always_call=True),
+            ]
+
+    def close(self) -> bool:
+        """Returns whether nobody wants them any more."""
+        self.wanted -= 1
+        if self.wanted == 0:
+            for handle in self.handles:
+                handle.remove()
+        return self.wanted == 0
+
+    def _before(self, module: nn.Module, arguments: Any) -> None:
+        if not torch.compiler.is_compiling():
+            _open(self.name, module)
+
+    def _after(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        stack = _stack()
+        # Called after errors too, even where the range was not opened yet.
+        place = next((index for index in reversed(range(len(stack))) if stack[index].owner is module), None)
+        if place is not None:
+            _close_down_to(place)
+
+
+# Ops
+
+
+class _WrappedOps:
+    """The networks call ``ops.<name>``: while any block wants them, these are functions that open a range."""
+
+    def __init__(self) -> None:
+        self.wanted = 0
+        self.originals: dict[str, Any] = {}
+
+    def open(self) -> None:
+        self.wanted += 1
+        if self.wanted == 1:
+            self.originals = {op: getattr(ops, op) for op in OPS}
+            for op, function in self.originals.items():
+                setattr(ops, op, _in_range(op, function))
+
+    def close(self) -> None:
+        self.wanted -= 1
+        if self.wanted == 0:
+            for op, function in self.originals.items():
+                setattr(ops, op, function)
+            self.originals = {}
+
+
+def _in_range(op: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    main = next(iter(inspect.signature(function).parameters))
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        tensor = arguments[0] if arguments else options.get(main)
+        if torch.compiler.is_compiling() or not isinstance(tensor, Tensor):
+            return function(*arguments, **options)
+        limit = None
+        if op == "channel_modulation" and tensor.dtype == torch.float64:
+            others = [each for each in (*arguments, *options.values()) if isinstance(each, Tensor)]
+            limit = "mixed dtypes" if any(each.dtype != tensor.dtype for each in others) else None
+        with named_range(f"{op} [{serving(op, tensor, options.get('kernels'), limit)}]"):
+            return function(*arguments, **options)
+
+    return call
+
+
+# Ranges
+
+
+class _Range:
+    """One open range of this thread."""
+
+    def __init__(self, name: str, owner: nn.Module | None) -> None:
+        self.owner = owner
+        self._nvtx = _has_nvtx()
+        self._record = record_function(name)
+        self._record.__enter__()
+        if self._nvtx:
+            torch.cuda.nvtx.range_push(name)
+
+    def close(self) -> None:
+        if self._nvtx:
+            torch.cuda.nvtx.range_pop()
+        self._record.__exit__(None, None, None)
+
+
+@functools.cache
+def _has_nvtx() -> bool:
+    return torch.cuda.is_available()
+
+
+def _stack() -> list[_Range]:
+    """The open ranges of this thread."""
+    if not hasattr(_thread, "stack"):
+        _thread.stack = []
+    stack: list[_Range] = _thread.stack
+    return stack
+
+
+def _open(name: str, owner: nn.Module | None) -> None:
+    _stack().append(_Range(name, owner))
+
+
+def _close_down_to(depth: int) -> None:
+    stack = _stack()
+    while len(stack) > depth:
+        stack.pop().close()
+
+
+def _title(module: nn.Module) -> str | None:
+    return next((title for kind, title in TITLES.items() if isinstance(module, kind)), None)
+
+
+_lock = threading.Lock()
+_thread = threading.local()
+_hooked: dict[nn.Module, _Hooks] = {}
+_wrapped_ops = _WrappedOps()
