@@ -181,7 +181,7 @@ def extension() -> dict[str, Any]:
 
     sanitizers = []
     if wanted := os.environ.get("SAVL_SANITIZE"):  # for example address,undefined; see .ci/sanitize
-        sanitizers = [f"-fsanitize={wanted}", "-fno-omit-frame-pointer", "-O1", "-g", "-DSAVL_EMULATE_AVX512"]
+        sanitizers = [f"-fsanitize={wanted}", "-fno-omit-frame-pointer", "-O2", "-g", "-DSAVL_EMULATE_AVX512"]
     torch_root = Path(torch.__file__).parent
     major, minor = STABLE_ABI
     module = Extension(

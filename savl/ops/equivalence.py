@@ -8,6 +8,9 @@ kernel's own dtype (the rule of flash-attention's tests):
 ``tiny`` is what no result can do without: half a unit in the last place of the largest value, to be a number of its
 dtype, and the rounding of the judge itself, which adds up ``terms`` numbers in float64. Nothing in it is tuned.
 
+In float64 eager is the judge, and its own error does not show. It is taken to be that of float32, smaller by the ratio
+of their units; and the judge may be off by as much.
+
 The maxima are taken over several draws of the same shapes together: of a handful of numbers the eager path may by luck
 hit one nearly exactly, which says nothing about what rounding allows. Many draws do not help where the largest error is
 that of one number, far worse conditioned than all others: both paths then round it once, and which comes closer is
@@ -185,7 +188,16 @@ class Case:
         """
         fused, eager = self.run(backend, device=device), self.run(EAGER, device=device)
         reference = self.run(EAGER, torch.float64, "cpu")
-        return [measure(name, fused[name], eager[name], reference[name], self.terms) for name in reference]
+        budgets = [measure(name, fused[name], eager[name], reference[name], self.terms) for name in reference]
+        if {value.dtype for value in fused.values()} != {torch.float64}:
+            return budgets
+        single = self.run(EAGER, torch.float32, device)
+        ratio = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+        errors = [ratio * measure(b.name, single[b.name], single[b.name], reference[b.name], 0).error for b in budgets]
+        return [
+            replace(budget, eager_error=budget.eager_error + error, tiny=budget.tiny + error)
+            for budget, error in zip(budgets, errors, strict=True)
+        ]
 
 
 def judge(

@@ -108,10 +108,11 @@ def test_slow_candidates_are_measured_less_often_than_fast_ones() -> None:
 
 def test_what_the_compiler_speaks_against_is_not_measured() -> None:
     machine = FakeGpu({BEST: 10.0, KernelConfig(32, 32, 2, 1): 50.0})
-    outcome = tune.search(TASK, machine, lambda task, config: "spills" if config.block_m == 128 else None)
+    outcome = tune.search(TASK, machine, lambda task, config: "spills" if config.warps == BEST.warps else None)
     assert outcome.entry.config == KernelConfig(32, 32, 2, 1)
-    assert not [config for _, config in machine.measured if config.block_m == 128]
-    assert outcome.left_out == sum(config.block_m == 128 for config in tune.candidates(PROBLEM))
+    assert not [config for _, config in machine.measured if config.warps == BEST.warps]
+    assert RULE.warps != BEST.warps
+    assert outcome.left_out == sum(config.warps == BEST.warps for config in tune.candidates(PROBLEM))
 
 
 def test_the_rule_is_measured_whatever_the_compiler_says() -> None:
