@@ -3,10 +3,17 @@
 //
 // Included once per instruction set, inside its namespace.
 
-constexpr int kRowTile = 4;    // query rows that share loads of keys and values in registers
-constexpr int kPanel = 3;      // vectors of columns in registers: kRowTile * kPanel accumulators
-constexpr int kRowBlock = 16;  // query rows whose logits are in cache at a time
-constexpr int kKeyBlock = 64;  // values in the first-level cache at a time
+constexpr int kRowTile = 4;  // query rows that share loads of keys and values in registers
+constexpr int kPanel = 3;    // vectors of columns in registers: kRowTile * kPanel accumulators
+// Chosen by benchmarks/cpu_blocks.py, which builds others.
+#ifndef SAVL_ROW_BLOCK
+#define SAVL_ROW_BLOCK 16
+#endif
+#ifndef SAVL_KEY_BLOCK
+#define SAVL_KEY_BLOCK 64
+#endif
+constexpr int kRowBlock = SAVL_ROW_BLOCK;  // query rows whose logits are in cache at a time
+constexpr int kKeyBlock = SAVL_KEY_BLOCK;  // values in the first-level cache at a time
 
 // Keys are padded to whole vectors, and to whole tiles where those are wider.
 template <typename T>
