@@ -1,18 +1,60 @@
-"""Lets the suites import each other wherever pytest is started from; nothing they time needs gradients."""
+"""Options and parameters of the suites; see `benchmarks.suite`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # benchmarks/ is not installed
+
+from benchmarks import suite
 
 
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--full``."""
+    parser.addoption("--full", action="store_true", help="everything, with what takes minutes to compile or to run")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test for each variant of the module's entries; those of an entry follow each other."""
+    if "of_suite" in metafunc.fixturenames:
+        chosen = list(suite.parameters(metafunc.module.ENTRIES, metafunc.config.getoption("--full")))
+        names = [f"{entry.name}-{device}-{variant}" for entry, device, variant, _ in chosen]
+        metafunc.parametrize("of_suite", chosen, ids=names)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every suite is timed by the clock that gives back what was measured."""
+    for item in items:
+        if "of_suite" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.benchmark(timer=suite.CLOCK))
+
+
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    """Say once what was measured where, in the words of benchmarks/machine.py, and no names of hosts."""
+    measured = {each["extra_info"].pop("on") for each in output_json["benchmarks"]}
+    output_json["devices"] = {device: suite.facts(device) for device in suite.DEVICES if device in measured}
+    output_json["ceilings"] = {device: suite.limits(device) for device in output_json["devices"]}
+    output_json["machine_info"] = next(iter(output_json["devices"].values()), {})
+    output_json.pop("commit_info", None)
+    for each in output_json["benchmarks"]:
+        each["stats"].pop("data", None)
+        each["params"] = {"of_suite": [str(part) for part in each["params"]["of_suite"][:3]]}
+
+
+@pytest.fixture(scope="session")
+def _suite() -> suite.Suite:
+    return suite.Suite()
+
+
+@pytest.fixture
+def hand_over(
+    benchmark: BenchmarkFixture, of_suite: tuple[suite.Entry, str, str, tuple[str, ...]], _suite: suite.Suite
+) -> Callable[[], None]:
+    """Measures what the test is for, if no test before it has, and gives pytest-benchmark its times."""
+    return lambda: _suite.hand_over(benchmark, *of_suite)

@@ -5,20 +5,14 @@
     python -m benchmarks.gpu_ratios --only max-autotune               # against torch.compile at its best, minutes
     python -m benchmarks.gpu_ratios --device cpu --side 32 --no-compile --network savl-tiny   # whether it runs at all
 
-Every variant is checked before it is timed: results and gradients, against eager in float64 (attention of 16-bit
-tensors and networks: float32), may be four times as far off as eager in the dtype at hand. A variant that fails, is
-out of memory or misses a library says so in the result and the others go on. Results are written after every part.
-Exit code 0 whatever the table says: it reports.
+Variants are checked, and times taken, as `benchmarks.measure` does. Results are written after every part. Exit code 0
+whatever the table says: it reports.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import re
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,22 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from benchmarks import machine
-from benchmarks.gpu_cases import COPY, ON_REQUEST, PARTS, Case, Run
+from benchmarks import cases, machine
+from benchmarks.cases import Case, NotHereError, Run
+from benchmarks.measure import COPY, ceilings, free, measured, reason, summary
 from savl.atomic_write import write_atomically
-
-SLACK = 4
-"""How many times eager's error a variant may have. What computes something else is further off; `savl.ops.equivalence`
-holds the fused kernels to 2."""
-FLUSHED = 2**29
-"""Bytes written before a timing. No cache holds more, and a GPU takes longer to write them than the host to launch what
-follows."""
-
-
-class NotHereError(RuntimeError):
-    """Something that this device does not have."""
 
 
 @dataclass
@@ -59,211 +42,101 @@ class Report:
             write_atomically(self.path, (json.dumps(self.content, indent=1) + "\n").encode())
 
 
-# How it is measured
+# What is promised
+
+Wanted = dict[str, float | None]
 
 
-def computation(case: Case, variant: str, inputs: tuple[Tensor, ...]) -> Callable[[], list[Tensor]]:
-    """A call that computes a variant's results, then its gradients where the case has them."""
-    call = case.variants[variant]
-    if not case.backward:
+@dataclass(frozen=True)
+class Settings:
+    """What to measure, and how often."""
 
-        def forward() -> list[Tensor]:
-            with torch.no_grad():
-                found = call(*inputs)
-            return [found] if isinstance(found, Tensor) else list(found)
+    run: Run
+    rounds: int
+    network: str
 
-        return forward
-    inputs = tuple(each.detach().clone().requires_grad_() for each in inputs)
-    generator = torch.Generator().manual_seed(13)
-    shape = (*inputs[0].shape[:3], 144)
-    grad_out = torch.randn(shape, generator=generator).to(case.inputs[0].dtype).to(inputs[0].device, inputs[0].dtype)
-
-    def forward_and_backward() -> list[Tensor]:
-        with torch.enable_grad():
-            out = call(*inputs)
-            assert isinstance(out, Tensor)
-            return [out.detach(), *torch.autograd.grad(out, inputs, grad_out)]
-
-    return forward_and_backward
+    def of_network(self, mode: str | None) -> Case:
+        """A network beside SDPA, or beside torch.compile in one of its modes."""
+        case = cases.network(self.run, self.network)
+        rivals = ("sdpa",) if mode is None else ("compile" if mode == "default" else f"compile, {mode}",)
+        return case.only((*rivals, "fused"))
 
 
-def check(case: Case, run: Run) -> tuple[dict[str, Callable[[], list[Tensor]]], dict[str, dict[str, Any]]]:
-    """Run every variant once and compare: the calls that may be timed, and what is known of all.
+@dataclass(frozen=True)
+class Part:
+    """One case, and how many times as fast as which variants the fused one shall be.
 
-    A variant's record has ``error`` and ``allowed`` for each result, as shares of its largest value, and the seconds
-    of its first call, which compiles what there is to compile; or ``failed`` and why.
+    Against a copy it is the share of its bandwidth. Of variants whose names begin alike ("sdpa", "sdpa, padded") the
+    fastest counts. None: measured, nothing promised.
     """
-    calls, records = {}, {}
-    reference, eager_errors = None, None
-    try:
-        reference = computation(case, "eager", tuple(each.to(case.wide) for each in case.inputs))()
-    except Exception as error:  # whatever a device or a library raises: the rest goes on
-        records["reference"] = {"failed": _reason(error)}
-    for variant in case.variants:
-        record: dict[str, Any] = {}
-        records[variant] = record
-        _free(run)
-        try:
-            call = computation(case, variant, case.inputs)
-            base = _allocated(run)
-            record["first_call_seconds"] = machine.seconds(lambda call=call: _finish(run, call()))
-            if run.cuda:
-                torch.cuda.reset_peak_memory_stats(run.device)
-            found = call()
-            if run.cuda:
-                torch.cuda.synchronize(run.device)
-                record["peak_bytes"] = torch.cuda.max_memory_allocated(run.device) - base
-            if reference is None:
-                record["unchecked"] = "there is no reference"
-            else:
-                errors = [_error(one, exact) for one, exact in zip(found, reference, strict=True)]
-                eager_errors = errors if variant == "eager" else eager_errors
-                finest = [torch.finfo(one.dtype).eps for one in found]
-                bases = eager_errors or [0.0] * len(errors)
-                allowed = [SLACK * own + eps for own, eps in zip(bases, finest, strict=True)]
-                record |= {"error": errors, "allowed": allowed}
-                if not all(error <= most for error, most in zip(errors, allowed, strict=True)):
-                    raise ArithmeticError(f"computes something else: errors {errors}, allowed {allowed}")
-            del found
-            calls[variant] = call
-        except Exception as error:
-            record["failed"] = _reason(error)
-    return calls, records
+
+    case: Callable[[Settings], Case]
+    wanted: Wanted
+    network: bool = False
+    compiles: bool = False
+    """Whether torch.compile of a network is measured, on CUDA GPUs alone."""
 
 
-def _error(found: Tensor, exact: Tensor) -> float:
-    scale = float(exact.abs().max())
-    return float((found.to(exact.dtype) - exact).abs().max()) / scale if scale else float(found.abs().max())
+def _part(make: Callable[..., Case], wanted: Wanted, **options: Any) -> Part:
+    def case(settings: Settings) -> Case:
+        made = make(settings.run, **options)
+        rivals = [name for name in (*made.variants, *made.absent) if any(_alike(name, against) for against in wanted)]
+        return made.only((*rivals, "fused"))
+
+    return Part(case, wanted)
 
 
-def _reason(error: Exception) -> str:
-    said = str(error).strip().splitlines()
-    kind = "not on this device" if isinstance(error, NotHereError) else type(error).__name__
-    return f"{kind}: {said[0][:300] if said else ''}"
+def _alike(variant: str, against: str) -> bool:
+    return variant == against or variant.startswith(f"{against}, ")
 
 
-def _allocated(run: Run) -> int:
-    return torch.cuda.memory_allocated(run.device) if run.cuda else 0
+PARTS: dict[str, Part] = {
+    "window": _part(cases.window, {"eager": 8, "sdpa": 2, "flex": 1.5}),
+    "window-backward": _part(cases.window, {"eager": 5, "sdpa": 1.5, "flex": 1.3}, backward=True),
+    "overlapping": _part(cases.overlapping, {"eager": 8, "sdpa": None, "flex": None}),
+    "overlapping-backward": _part(cases.overlapping, {"eager": None, "sdpa": None, "flex": None}, backward=True),
+    "posterior": _part(cases.posterior, {"eager": None, COPY: 0.9}),
+    "posterior-plain": _part(cases.posterior, {"eager": None, COPY: 0.9}, noise=False),
+    "modulation": _part(cases.modulation, {"eager": None, COPY: 0.9}),
+    "network": Part(lambda given: given.of_network(None), {"eager": 3, "sdpa": None}, network=True),
+    "network-compile": Part(
+        lambda given: given.of_network("default"), {"eager": 3, "compile": None}, network=True, compiles=True
+    ),
+    "max-autotune": Part(
+        lambda given: given.of_network("max-autotune"),
+        {"eager": 3, "compile, max-autotune": 1.5},
+        network=True,
+        compiles=True,
+    ),
+}
+ON_REQUEST = ("max-autotune",)
+"""Parts that take long and run only when named."""
 
 
-def _free(run: Run) -> None:
-    gc.collect()
-    if run.cuda:
-        torch.cuda.empty_cache()
-
-
-def _finish(run: Run, result: object) -> None:
-    if run.cuda:
-        torch.cuda.synchronize(run.device)
-
-
-def timings(
-    calls: Mapping[str, Callable[[], object]], run: Run, rounds: int
-) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Seconds of every call in turn, round after round, with cold caches; and why calls that fail are left out."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    failed: dict[str, str] = {}
-    cold = torch.empty(FLUSHED if run.cuda else 0, dtype=torch.int8, device=run.device)
-    warm_up = 2 if run.cuda else 1
-    for number in range(rounds + warm_up):
-        for name, call in calls.items():
-            if name in failed:
-                continue
-            try:
-                seconds = _timed(call, run, cold)
-            except Exception as error:
-                failed[name] = _reason(error)
-                continue
-            if number >= warm_up:
-                times[name].append(seconds)
-    return {name: values for name, values in times.items() if name not in failed and values}, failed
-
-
-def _timed(call: Callable[[], object], run: Run, cold: Tensor) -> float:
-    if not run.cuda:
-        return machine.seconds(call)
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize(run.device)
-    cold.zero_()
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
-
-
-def summary(seconds: Sequence[float]) -> dict[str, float]:
-    """Median and spread in milliseconds."""
-    ordered = sorted(1000 * each for each in seconds)
-    quarter = len(ordered) // 4
-    return {
-        "median_ms": statistics.median(ordered),
-        "quartiles_ms": [ordered[quarter], ordered[-1 - quarter]],  # type: ignore[dict-item]
-        "min_ms": ordered[0],
-        "max_ms": ordered[-1],
-    }
-
-
-def ceilings(run: Run) -> dict[str, float]:
-    """What this device does at best: bytes copied a second, read and written counted, and operations of a product."""
-    count, size = (2**29, 8192) if run.cuda else (2**24, 512)
-    source = torch.ones(count // 4, device=run.device)
-    target = torch.empty_like(source)
-    a, b = (torch.randn(size, size, device=run.device).to(run.dtype) for _ in range(2))
-    calls = {"copy": lambda: target.copy_(source), "product": lambda: a @ b}
-    times, failed = timings(calls, run, 10 if run.cuda else 3)
-    if failed:
-        raise RuntimeError(f"no ceilings: {failed}")
-    return {
-        "copy_gb_per_second": 2 * count / statistics.median(times["copy"]) / 1e9,
-        "product_tflops": 2 * size**3 / statistics.median(times["product"]) / 1e12,
-    }
-
-
-def measure_part(name: str, run: Run, limits: Mapping[str, float]) -> dict[str, Any]:
+def measure_part(name: str, settings: Settings, limits: Mapping[str, float]) -> dict[str, Any]:
     """One part: its variants, checked and timed, and its ratios.
 
     Args:
         name: One of `PARTS`.
-        run: Where, on what and how often.
-        limits: What `ceilings` found.
+        settings: Where, on what and how often.
+        limits: What `benchmarks.measure.ceilings` found.
     """
-    is_network = name in ("network", *ON_REQUEST, "network-compile")
-    if "compile" in name or name in ON_REQUEST:
+    part, run = PARTS[name], settings.run
+    if part.compiles:
         if not run.cuda:
             raise NotHereError("torch.compile of a network is measured on CUDA GPUs")
         if not run.compiled:
             raise NotHereError("torch.compile was switched off")
-    case = PARTS[name](run)
-    calls, records = check(case, run)
-    if "flex" in case.wanted and "flex" not in records:
-        records["flex"] = {"failed": "torch.compile was switched off"}
-    _free(run)
-    timed: dict[str, Callable[[], object]] = dict(calls)
-    if COPY in case.wanted:
-        source = torch.ones(int(case.moved) // 8, device=run.device)
-        target = torch.empty_like(source)
-        timed[COPY] = lambda: target.copy_(source)
-        records[COPY] = {}
-    rounds = max(run.rounds // 4, min(run.rounds, 3)) if is_network else run.rounds
-    times, failed = timings(timed, run, rounds)
-    for variant, reason in failed.items():
-        records[variant]["failed"] = reason
-    for variant, seconds in times.items():
-        median = statistics.median(seconds)
-        records[variant] |= summary(seconds)
-        if case.flops and limits:
-            records[variant]["tflops"] = case.flops / median / 1e12
-            records[variant]["of_product_tflops"] = records[variant]["tflops"] / limits["product_tflops"]
-        if case.moved and limits:
-            records[variant]["gb_per_second"] = case.moved / median / 1e9
-            records[variant]["of_copy_bandwidth"] = records[variant]["gb_per_second"] / limits["copy_gb_per_second"]
-    ratios = [ratio(case.what, against, wanted, records) for against, wanted in case.wanted.items()]
+    case = part.case(settings)
+    rounds = max(settings.rounds // 4, min(settings.rounds, 3)) if part.network else settings.rounds
+    records = measured(case, run, rounds, limits)
+    for record in records.values():
+        if "seconds" in record:
+            record |= summary(record.pop("seconds"))
+    ratios = [ratio(case.what, against, wanted, records) for against, wanted in part.wanted.items()]
     if name == "network":
         memory = ratio(f"{case.what}, peak memory", "eager", 3, records, "peak_bytes")
-        ratios.append(
-            memory if run.cuda else memory | {"why": "not on this device: memory is read off CUDA's allocator"}
-        )
+        ratios.append(memory)
     return {"state": "done", "what": case.what, "rounds": rounds, "variants": records, "ratios": ratios}
 
 
@@ -271,7 +144,7 @@ def ratio(
     what: str, against: str, wanted: float | None, records: Mapping[str, Any], figure: str = "median_ms"
 ) -> dict[str, Any]:
     """How many times the fused variant's figure is that of another, the best of those that are called alike."""
-    rivals = {name: record for name, record in records.items() if name == against or name.startswith(f"{against}, ")}
+    rivals = {name: record for name, record in records.items() if _alike(name, against)}
     known = {name: record[figure] for name, record in rivals.items() if figure in record}
     row: dict[str, Any] = {"what": what, "against": against, "ratio": None, "wanted": wanted, "met": None}
     fused = records.get("fused", {})
@@ -289,60 +162,26 @@ def ratio(
 # The run
 
 
-def facts(run: Run) -> dict[str, Any]:
-    """What the figures depend on."""
-    if not run.cuda:
-        return {"device": machine.cpu_name(), **machine.facts()}
-    properties = torch.cuda.get_device_properties(run.device)
-    try:
-        from triton import __version__ as triton
-    except ImportError:
-        triton = None
-    return {
-        "device": properties.name,
-        "capability": f"{properties.major}.{properties.minor}",
-        "multiprocessors": properties.multi_processor_count,
-        "memory_gib": properties.total_memory / 2**30,
-        "driver": _driver(),
-        "cuda": torch.version.cuda,
-        "triton": triton,
-        **machine.facts(),
-    }
-
-
-def _driver() -> str | None:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
-    except (OSError, IndexError, subprocess.CalledProcessError):
-        return None
-
-
-def slug(device: str) -> str:
-    """Name of a device as the name of a folder."""
-    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-
-
-def measure(run: Run, parts: Iterable[str], report: Report) -> dict[str, Any]:
+def measure(settings: Settings, parts: Iterable[str], report: Report) -> dict[str, Any]:
     """Measure part by part, and write after each.
 
     Args:
-        run: Where, on what and how often.
+        settings: Where, on what and how often.
         parts: Of `PARTS`.
         report: Where to write.
 
     Returns:
         The content of the report.
     """
-    content = report.content
+    content, run = report.content, settings.run
     content |= {
-        "machine": facts(run),
+        "machine": machine.device_facts(run.device),
         "settings": {
             "side": run.side,
             "dtype": str(run.dtype).removeprefix("torch."),
-            "rounds": run.rounds,
+            "rounds": settings.rounds,
             "compiled": run.compiled,
-            "network": run.network,
+            "network": settings.network,
         },
         "complete": False,
         "parts": {},
@@ -351,20 +190,20 @@ def measure(run: Run, parts: Iterable[str], report: Report) -> dict[str, Any]:
     try:
         limits = ceilings(run)
     except Exception as error:
-        content["ceilings_failed"] = _reason(error)
+        content["ceilings_failed"] = reason(error)
     content["ceilings"] = limits
     report.write()
     for name in parts:
         start = time.perf_counter()
         try:
-            part = measure_part(name, run, limits)
+            part = measure_part(name, settings, limits)
         except NotHereError as error:
             part = {"state": "not on this device", "why": str(error), "ratios": []}
         except Exception as error:
-            part = {"state": "failed", "why": _reason(error), "ratios": []}
+            part = {"state": "failed", "why": reason(error), "ratios": []}
         content["parts"][name] = {**part, "seconds": time.perf_counter() - start}
         torch.compiler.reset()
-        _free(run)
+        free(run)
         report.write()
     content["complete"] = True
     report.write()
@@ -414,13 +253,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("torch finds no GPU", file=sys.stderr)
             return 1
         torch.cuda.set_device(device)
-    run = Run(device, getattr(torch, given.dtype), given.side, given.rounds, not given.no_compile, given.network)
+    run = Run(device, getattr(torch, given.dtype), given.side, not given.no_compile)
     parts = given.only or [name for name in PARTS if name not in ON_REQUEST]
     named = "gpu_ratios.json" if not given.only else f"gpu_ratios_{'_'.join(given.only)}.json"
-    path = given.json
-    if path is None:
-        path = machine.ROOT / "benchmarks/results" / slug(facts(run)["device"]) / named
-    print(table(measure(run, parts, Report(path))))
+    path = given.json or machine.folder_of(machine.device_facts(device)) / named
+    print(table(measure(Settings(run, given.rounds, given.network), parts, Report(path))))
     print(path, file=sys.stderr)
     return 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-import statistics
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -29,8 +29,44 @@ def facts() -> dict[str, Any]:
         "torch": torch.__version__,
         "compiler": info["compiler"],
         "savl": savl.__version__,
+        "python": platform.python_version(),
         "commit": _commit(),
     }
+
+
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """`facts` and, as ``device``, the name of what computes; of a CUDA GPU its driver and libraries too."""
+    if device.type != "cuda":
+        return {"device": cpu_name(), **facts()}
+    properties = torch.cuda.get_device_properties(device)
+    try:
+        from triton import __version__ as triton
+    except ImportError:
+        triton = None
+    return {
+        "device": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_gib": properties.total_memory / 2**30,
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        "triton": triton,
+        **facts(),
+    }
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
+    except (OSError, IndexError, subprocess.CalledProcessError):
+        return None
+
+
+def folder_of(facts: dict[str, Any]) -> Path:
+    """Where results of a machine belong: a GPU's by its name, a CPU's by its name and threads."""
+    name = re.sub(r"[^a-z0-9]+", "-", facts["device"].lower()).strip("-")
+    return ROOT / "benchmarks/results" / (name if "capability" in facts else f"{name}-{facts['threads']}-threads")
 
 
 def cpu_name() -> str:
@@ -57,30 +93,3 @@ def seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def interleaved(calls: dict[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
-    """Seconds of every call in turn, round after round, so that whatever else the machine does hits all alike."""
-    for _ in range(warm_up):
-        for call in calls.values():
-            call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(seconds(call))
-    return times
-
-
-def peak_gflops(rounds: int = 7) -> float:
-    """GFLOP/s of a large matrix product in float32: what this machine's cores can do together."""
-    a, b, out = (torch.randn(1536, 1536) for _ in range(3))
-    times = interleaved({"mm": lambda: torch.mm(a, b, out=out)}, rounds)["mm"]
-    return 2 * 1536**3 / statistics.median(times) / 1e9
-
-
-def memory_bandwidth(rounds: int = 7) -> float:
-    """GB/s, bytes read and bytes written counted, of copying 256 MiB: far more than any cache holds."""
-    source = torch.ones(2**26)
-    target = torch.empty_like(source)
-    times = interleaved({"copy": lambda: target.copy_(source)}, rounds)["copy"]
-    return 2 * 4 * 2**26 / statistics.median(times) / 1e9

@@ -13,15 +13,20 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import machine, peak_memory, subjects, tables
-from benchmarks.subjects import Subject
+from benchmarks import cases, machine, peak_memory, tables
+from benchmarks.cases import Case, Run
+from benchmarks.measure import COPY, ceilings, measured
 from savl.atomic_write import write_atomically
+
+SIDE = 64
+"""Tokens along a side of the tile that everything is measured on."""
 
 
 @dataclass(frozen=True)
@@ -43,43 +48,39 @@ class Ratio:
 MEMORY = "copy in memory"
 """The bandwidth of a copy too large for any cache; "copy" is one of as many bytes as the op moves, which fit there."""
 
-OPS: list[tuple[str, dict[str, float]]] = [
-    ("window_attention", {"eager": 8, "sdpa": 2, "sdpa, mask kept": 2}),
-    ("overlapping_window_attention", {"eager": 6, "sdpa": 2, "sdpa, mask kept": 2}),
-    ("gaussian_posterior", {"eager": 3, MEMORY: 0.8, "copy": 0.8}),
-    ("channel_modulation", {"eager": 3, MEMORY: 0.8, "copy": 0.8}),
+OPS: list[tuple[str, Mapping[str, float]]] = [
+    ("window", {"eager": 8, "sdpa": 2, "sdpa, mask kept": 2}),
+    ("overlapping", {"eager": 6, "sdpa": 2, "sdpa, mask kept": 2}),
+    ("posterior", {"eager": 3, MEMORY: 0.8, COPY: 0.8}),
+    ("modulation", {"eager": 3, MEMORY: 0.8, COPY: 0.8}),
 ]
-"""For each op, how many times as fast as what; against a copy, the share of its bandwidth."""
+"""For each op of `benchmarks.cases`, how many times as fast as what; against a copy, the share of its bandwidth."""
 
 
-def of_op(
-    subject: Subject, wanted: dict[str, float], rounds: int, peak: float, bandwidth: float
+def of_case(
+    case: Case, wanted: Mapping[str, float], run: Run, rounds: int, limits: Mapping[str, float]
 ) -> tuple[list[Ratio], dict[str, Any]]:
-    """Measure one op; ``peak`` in GFLOP/s and ``bandwidth`` in GB/s are the machine's."""
-    subject.check()
-    times = machine.interleaved({**subject.variants, **(subject.copies or {})}, rounds)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    """Measure one case; ``limits`` are the machine's ceilings.
+
+    Raises:
+        RuntimeError: A variant that counts could not be measured.
+    """
+    case = case.only((*wanted, "fused"))
+    records = measured(case, run, rounds, limits)
+    broken = {name: record["failed"] for name, record in records.items() if "failed" in record and name in wanted}
+    if broken or "seconds" not in records["fused"]:
+        raise RuntimeError(f"{case.what}: {broken or records['fused']}")
+    medians = {name: statistics.median(record["seconds"]) for name, record in records.items() if "seconds" in record}
     fused = medians["fused"]
-    medians[MEMORY] = subject.bytes / bandwidth / 1e9
-    bound = f"{subject.flops / fused / 1e9:.0f} GFLOP/s, {subject.flops / fused / 1e9 / peak:.0%} of the peak"
-    if subject.copies:
-        bound = f"{subject.bytes / fused / 1e9:.1f} GB/s"
-    ratios = [Ratio(subject.name, name, medians[name] / fused, least, bound) for name, least in wanted.items()]
-    return ratios, {"median_seconds": medians, "rounds": rounds, "flops": subject.flops, "bytes": subject.bytes}
-
-
-def of_network(name: str, wanted: dict[str, float], rounds: int, compiled: bool) -> tuple[list[Ratio], dict[str, Any]]:
-    """Measure one network on a 64×64 tile."""
-    subject = subjects.network(name, compiled=compiled)
-    subject.check()
-    times = machine.interleaved(subject.variants, rounds, warm_up=1)
-    medians = {variant: statistics.median(values) for variant, values in times.items()}
-    ratios = [
-        Ratio(f"{name}, 64×64", variant, medians[variant] / medians["fused"], least, f"{medians['fused']:.2f} s")
-        for variant, least in wanted.items()
-        if variant in medians
-    ]
-    return ratios, {"median_seconds": medians, "rounds": rounds}
+    detail = f"{fused:.2f} s"
+    if case.copied:
+        medians[MEMORY] = case.moved / limits["copy_gb_per_second"] / 1e9
+        detail = f"{case.moved / fused / 1e9:.1f} GB/s"
+    elif case.flops:
+        rate = case.flops / fused / 1e9
+        detail = f"{rate:.0f} GFLOP/s, {rate / 1000 / limits['product_tflops']:.0%} of the peak"
+    ratios = [Ratio(case.what, name, medians[name] / fused, least, detail) for name, least in wanted.items()]
+    return ratios, {"median_seconds": medians, "rounds": rounds, "flops": case.flops, "bytes": case.moved}
 
 
 def of_memory(name: str) -> tuple[list[Ratio], dict[str, Any]]:
@@ -91,8 +92,12 @@ def of_memory(name: str) -> tuple[list[Ratio], dict[str, Any]]:
 
 def measure(compiled: bool, rounds: int) -> dict[str, Any]:
     """Everything, as plain data."""
-    peak, bandwidth = machine.peak_gflops(), machine.memory_bandwidth()
-    facts = machine.facts() | {"peak_gflops": peak, "memory_gb_per_second": bandwidth}
+    run = Run(torch.device("cpu"), torch.float32, SIDE, compiled=False, kept_masks=True)
+    limits = ceilings(run)
+    facts = machine.facts() | {
+        "peak_gflops": 1000 * limits["product_tflops"],
+        "memory_gb_per_second": limits["copy_gb_per_second"],
+    }
     report: dict[str, Any] = {"machine": facts, "ratios": [], "measured": {}}
 
     def add(key: str, found: tuple[list[Ratio], dict[str, Any]]) -> None:
@@ -101,9 +106,11 @@ def measure(compiled: bool, rounds: int) -> dict[str, Any]:
         report["measured"][key] = measured
 
     for op, wanted in OPS:
-        add(op, of_op(getattr(subjects, op)(), wanted, rounds, peak, bandwidth))
-    add("savl-base", of_network("savl-base", {"eager": 3, "sdpa": 1.8, "compile": 1}, max(rounds // 4, 3), compiled))
-    add("hat-s", of_network("hat-s", {"eager": 1.8, "sdpa": 1}, max(rounds // 4, 3), False))
+        add(op, of_case(getattr(cases, op)(run), wanted, run, rounds, limits))
+    few = max(rounds // 4, 3)
+    peers = {"eager": 3.0, "sdpa": 1.8} | ({"compile": 1.0} if compiled else {})
+    add("savl-base", of_case(cases.network(run, "savl-base"), peers, run, few, limits))
+    add("hat-s", of_case(cases.network(run, "hat-s"), {"eager": 1.8, "sdpa": 1}, run, few, limits))
     add("peak memory", of_memory("savl-base"))
     return report
 
@@ -115,7 +122,6 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true", help="torch.compile the network too")
     parser.add_argument("--rounds", type=int, default=21, help="times each op is measured")
     arguments = parser.parse_args()
-    torch.set_grad_enabled(False)
     report = measure(arguments.compile, arguments.rounds)
     print(tables.ratios_of(report))
     if arguments.json is not None:

@@ -1,17 +1,14 @@
-"""Write the tables of README.md and of the model cards from committed results.
+"""Tables of README.md, of the model cards and of docs/benchmarks.md, from committed results.
 
-    python benchmarks/tables.py          # rewrite what stands between the markers
-    python benchmarks/tables.py --check  # only say whether it is up to date
-
-Scores come from `savl evaluate --json`, limits from benchmarks/limits.py, ratios from benchmarks/ratios.py.
+Scores come from `savl evaluate --json`, limits from `benchmarks.limits`, ratios from `benchmarks.ratios`.
+`benchmarks.report` writes them.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +50,6 @@ def limits() -> str:
     return "\n".join(lines) + "\n"
 
 
-def ratios() -> str:
-    """The promised ratios and what they are, a table per machine."""
-    reports = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(LIMITS.glob("*/cpu_ratios.json")))
-    return "\n".join(ratios_of(report) for report in reports)
-
-
 def ratios_of(report: dict[str, Any]) -> str:
     """The table of one report of benchmarks/ratios.py."""
     facts = report["machine"]
@@ -80,38 +71,24 @@ def _row(scores: dict[str, float]) -> str:
     return f"{scores['psnr_y']:.2f} / {scores['ssim_y']:.4f} / {scores['psnr_rgb']:.2f}"
 
 
-def documents() -> dict[Path, str]:
-    """Every document with a table, and what it should say."""
+def documents(readme: Mapping[str, str]) -> dict[Path, str]:
+    """Every document with a table, and what it should say.
+
+    Args:
+        readme: Tables of README.md alone, by marker.
+    """
     found = {ROOT / "README.md": "savl-tiny"}
     found |= {path: path.stem for path in (ROOT / "savl" / "weights").glob("*.md")}
-    return {
-        path: _between(
-            "ratios",
-            ratios(),
-            _between("limits", limits(), _between("scores", scores(model), path.read_text(encoding="utf-8"))),
-        )
-        for path, model in found.items()
-    }
+    texts = {}
+    for path, model in found.items():
+        text = path.read_text(encoding="utf-8")
+        for name, table in {"scores": scores(model), "limits": limits(), **readme}.items():
+            text = between(name, table, text)
+        texts[path] = text
+    return texts
 
 
-def _between(name: str, table: str, text: str) -> str:
+def between(name: str, table: str, text: str) -> str:
+    """The text with a table between the markers of its name, if it has them."""
     marked = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
     return marked.sub(lambda _: table, text)  # a function: a string would have its backslashes interpreted
-
-
-def main() -> int:
-    """Rewrite or check; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if a table is out of date")
-    check = parser.parse_args().check
-    old = {path: path.read_text(encoding="utf-8") for path in documents()}
-    stale = [path for path, text in documents().items() if text != old[path]]
-    for path in stale:
-        print(f"{path.relative_to(ROOT)}: {'out of date' if check else 'rewritten'}")
-        if not check:
-            path.write_text(documents()[path], encoding="utf-8")
-    return 1 if check and stale else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

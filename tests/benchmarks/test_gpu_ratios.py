@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import flex, gpu_cases, gpu_ratios, sdpa
+from benchmarks import cases, flex, gpu_ratios, measure, sdpa
 from savl import ops
 from savl.ops.switch import EAGER, FUSED, why_unavailable
 
@@ -59,10 +59,10 @@ def test_a_run_on_the_cpu_measures_every_op_and_says_what_needs_a_gpu(tmp_path: 
                 continue
             assert "failed" not in record, (name, variant, record)
             assert 0 < record["min_ms"] <= record["median_ms"] <= record["max_ms"]
-            if variant != gpu_cases.COPY:
+            if variant != measure.COPY:
                 assert all(error <= most for error, most in zip(record["error"], record["allowed"], strict=True))
         for row in part["ratios"]:
-            measured = row["against"] != "flex" and "memory" not in row["what"]
+            measured = row["against"] != "flex"
             assert (row["ratio"] is not None) == measured, row
             assert row["met"] == (None if row["wanted"] is None or not measured else row["ratio"] >= row["wanted"])
             assert measured or row["why"]
@@ -73,8 +73,8 @@ def test_a_variant_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path, m
     def out_of_memory(*_: Any, **__: Any) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(gpu_cases.sdpa, "window_attention", out_of_memory)
-    monkeypatch.setattr(gpu_cases.Run, "fused", lambda self: gpu_cases.EAGER)
+    monkeypatch.setattr(cases.sdpa, "window_attention", out_of_memory)
+    monkeypatch.setattr(cases.Run, "fused", lambda self: cases.EAGER)
     part = run(tmp_path / "ratios.json", "--only", "window")["parts"]["window"]
     assert part["state"] == "done"
     assert part["variants"]["sdpa"]["failed"].startswith("OutOfMemoryError: CUDA out of memory")
@@ -85,8 +85,8 @@ def test_a_variant_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path, m
 
 
 def test_a_variant_that_computes_something_else_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_cases.sdpa, "window_attention", lambda qkv, *_, **__: qkv[..., :144].clone())
-    monkeypatch.setattr(gpu_cases.Run, "fused", lambda self: gpu_cases.EAGER)
+    monkeypatch.setattr(cases.sdpa, "window_attention", lambda qkv, *_, **__: qkv[..., :144].clone())
+    monkeypatch.setattr(cases.Run, "fused", lambda self: cases.EAGER)
     part = run(tmp_path / "ratios.json", "--only", "window")["parts"]["window"]
     assert "computes something else" in part["variants"]["sdpa"]["failed"]
     assert "median_ms" not in part["variants"]["sdpa"]
@@ -95,11 +95,11 @@ def test_a_variant_that_computes_something_else_is_not_timed(tmp_path: Path, mon
 def test_a_part_that_fails_leaves_what_was_measured_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ratios.json"
 
-    def cut_off(run: gpu_cases.Run) -> gpu_cases.Case:
+    def cut_off(settings: gpu_ratios.Settings) -> cases.Case:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(gpu_cases.PARTS, "network", cut_off)
-    monkeypatch.setattr(gpu_cases.Run, "fused", lambda self: gpu_cases.EAGER)
+    monkeypatch.setitem(gpu_ratios.PARTS, "network", gpu_ratios.Part(cut_off, {}))
+    monkeypatch.setattr(cases.Run, "fused", lambda self: cases.EAGER)
     with pytest.raises(KeyboardInterrupt):
         run(path, "--only", "modulation", "network")
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -109,7 +109,7 @@ def test_a_part_that_fails_leaves_what_was_measured_before(tmp_path: Path, monke
 
 def test_the_fused_kernels_are_asked_for_by_name() -> None:
     for kind in ("cpu", "cuda"):
-        wanted = gpu_cases.Run(torch.device(kind), torch.float32, 32, 1, False, "savl-tiny").fused()
+        wanted = cases.Run(torch.device(kind), torch.float32, 32, False).fused()
         chosen = {getattr(wanted, op) for op in ops.switch.OPS}
         assert EAGER not in chosen
         assert {FUSED[name].device for name in chosen} == {kind}
@@ -119,7 +119,7 @@ def test_the_fused_kernels_are_asked_for_by_name() -> None:
 def test_flex_and_padded_sdpa_agree_with_the_reference_on_shifted_windows(window: int, shift: int, batch: int) -> None:
     qkv = torch.randn(batch, 32, 32, 3 * 48)
     table, severity = torch.randn((2 * window - 1) ** 2, 2), 2 * torch.rand(batch, 32, 32)
-    expected = ops.window_attention(qkv, table, severity, window=window, shift=shift, kernels=gpu_cases.EAGER)
+    expected = ops.window_attention(qkv, table, severity, window=window, shift=shift, kernels=cases.EAGER)
     mask = flex.shift_block_mask(32, 32, window, shift, batch) if shift else None
     by_flex = quietly(flex.window_attention, qkv, table, severity, window=window, shift=shift, block_mask=mask)
     torch.testing.assert_close(by_flex, expected, rtol=0, atol=2e-5)
@@ -134,7 +134,7 @@ def test_flex_and_padded_sdpa_agree_with_the_reference_on_overlapping_windows() 
     q, kv = torch.randn(1, 32, 32, 144).split((48, 96), dim=-1)
     table, severity = torch.randn(39**2, 2), 2 * torch.rand(1, 32, 32)
     windows = {"window": 16, "key_window": 24}
-    expected = ops.overlapping_window_attention(q, kv, table, severity, **windows, kernels=gpu_cases.EAGER)
+    expected = ops.overlapping_window_attention(q, kv, table, severity, **windows, kernels=cases.EAGER)
     by_flex = quietly(flex.overlapping_window_attention, q, kv, table, severity, **windows)
     torch.testing.assert_close(by_flex, expected, rtol=0, atol=2e-5)
     by_sdpa = sdpa.overlapping_window_attention(q, kv, table, severity, **windows, padded_head_dim=32)

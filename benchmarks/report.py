@@ -1,0 +1,327 @@
+"""One page from committed results: docs/benchmarks.md with its figures, and the tables of README.md and model cards.
+
+    python -m benchmarks.report           # rewrite them
+    python -m benchmarks.report --check   # change nothing, exit with 1 if one is out of date
+
+Results are the files in results/<machine>/: suite.json (``pytest benchmarks/ --benchmark-only --benchmark-json``),
+scaling.json (`benchmarks.scaling`), ratios (`benchmarks.ratios`, `benchmarks.gpu_ratios`) and limits.json
+(`benchmarks.limits`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import tables
+from benchmarks.scaling import growth
+from savl.profile.roofline import Ceilings, Point
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results"
+PAGE = ROOT / "docs/benchmarks.md"
+FIGURES = ROOT / "docs/benchmarks"
+VARIANTS = ("eager", "sdpa", "sdpa, mask kept", "flex", "compile", "compile, max-autotune", "copy", "fused",
+            "fused, CUDA graph")  # fmt: skip
+OPS = {
+    "window attention": "window_attention",
+    "overlapping attention": "overlapping_window_attention",
+    "posterior": "gaussian_posterior",
+    "modulation": "channel_modulation",
+}
+"""The entries of the ops' forward passes."""
+DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
+"""Of the suites."""
+PEERS = tuple(name for name in VARIANTS if not name.startswith(("fused", "copy")))
+
+Entries = dict[str, dict[str, dict[str, Any]]]
+
+
+def entries(suite: Mapping[str, Any]) -> Entries:
+    """The benchmarks of a file by group (entry and device) and variant: median, quartiles, and what else is known."""
+    found: Entries = {}
+    for each in suite["benchmarks"]:
+        variant = each["params"]["of_suite"][2] if each["params"] else each["name"]
+        stats = each["stats"]
+        record = {"median": stats["median"], "q1": stats["q1"], "q3": stats["q3"], "rounds": stats["rounds"]}
+        found.setdefault(each["group"], {})[variant] = record | each["extra_info"]
+    return found
+
+
+def duration(seconds: float) -> str:
+    """With three digits and the unit that suits."""
+    if seconds < 1e-3:
+        return f"{1e6 * seconds:.3g} µs"
+    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def best_peer(variants: Mapping[str, Mapping[str, Any]]) -> tuple[str, float] | None:
+    """The fastest variant that is not savl's own, and how many times as fast as it the fused one is."""
+    peers = {name: record["median"] for name, record in variants.items() if name in PEERS}
+    if not peers or "fused" not in variants:
+        return None
+    best = min(peers, key=lambda name: peers[name])
+    return best, peers[best] / variants["fused"]["median"]
+
+
+def suite_tables(found: Entries) -> str:
+    """A row for each entry: times, and the fused one against the best peer."""
+    used = [name for name in VARIANTS if any(name in variants for variants in found.values())]
+    lines = [f"| | {' | '.join(used)} | fused against the best peer |", f"|---|{'---:|' * len(used)}---|"]
+    for group, variants in found.items():
+        if "fused" not in variants:
+            continue
+        cells = [duration(variants[name]["median"]) if name in variants else "" for name in used]
+        peer = best_peer(variants)
+        verdict = "" if peer is None else f"{peer[1]:.2f} × {peer[0]}" + ("" if peer[1] >= 1 else ", **slower**")
+        lines.append(f"| {group.rsplit(', ', 1)[0]} | {' | '.join(cells)} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def bound_table(found: Entries) -> str:
+    """What the fused kernels reach of the ceilings, and the memory of both."""
+    lines = [
+        "| fused | GFLOP/s | of a product | GB/s | of a copy | of the roofline | peak memory | eager's |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for group, variants in found.items():
+        fused = variants.get("fused", {})
+        if not {"of_roofline", "peak_bytes"} & set(fused):
+            continue
+        flops = (
+            [f"{1000 * fused['tflops']:.1f}", f"{fused['of_product_tflops']:.0%}"] if "tflops" in fused else ["", ""]
+        )
+        moved = (
+            [f"{fused['gb_per_second']:.1f}", f"{fused['of_copy_bandwidth']:.0%}"]
+            if "gb_per_second" in fused
+            else ["", ""]
+        )
+        share = f"{fused['of_roofline']:.0%}" if "of_roofline" in fused else ""
+        memory = [
+            f"{record['peak_bytes'] / 2**20:.0f} MiB" if record.get("peak_bytes") else ""
+            for record in (fused, variants.get("eager", {}))
+        ]
+        lines.append(f"| {group.rsplit(', ', 1)[0]} | {' | '.join([*flops, *moved, share, *memory])} |")
+    return "\n".join(lines) + "\n"
+
+
+def start_table(found: Entries) -> str:
+    """Seconds of whole processes."""
+    rows = [f"| {name} | {duration(record['median'])} |" for name, record in found.get("start, cpu", {}).items()]
+    return "\n".join(["| a new process | takes |", "|---|---:|", *rows]) + "\n" if rows else ""
+
+
+def compile_table(found: Entries) -> str:
+    """First calls of what compiles."""
+    rows = [
+        f"| {group.rsplit(', ', 1)[0]} | {name} | {duration(record['first_call_seconds'])} |"
+        for group, variants in found.items()
+        for name, record in variants.items()
+        if name.startswith(("compile", "flex")) and "first_call_seconds" in record
+    ]
+    return "\n".join(["| | | first call, with compiling |", "|---|---|---:|", *rows]) + "\n" if rows else ""
+
+
+def scaling_section(report: Mapping[str, Any]) -> str:
+    """Growth with the area, and the other series."""
+    points, lines = report["points"], []
+    for subject in dict.fromkeys(row["subject"] for row in points if row["series"] == "area"):
+        for variant in ("eager", "fused"):
+            rows = [r for r in points if (r["series"], r["subject"], r["variant"]) == ("area", subject, variant)]
+            in_time, in_memory = growth(rows), growth(rows, "peak_bytes")
+            if in_time is None or in_memory is None:
+                continue
+            lost = [f"{row['side']}²" for row in rows if row.get("failed") == "out of memory"]
+            out = f"; out of memory at {' and '.join(lost)}" if lost else ""
+            lines.append(
+                f"- {subject}, {variant}: time grows as area^{in_time:.2f}, memory as area^{in_memory:.2f}{out}"
+            )
+    tiled = [row for row in points if row["tile"] and "seconds" in row]
+    for row in tiled:
+        lines.append(
+            f"- {row['subject']}, {row['variant']}, {row['side'] ** 2 / 2**20:.0f} megapixels "
+            f"in tiles of {row['tile']}: "
+            f"{duration(row['seconds'])}, {(row['peak_bytes'] or 0) / 2**20:.0f} MiB"
+        )
+    lines += ["", "| | | eager | fused | ratio |", "|---|---|---:|---:|---:|"]
+    for series, key in (("area", "side"), ("batch", "batch"), ("window", "window"), ("threads", "threads")):
+        rows = [row for row in points if row["series"] == series and not row["tile"]]
+        for subject, value in dict.fromkeys((row["subject"], row[key]) for row in rows):
+            pair = {row["variant"]: row for row in rows if (row["subject"], row[key]) == (subject, value)}
+            cells = [
+                f"{duration(row['seconds'])}, {(row['peak_bytes'] or 0) / 2**20:.0f} MiB"
+                if "seconds" in row
+                else row["failed"]
+                for row in (pair["eager"], pair["fused"])
+            ]
+            both = all("seconds" in row for row in pair.values())
+            ratio = f"{pair['eager']['seconds'] / pair['fused']['seconds']:.2f}" if both else ""
+            shown = (
+                f"{value}²"
+                if key == "side"
+                else f"{value} thread{'s' if value > 1 else ''}"
+                if key == "threads"
+                else value
+            )
+            label = "" if series in ("area", "threads") else f"{series} "
+            lines.append(f"| {subject} | {label}{shown} | {cells[0]} | {cells[1]} | {ratio} |")
+    return "\n".join(lines) + "\n"
+
+
+def section(folder: Path) -> tuple[str, dict[str, str]]:
+    """The page's part of one machine, and its figures by name."""
+    from benchmarks import figures
+
+    def read(name: str) -> Any:
+        path = folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    suite, scaling, gpu = read("suite.json"), read("scaling.json"), read("gpu_ratios.json")
+    drawn: dict[str, str] = {}
+    parts: list[str] = []
+
+    def show(name: str, words: str, content: str) -> None:
+        drawn[f"{folder.name}-{name}.svg"] = content
+        parts.append(f"![{words}](benchmarks/{folder.name}-{name}.svg)\n")
+
+    if suite is not None:
+        found = entries(suite)
+        parts.append(_machine(suite["devices"]))
+        for device in suite["devices"]:
+            here = {group: variants for group, variants in found.items() if group.endswith(f", {device}")}
+            times = {
+                group.rsplit(", ", 1)[0]: {
+                    name: record["median"] for name, record in variants.items() if name != "copy"
+                }
+                for group, variants in here.items()
+                if {"eager", "fused"} <= set(variants)
+            }
+            parts += ["Medians; all variants of a row were timed in turn.\n", suite_tables(here)]
+            show(f"speed-{device}", "How many times as fast as eager each variant is", figures.speedups(times))
+            parts += [bound_table(here)]
+            points = roofline_points(here)
+            if points:
+                limits = suite["ceilings"][device]
+                ceilings = Ceilings(1000 * limits["product_tflops"], limits["copy_gb_per_second"])
+                name, dtype = suite["devices"][device]["device"], DTYPES[device]
+                drawing = figures.roofline(name, dtype, ceilings, points)
+                show(f"roofline-{device}", "Roofline of the four ops", drawing)
+            parts += [compile_table(here)]
+        parts.append(start_table(found))
+    if scaling is not None:
+        parts.append(f"### Growth\n\nOne process a point, {scaling['limit_gib']:g} GiB of memory given to each.\n")
+        show(
+            "time",
+            "Time against the area of the image",
+            figures.growth(scaling["points"], "seconds", scaling["limit_gib"]),
+        )
+        drawing = figures.growth(scaling["points"], "peak_bytes", scaling["limit_gib"])
+        show("memory", "Memory against the area of the image", drawing)
+        parts.append(scaling_section(scaling))
+    if (promised := read("cpu_ratios.json")) is not None:
+        parts.append("### Promised ratios\n\n" + tables.ratios_of(promised))
+    if gpu is not None:
+        from benchmarks import gpu_ratios
+
+        parts.append("### Promised ratios, GPU\n\n" + gpu_ratios.table(gpu))
+    return "\n".join(part for part in parts if part), drawn
+
+
+def roofline_points(found: Entries) -> list[Point]:
+    """The forward passes of the ops, eager and fused."""
+    points = []
+    for group, op in OPS.items():
+        variants = next((each for name, each in found.items() if name.rsplit(", ", 1)[0] == group), {})
+        for variant in ("eager", "fused"):
+            record = variants.get(variant, {})
+            if {"tflops", "gb_per_second"} <= set(record):
+                seconds = record["median"]
+                flops, moved = 1e12 * record["tflops"] * seconds, 1e9 * record["gb_per_second"] * seconds
+                points.append(Point(op, variant, flops, moved, seconds))
+    return points
+
+
+def _machine(devices: Mapping[str, Mapping[str, Any]]) -> str:
+    said = []
+    for name, facts in devices.items():
+        words = [facts["device"]]
+        if name == "cpu":
+            words += [f"{facts['threads']} threads", f"{facts['instruction_set']} kernels"]
+        else:
+            words += [f"CUDA {facts['cuda']}", f"driver {facts['driver']}", f"Triton {facts['triton']}"]
+        words += [f"torch {facts['torch']}", f"Python {facts['python']}", f"savl {facts['commit']}"]
+        said.append(f"{', '.join(words)}.")
+    return " ".join(said) + "\n"
+
+
+def page() -> tuple[str, dict[str, str]]:
+    """docs/benchmarks.md and its figures by name."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Made by `python -m benchmarks.report` from what is committed in benchmarks/results;",
+        "[benchmarks/README.md](../benchmarks/README.md) says how it is measured and what is compared. All times are",
+        "of one machine and one run; peers were timed in turn with the fused kernels.",
+        "",
+    ]
+    drawn: dict[str, str] = {}
+    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+        text, figures = section(folder)
+        if text:
+            lines += [f"## {folder.name}", "", text]
+            drawn |= figures
+    return "\n".join(lines), drawn
+
+
+def performance() -> str:
+    """README's table: the fused kernels against eager and the best peer, on every machine with a run of the suites."""
+    parts = []
+    for path in sorted(RESULTS.glob("*/suite.json")):
+        suite = json.loads(path.read_text(encoding="utf-8"))
+        for device, facts in suite["devices"].items():
+            lines = [_machine({device: facts}), "| | eager | best peer | fused | against eager | against the peer |",
+                     "|---|---:|---|---:|---:|---:|"]  # fmt: skip
+            for group, variants in entries(suite).items():
+                peer = best_peer(variants)
+                if peer is None or not group.endswith(f", {device}") or "eager" not in variants:
+                    continue
+                eager, fused = variants["eager"]["median"], variants["fused"]["median"]
+                rival = "" if peer[0] == "eager" else f"{peer[0]}, {duration(variants[peer[0]]['median'])}"
+                against = f"{peer[1]:.2f}" + ("" if peer[1] >= 1 else ", **slower**")
+                lines.append(
+                    f"| {group.rsplit(', ', 1)[0]} | {duration(eager)} | {rival} | {duration(fused)} "
+                    f"| {eager / fused:.2f} | {against} |"
+                )
+            parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def documents() -> dict[Path, str]:
+    """Every document that is made from results, and what it should say."""
+    return {**tables.documents({"performance": performance()}), PAGE: page()[0]}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrite or check; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if something is out of date")
+    check = parser.parse_args(arguments).check
+    wanted = documents()
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        print(f"{path.relative_to(ROOT)}: {'out of date' if check else 'rewritten'}")
+        if not check:
+            path.write_text(wanted[path], encoding="utf-8")
+    if not check:
+        FIGURES.mkdir(exist_ok=True)
+        for name, content in page()[1].items():
+            (FIGURES / name).write_text(content, encoding="utf-8")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""What the pytest-benchmark suites share: entries, and a clock that gives back what was measured side by side.
+
+pytest-benchmark times one test after the other. On a machine that others use too, a ratio of two such times says
+little. So the variants of an entry are timed together, in turn (`benchmarks.measure`), when the first of its tests
+runs; every test then hands the times of its own variant to pytest-benchmark, through a clock that is set forward by
+them. Statistics, groups, JSON and comparisons are pytest-benchmark's own.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from benchmarks import machine
+from benchmarks.cases import Case, Run
+from benchmarks.measure import ceilings, free, measured
+
+DEVICES = ("cpu", "cuda")
+Records = dict[str, dict[str, Any]]
+
+
+class Clock:
+    """A timer for pytest-benchmark that shows the time it was set forward to."""
+
+    __name__ = "benchmarks.suite.Clock"
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """The time, in seconds."""
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Let so much time pass."""
+        self.now += seconds
+
+
+CLOCK = Clock()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A case of a suite, and what of it is measured."""
+
+    name: str
+    build: Callable[[Run], Case] | None
+    variants: tuple[str, ...]
+    more: tuple[str, ...] = ()
+    """Variants with ``--full``."""
+    rounds: int = 15
+    """On a CPU; a GPU does twice as many."""
+    full: bool = False
+    """Whether the entry as a whole is for ``--full``."""
+    sides: tuple[int, int] = (64, 512)
+    """Pixels along a side, on a CPU and on a GPU."""
+    measure: Callable[[Run, int], Records] | None = None
+    """Measures in place of `benchmarks.measure.measured`, for what is no case."""
+    devices: tuple[str, ...] = DEVICES
+
+    def __str__(self) -> str:
+        return self.name
+
+    def run(self, device: str) -> Run:
+        """Where and on what: float32 on a CPU, bfloat16 on a GPU."""
+        cuda = device == "cuda"
+        dtype = torch.bfloat16 if cuda else torch.float32
+        return Run(torch.device(device), dtype, self.sides[cuda], kept_masks=not cuda)
+
+    def records(self, device: str, variants: tuple[str, ...]) -> Records:
+        """Measure all variants, in turn."""
+        run, rounds = self.run(device), self.rounds * (2 if device == "cuda" else 1)
+        if self.measure is not None:
+            return self.measure(run, rounds)
+        assert self.build is not None
+        case = self.build(run).only(variants)
+        return {
+            name: {**record, "items": case.items}
+            for name, record in measured(case, run, rounds, limits(device)).items()
+        }
+
+
+@cache
+def limits(device: str) -> dict[str, float]:
+    """The ceilings of a device, in the dtype that the suites use there."""
+    return ceilings(Entry("ceilings", None, ()).run(device))
+
+
+@cache
+def facts(device: str) -> dict[str, Any]:
+    """What the figures depend on."""
+    return machine.device_facts(torch.device(device))
+
+
+def parameters(entries: list[Entry], full: bool) -> Iterator[tuple[Entry, str, str, tuple[str, ...]]]:
+    """Entry, device, variant, and all variants of the entry, for each test of a suite."""
+    for device in DEVICES:
+        for entry in entries:
+            if device not in entry.devices or (entry.full and not full):
+                continue
+            variants = entry.variants + (entry.more if full else ())
+            for variant in variants:
+                yield entry, device, variant, variants
+
+
+class Suite:
+    """Measures each entry once, and tells pytest-benchmark the times of one variant after the other."""
+
+    def __init__(self) -> None:
+        self._measured: tuple[str, str] | None = None
+        self._records: Records = {}
+
+    def hand_over(
+        self, benchmark: BenchmarkFixture, entry: Entry, device: str, variant: str, variants: tuple[str, ...]
+    ) -> None:
+        """One test: the times of a variant, with what is known of it in ``extra_info``."""
+        if device == "cuda" and not torch.cuda.is_available():
+            pytest.skip("torch finds no CUDA GPU")
+        if self._measured != (entry.name, device):
+            self._records = {}
+            torch.compiler.reset()
+            free(entry.run(device))
+            self._records = entry.records(device, variants)
+            self._measured = (entry.name, device)
+        record = self._records.get(variant, {"failed": "it is not among the variants here"})
+        if "seconds" not in record:
+            self._explain(variant, record)
+        seconds = record["seconds"]
+        benchmark.group = f"{entry.name}, {device}"
+        benchmark.extra_info |= {"on": device, "device": facts(device)["device"], **_known(record)}
+        times = iter(seconds)
+        benchmark.pedantic(CLOCK.advance, setup=lambda: ((next(times),), {}), rounds=len(seconds))
+
+    def _explain(self, variant: str, record: Mapping[str, Any]) -> None:
+        """Fail where the package is at fault, skip where a peer is."""
+        why = record.get("failed", "it was not timed")
+        if variant in ("eager", "fused") or "something else" in why:
+            pytest.fail(f"{variant}: {why}")
+        pytest.skip(why)
+
+
+def _known(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes into ``extra_info``."""
+    known = {name: value for name, value in record.items() if name not in ("seconds", "items")}
+    if (items := record.get("items", 1)) > 1:
+        known["images_per_second"] = items / statistics.median(record["seconds"])
+    return known

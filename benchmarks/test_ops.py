@@ -1,0 +1,38 @@
+"""The four ops of savl-base, forward and with their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from benchmarks import cases
+from benchmarks.measure import COPY
+from benchmarks.suite import Entry
+
+PEERS = ("eager", "sdpa", "sdpa, mask kept", "flex", "compile", "fused")
+ELEMENTWISE = ("eager", "compile", COPY, "fused")
+ENTRIES = [
+    Entry("window attention", cases.window, PEERS),
+    Entry("overlapping attention", cases.overlapping, PEERS),
+    Entry("posterior", cases.posterior, ELEMENTWISE),
+    Entry("posterior without noise", partial(cases.posterior, noise=False), ELEMENTWISE, full=True),
+    Entry("modulation", cases.modulation, ELEMENTWISE),
+    Entry(
+        "window attention and gradients",
+        partial(cases.window, backward=True),
+        ("eager", "sdpa", "fused"),
+        ("flex", "compile"),
+    ),
+    Entry(
+        "overlapping attention and gradients",
+        partial(cases.overlapping, backward=True),
+        ("eager", "sdpa", "fused"),
+        ("flex", "compile"),
+    ),
+    Entry("posterior and gradients", partial(cases.posterior, backward=True), ("eager", "fused"), ("compile", COPY)),
+    Entry("modulation and gradients", partial(cases.modulation, backward=True), ("eager", "fused"), ("compile", COPY)),
+]
+
+
+def test_op(hand_over: Callable[[], None]) -> None:
+    hand_over()

@@ -1,0 +1,246 @@
+"""The suites: what they hand to pytest-benchmark, what they leave out and why, and what is made of their files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import cases, compare, figures, measure, report, scaling, suite
+from benchmarks.suite import CLOCK, Entry
+from savl.ops.switch import why_unavailable
+
+ROOT = Path(__file__).resolve().parents[2]
+WITHOUT_EXTENSION = why_unavailable("window_attention", "cpp")
+RUN = cases.Run(torch.device("cpu"), torch.float32, 32, compiled=False)
+CEILINGS = {"copy_gb_per_second": 10.0, "product_tflops": 0.1}
+needs_extension = pytest.mark.skipif(WITHOUT_EXTENSION is not None, reason=str(WITHOUT_EXTENSION))
+
+
+def collected(*arguments: str) -> list[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "benchmarks/",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *arguments,
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [line.split("::", 1)[1] for line in done.stdout.splitlines() if "::" in line]
+
+
+def test_every_op_block_and_network_has_benchmarks_on_both_devices() -> None:
+    names = collected()
+    for device in suite.DEVICES:
+        for entry in (
+            "window attention",
+            "overlapping attention and gradients",
+            "posterior",
+            "modulation and gradients",
+            "DSCA",
+            "HAB",
+            "OCAB",
+            "savl-tiny, tile",
+            "savl-base, tile",
+            "hat-s, tile",
+            "savl-tiny, batch",
+            "savl-tiny, 1 megapixel",
+            "savl-tiny, training step",
+        ):
+            for variant in ("eager", "fused"):
+                assert any(f"[{entry}-{device}-{variant}]" in name for name in names), (entry, device, variant)
+    assert "test_start[start-cpu-import savl]" in names
+    full = collected("--full")
+    assert set(names) < set(full)
+    assert any("compile, max-autotune" in name for name in set(full) - set(names))
+
+
+def test_the_clock_gives_back_what_was_measured() -> None:
+    start = CLOCK()
+    CLOCK.advance(0.25)
+    assert CLOCK() - start == pytest.approx(0.25)
+
+
+@needs_extension
+def test_a_suite_hands_over_the_times_of_each_variant_and_skips_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured = {
+        "eager": {"seconds": [3.0, 1.0, 2.0], "items": 4, "error": [1e-7]},
+        "fused": {"failed": "RuntimeError: no"},
+        "flex": {"failed": "not compiled"},
+        "compile": {"failed": "ArithmeticError: computes something else"},
+    }
+    asked: list[str] = []
+
+    def records(self: Entry, device: str, variants: tuple[str, ...]) -> suite.Records:
+        asked.append(self.name)
+        return measured
+
+    monkeypatch.setattr(Entry, "records", records)
+    entry, variants = Entry("it", cases.modulation, tuple(measured)), tuple(measured)
+    given = FakeBenchmark()
+    suites = suite.Suite()
+    suites.hand_over(given, entry, "cpu", "eager", variants)  # type: ignore[arg-type]
+    assert given.times == [3.0, 1.0, 2.0]
+    assert given.group == "it, cpu"
+    assert given.extra_info["images_per_second"] == 2.0
+    assert given.extra_info["error"] == [1e-7]
+    with pytest.raises(pytest.skip.Exception, match="not compiled"):
+        suites.hand_over(given, entry, "cpu", "flex", variants)  # type: ignore[arg-type]
+    for variant in ("fused", "compile"):
+        with pytest.raises(pytest.fail.Exception, match=variant):
+            suites.hand_over(given, entry, "cpu", variant, variants)  # type: ignore[arg-type]
+    assert asked == ["it"], "an entry is measured once"
+    if not torch.cuda.is_available():
+        with pytest.raises(pytest.skip.Exception, match="no CUDA GPU"):
+            suites.hand_over(given, entry, "cuda", "eager", variants)  # type: ignore[arg-type]
+
+
+class FakeBenchmark:
+    """What `Suite.hand_over` uses of pytest-benchmark's fixture, with its clock."""
+
+    def __init__(self) -> None:
+        self.extra_info: dict[str, Any] = {}
+        self.group = ""
+        self.times: list[float] = []
+
+    def pedantic(self, target: Any, setup: Any, rounds: int) -> None:
+        for _ in range(rounds):
+            arguments, options = setup()
+            start = CLOCK()
+            target(*arguments, **options)
+            self.times.append(CLOCK() - start)
+
+
+@needs_extension
+def test_a_measurement_has_times_errors_memory_and_shares_of_the_ceilings() -> None:
+    records = measure.measured(cases.window(RUN).only(("sdpa", "fused", "flex")), RUN, 3, CEILINGS)
+    assert set(records) == {"eager", "sdpa", "fused", "flex"}
+    assert records["flex"] == {"failed": "torch.compile was switched off"}
+    for name in ("eager", "sdpa", "fused"):
+        record = records[name]
+        assert len(record["seconds"]) == 3
+        assert record["first_call_seconds"] > 0
+        assert record["error"][0] <= record["allowed"][0]
+        assert record["of_roofline"] > 0
+        assert record["of_product_tflops"] == pytest.approx(record["tflops"] / 0.1)
+    assert "peak_bytes" in records["eager"] or sys.platform != "linux"
+
+
+def test_the_flops_of_attention_are_those_of_pairs_that_see_each_other() -> None:
+    shift = cases.WINDOW // 2
+    y = (torch.arange(32) - shift) % 32
+    seen = 0
+    for first in range(32):
+        same_window = y // cases.WINDOW == y[first] // cases.WINDOW
+        wrapped = (torch.arange(32) < shift) == (first < shift)
+        last = y // cases.WINDOW == 1
+        seen += int((same_window & (~last | wrapped)).sum())
+    case = cases.window(RUN)
+    assert case.flops == 2 * 2 * seen**2 * cases.CHANNELS
+
+
+def test_rates_hold_a_time_against_the_nearer_ceiling() -> None:
+    case = cases.Case("it", (), {}, None, moved=1e9, flops=1e9)
+    found = measure.rates(case, 0.5, CEILINGS)
+    assert found["gb_per_second"] == pytest.approx(2.0)
+    assert found["tflops"] == pytest.approx(0.002)
+    assert found["of_roofline"] == pytest.approx(0.2), "memory takes 0.1 s, the product 0.01 s"
+
+
+# Files
+
+
+def benchmark_file(path: Path, **medians: float) -> Path:
+    benchmarks = [
+        {
+            "name": f"test_op[it-cpu-{variant}]",
+            "group": "it, cpu",
+            "stats": {"median": median, "q1": 0.98 * median, "q3": 1.02 * median},
+        }
+        for variant, median in medians.items()
+    ]
+    path.write_text(json.dumps({"benchmarks": benchmarks, "machine_info": {"device": "x"}}))
+    return path
+
+
+def test_comparing_tells_slower_from_noise_and_a_kernel_from_its_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = benchmark_file(tmp_path / "before.json", eager=2.0, fused=1.0, gone=1.0)
+    slower = benchmark_file(tmp_path / "slower.json", eager=2.0, fused=1.3)
+    assert compare.main([str(before), str(slower)]) == 1
+    said = capsys.readouterr().out
+    assert "| test_op[it-cpu-fused] | 1000 ms ± 2% | 1300 ms ± 2% | 1.30 | slower |" in said
+    assert "eager" not in said
+    assert "2 compared: 1 slower, 0 faster, 1 same; 1 gone, 0 new" in said
+    noise = benchmark_file(tmp_path / "noise.json", eager=2.02, fused=1.03)
+    assert compare.main([str(before), str(noise)]) == 0
+    machine = benchmark_file(tmp_path / "machine.json", eager=4.0, fused=2.0)
+    assert compare.main([str(before), str(machine)]) == 1
+    assert compare.main([str(before), str(machine), "--against", "eager"]) == 0
+    assert compare.main([str(slower), str(before), "--against", "eager"]) == 0
+    assert "faster" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"benchmarks": [{}]}'])
+def test_what_is_no_result_is_named(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = benchmark_file(tmp_path / "good.json", eager=1.0), tmp_path / "bad.json"
+    bad.write_text(content)
+    assert compare.main([str(good), str(bad)]) == 2
+    assert "bad.json: not a file of --benchmark-json" in capsys.readouterr().err
+    assert compare.main([str(good), str(tmp_path / "none.json")]) == 2
+    assert "none.json" in capsys.readouterr().err
+
+
+def test_growth_is_the_exponent_of_the_area() -> None:
+    rows = [{"side": side, "tile": 0, "seconds": 3e-6 * side**2} for side in (64, 128, 256)]
+    assert scaling.growth(rows) == pytest.approx(1)
+    assert scaling.growth([row | {"seconds": row["seconds"] ** 2} for row in rows]) == pytest.approx(2)
+    assert scaling.growth(rows[:2]) is None
+
+
+@needs_extension
+@pytest.mark.skipif(sys.platform != "linux", reason="memory of a process is read off /proc")
+def test_a_point_is_measured_and_one_that_wants_more_than_it_is_given_is_out_of_memory() -> None:
+    point = scaling.Point("area", "window attention", "eager", 64)
+    assert scaling.measure(point, 8)["seconds"] > 0
+    large = scaling.Point("area", "window attention", "eager", 512)
+    assert scaling.measure(large, 0.5)["failed"] == "out of memory"
+
+
+def test_the_page_and_its_figures_are_those_of_the_committed_results() -> None:
+    text, drawn = report.page()
+    assert report.PAGE.read_text(encoding="utf-8") == text, "out of date: run python -m benchmarks.report"
+    assert drawn
+    for name in drawn:
+        assert f"benchmarks/{name}" in text
+        assert (report.FIGURES / name).read_text(encoding="utf-8").startswith("<?xml"), name
+    assert {path.name for path in report.FIGURES.glob("*.svg")} == set(drawn), "figures of nothing"
+
+
+def test_a_fused_kernel_that_loses_is_called_slower() -> None:
+    known = {"device": "x"}
+    found = {
+        "it, cpu": {
+            "eager": {"median": 2.0, **known},
+            "compile": {"median": 0.5, **known},
+            "fused": {"median": 1.0, **known},
+        }
+    }
+    assert report.best_peer(found["it, cpu"]) == ("compile", 0.5)
+    assert "0.50 × compile, **slower**" in report.suite_tables(found)
+    drawing = figures.speedups({"it": {"eager": 2.0, "compile": 0.5, "fused": 1.0}})
+    assert "<svg" in drawing
+    assert "4.00" in drawing
