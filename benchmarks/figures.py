@@ -109,7 +109,9 @@ def speedups(entries: Mapping[str, Mapping[str, float]]) -> str:
     axes.invert_yaxis()
     axes.set_xlabel("times as fast as eager")
     handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[variant]) for variant in variants]
-    axes.legend(handles, variants, frameon=False, fontsize=9, loc="lower right")
+    axes.legend(
+        handles, variants, frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(variants)
+    )
     axes.grid(False, axis="y")
     return svg(figure)
 

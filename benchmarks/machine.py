@@ -66,7 +66,11 @@ def _driver() -> str | None:
 def folder_of(facts: dict[str, Any]) -> Path:
     """Where results of a machine belong: a GPU's by its name, a CPU's by its name and threads."""
     name = re.sub(r"[^a-z0-9]+", "-", facts["device"].lower()).strip("-")
-    return ROOT / "benchmarks/results" / (name if "capability" in facts else f"{name}-{facts['threads']}-threads")
+    return (
+        ROOT
+        / "benchmarks/results"
+        / (name if "capability" in facts else f"{name}-{facts['instruction_set']}-{facts['threads']}-threads")
+    )
 
 
 def cpu_name() -> str:

@@ -36,6 +36,8 @@ OPS = {
 """The entries of the ops' forward passes."""
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 """Of the suites."""
+BACKENDS = {"cpu": "cpp", "cuda": "triton and cuda"}
+"""What the fused variants are served by."""
 PEERS = tuple(name for name in VARIANTS if not name.startswith(("fused", "copy")))
 
 Entries = dict[str, dict[str, dict[str, Any]]]
@@ -203,7 +205,7 @@ def section(folder: Path) -> tuple[str, dict[str, str]]:
             parts += ["Medians; all variants of a row were timed in turn.\n", suite_tables(here)]
             show(f"speed-{device}", "How many times as fast as eager each variant is", figures.speedups(times))
             parts += [bound_table(here)]
-            points = roofline_points(here)
+            points = roofline_points(here, device)
             if points:
                 limits = suite["ceilings"][device]
                 ceilings = Ceilings(1000 * limits["product_tflops"], limits["copy_gb_per_second"])
@@ -231,8 +233,8 @@ def section(folder: Path) -> tuple[str, dict[str, str]]:
     return "\n".join(part for part in parts if part), drawn
 
 
-def roofline_points(found: Entries) -> list[Point]:
-    """The forward passes of the ops, eager and fused."""
+def roofline_points(found: Entries, device: str) -> list[Point]:
+    """The forward passes of the ops on a device, eager and fused."""
     points = []
     for group, op in OPS.items():
         variants = next((each for name, each in found.items() if name.rsplit(", ", 1)[0] == group), {})
@@ -241,7 +243,7 @@ def roofline_points(found: Entries) -> list[Point]:
             if {"tflops", "gb_per_second"} <= set(record):
                 seconds = record["median"]
                 flops, moved = 1e12 * record["tflops"] * seconds, 1e9 * record["gb_per_second"] * seconds
-                points.append(Point(op, variant, flops, moved, seconds))
+                points.append(Point(op, variant if variant == "eager" else BACKENDS[device], flops, moved, seconds))
     return points
 
 
