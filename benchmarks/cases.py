@@ -178,8 +178,8 @@ def _attention(
     pairs: int,
     backward: bool,
 ) -> Case:
-    # What the definition needs: q k and p v; on the way back q k once more, then gradients of p, q, k and v. Kernels that
-    # compute something again do more than that, and do not get a higher rate for it.
+    # What the definition needs: q k and p v; on the way back q k once more, then gradients of p, q, k and v. Kernels
+    # that compute something again do more than that, and do not get a higher rate for it.
     products = 7 if backward else 2
     size = inputs[0].element_size() * CHANNELS * run.side**2
     moved = 4.0 * size + (8.0 * size if backward else 0)  # q, k, v, out; on the way back these, theirs and delta's
