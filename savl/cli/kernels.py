@@ -33,6 +33,7 @@ def info(
     SAVL_KERNELS in the environment is heeded; docs/environment.md has all variables.
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from savl.cli.fused import fused_unless
@@ -47,7 +48,9 @@ def info(
     for status in report.statuses:
         op = status.op if status.op != previous else ""
         style = "bold" if status.serves else "dim"
-        table.add_row(op, status.backend, status.device, "yes" if status.serves else "no", status.reason, style=style)
+        table.add_row(
+            op, status.backend, status.device, "yes" if status.serves else "no", escape(status.reason), style=style
+        )
         previous = status.op
     console = Console()
     console.print(table)
@@ -108,7 +111,7 @@ def verify(
             table.add_row(dtype, what, budget.name, f"{budget.error:.1e}", f"{budget.allowed:.1e}", mark)
         console.print(table)
     for (op, backend), reason in skipped.items():
-        console.print(f"{op} · {backend}: not here, {reason}", highlight=False)
+        console.print(f"{op} · {backend}: not here, {reason}", markup=False, highlight=False)
     cases = sum(len(found) for found in verdicts.values())
     console.print(f"{cases - failures} of {cases} cases within twice the error of the eager path", highlight=False)
     if not verdicts:
@@ -137,14 +140,14 @@ def _print_triton_kernels(console: Console, gpus: Sequence[str], dtypes: Sequenc
     targets: dict[str, tuple[str | None, tuple[int, int]]] = {}
     for index, name in enumerate(gpus):
         if (reason := why_gpu_unfit(index)) is not None:
-            console.print(f"Triton kernels: {reason}", highlight=False, soft_wrap=True)
+            console.print(f"Triton kernels: {reason}", markup=False, highlight=False, soft_wrap=True)
         else:
             targets[name] = name, torch.cuda.get_device_capability(index)
     here = bool(targets)
     for capability in () if here else ((8, 0), (9, 0), (10, 0)):
         targets[f"sm_{capability[0]}{capability[1]}"] = None, capability
     if (reason := why_triton_unavailable()) is not None:
-        console.print(f"Triton kernels: none can run here: {reason}", highlight=False, soft_wrap=True)
+        console.print(f"Triton kernels: none can run here: {reason}", markup=False, highlight=False, soft_wrap=True)
     table = Table(
         title="Triton kernels: queries × keys of a tile, warps, pipeline stages",
         caption="fold_bias, with which the backward pass ends, has none of them",
@@ -169,7 +172,7 @@ def _print_triton_kernels(console: Console, gpus: Sequence[str], dtypes: Sequenc
     for name in dict.fromkeys(name for name, _ in targets.values() if name is not None):
         for _, store in configs.stores(name):
             for reason in store.ignored:
-                console.print(f"ignored in {store.path}: {reason}", highlight=False, soft_wrap=True)
+                console.print(f"ignored in {store.path}: {reason}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_cuda_architectures(console: Console, gpus: Sequence[str], architectures: Sequence[str]) -> None:

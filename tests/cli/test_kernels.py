@@ -426,3 +426,11 @@ def test_tune_check_measures_what_is_stored_and_writes_nothing(savl: Run, fake_g
     assert len([line for line in done.text.splitlines() if line.startswith("│")]) == 4
     assert "the defaults take +12.5% time against what is stored, +25.0% at worst" in done.text
     assert "nothing is stored for 4 of 8" in done.text
+
+
+def test_brackets_of_a_reason_are_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = "not installed (pip install 'savl[triton]')"
+    monkeypatch.setattr(triton_kernels, "why_triton_unavailable", lambda: missing)
+    monkeypatch.setenv("COLUMNS", "200")
+    kernels.info(eager=False)
+    assert missing in capsys.readouterr().out
