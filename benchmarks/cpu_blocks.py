@@ -51,7 +51,8 @@ class Worker:
     """A process that times the kernels of one build when asked."""
 
     def __init__(self, library: Path) -> None:
-        environment = os.environ | {"PYTHONPATH": f"{library}{os.pathsep}{ROOT}"}
+        # Passive: threads that wait for work by spinning would take the processors from the process whose turn it is.
+        environment = os.environ | {"PYTHONPATH": f"{library}{os.pathsep}{ROOT}", "OMP_WAIT_POLICY": "PASSIVE"}
         command = [sys.executable, "-P", str(Path(__file__).resolve()), "--worker"]
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -14,6 +14,7 @@ import torch
 
 import savl
 from savl.build_info import build_info
+from savl.profile.roofline import cpu_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,24 +65,11 @@ def _driver() -> str | None:
 
 
 def folder_of(facts: dict[str, Any]) -> Path:
-    """Where results of a machine belong: a GPU's by its name, a CPU's by its name and threads."""
-    name = re.sub(r"[^a-z0-9]+", "-", facts["device"].lower()).strip("-")
-    return (
-        ROOT
-        / "benchmarks/results"
-        / (name if "capability" in facts else f"{name}-{facts['instruction_set']}-{facts['threads']}-threads")
-    )
-
-
-def cpu_name() -> str:
-    """As the operating system calls it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
+    """Where results of a machine belong: a GPU's by its name, a CPU's by its name, instruction set and threads."""
+    words = [facts["device"]]
+    if "capability" not in facts:
+        words += [facts["instruction_set"], str(facts["threads"]), "threads"]
+    return ROOT / "benchmarks/results" / re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
 
 
 def _commit() -> str:

@@ -47,11 +47,16 @@ def entries(suite: Mapping[str, Any]) -> Entries:
     """The benchmarks of a file by group (entry and device) and variant: median, quartiles, and what else is known."""
     found: Entries = {}
     for each in suite["benchmarks"]:
-        variant = each["params"]["of_suite"][2] if each["params"] else each["name"]
+        variant = each["params"]["of_suite"][2]
         stats = each["stats"]
         record = {"median": stats["median"], "q1": stats["q1"], "q3": stats["q3"], "rounds": stats["rounds"]}
         found.setdefault(each["group"], {})[variant] = record | each["extra_info"]
     return found
+
+
+def entry_of(group: str) -> str:
+    """The entry, without the device that ends the name of a group."""
+    return group.rsplit(", ", 1)[0]
 
 
 def duration(seconds: float) -> str:
@@ -80,7 +85,7 @@ def suite_tables(found: Entries) -> str:
         cells = [duration(variants[name]["median"]) if name in variants else "" for name in used]
         peer = best_peer(variants)
         verdict = "" if peer is None else f"{peer[1]:.2f} × {peer[0]}" + ("" if peer[1] >= 1 else ", **slower**")
-        lines.append(f"| {group.rsplit(', ', 1)[0]} | {' | '.join(cells)} | {verdict} |")
+        lines.append(f"| {entry_of(group)} | {' | '.join(cells)} | {verdict} |")
     return "\n".join(lines) + "\n"
 
 
@@ -107,7 +112,7 @@ def bound_table(found: Entries) -> str:
             f"{record['peak_bytes'] / 2**20:.0f} MiB" if record.get("peak_bytes") else ""
             for record in (fused, variants.get("eager", {}))
         ]
-        lines.append(f"| {group.rsplit(', ', 1)[0]} | {' | '.join([*flops, *moved, share, *memory])} |")
+        lines.append(f"| {entry_of(group)} | {' | '.join([*flops, *moved, share, *memory])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -120,7 +125,7 @@ def start_table(found: Entries) -> str:
 def compile_table(found: Entries) -> str:
     """First calls of what compiles."""
     rows = [
-        f"| {group.rsplit(', ', 1)[0]} | {name} | {duration(record['first_call_seconds'])} |"
+        f"| {entry_of(group)} | {name} | {duration(record['first_call_seconds'])} |"
         for group, variants in found.items()
         for name, record in variants.items()
         if name.startswith(("compile", "flex")) and "first_call_seconds" in record
@@ -196,9 +201,7 @@ def section(folder: Path) -> tuple[str, dict[str, str]]:
         for device in suite["devices"]:
             here = {group: variants for group, variants in found.items() if group.endswith(f", {device}")}
             times = {
-                group.rsplit(", ", 1)[0]: {
-                    name: record["median"] for name, record in variants.items() if name != "copy"
-                }
+                entry_of(group): {name: record["median"] for name, record in variants.items() if name != "copy"}
                 for group, variants in here.items()
                 if {"eager", "fused"} <= set(variants)
             }
@@ -237,7 +240,7 @@ def roofline_points(found: Entries, device: str) -> list[Point]:
     """The forward passes of the ops on a device, eager and fused."""
     points = []
     for group, op in OPS.items():
-        variants = next((each for name, each in found.items() if name.rsplit(", ", 1)[0] == group), {})
+        variants = next((each for name, each in found.items() if entry_of(name) == group), {})
         for variant in ("eager", "fused"):
             record = variants.get(variant, {})
             if {"tflops", "gb_per_second"} <= set(record):
@@ -295,7 +298,7 @@ def performance() -> str:
                 rival = "" if peer[0] == "eager" else f"{peer[0]}, {duration(variants[peer[0]]['median'])}"
                 against = f"{peer[1]:.2f}" + ("" if peer[1] >= 1 else ", **slower**")
                 lines.append(
-                    f"| {group.rsplit(', ', 1)[0]} | {duration(eager)} | {rival} | {duration(fused)} "
+                    f"| {entry_of(group)} | {duration(eager)} | {rival} | {duration(fused)} "
                     f"| {eager / fused:.2f} | {against} |"
                 )
             parts.append("\n".join(lines) + "\n")

@@ -133,6 +133,59 @@ def _weights(
     return weights, tl.dot(left, tl.trans(right), input_precision=PRECISION)
 
 
+@triton.jit
+def _weights_of_keys(
+    queries,
+    query_index,
+    query_side,
+    valid,
+    rows_grad,
+    row_lse,
+    row_lse_rest,
+    k,
+    v,
+    bias,
+    severity,
+    j,
+    row,
+    column,
+    last_row,
+    last_column,
+    height,
+    width,
+    shift,
+    kv_stride,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WINDOW: tl.constexpr,
+    KEY_WINDOW: tl.constexpr,
+    HAS_SEVERITY: tl.constexpr,
+    WIDE_FACTORS: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    FAR: tl.constexpr,
+    CHECK_KEYS: tl.constexpr,
+    CHECKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`_weights` of some queries for the keys ``j`` of their window, and the keys' factors."""
+    SPAN: tl.constexpr = WINDOW + KEY_WINDOW - 1
+    ky = j // KEY_WINDOW
+    kx = j % KEY_WINDOW
+    keys, values = _keys_and_values(
+        k, v, severity, j, row, column, height, width, shift, kv_stride,
+        HEAD_DIM, BLOCK_D, WINDOW, KEY_WINDOW, HAS_SEVERITY, WIDE_FACTORS, SHIFTED, FAR, CHECK_KEYS,
+    )  # fmt: skip
+    exists = valid[:, None] & (j < KEY_WINDOW * KEY_WINDOW)[None, :]
+    visible = exists
+    if SHIFTED:
+        visible = query_side[:, None] == side_of(ky, kx, last_row, last_column, shift, WINDOW)[None, :]
+    weights, grad_weights = _weights(
+        queries, keys, rows_grad, values, row_lse[:, None], row_lse_rest[:, None],
+        bias, query_index[:, None] - (ky * SPAN + kx)[None, :], exists, visible, CHECKED, SHIFTED, PRECISION,
+    )  # fmt: skip
+    return weights, grad_weights, keys
+
+
 # Forward
 
 
@@ -365,20 +418,11 @@ def backward_q(
     if q.dtype.element_ty == tl.float32:
         row_delta = tl.zeros([BLOCK_M], tl.float32)
         for start in tl.range(0, KEYS, BLOCK_N, num_stages=STAGES):
-            j = start + tl.arange(0, BLOCK_N)
-            ky = j // KEY_WINDOW
-            kx = j % KEY_WINDOW
-            keys, values = _keys_and_values(
-                k, v, severity, j, row, column, height, width, shift, kv_stride,
-                HEAD_DIM, BLOCK_D, WINDOW, KEY_WINDOW, HAS_SEVERITY, WIDE_FACTORS, SHIFTED, FAR, CHECK_KEYS,
-            )  # fmt: skip
-            exists = valid[:, None] & (j < KEYS)[None, :]
-            visible = exists
-            if SHIFTED:
-                visible = side[:, None] == side_of(ky, kx, last_row, last_column, shift, WINDOW)[None, :]
-            weights, grad_weights = _weights(
-                queries, keys, rows_grad, values, row_lse[:, None], row_lse_rest[:, None],
-                bias, query_index[:, None] - (ky * SPAN + kx)[None, :], exists, visible, CHECKED, SHIFTED, PRECISION,
+            weights, grad_weights, _ = _weights_of_keys(
+                queries, query_index, side, valid, rows_grad, row_lse, row_lse_rest,
+                k, v, bias, severity, start + tl.arange(0, BLOCK_N), row, column, last_row, last_column,
+                height, width, shift, kv_stride, HEAD_DIM, BLOCK_D, WINDOW, KEY_WINDOW,
+                HAS_SEVERITY, WIDE_FACTORS, SHIFTED, FAR, CHECK_KEYS, CHECKED, PRECISION,
             )  # fmt: skip
             row_delta += tl.sum(weights * grad_weights, 1)
     else:
@@ -388,20 +432,11 @@ def backward_q(
 
     gradient = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for start in tl.range(0, KEYS, BLOCK_N, num_stages=STAGES):
-        j = start + tl.arange(0, BLOCK_N)
-        ky = j // KEY_WINDOW
-        kx = j % KEY_WINDOW
-        keys, values = _keys_and_values(
-            k, v, severity, j, row, column, height, width, shift, kv_stride,
-            HEAD_DIM, BLOCK_D, WINDOW, KEY_WINDOW, HAS_SEVERITY, WIDE_FACTORS, SHIFTED, FAR, CHECK_KEYS,
-        )  # fmt: skip
-        exists = valid[:, None] & (j < KEYS)[None, :]
-        visible = exists
-        if SHIFTED:
-            visible = side[:, None] == side_of(ky, kx, last_row, last_column, shift, WINDOW)[None, :]
-        weights, grad_weights = _weights(
-            queries, keys, rows_grad, values, row_lse[:, None], row_lse_rest[:, None],
-            bias, query_index[:, None] - (ky * SPAN + kx)[None, :], exists, visible, CHECKED, SHIFTED, PRECISION,
+        weights, grad_weights, keys = _weights_of_keys(
+            queries, query_index, side, valid, rows_grad, row_lse, row_lse_rest,
+            k, v, bias, severity, start + tl.arange(0, BLOCK_N), row, column, last_row, last_column,
+            height, width, shift, kv_stride, HEAD_DIM, BLOCK_D, WINDOW, KEY_WINDOW,
+            HAS_SEVERITY, WIDE_FACTORS, SHIFTED, FAR, CHECK_KEYS, CHECKED, PRECISION,
         )  # fmt: skip
         grad_logits = weights * (grad_weights - row_delta[:, None])
         gradient = narrow_dot(grad_logits, keys, gradient, WIDE, PRECISION)

@@ -58,13 +58,14 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
     part.unlink()
 
 
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Writes a whole file at once, replacing an existing one; see `atomic_write`.
+def write_atomically(path: Path, data: bytes | memoryview, *, overwrite: bool = True) -> None:
+    """Writes a whole file at once; see `atomic_write`.
 
     Raises:
+        FileExistsError: the file is there and `overwrite` is False.
         OSError: `path` is no regular file, its folder cannot be written, or the disk is full.
     """
-    with atomic_write(path, overwrite=True) as file:
+    with atomic_write(path, overwrite=overwrite) as file:
         view = memoryview(data)
         while view:  # an unbuffered write may take only a part
             view = view[file.write(view) :]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from savl.profile.output import amount, write_whole
+from savl.atomic_write import write_atomically
+from savl.profile.output import amount
 from savl.profile.roofline import Roofline
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def save_roofline(figure: Figure, path: Path, *, overwrite: bool) -> None:
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix, {})
     with rc_context({"svg.hashsalt": "savl"}):
         figure.savefig(buffer, format=suffix, dpi=150, metadata=undated)
-    write_whole(path, buffer.getvalue(), overwrite=overwrite)
+    write_atomically(path, buffer.getvalue(), overwrite=overwrite)
 
 
 def _add_legend(figure: Figure, roofline: Roofline) -> None:

@@ -17,8 +17,8 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
+from savl.atomic_write import write_atomically
 from savl.ops.switch import OPS
-from savl.profile.output import write_whole
 from savl.profile.ranges import range_names
 from savl.profile.workload import PHASES, STEP, Workload, synchronise
 
@@ -140,7 +140,7 @@ def write_trace(profiler: Any, path: Path, *, overwrite: bool) -> None:
         data = Path(plain).read_bytes()
     if path.suffix == ".gz":
         data = gzip.compress(data)
-    write_whole(path, data, overwrite=overwrite)
+    write_atomically(path, data, overwrite=overwrite)
 
 
 def _kinds(workload: Workload) -> dict[str, str]:

@@ -1,36 +1,15 @@
-"""Tables on the terminal, and files that appear whole or not at all."""
+"""Tables on the terminal."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
-from savl.atomic_write import atomic_write
-
 if TYPE_CHECKING:
     from savl.profile.measure import Profile, Time
     from savl.profile.roofline import Roofline
-
-
-def write_whole(path: Path, data: bytes, *, overwrite: bool) -> None:
-    """Write a file at once.
-
-    Args:
-        path: The file.
-        data: All of it.
-        overwrite: Replace an existing file.
-
-    Raises:
-        FileExistsError: The file is there and ``overwrite`` is False.
-        OSError: It cannot be written.
-    """
-    with atomic_write(path, overwrite=overwrite) as file:
-        view = memoryview(data)
-        while view:  # an unbuffered write may take only a part
-            view = view[file.write(view) :]
 
 
 def amount(number: float) -> str:

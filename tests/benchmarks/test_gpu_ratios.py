@@ -62,7 +62,7 @@ def test_a_run_on_the_cpu_measures_every_op_and_says_what_needs_a_gpu(tmp_path: 
             if variant != measure.COPY:
                 assert all(error <= most for error, most in zip(record["error"], record["allowed"], strict=True))
         for row in part["ratios"]:
-            measured = row["against"] != "flex"
+            measured = row["against"] != "flex" and "memory" not in row["what"]
             assert (row["ratio"] is not None) == measured, row
             assert row["met"] == (None if row["wanted"] is None or not measured else row["ratio"] >= row["wanted"])
             assert measured or row["why"]
