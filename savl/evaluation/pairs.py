@@ -11,8 +11,8 @@ from torch import Tensor
 
 from savl.evaluation.fidelity import Fidelity, fidelity
 from savl.inference.enlarge import ImageUpscaler
+from savl.inference.image_folder import decode_rgb, find_images
 from savl.network.savl import bicubic_upscale
-from savl.training.data import decode_rgb, find_images
 
 
 @dataclass(frozen=True)

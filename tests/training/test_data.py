@@ -11,7 +11,8 @@ from PIL import Image
 
 from savl.degradation import LightDegradation
 from savl.inference.errors import ImageFileError
-from savl.training.data import PatchSource, decode_rgb, find_images
+from savl.inference.image_folder import decode_rgb
+from savl.training.data import PatchSource
 
 
 @pytest.fixture
@@ -78,27 +79,11 @@ def test_all_images_too_small_is_an_error_with_the_size_needed(photographs: Path
         source(photographs, patch=100)
 
 
-def test_hidden_files_and_folders_named_like_images_are_left_out(photographs: Path) -> None:
-    (photographs / "._a.png").write_bytes(b"resource fork")
-    (photographs / "folder.png").mkdir()
-    assert [path.name for path in find_images([photographs])] == ["a.png", "b.jpg", "small.png"]
-
-
 def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no images"):
         source(tmp_path)
     with pytest.raises(ValueError, match="nowhere is not a folder"):
         source(tmp_path / "nowhere")
-
-
-def test_gray_transparent_and_16_bit_images_become_8_bit_rgb(tmp_path: Path) -> None:
-    Image.new("L", (4, 3), 77).save(tmp_path / "gray.png")
-    Image.new("RGBA", (4, 3), (10, 20, 30, 0)).save(tmp_path / "clear.png")
-    Image.fromarray(np.full((3, 4), 200 * 257 + 40, dtype=np.uint16)).save(tmp_path / "deep.png")
-    for name, colour in (("gray", (77, 77, 77)), ("clear", (10, 20, 30)), ("deep", (200, 200, 200))):
-        pixels = decode_rgb(tmp_path / f"{name}.png")
-        assert pixels.dtype == np.uint8
-        np.testing.assert_array_equal(pixels, np.broadcast_to(colour, (3, 4, 3)))
 
 
 def test_a_corrupt_image_is_named(photographs: Path) -> None:
