@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 EXAMPLES = "\n".join(
     [
         "[bold]Example[/bold]",
-        "savl evaluate --lr Set14/LRx4 --hr Set14/HR --json set14.json",
+        "savl evaluate --lr Set14/LRx4 --hr Set14/HR --json set14.json --csv set14.csv",
     ]
 )
 
@@ -41,52 +41,90 @@ def evaluate(
     ] = "auto",
     eager: Annotated[bool, typer.Option("--eager", help=fused.HELP)] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the scores of every image.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the means and the scores of every image.")
+    ] = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Also write a table with one row per image.")
     ] = None,
 ) -> None:
-    """Measure PSNR and SSIM of a network, bicubic interpolation beside it.
+    """Measure PSNR, SSIM and LPIPS of a network, bicubic interpolation beside it.
 
-    Y: luma, a border as wide as the scale left out. RGB: all channels, whole image. Both on 8-bit values.
+    Y: luma, a border as wide as the scale left out. RGB: all channels, whole image. All on 8-bit values.
+
+    LPIPS (AlexNet, RGB, lower is better) is measured where torchvision is installed and AlexNet's weights are in
+    torch.hub's cache. Nothing is downloaded; the last line says what is missing.
     """
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import track
     from rich.table import Table
+    from rich.text import Text
 
     from savl.atomic_write import atomic_write
-    from savl.evaluation import Fidelity, evaluate_pair, match_pairs
+    from savl.evaluation import Fidelity, Lpips, LpipsUnavailable, evaluate_pair, match_pairs
     from savl.inference.upscale_image import as_upscaler
 
     console = Console(stderr=True)
     try:
         pairs = match_pairs(lr, hr)
         upscaler = as_upscaler(model, tile=tile, tile_pad=tile_pad, device=device, dtype=dtype)
-        with atomic_write(json_file, overwrite=True) if json_file is not None else nullcontext() as file:
-            # The file is opened first: a folder that cannot be written must not cost the evaluation.
+        if json_file is not None and csv_file is not None and json_file.resolve() == csv_file.resolve():
+            raise ValueError(f"--json and --csv must name two files, got {csv_file} for both")
+        lpips, missing, note = None, None, None
+        try:
+            lpips = Lpips()
+        except LpipsUnavailable as error:
+            missing, note = error.reason, str(error)
+        with ExitStack() as stack:
+            # The files are opened first: a folder that cannot be written must not cost the evaluation.
+            to_json, to_csv = (
+                None if path is None else stack.enter_context(atomic_write(path, overwrite=True))
+                for path in (json_file, csv_file)
+            )
             with fused.fused_unless(eager):
-                scores = [evaluate_pair(pair, upscaler) for pair in track(pairs, "evaluating", console=console)]
+                scores = [
+                    evaluate_pair(pair, upscaler, lpips=lpips) for pair in track(pairs, "evaluating", console=console)
+                ]
             means = {
                 "bicubic": Fidelity.mean([score.bicubic for score in scores]),
                 model: Fidelity.mean([score.model for score in scores]),
             }
-            if file is not None:
-                file.write(_report(model, lr, hr, means, scores))
+            if lpips is not None and (small := [score.name for score in scores if score.model.lpips is None]):
+                missing = note = f"too small for AlexNet: {', '.join(small)}"
+            if to_json is not None:
+                to_json.write(_report(model, lr, hr, means, scores, missing))
+            if to_csv is not None:
+                to_csv.write(_rows(scores))
     except (ValueError, OSError, RuntimeError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
 
     table = Table(title=f"{len(scores)} images", title_justify="left")
-    for column in ("", "PSNR Y", "SSIM Y", "PSNR RGB", "SSIM RGB"):
+    for column in ("", "PSNR Y", "SSIM Y", "PSNR RGB", "SSIM RGB", "LPIPS"):
         table.add_column(column, justify="left" if not column else "right")
     for name, mean in means.items():
         table.add_row(
-            escape(name), f"{mean.psnr_y:.2f}", f"{mean.ssim_y:.4f}", f"{mean.psnr_rgb:.2f}", f"{mean.ssim_rgb:.4f}"
+            escape(name),
+            f"{mean.psnr_y:.2f}",
+            f"{mean.ssim_y:.4f}",
+            f"{mean.psnr_rgb:.2f}",
+            f"{mean.ssim_rgb:.4f}",
+            "-" if mean.lpips is None else f"{mean.lpips:.4f}",
         )
-    Console().print(table)
+    output = Console()
+    output.print(table)
+    if note is not None:
+        # Text and soft_wrap: brackets are no markup, and a command that is to be copied stays one line.
+        output.print(Text(f"no LPIPS: {note}", style="dim"), soft_wrap=True)
 
 
-def _report(model: str, lr: Path, hr: Path, means: dict[str, Fidelity], scores: list[PairScores]) -> bytes:
-    """The scores as JSON, null standing for the infinite PSNR of identical images."""
+def _report(
+    model: str, lr: Path, hr: Path, means: dict[str, Fidelity], scores: list[PairScores], missing: str | None
+) -> bytes:
+    """The scores as JSON, null standing for the infinite PSNR of identical images and for LPIPS not measured.
+
+    ``missing`` is why there is no mean LPIPS, None where there is one.
+    """
     import json
     import math
     from dataclasses import asdict
@@ -100,7 +138,28 @@ def _report(model: str, lr: Path, hr: Path, means: dict[str, Fidelity], scores: 
         "model": model,
         "lr": "/".join(lr.resolve().parts[-2:]),
         "hr": "/".join(hr.resolve().parts[-2:]),
+        "lpips_missing": missing,
         "mean": {name: plain(asdict(mean)) for name, mean in means.items()},
         "images": [plain(asdict(score)) for score in scores],
     }
     return (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _rows(scores: list[PairScores]) -> bytes:
+    """The scores as CSV, a row per image: `inf` for the PSNR of identical images, nothing for LPIPS not measured."""
+    import csv
+    import io
+    from dataclasses import asdict
+
+    rows = [
+        {"name": score.name}
+        | {f"bicubic_{name}": value for name, value in asdict(score.bicubic).items()}
+        | {f"model_{name}": value for name, value in asdict(score.model).items()}
+        for score in scores
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    # Bytes of a file name that are no UTF-8 are written as they are on the disk.
+    return text.getvalue().encode(errors="surrogateescape")

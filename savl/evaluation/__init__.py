@@ -2,5 +2,6 @@
 
 from savl.evaluation.fidelity import Fidelity, fidelity
 from savl.evaluation.pairs import Pair, PairScores, evaluate_pair, match_pairs
+from savl.evaluation.perceptual import Lpips, LpipsUnavailable
 
-__all__ = ["Fidelity", "Pair", "PairScores", "evaluate_pair", "fidelity", "match_pairs"]
+__all__ = ["Fidelity", "Lpips", "LpipsUnavailable", "Pair", "PairScores", "evaluate_pair", "fidelity", "match_pairs"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +25,18 @@ class Fidelity:
     """dB, all channels, whole image."""
     ssim_rgb: float
     """Mean over channels, whole image."""
+    lpips: float | None = None
+    """All channels, whole image, lower is better; None where it was not measured."""
 
     @staticmethod
     def mean(scores: Sequence[Fidelity]) -> Fidelity:
-        """Mean of every score over a non-empty list."""
-        return Fidelity(*(math.fsum(getattr(s, f.name) for s in scores) / len(scores) for f in fields(Fidelity)))
+        """Mean of every score over a non-empty list; None for LPIPS unless every image has it."""
+
+        def average(name: str) -> Any:
+            values = [getattr(score, name) for score in scores]
+            return None if None in values else math.fsum(values) / len(values)
+
+        return Fidelity(*(average(field.name) for field in fields(Fidelity)))
 
 
 def fidelity(sr: Tensor, hr: Tensor, *, crop: int = 4) -> Fidelity:
@@ -40,20 +48,29 @@ def fidelity(sr: Tensor, hr: Tensor, *, crop: int = 4) -> Fidelity:
         crop: Border in pixels left out of the luma scores; the scale factor, by convention.
 
     Returns:
-        The scores; identical images have infinite PSNR.
+        The scores, LPIPS aside (`savl.evaluation.Lpips`); identical images have infinite PSNR.
 
     Raises:
         ValueError: Shapes differ, or the image is smaller than the SSIM window and border need.
+        RuntimeError: torchmetrics does not import, as beside a broken torchvision.
     """
-    if sr.shape != hr.shape or sr.dim() != 3 or sr.shape[0] != 3:
-        raise ValueError(f"sr and hr must have the same shape (3, H, W), got {tuple(sr.shape)} and {tuple(hr.shape)}")
+    sr, hr = as_8_bit(sr, hr)
     smallest = _SSIM_WINDOW + 2 * crop
     if min(sr.shape[1:]) < smallest:
         raise ValueError(f"images must be at least {smallest} pixels on both sides, got {sr.shape[2]}x{sr.shape[1]}")
-    sr = torch.round(sr.double().clamp(0, 1) * 255)
-    hr = torch.round(hr.double() * 255)
     sr_y, hr_y = (luma(image)[:, crop : image.shape[1] - crop, crop : image.shape[2] - crop] for image in (sr, hr))
     return Fidelity(_psnr(sr_y, hr_y), _ssim(sr_y, hr_y), _psnr(sr, hr), _ssim(sr, hr))
+
+
+def as_8_bit(sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
+    """Both images as files would hold them: ``(3, H, W)`` in [0, 1] → float64 whole numbers in [0, 255].
+
+    Raises:
+        ValueError: Shapes differ, or are not ``(3, H, W)``.
+    """
+    if sr.shape != hr.shape or sr.dim() != 3 or sr.shape[0] != 3:
+        raise ValueError(f"sr and hr must have the same shape (3, H, W), got {tuple(sr.shape)} and {tuple(hr.shape)}")
+    return torch.round(sr.double().clamp(0, 1) * 255), torch.round(hr.double() * 255)
 
 
 def luma(image: Tensor) -> Tensor:
@@ -68,7 +85,13 @@ def _psnr(a: Tensor, b: Tensor) -> float:
 
 
 def _ssim(a: Tensor, b: Tensor) -> float:
-    from torchmetrics.functional.image import structural_similarity_index_measure
+    try:
+        from torchmetrics.functional.image import structural_similarity_index_measure
+    except Exception as error:  # torchmetrics imports any torchvision there is, and one that is broken breaks it
+        raise RuntimeError(
+            f"SSIM needs torchmetrics, which does not import: {error}. A torchvision made for another torch than "
+            f"{torch.__version__} does that: install the one made for it, or none"
+        ) from error
 
     # float32: on a CPU ten times as fast as float64, and equal to six decimals on 8-bit values.
     a, b = a[None].float(), b[None].float()

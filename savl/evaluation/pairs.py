@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,12 +54,20 @@ def match_pairs(lr: str | Path, hr: str | Path) -> list[Pair]:
     return [Pair(lrs[name], hrs[name]) for name in sorted(lrs)]
 
 
-def evaluate_pair(pair: Pair, upscaler: ImageUpscaler) -> PairScores:
+def evaluate_pair(
+    pair: Pair, upscaler: ImageUpscaler, *, lpips: Callable[[Tensor, Tensor], float | None] | None = None
+) -> PairScores:
     """Upscale one image and compare it, and bicubic interpolation, with the original.
+
+    Args:
+        pair: The two files.
+        upscaler: The network.
+        lpips: Compares ``(3, H, W)`` images in [0, 1], the upscaled one first; an `Lpips`, or None to leave it out.
 
     Raises:
         ImageFileError: An image cannot be read.
         ValueError: The sizes are not in the ratio of the network's scale, or too small to be scored.
+        RuntimeError: A score cannot be computed here; the message says what is broken.
     """
     lr, hr = (_read(path) for path in (pair.lr, pair.hr))
     expected = tuple(upscaler.scale * side for side in lr.shape[1:])
@@ -69,9 +78,13 @@ def evaluate_pair(pair: Pair, upscaler: ImageUpscaler) -> PairScores:
         )
     sr = upscaler(lr[None]).sr[0]
     bicubic = bicubic_upscale(lr[None], upscaler.scale)[0]
+
+    def score(image: Tensor) -> Fidelity:
+        scores = fidelity(image, hr, crop=upscaler.scale)
+        return scores if lpips is None else replace(scores, lpips=lpips(image, hr))
+
     try:
-        crop = upscaler.scale
-        return PairScores(pair.lr.stem, fidelity(sr, hr, crop=crop), fidelity(bicubic, hr, crop=crop))
+        return PairScores(pair.lr.stem, model=score(sr), bicubic=score(bicubic))
     except ValueError as error:
         raise ValueError(f"{pair.hr}: {error}") from error
 

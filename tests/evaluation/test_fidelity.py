@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -49,6 +50,18 @@ def test_images_are_compared_as_the_8_bit_files_they_become() -> None:
 
 def test_mean_averages_each_score() -> None:
     assert Fidelity.mean([Fidelity(10, 0.5, 20, 0.25), Fidelity(30, 0.7, 40, 0.75)]) == Fidelity(20, 0.6, 30, 0.5)
+
+
+def test_lpips_is_averaged_where_every_image_has_it_and_left_out_otherwise() -> None:
+    measured, other, none = Fidelity(1, 1, 1, 1, 0.25), Fidelity(1, 1, 1, 1, 0.75), Fidelity(1, 1, 1, 1)
+    assert Fidelity.mean([measured, other]).lpips == 0.5
+    assert Fidelity.mean([measured, none]) == Fidelity.mean([none, none]) == none
+
+
+def test_a_torchmetrics_that_does_not_import_is_told_with_its_likely_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
+    with pytest.raises(RuntimeError, match=r"SSIM needs torchmetrics.*torchvision made for another torch"):
+        fidelity(torch.rand(3, 40, 30), torch.rand(3, 40, 30))
 
 
 def test_shapes_that_differ_are_named() -> None:

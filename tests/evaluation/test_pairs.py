@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import savl
@@ -57,6 +58,21 @@ def test_a_fresh_network_with_an_image_residual_scores_as_bicubic_does(folders: 
     scores = evaluate_pair(match_pairs(*folders)[0], upscaler())
     assert scores.name == "a"
     assert scores.model == scores.bicubic
+    assert scores.model.lpips is None
+
+
+def test_a_perceptual_distance_is_asked_of_both_against_the_original(folders: tuple[Path, Path]) -> None:
+    asked = []
+
+    def lpips(sr: torch.Tensor, hr: torch.Tensor) -> float:
+        asked.append((sr, hr))
+        return float(len(asked))
+
+    pair = match_pairs(*folders)[0]
+    scores = evaluate_pair(pair, upscaler(), lpips=lpips)
+    assert {scores.model.lpips, scores.bicubic.lpips} == {1.0, 2.0}
+    original = torch.from_numpy(np.array(Image.open(pair.hr))).permute(2, 0, 1) / 255
+    assert all(torch.equal(hr, original) and sr.shape == hr.shape for sr, hr in asked)
 
 
 def test_a_wrong_ratio_of_sizes_is_named(folders: tuple[Path, Path]) -> None:

@@ -1,0 +1,90 @@
+"""`savl train` as typed: results, errors and exit codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import savl
+from savl.cli.app import app
+
+CONFIG = """
+[model]
+channels = 6
+depths = [1]
+heads = 1
+window = 4
+cab_compress = 3
+cab_squeeze = 3
+latent = 4
+estimator_width = 6
+estimator_dilations = [1]
+decoder_width = 6
+decoder_depth = 2
+[data]
+patch = 8
+batch = 2
+margin = 0
+pool = 4
+fresh = 1
+[run]
+steps = 2
+log_every = 1
+"""
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def message(result: Result) -> str:
+    return " ".join(result.stderr.split())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pairs lr/a.png and hr/a.png, and a training configuration."""
+    random = np.random.default_rng(0)
+    for name, side in (("lr", 8), ("hr", 32)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(random.integers(0, 256, (side, side, 3), np.uint8)).save(tmp_path / name / "a.png")
+    (tmp_path / "config.toml").write_text(CONFIG)
+    return tmp_path
+
+
+def test_training_writes_weights_that_load_and_prints_where(folder: Path) -> None:
+    result = run("train", folder / "config.toml", "--hr", folder / "hr", "-o", folder / "run")
+    assert result.exit_code == 0, result.stderr
+    weights = Path(result.stdout.strip())
+    assert weights == folder / "run" / "model.safetensors"
+    assert savl.load(weights).config.channels == 6
+
+
+@pytest.mark.parametrize(
+    ("config", "hr", "fragment"),
+    [
+        ("[foo]\nx = 1", "hr", "unknown table [foo]"),
+        ("[data]\nbach = 1", "hr", "[data] has unknown settings ['bach']"),
+        (CONFIG, "no[red]where", "no[red]where is not a folder"),
+        (CONFIG, "x[/b]", "x[/b] is not a folder"),
+        (CONFIG, "lr", "none of the 1 images is at least 32 pixels"),
+    ],
+)
+def test_training_mistakes_are_told_to_the_letter_and_exit_with_2(
+    folder: Path, config: str, hr: str, fragment: str
+) -> None:
+    (folder / "config.toml").write_text(config)
+    result = run("train", folder / "config.toml", "--hr", folder / hr, "-o", folder / "run")
+    assert result.exit_code == 2
+    assert fragment in message(result)
+    assert not (folder / "run").exists(), "nothing was trained, nothing should be there"
+
+
+def test_a_missing_configuration_is_named(folder: Path) -> None:
+    result = run("train", folder / "none.toml")
+    assert result.exit_code == 2
+    assert "none.toml" in message(result)
