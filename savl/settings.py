@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
-from typing import Any
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def check_types(settings: Any, prefix: str = "") -> None:
@@ -38,6 +40,47 @@ def _kind(value: object) -> str:
     if isinstance(value, tuple):
         return f"a tuple of {' and '.join(sorted({type(element).__name__ for element in value})) or 'str'}"
     return type(value).__name__
+
+
+def from_table(cls: type[T], name: str, values: object, base: T | None = None) -> T:
+    """Build a dataclass of settings from a table as TOML gives it; fields that are dataclasses are tables within it.
+
+    Args:
+        cls: The dataclass; every field has a default.
+        name: What the table is called, for the messages.
+        values: The table.
+        base: What settings are where the table does not name them; None for the defaults.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: ``values`` is no table, a setting is unknown, or a value is out of range.
+    """
+    values = checked_table(name, values)
+    start = cls() if base is None else base
+    settings = {field.name: getattr(start, field.name) for field in fields(start)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - set(settings)):
+        raise ValueError(f"[{name}] has unknown settings {unknown}; it accepts {sorted(settings)}")
+    for key, value in values.items():
+        if is_dataclass(settings[key]):
+            settings[key] = from_table(type(settings[key]), f"{name}.{key}", value, settings[key])
+        else:
+            settings[key] = tuple(value) if isinstance(value, list) else value
+    try:
+        return cls(**settings)
+    except (TypeError, ValueError) as error:
+        # Of several tables of a kind, which; others say it themselves.
+        raise type(error)(f"[{name}]: {error}" if "." in name else str(error)) from error
+
+
+def checked_table(name: str, values: object) -> dict[str, Any]:
+    """A copy of a table.
+
+    Raises:
+        ValueError: It is no table.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"[{name}] must be a table of settings, got {values!r}")
+    return dict(values)
 
 
 class EnvironmentVariableError(ValueError):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from savl.cli import evaluate, kernels, train, upscale
+from savl.cli import degrade, evaluate, kernels, train, upscale
 from savl.settings import EnvironmentVariableError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 # `savl --help` answers at once.
 app.command("upscale", epilog=upscale.EXAMPLES)(upscale.upscale)
 app.command("train", epilog=train.EXAMPLES)(train.train)
+app.command("degrade", epilog=degrade.EXAMPLES)(degrade.degrade)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.add_typer(kernels.app, name="kernels")
 

@@ -19,15 +19,15 @@ class Job:
 
     Attributes:
         source: the file to read.
-        target: the file to write the upscaled picture to.
+        target: the file to write the result to.
         format: the format of `target`.
-        severity: the file to write the severity map to, or None.
+        severity: the files to write the severity map to, in the order of `Naming.severity`.
     """
 
     source: Path
     target: Path
     format: ImageFormat
-    severity: Path | None
+    severity: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Naming:
         output: what `-o` said; None writes beside each input.
         suffix: appended to the name, see `spell_suffix`.
         format: the format to write; None keeps that of the input's suffix (PNG where that says nothing).
-        severity_map: whether a severity map is written too.
+        severity: endings of the files that a severity map is written to; none for no map.
     """
 
     output: Path | None
     suffix: str
     format: ImageFormat | None
-    severity_map: bool
+    severity: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,21 @@ class Plan:
     left_out: tuple[Path, ...]
 
 
-def spell_suffix(suffix: str | None, *, beside: bool, scale: float) -> str:
+def spell_suffix(suffix: str | None, *, beside: bool, default: str) -> str:
     """The text between a name and its ending: `photo` + `_x4` + `.png`.
 
     Args:
         suffix: what the user asked for, joined by an underscore (`out` gives `photo_out`) unless it brings
-            its own `_`, `-` or `.`; "" for none. None is `_x<scale>` beside the input and none in an output
+            its own `_`, `-` or `.`; "" for none. None is `default` beside the input and none in an output
             folder.
         beside: outputs are written beside their inputs.
-        scale: output pixels per input pixel.
+        default: what marks results beside their inputs, such as `x4`.
 
     Raises:
         UsageMistake: the suffix holds a slash or backslash, and would lead to another folder.
     """
     if suffix is None:
-        return f"_x{scale:g}" if beside else ""
+        return f"_{default}" if beside else ""
     if "/" in suffix or "\\" in suffix:
         raise UsageMistake(f"--suffix {suffix} holds a folder separator; it is added to file names, -o names a folder")
     return f"_{suffix}" if suffix[:1].isalnum() else suffix
@@ -111,24 +111,22 @@ def plan_jobs(sources: Sequence[Source], naming: Naming, *, to_file: bool, overw
             `--format` contradict each other.
     """
     jobs = [_job(source, naming, to_file) for source in sources]
-    claims = Counter(same_file_key(job.severity) for job in jobs if job.severity is not None)
+    claims = Counter(same_file_key(path) for job in jobs for path in job.severity)
     jobs = [
         # Of a.png and a.jpg in one folder: a.png_severity.png and a.jpg_severity.png.
-        replace(job, severity=job.target.with_name(f"{job.target.name}_severity.png"))
-        if job.severity is not None and claims[same_file_key(job.severity)] > 1
+        replace(job, severity=_severity(job.target, job.target.name, naming))
+        if any(claims[same_file_key(path)] > 1 for path in job.severity)
         else job
         for job in jobs
     ]
     by_target: dict[str, Job] = {}
     for job in jobs:
-        for target in (job.target, job.severity):
-            if target is None:
-                continue
+        for target in (job.target, *job.severity):
             other = by_target.setdefault(same_file_key(target), job)
             if other is not job:
                 raise UsageMistake(
                     f"{other.source} and {job.source} would both be written to {target}; "
-                    "upscale them in two runs, into two folders"
+                    "do them in two runs, into two folders"
                 )
     left_out = []
     kept = []
@@ -164,5 +162,8 @@ def _job(source: Source, naming: Naming, to_file: bool) -> Job:
         ending = source.path.suffix if own_format is image_format else image_format.suffixes[0]
         folder = source.path.parent if naming.output is None else naming.output / source.folder
         target = folder / f"{source.path.stem}{naming.suffix}{ending}"
-    severity = target.with_name(f"{target.stem}_severity.png") if naming.severity_map else None
-    return Job(source.path, target, image_format, severity)
+    return Job(source.path, target, image_format, _severity(target, target.stem, naming))
+
+
+def _severity(target: Path, name: str, naming: Naming) -> tuple[Path, ...]:
+    return tuple(target.with_name(f"{name}_severity{ending}") for ending in naming.severity)

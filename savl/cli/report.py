@@ -19,7 +19,13 @@ class Report:
     Everything goes to standard error. On anything but a terminal there are lines only, no moving display.
     """
 
-    def __init__(self, files: int) -> None:
+    def __init__(self, files: int, participle: str) -> None:
+        """Prepare.
+
+        Args:
+            files: how many there are.
+            participle: what becomes of them, such as "upscaled".
+        """
         self.console = Console(stderr=True, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
@@ -33,6 +39,7 @@ class Report:
         self._files = self._progress.add_task("files", total=files, visible=files > 1)
         self._tiles = self._progress.add_task("tiles", total=None)
         self._total = files
+        self._participle = participle
         self._done = 0
         self._kept = 0
         self._failures: list[tuple[Path, str]] = []
@@ -90,16 +97,16 @@ class Report:
         if self._total < 2:
             return
         if self._failures:
-            table = Table("file", "reason", title="not upscaled", title_justify="left")
+            table = Table("file", "reason", title=f"not {self._participle}", title_justify="left")
             for path, reason in self._failures:
                 table.add_row(Text(str(path), overflow="fold"), Text(reason, overflow="fold"))
             self.console.print(table)
-        counts = [f"{self._done} upscaled", f"{self._kept} kept", f"{len(self._failures)} failed"]
+        counts = [f"{self._done} {self._participle}", f"{self._kept} kept", f"{len(self._failures)} failed"]
         self._line(", ".join(count for count in counts if not count.startswith("0 ")))
 
     def interrupted(self) -> None:
         """Ctrl-C."""
-        self._line(f"interrupted: {self._done} of {self._total} upscaled, no partial file left", "yellow")
+        self._line(f"interrupted: {self._done} of {self._total} {self._participle}, no partial file left", "yellow")
 
     def _line(self, text: str, style: str = "") -> None:
         # Text, not markup: file names may hold brackets. soft_wrap: a path must stay one line for grep.

@@ -16,6 +16,8 @@ EXAMPLES = "\n".join(
         "[bold]Examples[/bold]",
         "savl train configs/savl_tiny.toml --hr photographs/",
         "savl train configs/savl_tiny.toml --hr photographs/ -o runs/mine   [dim]the same again resumes it[/dim]",
+        "savl train configs/savl_tiny.toml --hr photographs/ --set objective.beta=1e-4 --set run.steps=2000",
+        "torchrun --nproc-per-node 4 -m savl train configs/base_stage1.toml --hr photographs/   [dim]4 GPUs[/dim]",
     ]
 )
 
@@ -39,13 +41,19 @@ def train(
     steps: Annotated[
         int | None, typer.Option("--steps", metavar="N", min=1, help="Length of the run (run.steps).")
     ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="TABLE.NAME=VALUE", help="Any setting, as in the file; may be repeated."),
+    ] = None,
 ) -> None:
     """Train a network, or resume where its run folder left off.
 
     A run can be killed at any moment: the same command goes on from its last checkpoint.
 
-    The averaged weights end up in model.safetensors, which `savl upscale --model` takes.
+    The averaged weights end up in model.safetensors, which `savl upscale --model` takes; log.jsonl and tensorboard/
+    tell how they came about.
     """
+    import os
     from dataclasses import replace
 
     from rich.console import Console
@@ -59,8 +67,11 @@ def train(
         TimeRemainingColumn,
     )
 
-    from savl.training import Trainer, load_config
+    from savl.degradation import DegradationUnavailable
+    from savl.training import PerceptualUnavailable, Trainer, TrainingUnavailable, load_config
 
+    # Of several processes under torchrun the first speaks; errors are everyone's.
+    first = os.environ.get("RANK", "0") == "0"
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -70,9 +81,10 @@ def train(
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=console,
+        disable=not first,
     )
     try:
-        settings = load_config(config)
+        settings = load_config(config, changes or ())
         run = settings.run
         run = replace(run, output=str(output or run.output), steps=steps or run.steps)
         data = replace(settings.data, hr=tuple(map(str, hr))) if hr else settings.data
@@ -83,7 +95,7 @@ def train(
                 on_image=lambda done, total: bar.update(decoding, completed=done, total=total),
             )
             bar.remove_task(decoding)
-            if trainer.step:
+            if trainer.step and first:
                 console.print(f"resuming {run.output} at step {trainer.step}")
             task = bar.add_task("training", total=run.steps, completed=trainer.step, note="")
 
@@ -92,12 +104,16 @@ def train(
 
             weights = _stoppable(trainer, lambda: trainer.train(on_step))
         if weights is None:
-            console.print(f"stopped after step {trainer.step}; the same command goes on from there")
+            if first:
+                console.print(f"stopped after step {trainer.step}; the same command goes on from there")
             raise typer.Exit(130)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (
+        ValueError, OSError, FloatingPointError, DegradationUnavailable, PerceptualUnavailable, TrainingUnavailable
+    ) as error:  # fmt: skip
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, (ValueError, FileNotFoundError)) else 1) from None
-    print(weights)
+    if first:
+        print(weights)
 
 
 def _stoppable(trainer: Trainer, train: Callable[[], Path | None]) -> Path | None:

@@ -123,7 +123,7 @@ def write_image(
     check_size(path, pixels.shape[1], pixels.shape[0], image_format)
     image = put_metadata(_wrap(pixels, image_format), metadata or Metadata())
     try:
-        with _naming_output(path), atomic_write(Path(path), overwrite=overwrite) as file:
+        with naming_output(path), atomic_write(Path(path), overwrite=overwrite) as file:
             _encode(image, file, image_format, quality)
             if image_format is TIFF and metadata is not None and metadata.exif is not None:
                 append_tiff_exif(file, metadata.exif, width=image.width, height=image.height)
@@ -142,7 +142,7 @@ def prepare_output(path: str | os.PathLike[str], *, overwrite: bool) -> None:
         os.makedirs(Path(path).parent, exist_ok=True)
     except OSError as error:
         raise UnwritableImage(path, f"its folder cannot be made: {error.strerror}") from error
-    with _naming_output(path):
+    with naming_output(path):
         check_writable(Path(path), overwrite=overwrite)
 
 
@@ -157,7 +157,8 @@ def check_size(path: str | os.PathLike[str], width: int, height: int, image_form
 
 
 @contextlib.contextmanager
-def _naming_output(path: str | os.PathLike[str]) -> Iterator[None]:
+def naming_output(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what goes wrong in writing a file into OutputExists and UnwritableImage, which name it."""
     try:
         yield
     except FileExistsError as error:
@@ -199,7 +200,7 @@ def _identify(path: str | os.PathLike[str], file: BinaryIO) -> ImageFormat:
     if image_format is None:
         raise UnreadableImage(path, f"not an image savl can read ({READABLE})")
     if image_format is PNG and _is_animated_png(file):
-        raise UnsupportedImage(path, "animated PNG; savl upscales single pictures")
+        raise UnsupportedImage(path, "animated PNG; savl reads single pictures")
     file.seek(0)
     return image_format
 
@@ -219,7 +220,7 @@ def _check_kind(path: str | os.PathLike[str], image: pyvips.Image) -> None:
     pages = image.get("n-pages") if "n-pages" in fields else 1
     if pages > 1:
         what = "frames (animated)" if "delay" in fields else "pages"
-        raise UnsupportedImage(path, f"holds {pages} {what}; savl upscales single pictures")
+        raise UnsupportedImage(path, f"holds {pages} {what}; savl reads single pictures")
     if image.format not in _SAMPLE_NAMES:
         raise UnsupportedImage(path, f"has {image.format} samples; savl reads 8-bit and 16-bit unsigned ones")
     if image.interpretation in ("lab", "labs", "labq", "xyz", "lch"):

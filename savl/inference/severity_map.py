@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-_RANGE = (0.0, 2.0)
 _DPI = 100
 # Small maps are enlarged by a whole factor to about this many pixels, or the bar's labels would dwarf them.
 _LONG_SIDE = 512
@@ -14,15 +13,19 @@ _BAR_WIDTH = 20
 _LABEL_WIDTH = 72
 
 
-def draw_severity(severity: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Draws a severity map in matplotlib's viridis over the range [0, 2], with a colour bar at its right.
+def draw_severity(
+    severity: NDArray[np.float32], limits: tuple[float, float] = (0.0, 2.0), label: str = "severity"
+) -> NDArray[np.uint8]:
+    """Draws a severity map in matplotlib's viridis, with a colour bar at its right.
 
-    The range is fixed so that colours mean the same from picture to picture: 1 is the picture's average
-    severity. Pixels stay squares of one colour, one per input pixel, so that nothing is shown that was not
-    measured.
+    The range is fixed so that colours mean the same from picture to picture. Pixels stay squares of one colour,
+    one per input pixel, so that nothing is shown that was not measured.
 
     Args:
-        severity: (h, w) float in [0, 2]; values outside are drawn as the nearest end.
+        severity: (h, w) float; values outside the limits are drawn as the nearest end.
+        limits: what the ends of the colour bar stand for. [0, 2] is for maps as networks give them, where 1 is
+            the picture's average severity; the ground truth of a degradation lies in [0, 1].
+        label: what stands beside the colour bar.
 
     Returns:
         (H, W, 3) uint8 RGB on white; the map itself starts at pixel (12, 12) from the top left and measures a
@@ -39,13 +42,13 @@ def draw_severity(severity: NDArray[np.float32]) -> NDArray[np.uint8]:
     total_width = _MARGIN + width + _MARGIN + _BAR_WIDTH + _LABEL_WIDTH
     total_height = _MARGIN + bar_height + _MARGIN
 
-    mapping = ScalarMappable(Normalize(*_RANGE), "viridis")
+    mapping = ScalarMappable(Normalize(*limits), "viridis")
     # Drawn by the figure object itself: pyplot would keep state and could open a window.
     figure = Figure(figsize=(total_width / _DPI, total_height / _DPI), dpi=_DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     left = (_MARGIN + width + _MARGIN) / total_width
     bar = figure.add_axes((left, _MARGIN / total_height, _BAR_WIDTH / total_width, bar_height / total_height))
-    figure.colorbar(mapping, cax=bar, ticks=[0, 0.5, 1, 1.5, 2], label="severity")
+    figure.colorbar(mapping, cax=bar, ticks=np.linspace(*limits, 5), label=label)
     canvas.draw()
     picture = np.array(canvas.buffer_rgba())[:, :, :3]
 

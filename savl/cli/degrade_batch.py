@@ -1,0 +1,114 @@
+"""What `savl degrade` does with its options: the pipeline, the names of the outputs, and the loop over files."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from savl.cli.jobs import Job, Naming, output_is_file, plan_jobs, spell_suffix
+from savl.cli.loop import check_arguments, run_jobs
+from savl.cli.sources import UsageMistake, find_sources
+from savl.degradation import Degradation, DegradationConfig, DegradationUnavailable
+from savl.degradation.degrade_file import DegradedFile, degrade_file
+from savl.inference.enlarge import OnTile
+from savl.inference.errors import ImageFileError
+from savl.inference.image_format import FORMATS, JPEG, PNG, format_of_suffix
+from savl.inference.memory import keep_freed_memory
+from savl.settings import from_table
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the options of `savl degrade` say, as typed; see its help."""
+
+    output: str | None
+    config: Path | None
+    seed: int
+    scale: int
+    spatial: bool
+    suffix: str | None
+    format: str | None
+    overwrite: bool
+    recursive: bool
+    severity_map: bool
+    debug: bool
+
+
+def degrade_batch(arguments: Sequence[str], settings: Settings) -> bool:
+    """Degrades everything the arguments stand for.
+
+    Returns:
+        Whether every file was degraded or kept.
+
+    Raises:
+        UsageMistake: the command makes no sense as a whole; nothing was written.
+        KeyboardInterrupt: Ctrl-C; the file in work was left as it was before.
+    """
+    check_arguments(arguments, settings.output)
+    output = None if settings.output is None else Path(settings.output)
+    to_file = output_is_file(settings.output, arguments)
+    if to_file and output is not None and format_of_suffix(output) is JPEG:
+        raise UsageMistake(f"-o {output}: JPEG would compress the result once more; name a .png, .webp or .tiff")
+    found = find_sources(arguments, recursive=settings.recursive, output=None if to_file else output)
+    config = DegradationConfig() if settings.config is None else load_degradation(settings.config)
+    if settings.spatial:
+        config = replace(config, spatial=replace(config.spatial, probability=1.0))
+    try:
+        degradation = Degradation(config, settings.scale)
+    except DegradationUnavailable as error:
+        raise UsageMistake(str(error)) from error
+    chosen = next((image_format for image_format in FORMATS if image_format.name == settings.format), None)
+    naming = Naming(
+        output=output,
+        suffix=spell_suffix(settings.suffix, beside=output is None, default="lr"),
+        format=chosen if to_file else chosen or PNG,
+        severity=(".png", ".npy") if settings.severity_map else (),
+    )
+    plan = plan_jobs(found.sources, naming, to_file=to_file, overwrite=settings.overwrite)
+    keep_freed_memory()
+
+    def work(job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> DegradedFile:
+        wanted = (job.target, *job.severity)
+        missing = [path for path in wanted if path == target or path in severity]
+        # What stands may be from another seed, and a picture with the map of another draw would be false.
+        if len(missing) < len(wanted):
+            standing = next(path for path in wanted if path not in missing)
+            raise ImageFileError(
+                standing, f"exists already, but not {missing[0].name}, which belongs to it; --overwrite makes them anew"
+            )
+        drawn, values = job.severity or (None, None)
+        return degrade_file(
+            job.source,
+            job.target,
+            degradation,
+            seed=settings.seed,
+            image_format=job.format,
+            severity_map=drawn,
+            severity_values=values,
+            overwrite=settings.overwrite,
+        )
+
+    return run_jobs(found, plan, work, participle="degraded", overwrite=settings.overwrite, debug=settings.debug)
+
+
+def load_degradation(path: Path) -> DegradationConfig:
+    """The [degradation] table of a TOML file; the other tables of a training configuration are not looked at.
+
+    Raises:
+        UsageMistake: the file cannot be read, is no TOML, has an unknown table, or a setting is refused.
+    """
+    from savl.training.config import TABLES
+
+    try:
+        with open(path, "rb") as file:
+            tables = tomllib.load(file)
+        others = sorted({"model", *TABLES} - {"degradation"})
+        if unknown := sorted(set(tables) - {"degradation", *others}):
+            raise ValueError(f"unknown tables {unknown}; [degradation] is read, and {others} are not looked at")
+        return from_table(DegradationConfig, "degradation", tables.get("degradation", {}))
+    except OSError as error:
+        raise UsageMistake(f"--config {path}: {(error.strerror or str(error)).lower()}") from error
+    except (ValueError, TypeError) as error:  # TOMLDecodeError is a ValueError
+        raise UsageMistake(f"--config {path}: {error}") from error

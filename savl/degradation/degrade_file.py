@@ -1,0 +1,145 @@
+"""One high-resolution image file to a low-resolution one: what `savl degrade` does for each input."""
+
+from __future__ import annotations
+
+import io
+import os
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from savl.atomic_write import write_atomically
+from savl.degradation.pipeline import Degradation
+from savl.inference.alpha import fill_transparent
+from savl.inference.errors import UnsupportedImage
+from savl.inference.image_file import (
+    ImageFile,
+    check_size,
+    naming_output,
+    prepare_output,
+    read_image,
+    write_image,
+)
+from savl.inference.image_format import PNG, ImageFormat
+from savl.inference.image_metadata import Metadata
+from savl.inference.quantise import sample_peak
+from savl.inference.severity_map import draw_severity
+
+
+@dataclass(frozen=True)
+class DegradedFile:
+    """What was done.
+
+    Attributes:
+        old_size: width and height of the input, pixels.
+        new_size: width and height of the output, pixels.
+        notes: what the output could not keep, and what the user may not expect; full sentences, lower case.
+    """
+
+    old_size: tuple[int, int]
+    new_size: tuple[int, int]
+    notes: tuple[str, ...]
+
+
+def file_seed(seed: int, source: str | os.PathLike[str]) -> tuple[int, int]:
+    """What a file's draws follow from: the seed, and the CRC-32 of the file's name without folder and suffix.
+
+    So a file is degraded the same alone or among others, in whatever order and folder.
+    """
+    return seed, zlib.crc32(os.fsencode(Path(source).stem))
+
+
+def degrade_file(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    degradation: Degradation,
+    *,
+    seed: int,
+    image_format: ImageFormat = PNG,
+    severity_map: str | os.PathLike[str] | None = None,
+    severity_values: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+) -> DegradedFile:
+    """Reads a picture, degrades it, and writes it with its metadata as 8-bit RGB.
+
+    Gray becomes RGB, because noise has colour. Transparency is dropped. Sides that are no multiples of the scale are
+    cut at the right and at the bottom.
+
+    Args:
+        source: the file to read.
+        target: the file to write; missing folders are made.
+        degradation: what becomes of the picture.
+        seed: at least 0; see `file_seed`.
+        image_format: the format of `target`. WebP is written lossless; JPEG would compress the result once more.
+        severity_map: where to draw the ground truth of the severity (PNG), or None.
+        severity_values: where to write it as (h, w) float32 in [0, 1], 1 the most degraded (NumPy's .npy), or None.
+        overwrite: replace existing files.
+
+    Raises:
+        ImageFileError: a file cannot be read or written, or the picture is smaller than one low-resolution pixel.
+    """
+    picture = read_image(source)
+    height, width, _ = picture.pixels.shape
+    scale = degradation.scale
+    new_width, new_height = width // scale, height // scale
+    if new_width == 0 or new_height == 0:
+        raise UnsupportedImage(source, f"measures {width}x{height} pixels; scale {scale} needs {scale} on both sides")
+    check_size(target, new_width, new_height, image_format)
+    for output in (target, severity_map, severity_values):
+        if output is not None:
+            prepare_output(output, overwrite=overwrite)
+    notes, metadata = _losses(picture)
+    if width % scale or height % scale:
+        notes.insert(0, f"cut at the right and bottom to {new_width * scale}x{new_height * scale}, for scale {scale}")
+
+    x = _colour(picture)[:, :, : new_height * scale, : new_width * scale]
+    degraded = degradation(x, file_seed(seed, source))
+    severity = degraded.severity[0].numpy()
+    if (severity_map or severity_values) and bool((severity == severity[0, 0]).all()):
+        notes.append(f"the severity map is {severity[0, 0]:g} everywhere: nothing varies within the picture")
+    # The picture comes last: where it stands, the maps that were asked for stand too.
+    if severity_map is not None:
+        drawn = draw_severity(severity, limits=(0.0, 1.0), label="true severity")
+        write_image(severity_map, drawn, image_format=PNG, overwrite=overwrite)
+    if severity_values is not None:
+        _write_array(severity_values, severity, overwrite=overwrite)
+    pixels = (degraded.y[0] * 255.0).round().byte().permute(1, 2, 0).numpy()
+    write_image(target, pixels, metadata, image_format=image_format, quality=100, overwrite=overwrite)
+    return DegradedFile((width, height), (new_width, new_height), tuple(notes))
+
+
+def _colour(picture: ImageFile) -> Tensor:
+    """``(1, 3, H, W)`` float32 in [0, 1], with no hidden colours of transparent pixels."""
+    samples = np.array(picture.pixels.transpose(2, 0, 1), dtype=np.float32, order="C")
+    planes = torch.from_numpy(samples)[None].div_(sample_peak(picture.pixels.dtype))
+    if planes.shape[1] in (2, 4):
+        planes = fill_transparent(planes[:, :-1], planes[:, -1:])
+    return planes.expand(-1, 3, -1, -1).contiguous()
+
+
+def _losses(picture: ImageFile) -> tuple[list[str], Metadata]:
+    """What the picture has and the result does not, and the metadata that go with the result."""
+    losses = []
+    if picture.pixels.shape[2] in (2, 4):
+        losses.append("the transparency was dropped")
+    if picture.pixels.dtype == np.uint16:
+        losses.append("rounded from 16 bits per sample to 8")
+    metadata = picture.metadata
+    if metadata.icc is not None:
+        space = metadata.icc[16:20].decode("latin-1").strip()  # the profile header's data colour space
+        if space != "RGB":
+            losses.append(f"the colour profile was left out: it is for {space}, and the result is RGB")
+            metadata = replace(metadata, icc=None)
+    return losses, metadata
+
+
+def _write_array(path: str | os.PathLike[str], array: NDArray[np.float32], *, overwrite: bool) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    with naming_output(path):
+        write_atomically(Path(path), buffer.getbuffer(), overwrite=overwrite)

@@ -1,0 +1,129 @@
+"""What a group of images will go through, drawn before any of it happens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from savl.degradation.config import (
+    METHODS,
+    BlurConfig,
+    DegradationConfig,
+    JpegConfig,
+    NoiseConfig,
+    ResizeConfig,
+    StageConfig,
+    shares,
+)
+from savl.degradation.kernels import Kernel, SincKernel, draw_kernel, draw_sinc
+
+
+@dataclass(frozen=True)
+class Resize:
+    """To a size, by a method of `savl.degradation.config.METHODS`."""
+
+    factor: float
+    """Of the high-resolution size in the first stage, of the low-resolution size in the second."""
+    method: str
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Noise of one image."""
+
+    kind: Literal["gaussian", "poisson"]
+    amount: float
+    """Standard deviation in 8-bit units, or factor on the shot noise."""
+    gray: bool
+    """Whether all channels share it."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blur, resize, noise, JPEG: one entry an image, None where it is spared."""
+
+    blur: tuple[Kernel | None, ...]
+    resize: Resize
+    noise: tuple[Noise | None, ...]
+    quality: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that is random about the degradation of a group, but for the noise itself."""
+
+    first: Stage | None
+    second: Stage | None
+    method: str
+    """How the group is resized to the low-resolution size."""
+    sinc: tuple[SincKernel | None, ...]
+    quality: tuple[float | None, ...]
+    jpeg_last: tuple[bool, ...]
+    strength: tuple[float, ...]
+    """What everything above has been weakened by already."""
+    spatial: tuple[bool, ...]
+    """Which images are degraded through a mask."""
+
+
+def draw_recipe(config: DegradationConfig, count: int, random: np.random.Generator) -> Recipe:
+    """Draw for a group of ``count`` images.
+
+    A group shares its resizes, since its images must keep one size to be processed together, and which stages take
+    place; all else is drawn for every image.
+    """
+    strength = [float(random.uniform(*config.strength)) for _ in range(count)]
+    first = _stage(config.first, strength, random)
+    second = _stage(config.second, strength, random)
+    final = config.final
+    method = str(random.choice(METHODS))
+    sinc = tuple(
+        draw_sinc(config.second.blur, random).weakened(each) if random.random() < final.sinc_probability else None
+        for each in strength
+    )
+    quality = tuple(_quality(final.jpeg, each, random) for each in strength)
+    jpeg_last = tuple(bool(random.random() < final.jpeg_last) for _ in strength)
+    spatial = tuple(bool(random.random() < config.spatial.probability) for _ in strength)
+    return Recipe(first, second, method, sinc, quality, jpeg_last, tuple(strength), spatial)
+
+
+def _stage(config: StageConfig, strength: Sequence[float], random: np.random.Generator) -> Stage | None:
+    if random.random() >= config.probability:
+        return None
+    blur = tuple(_blur(config.blur, each, random) for each in strength)
+    resize = _resize(config.resize, sum(strength) / len(strength), random)
+    noise = tuple(_noise(config.noise, each, random) for each in strength)
+    quality = tuple(_quality(config.jpeg, each, random) for each in strength)
+    return Stage(blur, resize, noise, quality)
+
+
+def _blur(config: BlurConfig, strength: float, random: np.random.Generator) -> Kernel | None:
+    if random.random() >= config.probability:
+        return None
+    return draw_kernel(config, random).weakened(strength)
+
+
+def _resize(config: ResizeConfig, strength: float, random: np.random.Generator) -> Resize:
+    low, high = config.factor
+    which = random.choice(3, p=shares((config.up, config.down, config.keep)))
+    factor = (random.uniform(1.0, high), random.uniform(low, 1.0), 1.0)[which]
+    return Resize(float(factor) ** strength, str(random.choice(METHODS)))
+
+
+def _noise(config: NoiseConfig, strength: float, random: np.random.Generator) -> Noise | None:
+    if random.random() >= config.probability:
+        return None
+    gray = bool(random.random() < config.gray_probability)
+    if random.random() < config.gaussian_probability:
+        return Noise("gaussian", strength * random.uniform(*config.sigma), gray)
+    return Noise("poisson", strength * random.uniform(*config.poisson_scale), gray)
+
+
+def _quality(config: JpegConfig, strength: float, random: np.random.Generator) -> float | None:
+    if random.random() >= config.probability:
+        return None
+    quality = 100.0 - strength * (100.0 - float(random.uniform(*config.quality)))
+    # The best quality still halves the resolution of the colour: no strength at all is no compression at all.
+    return quality if strength > 0 else None

@@ -1,0 +1,45 @@
+"""A photograph, and recipes of a single operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from savl.degradation import Degradation, DegradationConfig
+from savl.degradation.kernels import Kernel
+from savl.degradation.recipe import Noise, Recipe, Resize, Stage
+from savl.inference.image_folder import decode_rgb
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+Apply = Callable[..., Tensor]
+
+
+@pytest.fixture(scope="session")
+def photo() -> Tensor:
+    """``(1, 3, 384, 384)`` in [0, 1]."""
+    return torch.from_numpy(decode_rgb(EXAMPLES / "church.webp")).permute(2, 0, 1)[None].float() / 255
+
+
+@pytest.fixture(scope="session")
+def alone() -> Apply:
+    """Apply a blur kernel, a noise or a JPEG quality to one image and nothing else; its size stays."""
+    degradation = Degradation(DegradationConfig(), scale=1)
+
+    def apply(
+        x: Tensor,
+        blur: Kernel | None = None,
+        noise: Noise | None = None,
+        quality: float | None = None,
+        mask: Tensor | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        stage = Stage((blur,), Resize(1.0, "area"), (noise,), (quality,))
+        recipe = Recipe(stage, None, "area", (None,), (None,), (False,), (1.0,), (False,))
+        return degradation.apply(x, recipe, mask, torch.Generator().manual_seed(seed))
+
+    return apply

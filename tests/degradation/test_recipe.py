@@ -1,0 +1,315 @@
+"""Thousands of recipes against the ranges and probabilities of Real-ESRGAN (Wang et al., 2021)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from savl.degradation.config import (
+    METHODS,
+    BlurConfig,
+    DegradationConfig,
+    FinalConfig,
+    JpegConfig,
+    NoiseConfig,
+    ResizeConfig,
+    SpatialConfig,
+    StageConfig,
+)
+from savl.degradation.kernels import GaussianKernel, Kernel, SincKernel
+from savl.degradation.recipe import Noise, Recipe, Stage, draw_recipe
+
+RECIPES, EACH = 4000, 2
+SIZES = (7, 9, 11, 13, 15, 17, 19, 21)
+# Of each stage: blur probability, largest sigma, up, down, keep, factors, largest noise sigma, largest Poisson scale.
+FIRST = (1.0, 3.0, (0.2, 0.7, 0.1), (0.15, 1.5), 30.0, 3.0)
+SECOND = (0.8, 1.5, (0.3, 0.4, 0.3), (0.3, 1.2), 25.0, 2.5)
+STAGES = pytest.mark.parametrize("which", ["first", "second"])
+
+
+def draw(config: DegradationConfig, count: int = 1, seed: int = 0) -> Recipe:
+    return draw_recipe(config, count, np.random.default_rng(seed))
+
+
+@pytest.fixture(scope="module")
+def recipes() -> list[Recipe]:
+    random = np.random.default_rng(20210722)
+    return [draw_recipe(DegradationConfig(), EACH, random) for _ in range(RECIPES)]
+
+
+def stages(recipes: list[Recipe], which: str) -> list[Stage]:
+    found = [recipe.first if which == "first" else recipe.second for recipe in recipes]
+    assert None not in found
+    return [stage for stage in found if stage is not None]
+
+
+def expected(which: str) -> tuple[float, float, tuple[float, float, float], tuple[float, float], float, float]:
+    return FIRST if which == "first" else SECOND
+
+
+def assert_chance(hits: Iterable[object], probability: float) -> None:
+    """As often as the probability says, within 4 standard errors; never or always exactly."""
+    outcomes = [bool(hit) for hit in hits]
+    assert len(outcomes) > 300
+    error = math.sqrt(probability * (1 - probability) / len(outcomes))
+    assert abs(sum(outcomes) / len(outcomes) - probability) <= 4 * error
+
+
+def assert_choice(values: Sequence[object], probabilities: dict[object, float]) -> None:
+    """Each value as often as its probability says, and no other."""
+    assert set(values) == set(probabilities)
+    for value, probability in probabilities.items():
+        assert_chance((other == value for other in values), probability)
+
+
+def assert_uniform(values: Sequence[float], low: float, high: float) -> None:
+    """Within the range, close to both its ends, and evenly between them (Kolmogorov and Smirnov, p = 0.0005)."""
+    places = (np.sort(np.asarray(values)) - low) / (high - low)
+    count = len(places)
+    assert count > 300
+    assert 0 <= places[0] < 12 / count
+    assert 1 - 12 / count < places[-1] <= 1
+    steps = np.arange(count) / count
+    assert max((places - steps).max(), (steps + 1 / count - places).max()) < 1.96 / math.sqrt(count)
+
+
+def gaussians(recipes: list[Recipe], which: str) -> list[GaussianKernel]:
+    return [k for stage in stages(recipes, which) for k in stage.blur if isinstance(k, GaussianKernel)]
+
+
+def noises(recipes: list[Recipe], which: str) -> list[Noise]:
+    return [noise for stage in stages(recipes, which) for noise in stage.noise if noise is not None]
+
+
+@STAGES
+def test_blur_is_as_likely_as_published_and_a_tenth_of_it_is_sinc(recipes: list[Recipe], which: str) -> None:
+    kernels = [kernel for stage in stages(recipes, which) for kernel in stage.blur]
+    assert_chance((kernel is not None for kernel in kernels), expected(which)[0])
+    drawn = [kernel for kernel in kernels if kernel is not None]
+    assert_chance((isinstance(kernel, SincKernel) for kernel in drawn), 0.1)
+    assert_choice([kernel.size for kernel in drawn], dict.fromkeys(SIZES, 1 / 8))
+
+
+@pytest.mark.parametrize(("small", "low"), [(True, math.pi / 3), (False, math.pi / 5)])
+def test_the_cutoff_of_a_sinc_kernel_depends_on_its_size(recipes: list[Recipe], small: bool, low: float) -> None:
+    drawn = [k for which in ("first", "second") for stage in stages(recipes, which) for k in stage.blur]
+    sincs = [kernel for kernel in drawn if isinstance(kernel, SincKernel)]
+    assert_uniform([kernel.cutoff for kernel in sincs if (kernel.size < 13) == small], low, math.pi)
+    assert {kernel.amount for kernel in sincs} == {1.0}
+
+
+@STAGES
+def test_the_six_shapes_are_as_likely_as_published(recipes: list[Recipe], which: str) -> None:
+    names = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
+    chances = dict(zip(names, (0.45, 0.25, 0.12, 0.03, 0.12, 0.03), strict=True))
+    assert_choice([kernel.shape for kernel in gaussians(recipes, which)], dict(chances))
+
+
+@STAGES
+def test_sigma_and_rotation_cover_their_ranges(recipes: list[Recipe], which: str) -> None:
+    high = expected(which)[1]
+    kernels = gaussians(recipes, which)
+    aniso = [kernel for kernel in kernels if kernel.shape.endswith("aniso")]
+    iso = [kernel for kernel in kernels if not kernel.shape.endswith("aniso")]
+    assert_uniform([kernel.sigma[0] for kernel in iso], 0.2, high)
+    for axis in (0, 1):
+        assert_uniform([kernel.sigma[axis] for kernel in aniso], 0.2, high)
+    assert_uniform([kernel.rotation for kernel in aniso], -math.pi, math.pi)
+    assert all(kernel.sigma[0] == kernel.sigma[1] for kernel in iso)
+    assert abs(np.corrcoef([kernel.sigma for kernel in aniso], rowvar=False)[0, 1]) < 4 / math.sqrt(len(aniso))
+
+
+@STAGES
+def test_beta_lies_below_1_as_often_as_above_where_its_range_has_both(recipes: list[Recipe], which: str) -> None:
+    kernels = gaussians(recipes, which)
+    generalized = [kernel.beta for kernel in kernels if kernel.shape.startswith("generalized")]
+    assert_chance((beta < 1 for beta in generalized), 0.5)
+    assert_uniform([beta for beta in generalized if beta < 1], 0.5, 1.0)
+    assert_uniform([beta for beta in generalized if beta >= 1], 1.0, 4.0)
+    plateau = [kernel.beta for kernel in kernels if kernel.shape.startswith("plateau")]
+    assert_chance((beta == 1 for beta in plateau), 0.5)
+    assert_uniform([beta for beta in plateau if beta != 1], 1.0, 2.0)
+    assert {kernel.beta for kernel in kernels if kernel.shape in ("iso", "aniso")} == {1.0}
+
+
+@STAGES
+def test_resizing_goes_up_down_or_nowhere_as_likely_as_published(recipes: list[Recipe], which: str) -> None:
+    resizes = [stage.resize for stage in stages(recipes, which)]
+    up, down, keep = expected(which)[2]
+    low, high = expected(which)[3]
+    factors = [resize.factor for resize in resizes]
+    assert_chance((factor > 1 for factor in factors), up)
+    assert_chance((factor < 1 for factor in factors), down)
+    assert_chance((factor == 1 for factor in factors), keep)
+    assert_uniform([factor for factor in factors if factor > 1], 1.0, high)
+    assert_uniform([factor for factor in factors if factor < 1], low, 1.0)
+    assert_choice([resize.method for resize in resizes], dict.fromkeys(METHODS, 1 / 3))
+
+
+def test_the_last_resize_takes_each_method_as_often(recipes: list[Recipe]) -> None:
+    assert_choice([recipe.method for recipe in recipes], dict.fromkeys(METHODS, 1 / 3))
+
+
+@STAGES
+def test_noise_is_gaussian_or_poisson_in_colour_or_gray(recipes: list[Recipe], which: str) -> None:
+    drawn = noises(recipes, which)
+    assert len(drawn) == EACH * RECIPES, "there is always some"
+    assert_chance((noise.kind == "gaussian" for noise in drawn), 0.5)
+    largest = {"gaussian": expected(which)[4], "poisson": expected(which)[5]}
+    for kind, smallest in (("gaussian", 1.0), ("poisson", 0.05)):
+        these = [noise for noise in drawn if noise.kind == kind]
+        assert_chance((noise.gray for noise in these), 0.4)
+        assert_uniform([noise.amount for noise in these], smallest, largest[kind])
+
+
+def test_jpeg_takes_place_at_the_end_of_the_first_stage_and_once_more(recipes: list[Recipe]) -> None:
+    first = [quality for stage in stages(recipes, "first") for quality in stage.quality]
+    final = [quality for recipe in recipes for quality in recipe.quality]
+    for qualities in (first, final):
+        assert None not in qualities
+        assert_uniform([quality for quality in qualities if quality is not None], 30.0, 95.0)
+    assert {quality for stage in stages(recipes, "second") for quality in stage.quality} == {None}
+
+
+def test_the_end_filters_four_times_in_five_and_compresses_last_half_of_the_time(recipes: list[Recipe]) -> None:
+    sincs = [kernel for recipe in recipes for kernel in recipe.sinc]
+    assert_chance((kernel is not None for kernel in sincs), 0.8)
+    drawn = [kernel for kernel in sincs if kernel is not None]
+    assert_choice([kernel.size for kernel in drawn], dict.fromkeys(SIZES, 1 / 8))
+    assert_uniform([kernel.cutoff for kernel in drawn], math.pi / 3, math.pi)
+    assert_chance((last for recipe in recipes for last in recipe.jpeg_last), 0.5)
+
+
+def test_the_published_pipeline_has_full_strength_and_no_masks(recipes: list[Recipe]) -> None:
+    assert {strength for recipe in recipes for strength in recipe.strength} == {1.0}
+    assert {spatial for recipe in recipes for spatial in recipe.spatial} == {False}
+
+
+def test_a_group_shares_its_resizes_and_nothing_else() -> None:
+    recipe = draw(replace(DegradationConfig(), strength=(0.0, 1.0), spatial=SpatialConfig(probability=0.5)), 64)
+    assert recipe.first is not None
+    assert isinstance(recipe.method, str)
+    for drawn in (recipe.first.blur, recipe.first.noise, recipe.first.quality, recipe.quality, recipe.strength):
+        assert len(drawn) == 64
+        assert len(set(drawn)) == 64
+    for chances in (recipe.jpeg_last, recipe.spatial):
+        assert set(Counter(chances)) == {True, False}
+
+
+def test_the_seed_decides() -> None:
+    assert draw(DegradationConfig(), 3, seed=1) == draw(DegradationConfig(), 3, seed=1)
+    assert draw(DegradationConfig(), 3, seed=1) != draw(DegradationConfig(), 3, seed=2)
+
+
+def test_strength_and_masks_are_drawn_for_every_image() -> None:
+    config = replace(DegradationConfig(), strength=(0.25, 0.75), spatial=SpatialConfig(probability=0.3))
+    recipe = draw(config, 4000)
+    assert_uniform(recipe.strength, 0.25, 0.75)
+    assert_chance(recipe.spatial, 0.3)
+
+
+def test_stages_take_place_by_their_probability() -> None:
+    config = DegradationConfig(first=StageConfig(probability=0.4), second=StageConfig(probability=0.0))
+    random = np.random.default_rng(0)
+    drawn = [draw_recipe(config, 1, random) for _ in range(1000)]
+    assert_chance((recipe.first is not None for recipe in drawn), 0.4)
+    assert {recipe.second for recipe in drawn} == {None}
+
+
+def assert_weakened(whole: Kernel | None, weak: Kernel | None, strength: float) -> None:
+    assert (whole is None) == (weak is None)
+    if isinstance(whole, GaussianKernel):
+        assert isinstance(weak, GaussianKernel)
+        assert weak.sigma == pytest.approx([strength * sigma for sigma in whole.sigma])
+        assert replace(weak, sigma=whole.sigma) == whole
+    elif isinstance(whole, SincKernel):
+        assert weak == replace(whole, amount=strength)
+
+
+@pytest.mark.parametrize("strength", [0.25, 0.5])
+def test_strength_weakens_all_that_is_drawn_and_draws_the_same(strength: float) -> None:
+    for seed in range(20):
+        whole = draw(DegradationConfig(), 2, seed)
+        weak = draw(DegradationConfig(strength=(strength, strength)), 2, seed)
+        assert weak.strength == (strength, strength)
+        assert (weak.method, weak.jpeg_last) == (whole.method, whole.jpeg_last)
+        for before, after in ((whole.first, weak.first), (whole.second, weak.second)):
+            assert before is not None
+            assert after is not None
+            for blur, weaker in zip(before.blur, after.blur, strict=True):
+                assert_weakened(blur, weaker, strength)
+            assert after.resize.factor == pytest.approx(before.resize.factor**strength)
+            for noise, less in zip(before.noise, after.noise, strict=True):
+                assert noise is not None
+                assert less is not None
+                assert (less.kind, less.gray) == (noise.kind, noise.gray)
+                assert less.amount == pytest.approx(strength * noise.amount)
+        for kernel, weaker in zip(whole.sinc, weak.sinc, strict=True):
+            assert_weakened(kernel, weaker, strength)
+        assert weak.first is not None
+        assert whole.first is not None
+        qualities = [*whole.quality, *whole.first.quality]
+        for quality, better in zip(qualities, [*weak.quality, *weak.first.quality], strict=True):
+            assert quality is not None
+            assert better == pytest.approx(100 - strength * (100 - quality))
+
+
+def test_no_strength_leaves_neither_a_size_nor_a_compression_behind() -> None:
+    for seed in range(10):
+        recipe = draw(DegradationConfig(strength=(0.0, 0.0)), 2, seed)
+        assert recipe.quality == (None, None)
+        assert recipe.first is not None
+        assert recipe.first.quality == (None, None)
+        assert recipe.first.resize.factor == 1
+        assert [noise.amount for noise in recipe.first.noise if noise is not None] == [0, 0]
+
+
+def test_settings_reach_every_draw() -> None:
+    blur = BlurConfig(probability=0.0)
+    noise = NoiseConfig(gaussian_probability=1.0, gray_probability=0.0, sigma=(5.0, 5.0))
+    stage = StageConfig(
+        blur=blur, noise=noise, resize=ResizeConfig(0.0, 1.0, 0.0, (0.5, 1.0)), jpeg=JpegConfig(1.0, (50.0, 50.0))
+    )
+    config = DegradationConfig(
+        first=stage, second=stage, final=FinalConfig(sinc_probability=0.0, jpeg_last=1.0, jpeg=JpegConfig(0.0))
+    )
+    recipe = draw(config, 50)
+    assert recipe.sinc == (None,) * 50
+    assert recipe.quality == (None,) * 50
+    assert recipe.jpeg_last == (True,) * 50
+    for drawn in (recipe.first, recipe.second):
+        assert drawn is not None
+        assert drawn.blur == (None,) * 50
+        assert drawn.noise == (Noise("gaussian", 5.0, False),) * 50
+        assert drawn.quality == (50.0,) * 50
+        assert 0.5 <= drawn.resize.factor <= 1
+
+
+def test_no_noise_is_a_possible_setting() -> None:
+    recipe = draw(DegradationConfig(first=StageConfig(noise=NoiseConfig(probability=0.0))), 20)
+    assert recipe.first is not None
+    assert recipe.first.noise == (None,) * 20
+
+
+def test_chances_written_with_few_digits_can_be_drawn_from() -> None:
+    sixths = BlurConfig(shapes=(0.1666667,) * 6)
+    thirds = ResizeConfig(up=0.3333334, down=0.3333333, keep=0.3333331)
+    assert draw(DegradationConfig(first=StageConfig(blur=sixths, resize=thirds)), 5).first is not None
+
+
+@pytest.mark.parametrize(
+    ("beta", "ends"), [((0.5, 1.0), (0.5, 1.0)), ((2.0, 3.0), (2.0, 3.0)), ((0.3, 0.6), (0.3, 0.6))]
+)
+def test_beta_stays_within_a_range_on_one_side_of_1(beta: tuple[float, float], ends: tuple[float, float]) -> None:
+    config = BlurConfig(shapes=(0, 0, 1.0, 0, 0, 0), beta_generalized=beta, sinc_probability=0.0)
+    recipe = draw(DegradationConfig(first=StageConfig(blur=config)), 400)
+    assert recipe.first is not None
+    betas = [kernel.beta for kernel in recipe.first.blur if isinstance(kernel, GaussianKernel)]
+    assert len(betas) == 400
+    assert ends[0] <= min(betas) < ends[0] + 0.05
+    assert ends[1] - 0.05 < max(betas) <= ends[1]
