@@ -8,6 +8,10 @@ from savl.network.config import SAVLConfig
 
 LOGVAR_LIMIT = 8.0
 """logvar is clamped to ± this, so that exp(logvar) stays finite in every dtype the network runs in."""
+FRESH_MEAN = 0.3
+"""Standard deviation of the weights that give mu, before training."""
+FRESH_LOGVAR = -6.0
+"""logvar of every channel, before training."""
 
 
 class AmortizedEstimator(nn.Module):
@@ -15,7 +19,8 @@ class AmortizedEstimator(nn.Module):
 
     A stack of 3×3 convolutions of stride 1, some dilated, shares its parameters over pixels; nothing in it looks
     further than ``config.receptive_field``, and there is no normalisation, so the field of a crop equals the crop of
-    the field away from the border. The last layer starts small: a fresh field is near the prior.
+    the field away from the border. A fresh field is confident and differs from pixel to pixel: the decoder can read
+    it before the prior presses it into noise, and what starts near the prior stays there.
     """
 
     def __init__(self, config: SAVLConfig) -> None:
@@ -31,8 +36,11 @@ class AmortizedEstimator(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=0.1)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        nn.init.normal_(self.head.weight[: config.latent], std=FRESH_MEAN)
+        if self.variational:
+            nn.init.constant_(self.head.bias[config.latent :], FRESH_LOGVAR)  # type: ignore[index]
 
     def forward(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
         """Estimate the posterior.

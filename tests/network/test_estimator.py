@@ -1,4 +1,4 @@
-"""The amortized estimator: local, shared over pixels, and at the prior when fresh."""
+"""The amortized estimator: local, shared over pixels, and readable when fresh."""
 
 from __future__ import annotations
 
@@ -121,10 +121,12 @@ def test_log_variances_stay_where_their_exponential_is_finite(small_config: Smal
 
 
 @pytest.mark.parametrize("name", ["savl-base", "savl-tiny"])
-def test_a_fresh_field_is_near_the_prior(name: str) -> None:
+def test_a_fresh_field_can_be_read_through_its_own_noise(name: str) -> None:
+    torch.manual_seed(0)
     estimator = AmortizedEstimator(CONFIGS[name])
     mu, logvar = estimator(torch.rand(1, 3, 16, 16) - 0.45)
     assert logvar is not None
-    kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).mean()
-    assert kl.item() < 0.05, f"{kl.item():.3f} nats a channel from N(0, 1)"
-    assert mu.abs().max().item() > 0, "a field of exact zeros has nothing to learn from"
+    noise = logvar.exp().sqrt()
+    assert noise.max().item() < 0.1
+    assert mu.std(dim=(2, 3)).median().item() > noise.mean().item(), "no pixel can be told from another"
+    assert mu.abs().max().item() < 10, "the prior expects about 1"
