@@ -107,12 +107,12 @@ def make_workload(
     images = Batch(low.to(device), high.to(device), low.to(device))
     model = model.train()
     objective = Objective(model, ObjectiveConfig()).to(device).train()
-    parameters = [*model.parameters(), *objective.parameters()]
+    parameters = list(objective.parameters())
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, betas=settings.betas)
 
     def learn() -> None:
         with named_range("forward"), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            losses = objective(model, images, 0)
+            losses = objective(images, 0, 0).losses
         optimizer.zero_grad(set_to_none=True)
         # In this thread: the ranges of a thread do not contain what another one launches.
         with named_range("backward"), torch.autograd.set_multithreading_enabled(False):

@@ -1,6 +1,7 @@
 """Training: what is learned from (data), what is asked for (objectives), and the loop that does it (trainer)."""
 
 from savl.training.config import TrainingConfig, load_config
-from savl.training.trainer import Trainer
+from savl.training.perceptual import PerceptualUnavailable
+from savl.training.trainer import Trainer, TrainingUnavailable
 
-__all__ = ["Trainer", "TrainingConfig", "load_config"]
+__all__ = ["PerceptualUnavailable", "Trainer", "TrainingConfig", "TrainingUnavailable", "load_config"]

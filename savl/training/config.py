@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, get_args
 
-from savl.degradation import LightDegradation
+from savl.degradation.config import DegradationConfig
 from savl.network import CONFIGS, SAVLConfig
-from savl.settings import check_types
+from savl.settings import check_types, checked_table, from_table
+from savl.training.adversarial import AdversarialLoss
 
 Likelihood = Literal["laplacian", "gaussian"]
+LikelihoodScale = Literal["fixed", "learned"]
+Schedule = Literal["cosine", "multistep"]
+
+
+def _at_least(low: float, table: str, settings: object, *names: str) -> None:
+    for name in names:
+        if not getattr(settings, name) >= low:
+            raise ValueError(f"{table}.{name} must be at least {low:g}, got {getattr(settings, name)!r}")
+
+
+def _one_of(table: str, settings: object, name: str, accepted: object) -> None:
+    if getattr(settings, name) not in get_args(accepted):
+        raise ValueError(f"{table}.{name} must be one of {get_args(accepted)}, got {getattr(settings, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -23,37 +39,132 @@ class DataConfig:
     patch: int = 32
     """Side of the LR patches in pixels; HR patches are ``scale`` times that."""
     batch: int = 16
-    """Patches per step."""
+    """Patches per step and process."""
+    margin: int = 4
+    """LR pixels that are degraded around a patch and cut off again, at a place drawn anew for every patch: borders of
+    filters stay outside, and the grid of JPEG blocks starts anywhere."""
+    pool: int = 180
+    """Degraded pairs kept to draw batches from. Images degraded together share their resizes; a pool mixes them."""
+    fresh: int = 4
+    """Pairs degraded for every step, which replace the oldest in the pool: with ``batch`` patches a step, each pair is
+    learned from about batch / fresh times, turned and mirrored differently."""
 
     def __post_init__(self) -> None:
         check_types(self, "data.")
-        _at_least(1, "data", self, "patch", "batch")
+        _at_least(1, "data", self, "patch", "batch", "fresh")
+        _at_least(0, "data", self, "margin")
+        if self.pool < max(self.batch, self.fresh):
+            raise ValueError(
+                f"data.pool must hold at least a batch of {self.batch} and the {self.fresh} fresh pairs of a step, "
+                f"got {self.pool!r}"
+            )
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """What the averaged weights are scored on while they are trained; nothing by default."""
+
+    hr: str = ""
+    """Folder of high-resolution images; none for no validation."""
+    lr: str = ""
+    """Folder of their low-resolution counterparts, by name; if left out, they are made by the run's degradation."""
+    every: int = 1000
+    """Steps between validations."""
+    images: int = 10
+    """At most so many images, the first by name."""
+    side: int = 512
+    """Larger images are cut to so many HR pixels around their centre."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "validation.")
+        _at_least(1, "validation", self, "every", "images", "side")
+        if self.lr and not self.hr:
+            raise ValueError("validation.lr needs validation.hr, the originals to compare with")
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """SR L1 + alpha · L_rec + beta · KL, or + club · CLUB for a deterministic code."""
+    """SR L1 + alpha · L_rec + beta · (1 + suppression) · KL, and what else may be asked of the field."""
 
     alpha: float = 1.0
     """Weight of the reconstruction of y by the likelihood decoder (mean over pixels and channels). 0 trains neither
     decoder nor field prior."""
     beta: float = 1e-3
-    """Weight of KL(q(r|y) ‖ p(r)) in nats per pixel; the (1 + λ) of SAVL-MIS is part of it."""
+    """Weight of KL(q(r|y) ‖ p(r)), mean over pixels, in nats, that the conditional ELBO asks for."""
+    suppression: float = 0.0
+    """Lambda of SAVL-MIS: how much more of that divergence the bound on I(r; z) adds."""
     likelihood: Likelihood = "laplacian"
     """``laplacian`` makes L_rec an L1 norm, ``gaussian`` an L2 norm (squared)."""
+    scale: LikelihoodScale = "fixed"
+    """``fixed``: L_rec is the norm, mean over pixels and channels, its weight standing for the scale of the
+    likelihood. ``learned``: the decoder infers the scale of every pixel, and L_rec is the negative log-likelihood in
+    nats per pixel, to be weighed like the divergence: alpha = beta is the exact ELBO."""
+    kl_start: int = 0
+    """Steps at the beginning without the divergence. A prior that weighs in before the decoder has learned to read r
+    makes the field collapse to it."""
+    kl_warmup: int = 0
+    """Steps over which beta then grows from 0."""
+    free_bits: float = 0.0
+    """Nats per pixel that cost nothing: KL below it has no gradient (Kingma et al., 2016)."""
+    calibration: float = 0.0
+    """Weight of |v − (1 − 0.9 · severity)|, mean over pixels, which ties the variance of the field to what is known of
+    the degradation that was applied: 1 where there is none, 0.1 where there is most. Not in the paper."""
     club: float = 0.0
     """Weight of the CLUB upper bound on I(r; z), for the ablation 'deterministic code + CLUB'."""
+    freeze_estimator: bool = False
+    """Stages 2 and 3: train the network on a field that stays as it is. Needs ``run.start``."""
 
     def __post_init__(self) -> None:
         check_types(self, "objective.")
-        _at_least(0, "objective", self, "alpha", "beta", "club")
-        if self.likelihood not in ("laplacian", "gaussian"):
-            raise ValueError(f"objective.likelihood must be 'laplacian' or 'gaussian', got {self.likelihood!r}")
+        _at_least(
+            0,
+            "objective",
+            self,
+            "alpha",
+            "beta",
+            "suppression",
+            "kl_start",
+            "kl_warmup",
+            "free_bits",
+            "calibration",
+            "club",
+        )
+        _one_of("objective", self, "likelihood", Likelihood)
+        _one_of("objective", self, "scale", LikelihoodScale)
+        if self.freeze_estimator and (self.alpha > 0 or self.club > 0):
+            raise ValueError(
+                f"objective.alpha and objective.club train the estimator, which objective.freeze_estimator forbids: "
+                f"set both to 0, got {self.alpha!r} and {self.club!r}"
+            )
+
+
+@dataclass(frozen=True)
+class GanConfig:
+    """Stage 3: a discriminator and perceptual distance beside L1."""
+
+    weight: float = 0.0
+    """Weight of the adversarial loss; 0 trains without a discriminator."""
+    loss: AdversarialLoss = "vanilla"
+    """``vanilla``, or ``relativistic`` average."""
+    features: int = 64
+    """Channels of the U-Net discriminator's first layer."""
+    learning_rate: float = 1e-4
+    """Of the discriminator."""
+    perceptual: float = 0.0
+    """Weight of the L1 distance of VGG-19 features; needs torchvision and its weights."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "gan.")
+        _at_least(0, "gan", self, "weight", "perceptual")
+        _at_least(1, "gan", self, "features")
+        _one_of("gan", self, "loss", AdversarialLoss)
+        if self.learning_rate <= 0:
+            raise ValueError(f"gan.learning_rate must be above 0, got {self.learning_rate!r}")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam under a warm-up and half a cosine."""
+    """Adam under a warm-up, then half a cosine or steps."""
 
     learning_rate: float = 1e-3
     """Peak learning rate."""
@@ -61,8 +172,14 @@ class OptimizerConfig:
     """Adam's moment decays."""
     warmup: int = 200
     """Steps of linear warm-up."""
+    schedule: Schedule = "cosine"
+    """``cosine`` falls to ``final_fraction`` at the last step, ``multistep`` by ``gamma`` at each milestone."""
     final_fraction: float = 0.01
-    """Learning rate of the last step as a fraction of the peak."""
+    """Learning rate of the last step as a fraction of the peak, for ``cosine``."""
+    milestones: tuple[int, ...] = (5_000, 7_500, 9_000)
+    """Steps, for ``multistep``."""
+    gamma: float = 0.5
+    """Factor at each milestone."""
     clip: float = 1.0
     """Largest gradient norm."""
     ema: float = 0.999
@@ -71,43 +188,52 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         check_types(self, "optimizer.")
         _at_least(0, "optimizer", self, "warmup", "final_fraction")
-        for name in ("learning_rate", "clip"):
+        _one_of("optimizer", self, "schedule", Schedule)
+        for name in ("learning_rate", "clip", "gamma"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"optimizer.{name} must be above 0, got {getattr(self, name)!r}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer.betas must be two numbers in [0, 1), got {self.betas!r}")
         if not 0.0 <= self.ema < 1.0:
             raise ValueError(f"optimizer.ema must satisfy 0 <= ema < 1, got {self.ema!r}")
+        if not self.milestones or min(self.milestones) < 1:
+            raise ValueError(f"optimizer.milestones must be steps of at least 1, got {self.milestones!r}")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How long, from which seed, and where to."""
+    """How long, from where, and where to."""
 
     steps: int = 10_000
     """Optimizer steps."""
     seed: int = 0
-    """Everything random in a run follows from it and the step number."""
+    """Everything random in a run follows from it, the step number and the rank of the process."""
+    start: str = ""
+    """Weights to begin from, shipped ones or a file; random ones if left out."""
     checkpoint_every: int = 250
     """Steps between checkpoints: what a kill can cost at most."""
     log_every: int = 25
     """Steps between lines of the log."""
+    images_every: int = 500
+    """Steps between pictures in TensorBoard."""
     output: str = "runs/savl"
-    """Folder for checkpoint, log and exported weights."""
+    """Folder for checkpoint, logs and exported weights."""
+    device: str = "auto"
+    """``auto``: a GPU where there is one; ``cpu``."""
     bfloat16: bool = False
     """Compute in bfloat16 under autocast (weights stay float32)."""
+    fused: bool = False
+    """Compute with fused kernels where they serve."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
 
     def __post_init__(self) -> None:
         check_types(self, "run.")
-        _at_least(1, "run", self, "steps", "checkpoint_every", "log_every")
+        _at_least(1, "run", self, "steps", "checkpoint_every", "log_every", "images_every")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"run.seed must satisfy 0 <= seed < 2**31, got {self.seed!r}")
-
-
-def _at_least(low: int, table: str, settings: object, *names: str) -> None:
-    for name in names:
-        if getattr(settings, name) < low:
-            raise ValueError(f"{table}.{name} must be at least {low}, got {getattr(settings, name)!r}")
+        if self.device not in ("auto", "cpu"):
+            raise ValueError(f"run.device must be 'auto' or 'cpu', got {self.device!r}")
 
 
 @dataclass(frozen=True)
@@ -116,37 +242,41 @@ class TrainingConfig:
 
     model: SAVLConfig = CONFIGS["savl-tiny"]
     data: DataConfig = field(default_factory=DataConfig)
-    degradation: LightDegradation = field(default_factory=LightDegradation)
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    gan: GanConfig = field(default_factory=GanConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         code = self.model.degradation_code
         if self.objective.club > 0 and code != "deterministic":
             raise ValueError(f"objective.club regularises a deterministic code; model.degradation_code is {code!r}")
+        if self.objective.freeze_estimator and code == "none":
+            raise ValueError("objective.freeze_estimator: the model has no estimator (degradation_code is 'none')")
+        if self.objective.freeze_estimator and not self.run.start:
+            raise ValueError("objective.freeze_estimator needs run.start: a random estimator would stay random")
+        if self.gan.weight > 0 and self.data.patch * self.model.scale % 8:
+            raise ValueError(
+                f"gan: the discriminator needs HR patches with sides that are multiples of 8 pixels, got "
+                f"data.patch={self.data.patch} at scale {self.model.scale}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only."""
         return asdict(self)
 
 
-T = TypeVar("T")
-
-
-def _checked_table(name: str, values: object) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise ValueError(f"[{name}] must be a table of settings, got {values!r}")
-    return dict(values)
-
-
-def _table(cls: type[T], name: str, values: object) -> T:
-    values = _checked_table(name, values)
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ValueError(f"[{name}] has unknown settings {unknown}; it accepts {sorted(known)}")
-    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+TABLES: dict[str, type[Any]] = {
+    "data": DataConfig,
+    "degradation": DegradationConfig,
+    "objective": ObjectiveConfig,
+    "gan": GanConfig,
+    "optimizer": OptimizerConfig,
+    "validation": ValidationConfig,
+    "run": RunConfig,
+}
 
 
 def parse_config(tables: dict[str, Any]) -> TrainingConfig:
@@ -159,36 +289,60 @@ def parse_config(tables: dict[str, Any]) -> TrainingConfig:
         ValueError: A table or setting is unknown, or a value is out of range.
     """
     tables = dict(tables)
-    model = _checked_table("model", tables.pop("model", {}))
+    model = checked_table("model", tables.pop("model", {}))
     name = model.pop("name", "savl-tiny")
     if name not in CONFIGS:
         raise ValueError(f"model.name must be one of {sorted(CONFIGS)}, got {name!r}")
     parts: dict[str, Any] = {"model": SAVLConfig.from_dict({**CONFIGS[name].to_dict(), **model})}
-    classes: dict[str, type[Any]] = {
-        "data": DataConfig,
-        "degradation": LightDegradation,
-        "objective": ObjectiveConfig,
-        "optimizer": OptimizerConfig,
-        "run": RunConfig,
-    }
     for table, values in tables.items():
-        if table not in classes:
-            raise ValueError(f"unknown table [{table}]; a training configuration has {['model', *classes]}")
-        parts[table] = _table(classes[table], table, values)
+        if table not in TABLES:
+            raise ValueError(f"unknown table [{table}]; a training configuration has {['model', *TABLES]}")
+        parts[table] = from_table(TABLES[table], table, values)
     return TrainingConfig(**parts)
 
 
-def load_config(path: str | Path) -> TrainingConfig:
+def load_config(path: str | Path, changes: Sequence[str] = ()) -> TrainingConfig:
     """Read a TOML file.
+
+    Args:
+        path: The file.
+        changes: Settings that take the place of its own, each as ``"table.name=value"`` with the value as in TOML.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not TOML, or `parse_config` refuses it; the message begins with the path.
+        ValueError: It is not TOML, or `parse_config` refuses it; the message begins with the path. Or a change cannot
+            be read.
     """
+    parsed = [_parse_change(change) for change in changes]
     try:
         with open(path, "rb") as file:
-            return parse_config(tomllib.load(file))
+            tables = tomllib.load(file)
+        for change in parsed:
+            _merge(tables, change)
+        return parse_config(tables)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such file") from error
     except (ValueError, TypeError) as error:  # TOMLDecodeError is a ValueError
         raise ValueError(f"{path}: {error}") from error
+
+
+def _parse_change(text: str) -> dict[str, Any]:
+    name, _, value = text.partition("=")
+    try:
+        change = tomllib.loads(f"{name} = {value}")
+    except ValueError:
+        try:
+            change = tomllib.loads(f"{name} = {json.dumps(value)}")  # what a shell leaves of "text"
+        except ValueError:
+            change = {}
+    if not change or not all(isinstance(table, dict) for table in change.values()):
+        raise ValueError(f"a change must be TABLE.NAME=VALUE with a value as in TOML, got {text!r}")
+    return change
+
+
+def _merge(tables: dict[str, Any], change: dict[str, Any]) -> None:
+    for name, value in change.items():
+        if isinstance(value, dict) and isinstance(tables.get(name), dict):
+            _merge(tables[name], value)
+        else:
+            tables[name] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from savl.network import SAVL, LikelihoodDecoder
 from savl.training.config import ObjectiveConfig
 from savl.training.data import Batch
+from savl.training.schedule import prior_weight
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,12 @@ class Losses:
     sr: Tensor
     """Mean absolute error of the SR image, in [0, 1] units."""
     reconstruction: Tensor | None = None
-    """L_rec: mean over pixels and channels of |y − ŷ| (Laplacian) or (y − ŷ)² (Gaussian)."""
+    """L_rec: mean over pixels and channels of |y − ŷ| (Laplacian) or (y − ŷ)² (Gaussian); with a learned scale the
+    negative log-likelihood, nats per pixel."""
     kl: Tensor | None = None
     """KL(q(r|y) ‖ p(r)), nats per pixel."""
+    calibration: Tensor | None = None
+    """Mean over pixels of |v − (1 − 0.9 · severity)|."""
     club: Tensor | None = None
     """CLUB upper bound on I(r; z), nats per pixel."""
 
@@ -32,42 +37,80 @@ class Losses:
         return {name: float(value.detach()) for name, value in vars(self).items() if value is not None}
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What one forward pass gave."""
+
+    losses: Losses
+    sr: Tensor
+    """``(B, 3, H, W)``, not clamped."""
+    severity: Tensor | None
+    """``(B, h, w)``, or None for a network without a variance."""
+
+
 class Objective(nn.Module):
-    """J of SAVL (DESIGN: alpha · L_rec + beta · KL) beside the SR loss; owns the training-only networks."""
+    """J of SAVL beside the SR loss; holds the network and the networks that only training needs.
+
+    total = L1(sr, x) + alpha · L_rec + beta · (1 + lambda) · KL, the last two being the negative conditional ELBO of
+    SAVL-LM with the bound of SAVL-MIS in its (1 + lambda).
+    """
 
     def __init__(self, model: SAVL, config: ObjectiveConfig) -> None:
         super().__init__()
         self.config = config
+        self.model = model
         code = model.config.degradation_code
-        self.decoder = LikelihoodDecoder(model.config) if code != "none" and config.alpha > 0 else None
+        learned = config.scale == "learned"
+        self.decoder = LikelihoodDecoder(model.config, learned) if code != "none" and config.alpha > 0 else None
         self.critic = ContentCritic(model.config.latent) if config.club > 0 else None
+        if config.freeze_estimator and model.estimator is not None:
+            model.estimator.requires_grad_(False)
 
-    def forward(self, model: SAVL, batch: Batch, seed: int) -> Losses:
+    def forward(self, batch: Batch, seed: int, step: int) -> Outcome:
         """Score one batch.
 
         Args:
-            model: The network in training.
             batch: Images of the step.
             seed: Seed of the reparameterized sample.
+            step: Steps done before this one: the prior's weight may depend on it.
         """
-        field = model.estimate(batch.y, seed=seed)
-        sr = F.l1_loss(model.reconstruct(batch.y, field).float(), batch.x)
+        config = self.config
+        field = self.model.estimate(batch.y, seed=seed)
+        image = self.model.reconstruct(batch.y, field).float()
+        sr = F.l1_loss(image, batch.x)
         total = sr
-        reconstruction = kl = club = None
+        reconstruction = kl = calibration = club = None
         if field is not None and self.decoder is not None:
             assert field.sample is not None
-            rebuilt = self.decoder(batch.z, field.sample).float()
-            distance = F.l1_loss if self.config.likelihood == "laplacian" else F.mse_loss
-            reconstruction = distance(rebuilt, batch.y)
-            total = total + self.config.alpha * reconstruction
+            reconstruction = self._reconstruction(self.decoder, batch, field.sample)
+            total = total + config.alpha * reconstruction
             if field.kl is not None:
                 kl = field.kl.float().mean()
-                total = total + self.config.beta * kl
+                total = total + prior_weight(config, step) * kl.clamp(min=config.free_bits)
+        if field is not None and field.variance is not None and config.calibration > 0:
+            if batch.severity is None:
+                raise ValueError("objective.calibration needs batches whose severity is known")
+            calibration = F.l1_loss(field.variance.float(), 1.0 - 0.9 * batch.severity)
+            total = total + config.calibration * calibration
         if field is not None and self.critic is not None:
             club = self.critic.bound(field.mu, batch.z)
             # The critic learns q(z | r) on a detached code in the same backward pass; the bound itself never trains it.
-            total = total + self.config.club * club - self.critic.log_likelihood(field.mu.detach(), batch.z)
-        return Losses(total, sr, reconstruction, kl, club)
+            total = total + config.club * club - self.critic.log_likelihood(field.mu.detach(), batch.z)
+        severity = None if field is None else field.severity
+        return Outcome(Losses(total, sr, reconstruction, kl, calibration, club), image, severity)
+
+    def _reconstruction(self, decoder: LikelihoodDecoder, batch: Batch, sample: Tensor) -> Tensor:
+        location, log_scale = decoder(batch.z, sample)
+        error: Tensor = batch.y - location.float()
+        laplacian = self.config.likelihood == "laplacian"
+        if log_scale is None:
+            return error.abs().mean() if laplacian else error.square().mean()
+        log_scale = log_scale.float()
+        if laplacian:
+            nats: Tensor = error.abs() * torch.exp(-log_scale) + log_scale + math.log(2.0)
+        else:
+            nats = 0.5 * error.square() * torch.exp(-2.0 * log_scale) + log_scale + 0.5 * math.log(2.0 * math.pi)
+        return nats.sum(dim=1).mean()
 
 
 class ContentCritic(nn.Module):

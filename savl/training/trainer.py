@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
-import json
-import math
-import time
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from savl.atomic_write import write_atomically
-from savl.inference.device import best_device
+from savl.degradation import Degradation
 from savl.network import SAVL
+from savl.ops import use_fused_kernels
+from savl.training.adversary import Adversary
 from savl.training.checkpoint import load_checkpoint, save_checkpoint
 from savl.training.config import TrainingConfig
-from savl.training.data import Batch, PatchSource
-from savl.training.objectives import Objective
-from savl.weights import save
+from savl.training.data import Batch, PairPool, PatchSource
+from savl.training.objectives import Objective, Outcome
+from savl.training.records import Records
+from savl.training.schedule import learning_rate
+from savl.training.validation import Validation
+from savl.weights import load, save
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 CHECKPOINT_NAME = "checkpoint.pt"
-LOG_NAME = "log.jsonl"
 WEIGHTS_NAME = "model.safetensors"
+REFUSED_NAME = "not_finite.pt"
+
+
+class TrainingUnavailable(RuntimeError):
+    """A package that training needs is not installed; the message says how to get it."""
 
 
 class Trainer:
     """Train one network by one configuration, from scratch or from the run folder's checkpoint.
 
-    A run is a pure function of its configuration: batches and samples follow from (seed, step), so stopping and
-    resuming gives the numbers of a run that never stopped.
+    One process on a CPU or GPU, or several under ``torchrun``, each with batches of its own. A run is a pure function
+    of its configuration and the number of processes: batches and samples follow from seed, rank and step, so stopping
+    and resuming gives the numbers of a run that never stopped.
     """
 
     def __init__(
@@ -45,36 +56,40 @@ class Trainer:
 
         Args:
             config: The run.
-            source: Gives the batch of a step; by default a `PatchSource` over ``config.data.hr``.
+            source: Gives the batch of a step; by default a `PairPool` over ``config.data.hr``.
             on_image: Told (decoded so far, total) while the images are decoded.
 
         Raises:
-            ValueError: The data cannot serve, or the checkpoint is damaged or belongs to another run.
+            TrainingUnavailable: accelerate is not installed.
+            DegradationUnavailable: kornia is not installed.
+            PerceptualUnavailable: A perceptual loss is asked for and torchvision or its weights are missing.
+            ValueError: The data cannot serve, the weights to start from are of another network, or the checkpoint is
+                damaged or belongs to another run.
         """
         self.config = config
         self.output = Path(config.run.output)
-        self.device = best_device()
+        self.accelerator = _accelerator(config.run.device == "cpu")
+        self.device = self.accelerator.device
+        self.main = self.accelerator.is_main_process
         torch.manual_seed(config.run.seed)
-        self.model = SAVL(config.model).to(self.device).train()
-        self.objective = Objective(self.model, config.objective).to(self.device).train()
+        self.model = _fresh(config).to(self.device).train()
+        if config.run.fused:
+            use_fused_kernels(model=self.model)
+        objective = Objective(self.model, config.objective).to(self.device).train()
+        self.plain = objective
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.optimizer.ema))
-        self.parameters: list[nn.Parameter] = [*self.model.parameters(), *self.objective.parameters()]
-        self.optimizer = torch.optim.Adam(
-            self.parameters, lr=config.optimizer.learning_rate, betas=config.optimizer.betas
-        )
+        self.parameters: list[nn.Parameter] = [p for p in objective.parameters() if p.requires_grad]
+        adam = torch.optim.Adam(self.parameters, lr=config.optimizer.learning_rate, betas=config.optimizer.betas)
+        if config.run.compile:
+            self.model.reconstruct = torch.compile(self.model.reconstruct)  # type: ignore[method-assign]
+        self.objective, self.optimizer = self.accelerator.prepare(objective, adam)
+        self.adversary = Adversary(config.gan, config.optimizer, self.accelerator)
         self.step = 0
         self._stopping = False
         if (self.output / CHECKPOINT_NAME).exists():
             self._resume(load_checkpoint(self.output / CHECKPOINT_NAME))
-        self.source = source or PatchSource(
-            config.data.hr,
-            patch=config.data.patch,
-            batch=config.data.batch,
-            scale=config.model.scale,
-            seed=config.run.seed,
-            degradation=config.degradation,
-            on_image=on_image,
-        )
+        self.source = source or self._pool(on_image)
+        self.validation = self._validation()
 
     def train(self, on_step: Callable[[int, dict[str, float]], None] | None = None) -> Path | None:
         """Run to the end, or until `stop`.
@@ -86,25 +101,42 @@ class Trainer:
             Path of the exported averaged weights (savl safetensors); None if the run was stopped before its end.
 
         Raises:
-            FloatingPointError: Loss or gradient is not finite; weights and checkpoint stay as they were.
+            FloatingPointError: Loss or gradient is not finite; weights and checkpoint stay as they were, and the batch
+                is saved.
         """
         run = self.config.run
         self._stopping = False
-        self.output.mkdir(parents=True, exist_ok=True)
-        started, logged = time.monotonic(), self.step
-        with ThreadPoolExecutor(max_workers=1) as pool:  # the next batch is prepared while this one is learned from
-            upcoming = pool.submit(self.source, self.step)
-            while self.step < run.steps and not self._stopping:
+        if self.main:
+            self.output.mkdir(parents=True, exist_ok=True)
+        records = Records(self.output, self.step) if self.main else None
+        started, logged = monotonic(), self.step
+        with (
+            contextlib.closing(records) if records is not None else contextlib.nullcontext(),
+            # The next batch is prepared while this one is learned from.
+            ThreadPoolExecutor(max_workers=1) as ahead,
+        ):
+            upcoming = ahead.submit(self.source, self.step)
+            while self.step < run.steps and not self._all_stop():
                 batch = upcoming.result()
-                upcoming = pool.submit(self.source, self.step + 1)
-                rate = self._learning_rate()
-                losses = self._step(batch, rate)
+                upcoming = ahead.submit(self.source, self.step + 1)
+                rate = learning_rate(self.config.optimizer, self.step, run.steps)
+                losses, outcome = self._step(batch.to(self.device), rate)
                 self.step += 1
-                if self.step % run.log_every == 0 or self.step == run.steps:
-                    speed = (self.step - logged) / max(time.monotonic() - started, 1e-9)
-                    self._log({"step": self.step, "steps_per_second": speed, "lr": rate, **losses})
-                    started, logged = time.monotonic(), self.step
-                if self.step % run.checkpoint_every == 0 or self.step == run.steps:
+                last = self.step == run.steps
+                if self.step % run.log_every == 0 or last:
+                    losses = self._mean(losses)
+                    if records is not None:
+                        speed = (self.step - logged) / max(monotonic() - started, 1e-9)
+                        peak = self.config.optimizer.learning_rate
+                        records.scalars(self.step, {"steps_per_second": speed, "lr": rate * peak, **losses})
+                    started, logged = monotonic(), self.step
+                if records is not None and (self.step % run.images_every == 0 or last):
+                    records.images(self.step, batch.y, outcome.sr, batch.x, outcome.severity)
+                if self.validation is not None and (self.step % self.config.validation.every == 0 or last):
+                    if records is not None:
+                        records.scalars(self.step, self.validation(self._averaged()), "validation/")
+                    started, logged = monotonic(), self.step
+                if self.step % run.checkpoint_every == 0 or last:
                     self.checkpoint()
                 if on_step is not None:
                     on_step(self.step, losses)
@@ -118,64 +150,110 @@ class Trainer:
         self._stopping = True
 
     def checkpoint(self) -> None:
-        """Write the state of the run, atomically."""
-        state: dict[str, Any] = {
-            "step": self.step,
-            "settings": _settings_that_count(self.config),
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        save_checkpoint(self.output / CHECKPOINT_NAME, state)
+        """Write the state of the run, atomically; the first process does it, the others wait."""
+        if self.main:
+            state: dict[str, Any] = {
+                "step": self.step,
+                "settings": _settings_that_count(self.config, self.accelerator.num_processes),
+                "average": self.average.state_dict(),
+                "objective": self.plain.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "adversary": self.adversary.state_dict(),
+            }
+            save_checkpoint(self.output / CHECKPOINT_NAME, state)
+        self.accelerator.wait_for_everyone()
 
     def export(self) -> Path:
         """Write the averaged weights as a file that `savl.load` reads."""
         path = self.output / WEIGHTS_NAME
-        averaged = SAVL(self.config.model)
-        averaged.load_state_dict(self.average.module.state_dict())
-        save(averaged, path)
+        if self.main:
+            averaged = SAVL(self.config.model)
+            averaged.load_state_dict(self._averaged().state_dict())
+            save(averaged, path)
+        self.accelerator.wait_for_everyone()
         return path
 
-    def _step(self, batch: Batch, learning_rate: float) -> dict[str, float]:
-        batch = Batch(batch.y.to(self.device), batch.x.to(self.device), batch.z.to(self.device))
+    def _step(self, batch: Batch, rate: float) -> tuple[dict[str, float], Outcome]:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        # A seed of its own per step: for the posterior's sample, and for stochastic depth, which draws from torch.
-        seed = (self.config.run.seed << 32) + self.step
+            group["lr"] = self.config.optimizer.learning_rate * rate
+        # A seed of its own per process and step: for the posterior's sample, and for stochastic depth, which draws from
+        # torch.
+        seed = (self.config.run.seed << 32) + (self.accelerator.process_index << 24) + self.step
         torch.manual_seed(seed)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.bfloat16):
-            losses = self.objective(self.model, batch, seed)
-        if not torch.isfinite(losses.total):
-            raise FloatingPointError(
-                f"step {self.step}: the loss is {float(losses.total.detach())}: {losses.to_log()}; lower "
-                f"optimizer.learning_rate, or check the data"
-            )
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.bfloat16)
+        with autocast:
+            outcome: Outcome = self.objective(batch, seed, self.step)
+            more, terms = self.adversary.against(outcome.sr, batch.x)
+        total = outcome.losses.total + more
+        log = outcome.losses.to_log() | {name: float(value.detach()) for name, value in terms.items()}
+        log["total"] = float(total.detach())
+        if not torch.isfinite(total):
+            self._refuse(batch, seed, "the loss", log)
         self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip)
+        self.accelerator.backward(total)
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.optimizer.clip)
+        assert norm is not None
         if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"step {self.step}: the gradient is not finite, at a loss of {losses.to_log()}; lower "
-                f"optimizer.learning_rate, or check the data"
-            )
+            self._refuse(batch, seed, "the gradient", log)
         self.optimizer.step()
         self.average.update_parameters(self.model)
-        log: dict[str, float] = losses.to_log()
-        return log
+        with autocast:
+            judged = self.adversary.learn(outcome.sr, batch.x, rate)
+        return log | {name: float(value) for name, value in judged.items()}, outcome
 
-    def _learning_rate(self) -> float:
-        settings = self.config.optimizer
-        if self.step < settings.warmup:
-            return settings.learning_rate * (self.step + 1) / settings.warmup
-        done = (self.step - settings.warmup) / max(self.config.run.steps - settings.warmup, 1)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-        return settings.learning_rate * (settings.final_fraction + (1 - settings.final_fraction) * cosine)
+    def _refuse(self, batch: Batch, seed: int, what: str, log: dict[str, float]) -> None:
+        """Stop, leaving all that is needed to see why."""
+        path = self.output / REFUSED_NAME
+        self.output.mkdir(parents=True, exist_ok=True)
+        images = {"y": batch.y.cpu(), "x": batch.x.cpu(), "z": batch.z.cpu()}
+        save_checkpoint(path, {"step": self.step, "seed": seed, "losses": log, **images, "weights": self._weights()})
+        raise FloatingPointError(
+            f"step {self.step}: {what} is not finite, at losses of {log}; batch and weights are in {path}; lower "
+            f"optimizer.learning_rate, or check the data"
+        )
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().cpu() for name, tensor in self.plain.state_dict().items()}
+
+    def _averaged(self) -> SAVL:
+        module = self.average.module
+        assert isinstance(module, SAVL)
+        return module
+
+    def _mean(self, losses: dict[str, float]) -> dict[str, float]:
+        """Over all processes."""
+        if self.accelerator.num_processes == 1:
+            return losses
+        values = torch.tensor(list(losses.values()), device=self.device)
+        means = self.accelerator.reduce(values, "mean")
+        assert isinstance(means, Tensor)
+        return dict(zip(losses, means.tolist(), strict=True))
+
+    def _all_stop(self) -> bool:
+        """Whether any process was asked to stop; all of them end after the same step."""
+        if self.accelerator.num_processes == 1:
+            return self._stopping
+        asked = self.accelerator.reduce(torch.tensor(float(self._stopping), device=self.device), "sum")
+        assert isinstance(asked, Tensor)
+        return bool(asked > 0)
+
+    def _pool(self, on_image: Callable[[int, int], None] | None) -> PairPool:
+        data, scale = self.config.data, self.config.model.scale
+        degradation = Degradation(self.config.degradation, scale)  # before minutes of decoding: it may be unavailable
+        patches = PatchSource(data.hr, (data.patch + 2 * data.margin) * scale, on_image)
+        rank = self.accelerator.process_index
+        return PairPool(patches, degradation, data, seed=self.config.run.seed, rank=rank, device=self.device)
+
+    def _validation(self) -> Validation | None:
+        settings = self.config.validation
+        if not settings.hr or not self.main:
+            return None
+        return Validation(settings, Degradation(self.config.degradation, self.config.model.scale), self.config.run.seed)
 
     def _resume(self, state: dict[str, Any]) -> None:
         path = self.output / CHECKPOINT_NAME
         try:
-            then, now = state["settings"], _settings_that_count(self.config)
+            then, now = state["settings"], _settings_that_count(self.config, self.accelerator.num_processes)
             changed = [name for name in now if now[name] != then.get(name)]
             if changed:
                 what = ", ".join(f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in changed)
@@ -186,26 +264,48 @@ class Trainer:
                     f"got {self.config.run.steps}"
                 )
             self.step = state["step"]
-            self.model.load_state_dict(state["model"])
+            self.plain.load_state_dict(state["objective"])
             self.average.load_state_dict(state["average"])
-            self.objective.load_state_dict(state["objective"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.adversary.load_state_dict(state["adversary"])
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"{path} cannot be resumed from: {error}") from error
-        # What was logged after the checkpoint was written will be done, and logged, again.
-        log = self.output / LOG_NAME
-        if log.exists():
-            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
-            write_atomically(log, "".join(kept).encode())
-
-    def _log(self, line: dict[str, Any]) -> None:
-        with open(self.output / LOG_NAME, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
 
 
-def _settings_that_count(config: TrainingConfig) -> dict[str, Any]:
+def _accelerator(cpu: bool) -> Accelerator:
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise TrainingUnavailable(
+            f"training needs accelerate, which cannot be imported ({error}); pip install 'savl[train]' brings it"
+        ) from error
+    # Precision is this package's own business: accelerate would keep the first choice for the whole process.
+    return Accelerator(cpu=cpu, mixed_precision="no")
+
+
+def _fresh(config: TrainingConfig) -> SAVL:
+    """The network to begin with."""
+    if not config.run.start:
+        return SAVL(config.model)
+    model = load(config.run.start)
+    if model.config != config.model:
+        theirs, ours = model.config.to_dict(), config.model.to_dict()
+        differing = ", ".join(f"{name} is {theirs[name]!r} there" for name in ours if theirs[name] != ours[name])
+        raise ValueError(f"run.start: {config.run.start} holds another network than [model] describes: {differing}")
+    return model
+
+
+def _settings_that_count(config: TrainingConfig, processes: int) -> dict[str, Any]:
     """What a resumed run must share with the one it resumes: all but its length, its rhythm and where files lie."""
-    free = {"run.steps", "run.log_every", "run.checkpoint_every", "run.output", "data.hr"}
-    flat = {f"{table}.{name}": value for table, values in config.to_dict().items() for name, value in values.items()}
-    return {name: value for name, value in flat.items() if name not in free}
+    free = {"run.steps", "run.log_every", "run.checkpoint_every", "run.images_every", "run.output", "run.device"}
+    free |= {"run.fused", "run.compile", "data.hr"}
+    flat = {name: value for name, value in _flat(config.to_dict()) if not name.startswith("validation.")}
+    return {"processes": processes, **{name: value for name, value in flat.items() if name not in free}}
+
+
+def _flat(tables: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    return [
+        pair
+        for name, value in tables.items()
+        for pair in (_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)])
+    ]

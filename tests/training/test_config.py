@@ -8,7 +8,8 @@ import pytest
 
 from savl.network import CONFIGS
 from savl.training import load_config
-from savl.training.config import parse_config
+from savl.training.config import OptimizerConfig, parse_config
+from savl.training.schedule import learning_rate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,9 +50,21 @@ def test_model_settings_override_the_named_configuration() -> None:
         ("[optimizer]\nbetas = [0.9]", "optimizer.betas must be two numbers"),
         ("[optimizer]\nclip = 0", "optimizer.clip must be above 0"),
         ("[optimizer]\nwarmup = -5", "optimizer.warmup must be at least 0"),
-        ("[degradation]\nnoise_sigma = [1]", r"degradation.noise_sigma must be \(low, high\)"),
-        ("[degradation]\nnoise_sigma = 3", "degradation.noise_sigma must be a tuple of float, got int"),
-        ("[degradation]\njpeg_quality = [70.5, 80.5]", "degradation.jpeg_quality must be a tuple of int"),
+        ("[degradation]\nstrength = [1]", r"degradation.strength must be \(low, high\)"),
+        ("[degradation]\nblur = 3", r"\[degradation\] has unknown settings \['blur'\]"),
+        ("[degradation.first.blur]\nsigma = 3", r"\[degradation.first.blur\]: blur.sigma must be a tuple of float"),
+        ("[degradation.second.jpeg]\nquality = [0.0, 5.0]", r"\[degradation.second.jpeg\]: jpeg.quality must lie in"),
+        ("[degradation.first]\nnoise = 2", r"\[degradation.first.noise\] must be a table"),
+        ("[data]\npool = 3", "data.pool must hold at least a batch of 16"),
+        ("[validation]\nlr = 'x'", "validation.lr needs validation.hr"),
+        ("[objective]\nfreeze_estimator = true", "objective.alpha and objective.club train the estimator"),
+        ("[objective]\nfreeze_estimator = true\nalpha = 0.0", "objective.freeze_estimator needs run.start"),
+        ("[gan]\nloss = 'hinge'", "gan.loss must be one of"),
+        ("[gan]\nlearning_rate = 0.0", "gan.learning_rate must be above 0"),
+        ("[gan]\nweight = 0.1\n[data]\npatch = 3", "multiples of 8 pixels, got data.patch=3 at scale 4"),
+        ("[optimizer]\nschedule = 'step'", "optimizer.schedule must be one of"),
+        ("[optimizer]\nmilestones = [0]", "optimizer.milestones must be steps of at least 1"),
+        ("[run]\ndevice = 'tpu'", "run.device must be 'auto' or 'cpu'"),
     ],
 )
 def test_mistakes_are_named_with_the_file(tmp_path: Path, text: str, message: str) -> None:
@@ -65,3 +78,35 @@ def test_mistakes_are_named_with_the_file(tmp_path: Path, text: str, message: st
 def test_the_club_ablation_is_a_setting() -> None:
     tables = {"model": {"degradation_code": "deterministic"}, "objective": {"club": 0.1}}
     assert parse_config(tables).objective.club == 0.1
+
+
+def test_nested_tables_change_what_they_name_and_keep_the_defaults_of_their_place() -> None:
+    config = parse_config({"degradation": {"second": {"blur": {"sinc_probability": 0.0}}}})
+    assert config.degradation.second.blur.sinc_probability == 0.0
+    assert config.degradation.second.blur.sigma == (0.2, 1.5)
+
+
+def test_changes_take_the_place_of_settings_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[objective]\nbeta = 0.5\nalpha = 0.25")
+    changes = ["objective.beta=0.125", "run.output=here", "degradation.strength=[0.0, 1.0]", "model.name='savl-base'"]
+    config = load_config(path, changes)
+    assert (config.objective.beta, config.objective.alpha) == (0.125, 0.25)
+    assert config.run.output == "here"
+    assert config.degradation.strength == (0.0, 1.0)
+    assert config.model == CONFIGS["savl-base"]
+
+
+@pytest.mark.parametrize("change", ["beta", "beta=3", "=", "a.b.=3", ""])
+def test_a_change_that_names_no_setting_of_a_table_is_refused(tmp_path: Path, change: str) -> None:
+    (tmp_path / "mine.toml").write_text("")
+    with pytest.raises(ValueError, match="must be TABLE.NAME=VALUE"):
+        load_config(tmp_path / "mine.toml", [change])
+
+
+def test_learning_rates_follow_their_schedule() -> None:
+    cosine = OptimizerConfig(warmup=10, final_fraction=0.1)
+    shares = [learning_rate(cosine, step, 110) for step in (0, 9, 10, 60, 110)]
+    assert shares == pytest.approx([0.1, 1.0, 1.0, 0.55, 0.1])
+    steps = OptimizerConfig(warmup=0, schedule="multistep", milestones=(5, 8), gamma=0.5)
+    assert [learning_rate(steps, step, 10) for step in (0, 4, 5, 7, 8)] == [1.0, 1.0, 0.5, 0.5, 0.25]

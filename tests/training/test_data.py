@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from savl.degradation import LightDegradation
+from savl.degradation import Degradation, DegradationConfig, bicubic_downsample
 from savl.inference.errors import ImageFileError
 from savl.inference.image_folder import decode_rgb
-from savl.training.data import PatchSource
+from savl.training.config import DataConfig
+from savl.training.data import PairPool, PatchSource
 
 
 @pytest.fixture
@@ -20,23 +21,28 @@ def photographs(tmp_path: Path) -> Path:
     folder = tmp_path / "photographs"
     (folder / "more").mkdir(parents=True)
     random = np.random.default_rng(0)
-    for name, size in (("a.png", (40, 60)), ("more/b.jpg", (70, 50)), ("small.png", (20, 90))):
+    for name, size in (("a.png", (42, 60)), ("more/b.jpg", (70, 50)), ("small.png", (20, 90))):
         Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
     return folder
 
 
-def source(folder: Path, **changes: object) -> PatchSource:
-    settings: dict[str, object] = {"patch": 8, "batch": 3, "scale": 4, "seed": 7, "degradation": LightDegradation()}
-    return PatchSource([folder], **{**settings, **changes})  # type: ignore[arg-type]
+LIGHT = DegradationConfig(strength=(0.0, 0.5))
+
+
+def pool(folder: Path, *, seed: int = 7, rank: int = 0, **changes: object) -> PairPool:
+    settings = DataConfig(**{"patch": 8, "batch": 3, "margin": 1, "pool": 6, "fresh": 2, **changes})  # type: ignore[arg-type]
+    patches = PatchSource([folder], (settings.patch + 2 * settings.margin) * 4)
+    return PairPool(patches, Degradation(LIGHT), settings, seed=seed, rank=rank)
 
 
 def test_a_batch_has_matching_pairs_in_the_unit_range(photographs: Path) -> None:
-    batch = source(photographs)(0)
+    batch = pool(photographs)(0)
     assert batch.x.shape == (3, 3, 32, 32)
     assert batch.y.shape == batch.z.shape == (3, 3, 8, 8)
     for image in (batch.x, batch.y, batch.z):
         assert image.dtype == torch.float32
         assert 0 <= image.min() <= image.max() <= 1
+    assert torch.equal(batch.z, bicubic_downsample(batch.x, 4))
 
 
 def test_patches_are_turned_and_mirrored_cuts_of_the_images(photographs: Path) -> None:
@@ -49,7 +55,7 @@ def test_patches_are_turned_and_mirrored_cuts_of_the_images(photographs: Path) -
         for turn in range(4)
         for variant in _mirrored(np.rot90(image[top : top + 32, left : left + 32], turn))
     }
-    batch = source(photographs, batch=12)(5)
+    batch = pool(photographs, batch=12, pool=12)(5)
     drawn = [(x * 255).round().byte().permute(1, 2, 0).numpy().tobytes() for x in batch.x]
     assert all(cut in cuts for cut in drawn)
     assert len(set(drawn)) > 6
@@ -59,34 +65,57 @@ def _mirrored(cut: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return cut, cut[:, ::-1]
 
 
-def test_a_batch_depends_on_seed_and_step_alone(photographs: Path) -> None:
-    first, second = source(photographs), source(photographs)
-    second(0)
-    assert torch.equal(first(3).y, second(3).y)
-    assert not torch.equal(first(3).x, first(4).x)
-    assert not torch.equal(first(3).x, source(photographs, seed=8)(3).x)
+def test_low_and_high_resolution_show_the_same_place(tmp_path: Path) -> None:
+    smooth = np.add.outer(np.arange(120.0), 0.7 * np.arange(160.0))[..., None] * np.array([0.6, 0.5, 0.4])
+    Image.fromarray(smooth.astype(np.uint8)).save(tmp_path / "ramp.png")
+    nothing = DegradationConfig(strength=(0.0, 0.0))
+    settings = DataConfig(patch=8, batch=12, margin=2, pool=12, fresh=4)
+    pairs = PairPool(PatchSource([tmp_path], 48), Degradation(nothing), settings, seed=0)(3)
+    # One LR pixel is a step of 1.1 to 1.7 of 255 along each axis: a shift by one would stand out.
+    assert (pairs.y - pairs.z).abs().mean() * 255 < 0.8
+
+
+def test_a_batch_depends_on_seed_rank_and_step_alone(photographs: Path) -> None:
+    first, second = pool(photographs), pool(photographs)
+    for step in range(3):
+        second(step)
+    resumed, went_on = first(3), second(3)
+    assert torch.equal(resumed.y, went_on.y)
+    assert torch.equal(resumed.x, went_on.x)
+    assert not torch.equal(resumed.x, first(4).x)
+    assert not torch.equal(resumed.x, pool(photographs, seed=8)(3).x)
+    assert not torch.equal(resumed.x, pool(photographs, rank=1)(3).x)
+
+
+def test_the_oldest_pairs_leave_the_pool(photographs: Path) -> None:
+    pairs = pool(photographs, batch=6)  # a batch of the whole pool
+    seen = [{image.sort().values.numpy().tobytes() for image in pairs(step).x.flatten(1)} for step in range(4)]
+    assert len(seen[0]) == 6
+    assert len(seen[0] & seen[1]) == 4
+    assert len(seen[0] & seen[2]) == 2
+    assert not seen[0] & seen[3]
 
 
 def test_images_smaller_than_a_patch_are_left_out(photographs: Path) -> None:
     seen: list[tuple[int, int]] = []
-    images = source(photographs, on_image=lambda done, total: seen.append((done, total))).images
+    images = PatchSource([photographs], 32, lambda done, total: seen.append((done, total))).images
     assert len(images) == 2
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_all_images_too_small_is_an_error_with_the_size_needed(photographs: Path) -> None:
-    with pytest.raises(ValueError, match="none of the 3 images is at least 400 pixels .* patch=100"):
-        source(photographs, patch=100)
+    with pytest.raises(ValueError, match=r"none of the 3 images is at least 400 pixels .*data.patch"):
+        PatchSource([photographs], 400)
 
 
 def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no images"):
-        source(tmp_path)
+        PatchSource([tmp_path], 32)
     with pytest.raises(ValueError, match="nowhere is not a folder"):
-        source(tmp_path / "nowhere")
+        PatchSource([tmp_path / "nowhere"], 32)
 
 
 def test_a_corrupt_image_is_named(photographs: Path) -> None:
     (photographs / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
     with pytest.raises(ImageFileError, match="broken.png: truncated or corrupt PNG"):
-        source(photographs)
+        PatchSource([photographs], 32)

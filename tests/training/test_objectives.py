@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from savl.network import SAVL, SAVLConfig
 from savl.training.config import ObjectiveConfig
 from savl.training.data import Batch
 from savl.training.objectives import ContentCritic, Objective
+from savl.training.schedule import prior_weight
 
 SMALL = {
     "channels": 6, "depths": (1,), "heads": 1, "window": 4, "cab_compress": 3, "cab_squeeze": 3,
@@ -26,11 +29,43 @@ def setup(objective: ObjectiveConfig, **changes: object) -> tuple[SAVL, Objectiv
 
 def test_total_is_sr_plus_alpha_reconstruction_plus_beta_kl() -> None:
     model, objective, batch = setup(ObjectiveConfig(alpha=0.3, beta=0.7))
-    losses = objective(model, batch, seed=1)
+    losses = objective(batch, 1, 0).losses
     assert losses.reconstruction is not None
     assert losses.kl is not None
     torch.testing.assert_close(losses.total, losses.sr + 0.3 * losses.reconstruction + 0.7 * losses.kl)
     assert losses.kl > 0
+
+
+def test_suppression_adds_to_the_weight_of_the_divergence() -> None:
+    model, objective, batch = setup(ObjectiveConfig(alpha=0.3, beta=0.1, suppression=2.0))
+    losses = objective(batch, 1, 0).losses
+    assert losses.reconstruction is not None
+    assert losses.kl is not None
+    torch.testing.assert_close(losses.total, losses.sr + 0.3 * losses.reconstruction + 0.3 * losses.kl)
+
+
+def test_the_divergence_has_a_start_and_a_warm_up() -> None:
+    settings = ObjectiveConfig(beta=0.2, suppression=1.0, kl_start=10, kl_warmup=20)
+    weights = [prior_weight(settings, step) for step in (0, 9, 10, 20, 30, 1000)]
+    assert weights == pytest.approx([0.0, 0.0, 0.0, 0.2, 0.4, 0.4])
+
+
+def test_free_bits_leave_a_small_divergence_alone() -> None:
+    model, objective, batch = setup(ObjectiveConfig(alpha=1e-6, beta=1.0, free_bits=1e6))
+    losses = objective(batch, 1, 0).losses
+    losses.total.backward()
+    assert model.estimator is not None
+    gradient = model.estimator.head.bias.grad
+    assert gradient is not None
+    assert gradient[4:].abs().max() < 1e-3, "the divergence pulls at the log-variances"
+
+
+def test_a_frozen_estimator_is_not_trained() -> None:
+    model, objective, batch = setup(ObjectiveConfig(alpha=0.0, freeze_estimator=True))
+    objective(batch, 1, 0).losses.total.backward()
+    assert model.estimator is not None
+    assert all(parameter.grad is None for parameter in model.estimator.parameters())
+    assert any(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_gaussian_likelihood_is_a_squared_norm() -> None:
@@ -39,34 +74,64 @@ def test_gaussian_likelihood_is_a_squared_norm() -> None:
     assert field is not None
     assert field.sample is not None
     assert objective.decoder is not None
-    expected = (objective.decoder(batch.z, field.sample) - batch.y).square().mean()
-    torch.testing.assert_close(objective(model, batch, seed=1).reconstruction, expected)
+    expected = (objective.decoder(batch.z, field.sample)[0] - batch.y).square().mean()
+    torch.testing.assert_close(objective(batch, 1, 0).losses.reconstruction, expected)
+
+
+@pytest.mark.parametrize("likelihood", ["laplacian", "gaussian"])
+def test_a_learned_scale_makes_the_reconstruction_a_log_likelihood(likelihood: str) -> None:
+    model, objective, batch = setup(ObjectiveConfig(likelihood=likelihood, scale="learned"))  # type: ignore[arg-type]
+    losses = objective(batch, 1, 0).losses
+    scale = torch.full_like(batch.y, 8 / 255)  # of a fresh decoder, which also says z
+    distribution = (torch.distributions.Laplace if likelihood == "laplacian" else torch.distributions.Normal)(
+        batch.z, scale
+    )
+    torch.testing.assert_close(losses.reconstruction, -distribution.log_prob(batch.y).sum(dim=1).mean())
+
+
+def test_calibration_asks_for_variance_where_nothing_was_degraded() -> None:
+    model, objective, batch = setup(ObjectiveConfig(alpha=0.0, calibration=2.0))
+    with pytest.raises(ValueError, match="objective.calibration needs batches whose severity is known"):
+        objective(batch, 1, 0)
+    field = model.estimate(batch.y, seed=1)
+    assert field is not None
+    assert field.variance is not None
+    severity = (1 - field.variance.detach()) / 0.9
+    losses = objective(replace(batch, severity=severity), 1, 0).losses
+    assert losses.calibration.item() == pytest.approx(0.0, abs=1e-6)
+    worse = objective(replace(batch, severity=severity - 0.1), 1, 0).losses
+    assert worse.calibration.item() == pytest.approx(0.09, abs=1e-5)
+    assert (worse.total - worse.sr).item() == pytest.approx(0.18, abs=1e-5)
+    worse.total.backward()
+    assert model.estimator is not None
+    assert model.estimator.head.bias.grad is not None
+    assert model.estimator.head.bias.grad[4:].any(), "the log-variances learn nothing from it"
 
 
 def test_every_parameter_of_network_and_decoder_is_trained() -> None:
     model, objective, batch = setup(ObjectiveConfig())
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in objective.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # leave the zeros some layers start from
-    objective(model, batch, seed=1).total.backward()
-    idle = [n for m in (model, objective) for n, p in m.named_parameters() if p.grad is None or not p.grad.any()]
+    objective(batch, 1, 0).losses.total.backward()
+    idle = [name for name, p in objective.named_parameters() if p.grad is None or not p.grad.any()]
     assert not idle
 
 
 def test_a_deterministic_code_has_no_kl_and_hat_has_the_sr_loss_alone() -> None:
     model, objective, batch = setup(ObjectiveConfig(), degradation_code="deterministic")
-    losses = objective(model, batch, seed=1)
+    losses = objective(batch, 1, 0).losses
     assert losses.kl is None
     assert losses.reconstruction is not None
     model, objective, batch = setup(ObjectiveConfig(), degradation_code="none")
-    losses = objective(model, batch, seed=1)
+    losses = objective(batch, 1, 0).losses
     assert losses.reconstruction is None
     assert losses.total is losses.sr
 
 
 def test_club_trains_the_code_by_the_bound_and_the_critic_by_its_likelihood() -> None:
     model, objective, batch = setup(ObjectiveConfig(club=0.5), degradation_code="deterministic")
-    losses = objective(model, batch, seed=1)
+    losses = objective(batch, 1, 0).losses
     assert losses.club is not None
     assert objective.critic is not None
     losses.club.backward(retain_graph=True)

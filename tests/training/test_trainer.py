@@ -16,15 +16,17 @@ import torch
 from PIL import Image
 
 import savl
-from savl.training import Trainer, TrainingConfig
+from savl.training import Trainer, TrainingConfig, TrainingUnavailable
 from savl.training.checkpoint import load_checkpoint, save_checkpoint
-from savl.training.config import parse_config
+from savl.training.config import GanConfig, ValidationConfig, parse_config
 from savl.training.data import Batch
 
 MODEL = {
     "channels": 6, "depths": [2], "heads": 1, "window": 4, "cab_compress": 3, "cab_squeeze": 3, "latent": 4,
     "estimator_width": 6, "estimator_dilations": [1], "decoder_width": 6, "decoder_depth": 2, "drop_path": 0.3,
 }  # fmt: skip
+
+DATA = {"patch": 8, "batch": 2, "margin": 1, "pool": 4, "fresh": 1}
 
 
 @pytest.fixture
@@ -43,7 +45,8 @@ def configuration(photographs: Path, output: Path, **run: object) -> TrainingCon
     return parse_config(
         {
             "model": MODEL,
-            "data": {"hr": [str(photographs)], "patch": 8, "batch": 2},
+            "data": DATA | {"hr": [str(photographs)]},
+            "degradation": {"strength": [0.0, 0.3]},
             "optimizer": {"warmup": 2, "ema": 0.9, "learning_rate": 2e-3},
             "run": {"steps": 6, "checkpoint_every": 2, "log_every": 1, "output": str(output), **run},
         }
@@ -82,6 +85,10 @@ def test_stopping_and_resuming_gives_the_numbers_of_never_stopping(photographs: 
     assert pieces is not None
     for name, tensor in tensors(whole).items():
         assert torch.equal(tensor, tensors(pieces)[name]), name
+    logs = [(tmp_path / run / "log.jsonl").read_text().splitlines() for run in ("whole", "pieces")]
+    for ours, theirs in zip(*(map(json.loads, log) for log in logs), strict=True):
+        del ours["steps_per_second"], theirs["steps_per_second"]
+        assert ours == theirs
 
 
 def test_a_stopped_run_finishes_its_step_and_writes_a_checkpoint(photographs: Path, tmp_path: Path) -> None:
@@ -94,9 +101,11 @@ def endless_run(tmp_path: Path, photographs: Path, checkpoint_every: int) -> tup
     """The command of a run that will not end by itself, and its run folder."""
     output = tmp_path / "run"
     config = tmp_path / "config.toml"
-    model = "\n".join(f"{name} = {json.dumps(value)}" for name, value in MODEL.items())
+    model, data = (
+        "\n".join(f"{name} = {json.dumps(value)}" for name, value in table.items()) for table in (MODEL, DATA)
+    )
     config.write_text(
-        f"[model]\n{model}\n[data]\npatch = 8\nbatch = 2\n"
+        f"[model]\n{model}\n[data]\n{data}\n"
         f"[run]\nsteps = 100000\ncheckpoint_every = {checkpoint_every}\nlog_every = 1\n"
         f"output = {json.dumps(str(output))}\n"
     )
@@ -221,10 +230,14 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(photograph
         return Batch(y=torch.full((1, 3, 8, 8), 0.5), x=x, z=torch.full((1, 3, 8, 8), 0.5))
 
     trainer = Trainer(configuration(photographs, tmp_path / "run"), source=poisoned)
-    with pytest.raises(FloatingPointError, match="step 3: the loss is nan"):
+    with pytest.raises(FloatingPointError, match="step 3: the loss is not finite, at losses of .*nan"):
         trainer.train()
     assert all(bool(p.isfinite().all()) for p in trainer.model.parameters())
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 2
+    saved = load_checkpoint(tmp_path / "run" / "not_finite.pt")
+    assert saved["step"] == 3
+    assert saved["x"].isnan().all()
+    trainer.plain.load_state_dict(saved["weights"])  # enough to look at the step again
 
 
 def test_the_log_has_a_line_a_step_with_loss_and_rate(photographs: Path, tmp_path: Path) -> None:
@@ -233,6 +246,109 @@ def test_the_log_has_a_line_a_step_with_loss_and_rate(photographs: Path, tmp_pat
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert {"total", "sr", "reconstruction", "kl", "lr", "steps_per_second"} <= set(lines[0])
     assert lines[0]["lr"] < lines[1]["lr"] > lines[-1]["lr"], "warm-up, then decay"
+
+
+def test_tensorboard_shows_losses_and_pictures(photographs: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    Trainer(configuration(photographs, tmp_path / "run", images_every=3)).train()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    assert {"total", "sr", "reconstruction", "kl", "lr"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("sr")] == [1, 2, 3, 4, 5, 6]
+    for name in ("LR", "SR", "HR", "severity"):
+        assert {event.step for event in events.Images(name)} == {3, 6}, name
+
+
+def validated(photographs: Path, output: Path, **settings: object) -> TrainingConfig:
+    config = configuration(photographs, output, log_every=100)
+    return replace(config, validation=ValidationConfig(hr=str(photographs), every=3, **settings))  # type: ignore[arg-type]
+
+
+def test_validation_scores_the_averaged_weights(photographs: Path, tmp_path: Path) -> None:
+    Trainer(validated(photographs, tmp_path / "run", side=64)).train()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    scores = [line for line in lines if "psnr_y" in line]
+    assert [line["step"] for line in scores] == [3, 6]
+    assert {"psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "gain_y"} <= set(scores[0])
+    assert scores[0]["psnr_y"] != scores[1]["psnr_y"], "the weights have changed in between"
+
+
+def test_validation_pairs_of_the_wrong_scale_or_size_are_named(photographs: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"validation: .*0.png must be 4 times as large as .*384x384 pixels, got 96x96"
+    ):
+        Trainer(validated(photographs, tmp_path / "run", lr=str(photographs)))
+    with pytest.raises(ValueError, match=r"validation: .*0.png must have at least 19 pixels"):
+        Trainer(validated(photographs, tmp_path / "run", side=16))
+
+
+def test_a_run_starts_from_given_weights_and_keeps_a_frozen_estimator(photographs: Path, tmp_path: Path) -> None:
+    first = Trainer(configuration(photographs, tmp_path / "first")).train()
+    config = configuration(photographs, tmp_path / "second", start=str(first))
+    config = replace(config, objective=replace(config.objective, alpha=0.0, freeze_estimator=True))
+    second = Trainer(config).train()
+    assert first is not None
+    assert second is not None
+    before, after = tensors(first), tensors(second)
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if name.startswith("estimator.")} <= same
+    assert "conv_first.weight" not in same
+
+
+def test_weights_of_another_network_are_refused_by_what_differs(photographs: Path, tmp_path: Path) -> None:
+    weights = Trainer(configuration(photographs, tmp_path / "first", steps=1)).train()
+    config = configuration(photographs, tmp_path / "second", start=str(weights))
+    with pytest.raises(ValueError, match="run.start: .* holds another network .* latent is 4 there"):
+        Trainer(replace(config, model=replace(config.model, latent=5)))
+
+
+@pytest.mark.parametrize("loss", ["vanilla", "relativistic"])
+def test_a_gan_stage_trains_both_networks_and_resumes_exactly(photographs: Path, tmp_path: Path, loss: str) -> None:
+    torch.set_num_threads(1)
+
+    def config(output: str, steps: int) -> TrainingConfig:
+        base = configuration(photographs, tmp_path / output, steps=steps)
+        return replace(base, gan=GanConfig(weight=0.1, features=4, loss=loss))  # type: ignore[arg-type]
+
+    whole = Trainer(config("whole", 4))
+    assert whole.adversary.plain is not None
+    before = {name: value.clone() for name, value in whole.adversary.plain.state_dict().items()}
+    whole.train()
+    after = whole.adversary.plain.state_dict()
+    assert not torch.equal(before["enter.weight"], after["enter.weight"]), "the discriminator has not learned"
+    line = json.loads((tmp_path / "whole" / "log.jsonl").read_text().splitlines()[0])
+    assert line["total"] > line["sr"] + 0.1 * line["adversarial"] > line["sr"]
+    assert line["discriminator"] > 0
+
+    half = Trainer(config("pieces", 4))
+    half.train(lambda step, _: half.stop() if step == 2 else None)
+    pieces = Trainer(config("pieces", 4))
+    assert pieces.step == 2
+    pieces.train()
+    assert pieces.adversary.plain is not None
+    for name, value in pieces.adversary.plain.state_dict().items():
+        assert torch.equal(value, after[name]), name
+    for name, tensor in tensors(tmp_path / "whole" / "model.safetensors").items():
+        assert torch.equal(tensor, tensors(tmp_path / "pieces" / "model.safetensors")[name]), name
+
+
+def test_fused_kernels_and_compilation_are_settings_that_change_nothing_else(photographs: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    eager = Trainer(configuration(photographs, tmp_path / "eager", steps=3)).train()
+    fused = Trainer(configuration(photographs, tmp_path / "fused", steps=3, fused=True)).train()
+    assert eager is not None
+    assert fused is not None
+    for name, tensor in tensors(eager).items():
+        torch.testing.assert_close(tensors(fused)[name], tensor, rtol=0, atol=2e-4, msg=name)
+
+
+def test_a_missing_accelerate_says_how_to_get_it(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(TrainingUnavailable, match=r"pip install 'savl\[train\]'"):
+        Trainer(configuration(photographs, tmp_path / "run"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""Stage 3's opponent: the discriminator in training, and the perceptual distance beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from savl.training.adversarial import UNetDiscriminator, discriminator_loss, generator_loss
+from savl.training.config import GanConfig, OptimizerConfig
+from savl.training.perceptual import PerceptualLoss
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Adversary:
+    """What a GAN stage adds to the generator's loss, and how the discriminator keeps up with it."""
+
+    def __init__(self, settings: GanConfig, optimizer: OptimizerConfig, accelerator: Accelerator) -> None:
+        """Build it.
+
+        Raises:
+            PerceptualUnavailable: ``settings.perceptual`` is above 0 and VGG-19 cannot be had.
+        """
+        self.settings = settings
+        self.accelerator = accelerator
+        self.perceptual = PerceptualLoss().to(accelerator.device) if settings.perceptual > 0 else None
+        self.plain = self.discriminator = None
+        if settings.weight > 0:
+            self.plain = UNetDiscriminator(settings.features).train()
+            adam = torch.optim.Adam(self.plain.parameters(), lr=settings.learning_rate, betas=optimizer.betas)
+            self.discriminator, self.optimizer = accelerator.prepare(self.plain, adam)
+
+    def against(self, sr: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the generator is asked for beside its own loss.
+
+        Args:
+            sr: ``(B, 3, H, W)`` upscaled images, gradients flow to them.
+            x: ``(B, 3, H, W)`` their originals.
+
+        Returns:
+            The weighted sum, and its terms unweighted.
+        """
+        total = sr.new_zeros(())
+        terms: dict[str, Tensor] = {}
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(sr, x)
+            total = total + self.settings.perceptual * terms["perceptual"]
+        if self.plain is not None:
+            # Judged by the bare module: gradients pass through the discriminator here and are not for it.
+            self.plain.requires_grad_(False)
+            real = self.plain(x).detach() if self.settings.loss == "relativistic" else None
+            terms["adversarial"] = generator_loss(self.settings.loss, self.plain(sr), real)
+            self.plain.requires_grad_(True)
+            total = total + self.settings.weight * terms["adversarial"]
+        return total, terms
+
+    def learn(self, sr: Tensor, x: Tensor, rate: float) -> dict[str, Tensor]:
+        """One step of the discriminator.
+
+        Args:
+            sr: ``(B, 3, H, W)`` upscaled images; detached here.
+            x: ``(B, 3, H, W)`` real ones.
+            rate: Share of its peak learning rate.
+
+        Returns:
+            Its loss.
+        """
+        if self.discriminator is None:
+            return {}
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * rate
+        # One pass for both: a wrapper for several processes wants one forward for each backward.
+        real, fake = self.discriminator(torch.cat((x, sr.detach()))).chunk(2)
+        loss = discriminator_loss(self.settings.loss, real, fake)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        return {"discriminator": loss.detach()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint; empty without a discriminator."""
+        if self.plain is None:
+            return {}
+        return {"discriminator": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo `state_dict`."""
+        if self.plain is not None:
+            self.plain.load_state_dict(state["discriminator"])
+            self.optimizer.load_state_dict(state["optimizer"])

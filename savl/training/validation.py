@@ -1,0 +1,89 @@
+"""Scores of the averaged weights while they are trained."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from savl.degradation import Degradation
+from savl.evaluation import Fidelity, fidelity, match_pairs
+from savl.inference.image_folder import decode_rgb, find_images
+from savl.network import SAVL
+from savl.network.savl import bicubic_upscale
+from savl.training.config import ValidationConfig
+
+
+class Validation:
+    """A few image pairs, decoded once, whole or cut around their centre."""
+
+    def __init__(self, settings: ValidationConfig, degradation: Degradation, seed: int) -> None:
+        """Read the images, and degrade them where there is no folder of LR images.
+
+        Args:
+            settings: Which, and how many.
+            degradation: Makes LR images, the same ones in every run with this seed.
+            seed: Base of its draws.
+
+        Raises:
+            ValueError: A folder is missing or empty, its names do not match, or an image is too small or of the wrong
+                scale.
+            ImageFileError: An image cannot be read.
+        """
+        scale = degradation.scale
+        self.scale = scale
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+        side = settings.side - settings.side % scale
+        if settings.lr:
+            for pair in match_pairs(settings.lr, settings.hr)[: settings.images]:
+                lr, hr = _read(pair.lr), _read(pair.hr)
+                expected = tuple(scale * length for length in lr.shape[1:])
+                if tuple(hr.shape[1:]) != expected:
+                    raise ValueError(
+                        f"validation: {pair.hr} must be {scale} times as large as {pair.lr}, "
+                        f"{expected[1]}x{expected[0]} pixels, got {hr.shape[2]}x{hr.shape[1]}"
+                    )
+                lr = _centre(lr, side // scale, 1)
+                self._add(pair.hr, lr, _centre(hr, side, scale))
+        else:
+            for index, path in enumerate(find_images([settings.hr], argument="validation.hr")[: settings.images]):
+                hr = _centre(_read(path), side, scale)
+                self._add(path, degradation(hr[None], (seed, index)).y[0], hr)
+        self.bicubic = Fidelity.mean(
+            [fidelity(bicubic_upscale(lr[None], scale)[0], hr, crop=scale) for lr, hr in self.pairs]
+        )
+
+    def _add(self, path: Path, lr: Tensor, hr: Tensor) -> None:
+        smallest = 11 + 2 * self.scale  # what SSIM needs beside the border that is left out
+        if min(hr.shape[1:]) < smallest:
+            raise ValueError(f"validation: {path} must have at least {smallest} pixels on both sides to be scored")
+        self.pairs.append((lr, hr))
+
+    @torch.inference_mode()
+    def __call__(self, model: SAVL) -> dict[str, float]:
+        """Mean scores of a network, and how many dB of luma it is above bicubic interpolation."""
+        device = model.rgb_mean.device
+        was_training = model.training
+        model.eval()
+        scores = [fidelity(model(lr[None].to(device))[0].float().cpu(), hr, crop=self.scale) for lr, hr in self.pairs]
+        model.train(was_training)
+        mean = Fidelity.mean(scores)
+        measured = {name: value for name, value in asdict(mean).items() if value is not None}
+        return {**measured, "gain_y": mean.psnr_y - self.bicubic.psnr_y}
+
+
+def _read(path: Path) -> Tensor:
+    pixels = decode_rgb(path).transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(pixels)).float() / 255
+
+
+def _centre(image: Tensor, side: int, multiple: int) -> Tensor:
+    """At most ``side`` pixels each way, a multiple of ``multiple``, beginning at one too."""
+    for axis in (1, 2):
+        length = min(image.shape[axis] - image.shape[axis] % multiple, side)
+        start = (image.shape[axis] - length) // 2
+        image = image.narrow(axis, start - start % multiple, length)
+    return image

@@ -1,0 +1,222 @@
+"""The GAN stage: losses against closed forms, and a discriminator that is bounded, resumable and able to learn."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from savl.training.adversarial import AdversarialLoss, UNetDiscriminator, discriminator_loss, generator_loss
+
+KINDS: tuple[AdversarialLoss, ...] = ("vanilla", "relativistic")
+
+
+def logits(*values: float) -> Tensor:
+    return torch.tensor(values, requires_grad=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chance_costs_log_2_everywhere(kind: AdversarialLoss) -> None:
+    zero = torch.zeros(2, 1, 8, 8)
+    assert float(generator_loss(kind, zero, zero)) == pytest.approx(math.log(2))
+    assert float(discriminator_loss(kind, zero, zero)) == pytest.approx(math.log(2))
+
+
+def test_vanilla_is_the_binary_cross_entropy_of_each_image_by_itself() -> None:
+    real, fake = logits(1.5, -0.5, 3.0), logits(-2.0, 0.25)
+    cross_entropy = F.binary_cross_entropy_with_logits
+    torch.testing.assert_close(generator_loss("vanilla", fake), cross_entropy(fake, torch.ones(2)))
+    expected = 0.5 * (cross_entropy(real, torch.ones(3)) + cross_entropy(fake, torch.zeros(2)))
+    torch.testing.assert_close(discriminator_loss("vanilla", real, fake), expected)
+
+
+def test_vanilla_asks_nothing_about_real_images_of_the_generator() -> None:
+    fake = logits(-2.0, 0.25)
+    assert torch.equal(generator_loss("vanilla", fake), generator_loss("vanilla", fake, logits(7.0)))
+
+
+def test_relativistic_is_the_published_formula() -> None:
+    real, fake = torch.tensor([1.5, -0.5]), torch.tensor([-2.0, 1.0])  # of means 0.5 and -0.5
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    more_real = [sigmoid(1.5 + 0.5), sigmoid(-0.5 + 0.5)]
+    more_fake = [sigmoid(-2.0 - 0.5), sigmoid(1.0 - 0.5)]
+    discriminator = -sum(math.log(p) for p in more_real) / 2 - sum(math.log(1 - p) for p in more_fake) / 2
+    generator = -sum(math.log(p) for p in more_fake) / 2 - sum(math.log(1 - p) for p in more_real) / 2
+    assert float(discriminator_loss("relativistic", real, fake)) == pytest.approx(discriminator / 2)
+    assert float(generator_loss("relativistic", fake, real)) == pytest.approx(generator / 2)
+
+
+def test_relativistic_players_want_the_same_with_the_sides_swapped() -> None:
+    real, fake = torch.randn(2, 1, 8, 8) + 1, torch.randn(2, 1, 8, 8)
+    generator = generator_loss("relativistic", fake, real)
+    torch.testing.assert_close(generator, discriminator_loss("relativistic", fake, real))
+    torch.testing.assert_close(generator, generator_loss("relativistic", fake - 3, real - 3))  # only differences count
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_discriminator_drives_the_logits_apart_and_the_generator_raises_its_own(kind: AdversarialLoss) -> None:
+    real, fake = logits(0.3, -1.0), logits(0.2, 0.9)
+    discriminator_loss(kind, real, fake).backward()
+    assert real.grad is not None
+    assert fake.grad is not None
+    assert bool((real.grad < 0).all()), "descending must raise the logits of real images"
+    assert bool((fake.grad > 0).all())
+    real, fake = logits(0.3, -1.0), logits(0.2, 0.9)
+    generator_loss(kind, fake, real).backward()
+    assert fake.grad is not None
+    assert bool((fake.grad < 0).all())
+    assert real.grad is None, "the generator cannot change real images"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_stay_finite_and_float32_where_the_logits_are_extreme(kind: AdversarialLoss) -> None:
+    real, fake = torch.full((4,), -1e4, dtype=torch.bfloat16), torch.full((4,), 1e4, dtype=torch.bfloat16)
+    for loss in (discriminator_loss(kind, real, fake), generator_loss(kind, real, fake)):
+        assert loss.dtype == torch.float32
+        assert bool(loss.isfinite())
+        assert float(loss) > 1e3
+
+
+def test_losses_name_what_they_cannot_use() -> None:
+    zero = torch.zeros(1)
+    with pytest.raises(ValueError, match="kind must be 'vanilla' or 'relativistic', got 'hinge'"):
+        generator_loss("hinge", zero, zero)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="kind must be 'vanilla' or 'relativistic', got 'hinge'"):
+        discriminator_loss("hinge", zero, zero)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="real_logits must be a tensor for the relativistic generator loss, got None"):
+        generator_loss("relativistic", zero)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 40)])
+def test_the_discriminator_judges_every_pixel(height: int, width: int) -> None:
+    assert UNetDiscriminator(2)(torch.rand(2, 3, height, width)).shape == (2, 1, height, width)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 12), (1, 3, 20, 16), (1, 3, 0, 8), (1, 1, 8, 8), (3, 8, 8)])
+def test_the_discriminator_names_a_shape_it_does_not_take(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"images must be \(B, 3, H, W\), H and W multiples of 8, got \(") as caught:
+        UNetDiscriminator(2)(torch.rand(shape))
+    assert str(shape) in str(caught.value)
+
+
+def test_the_discriminator_needs_features() -> None:
+    with pytest.raises(ValueError, match="features must be at least 1, got 0"):
+        UNetDiscriminator(0)
+
+
+def test_the_discriminator_has_the_size_of_the_published_one() -> None:
+    # Its convolutions, written out: 3x3 in and out with bias, and without bias three 4x4 down and five 3x3.
+    ends = (3 * 64 * 9 + 64) + (64 * 9 + 1)
+    down = 16 * (64 * 128 + 128 * 256 + 256 * 512)
+    up = 9 * (512 * 256 + 256 * 128 + 128 * 64)
+    assert sum(p.numel() for p in UNetDiscriminator().parameters()) == ends + down + up + 2 * 9 * 64 * 64
+
+
+def test_every_level_and_every_skip_has_a_say() -> None:
+    model = UNetDiscriminator(2).eval()
+    image = torch.rand(1, 3, 32, 32, requires_grad=True)
+    model(image)[0, 0, 16, 16].backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+    with torch.no_grad():
+        whole = model(image)
+        for conv in model.up:  # nothing left of what comes from below, level by level, but the skips
+            conv.parametrizations.weight.original.mul_(1e-30)
+            parametrize.remove_parametrizations(conv, "weight", leave_parametrized=False)
+            changed = model(image)
+            assert not torch.allclose(changed, whole)
+            whole = changed
+        assert float(whole.std()) > 0, "the skips alone still carry the image"
+
+
+def test_spectral_norms_are_1_wherever_the_weights_go_in_training() -> None:
+    model = UNetDiscriminator(4).train()
+    bounded = [m for m in model.modules() if isinstance(m, nn.Conv2d) and parametrize.is_parametrized(m, "weight")]
+    assert len(bounded) == 8
+    with torch.no_grad():
+        for conv in bounded:
+            conv.parametrizations.weight.original.mul_(20).add_(torch.randn_like(conv.weight))
+    image = torch.rand(1, 3, 8, 8)
+    for _ in range(60):
+        model(image)
+    model.eval()
+    norms = [float(torch.linalg.matrix_norm(conv.weight.detach().flatten(1), 2)) for conv in bounded]
+    assert all(norm == pytest.approx(1, abs=0.02) for norm in norms), norms
+    raw = [torch.linalg.matrix_norm(c.parametrizations.weight.original.detach().flatten(1), 2) for c in bounded]
+    assert min(raw) > 3, "the weights themselves must be far from the bound for it to mean anything"
+
+
+def test_evaluation_is_repeatable_and_changes_nothing() -> None:
+    model = UNetDiscriminator(2).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    image = torch.rand(1, 3, 16, 16)
+    assert torch.equal(model(image), model(image))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def learn(model: UNetDiscriminator, optimizer: torch.optim.Optimizer, steps: range, kind: AdversarialLoss) -> None:
+    for step in steps:
+        real, fake = images(step)
+        optimizer.zero_grad()
+        discriminator_loss(kind, model(real), model(fake)).backward()
+        optimizer.step()
+
+
+def images(seed: int) -> tuple[Tensor, Tensor]:
+    """Smooth images, and noise, as the real and the fake of a toy."""
+    random = torch.Generator().manual_seed(seed)
+    smooth = F.interpolate(torch.rand(4, 3, 2, 2, generator=random), scale_factor=8, mode="bilinear")
+    return smooth, torch.rand(4, 3, 16, 16, generator=random)
+
+
+def test_a_discriminator_resumed_from_its_state_goes_on_to_the_bit() -> None:
+    unbroken = UNetDiscriminator(2)
+    optimizer = torch.optim.Adam(unbroken.parameters(), 1e-3)
+    learn(unbroken, optimizer, range(3), "vanilla")
+    file = io.BytesIO()
+    torch.save({"model": unbroken.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    learn(unbroken, optimizer, range(3, 6), "vanilla")
+
+    torch.manual_seed(7)
+    resumed = UNetDiscriminator(2)
+    optimizer = torch.optim.Adam(resumed.parameters(), 1e-3)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    resumed.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    learn(resumed, optimizer, range(3, 6), "vanilla")
+    state = resumed.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in unbroken.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_few_steps_teach_the_discriminator_to_tell_noise_from_smooth_images(kind: AdversarialLoss) -> None:
+    model = UNetDiscriminator(16)
+    learn(model, torch.optim.Adam(model.parameters(), 1e-3), range(60), kind)
+    model.eval()
+    real, fake = images(1000)  # never seen
+    with torch.no_grad():
+        of_real, of_fake = model(real).mean(dim=(1, 2, 3)), model(fake).mean(dim=(1, 2, 3))
+        loss = discriminator_loss(kind, model(real), model(fake))
+    assert float(of_real.min()) > float(of_fake.max()) + 0.5
+    assert float(loss) < 0.5
+
+
+def test_norms_are_taken_in_full_precision_under_autocast() -> None:
+    model = UNetDiscriminator(2)
+    autocast: list[bool] = []
+    for conv in [*model.down, *model.up, *model.refine]:
+        conv.parametrizations.weight[0].register_forward_pre_hook(
+            lambda *_: autocast.append(torch.is_autocast_enabled("cpu"))
+        )
+    with torch.autocast("cpu", torch.bfloat16):
+        verdict = model(torch.rand(1, 3, 8, 8))
+    assert autocast == [False] * 8
+    assert verdict.dtype == torch.bfloat16, "the convolutions themselves are to be fast"

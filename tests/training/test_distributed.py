@@ -1,0 +1,111 @@
+"""Several processes: they learn one set of weights from batches of their own, and what one knows all do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from savl.training.checkpoint import load_checkpoint
+
+CONFIG = """
+[model]
+channels = 6
+depths = [1]
+heads = 1
+window = 4
+cab_compress = 3
+cab_squeeze = 3
+latent = 4
+estimator_width = 6
+estimator_dilations = [1]
+decoder_width = 6
+decoder_depth = 2
+[data]
+patch = 8
+batch = 2
+margin = 1
+pool = 4
+fresh = 1
+[gan]
+weight = 0.1
+features = 2
+[optimizer]
+warmup = 1
+[run]
+log_every = 1
+device = "cpu"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "hr").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "hr" / "a.png")
+    (tmp_path / "config.toml").write_text(CONFIG)
+    return tmp_path
+
+
+STOPPED = """
+import sys
+from savl.training import Trainer, load_config
+trainer = Trainer(load_config(sys.argv[1], sys.argv[2:]))
+trainer.train(lambda step, _: trainer.stop() if step == 2 and trainer.accelerator.process_index == 1 else None)
+"""
+
+
+def start(processes: int, *command: object) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+    return subprocess.run(
+        [*launcher, *map(str, command)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def train(folder: Path, processes: int, output: str, steps: int = 4) -> subprocess.CompletedProcess[str]:
+    options = ("--hr", folder / "hr", "-o", folder / output, "--steps", steps)
+    return start(processes, "-m", "savl", "train", folder / "config.toml", *options)
+
+
+def log(folder: Path, output: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / output / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_processes_train_together_stop_together_and_resume_exactly(folder: Path) -> None:
+    whole = train(folder, 2, "whole")
+    assert whole.returncode == 0, whole.stderr
+    assert whole.stdout.strip() == str(folder / "whole" / "model.safetensors"), "the first process alone says where"
+
+    (folder / "stopped.py").write_text(STOPPED)
+    changes = [f'data.hr=["{folder / "hr"}"]', f'run.output="{folder / "pieces"}"', "run.steps=4"]
+    stopped = start(2, folder / "stopped.py", folder / "config.toml", *changes)
+    assert stopped.returncode == 0, stopped.stderr
+    assert load_checkpoint(folder / "pieces" / "checkpoint.pt")["step"] == 2, "one was asked, both stop"
+    rest = train(folder, 2, "pieces")
+    assert rest.returncode == 0, rest.stderr
+    ours, theirs = (load_checkpoint(folder / run / "checkpoint.pt") for run in ("whole", "pieces"))
+    assert ours["step"] == theirs["step"] == 4
+    for name, tensor in ours["objective"].items():
+        assert torch.equal(tensor, theirs["objective"][name]), name
+
+    alone = train(folder, 1, "alone")
+    assert alone.returncode == 0, alone.stderr
+    assert [line["step"] for line in log(folder, "whole")] == [1, 2, 3, 4]
+    # What is logged is the mean over both processes' batches: another number than that of one batch.
+    assert log(folder, "whole")[0]["sr"] != log(folder, "alone")[0]["sr"]
+
+    refused = train(folder, 1, "whole", steps=5)
+    assert refused.returncode != 0
+    assert "processes was 2 and is 1" in " ".join(refused.stderr.split())
