@@ -66,8 +66,11 @@ class SAVLConfig:
     estimator_width: int = 64
     """Channels inside the amortized estimator."""
     estimator_dilations: tuple[int, ...] = (1, 1, 2, 4, 2)
-    """Dilation of each 3×3 convolution after the estimator's first. Receptive field: 3 + 2 · sum, at most 41
-    pixels."""
+    """Dilation of each 3×3 convolution after the estimator's first. Receptive field: 3 + 2 · sum, and 4 more for the
+    high-pass filter, at most 41 pixels."""
+    estimator_high_pass: bool = True
+    """Show the estimator what differs from a pixel's 5×5 surroundings instead of the image: noise and blur are there,
+    brightness and colour, which are content, are not."""
     decoder_width: int = 64
     """Channels inside the training-only likelihood decoder."""
     decoder_depth: int = 4
@@ -129,7 +132,7 @@ class SAVLConfig:
     @property
     def receptive_field(self) -> int:
         """Side in pixels of the neighbourhood one vector of the degradation field is inferred from."""
-        return 3 + 2 * sum(self.estimator_dilations)
+        return 3 + 2 * sum(self.estimator_dilations) + (4 if self.estimator_high_pass else 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, ready for JSON; `from_dict` undoes it."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from savl.network.config import SAVLConfig
 
 LOGVAR_LIMIT = 8.0
 """logvar is clamped to ± this, so that exp(logvar) stays finite in every dtype the network runs in."""
-FRESH_MEAN = 0.3
-"""Standard deviation of the weights that give mu, before training."""
-FRESH_LOGVAR = -6.0
-"""logvar of every channel, before training."""
+HIGH_PASS_GAIN = 8.0
+"""What is left of a photograph is small: about a tenth of its own contrast."""
+FRESH_MEAN = 0.1
+"""Standard deviation of the weights that give mu, before training: large enough for a sample to say something of it."""
 
 
 class AmortizedEstimator(nn.Module):
@@ -19,13 +21,18 @@ class AmortizedEstimator(nn.Module):
 
     A stack of 3×3 convolutions of stride 1, some dilated, shares its parameters over pixels; nothing in it looks
     further than ``config.receptive_field``, and there is no normalisation, so the field of a crop equals the crop of
-    the field away from the border. A fresh field is confident and differs from pixel to pixel: the decoder can read
-    it before the prior presses it into noise, and what starts near the prior stays there.
+    the field away from the border. The means of a fresh field differ from pixel to pixel, its variances are the
+    prior's.
     """
+
+    binomial: Tensor | None
 
     def __init__(self, config: SAVLConfig) -> None:
         super().__init__()
         width = config.estimator_width
+        binomial = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+        surroundings = torch.outer(binomial, binomial).expand(3, 1, 5, 5).contiguous()
+        self.register_buffer("binomial", surroundings if config.estimator_high_pass else None, persistent=False)
         self.variational = config.degradation_code == "variational"
         layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), nn.LeakyReLU(0.1)]
         for dilation in config.estimator_dilations:
@@ -39,8 +46,6 @@ class AmortizedEstimator(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.head.weight[: config.latent], std=FRESH_MEAN)
-        if self.variational:
-            nn.init.constant_(self.head.bias[config.latent :], FRESH_LOGVAR)  # type: ignore[index]
 
     def forward(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
         """Estimate the posterior.
@@ -51,6 +56,11 @@ class AmortizedEstimator(nn.Module):
         Returns:
             mu ``(B, R, h, w)`` and logvar ``(B, R, h, w)``; logvar is None for a deterministic code.
         """
+        if self.binomial is not None:
+            # A small difference of large numbers: not in the half precision that autocast may ask for.
+            with torch.autocast(y.device.type, enabled=False):
+                surroundings = F.conv2d(F.pad(y, (2, 2, 2, 2), mode="replicate"), self.binomial, groups=3)
+                y = HIGH_PASS_GAIN * (y - surroundings)
         features = self.head(self.body(y))
         if not self.variational:
             return features, None

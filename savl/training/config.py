@@ -107,8 +107,8 @@ class ObjectiveConfig:
     free_bits: float = 0.0
     """Nats per pixel that cost nothing: KL below it has no gradient (Kingma et al., 2016)."""
     calibration: float = 0.0
-    """Weight of |v − (1 − 0.9 · severity)|, mean over pixels, which ties the variance of the field to what is known of
-    the degradation that was applied: 1 where there is none, 0.1 where there is most. Not in the paper."""
+    """Weight of |v − (1 − 0.3 · severity)|, mean over pixels, which ties the variance of the field to what is known of
+    the degradation that was applied: the prior's where there is none, 0.7 where there is most. Not in the paper."""
     club: float = 0.0
     """Weight of the CLUB upper bound on I(r; z), for the ablation 'deterministic code + CLUB'."""
     freeze_estimator: bool = False
@@ -210,6 +210,8 @@ class RunConfig:
     """Everything random in a run follows from it, the step number and the rank of the process."""
     start: str = ""
     """Weights to begin from, shipped ones or a file; random ones if left out."""
+    fresh: tuple[str, ...] = ()
+    """Parts that begin at random all the same, by the beginning of their names: ``["estimator."]``."""
     checkpoint_every: int = 250
     """Steps between checkpoints: what a kill can cost at most."""
     log_every: int = 25
@@ -255,6 +257,8 @@ class TrainingConfig:
             raise ValueError(f"objective.club regularises a deterministic code; model.degradation_code is {code!r}")
         if self.objective.freeze_estimator and code == "none":
             raise ValueError("objective.freeze_estimator: the model has no estimator (degradation_code is 'none')")
+        if self.run.fresh and not self.run.start:
+            raise ValueError("run.fresh needs run.start: without weights to start from everything begins at random")
         if self.objective.freeze_estimator and not self.run.start:
             raise ValueError("objective.freeze_estimator needs run.start: a random estimator would stay random")
         if self.gan.weight > 0 and self.data.patch * self.model.scale % 8:

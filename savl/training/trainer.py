@@ -292,6 +292,14 @@ def _fresh(config: TrainingConfig) -> SAVL:
         theirs, ours = model.config.to_dict(), config.model.to_dict()
         differing = ", ".join(f"{name} is {theirs[name]!r} there" for name in ours if theirs[name] != ours[name])
         raise ValueError(f"run.start: {config.run.start} holds another network than [model] describes: {differing}")
+    if config.run.fresh:
+        weights, random = model.state_dict(), SAVL(config.model).state_dict()
+        for part in config.run.fresh:
+            names = [name for name in weights if name.startswith(part)]
+            if not names:
+                raise ValueError(f"run.fresh: no weight of the network begins with {part!r}")
+            weights |= {name: random[name] for name in names}
+        model.load_state_dict(weights)
     return model
 
 

@@ -87,6 +87,7 @@ def test_every_setting_travels(small_config: Small) -> None:
         "estimator_width": 11,
         "estimator_dilations": (3,),
         "decoder_width": 13,
+        "estimator_high_pass": False,
         "decoder_depth": 2,
     }
     untouched = {field.name for field in dataclasses.fields(SAVLConfig)} - set(changes)

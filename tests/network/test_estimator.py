@@ -121,12 +121,18 @@ def test_log_variances_stay_where_their_exponential_is_finite(small_config: Smal
 
 
 @pytest.mark.parametrize("name", ["savl-base", "savl-tiny"])
-def test_a_fresh_field_can_be_read_through_its_own_noise(name: str) -> None:
+def test_a_fresh_field_has_the_variance_of_the_prior_and_means_that_differ(name: str) -> None:
     torch.manual_seed(0)
-    estimator = AmortizedEstimator(CONFIGS[name])
-    mu, logvar = estimator(torch.rand(1, 3, 16, 16) - 0.45)
+    mu, logvar = AmortizedEstimator(CONFIGS[name])(torch.rand(1, 3, 16, 16) - 0.45)
     assert logvar is not None
-    noise = logvar.exp().sqrt()
-    assert noise.max().item() < 0.1
-    assert mu.std(dim=(2, 3)).median().item() > noise.mean().item(), "no pixel can be told from another"
-    assert mu.abs().max().item() < 10, "the prior expects about 1"
+    assert not logvar.any()
+    assert 0.05 < mu.std(dim=(2, 3)).median().item() < 2.0
+
+
+def test_brightness_and_colour_are_not_shown_to_the_estimator(small_config: Small, awaken: Awaken) -> None:
+    y = torch.rand(1, 3, 9, 9, dtype=torch.float64)
+    tinted = y + torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64).view(1, 3, 1, 1)
+    for high_pass in (True, False):
+        estimator = awaken(AmortizedEstimator(small_config(estimator_high_pass=high_pass)))
+        same = torch.allclose(both(estimator, y), both(estimator, tinted), rtol=0, atol=1e-9)
+        assert same == high_pass

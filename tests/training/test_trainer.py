@@ -296,6 +296,19 @@ def test_a_run_starts_from_given_weights_and_keeps_a_frozen_estimator(photograph
     assert "conv_first.weight" not in same
 
 
+def test_parts_of_the_weights_to_start_from_may_begin_anew(photographs: Path, tmp_path: Path) -> None:
+    first = Trainer(configuration(photographs, tmp_path / "first")).train()
+    assert first is not None
+    config = configuration(photographs, tmp_path / "second", start=str(first), fresh=["estimator."])
+    second = Trainer(config).model.state_dict()
+    same = {name for name, tensor in tensors(first).items() if torch.equal(tensor, second[name])}
+    changed = set(second) - same
+    assert all(name.startswith("estimator.") for name in changed)
+    assert "estimator.head.weight" in changed
+    with pytest.raises(ValueError, match="run.fresh: no weight of the network begins with 'encoder'"):
+        Trainer(configuration(photographs, tmp_path / "second", start=str(first), fresh=["encoder"]))
+
+
 def test_weights_of_another_network_are_refused_by_what_differs(photographs: Path, tmp_path: Path) -> None:
     weights = Trainer(configuration(photographs, tmp_path / "first", steps=1)).train()
     config = configuration(photographs, tmp_path / "second", start=str(weights))

@@ -1,0 +1,67 @@
+"""Severity maps against the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import savl
+from savl.degradation import Degradation, DegradationConfig
+from savl.evaluation.severity import rank_correlation, severity_agreement
+from savl.network import SAVL, SAVLConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = SAVLConfig(
+    channels=6, depths=(1,), heads=1, window=4, cab_compress=3, cab_squeeze=3, upsampler="pixelshuffledirect",
+    latent=4, estimator_width=6, estimator_dilations=(1,),
+)  # fmt: skip
+
+
+def test_rank_correlation_sees_order_and_nothing_else() -> None:
+    a = torch.randn(20, 30, generator=torch.Generator().manual_seed(0))
+    assert rank_correlation(a, a.exp()) == pytest.approx(1.0, abs=1e-5)
+    assert rank_correlation(a, -a) == pytest.approx(-1.0, abs=1e-5)
+    assert abs(rank_correlation(a, torch.randn(20, 30, generator=torch.Generator().manual_seed(1)))) < 0.15
+    assert rank_correlation(a, torch.ones(20, 30)) == 0.0
+
+
+def test_a_network_that_knew_the_truth_would_agree_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variance of an oracle falls where severity rises; the map that the network makes of it must rise."""
+    truths: list[Tensor] = []
+    degrade = Degradation.__call__
+
+    def remembered(self: Degradation, x: Tensor, seed: Any) -> Any:
+        degraded = degrade(self, x, seed)
+        truths.append(degraded.severity)
+        return degraded
+
+    monkeypatch.setattr(Degradation, "__call__", remembered)
+    model = SAVL(SMALL).eval()
+    assert model.estimator is not None
+    monkeypatch.setattr(
+        model.estimator,
+        "forward",
+        lambda y: (torch.zeros(1, 4, *y.shape[2:]), (1 - 0.3 * truths[-1])[:, None].log().expand(-1, 4, -1, -1)),
+    )
+    (found,) = severity_agreement(model, [ROOT / "examples" / "teddy.webp"])
+    assert found.correlation > 0.98
+    assert found.smoothed > 0.9
+    assert found.name == "teddy"
+
+
+def test_draws_follow_from_the_seed_and_the_configuration_keeps_its_mask() -> None:
+    torch.manual_seed(0)
+    model = SAVL(SMALL).eval()
+    images = [ROOT / "examples" / "teddy.webp"]
+    first, again = (list(severity_agreement(model, images, DegradationConfig(strength=(0.5, 0.5)))) for _ in range(2))
+    assert first == again
+    assert first != list(severity_agreement(model, images, seed=1))
+
+
+def test_a_network_without_severity_is_refused() -> None:
+    with pytest.raises(ValueError, match="variational degradation code .* got 'none'"):
+        list(severity_agreement(savl.build("hat-s"), []))
