@@ -67,8 +67,7 @@ def train(
         TimeRemainingColumn,
     )
 
-    from savl.degradation import DegradationUnavailable
-    from savl.training import PerceptualUnavailable, Trainer, TrainingUnavailable, load_config
+    from savl.training import Trainer, load_config
 
     # Of several processes under torchrun the first speaks; errors are everyone's.
     first = os.environ.get("RANK", "0") == "0"
@@ -96,22 +95,22 @@ def train(
             )
             bar.remove_task(decoding)
             if trainer.step and first:
-                console.print(f"resuming {run.output} at step {trainer.step}")
+                console.print(f"resuming {escape(run.output)} at step {trainer.step}")
+            if trainer.left_out and first:
+                console.print(f"{trainer.left_out} images are too small for a patch and were left out")
             task = bar.add_task("training", total=run.steps, completed=trainer.step, note="")
 
             def on_step(step: int, losses: dict[str, float]) -> None:
                 bar.update(task, completed=step, note=f"SR loss {losses['sr']:.4f}")
 
             weights = _stoppable(trainer, lambda: trainer.train(on_step))
-        if weights is None:
-            if first:
-                console.print(f"stopped after step {trainer.step}; the same command goes on from there")
-            raise typer.Exit(130)
-    except (
-        ValueError, OSError, FloatingPointError, DegradationUnavailable, PerceptualUnavailable, TrainingUnavailable
-    ) as error:  # fmt: skip
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, (ValueError, FileNotFoundError)) else 1) from None
+    if weights is None:
+        if first:
+            console.print(f"stopped after step {trainer.step}; the same command goes on from there")
+        raise typer.Exit(130)
     if first:
         print(weights)
 

@@ -57,28 +57,38 @@ class Adversary:
             total = total + self.settings.weight * terms["adversarial"]
         return total, terms
 
-    def learn(self, sr: Tensor, x: Tensor, rate: float) -> dict[str, Tensor]:
-        """One step of the discriminator.
+    def judge(self, sr: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """The discriminator's loss.
 
         Args:
             sr: ``(B, 3, H, W)`` upscaled images; detached here.
             x: ``(B, 3, H, W)`` real ones.
-            rate: Share of its peak learning rate.
 
         Returns:
-            Its loss.
+            It, by its name; nothing without a discriminator.
         """
         if self.discriminator is None:
             return {}
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * rate
         # One pass for both: a wrapper for several processes wants one forward for each backward.
         real, fake = self.discriminator(torch.cat((x, sr.detach()))).chunk(2)
-        loss = discriminator_loss(self.settings.loss, real, fake)
+        return {"discriminator": discriminator_loss(self.settings.loss, real, fake)}
+
+    def gradient(self, loss: Tensor) -> bool:
+        """Backward of what `judge` returned; whether all of the gradient is finite."""
+        assert self.plain is not None
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
+        return all(bool(p.grad.isfinite().all()) for p in self.plain.parameters() if p.grad is not None)
+
+    def learn(self, rate: float) -> None:
+        """One step along the gradient.
+
+        Args:
+            rate: Share of the peak learning rate.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * rate
         self.optimizer.step()
-        return {"discriminator": loss.detach()}
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint; empty without a discriminator."""

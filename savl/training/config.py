@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,12 @@ def _at_least(low: float, table: str, settings: object, *names: str) -> None:
     for name in names:
         if not getattr(settings, name) >= low:
             raise ValueError(f"{table}.{name} must be at least {low:g}, got {getattr(settings, name)!r}")
+
+
+def _positive(table: str, settings: object, *names: str) -> None:
+    for name in names:
+        if not 0 < getattr(settings, name) < math.inf:
+            raise ValueError(f"{table}.{name} must be above 0 and finite, got {getattr(settings, name)!r}")
 
 
 def _one_of(table: str, settings: object, name: str, accepted: object) -> None:
@@ -80,6 +87,7 @@ class ValidationConfig:
         _at_least(1, "validation", self, "every", "images", "side")
         if self.lr and not self.hr:
             raise ValueError("validation.lr needs validation.hr, the originals to compare with")
+        _at_least(32, "validation", self, "side")  # what SSIM needs at the largest scale
 
 
 @dataclass(frozen=True)
@@ -131,10 +139,11 @@ class ObjectiveConfig:
         )
         _one_of("objective", self, "likelihood", Likelihood)
         _one_of("objective", self, "scale", LikelihoodScale)
-        if self.freeze_estimator and (self.alpha > 0 or self.club > 0):
+        if self.freeze_estimator and (self.alpha > 0 or self.club > 0 or self.calibration > 0):
             raise ValueError(
-                f"objective.alpha and objective.club train the estimator, which objective.freeze_estimator forbids: "
-                f"set both to 0, got {self.alpha!r} and {self.club!r}"
+                f"objective.alpha, objective.club and objective.calibration train the estimator, which "
+                f"objective.freeze_estimator forbids: set them to 0, got {self.alpha!r}, {self.club!r} and "
+                f"{self.calibration!r}"
             )
 
 
@@ -158,8 +167,7 @@ class GanConfig:
         _at_least(0, "gan", self, "weight", "perceptual")
         _at_least(1, "gan", self, "features")
         _one_of("gan", self, "loss", AdversarialLoss)
-        if self.learning_rate <= 0:
-            raise ValueError(f"gan.learning_rate must be above 0, got {self.learning_rate!r}")
+        _positive("gan", self, "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -189,9 +197,7 @@ class OptimizerConfig:
         check_types(self, "optimizer.")
         _at_least(0, "optimizer", self, "warmup", "final_fraction")
         _one_of("optimizer", self, "schedule", Schedule)
-        for name in ("learning_rate", "clip", "gamma"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"optimizer.{name} must be above 0, got {getattr(self, name)!r}")
+        _positive("optimizer", self, "learning_rate", "clip", "gamma")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer.betas must be two numbers in [0, 1), got {self.betas!r}")
         if not 0.0 <= self.ema < 1.0:
@@ -259,8 +265,15 @@ class TrainingConfig:
             raise ValueError("objective.freeze_estimator: the model has no estimator (degradation_code is 'none')")
         if self.run.fresh and not self.run.start:
             raise ValueError("run.fresh needs run.start: without weights to start from everything begins at random")
-        if self.objective.freeze_estimator and not self.run.start:
-            raise ValueError("objective.freeze_estimator needs run.start: a random estimator would stay random")
+        anew = any(part.startswith("estimator") or "estimator.".startswith(part) for part in self.run.fresh)
+        if self.objective.freeze_estimator and (not self.run.start or anew):
+            raise ValueError(
+                "objective.freeze_estimator needs run.start, and an estimator that is not in run.fresh: a random one "
+                "would stay random"
+            )
+        side = self.data.patch * self.model.scale
+        if self.gan.perceptual > 0 and side < 16:
+            raise ValueError(f"gan.perceptual needs HR patches of at least 16 pixels, got {side}")
         if self.gan.weight > 0 and self.data.patch * self.model.scale % 8:
             raise ValueError(
                 f"gan: the discriminator needs HR patches with sides that are multiples of 8 pixels, got "
@@ -336,7 +349,7 @@ def _parse_change(text: str) -> dict[str, Any]:
         change = tomllib.loads(f"{name} = {value}")
     except ValueError:
         try:
-            change = tomllib.loads(f"{name} = {json.dumps(value)}")  # what a shell leaves of "text"
+            change = tomllib.loads(f"{name} = {json.dumps(value, ensure_ascii=False)}")  # what a shell leaves of "text"
         except ValueError:
             change = {}
     if not change or not all(isinstance(table, dict) for table in change.values()):

@@ -36,9 +36,9 @@ class Batch:
 
 
 class PatchSource:
-    """Random patches of all images under some folders, every pixel equally likely to be drawn.
+    """Random patches of all images under some folders, an image as likely as it is large.
 
-    Images are decoded once and kept as 8-bit pixels (3 bytes each).
+    Images are decoded once and kept as 8-bit pixels: 3 bytes a pixel, in every process.
     """
 
     def __init__(
@@ -58,10 +58,14 @@ class PatchSource:
         self.side = side
         paths = find_images(folders)
         self.images: list[NDArray[np.uint8]] = []
+        self.left_out = 0
+        """Images that are too small."""
         for index, path in enumerate(paths):
             pixels = decode_rgb(path)
             if min(pixels.shape[:2]) >= side:
                 self.images.append(pixels)
+            else:
+                self.left_out += 1
             if on_image is not None:
                 on_image(index + 1, len(paths))
         if not self.images:

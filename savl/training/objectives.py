@@ -67,8 +67,16 @@ class Objective(nn.Module):
         learned = config.scale == "learned"
         self.decoder = LikelihoodDecoder(model.config, learned) if code != "none" and config.alpha > 0 else None
         self.critic = ContentCritic(model.config.latent) if config.club > 0 else None
-        if config.freeze_estimator and model.estimator is not None:
+        if model.estimator is not None and (config.freeze_estimator or not self._reads_field(model)):
             model.estimator.requires_grad_(False)
+
+    def _reads_field(self, model: SAVL) -> bool:
+        """Whether any loss depends on the field; several processes may not have parameters that nothing does."""
+        settings = model.config
+        variational = settings.degradation_code == "variational"
+        guided = settings.channel_modulation or (settings.spatial_modulation and variational)
+        calibrated = variational and self.config.calibration > 0
+        return guided or calibrated or self.decoder is not None or self.critic is not None
 
     def forward(self, batch: Batch, seed: int, step: int) -> Outcome:
         """Score one batch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ class Records:
         self.log = output / LOG_NAME
         if self.log.exists():
             lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            kept = [line for line in lines if _step_of(line) <= step]
             write_atomically(self.log, "".join(kept).encode())
         self._events = _writer(output / EVENTS_NAME, step)
 
@@ -77,4 +78,12 @@ def _writer(folder: Path, step: int) -> SummaryWriter | None:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+def _step_of(line: str) -> float:
+    """The step a line tells of; infinity for half a line, and for what is not this run's."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+    except (ValueError, TypeError, KeyError):
+        return math.inf

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT_NAME = "checkpoint.pt"
 WEIGHTS_NAME = "model.safetensors"
-REFUSED_NAME = "not_finite.pt"
+REFUSED_NAME = "not_finite{}.pt"
 
 
 class TrainingUnavailable(RuntimeError):
@@ -41,9 +42,9 @@ class TrainingUnavailable(RuntimeError):
 class Trainer:
     """Train one network by one configuration, from scratch or from the run folder's checkpoint.
 
-    One process on a CPU or GPU, or several under ``torchrun``, each with batches of its own. A run is a pure function
-    of its configuration and the number of processes: batches and samples follow from seed, rank and step, so stopping
-    and resuming gives the numbers of a run that never stopped.
+    One process on a CPU or GPU, or several under ``torchrun``, each with batches of its own. Batches and samples follow
+    from seed, rank and step, so stopping and resuming gives the numbers of a run that never stopped: on a CPU with as
+    many threads to the bit, on a GPU as far as its own operations repeat themselves.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class Trainer:
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process
         torch.manual_seed(config.run.seed)
-        self.model = _fresh(config).to(self.device).train()
+        resumed = (self.output / CHECKPOINT_NAME).exists()
+        # What a run started from is not needed, and may be gone, where a checkpoint has all weights.
+        self.model = (SAVL(config.model) if resumed else _fresh(config)).to(self.device).train()
         if config.run.fused:
             use_fused_kernels(model=self.model)
         objective = Objective(self.model, config.objective).to(self.device).train()
@@ -85,11 +88,14 @@ class Trainer:
         self.objective, self.optimizer = self.accelerator.prepare(objective, adam)
         self.adversary = Adversary(config.gan, config.optimizer, self.accelerator)
         self.step = 0
+        self.left_out = 0
+        """Images that are too small to be learned from."""
         self._stopping = False
-        if (self.output / CHECKPOINT_NAME).exists():
+        if resumed:
             self._resume(load_checkpoint(self.output / CHECKPOINT_NAME))
-        self.source = source or self._pool(on_image)
+        self._check_steps()
         self.validation = self._validation()
+        self.source = source or self._pool(on_image)
 
     def train(self, on_step: Callable[[int, dict[str, float]], None] | None = None) -> Path | None:
         """Run to the end, or until `stop`.
@@ -187,23 +193,38 @@ class Trainer:
         total = outcome.losses.total + more
         log = outcome.losses.to_log() | {name: float(value.detach()) for name, value in terms.items()}
         log["total"] = float(total.detach())
-        if not torch.isfinite(total):
-            self._refuse(batch, seed, "the loss", log)
+        self._all_finite(bool(torch.isfinite(total)), batch, seed, "the loss", log)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(total)
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.optimizer.clip)
         assert norm is not None
-        if not torch.isfinite(norm):
-            self._refuse(batch, seed, "the gradient", log)
+        self._all_finite(bool(torch.isfinite(norm)), batch, seed, "the gradient", log)
+        with autocast:
+            judged = self.adversary.judge(outcome.sr, batch.x)
+        for name, loss in judged.items():
+            log[name] = float(loss.detach())
+            self._all_finite(bool(torch.isfinite(loss)), batch, seed, f"the {name}'s loss", log)
+            self._all_finite(self.adversary.gradient(loss), batch, seed, f"the {name}'s gradient", log)
+            self.adversary.learn(rate)
         self.optimizer.step()
         self.average.update_parameters(self.model)
-        with autocast:
-            judged = self.adversary.learn(outcome.sr, batch.x, rate)
-        return log | {name: float(value) for name, value in judged.items()}, outcome
+        return log, outcome
 
-    def _refuse(self, batch: Batch, seed: int, what: str, log: dict[str, float]) -> None:
-        """Stop, leaving all that is needed to see why."""
-        path = self.output / REFUSED_NAME
+    def _all_finite(self, finite: bool, batch: Batch, seed: int, what: str, log: dict[str, float]) -> None:
+        """Stop before anything reaches the weights where a process met what is not finite; all of them stop together.
+
+        Each leaves what it takes to see why.
+        """
+        if self.accelerator.num_processes > 1:
+            met = self.accelerator.reduce(torch.tensor(float(not finite), device=self.device), "sum")
+            assert isinstance(met, Tensor)
+            here = not finite
+            finite = not bool(met > 0)
+            what = what if here or finite else f"{what} of another process"
+        if finite:
+            return
+        rank = f"_{self.accelerator.process_index}" if self.accelerator.num_processes > 1 else ""
+        path = self.output / REFUSED_NAME.format(rank)
         self.output.mkdir(parents=True, exist_ok=True)
         images = {"y": batch.y.cpu(), "x": batch.x.cpu(), "z": batch.z.cpu()}
         save_checkpoint(path, {"step": self.step, "seed": seed, "losses": log, **images, "weights": self._weights()})
@@ -241,6 +262,7 @@ class Trainer:
         data, scale = self.config.data, self.config.model.scale
         degradation = Degradation(self.config.degradation, scale)  # before minutes of decoding: it may be unavailable
         patches = PatchSource(data.hr, (data.patch + 2 * data.margin) * scale, on_image)
+        self.left_out = patches.left_out
         rank = self.accelerator.process_index
         return PairPool(patches, degradation, data, seed=self.config.run.seed, rank=rank, device=self.device)
 
@@ -249,6 +271,16 @@ class Trainer:
         if not settings.hr or not self.main:
             return None
         return Validation(settings, Degradation(self.config.degradation, self.config.model.scale), self.config.run.seed)
+
+    def _check_steps(self) -> None:
+        """Whether all processes stand at the same step: those of other machines may not see the run's folder."""
+        steps = self.accelerator.gather(torch.tensor([self.step], device=self.device))
+        assert isinstance(steps, Tensor)
+        if bool((steps != self.step).any()):
+            raise ValueError(
+                f"run.output: {self.output} holds another state for some processes than for others (steps done: "
+                f"{steps.tolist()}); it must be a folder that all of them share"
+            )
 
     def _resume(self, state: dict[str, Any]) -> None:
         path = self.output / CHECKPOINT_NAME
@@ -274,32 +306,39 @@ class Trainer:
 
 def _accelerator(cpu: bool) -> Accelerator:
     try:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, InitProcessGroupKwargs
     except ImportError as error:
         raise TrainingUnavailable(
             f"training needs accelerate, which cannot be imported ({error}); pip install 'savl[train]' brings it"
         ) from error
-    # Precision is this package's own business: accelerate would keep the first choice for the whole process.
-    return Accelerator(cpu=cpu, mixed_precision="no")
+    # Precision is this package's own business: accelerate would keep the first choice for the whole process. And
+    # processes wait for the first one while it validates.
+    patient = InitProcessGroupKwargs(timeout=timedelta(hours=2))
+    return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[patient])
 
 
 def _fresh(config: TrainingConfig) -> SAVL:
     """The network to begin with."""
     if not config.run.start:
         return SAVL(config.model)
-    model = load(config.run.start)
-    if model.config != config.model:
-        theirs, ours = model.config.to_dict(), config.model.to_dict()
-        differing = ", ".join(f"{name} is {theirs[name]!r} there" for name in ours if theirs[name] != ours[name])
-        raise ValueError(f"run.start: {config.run.start} holds another network than [model] describes: {differing}")
-    if config.run.fresh:
-        weights, random = model.state_dict(), SAVL(config.model).state_dict()
-        for part in config.run.fresh:
-            names = [name for name in weights if name.startswith(part)]
-            if not names:
-                raise ValueError(f"run.fresh: no weight of the network begins with {part!r}")
-            weights |= {name: random[name] for name in names}
-        model.load_state_dict(weights)
+    try:
+        start = load(config.run.start)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"run.start: {error}") from error
+    theirs, ours = start.config.to_dict(), config.model.to_dict()
+    # What describes a part that begins anew need not agree.
+    anew = tuple(part.replace(".", "_") for part in config.run.fresh)
+    differing = [name for name in ours if theirs[name] != ours[name] and not (anew and name.startswith(anew))]
+    if differing:
+        what = ", ".join(f"{name} is {theirs[name]!r} there" for name in differing)
+        raise ValueError(f"run.start: {config.run.start} holds another network than [model] describes: {what}")
+    model = SAVL(config.model)
+    weights = model.state_dict()
+    for part in config.run.fresh:
+        if not any(name.startswith(part) for name in weights):
+            raise ValueError(f"run.fresh: no weight of the network begins with {part!r}")
+    weights |= {name: tensor for name, tensor in start.state_dict().items() if not name.startswith(config.run.fresh)}
+    model.load_state_dict(weights)
     return model
 
 

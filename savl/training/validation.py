@@ -38,7 +38,11 @@ class Validation:
         self.pairs: list[tuple[Tensor, Tensor]] = []
         side = settings.side - settings.side % scale
         if settings.lr:
-            for pair in match_pairs(settings.lr, settings.hr)[: settings.images]:
+            try:
+                pairs = match_pairs(settings.lr, settings.hr)
+            except ValueError as error:
+                raise ValueError(f"validation: {error}") from error
+            for pair in pairs[: settings.images]:
                 lr, hr = _read(pair.lr), _read(pair.hr)
                 expected = tuple(scale * length for length in lr.shape[1:])
                 if tuple(hr.shape[1:]) != expected:
@@ -46,21 +50,21 @@ class Validation:
                         f"validation: {pair.hr} must be {scale} times as large as {pair.lr}, "
                         f"{expected[1]}x{expected[0]} pixels, got {hr.shape[2]}x{hr.shape[1]}"
                     )
-                lr = _centre(lr, side // scale, 1)
-                self._add(pair.hr, lr, _centre(hr, side, scale))
+                self._check(pair.hr, hr)
+                self.pairs.append((_centre(lr, side // scale, 1), _centre(hr, side, scale)))
         else:
             for index, path in enumerate(find_images([settings.hr], argument="validation.hr")[: settings.images]):
                 hr = _centre(_read(path), side, scale)
-                self._add(path, degradation(hr[None], (seed, index)).y[0], hr)
+                self._check(path, hr)
+                self.pairs.append((degradation(hr[None], (seed, index)).y[0], hr))
         self.bicubic = Fidelity.mean(
             [fidelity(bicubic_upscale(lr[None], scale)[0], hr, crop=scale) for lr, hr in self.pairs]
         )
 
-    def _add(self, path: Path, lr: Tensor, hr: Tensor) -> None:
+    def _check(self, path: Path, hr: Tensor) -> None:
         smallest = 11 + 2 * self.scale  # what SSIM needs beside the border that is left out
         if min(hr.shape[1:]) < smallest:
             raise ValueError(f"validation: {path} must have at least {smallest} pixels on both sides to be scored")
-        self.pairs.append((lr, hr))
 
     @torch.inference_mode()
     def __call__(self, model: SAVL) -> dict[str, float]:

@@ -118,6 +118,7 @@ def _build_from_json(text: str) -> SAVL:
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError(f"expected a JSON object, got {text[:40]!r}")
+        values.setdefault("estimator_high_pass", False)  # files from before there was such a setting
         return SAVL(SAVLConfig.from_dict(values))
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"its {METADATA_KEY} metadata cannot be used: {error}") from error

@@ -57,7 +57,18 @@ def test_model_settings_override_the_named_configuration() -> None:
         ("[degradation.first]\nnoise = 2", r"\[degradation.first.noise\] must be a table"),
         ("[data]\npool = 3", "data.pool must hold at least a batch of 16"),
         ("[validation]\nlr = 'x'", "validation.lr needs validation.hr"),
-        ("[objective]\nfreeze_estimator = true", "objective.alpha and objective.club train the estimator"),
+        ("[validation]\nside = 16", "validation.side must be at least 32"),
+        ("[optimizer]\nclip = nan", "optimizer.clip must be above 0 and finite"),
+        ("[gan]\nperceptual = 1.0\n[data]\npatch = 3", "gan.perceptual needs HR patches of at least 16 pixels, got 12"),
+        ("[run]\nfresh = ['estimator.']", "run.fresh needs run.start"),
+        (
+            "[objective]\nfreeze_estimator = true\nalpha = 0.0\n[run]\nstart = 'savl-tiny'\nfresh = ['estimator.']",
+            "an estimator that is not in run.fresh",
+        ),
+        (
+            "[objective]\nfreeze_estimator = true",
+            "objective.alpha, objective.club and objective.calibration train the estimator",
+        ),
         ("[objective]\nfreeze_estimator = true\nalpha = 0.0", "objective.freeze_estimator needs run.start"),
         ("[gan]\nloss = 'hinge'", "gan.loss must be one of"),
         ("[gan]\nlearning_rate = 0.0", "gan.learning_rate must be above 0"),
@@ -89,10 +100,15 @@ def test_nested_tables_change_what_they_name_and_keep_the_defaults_of_their_plac
 def test_changes_take_the_place_of_settings_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("[objective]\nbeta = 0.5\nalpha = 0.25")
-    changes = ["objective.beta=0.125", "run.output=here", "degradation.strength=[0.0, 1.0]", "model.name='savl-base'"]
+    changes = [
+        "objective.beta=0.125",
+        "run.output=Läufe/😀",
+        "degradation.strength=[0.0, 1.0]",
+        "model.name='savl-base'",
+    ]
     config = load_config(path, changes)
     assert (config.objective.beta, config.objective.alpha) == (0.125, 0.25)
-    assert config.run.output == "here"
+    assert config.run.output == "Läufe/😀"
     assert config.degradation.strength == (0.0, 1.0)
     assert config.model == CONFIGS["savl-base"]
 

@@ -51,13 +51,25 @@ def test_the_divergence_has_a_start_and_a_warm_up() -> None:
 
 
 def test_free_bits_leave_a_small_divergence_alone() -> None:
-    model, objective, batch = setup(ObjectiveConfig(alpha=1e-6, beta=1.0, free_bits=1e6))
-    losses = objective(batch, 1, 0).losses
-    losses.total.backward()
-    assert model.estimator is not None
-    gradient = model.estimator.head.bias.grad
-    assert gradient is not None
-    assert gradient[4:].abs().max() < 1e-3, "the divergence pulls at the log-variances"
+    def pull(free_bits: float) -> float:
+        model, objective, batch = setup(ObjectiveConfig(alpha=1e-6, beta=1.0, free_bits=free_bits))
+        with torch.no_grad():
+            model.estimator.head.bias += 0.5
+        objective(batch, 1, 0).losses.total.backward()
+        gradient = model.estimator.head.bias.grad
+        assert gradient is not None
+        return gradient.abs().max().item()
+
+    assert pull(1e6) < 1e-3 < 0.1 < pull(0.0)
+
+
+def test_an_estimator_that_nothing_reads_asks_for_no_gradient() -> None:
+    idle = {"channel_modulation": False, "spatial_modulation": False}
+    model, _, _ = setup(ObjectiveConfig(alpha=0.0), **idle)
+    assert not any(parameter.requires_grad for parameter in model.estimator.parameters())
+    for objective in (ObjectiveConfig(alpha=0.1), ObjectiveConfig(alpha=0.0, calibration=0.1)):
+        model, _, _ = setup(objective, **idle)
+        assert all(parameter.requires_grad for parameter in model.estimator.parameters())
 
 
 def test_a_frozen_estimator_is_not_trained() -> None:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import savl
+from savl.network import SAVL, SAVLConfig
 from savl.training import Trainer, TrainingConfig, TrainingUnavailable
 from savl.training.checkpoint import load_checkpoint, save_checkpoint
 from savl.training.config import GanConfig, ValidationConfig, parse_config
@@ -279,8 +280,23 @@ def test_validation_pairs_of_the_wrong_scale_or_size_are_named(photographs: Path
         ValueError, match=r"validation: .*0.png must be 4 times as large as .*384x384 pixels, got 96x96"
     ):
         Trainer(validated(photographs, tmp_path / "run", lr=str(photographs)))
+    Image.new("RGB", (18, 300)).save(photographs / "0.png")
     with pytest.raises(ValueError, match=r"validation: .*0.png must have at least 19 pixels"):
-        Trainer(validated(photographs, tmp_path / "run", side=16))
+        Trainer(validated(photographs, tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"validation: lr: .*nowhere is not a folder"):
+        Trainer(validated(photographs, tmp_path / "run", lr=str(tmp_path / "nowhere")))
+
+
+def test_validation_on_given_pairs_scores_those(photographs: Path, tmp_path: Path) -> None:
+    (tmp_path / "lr").mkdir()
+    for path in photographs.iterdir():
+        Image.open(path).resize((24, 24), Image.Resampling.BICUBIC).save(tmp_path / "lr" / path.name)
+    trainer = Trainer(validated(photographs, tmp_path / "run", lr=str(tmp_path / "lr")))
+    assert trainer.validation is not None
+    fresh = {**trainer.config.model.to_dict(), "image_residual": True, "upsampler": "pixelshuffledirect"}
+    bicubic = SAVL(SAVLConfig.from_dict(fresh))  # such a network, untrained, is bicubic interpolation
+    assert trainer.validation(bicubic)["gain_y"] == pytest.approx(0.0, abs=1e-6)
+    assert trainer.validation.bicubic.psnr_y > 25
 
 
 def test_a_run_starts_from_given_weights_and_keeps_a_frozen_estimator(photographs: Path, tmp_path: Path) -> None:
@@ -346,7 +362,7 @@ def test_a_gan_stage_trains_both_networks_and_resumes_exactly(photographs: Path,
         assert torch.equal(tensor, tensors(tmp_path / "pieces" / "model.safetensors")[name]), name
 
 
-def test_fused_kernels_and_compilation_are_settings_that_change_nothing_else(photographs: Path, tmp_path: Path) -> None:
+def test_fused_kernels_are_a_setting_that_changes_nothing_else(photographs: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     eager = Trainer(configuration(photographs, tmp_path / "eager", steps=3)).train()
     fused = Trainer(configuration(photographs, tmp_path / "fused", steps=3, fused=True)).train()
@@ -354,6 +370,75 @@ def test_fused_kernels_and_compilation_are_settings_that_change_nothing_else(pho
     assert fused is not None
     for name, tensor in tensors(eager).items():
         torch.testing.assert_close(tensors(fused)[name], tensor, rtol=0, atol=2e-4, msg=name)
+
+
+def test_compilation_is_a_setting_and_leaves_the_names_of_weights_alone(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[object] = []
+
+    def compile_(function: object) -> object:
+        compiled.append(function)
+        return torch_compile(function, backend="eager")
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_)
+    plain = Trainer(configuration(photographs, tmp_path / "plain", steps=2)).train()
+    assert not compiled
+    weights = Trainer(configuration(photographs, tmp_path / "compiled", steps=2, compile=True)).train()
+    assert len(compiled) == 1
+    assert plain is not None
+    assert weights is not None
+    for name, tensor in tensors(plain).items():
+        torch.testing.assert_close(tensors(weights)[name], tensor, rtol=0, atol=1e-5, msg=name)
+
+
+def test_bfloat16_keeps_weights_in_float32_and_resumes_exactly(photographs: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    whole = Trainer(configuration(photographs, tmp_path / "whole", bfloat16=True)).train()
+    half = Trainer(configuration(photographs, tmp_path / "pieces", bfloat16=True))
+    half.train(lambda step, _: half.stop() if step == 3 else None)
+    pieces = Trainer(configuration(photographs, tmp_path / "pieces", bfloat16=True)).train()
+    assert whole is not None
+    assert pieces is not None
+    for name, tensor in tensors(whole).items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, tensors(pieces)[name]), name
+
+
+def test_a_discriminator_that_is_not_finite_stops_the_run_before_it_reaches_the_checkpoint(
+    photographs: Path, tmp_path: Path
+) -> None:
+    config = configuration(photographs, tmp_path / "run", checkpoint_every=1)
+    trainer = Trainer(replace(config, gan=GanConfig(weight=0.1, features=2)))
+    assert trainer.adversary.plain is not None
+    weight = trainer.adversary.plain.enter.weight
+    weight.register_hook(lambda gradient: gradient * float("nan") if trainer.step == 3 else gradient)
+    with pytest.raises(FloatingPointError, match="step 3: the discriminator's gradient is not finite"):
+        trainer.train()
+    state = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    assert state["step"] == 3
+    assert all(bool(value.isfinite().all()) for value in state["adversary"]["discriminator"].values())
+
+
+def test_a_run_resumes_though_what_it_started_from_is_gone(photographs: Path, tmp_path: Path) -> None:
+    first = Trainer(configuration(photographs, tmp_path / "first", steps=1)).train()
+    assert first is not None
+    config = configuration(photographs, tmp_path / "second", start=str(first))
+    second = Trainer(config)
+    second.train(lambda step, _: second.stop() if step == 2 else None)
+    first.unlink()
+    assert Trainer(config).step == 2
+    with pytest.raises(ValueError, match="run.start: .*model.safetensors"):
+        Trainer(replace(config, run=replace(config.run, output=str(tmp_path / "third"))))
+
+
+def test_a_log_with_foreign_lines_does_not_keep_a_run_from_resuming(photographs: Path, tmp_path: Path) -> None:
+    Trainer(configuration(photographs, tmp_path / "run", steps=2)).train()
+    log = tmp_path / "run" / "log.jsonl"
+    log.write_text(log.read_text() + '{"note": 1}\nnot json\n{"step": 2')
+    Trainer(configuration(photographs, tmp_path / "run", steps=3)).train()
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3]
 
 
 def test_a_missing_accelerate_says_how_to_get_it(
