@@ -1,8 +1,9 @@
-"""Make the README's picture: a detail of a photograph, bicubic beside savl.
+"""Make the README's pictures: details of photographs, bicubic beside savl, and the severity map.
 
-    python examples/side_by_side.py examples/chairs.webp 70 60 105 docs/chairs.webp
+    python examples/side_by_side.py examples/chairs.webp,70,60,105 -o docs/chairs.webp
+    python examples/side_by_side.py noisy.jpg,0,0,96 old.jpg,40,10,96 --severity -o docs/photographs.webp
 
-The numbers are left, top and side of the detail, in pixels of the photograph.
+A detail is a file, and its left, top and side in pixels of the file. One row each.
 """
 
 from __future__ import annotations
@@ -10,35 +11,55 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import matplotlib
+import numpy as np
+import torch
 from PIL import Image
 
 import savl
 
 GAP = 12
-"""Pixels between the two halves."""
+"""Pixels between the parts."""
+
+
+def row(detail: str, model: str, severity: bool) -> Image.Image:
+    """Bicubic, savl and, if asked for, severity of one detail, beside each other."""
+    name, *numbers = detail.rsplit(",", 3)
+    photo = Image.open(Path(name)).convert("RGB")
+    bicubic = photo.resize((4 * photo.width, 4 * photo.height), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.asarray(photo).copy()).permute(2, 0, 1)[None].float() / 255
+    upscaled = savl.Upscaler(savl.load(model))(pixels)
+    parts = [bicubic, _picture(upscaled.sr[0].permute(1, 2, 0).numpy())]
+    if severity:
+        colours = matplotlib.colormaps["viridis"](upscaled.severity[0].numpy() / 2)[..., :3]
+        parts.append(_picture(colours).resize(bicubic.size, Image.Resampling.NEAREST))
+    left, top, side = (4 * int(number) for number in numbers)
+    drawn = Image.new("RGB", (len(parts) * (side + GAP) - GAP, side), "white")  # one pixel of the results is one here
+    for index, part in enumerate(parts):
+        drawn.paste(part.crop((left, top, left + side, top + side)), (index * (side + GAP), 0))
+    return drawn
+
+
+def _picture(values: np.ndarray) -> Image.Image:
+    return Image.fromarray((values * 255).round().astype(np.uint8))
 
 
 def main() -> None:
     """Read the command line and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photo", type=Path)
-    parser.add_argument("left", type=int)
-    parser.add_argument("top", type=int)
-    parser.add_argument("side", type=int)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("details", nargs="+", metavar="FILE,LEFT,TOP,SIDE")
+    parser.add_argument("-o", dest="out", type=Path, required=True)
+    parser.add_argument("--severity", action="store_true")
     parser.add_argument("--model", default="savl-tiny")
     arguments = parser.parse_args()
-
-    photo = Image.open(arguments.photo).convert("RGB")
-    bicubic = photo.resize((4 * photo.width, 4 * photo.height), Image.Resampling.BICUBIC)
-    upscaled = savl.upscale(photo, model=arguments.model)
-
-    left, top, side = (4 * value for value in (arguments.left, arguments.top, arguments.side))
-    box = (left, top, left + side, top + side)
-    picture = Image.new("RGB", (2 * side + GAP, side), "white")  # one pixel of the results is one of the picture
-    picture.paste(bicubic.crop(box), (0, 0))
-    picture.paste(Image.fromarray(upscaled).crop(box), (side + GAP, 0))
-    picture.save(arguments.out, quality=92)
+    rows = [row(detail, arguments.model, arguments.severity) for detail in arguments.details]
+    height = sum(each.height + GAP for each in rows) - GAP
+    picture = Image.new("RGB", (max(each.width for each in rows), height), "white")
+    top = 0
+    for each in rows:
+        picture.paste(each, (0, top))
+        top += each.height + GAP
+    picture.save(arguments.out, quality=90)
 
 
 if __name__ == "__main__":

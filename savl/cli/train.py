@@ -97,7 +97,7 @@ def train(
             if trainer.step and first:
                 console.print(f"resuming {escape(run.output)} at step {trainer.step}")
             if trainer.left_out and first:
-                console.print(f"{trainer.left_out} images are too small for a patch and were left out")
+                console.print(f"left out of the images, as smaller than a patch: {trainer.left_out}")
             task = bar.add_task("training", total=run.steps, completed=trainer.step, note="")
 
             def on_step(step: int, losses: dict[str, float]) -> None:

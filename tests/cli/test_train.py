@@ -88,7 +88,7 @@ def test_images_that_are_too_small_are_counted(folder: Path) -> None:
     Image.new("RGB", (10, 40)).save(folder / "hr" / "narrow.png")
     result = run("train", folder / "config.toml", "--hr", folder / "hr", "-o", folder / "run", "--set", "run.steps=1")
     assert result.exit_code == 0, result.stderr
-    assert "1 images are too small for a patch and were left out" in message(result)
+    assert "left out of the images, as smaller than a patch: 1" in message(result)
 
 
 def test_a_missing_configuration_is_named(folder: Path) -> None:
