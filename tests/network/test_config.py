@@ -165,7 +165,7 @@ def test_an_overlap_read_off_a_key_window_gives_that_key_window_back() -> None:
         ({"latent": 0}, ["latent", "0", "positive"]),
         ({"estimator_width": 0}, ["estimator_width", "0", "positive"]),
         ({"estimator_dilations": (1, 0)}, ["estimator_dilations", "(1, 0)", "at least 1"]),
-        ({"estimator_dilations": (10, 10)}, ["estimator_dilations", "(10, 10)", "43", "41 pixels"]),
+        ({"estimator_dilations": (10, 10)}, ["estimator_dilations", "(10, 10)", "47", "41 pixels"]),
         ({"decoder_width": 0}, ["decoder_width", "0", "positive"]),
         ({"decoder_depth": 1}, ["decoder_depth", "1", "at least 2"]),
     ],

@@ -134,6 +134,7 @@ def test_every_setting_survives_the_metadata() -> None:
         estimator_dilations=(1, 2, 3),
         decoder_width=16,
         decoder_depth=3,
+        estimator_high_pass=False,
     )
     same = [field.name for field in fields(unusual) if getattr(unusual, field.name) == field.default]
     assert not same, "give these settings another value than their default"
