@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,14 +24,10 @@ class AmortizedEstimator(nn.Module):
     prior's.
     """
 
-    binomial: Tensor | None
-
     def __init__(self, config: SAVLConfig) -> None:
         super().__init__()
         width = config.estimator_width
-        binomial = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-        surroundings = torch.outer(binomial, binomial).expand(3, 1, 5, 5).contiguous()
-        self.register_buffer("binomial", surroundings if config.estimator_high_pass else None, persistent=False)
+        self.high_pass = config.estimator_high_pass
         self.variational = config.degradation_code == "variational"
         layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), nn.LeakyReLU(0.1)]
         for dilation in config.estimator_dilations:
@@ -56,13 +51,23 @@ class AmortizedEstimator(nn.Module):
         Returns:
             mu ``(B, R, h, w)`` and logvar ``(B, R, h, w)``; logvar is None for a deterministic code.
         """
-        if self.binomial is not None:
-            # A small difference of large numbers: not in the half precision that autocast may ask for.
-            with torch.autocast(y.device.type, enabled=False):
-                surroundings = F.conv2d(F.pad(y, (2, 2, 2, 2), mode="replicate"), self.binomial, groups=3)
-                y = HIGH_PASS_GAIN * (y - surroundings)
+        if self.high_pass:
+            y = HIGH_PASS_GAIN * (y - _surroundings(y))
         features = self.head(self.body(y))
         if not self.variational:
             return features, None
         mu, logvar = features.chunk(2, dim=1)
         return mu, logvar.clamp(-LOGVAR_LIMIT, LOGVAR_LIMIT)
+
+
+def _surroundings(y: Tensor) -> Tensor:
+    """5×5 binomial average, the border repeated outwards.
+
+    By additions: autocast would run a convolution in half precision, and what is wanted of it is a small difference.
+    """
+    y = F.pad(y, (2, 2, 2, 2), mode="replicate")
+    for axis in (2, 3):
+        length = y.shape[axis] - 4
+        a, b, c, d, e = (y.narrow(axis, start, length) for start in range(5))
+        y = (a + e + 4.0 * (b + d) + 6.0 * c) / 16.0
+    return y
