@@ -37,7 +37,8 @@ def test_it_gives_a_mean_and_a_log_variance_for_every_pixel(estimator: Amortized
     assert logvar.shape == (2, 6, 5, 7)
 
 
-def test_the_head_gives_the_means_first_and_the_log_variances_after(estimator: AmortizedEstimator) -> None:
+def test_the_head_gives_the_means_first_and_the_log_variances_after(small_config: Small, awaken: Awaken) -> None:
+    estimator = awaken(AmortizedEstimator(small_config(estimator_high_pass=False)))
     y = torch.rand(1, 3, 5, 7, dtype=torch.float64)
     mu, logvar = estimator(y)
     features = estimator.head(estimator.body(y))
