@@ -19,14 +19,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from savl.degradation import Degradation, DegradationConfig, bicubic_downsample
 from savl.degradation.config import SpatialConfig
 from savl.evaluation.severity import severity_agreement
-from savl.inference.image_folder import decode_rgb, find_images
+from savl.inference.image_folder import find_images, read_rgb
 from savl.network import CONFIGS, SAVL, DegradationField
 from savl.training.config import DataConfig, ObjectiveConfig
 from savl.training.data import Batch, PairPool, PatchSource
@@ -88,8 +87,7 @@ def noise_accuracy(model: SAVL, images: Sequence[Path]) -> float:
     """Share of right answers about the noise in unseen scenes: least squares on the mean of mu over 48×48 pixels."""
     features, scenes = [], []
     for scene, path in enumerate(images):
-        pixels = torch.from_numpy(np.ascontiguousarray(decode_rgb(path)[:192, :192].transpose(2, 0, 1)))[None]
-        z = bicubic_downsample(pixels.float() / 255.0, 4)
+        z = bicubic_downsample(read_rgb(path)[None, :, :192, :192], 4)
         for level, sigma in enumerate(LEVELS):
             generator = torch.Generator().manual_seed(scene * len(LEVELS) + level)
             noisy = z + torch.randn(z.shape, generator=generator) * (sigma / 255.0)

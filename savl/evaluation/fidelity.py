@@ -55,11 +55,16 @@ def fidelity(sr: Tensor, hr: Tensor, *, crop: int = 4) -> Fidelity:
         RuntimeError: torchmetrics does not import, as beside a broken torchvision.
     """
     sr, hr = as_8_bit(sr, hr)
-    smallest = _SSIM_WINDOW + 2 * crop
+    smallest = smallest_side(crop)
     if min(sr.shape[1:]) < smallest:
         raise ValueError(f"images must be at least {smallest} pixels on both sides, got {sr.shape[2]}x{sr.shape[1]}")
     sr_y, hr_y = (luma(image)[:, crop : image.shape[1] - crop, crop : image.shape[2] - crop] for image in (sr, hr))
     return Fidelity(_psnr(sr_y, hr_y), _ssim(sr_y, hr_y), _psnr(sr, hr), _ssim(sr, hr))
+
+
+def smallest_side(crop: int) -> int:
+    """Pixels that an image must have on both sides to be scored: the window of SSIM, and the border left out."""
+    return _SSIM_WINDOW + 2 * crop
 
 
 def as_8_bit(sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:

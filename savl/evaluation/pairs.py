@@ -6,13 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from savl.evaluation.fidelity import Fidelity, fidelity
 from savl.inference.enlarge import ImageUpscaler
-from savl.inference.image_folder import decode_rgb, find_images
+from savl.inference.image_folder import find_images, read_rgb
 from savl.network.savl import bicubic_upscale
 
 
@@ -54,6 +52,26 @@ def match_pairs(lr: str | Path, hr: str | Path) -> list[Pair]:
     return [Pair(lrs[name], hrs[name]) for name in sorted(lrs)]
 
 
+def read_pair(pair: Pair, scale: int) -> tuple[Tensor, Tensor]:
+    """Decode both images of a pair.
+
+    Returns:
+        ``(3, h, w)`` and ``(3, scale·h, scale·w)``, float32 in [0, 1].
+
+    Raises:
+        ImageFileError: An image cannot be read.
+        ValueError: The sizes are not in the ratio of the scale.
+    """
+    lr, hr = read_rgb(pair.lr), read_rgb(pair.hr)
+    expected = tuple(scale * side for side in lr.shape[1:])
+    if tuple(hr.shape[1:]) != expected:
+        raise ValueError(
+            f"{pair.hr} must be {scale} times as large as {pair.lr}: {expected[1]}x{expected[0]} pixels, "
+            f"got {hr.shape[2]}x{hr.shape[1]}"
+        )
+    return lr, hr
+
+
 def evaluate_pair(
     pair: Pair, upscaler: ImageUpscaler, *, lpips: Callable[[Tensor, Tensor], float | None] | None = None
 ) -> PairScores:
@@ -69,13 +87,7 @@ def evaluate_pair(
         ValueError: The sizes are not in the ratio of the network's scale, or too small to be scored.
         RuntimeError: A score cannot be computed here; the message says what is broken.
     """
-    lr, hr = (_read(path) for path in (pair.lr, pair.hr))
-    expected = tuple(upscaler.scale * side for side in lr.shape[1:])
-    if tuple(hr.shape[1:]) != expected:
-        raise ValueError(
-            f"{pair.hr} must be {upscaler.scale} times as large as {pair.lr}: {expected[1]}x{expected[0]} pixels, "
-            f"got {hr.shape[2]}x{hr.shape[1]}"
-        )
+    lr, hr = read_pair(pair, upscaler.scale)
     sr = upscaler(lr[None]).sr[0]
     bicubic = bicubic_upscale(lr[None], upscaler.scale)[0]
 
@@ -87,8 +99,3 @@ def evaluate_pair(
         return PairScores(pair.lr.stem, model=score(sr), bicubic=score(bicubic))
     except ValueError as error:
         raise ValueError(f"{pair.hr}: {error}") from error
-
-
-def _read(path: Path) -> Tensor:
-    pixels = decode_rgb(path).transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(pixels)).float() / 255

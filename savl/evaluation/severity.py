@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from savl.degradation import Degradation, DegradationConfig
-from savl.inference.image_folder import decode_rgb
+from savl.inference.image_folder import read_rgb
 from savl.network import SAVL
 
 
@@ -61,9 +60,9 @@ def severity_agreement(
     degradation = Degradation(uneven, scale)
     device = model.rgb_mean.device
     for index, path in enumerate(images):
-        pixels = torch.from_numpy(np.ascontiguousarray(decode_rgb(path).transpose(2, 0, 1)))[None]
-        height, width = (side - side % scale for side in pixels.shape[2:])
-        degraded = degradation(pixels[..., :height, :width].float() / 255.0, (seed, index))
+        x = read_rgb(path)[None]
+        height, width = (side - side % scale for side in x.shape[2:])
+        degraded = degradation(x[..., :height, :width], (seed, index))
         with torch.inference_mode():
             field = model.estimate(degraded.y.to(device))
         assert field is not None

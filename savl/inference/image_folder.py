@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from savl.inference.image_file import read_image
 from savl.inference.image_format import READABLE, format_of_suffix
@@ -50,3 +52,13 @@ def decode_rgb(path: Path) -> NDArray[np.uint8]:
         pixels = np.rint(pixels / 257).astype(np.uint8)
     colour = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1].repeat(3, axis=2)
     return np.ascontiguousarray(colour, dtype=np.uint8)
+
+
+def read_rgb(path: Path) -> Tensor:
+    """Decode an image to ``(3, H, W)`` float32 in [0, 1], as `decode_rgb` does.
+
+    Raises:
+        ImageFileError: The file cannot be read; the message names it.
+    """
+    pixels = np.ascontiguousarray(decode_rgb(path).transpose(2, 0, 1))
+    return torch.from_numpy(pixels).float() / 255

@@ -28,6 +28,7 @@ class Adversary:
         self.accelerator = accelerator
         self.perceptual = PerceptualLoss().to(accelerator.device) if settings.perceptual > 0 else None
         self.plain = self.discriminator = None
+        """The discriminator, without and with what accelerate wraps around it; None where there is no GAN."""
         if settings.weight > 0:
             self.plain = UNetDiscriminator(settings.features).train()
             adam = torch.optim.Adam(self.plain.parameters(), lr=settings.learning_rate, betas=optimizer.betas)

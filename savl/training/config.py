@@ -84,7 +84,7 @@ class ValidationConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "validation.")
-        _at_least(1, "validation", self, "every", "images", "side")
+        _at_least(1, "validation", self, "every", "images")
         if self.lr and not self.hr:
             raise ValueError("validation.lr needs validation.hr, the originals to compare with")
         _at_least(32, "validation", self, "side")  # what SSIM needs at the largest scale
@@ -124,19 +124,8 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "objective.")
-        _at_least(
-            0,
-            "objective",
-            self,
-            "alpha",
-            "beta",
-            "suppression",
-            "kl_start",
-            "kl_warmup",
-            "free_bits",
-            "calibration",
-            "club",
-        )
+        _at_least(0, "objective", self, "alpha", "beta", "suppression", "calibration", "club")
+        _at_least(0, "objective", self, "kl_start", "kl_warmup", "free_bits")
         _one_of("objective", self, "likelihood", Likelihood)
         _one_of("objective", self, "scale", LikelihoodScale)
         if self.freeze_estimator and (self.alpha > 0 or self.club > 0 or self.calibration > 0):

@@ -80,6 +80,7 @@ class Trainer:
             use_fused_kernels(model=self.model)
         objective = Objective(self.model, config.objective).to(self.device).train()
         self.plain = objective
+        """The objective without what `accelerate` wraps around it: the weights, by the names of a single process."""
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.optimizer.ema))
         self.parameters: list[nn.Parameter] = [p for p in objective.parameters() if p.requires_grad]
         adam = torch.optim.Adam(self.parameters, lr=config.optimizer.learning_rate, betas=config.optimizer.betas)

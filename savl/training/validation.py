@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from savl.degradation import Degradation
 from savl.evaluation import Fidelity, fidelity, match_pairs
-from savl.inference.image_folder import decode_rgb, find_images
+from savl.evaluation.fidelity import smallest_side
+from savl.evaluation.pairs import read_pair
+from savl.inference.image_folder import find_images, read_rgb
 from savl.network import SAVL
 from savl.network.savl import bicubic_upscale
 from savl.training.config import ValidationConfig
@@ -39,22 +40,16 @@ class Validation:
         side = settings.side - settings.side % scale
         if settings.lr:
             try:
-                pairs = match_pairs(settings.lr, settings.hr)
+                pairs = match_pairs(settings.lr, settings.hr)[: settings.images]
+                images = [read_pair(pair, scale) for pair in pairs]
             except ValueError as error:
                 raise ValueError(f"validation: {error}") from error
-            for pair in pairs[: settings.images]:
-                lr, hr = _read(pair.lr), _read(pair.hr)
-                expected = tuple(scale * length for length in lr.shape[1:])
-                if tuple(hr.shape[1:]) != expected:
-                    raise ValueError(
-                        f"validation: {pair.hr} must be {scale} times as large as {pair.lr}, "
-                        f"{expected[1]}x{expected[0]} pixels, got {hr.shape[2]}x{hr.shape[1]}"
-                    )
+            for pair, (lr, hr) in zip(pairs, images, strict=True):
                 self._check(pair.hr, hr)
                 self.pairs.append((_centre(lr, side // scale, 1), _centre(hr, side, scale)))
         else:
             for index, path in enumerate(find_images([settings.hr], argument="validation.hr")[: settings.images]):
-                hr = _centre(_read(path), side, scale)
+                hr = _centre(read_rgb(path), side, scale)
                 self._check(path, hr)
                 self.pairs.append((degradation(hr[None], (seed, index)).y[0], hr))
         self.bicubic = Fidelity.mean(
@@ -62,7 +57,7 @@ class Validation:
         )
 
     def _check(self, path: Path, hr: Tensor) -> None:
-        smallest = 11 + 2 * self.scale  # what SSIM needs beside the border that is left out
+        smallest = smallest_side(self.scale)
         if min(hr.shape[1:]) < smallest:
             raise ValueError(f"validation: {path} must have at least {smallest} pixels on both sides to be scored")
 
@@ -77,11 +72,6 @@ class Validation:
         mean = Fidelity.mean(scores)
         measured = {name: value for name, value in asdict(mean).items() if value is not None}
         return {**measured, "gain_y": mean.psnr_y - self.bicubic.psnr_y}
-
-
-def _read(path: Path) -> Tensor:
-    pixels = decode_rgb(path).transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(pixels)).float() / 255
 
 
 def _centre(image: Tensor, side: int, multiple: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from savl.degradation import Degradation, DegradationConfig
 from savl.degradation.kernels import Kernel
 from savl.degradation.recipe import Noise, Recipe, Resize, Stage
-from savl.inference.image_folder import decode_rgb
+from savl.inference.image_folder import read_rgb
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -22,7 +22,7 @@ Apply = Callable[..., Tensor]
 @pytest.fixture(scope="session")
 def photo() -> Tensor:
     """``(1, 3, 384, 384)`` in [0, 1]."""
-    return torch.from_numpy(decode_rgb(EXAMPLES / "church.webp")).permute(2, 0, 1)[None].float() / 255
+    return read_rgb(EXAMPLES / "church.webp")[None]
 
 
 @pytest.fixture(scope="session")
