@@ -13,7 +13,8 @@ from savl.inference.device import checked_device
 from savl.inference.enlarge import ImageUpscaler, OnTile, check_scale
 from savl.inference.image_format import FORMATS
 from savl.inference.memory import keep_freed_memory
-from savl.inference.upscale_file import UpscaledFile, upscale_file
+from savl.inference.processed_file import ProcessedFile
+from savl.inference.upscale_file import upscale_file
 from savl.inference.upscale_image import as_upscaler
 
 
@@ -67,7 +68,7 @@ def upscale_batch(arguments: Sequence[str], settings: Settings) -> bool:
     plan = plan_jobs(found.sources, naming, to_file=to_file, overwrite=settings.overwrite)
     keep_freed_memory()
 
-    def work(job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> UpscaledFile:
+    def work(job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> ProcessedFile:
         return upscale_file(
             job.source,
             target,

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from savl.cli import options
+
 EXAMPLES = "\n".join(
     [
         "[bold]Examples[/bold]",
@@ -17,30 +19,13 @@ EXAMPLES = "\n".join(
     ]
 )
 
-_OUTPUT = "Output"
 _DEGRADATION = "Degradation"
 
 
 def degrade(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(metavar="IN", help="Pictures (PNG, JPEG, WebP, TIFF), folders, or quoted globs."),
-    ],
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="OUT",
-            help="A file for a single picture, else a folder, made if missing. "
-            "Without it, results go beside the inputs.",
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = None,
-    recursive: Annotated[
-        bool,
-        typer.Option("--recursive", "-r", help="Look into subfolders of the input folders, and keep them in OUT."),
-    ] = False,
+    inputs: options.Inputs,
+    output: options.Output = None,
+    recursive: options.Recursive = False,
     seed: Annotated[
         int,
         typer.Option(
@@ -88,7 +73,7 @@ def degrade(
             "--severity-map",
             help="Also write how strongly each pixel was degraded, from 0 to 1: drawn as OUTPUT_severity.png, and as "
             "float32 numbers in OUTPUT_severity.npy.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = False,
     image_format: Annotated[
@@ -98,7 +83,7 @@ def degrade(
             "-f",
             metavar="FORMAT",
             help="png (if left out), webp or tiff, all lossless: JPEG is in the degradation already.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = None,
     suffix: Annotated[
@@ -108,18 +93,11 @@ def degrade(
             metavar="TEXT",
             help="Added to the names: out makes photo_out.png. If left out: lr beside the inputs, nothing in a "
             "folder OUT.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite",
-            help="Replace existing outputs; they are kept if left out.",
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show Python's traceback when something fails.")] = False,
+    overwrite: options.Overwrite = False,
+    debug: options.Debug = False,
 ) -> None:
     """Make low-resolution pictures of high-resolution ones: blur, resizing, noise and JPEG, twice over.
 

@@ -11,11 +11,12 @@ from savl.cli.jobs import Job, Naming, output_is_file, plan_jobs, spell_suffix
 from savl.cli.loop import check_arguments, run_jobs
 from savl.cli.sources import UsageMistake, find_sources
 from savl.degradation import Degradation, DegradationConfig, DegradationUnavailable
-from savl.degradation.degrade_file import DegradedFile, degrade_file
+from savl.degradation.degrade_file import degrade_file
 from savl.inference.enlarge import OnTile
 from savl.inference.errors import ImageFileError
 from savl.inference.image_format import FORMATS, JPEG, PNG, format_of_suffix
 from savl.inference.memory import keep_freed_memory
+from savl.inference.processed_file import ProcessedFile
 from savl.settings import from_table
 
 
@@ -69,7 +70,7 @@ def degrade_batch(arguments: Sequence[str], settings: Settings) -> bool:
     plan = plan_jobs(found.sources, naming, to_file=to_file, overwrite=settings.overwrite)
     keep_freed_memory()
 
-    def work(job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> DegradedFile:
+    def work(job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> ProcessedFile:
         wanted = (job.target, *job.severity)
         missing = [path for path in wanted if path == target or path in severity]
         # What stands may be from another seed, and a picture with the map of another draw would be false.

@@ -16,28 +16,13 @@ from savl.cli.report import Report
 from savl.cli.sources import Found, UsageMistake
 from savl.inference.enlarge import OnTile
 from savl.inference.errors import ImageFileError
-
-
-class Outcome(Protocol):
-    """What was done to a picture."""
-
-    @property
-    def old_size(self) -> tuple[int, int]:
-        """Width and height of the input, pixels."""
-
-    @property
-    def new_size(self) -> tuple[int, int]:
-        """Width and height of the output, pixels."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user may not expect; full sentences, lower case."""
+from savl.inference.processed_file import ProcessedFile
 
 
 class Work(Protocol):
     """What is done to every picture."""
 
-    def __call__(self, job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> Outcome:
+    def __call__(self, job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> ProcessedFile:
         """Does it.
 
         Args:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from savl.cli import fused
+from savl.cli import fused, options
 
 EXAMPLES = "\n".join(
     [
@@ -19,30 +19,13 @@ EXAMPLES = "\n".join(
     ]
 )
 
-_OUTPUT = "Output"
 _NETWORK = "Network"
 
 
 def upscale(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(metavar="IN", help="Pictures (PNG, JPEG, WebP, TIFF), folders, or quoted globs."),
-    ],
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="OUT",
-            help="A file for a single picture, else a folder, made if missing. "
-            "Without it, results go beside the inputs.",
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = None,
-    recursive: Annotated[
-        bool,
-        typer.Option("--recursive", "-r", help="Look into subfolders of the input folders, and keep them in OUT."),
-    ] = False,
+    inputs: options.Inputs,
+    output: options.Output = None,
+    recursive: options.Recursive = False,
     scale: Annotated[
         float | None,
         typer.Option(
@@ -50,7 +33,7 @@ def upscale(
             "-s",
             metavar="X",
             help="Output size over input size, any number above 0; the network's own if left out.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = None,
     image_format: Annotated[
@@ -61,7 +44,7 @@ def upscale(
             metavar="FORMAT",
             help="png, jpg, webp, tiff, or auto: the input's. JPEG has no transparency, it is flattened onto "
             "white; JPEG and WebP hold 8 bits.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = "auto",
     quality: Annotated[
@@ -73,7 +56,7 @@ def upscale(
             min=1,
             max=100,
             help="1 to 100, for JPEG and WebP; WebP at 100 is lossless.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = 95,
     suffix: Annotated[
@@ -83,23 +66,16 @@ def upscale(
             metavar="TEXT",
             help="Added to the names: out makes photo_out.jpg. If left out: x4 (the scale) beside the "
             "inputs, nothing in a folder OUT.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite",
-            help="Replace existing outputs; they are kept if left out.",
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = False,
+    overwrite: options.Overwrite = False,
     severity_map: Annotated[
         bool,
         typer.Option(
             "--severity-map",
             help="Also write a plot of how degraded each pixel was found, as OUTPUT_severity.png.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = False,
     model: Annotated[
@@ -152,7 +128,7 @@ def upscale(
         ),
     ] = "auto",
     eager: Annotated[bool, typer.Option("--eager", help=fused.HELP, rich_help_panel=_NETWORK)] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show Python's traceback when something fails.")] = False,
+    debug: options.Debug = False,
 ) -> None:
     """Upscale pictures.
 

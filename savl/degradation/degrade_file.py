@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,23 +27,9 @@ from savl.inference.image_file import (
 )
 from savl.inference.image_format import PNG, ImageFormat
 from savl.inference.image_metadata import Metadata
+from savl.inference.processed_file import ProcessedFile
 from savl.inference.quantise import sample_peak
 from savl.inference.severity_map import draw_severity
-
-
-@dataclass(frozen=True)
-class DegradedFile:
-    """What was done.
-
-    Attributes:
-        old_size: width and height of the input, pixels.
-        new_size: width and height of the output, pixels.
-        notes: what the output could not keep, and what the user may not expect; full sentences, lower case.
-    """
-
-    old_size: tuple[int, int]
-    new_size: tuple[int, int]
-    notes: tuple[str, ...]
 
 
 def file_seed(seed: int, source: str | os.PathLike[str]) -> tuple[int, int]:
@@ -64,7 +50,7 @@ def degrade_file(
     severity_map: str | os.PathLike[str] | None = None,
     severity_values: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-) -> DegradedFile:
+) -> ProcessedFile:
     """Reads a picture, degrades it, and writes it with its metadata as 8-bit RGB.
 
     Gray becomes RGB, because noise has colour. Transparency is dropped. Sides that are no multiples of the scale are
@@ -110,7 +96,7 @@ def degrade_file(
         _write_array(severity_values, severity, overwrite=overwrite)
     pixels = (degraded.y[0] * 255.0).round().byte().permute(1, 2, 0).numpy()
     write_image(target, pixels, metadata, image_format=image_format, quality=100, overwrite=overwrite)
-    return DegradedFile((width, height), (new_width, new_height), tuple(notes))
+    return ProcessedFile((width, height), (new_width, new_height), tuple(notes))
 
 
 def _colour(picture: ImageFile) -> Tensor:

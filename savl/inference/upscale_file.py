@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from savl.inference.enlarge import ImageUpscaler, OnTile, check_scale, enlarge, output_size
 from savl.inference.image_file import ImageFile, check_size, prepare_output, read_image, write_image
 from savl.inference.image_format import PNG, ImageFormat
+from savl.inference.processed_file import ProcessedFile
 from savl.inference.severity_map import draw_severity
-
-
-@dataclass(frozen=True)
-class UpscaledFile:
-    """What was done.
-
-    Attributes:
-        old_size: width and height of the input, pixels.
-        new_size: width and height of the output, pixels.
-        notes: what the output could not keep, and what the user may not expect; full sentences, lower case.
-    """
-
-    old_size: tuple[int, int]
-    new_size: tuple[int, int]
-    notes: tuple[str, ...]
 
 
 def upscale_file(
@@ -37,7 +22,7 @@ def upscale_file(
     severity_map: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     on_tile: OnTile | None = None,
-) -> UpscaledFile:
+) -> ProcessedFile:
     """Reads a picture, upscales it, and writes it with its metadata.
 
     Samples keep their depth where the format can hold it. Transparency is flattened onto white for JPEG,
@@ -93,7 +78,7 @@ def upscale_file(
         if bool((enlarged.severity == 1).all()):
             notes.append("the severity map is 1 everywhere: this network has no degradation field, or sees none")
         write_image(severity_map, draw_severity(enlarged.severity), image_format=PNG, overwrite=overwrite)
-    return UpscaledFile((width, height), new_size, tuple(notes))
+    return ProcessedFile((width, height), new_size, tuple(notes))
 
 
 def _losses(picture: ImageFile, image_format: ImageFormat) -> list[str]:

@@ -1,0 +1,37 @@
+"""Options that commands on pictures share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+OUTPUT_PANEL = "Output"
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(metavar="IN", help="Pictures (PNG, JPEG, WebP, TIFF), folders, or quoted globs."),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="OUT",
+        help="A file for a single picture, else a folder, made if missing. Without it, results go beside the inputs.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
+Recursive = Annotated[
+    bool,
+    typer.Option("--recursive", "-r", help="Look into subfolders of the input folders, and keep them in OUT."),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace existing outputs; they are kept if left out.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show Python's traceback when something fails.")]
