@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,55 +21,26 @@ import savl
 from savl.network import SAVL, SAVLConfig
 from savl.training import Trainer, TrainingConfig, TrainingUnavailable
 from savl.training.checkpoint import load_checkpoint, save_checkpoint
-from savl.training.config import GanConfig, ValidationConfig, parse_config
+from savl.training.config import ValidationConfig
 from savl.training.data import Batch
 
-MODEL = {
-    "channels": 6, "depths": [2], "heads": 1, "window": 4, "cab_compress": 3, "cab_squeeze": 3, "latent": 4,
-    "estimator_width": 6, "estimator_dilations": [1], "decoder_width": 6, "decoder_depth": 2, "drop_path": 0.3,
-}  # fmt: skip
-
-DATA = {"patch": 8, "batch": 2, "margin": 1, "pool": 4, "fresh": 1}
+Configure = Callable[..., TrainingConfig]
+Tables = dict[str, dict[str, Any]]
+Tensors = Callable[[Path], dict[str, torch.Tensor]]
 
 
-@pytest.fixture
-def photographs(tmp_path: Path) -> Path:
-    folder = tmp_path / "photographs"
-    folder.mkdir()
-    y, x = np.mgrid[0:96, 0:96]
-    for index in range(2):
-        waves = np.sin(x / (3 + index)) * np.cos(y / 5)
-        pixels = np.stack([waves, -waves, waves**2], axis=-1) * 100 + 128
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
-    return folder
-
-
-def configuration(photographs: Path, output: Path, **run: object) -> TrainingConfig:
-    return parse_config(
-        {
-            "model": MODEL,
-            "data": DATA | {"hr": [str(photographs)]},
-            "degradation": {"strength": [0.0, 0.3]},
-            "optimizer": {"warmup": 2, "ema": 0.9, "learning_rate": 2e-3},
-            "run": {"steps": 6, "checkpoint_every": 2, "log_every": 1, "output": str(output), **run},
-        }
-    )
-
-
-def tensors(path: Path) -> dict[str, torch.Tensor]:
-    return savl.load(path).state_dict()
-
-
-def test_training_lowers_the_loss(photographs: Path, tmp_path: Path) -> None:
-    trainer = Trainer(configuration(photographs, tmp_path / "run", steps=120))
+def test_training_lowers_the_loss(configuration: Configure, tmp_path: Path) -> None:
+    trainer = Trainer(configuration(tmp_path / "run", steps=120))
     losses: list[float] = []
     trainer.train(lambda _, values: losses.append(values["sr"]))
     assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
 
 
-def test_stopping_and_resuming_gives_the_numbers_of_never_stopping(photographs: Path, tmp_path: Path) -> None:
+def test_stopping_and_resuming_gives_the_numbers_of_never_stopping(
+    configuration: Configure, tensors: Tensors, tmp_path: Path
+) -> None:
     torch.set_num_threads(1)
-    whole = Trainer(configuration(photographs, tmp_path / "whole")).train()
+    whole = Trainer(configuration(tmp_path / "whole")).train()
     assert whole is not None
 
     class Stop(Exception):
@@ -77,7 +50,7 @@ def test_stopping_and_resuming_gives_the_numbers_of_never_stopping(photographs: 
         if step == 3:
             raise Stop
 
-    config = configuration(photographs, tmp_path / "pieces")
+    config = configuration(tmp_path / "pieces")
     with pytest.raises(Stop):
         Trainer(config).train(stop_after_three)
     resumed = Trainer(config)
@@ -92,22 +65,22 @@ def test_stopping_and_resuming_gives_the_numbers_of_never_stopping(photographs: 
         assert ours == theirs
 
 
-def test_a_stopped_run_finishes_its_step_and_writes_a_checkpoint(photographs: Path, tmp_path: Path) -> None:
-    trainer = Trainer(configuration(photographs, tmp_path / "run", checkpoint_every=100))
+def test_a_stopped_run_finishes_its_step_and_writes_a_checkpoint(configuration: Configure, tmp_path: Path) -> None:
+    trainer = Trainer(configuration(tmp_path / "run", checkpoint_every=100))
     assert trainer.train(lambda step, _: trainer.stop() if step == 3 else None) is None
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 3
 
 
-def endless_run(tmp_path: Path, photographs: Path, checkpoint_every: int) -> tuple[list[str], Path]:
+def endless_run(tmp_path: Path, photographs: Path, tables: Tables, checkpoint_every: int) -> tuple[list[str], Path]:
     """The command of a run that will not end by itself, and its run folder."""
     output = tmp_path / "run"
     config = tmp_path / "config.toml"
-    model, data = (
-        "\n".join(f"{name} = {json.dumps(value)}" for name, value in table.items()) for table in (MODEL, DATA)
+    text = "".join(
+        f"[{title}]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in table.items())
+        for title, table in tables.items()
     )
     config.write_text(
-        f"[model]\n{model}\n[data]\n{data}\n"
-        f"[run]\nsteps = 100000\ncheckpoint_every = {checkpoint_every}\nlog_every = 1\n"
+        f"{text}[run]\nsteps = 100000\ncheckpoint_every = {checkpoint_every}\nlog_every = 1\n"
         f"output = {json.dumps(str(output))}\n"
     )
     program = "from savl.cli import main; main()"
@@ -128,8 +101,8 @@ def end_after_some_steps(command: list[str], log: Path, number: signal.Signals) 
     return process.returncode, said
 
 
-def test_a_killed_run_resumes_from_a_whole_checkpoint(photographs: Path, tmp_path: Path) -> None:
-    command, output = endless_run(tmp_path, photographs, checkpoint_every=1)
+def test_a_killed_run_resumes_from_a_whole_checkpoint(photographs: Path, small_tables: Tables, tmp_path: Path) -> None:
+    command, output = endless_run(tmp_path, photographs, small_tables, checkpoint_every=1)
     code, said = end_after_some_steps(command, output / "log.jsonl", signal.SIGKILL)
     assert code == -signal.SIGKILL, said
     done = load_checkpoint(output / "checkpoint.pt")["step"]
@@ -140,8 +113,10 @@ def test_a_killed_run_resumes_from_a_whole_checkpoint(photographs: Path, tmp_pat
     assert savl.load(output / "model.safetensors").config.channels == 6
 
 
-def test_ctrl_c_ends_a_run_after_its_step_with_a_checkpoint(photographs: Path, tmp_path: Path) -> None:
-    command, output = endless_run(tmp_path, photographs, checkpoint_every=100_000)
+def test_ctrl_c_ends_a_run_after_its_step_with_a_checkpoint(
+    photographs: Path, small_tables: Tables, tmp_path: Path
+) -> None:
+    command, output = endless_run(tmp_path, photographs, small_tables, checkpoint_every=100_000)
     code, said = end_after_some_steps(command, output / "log.jsonl", signal.SIGINT)
     assert code == 130, said
     step = load_checkpoint(output / "checkpoint.pt")["step"]
@@ -163,34 +138,36 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: p
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt"]
 
 
-def test_a_damaged_checkpoint_is_named(photographs: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named(configuration: Configure, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"garbage")
     with pytest.raises(ValueError, match="checkpoint.pt is not a readable checkpoint"):
-        Trainer(configuration(photographs, tmp_path / "run"))
+        Trainer(configuration(tmp_path / "run"))
 
 
-def test_a_checkpoint_of_another_run_is_refused_and_the_settings_are_named(photographs: Path, tmp_path: Path) -> None:
-    config = configuration(photographs, tmp_path / "run")
+def test_a_checkpoint_of_another_run_is_refused_and_the_settings_are_named(
+    configuration: Configure, tmp_path: Path
+) -> None:
+    config = configuration(tmp_path / "run")
     Trainer(config).train()
     with pytest.raises(ValueError, match="another run: model.channels was 6 and is 12"):
         Trainer(replace(config, model=replace(config.model, channels=12)))
     with pytest.raises(ValueError, match="optimizer.learning_rate was 0.002 and is 0.1"):
         Trainer(replace(config, optimizer=replace(config.optimizer, learning_rate=0.1)))
     with pytest.raises(ValueError, match="run.steps must be at least 6"):
-        Trainer(configuration(photographs, tmp_path / "run", steps=2))
+        Trainer(configuration(tmp_path / "run", steps=2))
 
 
-def test_a_longer_run_goes_on_from_a_finished_one(photographs: Path, tmp_path: Path) -> None:
-    Trainer(configuration(photographs, tmp_path / "run")).train()
-    longer = Trainer(configuration(photographs, tmp_path / "run", steps=8))
+def test_a_longer_run_goes_on_from_a_finished_one(configuration: Configure, tmp_path: Path) -> None:
+    Trainer(configuration(tmp_path / "run")).train()
+    longer = Trainer(configuration(tmp_path / "run", steps=8))
     assert longer.step == 6
     longer.train()
     assert longer.step == 8
 
 
-def test_a_checkpoint_that_lacks_a_part_is_named(photographs: Path, tmp_path: Path) -> None:
-    config = configuration(photographs, tmp_path / "run")
+def test_a_checkpoint_that_lacks_a_part_is_named(configuration: Configure, tmp_path: Path) -> None:
+    config = configuration(tmp_path / "run")
     Trainer(config).train()
     path = tmp_path / "run" / "checkpoint.pt"
     save_checkpoint(path, {k: v for k, v in load_checkpoint(path).items() if k != "optimizer"})
@@ -198,7 +175,7 @@ def test_a_checkpoint_that_lacks_a_part_is_named(photographs: Path, tmp_path: Pa
         Trainer(config)
 
 
-def test_a_resumed_run_logs_every_step_once(photographs: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_logs_every_step_once(configuration: Configure, tmp_path: Path) -> None:
     class Stop(Exception):
         pass
 
@@ -206,7 +183,7 @@ def test_a_resumed_run_logs_every_step_once(photographs: Path, tmp_path: Path) -
         if step == 3:
             raise Stop
 
-    config = configuration(photographs, tmp_path / "run")
+    config = configuration(tmp_path / "run")
     with pytest.raises(Stop):
         Trainer(config).train(stop_after_three)
     Trainer(config).train()
@@ -215,9 +192,9 @@ def test_a_resumed_run_logs_every_step_once(photographs: Path, tmp_path: Path) -
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(
-    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configuration: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(configuration(photographs, tmp_path / "run"))
+    trainer = Trainer(configuration(tmp_path / "run"))
     weight = trainer.model.conv_first.weight
     weight.register_hook(lambda gradient: gradient * float("inf") if trainer.step == 3 else gradient)
     with pytest.raises(FloatingPointError, match="step 3: the gradient is not finite"):
@@ -225,12 +202,12 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(
     assert all(bool(p.isfinite().all()) for p in trainer.model.parameters())
 
 
-def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(photographs: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(configuration: Configure, tmp_path: Path) -> None:
     def poisoned(step: int) -> Batch:
         x = torch.full((1, 3, 32, 32), float("nan") if step == 3 else 0.5)
         return Batch(y=torch.full((1, 3, 8, 8), 0.5), x=x, z=torch.full((1, 3, 8, 8), 0.5))
 
-    trainer = Trainer(configuration(photographs, tmp_path / "run"), source=poisoned)
+    trainer = Trainer(configuration(tmp_path / "run"), source=poisoned)
     with pytest.raises(FloatingPointError, match="step 3: the loss is not finite, at losses of .*nan"):
         trainer.train()
     assert all(bool(p.isfinite().all()) for p in trainer.model.parameters())
@@ -241,18 +218,18 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(photograph
     trainer.plain.load_state_dict(saved["weights"])  # enough to look at the step again
 
 
-def test_the_log_has_a_line_a_step_with_loss_and_rate(photographs: Path, tmp_path: Path) -> None:
-    Trainer(configuration(photographs, tmp_path / "run")).train()
+def test_the_log_has_a_line_a_step_with_loss_and_rate(configuration: Configure, tmp_path: Path) -> None:
+    Trainer(configuration(tmp_path / "run")).train()
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert {"total", "sr", "reconstruction", "kl", "lr", "steps_per_second"} <= set(lines[0])
     assert lines[0]["lr"] < lines[1]["lr"] > lines[-1]["lr"], "warm-up, then decay"
 
 
-def test_tensorboard_shows_losses_and_pictures(photographs: Path, tmp_path: Path) -> None:
+def test_tensorboard_shows_losses_and_pictures(configuration: Configure, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    Trainer(configuration(photographs, tmp_path / "run", images_every=3)).train()
+    Trainer(configuration(tmp_path / "run", images_every=3)).train()
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
     assert {"total", "sr", "reconstruction", "kl", "lr"} <= set(events.Tags()["scalars"])
@@ -261,13 +238,13 @@ def test_tensorboard_shows_losses_and_pictures(photographs: Path, tmp_path: Path
         assert {event.step for event in events.Images(name)} == {3, 6}, name
 
 
-def validated(photographs: Path, output: Path, **settings: object) -> TrainingConfig:
-    config = configuration(photographs, output, log_every=100)
+def validated(configuration: Configure, photographs: Path, output: Path, **settings: object) -> TrainingConfig:
+    config = configuration(output, log_every=100)
     return replace(config, validation=ValidationConfig(hr=str(photographs), every=3, **settings))  # type: ignore[arg-type]
 
 
-def test_validation_scores_the_averaged_weights(photographs: Path, tmp_path: Path) -> None:
-    Trainer(validated(photographs, tmp_path / "run", side=64)).train()
+def test_validation_scores_the_averaged_weights(configuration: Configure, photographs: Path, tmp_path: Path) -> None:
+    Trainer(validated(configuration, photographs, tmp_path / "run", side=64)).train()
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     scores = [line for line in lines if "psnr_y" in line]
     assert [line["step"] for line in scores] == [3, 6]
@@ -275,23 +252,25 @@ def test_validation_scores_the_averaged_weights(photographs: Path, tmp_path: Pat
     assert scores[0]["psnr_y"] != scores[1]["psnr_y"], "the weights have changed in between"
 
 
-def test_validation_pairs_of_the_wrong_scale_or_size_are_named(photographs: Path, tmp_path: Path) -> None:
+def test_validation_pairs_of_the_wrong_scale_or_size_are_named(
+    configuration: Configure, photographs: Path, tmp_path: Path
+) -> None:
     with pytest.raises(
         ValueError, match=r"validation: .*0.png must be 4 times as large as .*384x384 pixels, got 96x96"
     ):
-        Trainer(validated(photographs, tmp_path / "run", lr=str(photographs)))
+        Trainer(validated(configuration, photographs, tmp_path / "run", lr=str(photographs)))
     Image.new("RGB", (18, 300)).save(photographs / "0.png")
     with pytest.raises(ValueError, match=r"validation: .*0.png must have at least 19 pixels"):
-        Trainer(validated(photographs, tmp_path / "run"))
+        Trainer(validated(configuration, photographs, tmp_path / "run"))
     with pytest.raises(ValueError, match=r"validation: lr: .*nowhere is not a folder"):
-        Trainer(validated(photographs, tmp_path / "run", lr=str(tmp_path / "nowhere")))
+        Trainer(validated(configuration, photographs, tmp_path / "run", lr=str(tmp_path / "nowhere")))
 
 
-def test_validation_on_given_pairs_scores_those(photographs: Path, tmp_path: Path) -> None:
+def test_validation_on_given_pairs_scores_those(configuration: Configure, photographs: Path, tmp_path: Path) -> None:
     (tmp_path / "lr").mkdir()
     for path in photographs.iterdir():
         Image.open(path).resize((24, 24), Image.Resampling.BICUBIC).save(tmp_path / "lr" / path.name)
-    trainer = Trainer(validated(photographs, tmp_path / "run", lr=str(tmp_path / "lr")))
+    trainer = Trainer(validated(configuration, photographs, tmp_path / "run", lr=str(tmp_path / "lr")))
     assert trainer.validation is not None
     fresh = {**trainer.config.model.to_dict(), "image_residual": True, "upsampler": "pixelshuffledirect"}
     bicubic = SAVL(SAVLConfig.from_dict(fresh))  # such a network, untrained, is bicubic interpolation
@@ -299,167 +278,17 @@ def test_validation_on_given_pairs_scores_those(photographs: Path, tmp_path: Pat
     assert trainer.validation.bicubic.psnr_y > 25
 
 
-def test_a_run_starts_from_given_weights_and_keeps_a_frozen_estimator(photographs: Path, tmp_path: Path) -> None:
-    first = Trainer(configuration(photographs, tmp_path / "first")).train()
-    config = configuration(photographs, tmp_path / "second", start=str(first))
-    config = replace(config, objective=replace(config.objective, alpha=0.0, freeze_estimator=True))
-    second = Trainer(config).train()
-    assert first is not None
-    assert second is not None
-    before, after = tensors(first), tensors(second)
-    same = {name for name in before if torch.equal(before[name], after[name])}
-    assert {name for name in before if name.startswith("estimator.")} <= same
-    assert "conv_first.weight" not in same
-
-
-def test_parts_of_the_weights_to_start_from_may_begin_anew(photographs: Path, tmp_path: Path) -> None:
-    first = Trainer(configuration(photographs, tmp_path / "first")).train()
-    assert first is not None
-    config = configuration(photographs, tmp_path / "second", start=str(first), fresh=["estimator."])
-    second = Trainer(config).model.state_dict()
-    same = {name for name, tensor in tensors(first).items() if torch.equal(tensor, second[name])}
-    changed = set(second) - same
-    assert all(name.startswith("estimator.") for name in changed)
-    assert "estimator.head.weight" in changed
-    with pytest.raises(ValueError, match="run.fresh: no weight of the network begins with 'encoder'"):
-        Trainer(configuration(photographs, tmp_path / "second", start=str(first), fresh=["encoder"]))
-
-
-def test_weights_of_another_network_are_refused_by_what_differs(photographs: Path, tmp_path: Path) -> None:
-    weights = Trainer(configuration(photographs, tmp_path / "first", steps=1)).train()
-    config = configuration(photographs, tmp_path / "second", start=str(weights))
-    with pytest.raises(ValueError, match="run.start: .* holds another network .* latent is 4 there"):
-        Trainer(replace(config, model=replace(config.model, latent=5)))
-
-
-@pytest.mark.parametrize("loss", ["vanilla", "relativistic"])
-def test_a_gan_stage_trains_both_networks_and_resumes_exactly(photographs: Path, tmp_path: Path, loss: str) -> None:
-    torch.set_num_threads(1)
-
-    def config(output: str, steps: int) -> TrainingConfig:
-        base = configuration(photographs, tmp_path / output, steps=steps)
-        return replace(base, gan=GanConfig(weight=0.1, features=4, loss=loss))  # type: ignore[arg-type]
-
-    whole = Trainer(config("whole", 4))
-    assert whole.adversary.plain is not None
-    before = {name: value.clone() for name, value in whole.adversary.plain.state_dict().items()}
-    whole.train()
-    after = whole.adversary.plain.state_dict()
-    assert not torch.equal(before["enter.weight"], after["enter.weight"]), "the discriminator has not learned"
-    line = json.loads((tmp_path / "whole" / "log.jsonl").read_text().splitlines()[0])
-    assert line["total"] > line["sr"] + 0.1 * line["adversarial"] > line["sr"]
-    assert line["discriminator"] > 0
-
-    half = Trainer(config("pieces", 4))
-    half.train(lambda step, _: half.stop() if step == 2 else None)
-    pieces = Trainer(config("pieces", 4))
-    assert pieces.step == 2
-    pieces.train()
-    assert pieces.adversary.plain is not None
-    for name, value in pieces.adversary.plain.state_dict().items():
-        assert torch.equal(value, after[name]), name
-    for name, tensor in tensors(tmp_path / "whole" / "model.safetensors").items():
-        assert torch.equal(tensor, tensors(tmp_path / "pieces" / "model.safetensors")[name]), name
-
-
-def test_fused_kernels_are_a_setting_that_changes_nothing_else(photographs: Path, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
-    eager = Trainer(configuration(photographs, tmp_path / "eager", steps=3)).train()
-    fused = Trainer(configuration(photographs, tmp_path / "fused", steps=3, fused=True)).train()
-    assert eager is not None
-    assert fused is not None
-    for name, tensor in tensors(eager).items():
-        torch.testing.assert_close(tensors(fused)[name], tensor, rtol=0, atol=2e-4, msg=name)
-
-
-def test_compilation_is_a_setting_and_leaves_the_names_of_weights_alone(
-    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiled: list[object] = []
-
-    def compile_(function: object) -> object:
-        compiled.append(function)
-        return torch_compile(function, backend="eager")
-
-    torch_compile = torch.compile
-    monkeypatch.setattr(torch, "compile", compile_)
-    plain = Trainer(configuration(photographs, tmp_path / "plain", steps=2)).train()
-    assert not compiled
-    weights = Trainer(configuration(photographs, tmp_path / "compiled", steps=2, compile=True)).train()
-    assert len(compiled) == 1
-    assert plain is not None
-    assert weights is not None
-    for name, tensor in tensors(plain).items():
-        torch.testing.assert_close(tensors(weights)[name], tensor, rtol=0, atol=1e-5, msg=name)
-
-
-def test_bfloat16_keeps_weights_in_float32_and_resumes_exactly(photographs: Path, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
-    whole = Trainer(configuration(photographs, tmp_path / "whole", bfloat16=True)).train()
-    half = Trainer(configuration(photographs, tmp_path / "pieces", bfloat16=True))
-    half.train(lambda step, _: half.stop() if step == 3 else None)
-    pieces = Trainer(configuration(photographs, tmp_path / "pieces", bfloat16=True)).train()
-    assert whole is not None
-    assert pieces is not None
-    for name, tensor in tensors(whole).items():
-        assert tensor.dtype == torch.float32
-        assert torch.equal(tensor, tensors(pieces)[name]), name
-
-
-def test_a_discriminator_that_is_not_finite_stops_the_run_before_it_reaches_the_checkpoint(
-    photographs: Path, tmp_path: Path
-) -> None:
-    config = configuration(photographs, tmp_path / "run", checkpoint_every=1)
-    trainer = Trainer(replace(config, gan=GanConfig(weight=0.1, features=2)))
-    assert trainer.adversary.plain is not None
-    weight = trainer.adversary.plain.enter.weight
-    weight.register_hook(lambda gradient: gradient * float("nan") if trainer.step == 3 else gradient)
-    with pytest.raises(FloatingPointError, match="step 3: the discriminator's gradient is not finite"):
-        trainer.train()
-    state = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
-    assert state["step"] == 3
-    assert all(bool(value.isfinite().all()) for value in state["adversary"]["discriminator"].values())
-
-
-def test_a_run_resumes_though_what_it_started_from_is_gone(photographs: Path, tmp_path: Path) -> None:
-    first = Trainer(configuration(photographs, tmp_path / "first", steps=1)).train()
-    assert first is not None
-    config = configuration(photographs, tmp_path / "second", start=str(first))
-    second = Trainer(config)
-    second.train(lambda step, _: second.stop() if step == 2 else None)
-    first.unlink()
-    assert Trainer(config).step == 2
-    with pytest.raises(ValueError, match="run.start: .*model.safetensors"):
-        Trainer(replace(config, run=replace(config.run, output=str(tmp_path / "third"))))
-
-
-def test_a_log_with_foreign_lines_does_not_keep_a_run_from_resuming(photographs: Path, tmp_path: Path) -> None:
-    Trainer(configuration(photographs, tmp_path / "run", steps=2)).train()
+def test_a_log_with_foreign_lines_does_not_keep_a_run_from_resuming(configuration: Configure, tmp_path: Path) -> None:
+    Trainer(configuration(tmp_path / "run", steps=2)).train()
     log = tmp_path / "run" / "log.jsonl"
     log.write_text(log.read_text() + '{"note": 1}\nnot json\n{"step": 2')
-    Trainer(configuration(photographs, tmp_path / "run", steps=3)).train()
+    Trainer(configuration(tmp_path / "run", steps=3)).train()
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3]
 
 
 def test_a_missing_accelerate_says_how_to_get_it(
-    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configuration: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(TrainingUnavailable, match=r"pip install 'savl\[train\]'"):
-        Trainer(configuration(photographs, tmp_path / "run"))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"degradation_code": "deterministic"},
-        {"degradation_code": "none"},
-        {"spatial_modulation": False},
-        {"channel_modulation": False},
-    ],
-)
-def test_every_ablation_trains(photographs: Path, tmp_path: Path, changes: dict[str, object]) -> None:
-    config = configuration(photographs, tmp_path / "run", steps=2)
-    weights = Trainer(replace(config, model=replace(config.model, **changes))).train()  # type: ignore[arg-type]
-    assert weights is not None
-    assert savl.load(weights).config.degradation_code == changes.get("degradation_code", "variational")
+        Trainer(configuration(tmp_path / "run"))
