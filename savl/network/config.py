@@ -40,6 +40,10 @@ class SAVLConfig:
     """CAB's channel attention squeezes C to C / cab_squeeze."""
     cab_scale: float = 0.01
     """Weight of the CAB branch in a HAB."""
+    cab_neighbourhood: int = 0
+    """Side, in attention windows and odd, of the neighbourhood whose average sets CAB's gates. 0 is the whole image, as
+    HAT has it: then a tile is upscaled otherwise than the image it is part of, and a large image otherwise than the
+    patches that were learned from (Chu et al., 2022, arXiv:2112.04491)."""
     drop_path: float = 0.1
     """Stochastic depth of the last HAB while training; earlier ones get proportionally less."""
     upsampler: Upsampler = "pixelshuffle"
@@ -103,6 +107,11 @@ class SAVLConfig:
                 f"cab_compress and cab_squeeze must be at most channels={self.channels}, "
                 f"got {self.cab_compress} and {self.cab_squeeze}"
             )
+        if self.cab_neighbourhood != 0 and (self.cab_neighbourhood < 0 or self.cab_neighbourhood % 2 == 0):
+            raise ValueError(
+                f"cab_neighbourhood must be an odd number of windows, or 0 for the whole image, "
+                f"got {self.cab_neighbourhood!r}"
+            )
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must satisfy 0 <= drop_path < 1, got {self.drop_path!r}")
         if self.upsampler not in get_args(Upsampler):
@@ -157,7 +166,7 @@ class SAVLConfig:
 
 
 CONFIGS: dict[str, SAVLConfig] = {
-    "savl-base": SAVLConfig(),
+    "savl-base": SAVLConfig(cab_neighbourhood=5),
     "savl-tiny": SAVLConfig(
         channels=48,
         depths=(3, 3),
@@ -166,6 +175,7 @@ CONFIGS: dict[str, SAVLConfig] = {
         cab_compress=4,
         cab_squeeze=8,
         cab_scale=0.1,
+        cab_neighbourhood=5,
         drop_path=0.0,
         upsampler="pixelshuffledirect",
         image_residual=True,

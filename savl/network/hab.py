@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from savl import ops
@@ -12,30 +13,49 @@ from savl.ops import KernelSettings
 
 
 class CAB(nn.Module):
-    """Channel attention block: two 3×3 convolutions, then a gate per channel from the image's average.
+    """Channel attention block: two 3×3 convolutions, then a gate per channel from an average over the features.
 
-    The average is over the image that the block sees, which for an image processed in tiles is the tile.
+    The average is over the image that the block sees, or, with ``config.cab_neighbourhood``, over so many attention
+    windows around each window, as far as they lie within the image.
     """
 
     def __init__(self, config: SAVLConfig) -> None:
         super().__init__()
         self.scale = config.cab_scale
+        self.window = config.window
+        self.neighbourhood = config.cab_neighbourhood
         channels = config.channels
         compressed = channels // config.cab_compress
         squeezed = channels // config.cab_squeeze
         self.compress = ChannelsLastConv2d(channels, compressed, 3, padding=1)
         self.activation = nn.GELU()
         self.expand = ChannelsLastConv2d(compressed, channels, 3, padding=1)
-        # On the pooled (B, 1, 1, C) features linear layers are 1×1 convolutions.
+        # On the pooled features linear layers are 1×1 convolutions.
         self.squeeze = nn.Linear(channels, squeezed)
         self.excite = nn.Linear(squeezed, channels)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """``residual + cab_scale · gate · features``, all ``(B, H, W, C)``: the sum in one pass over the features."""
+        """``residual + cab_scale · gate · features``, all ``(B, H, W, C)``: the sum in one pass over the features.
+
+        H and W are multiples of the window.
+        """
         features: Tensor = self.expand(self.activation(self.compress(x)))
-        pooled = features.mean(dim=(1, 2), keepdim=True)  # (B, 1, 1, C)
+        batch, height, width, channels = features.shape
+        rows, columns = (height // self.window, width // self.window) if self.neighbourhood else (1, 1)
+        cut = (batch, rows, height // rows, columns, width // columns, channels)
+        features, residual = features.reshape(cut), residual.reshape(cut)
+        pooled = features.mean(dim=(2, 4))  # (B, rows, columns, C)
+        if self.neighbourhood:
+            pooled = _box_average(pooled, self.neighbourhood)
         gate: Tensor = self.excite(self.squeeze(pooled).relu()).sigmoid()
-        return torch.addcmul(residual, features, gate, value=self.scale)
+        out = torch.addcmul(residual, features, gate[:, :, None, :, None], value=self.scale)
+        return out.reshape(batch, height, width, channels)
+
+
+def _box_average(x: Tensor, side: int) -> Tensor:
+    """Average ``(B, rows, columns, C)`` over ``side`` × ``side`` neighbours, as far as there are any."""
+    around = F.avg_pool2d(x.permute(0, 3, 1, 2), side, stride=1, padding=side // 2, count_include_pad=False)
+    return around.permute(0, 2, 3, 1)
 
 
 class HAB(nn.Module):

@@ -84,6 +84,49 @@ def test_cab_pools_over_the_whole_image(small_config: Small, awaken: Awaken) -> 
     )
 
 
+# Channel attention of a neighbourhood
+
+
+def local_channel_attention(cab: CAB, x: Tensor, window: int, side: int) -> Tensor:
+    """A window at a time: its features times the gate of all windows at most ``side // 2`` away."""
+    image = x.permute(0, 3, 1, 2)
+    hidden = F.gelu(F.conv2d(image, cab.compress.weight, cab.compress.bias, padding=1))
+    out = F.conv2d(hidden, cab.expand.weight, cab.expand.bias, padding=1).permute(0, 2, 3, 1)
+    result = torch.empty_like(out)
+    for row, column in itertools.product(range(0, x.shape[1], window), range(0, x.shape[2], window)):
+        reach = side // 2 * window
+        top, left = max(row - reach, 0), max(column - reach, 0)
+        around = out[:, top : row + window + reach, left : column + window + reach].mean(dim=(1, 2))
+        squeezed = F.relu(F.linear(around, cab.squeeze.weight, cab.squeeze.bias))
+        gate = torch.sigmoid(F.linear(squeezed, cab.excite.weight, cab.excite.bias))[:, None, None]
+        here = (slice(None), slice(row, row + window), slice(column, column + window))
+        result[here] = out[here] * gate
+    return result
+
+
+@pytest.mark.parametrize("side", [1, 3, 5])
+def test_cab_of_a_neighbourhood_is_its_formula(side: int, small_config: Small, awaken: Awaken) -> None:
+    cab = awaken(CAB(small_config(cab_neighbourhood=side)))
+    x = features(height=16, width=28)
+    torch.testing.assert_close(branch(cab, x), local_channel_attention(cab, x, 4, side), rtol=0, atol=1e-12)
+
+
+def test_a_neighbourhood_of_the_whole_image_is_the_whole_image(small_config: Small, awaken: Awaken) -> None:
+    near, whole = (CAB(small_config(cab_neighbourhood=side)) for side in (5, 0))
+    awaken(near)
+    whole.double().load_state_dict(near.state_dict())
+    x = features()  # two rows and three columns of windows: none is more than two away
+    torch.testing.assert_close(branch(near, x), branch(whole, x), rtol=0, atol=1e-12)
+
+
+def test_a_neighbourhood_makes_a_tile_what_it_is_in_its_image(small_config: Small, awaken: Awaken) -> None:
+    cab = awaken(CAB(small_config(cab_neighbourhood=3)))
+    x = features(height=32, width=32)
+    tile = branch(cab, x[:, 8:28, 4:28])
+    # Two windows of context: one for the average, and one that holds the pixels the convolutions read beyond it.
+    torch.testing.assert_close(tile[:, 8:-8, 8:-8], branch(cab, x)[:, 16:20, 12:20], rtol=0, atol=1e-12)
+
+
 def test_cab_compresses_and_squeezes_as_its_settings_say(small_config: Small) -> None:
     cab = CAB(small_config(cab_compress=2, cab_squeeze=6))
     assert (cab.compress.out_channels, cab.expand.in_channels) == (6, 6)
