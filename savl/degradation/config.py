@@ -209,9 +209,13 @@ class DegradationConfig:
     """Range of a factor drawn for every image that all of its degradation is weakened by: standard deviations, distance
     of the quality from 100, logarithm of the resize factors, share of a sinc filter. 1 is the published pipeline, 0
     resizes only."""
+    full_strength: float = 0.0
+    """Chance that an image's strength is the upper end of that range instead: a network that learns from every strength
+    sees the published pipeline itself too rarely otherwise."""
 
     def __post_init__(self) -> None:
         check_types(self, "degradation.")
         _ranges("degradation", self, "strength")
+        _chances("degradation", self, "full_strength")
         if not 0 <= self.strength[0] <= self.strength[1] <= 1:
             raise ValueError(f"degradation.strength must lie in [0, 1], got {self.strength!r}")

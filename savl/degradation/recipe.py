@@ -74,7 +74,7 @@ def draw_recipe(config: DegradationConfig, count: int, random: np.random.Generat
     A group shares its resizes, since its images must keep one size to be processed together, and which stages take
     place; all else is drawn for every image.
     """
-    strength = [float(random.uniform(*config.strength)) for _ in range(count)]
+    strength = [_strength(config, random) for _ in range(count)]
     first = _stage(config.first, strength, random)
     second = _stage(config.second, strength, random)
     final = config.final
@@ -87,6 +87,13 @@ def draw_recipe(config: DegradationConfig, count: int, random: np.random.Generat
     jpeg_last = tuple(bool(random.random() < final.jpeg_last) for _ in strength)
     spatial = tuple(bool(random.random() < config.spatial.probability) for _ in strength)
     return Recipe(first, second, method, sinc, quality, jpeg_last, tuple(strength), spatial)
+
+
+def _strength(config: DegradationConfig, random: np.random.Generator) -> float:
+    # No draw where there is no choice: a seed keeps its recipe.
+    if config.full_strength > 0 and random.random() < config.full_strength:
+        return config.strength[1]
+    return float(random.uniform(*config.strength))
 
 
 def _stage(config: StageConfig, strength: Sequence[float], random: np.random.Generator) -> Stage | None:

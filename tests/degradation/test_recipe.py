@@ -213,6 +213,12 @@ def test_strength_and_masks_are_drawn_for_every_image() -> None:
     assert_chance(recipe.spatial, 0.3)
 
 
+def test_full_strength_is_the_upper_end_by_its_chance() -> None:
+    recipe = draw(replace(DegradationConfig(), strength=(0.25, 0.75), full_strength=0.4), 4000)
+    assert_chance((strength == 0.75 for strength in recipe.strength), 0.4)
+    assert_uniform([strength for strength in recipe.strength if strength != 0.75], 0.25, 0.75)
+
+
 def test_stages_take_place_by_their_probability() -> None:
     config = DegradationConfig(first=StageConfig(probability=0.4), second=StageConfig(probability=0.0))
     random = np.random.default_rng(0)
