@@ -310,26 +310,48 @@ def parse_config(tables: dict[str, Any]) -> TrainingConfig:
 def load_config(path: str | Path, changes: Sequence[str] = ()) -> TrainingConfig:
     """Read a TOML file.
 
+    A file may begin with ``base = "OTHER.toml"``, a path from where it lies: it then holds what differs from that one.
+
     Args:
         path: The file.
         changes: Settings that take the place of its own, each as ``"table.name=value"`` with the value as in TOML.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is not TOML, or `parse_config` refuses it; the message begins with the path. Or a change cannot
-            be read.
+        FileNotFoundError: There is no such file, or none that it is based on.
+        ValueError: It is not TOML, is based on itself, or `parse_config` refuses it; the message begins with the path.
+            Or a change cannot be read.
     """
     parsed = [_parse_change(change) for change in changes]
     try:
-        with open(path, "rb") as file:
-            tables = tomllib.load(file)
+        tables = _read(Path(path))
         for change in parsed:
             _merge(tables, change)
         return parse_config(tables)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: no such file") from error
+        raise FileNotFoundError(f"{path}: {_missing(Path(path), error)}") from error
     except (ValueError, TypeError) as error:  # TOMLDecodeError is a ValueError
         raise ValueError(f"{path}: {error}") from error
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The tables of a file, over those of the file that its ``base`` names."""
+    if path.resolve() in above:
+        raise ValueError(f"base: {path} is based on itself")
+    with open(path, "rb") as file:
+        tables = tomllib.load(file)
+    if "base" not in tables:
+        return tables
+    base = tables.pop("base")
+    if not isinstance(base, str):
+        raise TypeError(f"base must be the name of a file, got {base!r}")
+    whole = _read(path.parent / base, (*above, path.resolve()))
+    _merge(whole, tables)
+    return whole
+
+
+def _missing(path: Path, error: FileNotFoundError) -> str:
+    named = Path(str(error.filename))
+    return "no such file" if named == path else f"base: {named}: no such file"
 
 
 def _parse_change(text: str) -> dict[str, Any]:

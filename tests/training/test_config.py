@@ -14,7 +14,7 @@ from savl.training.schedule import learning_rate
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.toml")), ids=lambda path: path.name)
 def test_committed_configurations_load(path: Path) -> None:
     assert load_config(path).run.steps > 0
 
@@ -111,6 +111,32 @@ def test_changes_take_the_place_of_settings_in_the_file(tmp_path: Path) -> None:
     assert config.run.output == "Läufe/😀"
     assert config.degradation.strength == (0.0, 1.0)
     assert config.model == CONFIGS["savl-base"]
+
+
+def test_a_file_may_be_based_on_another(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "first.toml").write_text("[data]\nbatch = 3\npatch = 8\n[objective]\nbeta = 0.5")
+    (tmp_path / "parts" / "second.toml").write_text('base = "../first.toml"\n[data]\npatch = 12\n[run]\nsteps = 7')
+    (tmp_path / "third.toml").write_text('base = "parts/second.toml"\n[data]\npatch = 16')
+    config = load_config(tmp_path / "third.toml", ["objective.beta=0.25"])
+    assert (config.data.batch, config.data.patch, config.run.steps, config.objective.beta) == (3, 16, 7, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ('base = "mine.toml"', ValueError, "base: .*mine.toml is based on itself"),
+        ('base = "other.toml"', ValueError, "base: .*mine.toml is based on itself"),
+        ('base = "missing.toml"', FileNotFoundError, "base: .*missing.toml: no such file"),
+        ("base = 3", ValueError, "base must be the name of a file, got 3"),
+    ],
+)
+def test_a_base_that_cannot_serve_is_named(tmp_path: Path, text: str, error: type[Exception], message: str) -> None:
+    (tmp_path / "other.toml").write_text('base = "mine.toml"')
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(error, match=message) as caught:
+        load_config(tmp_path / "mine.toml")
+    assert str(caught.value).startswith(str(tmp_path / "mine.toml"))
 
 
 @pytest.mark.parametrize("change", ["beta", "beta=3", "=", "a.b.=3", ""])
