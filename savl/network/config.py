@@ -180,7 +180,7 @@ CONFIGS: dict[str, SAVLConfig] = {
         upsampler="pixelshuffledirect",
         image_residual=True,
         estimator_width=24,
-        estimator_dilations=(1, 2, 4, 2),
+        estimator_dilations=(1, 2, 4, 4, 2, 1),
         decoder_width=32,
         decoder_depth=3,
     ),

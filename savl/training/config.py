@@ -115,8 +115,9 @@ class ObjectiveConfig:
     free_bits: float = 0.0
     """Nats per pixel that cost nothing: KL below it has no gradient (Kingma et al., 2016)."""
     calibration: float = 0.0
-    """Weight of |v − (1 − 0.3 · severity)|, mean over pixels, which ties the variance of the field to what is known of
-    the degradation that was applied: the prior's where there is none, 0.7 where there is most. Not in the paper."""
+    """Weight of |v − (1 − 0.3 · m)|, mean over pixels, which ties the variance of the field to what is known of the
+    degradation that was applied: the prior's where there is none, 0.7 where there is most. m is the known severity
+    scaled by what came of it (`savl.training.objectives.visible_severity`). Not in the paper."""
     club: float = 0.0
     """Weight of the CLUB upper bound on I(r; z), for the ablation 'deterministic code + CLUB'."""
     freeze_estimator: bool = False

@@ -17,6 +17,8 @@ from savl.training.schedule import prior_weight
 CALIBRATED_RANGE = 0.3
 """How far below the prior's variance of 1 the field's is asked to be where an image is degraded most. In 64 channels
 that costs 1.8 nats per pixel; a variance nearer to 0 would have to be fought for against the prior."""
+DISTORTION = 0.06
+"""Root mean square of y − z that counts for 1 − 1/e of the worst: about what the published pipeline does."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Losses:
     kl: Tensor | None = None
     """KL(q(r|y) ‖ p(r)), nats per pixel."""
     calibration: Tensor | None = None
-    """Mean over pixels of |v − (1 − 0.3 · severity)|."""
+    """Mean over pixels of |v − (1 − 0.3 · m)|, m as `visible_severity` has it."""
     club: Tensor | None = None
     """CLUB upper bound on I(r; z), nats per pixel."""
 
@@ -121,7 +123,8 @@ class Objective(nn.Module):
         if field.variance is not None and config.calibration > 0:
             if batch.severity is None:
                 raise ValueError("objective.calibration needs batches whose severity is known")
-            terms["calibration"] = F.l1_loss(field.variance.float(), 1.0 - CALIBRATED_RANGE * batch.severity)
+            wanted = 1.0 - CALIBRATED_RANGE * visible_severity(batch.y, batch.z, batch.severity)
+            terms["calibration"] = F.l1_loss(field.variance.float(), wanted)
             total = total + config.calibration * terms["calibration"]
         if self.critic is not None:
             terms["club"] = self.critic.bound(field.mu, batch.z)
@@ -142,6 +145,28 @@ class Objective(nn.Module):
         else:
             nats = 0.5 * error.square() * torch.exp(-2.0 * log_scale) + log_scale + 0.5 * math.log(2.0 * math.pi)
         return nats.sum(dim=1).mean()
+
+
+def visible_severity(y: Tensor, z: Tensor, severity: Tensor) -> Tensor:
+    """How badly each pixel was degraded, by what the degradation did and not by what it was meant to do.
+
+    The severity that the pipeline knows is the share of an image's own recipe that reached a pixel. A gentle recipe at
+    full strength cannot be told from a harsh one at a tenth, and a field that is asked to tell them learns little. So
+    the map is scaled by the distance of y from z: 1 − exp(−d · severity / 0.06), d being the root mean square of y − z
+    over that of the severity, one number an image.
+
+    Args:
+        y: ``(B, 3, h, w)`` degraded.
+        z: ``(B, 3, h, w)`` clean.
+        severity: ``(B, h, w)`` in [0, 1].
+
+    Returns:
+        ``(B, h, w)`` in [0, 1), in the order of the severity within every image.
+    """
+    error = (y - z).square().mean(dim=(1, 2, 3))
+    share = severity.square().mean(dim=(1, 2)).clamp(min=1e-3)
+    distortion = (error / share).sqrt()[:, None, None]
+    return 1.0 - torch.exp(-distortion * severity / DISTORTION)
 
 
 class ContentCritic(nn.Module):

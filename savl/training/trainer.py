@@ -327,9 +327,9 @@ def _fresh(config: TrainingConfig) -> SAVL:
     except (OSError, ValueError) as error:
         raise ValueError(f"run.start: {error}") from error
     theirs, ours = start.config.to_dict(), config.model.to_dict()
-    # What describes a part that begins anew need not agree.
-    anew = tuple(part.replace(".", "_") for part in config.run.fresh)
-    differing = [name for name in ours if theirs[name] != ours[name] and not (anew and name.startswith(anew))]
+    # What describes a part that begins anew need not agree, nor what is chosen anew for every run.
+    anew = (*(part.replace(".", "_") for part in config.run.fresh), "cab_neighbourhood", "drop_path")
+    differing = [name for name in ours if theirs[name] != ours[name] and not name.startswith(anew)]
     if differing:
         what = ", ".join(f"{name} is {theirs[name]!r} there" for name in differing)
         raise ValueError(f"run.start: {config.run.start} holds another network than [model] describes: {what}")

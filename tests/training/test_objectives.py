@@ -10,7 +10,7 @@ import torch
 from savl.network import SAVL, SAVLConfig
 from savl.training.config import ObjectiveConfig
 from savl.training.data import Batch
-from savl.training.objectives import ContentCritic, Objective
+from savl.training.objectives import ContentCritic, Objective, visible_severity
 from savl.training.schedule import prior_weight
 
 SMALL = {
@@ -101,23 +101,43 @@ def test_a_learned_scale_makes_the_reconstruction_a_log_likelihood(likelihood: s
     torch.testing.assert_close(losses.reconstruction, -distribution.log_prob(batch.y).sum(dim=1).mean())
 
 
-def test_calibration_asks_for_variance_where_nothing_was_degraded() -> None:
+def test_calibration_asks_for_variance_where_little_was_degraded() -> None:
     model, objective, batch = setup(ObjectiveConfig(alpha=0.0, calibration=2.0))
     with pytest.raises(ValueError, match="objective.calibration needs batches whose severity is known"):
         objective(batch, 1, 0)
+    batch = replace(batch, severity=torch.rand(2, 8, 8))
     field = model.estimate(batch.y, seed=1)
     assert field is not None
     assert field.variance is not None
-    severity = (1 - field.variance.detach()) / 0.3
-    losses = objective(replace(batch, severity=severity), 1, 0).losses
-    assert losses.calibration.item() == pytest.approx(0.0, abs=1e-6)
-    worse = objective(replace(batch, severity=severity - 0.1), 1, 0).losses
-    assert worse.calibration.item() == pytest.approx(0.03, abs=1e-5)
-    assert (worse.total - worse.sr).item() == pytest.approx(0.06, abs=1e-5)
-    worse.total.backward()
+    wanted = 1 - 0.3 * visible_severity(batch.y, batch.z, batch.severity)
+    losses = objective(batch, 1, 0).losses
+    torch.testing.assert_close(losses.calibration, (field.variance - wanted).abs().mean())
+    torch.testing.assert_close(losses.total - losses.sr, 2 * losses.calibration)
+    losses.total.backward()
     assert model.estimator is not None
     assert model.estimator.head.bias.grad is not None
     assert model.estimator.head.bias.grad[4:].any(), "the log-variances learn nothing from it"
+
+
+def test_visible_severity_is_its_formula_and_keeps_the_order_within_an_image() -> None:
+    mask = torch.linspace(0, 1, 64).view(1, 8, 8)
+    z = torch.rand(1, 3, 8, 8)
+    y = z + 0.03 * mask[:, None] * torch.tensor([1.0, -1.0, 1.0]).view(1, 3, 1, 1)  # d is 0.03 by construction
+    found = visible_severity(y, z, mask)
+    torch.testing.assert_close(found, 1 - torch.exp(-0.03 / 0.06 * mask))
+    assert bool((found.flatten().diff() > 0).all())
+
+
+def test_visible_severity_tells_a_harsh_recipe_from_a_gentle_one() -> None:
+    z, noise, even = torch.rand(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.ones(2, 8, 8)
+    gentle, harsh = visible_severity(z + noise * torch.tensor([0.005, 0.1]).view(2, 1, 1, 1), z, even)
+    assert gentle.max() < 0.15
+    assert harsh.min() > 0.7
+    torch.testing.assert_close(harsh, harsh[0, 0].expand(8, 8))
+
+
+def test_what_was_not_degraded_has_no_visible_severity_whatever_else_became_of_it() -> None:
+    assert not visible_severity(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8), torch.zeros(2, 8, 8)).any()
 
 
 def test_every_parameter_of_network_and_decoder_is_trained() -> None:
