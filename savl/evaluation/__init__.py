@@ -1,7 +1,30 @@
-"""Evaluation: fidelity of upscaled images against their originals."""
+"""Evaluation: fidelity of upscaled images against their originals, and what a representation knows of a factor."""
 
+from savl.evaluation.club import club
 from savl.evaluation.fidelity import Fidelity, fidelity
+from savl.evaluation.hsic import HSICResult, hsic
+from savl.evaluation.intervals import Interval
+from savl.evaluation.mine import mine
 from savl.evaluation.pairs import Pair, PairScores, evaluate_pair, match_pairs
 from savl.evaluation.perceptual import Lpips, LpipsUnavailable
+from savl.evaluation.probe import ProbeResult, linear_probe
+from savl.evaluation.unavailable import AnalysisUnavailable
 
-__all__ = ["Fidelity", "Lpips", "LpipsUnavailable", "Pair", "PairScores", "evaluate_pair", "fidelity", "match_pairs"]
+__all__ = [
+    "AnalysisUnavailable",
+    "Fidelity",
+    "HSICResult",
+    "Interval",
+    "Lpips",
+    "LpipsUnavailable",
+    "Pair",
+    "PairScores",
+    "ProbeResult",
+    "club",
+    "evaluate_pair",
+    "fidelity",
+    "hsic",
+    "linear_probe",
+    "match_pairs",
+    "mine",
+]

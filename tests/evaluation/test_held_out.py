@@ -1,0 +1,77 @@
+"""Choosing on one half and measuring on the other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from savl.evaluation.held_out import CrossFit, Split, split_samples
+
+
+class Counter(nn.Module):
+    """A network whose one weight is the number of steps that it has been fitted for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.Parameter(torch.zeros(()))
+
+
+HALVES = (torch.tensor([0]), torch.tensor([1]))
+
+
+def fitted(table: Tensor, steps: int) -> tuple[float, Counter]:
+    """Fit against a table ``(2, looks)`` of what each half scores at each look, 20 steps from one to the next."""
+    net = Counter()
+
+    def score(net: Counter, rows: Tensor) -> float:
+        return table[rows.item(), round(net.steps.item() / 20)].item()
+
+    fit = CrossFit[Counter](
+        loss=lambda net, rows: -net.steps, score=score, measure=score, steps=steps, batch=2, rate=1.0
+    )
+    return fit(net, Split(torch.arange(2, 5), HALVES), torch.Generator()), net
+
+
+def test_what_scores_best_on_one_half_is_measured_on_the_other() -> None:
+    table = torch.tensor([[0.0, 9.0, 2.0, 3.0], [0.5, 1.5, 7.0, 4.0]])
+    value, _ = fitted(table, 60)
+    assert value == (1.5 + 2.0) / 2
+
+
+def test_where_the_scores_are_noise_nothing_is_gained_by_choosing() -> None:
+    values = [fitted(torch.randn(2, 11), 200)[0] for _ in range(60)]
+    assert abs(torch.tensor(values).mean()) < 4 / (2 * 60) ** 0.5
+
+
+def test_fitting_ends_when_neither_half_has_improved_for_200_steps() -> None:
+    table = torch.zeros(2, 100)
+    table[0, 3] = 1.0
+    table[1, 5] = 1.0
+    _, net = fitted(table, 1900)
+    assert round(net.steps.item()) == (5 + 10) * 20
+
+
+def test_samples_to_fit_on_and_both_halves_are_all_samples_once() -> None:
+    split = split_samples(101, torch.Generator().manual_seed(1))
+    assert [len(rows) for rows in (split.fit, *split.halves)] == [71, 15, 15]
+    assert torch.cat((split.fit, *split.halves)).sort().values.tolist() == list(range(101))
+    assert split.fit.tolist() != sorted(split.fit.tolist())
+
+
+def test_batches_are_rows_to_fit_on_without_repetition() -> None:
+    seen: list[list[int]] = []
+
+    def loss(net: Counter, rows: Tensor) -> Tensor:
+        seen.append(rows.tolist())
+        return net.steps
+
+    fit = CrossFit[Counter](loss, lambda net, rows: 0.0, lambda net, rows: 0.0, steps=50, batch=4, rate=0.1)
+    fit(Counter(), Split(torch.arange(10, 16), HALVES), torch.Generator())
+    assert all(len(set(batch)) == 4 and set(batch) <= set(range(10, 16)) for batch in seen)
+    assert {row for batch in seen for row in batch} == set(range(10, 16))
+
+
+def test_the_result_is_a_number_even_where_no_step_is_better_than_none() -> None:
+    value, _ = fitted(torch.tensor([[1.0, 0.0], [2.0, 0.0]]), 20)
+    assert value == pytest.approx(1.5)

@@ -1,0 +1,85 @@
+"""Confidence intervals against tables, a formula and simulated coverage."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+
+from savl.evaluation import AnalysisUnavailable, Interval
+
+
+@pytest.mark.parametrize(("count", "t"), [(2, 12.7062), (3, 4.3027), (5, 2.7764), (10, 2.2622), (121, 1.9799)])
+def test_quantiles_are_those_of_the_tables(count: int, t: float) -> None:
+    repeats = torch.randn(count, dtype=torch.float64)
+    half = (repeats.std() / math.sqrt(count)).item()
+    interval = Interval.of(repeats.tolist())
+    assert (interval.high - interval.value) / half == pytest.approx(t, abs=5e-5)
+
+
+def test_without_scipy_an_interval_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(AnalysisUnavailable, match=r"needs scipy, .*pip install 'savl\[analyze\]'"):
+        Interval.of([1.0, 2.0])
+    assert Interval.of([1.0]).value == 1.0
+
+
+def test_an_interval_is_the_mean_and_t_standard_errors_either_side() -> None:
+    interval = Interval.of([1.0, 2.0, 4.0])
+    half = 4.302653 * math.sqrt(7 / 3) / math.sqrt(3)
+    assert interval.value == pytest.approx(7 / 3)
+    assert interval.low == pytest.approx(7 / 3 - half, rel=1e-6)
+    assert interval.high == pytest.approx(7 / 3 + half, rel=1e-6)
+    assert interval.repeats == (1.0, 2.0, 4.0)
+
+
+def test_samples_in_common_widen_it() -> None:
+    interval = Interval.of([1.0, 2.0, 4.0], held_out=0.2)
+    half = 4.302653 * math.sqrt(7 / 3) * math.sqrt(1 / 3 + 0.2 / 0.8)
+    assert interval.high - interval.value == pytest.approx(half, rel=1e-6)
+    assert interval.value - interval.low == pytest.approx(half, rel=1e-6)
+
+
+def test_intervals_of_independent_repeats_cover_the_truth_95_times_in_100() -> None:
+    covered = [Interval.of(torch.randn(4).tolist()) for _ in range(2000)]
+    share = sum(interval.low <= 0 <= interval.high for interval in covered) / 2000
+    assert abs(share - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
+
+
+def test_intervals_of_repeats_that_share_samples_cover_it_too_and_would_not_without_being_told() -> None:
+    told = untold = 0
+    for _ in range(500):
+        samples = torch.randn(50)
+        repeats = [samples[torch.randperm(50)[:15]].mean().item() for _ in range(5)]
+        wide, narrow = Interval.of(repeats, held_out=0.3), Interval.of(repeats)
+        told += wide.low <= 0 <= wide.high
+        untold += narrow.low <= 0 <= narrow.high
+    assert abs(told / 500 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 500)
+    assert untold / 500 < 0.85
+
+
+def test_one_repeat_says_nothing_about_its_spread() -> None:
+    interval = Interval.of([0.25])
+    assert (interval.value, interval.low, interval.high) == (0.25, -math.inf, math.inf)
+    assert interval.to_json() == {"value": 0.25, "low": None, "high": None, "repeats": [0.25]}
+
+
+def test_json_gives_the_numbers_back() -> None:
+    interval = Interval.of([0.1, 0.2])
+    read = json.loads(json.dumps(interval.to_json(), allow_nan=False))
+    assert Interval(read["value"], read["low"], read["high"], tuple(read["repeats"])) == interval
+
+
+@pytest.mark.parametrize("repeats", [[], [math.nan], [1.0, math.inf]])
+def test_repeats_that_have_no_mean_are_refused(repeats: list[float]) -> None:
+    with pytest.raises(ValueError, match="repeats must be one or more finite numbers, got"):
+        Interval.of(repeats)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_shares_outside_0_to_1_are_refused(share: float) -> None:
+    with pytest.raises(ValueError, match=rf"held_out must be in \[0, 1\), got {share}"):
+        Interval.of([1.0], held_out=share)
