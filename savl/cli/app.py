@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from savl.cli import degrade, evaluate, kernels, train, upscale
+from savl.cli import analyze, degrade, evaluate, kernels, train, upscale
 from savl.settings import EnvironmentVariableError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("upscale", epilog=upscale.EXAMPLES)(upscale.upscale)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("degrade", epilog=degrade.EXAMPLES)(degrade.degrade)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("analyze", epilog=analyze.EXAMPLES)(analyze.analyze)
 app.add_typer(kernels.app, name="kernels")
 
 

@@ -1,0 +1,222 @@
+"""`savl analyze`: test what the degradation field of a network knows, and write a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import typer
+
+from savl.cli import fused
+
+if TYPE_CHECKING:
+    from savl.network import SAVL
+
+PAGE = "index.html"
+NUMBERS = "report.json"
+EXAMPLES = "\n".join(
+    [
+        "[bold]Examples[/bold]",
+        "savl analyze --hr photographs/ -o report/",
+        "savl analyze --hr photographs/ --table shots.csv --real snapshots/ -o report/",
+        "savl analyze --table MANIFEST.tsv --only real/T3i_iso --only real/City100 -o report/",
+        "savl analyze --hr photographs/ --compare runs/rival/model.safetensors -o report/   [dim]side by side[/dim]",
+    ]
+)
+
+_DATA = "Images"
+
+
+def analyze(
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help=f"Where {PAGE} and {NUMBERS} go; made if missing, older ones are replaced.",
+        ),
+    ],
+    model: Annotated[
+        str,
+        typer.Option("--model", "-n", metavar="NAME", help="Shipped weights, or the path of a savl file."),
+    ] = "savl-tiny",
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compare",
+            metavar="NAME",
+            help="Further weights, measured on the same images, beside the others in every table; may be repeated.",
+        ),
+    ] = None,
+    hr: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--hr",
+            metavar="FOLDER",
+            help="High-resolution photographs, subfolders included; may be repeated. They are degraded in known ways.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    table: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--table",
+            metavar="FILE",
+            help="CSV or TSV: a column path, relative to the file, and factors such as camera, iso or scene as "
+            "columns, or all in a column metadata as camera=Nikon;iso=100; may be repeated.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="PATH",
+            help="Of the tables only the rows below this path, as a table of its own; may be repeated.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    real: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--real",
+            metavar="FOLDER",
+            help="Photographs to show severity maps of, subfolders included; may be repeated.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", min=0, help="What is drawn at random follows from it.")
+    ] = 0,
+    scenes: Annotated[
+        int,
+        typer.Option("--scenes", metavar="N", min=2, help="Photographs of --hr that are used at most, evenly spaced."),
+    ] = 24,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A first look within a minute or two, from fewer images and repeats.")
+    ] = False,
+    device: Annotated[
+        str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps, or auto: the best there is.")
+    ] = "auto",
+    eager: Annotated[bool, typer.Option("--eager", help=fused.HELP)] = False,
+) -> None:
+    r"""Test what the degradation field of a network knows, and what it does not.
+
+    Writes a page, index.html, and its numbers, report.json: probes, MINE, CLUB, HSIC, severity, t-SNE, channels.
+
+    Without --hr and --table it degrades a few photographs that come with scikit-learn: a demonstration, no evidence.
+
+    Takes minutes. pip install 'savl\[analyze,train]' brings what it needs.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def on_progress(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total)
+        bar.update(tasks[what], completed=done)
+
+    try:
+        from savl.evaluation.analysis.factors import read_tables
+        from savl.evaluation.analysis.page import render_page
+        from savl.evaluation.analysis.report_json import report_json
+        from savl.evaluation.analysis.sample_photographs import sample_photographs
+        from savl.evaluation.analysis.whole import AnalysisConfig
+        from savl.evaluation.analysis.whole import analyze as run
+        from savl.inference.image_folder import find_images
+
+        if only and not table:
+            raise ValueError("--only picks rows of a --table, and there is none")
+        config = AnalysisConfig(seed=seed, scenes=scenes)
+        tables = read_tables(table or (), only or ())
+        if not hr and not table:
+            photographs = sample_photographs()
+            console.print(
+                "no --hr and no --table: a demonstration, of photographs that come with scikit-learn", soft_wrap=True
+            )
+        else:
+            photographs = find_images(hr, argument="--hr") if hr else []
+        snapshots = find_images(real, argument="--real") if real else []
+        models = _load([model, *(compare or ())], device)
+        with _report_files(output) as (page, numbers), bar, fused.fused_unless(eager):
+            analysis = run(
+                models,
+                hr=photographs,
+                tables=tables,
+                real=snapshots,
+                config=config.quick() if quick else config,
+                on_progress=on_progress,
+            )
+            _write(page, render_page(analysis, on_progress))
+            _write(numbers, report_json(analysis))
+    except (ValueError, OSError, RuntimeError) as error:
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
+    print(output / PAGE)
+
+
+def _load(names: list[str], device: str) -> dict[str, SAVL]:
+    """The networks on their device, by what they are called on the page.
+
+    Raises:
+        ValueError: A name is given twice, or the device is not there.
+        OSError: A file cannot be read.
+    """
+    import savl
+    from savl.evaluation.analysis.features import check_has_field
+    from savl.inference.device import checked_device
+    from savl.weights import shipped
+
+    place = checked_device(device)
+    models: dict[str, SAVL] = {}
+    for name in names:
+        # Of a path the end: page and JSON are shown to others.
+        title = name if name in shipped() else "/".join(Path(name).resolve().parts[-2:])
+        if title in models:
+            raise ValueError(f"--model and --compare must name different weights, got {name} twice")
+        network = savl.load(name)
+        check_has_field(network, name)
+        models[title] = network.to(place)
+    return models
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:  # an unbuffered write may take only a part
+        view = view[file.write(view) :]
+
+
+@contextmanager
+def _report_files(folder: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """The page and the JSON, opened first, so that a folder that cannot be written does not cost the analysis.
+
+    Both appear when the block ends well, neither otherwise; a folder that was made for them then goes again.
+    """
+    from savl.atomic_write import atomic_write
+
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with ExitStack() as stack:
+            page, numbers = (
+                stack.enter_context(atomic_write(folder / name, overwrite=True)) for name in (PAGE, NUMBERS)
+            )
+            yield page, numbers
+    except BaseException:
+        for each in made:
+            each.rmdir()
+        raise

@@ -1,0 +1,62 @@
+"""Spearman's rank correlation of two lists, with an interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from savl.evaluation.intervals import CONFIDENCE
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's coefficient, with the 95 % interval of a percentile bootstrap over the images."""
+
+    value: float
+    low: float
+    high: float
+    images: int
+
+
+def spearman(a: ArrayLike, b: ArrayLike, *, resamples: int = 1000, seed: int = 0) -> Correlation:
+    """Rank correlation in [-1, 1]; equal values share their mean rank.
+
+    Args:
+        a: ``(n,)`` finite numbers, n at least 3.
+        b: Likewise.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: Fewer than three pairs, other shapes, or one of the lists is constant.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.ndim != 1 or first.shape != second.shape or len(first) < 3:
+        raise ValueError(f"a and b must both be (n,), n at least 3, got {first.shape} and {second.shape}")
+    value = _coefficient(first, second)
+    if value is None:
+        raise ValueError("a and b must vary, got one that is constant")
+    random = np.random.default_rng(seed)
+    drawn = (random.integers(0, len(first), len(first)) for _ in range(resamples))
+    # A resample in which one of the two is constant has no coefficient.
+    resampled = [each for rows in drawn if (each := _coefficient(first[rows], second[rows])) is not None]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(resampled, (tail, 1 - tail)).tolist() if resampled else (-1.0, 1.0)
+    return Correlation(value, low, high, len(first))
+
+
+def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``(n,)`` ranks from 1; equal values share the mean of theirs."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    shared: NDArray[np.float64] = (last - (counts - 1) / 2)[place]
+    return shared
+
+
+def _coefficient(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
+    centred: Sequence[NDArray[np.float64]] = [ranks(each) - (len(each) + 1) / 2 for each in (a, b)]
+    length = float(np.sqrt(np.square(centred[0]).sum() * np.square(centred[1]).sum()))
+    return float(np.dot(centred[0], centred[1])) / length if length > 0 else None

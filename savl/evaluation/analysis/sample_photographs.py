@@ -1,0 +1,26 @@
+"""The few photographs that come with packages an analysis needs anyway."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from savl.evaluation.unavailable import AnalysisUnavailable
+
+
+def sample_photographs() -> list[Path]:
+    """A temple and a flower of scikit-learn's, and a portrait of matplotlib's where it was installed with its samples.
+
+    Each about 0.3 megapixels, JPEG.
+
+    Raises:
+        AnalysisUnavailable: scikit-learn is not installed.
+    """
+    try:
+        folder = Path(str(files("sklearn.datasets.images")))
+    except ImportError as error:
+        raise AnalysisUnavailable("an analysis", "scikit-learn", error) from error
+    import matplotlib
+
+    portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    return [path for path in (folder / "china.jpg", folder / "flower.jpg", portrait) if path.is_file()]

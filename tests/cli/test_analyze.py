@@ -1,0 +1,163 @@
+"""`savl analyze` as typed: what it writes, errors and exit codes."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import savl
+from savl.cli.app import app
+from savl.evaluation.analysis import evidence
+from savl.network import SAVL, SAVLConfig
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["analyze", *(str(argument) for argument in arguments)])
+
+
+def message(result: Result) -> str:
+    return " ".join(result.stderr.split())
+
+
+@pytest.fixture(autouse=True)
+def short_estimators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence, "mine", partial(evidence.mine, steps=3, width=8))
+    monkeypatch.setattr(evidence, "club", partial(evidence.club, steps=3, width=8))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Weights, photographs of 260×390 in hr/ and a table of them; the current folder."""
+    random = np.random.default_rng(0)
+    (tmp_path / "hr").mkdir()
+    for number in range(4):
+        coarse = Image.fromarray(random.integers(0, 256, (4, 4, 3), np.uint8)).resize((390, 260))
+        coarse.save(tmp_path / "hr" / f"{number}.png")
+    rows = [f"hr/{number}.png,{('a', 'b')[number % 2]},{number}" for number in range(4)]
+    (tmp_path / "table.csv").write_text("\n".join(["path,camera,iso", *rows]) + "\n")
+    for name, code in (("model", "variational"), ("code", "deterministic"), ("hat", "none")):
+        config = SAVLConfig(
+            channels=6, depths=(1,), heads=1, window=4, cab_compress=3, cab_squeeze=3, upsampler="pixelshuffledirect",
+            latent=4, estimator_width=6, estimator_dilations=(1,), degradation_code=code,  # type: ignore[arg-type]
+        )  # fmt: skip
+        savl.save(savl.build(config), tmp_path / f"{name}.safetensors")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_report_of_two_networks_is_a_page_and_its_numbers(folder: Path) -> None:
+    result = run(
+        "--model", "model.safetensors", "--compare", folder / "code.safetensors", "--hr", "hr", "--real", "hr",
+        "-o", "new/report", "--quick", "--scenes", 3, "--seed", 5,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "new/report/index.html\n"
+    assert names(folder / "new/report") == ["index.html", "report.json"]
+    report = json.loads((folder / "new/report/report.json").read_text())
+    assert [model["name"] for model in report["models"]] == [
+        f"{folder.name}/model.safetensors", f"{folder.name}/code.safetensors",
+    ]  # fmt: skip
+    assert report["config"]["seed"] == 5
+    assert len(report["conditions"]["photographs"]) == 3
+    assert report["conditions"]["real"] == ["0", "3"]
+    assert (folder / "new/report/index.html").read_text().startswith("<!doctype html>")
+    assert str(folder) not in (folder / "new/report/index.html").read_text(), "no one else needs to know where it was"
+    assert "photographs" in result.stderr
+    assert "figures" in result.stderr
+
+
+def test_of_a_table_only_some_rows_are_taken_and_an_older_report_is_replaced(folder: Path) -> None:
+    (folder / "report").mkdir()
+    (folder / "report/index.html").write_text("old")
+    result = run("-n", "model.safetensors", "--table", "table.csv", "--only", "hr", "-o", "report")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads((folder / "report/report.json").read_text())
+    assert report["conditions"]["tables"] == {"hr": 4}
+    assert report["models"][0]["factorial"] is None
+    assert (folder / "report/index.html").read_text() != "old"
+
+
+def test_without_images_a_few_that_come_with_other_packages_are_taken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def stop(models: dict[str, SAVL], **arguments: Any) -> None:
+        given.update(arguments)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("savl.evaluation.analysis.whole.analyze", stop)
+    result = run("--model", "savl-tiny", "-o", "report")
+    assert result.exit_code == 2
+    assert "no --hr and no --table: a demonstration" in message(result)
+    assert [path.name for path in given["hr"]][:2] == ["china.jpg", "flower.jpg"]
+    assert all(path.is_file() for path in given["hr"])
+    assert run("--model", "savl-tiny", "-o", "report", "--table", "table.csv").exit_code == 2
+    assert given["hr"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["--hr", "none"], "--hr: none is not a folder"),
+        (["--hr", "hr", "--real", "none[/q]"], "--real: none[/q] is not a folder"),
+        (["--table", "none.csv"], "none.csv: no such file"),
+        (["--hr", "hr", "--only", "hr"], "--only picks rows of a --table, and there is none"),
+        (["--table", "table.csv", "--only", "else"], "only: no path of table.csv is 'else' or lies in it"),
+        (["--hr", "hr", "--model", "zzz"], "zzz"),
+        (["--hr", "hr", "--model", "hat.safetensors"], "hat.safetensors has no degradation field to analyze"),
+        (["--hr", "hr", "--compare", "./model.safetensors"], "must name different weights, got ./model.safetensors"),
+        (["--hr", "hr", "--device", "tpu"], "tpu"),
+        (
+            ["--hr", "small"],
+            "hr: at least 2 photographs, and 4 crops of 256×256 pixels in all, are needed; got 0 and 0 from 1 images",
+        ),
+        (["--table", "broken.csv"], "broken.png"),
+        (["--hr", "hr", "-o", "table.csv/report"], "table.csv"),
+        (["--hr", "hr", "-o", "table.csv"], "table.csv"),
+    ],
+)
+def test_mistakes_are_told_and_leave_nothing(folder: Path, arguments: list[str], fragment: str) -> None:
+    (folder / "small").mkdir()
+    Image.new("RGB", (255, 300)).save(folder / "small/a.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    (folder / "broken.csv").write_text("path,iso\nbroken.png,1\nhr/0.png,2\n")
+    before = names(folder)
+    options = ["--quick", "-o", "new/report", "--model", "model.safetensors", *arguments]
+    result = run(*options)
+    assert result.exit_code in (1, 2)
+    assert result.exception is None or isinstance(result.exception, SystemExit), "a traceback reached the user"
+    assert fragment in message(result)
+    assert names(folder) == before
+
+
+def test_a_failure_keeps_the_older_report_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "report").mkdir()
+    (folder / "report/index.html").write_text("old")
+
+    def fail(analysis: object) -> bytes:
+        raise RuntimeError("nothing left on the disk")
+
+    monkeypatch.setattr("savl.evaluation.analysis.report_json.report_json", fail)
+    result = run("--model", "model.safetensors", "--table", "table.csv", "-o", "report")
+    assert result.exit_code == 1
+    assert "nothing left on the disk" in message(result)
+    assert names(folder / "report") == ["index.html"]
+    assert (folder / "report/index.html").read_text() == "old"
+
+
+def test_the_help_tells_what_is_needed() -> None:
+    text = " ".join(run("--help").stdout.split())
+    for part in ("--table", "--compare", "savl[analyze,train]", "MANIFEST.tsv"):
+        assert part in text

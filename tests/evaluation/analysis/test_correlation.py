@@ -1,0 +1,53 @@
+"""Spearman's coefficient and its interval."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from savl.evaluation.analysis.correlation import ranks, spearman
+
+
+def test_equal_values_share_their_mean_rank() -> None:
+    assert ranks(np.asarray([3.0, 1.0, 3.0, 2.0, 3.0])).tolist() == [4, 1, 4, 2, 4]
+
+
+def test_the_coefficient_is_that_of_scipy_with_and_without_ties() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    random = np.random.default_rng(0)
+    for a, b in (
+        (random.normal(size=40), random.normal(size=40)),
+        (random.integers(0, 4, 40), random.integers(0, 6, 40)),
+    ):
+        assert spearman(a, b).value == pytest.approx(stats.spearmanr(a, b).statistic)
+
+
+def test_only_the_order_counts_and_the_interval_narrows_with_more_images() -> None:
+    random = np.random.default_rng(1)
+    few, many = (random.normal(size=(2, n)) @ np.eye(n) for n in (20, 500))
+    found = [spearman(a, np.exp(a + b), seed=3) for a, b in (few, many)]
+    for each, (a, b) in zip(found, (few, many), strict=True):
+        assert each == spearman(a, a + b, seed=3)
+        assert each.low < each.value < each.high
+        assert each.images == len(a)
+    assert found[1].high - found[1].low < 0.4 * (found[0].high - found[0].low)
+    assert found[1].low < 0.69 < found[1].high, "6/π·asin(√½/2) = 0.690 for equal parts of signal and noise"
+
+
+def test_the_interval_follows_from_the_seed() -> None:
+    a, b = np.random.default_rng(2).normal(size=(2, 15))
+    assert spearman(a, b, seed=1) == spearman(a, b, seed=1)
+    assert spearman(a, b, seed=1).low != spearman(a, b, seed=2).low
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ([1, 2], [1, 2], r"n at least 3, got \(2,\) and \(2,\)"),
+        ([1, 2, 3], [1, 2, 3, 4], r"got \(3,\) and \(4,\)"),
+        ([1, 1, 1], [1, 2, 3], "must vary"),
+    ],
+)
+def test_what_has_no_coefficient_is_refused(a: list[float], b: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        spearman(a, b)

@@ -1,0 +1,109 @@
+"""What features say of factorial data: made up features, so that the answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from savl.evaluation.analysis import evidence
+from savl.evaluation.analysis.collect import FactorialFeatures, VariedFeatures
+from savl.evaluation.analysis.content import Content
+from savl.evaluation.analysis.evidence import known_of_content, known_of_noise, probe_kind, variation_evidence
+from savl.evaluation.analysis.factorial import VARIATIONS
+from savl.evaluation.analysis.features import Features
+
+SCENES, CROPS, LEVELS = 6, 4, 5
+SCENE = np.repeat(np.arange(SCENES), CROPS * LEVELS)
+CROP = (SCENE * CROPS).reshape(SCENES, LEVELS, CROPS) + np.arange(CROPS)
+CROP = CROP.reshape(-1)
+LEVEL = np.tile(np.repeat(np.arange(LEVELS), CROPS), SCENES)
+N = len(SCENE)
+
+Known = NDArray[np.float64]
+
+
+def one_hot(labels: NDArray[np.int64]) -> Known:
+    return np.eye(labels.max() + 1)[labels]
+
+
+def factorial(*known: Known, severity: Known | None = None) -> FactorialFeatures:
+    """Features that are what is given for noise, blur and JPEG, and a little noise."""
+    random = np.random.default_rng(0)
+    varied = []
+    for variation, columns in zip(VARIATIONS, known * 3 if len(known) == 1 else known, strict=True):
+        mean = np.concatenate((columns + random.normal(0, 0.05, columns.shape), random.normal(size=(N, 2))), axis=1)
+        variance = None if severity is None else (1 - severity).astype(np.float32)
+        features = Features(mean.astype(np.float32), variance, None if variance is None else 2 * variance)
+        varied.append(VariedFeatures(variation, SCENE, CROP, LEVEL, (features,)))
+    content = Content(one_hot(np.arange(SCENES * CROPS) // CROPS).astype(np.float32), 1.0)
+    return FactorialFeatures((Path("x.png"),) * SCENES, (), content, tuple(varied), torch.zeros(1))
+
+
+def test_features_that_know_the_level_alone_name_the_level_and_no_scene() -> None:
+    found = variation_evidence(factorial(one_hot(LEVEL)).varied[0], 0, repeats=3, seed=0)
+    assert found.level.accuracy.value > 0.95
+    assert found.level.chance == 0.2
+    assert found.level.groups == SCENES, "scenes are held out"
+    assert found.scene.accuracy.value < 0.35
+    assert found.scene.classes == SCENES
+    assert found.scene.groups is None
+    assert (found.severity, found.severity_by_level, found.kl_by_level) == (None, None, None)
+
+
+def test_features_that_know_the_scene_alone_name_the_scene_and_no_level() -> None:
+    found = variation_evidence(factorial(one_hot(SCENE)).varied[0], 0, repeats=3, seed=0)
+    assert found.scene.accuracy.value > 0.95
+    assert found.level.accuracy.value < 0.35
+
+
+def test_severity_is_correlated_with_the_amount_and_averaged_by_level() -> None:
+    severity = 0.1 * LEVEL + 0.001 * SCENE
+    found = variation_evidence(factorial(one_hot(LEVEL), severity=severity).varied[1], 0, repeats=2, seed=0)
+    assert found.severity is not None
+    assert found.severity.value > 0.97
+    assert found.severity_by_level == pytest.approx([0.1 * level + 0.0025 for level in range(LEVELS)], abs=1e-6)
+    assert found.kl_by_level == pytest.approx([2 * (1 - 0.1 * level - 0.0025) for level in range(LEVELS)], abs=1e-6)
+    assert (found.name, found.title, found.levels) == ("blur", "Blur-Level", ("0", "0.5", "1", "1.5", "2"))
+
+
+def test_a_severity_that_never_varies_has_no_correlation() -> None:
+    found = variation_evidence(factorial(one_hot(LEVEL), severity=np.zeros(N)).varied[0], 0, repeats=2, seed=0)
+    assert found.severity is None
+    assert found.severity_by_level == (0, 0, 0, 0, 0)
+
+
+def test_kinds_are_told_apart_by_images_that_are_degraded_at_all() -> None:
+    kinds = [np.where(LEVEL[:, None] > 0, np.eye(3)[[kind]], 0.0) for kind in range(3)]
+    found = probe_kind(factorial(*kinds).varied, 0, repeats=2, seed=0)
+    assert found.accuracy.value > 0.99, "clean ones are all alike and would be guessed"
+    assert found.chance == pytest.approx(1 / 3)
+    assert found.fit_samples + found.test_samples == 3 * N * 4 // 5
+    assert found.groups == SCENES
+
+
+@pytest.fixture
+def fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence, "mine", partial(evidence.mine, steps=300, width=32, rate=1e-3))
+    monkeypatch.setattr(evidence, "club", partial(evidence.club, steps=200, width=16))
+
+
+@pytest.mark.usefixtures("fitted")
+@pytest.mark.parametrize("knows", ["level", "scene"])
+def test_information_is_of_what_the_features_know(knows: str) -> None:
+    data = factorial(one_hot(LEVEL if knows == "level" else SCENE))
+    find: list[Callable[..., evidence.Information]] = [known_of_content, known_of_noise]
+    content, noise = (each(data, 0, repeats=2, seed=0) for each in find)
+    known, unknown = (noise, content) if knows == "level" else (content, noise)
+    assert known.mine.value > 0.7
+    assert unknown.mine.value < 0.15
+    assert known.hsic.p_value < 0.01
+    assert known.hsic.normalised > 0.3 > abs(unknown.hsic.normalised) + 0.2
+    assert noise.club is None
+    assert content.club is not None
+    assert (content.club.value > 1) == (knows == "scene")

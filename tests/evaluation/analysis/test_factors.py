@@ -1,0 +1,117 @@
+"""Tables of images and their factors."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from savl.evaluation.analysis.factors import FactorTableError, numbers, read_tables
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a/1.png", "a/2.png", "b/1.png", "b_more/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    return tmp_path
+
+
+def write(folder: Path, text: str, name: str = "table.csv") -> Path:
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+def test_paths_count_from_the_table_and_every_other_column_is_a_factor(folder: Path) -> None:
+    table = write(folder, 'path,camera,iso\na/1.png,Nikon,100\na/2.png,"Canon, old",none\n')
+    (found,) = read_tables([table])
+    assert found.name == "table.csv"
+    assert found.paths == (folder / "a/1.png", folder / "a/2.png")
+    assert found.factors == {"camera": ("Nikon", "Canon, old"), "iso": ("100", None)}
+    assert found.scenes is None
+
+
+def test_a_manifest_has_its_factors_in_one_column_and_no_other_counts(folder: Path) -> None:
+    table = write(
+        folder,
+        "path\tsha256\tmetadata\na/1.png\tff\tscene=7;camera=Nikon; iso=100\nb/1.png\tee\tcamera=iPhone;scene=8\n",
+        "MANIFEST.tsv",
+    )
+    (found,) = read_tables([table])
+    assert found.factors == {
+        "scene": ("7", "8"),
+        "camera": ("Nikon", "iPhone"),
+        "iso": ("100", None),
+        "folder": ("a", "b"),
+    }
+    assert found.scenes == ("7", "8")
+
+
+def test_images_of_several_folders_get_the_folder_as_a_factor_unless_there_is_one(folder: Path) -> None:
+    own = write(folder, "path,folder\na/1.png,x\nb/1.png,y\n")
+    assert read_tables([own])[0].factors == {"folder": ("x", "y")}
+    one = write(folder, "path,iso\na/1.png,1\na/2.png,2\n")
+    assert set(read_tables([one])[0].factors) == {"iso"}
+
+
+def test_each_path_of_only_makes_a_table_of_the_rows_below_it(folder: Path) -> None:
+    table = write(folder, "path,iso\na/1.png,1\na/2.png,2\nb/1.png,3\nb_more/3.png,4\n")
+    other = write(folder, "path,iso\na/1.png,5\na/2.png,6\n", "other.csv")
+    found = read_tables([table, other], ["a", "a/"])
+    assert [(each.name, each.factors["iso"]) for each in found] == [
+        ("a", ("1", "2")), ("a/", ("1", "2")), ("a", ("5", "6")), ("a/", ("5", "6")),
+    ]  # fmt: skip
+    with pytest.raises(FactorTableError, match="one class only of every factor"):
+        read_tables([table], ["b"])  # and not b_more
+    with pytest.raises(FactorTableError, match=r"only: no path of .*table.csv, .*other.csv is 'c' or lies in it"):
+        read_tables([table, other], ["a", "c"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("path,iso\n", "has a header and no rows"),
+        ("file,iso\na/1.png,1\n", "must have a column 'path', has file, iso"),
+        ("path,iso,iso\na/1.png,1,2\n", "has several columns 'iso'"),
+        ("path,iso\na/1.png,1\n\na/2.png\n", "line 4 has 1 values for 2 columns"),
+        ("path,iso\na/1.png,1\n,2\n", "line 3 has no path"),
+        ("path,iso\na/1.png,1\na/../a/1.png,2\n", "names images several times: .*a/1.png"),
+        ("path,iso\na/1.png,1\na/no.png,2\nb/no.png,3\n", "names images that are not there: .*a/no.png, .*b/no.png"),
+        ("path,iso\na/1.png,1\na/2.png,1\n", r"one class only of every factor \(iso is always 1\)"),
+        ("path,iso\na/1.png,none\na/2.png,\n", r"one class only of every factor \(iso is always missing\)"),
+        ("path\na/1.png\na/2.png\n", "has no factor, only the column 'path'"),
+        ("path,metadata\na/1.png,iso\na/2.png,iso=1\n", "line 2: metadata must be name=value;name=value.* has 'iso'"),
+        ("path,metadata\na/1.png,iso=1;iso=2\na/2.png,iso=1\n", "line 2: .* has 'iso=2'"),
+        ('path,iso\n"a/1.png,1\na/2.png,2\n', "line 3 has 1 values"),
+    ],
+)
+def test_a_bad_table_is_named_with_what_is_wrong_in_it(folder: Path, text: str, message: str) -> None:
+    table = write(folder, text)
+    with pytest.raises(FactorTableError, match=message) as caught:
+        read_tables([table])
+    assert str(caught.value).startswith(str(table))
+
+
+def test_a_table_that_is_missing_or_no_text_is_named(folder: Path) -> None:
+    with pytest.raises(FactorTableError, match="none.csv: no such file"):
+        read_tables([folder / "none.csv"])
+    (folder / "table.csv").write_bytes(b"path\xff")
+    with pytest.raises(FactorTableError, match="table.csv: is no UTF-8 text"):
+        read_tables([folder / "table.csv"])
+
+
+def test_of_many_missing_images_the_first_are_named_and_the_rest_counted(folder: Path) -> None:
+    table = write(folder, "path,iso\n" + "".join(f"no/{n}.png,{n}\n" for n in range(9)))
+    with pytest.raises(FactorTableError, match=r"no/4.png and 4 more$"):
+        read_tables([table])
+
+
+def test_numbers_are_decimals_and_fractions_and_nothing_else() -> None:
+    found = numbers(["100", "1/160", "-2.5e1", None, "0", "0.5"])
+    assert found is not None
+    assert found[:3] + found[4:] == [100, 1 / 160, -25, 0, 0.5]
+    assert math.isnan(found[3])
+    for text in ("007", "1/0", "1e999", "3-5", "f/2.8", "100 ", "nan", "inf", "0x1"):
+        assert numbers(["1", text]) is None, text

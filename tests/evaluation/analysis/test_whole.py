@@ -1,0 +1,253 @@
+"""Whole analyses of small networks: the numbers, as JSON, and the page."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from savl.evaluation.analysis import evidence
+from savl.evaluation.analysis.factors import FactorTable
+from savl.evaluation.analysis.page import render_page
+from savl.evaluation.analysis.report_json import plain, report_json
+from savl.evaluation.analysis.whole import Analysis, AnalysisConfig, analyze
+from savl.evaluation.unavailable import AnalysisUnavailable
+from savl.network import SAVL
+
+Make = Callable[..., SAVL]
+Write = Callable[..., list[Path]]
+
+SMALL = AnalysisConfig(scenes=4, crops=1, side=16, repeats=2, information_repeats=1, components=2, images=2, pictures=1)
+SECTIONS = ["summary", "probes", "severity", "truth", "tables", "tsne", "channels", "photographs", "conditions"]
+
+pytestmark = pytest.mark.usefixtures("short_estimators")
+
+
+@pytest.fixture
+def table(photographs: Write) -> FactorTable:
+    """Twelve images of a camera in one of two folders, iso growing, scenes in both."""
+    paths = photographs(12, height=20, width=24, folder="shots")
+    return FactorTable(
+        "shots.csv",
+        tuple(paths),
+        {
+            "camera": tuple(("Nikon", "<b>Canon</b>")[row % 2] for row in range(12)),
+            "iso": tuple(str(100 * 2 ** (row // 2)) for row in range(12)),
+            "lens": ("one",) * 12,
+        },
+    )
+
+
+class Page(HTMLParser):
+    """What a browser makes of a page: sections with their text, and everything that it would load."""
+
+    def __init__(self, page: bytes) -> None:
+        super().__init__()
+        self.sections: dict[str, str] = {}
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.images: dict[str, int] = {}
+        self._section: str | None = None
+        self.feed(page.decode())
+        self.sections = {name: " ".join(text.split()) for name, text in self.sections.items()}
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = dict(attributes)
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attributes if name in ("src", "href")]
+        if tag == "section":
+            self._section = given["id"] or ""
+            self.sections[self._section] = ""
+        if tag == "img" and self._section:
+            assert given["alt"]
+            self.images[self._section] = self.images.get(self._section, 0) + 1
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self.handle_data(" ")
+
+    def handle_data(self, data: str) -> None:
+        if self._section is not None:
+            self.sections[self._section] += data
+
+
+def test_an_analysis_finds_everything_and_the_page_shows_it(
+    network: Make, photographs: Write, table: FactorTable
+) -> None:
+    paths = photographs(5)
+    told: dict[str, tuple[int, int]] = {}
+    models = {"<i>mine</i>": network(), "rival": network(degradation_code="deterministic")}
+    found = analyze(
+        models,
+        hr=paths,
+        tables=[table],
+        real=paths[:1],
+        config=SMALL,
+        on_progress=lambda what, done, total: told.update({what: (done, total)}),
+    )
+    page = Page(render_page(found, lambda what, done, total: told.update({what: (done, total)})))
+    assert all(done == total for done, total in told.values()), told
+    assert told["photographs"] == (4, 4), "of five, four are taken"
+    assert {"upscaling", "shots.csv", "figures", "probes and information: rival"} <= set(told)
+
+    first, second = found.models
+    assert (first.code, second.code, first.latent) == ("variational", "deterministic", 5)
+    assert first.factorial is not None
+    assert second.factorial is not None
+    assert first.factorial.agreement is not None
+    assert second.factorial.agreement is None
+    assert first.factorial.restoration.images == 2
+    assert found.photographs is not None
+    for place, model in enumerate(found.models):
+        assert model.factorial is not None
+        for result, known in (
+            (model.factorial.content, evidence.known_of_content),
+            (model.factorial.degradation, evidence.known_of_noise),
+        ):
+            assert result == known(found.photographs, place, repeats=1, seed=0), "each of its own features"
+    assert first.factorial.degradation != second.factorial.degradation
+    assert [factor.name for factor in first.tables[0].factors] == ["camera", "iso", "lens"]
+    assert first.tables[0].factors[0].probe is not None
+    assert first.tables[0].factors[1].severity is not None
+    assert second.tables[0].factors[1].not_correlated == "a deterministic code has no severity"
+
+    assert list(page.sections) == SECTIONS
+    assert page.images == {"severity": 1, "truth": 1, "tables": 1, "tsne": 4, "channels": 1, "photographs": 1}
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses), "self-contained"
+    assert "i" not in page.tags
+    assert "b" not in page.tags
+    summary = page.sections["summary"]
+    for expected in ("<i>mine</i>", "rival", "49.97", "94.80", "0.1507", "1.0254", "36.44", "0.2700", "1.609"):
+        assert expected in summary, expected
+    accuracy = first.factorial.variations[0].level.accuracy.value
+    assert f"{100 * accuracy:.1f}" in page.sections["probes"]
+    assert "has one class only: one" in page.sections["tables"]
+    assert "a deterministic code has no severity" in page.sections["truth"]
+    assert "it is no evidence" in summary, "of so few scenes"
+
+
+def test_the_json_holds_what_was_found_and_under_which_conditions(
+    network: Make, photographs: Write, table: FactorTable
+) -> None:
+    paths = photographs(4)
+    found = analyze({"mine": network()}, hr=paths, tables=[table], config=SMALL)
+    report = json.loads(report_json(found), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert set(report) == {"version", "savl", "config", "conditions", "published", "models"}
+    assert report["config"]["scenes"] == 4
+    assert report["conditions"]["photographs"] == [path.name for path in paths]
+    assert report["conditions"]["tables"] == {"shots.csv": 12}
+    assert report["conditions"]["levels"]["noise"] == [0, 5, 10, 20, 30]
+    assert report["published"][0] == {"name": "SAVL", "scene": 0.4997, "noise_level": 0.948, "content_mine": 0.1507}
+    (model,) = report["models"]
+    factorial = model["factorial"]
+    assert set(factorial) == {
+        "variations", "kind", "content", "degradation", "channels", "agreement", "restoration",
+    }  # fmt: skip
+    level = factorial["variations"][0]["level"]
+    assert set(level["accuracy"]) == {"value", "low", "high", "repeats"}
+    assert level["chance"] == 0.2
+    assert factorial["content"]["mine"]["low"] is None, "one repeat has no interval"
+    assert factorial["degradation"]["club"] is None
+    assert len(factorial["channels"][0]["sweep"]) == 5
+    assert list(factorial["agreement"]["images"]) == ["scene0", "scene3"]
+    assert factorial["restoration"]["model"]["psnr_y"] > 0
+    assert model["tables"][0]["factors"][0]["classes"] == {"<b>Canon</b>": 6, "Nikon": 6}
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(network: Make, photographs: Write) -> None:
+    paths = photographs(4, height=80, width=80)
+    torch.manual_seed(5)
+    first = analyze({"mine": network()}, hr=paths, config=SMALL)
+    torch.manual_seed(6)
+    again = analyze({"mine": network()}, hr=paths, config=SMALL)
+    assert report_json(first) == report_json(again)
+    assert render_page(first) == render_page(again)
+    other = analyze({"mine": network()}, hr=paths, config=AnalysisConfig(**{**vars(SMALL), "seed": 1}))
+    assert report_json(other) != report_json(first)
+
+
+def test_a_deterministic_code_has_parts_missing_and_the_page_says_why(network: Make, photographs: Write) -> None:
+    paths = photographs(4)
+    found = analyze({"code": network(degradation_code="deterministic")}, hr=paths, real=paths, config=SMALL)
+    assert found.uneven == found.real == ()
+    page = Page(render_page(found))
+    for section in ("severity", "truth", "photographs"):
+        assert "code has none: a deterministic code has no variance." in page.sections[section]
+    assert set(page.images) == {"tsne", "channels"}
+
+
+def test_tables_alone_are_enough_and_what_was_not_given_is_told(network: Make, table: FactorTable) -> None:
+    found = analyze({"mine": network()}, tables=[table], config=SMALL)
+    page = Page(render_page(found))
+    for section in ("summary", "probes", "severity", "truth", "channels"):
+        assert "Not measured: no photographs were given (--hr)." in page.sections[section]
+    assert "None were given (--real)." in page.sections["photographs"]
+    assert page.images == {"tables": 1, "tsne": 1}
+    assert json.loads(report_json(found))["models"][0]["factorial"] is None
+
+
+def test_photographs_alone_are_enough(network: Make, photographs: Write) -> None:
+    page = Page(render_page(analyze({"mine": network()}, hr=photographs(4), config=SMALL)))
+    assert "Not measured: no table of images was given (--table)." in page.sections["tables"]
+
+
+def test_what_cannot_be_analyzed_is_refused_by_name(network: Make, photographs: Write) -> None:
+    paths = photographs(2)
+
+    def refused(models: dict[str, SAVL], message: str, **given: Any) -> None:
+        with pytest.raises(ValueError, match=message):
+            analyze(models, config=SMALL, **given)
+
+    refused({}, "at least one network", hr=paths)
+    refused({"mine": network()}, "hr or tables must be given")
+    refused({"mine": network(), "hat": network(degradation_code="none")}, "^hat has no degradation field", hr=paths)
+    refused({"a": network(), "b": network(scale=2)}, "of one scale.* a ×4, b ×2", hr=paths)
+
+
+def test_a_missing_scikit_learn_is_told_before_any_image_is_read(
+    network: Make, photographs: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    told: list[str] = []
+    with pytest.raises(AnalysisUnavailable, match=r"an analysis needs scikit-learn.*savl\[analyze\]"):
+        analyze({"mine": network()}, hr=photographs(4), on_progress=lambda what, done, total: told.append(what))
+    assert told == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("scenes", 1), ("side", 7), ("repeats", 0), ("seed", -1), ("crops", 0)])
+def test_settings_out_of_range_are_named(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least {value + 1}, got {value}"):
+        AnalysisConfig(**{name: value})
+    with pytest.raises(TypeError, match=name):
+        AnalysisConfig(**{name: str(value)})  # type: ignore[arg-type]
+
+
+def test_a_quick_analysis_keeps_the_seed_and_never_grows() -> None:
+    quick = AnalysisConfig(seed=3, scenes=5).quick()
+    assert (quick.seed, quick.scenes) == (3, 5)
+    assert AnalysisConfig().quick().scenes == 8
+    assert quick.repeats < AnalysisConfig().repeats
+
+
+def test_plain_leaves_nothing_that_json_cannot_hold() -> None:
+    assert plain({"a": (1.5, float("inf"), float("nan")), 2: [None, True]}) == {
+        "a": [1.5, None, None],
+        "2": [None, True],
+    }
+
+
+def test_agreement_is_the_mean_of_its_images(network: Make, photographs: Write) -> None:
+    found: Analysis = analyze({"mine": network()}, hr=photographs(4), config=SMALL)
+    assert found.models[0].factorial is not None
+    agreement = found.models[0].factorial.agreement
+    assert agreement is not None
+    assert agreement.mean == pytest.approx(sum(agreement.images.values()) / 2)
+    assert found.uneven[0].correlation == agreement.images["scene0"]
+    page = Page(render_page(found))
+    assert f"mine {agreement.mean:+.2f} {agreement.median:+.2f}" in page.sections["truth"]

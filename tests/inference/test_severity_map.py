@@ -1,0 +1,97 @@
+"""The severity map as a picture: from the shell, from Python and from the network it is one and the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import colormaps
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+import savl
+from savl.cli.app import app
+from savl.inference.image_file import read_image, write_image
+from savl.inference.image_folder import read_rgb
+from savl.inference.image_format import PNG
+from savl.inference.severity_map import draw_severity
+from savl.network import SAVLConfig
+
+HEIGHT, WIDTH = 45, 71
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A photograph, and weights whose severity varies over it."""
+    torch.manual_seed(3)
+    model = savl.build(
+        SAVLConfig(
+            channels=6, depths=(1,), heads=1, window=4, cab_compress=3, cab_squeeze=3, upsampler="pixelshuffledirect",
+            latent=6, estimator_width=8, estimator_dilations=(1, 2),
+        )
+    )  # fmt: skip
+    assert model.estimator is not None
+    with torch.no_grad():
+        model.estimator.head.weight.normal_(std=0.3)
+    savl.save(model, tmp_path / "model.safetensors")
+    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    pixels[:, WIDTH // 2 :] //= 8
+    write_image(tmp_path / "photo.png", pixels, image_format=PNG)
+    return tmp_path
+
+
+def from_shell(folder: Path, tile: int) -> NDArray[np.uint8]:
+    """The picture that `savl upscale --severity-map` writes."""
+    output = folder / f"{tile}.png"
+    arguments = ["upscale", folder / "photo.png", "-o", output, "--severity-map", "--tile", tile]
+    result = CliRunner().invoke(app, [*map(str, arguments), "--model", str(folder / "model.safetensors")])
+    assert result.exit_code == 0, result.stderr
+    drawn = read_image(folder / f"{tile}_severity.png").pixels
+    assert drawn.dtype == np.uint8
+    return np.asarray(drawn, dtype=np.uint8)
+
+
+def values(drawn: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The map read back from its colours, ``(h, w)`` in [0, 2]; to about 2/255."""
+    factor = round(512 / WIDTH)
+    pixels = drawn[12 : 12 + factor * HEIGHT : factor, 12 : 12 + factor * WIDTH : factor].astype(np.int64)
+    table = colormaps["viridis"](np.arange(256), bytes=True)[:, :3].astype(np.int64)
+    nearest = np.square(pixels[:, :, None] - table).sum(axis=-1).argmin(axis=-1)
+    return np.asarray(nearest / 127.5)
+
+
+def test_shell_python_and_network_agree_whatever_the_tiles(folder: Path) -> None:
+    model = savl.load(folder / "model.safetensors")
+    y = read_rgb(folder / "photo.png")[None]
+    with torch.no_grad():
+        _, field = model(y, return_field=True)
+    assert field is not None
+    assert field.severity is not None
+    expected = field.severity[0].numpy()
+    assert expected.std() > 0.2, "a constant map would prove nothing"
+    for tile in (0, 16, 40):
+        upscaled = savl.Upscaler(model, tile=tile)(y).severity[0].numpy()
+        np.testing.assert_allclose(upscaled, expected, atol=1e-4)
+        np.testing.assert_allclose(values(from_shell(folder, tile)), expected, atol=2 / 127.5)
+
+
+def test_a_colour_bar_beside_the_map_says_what_colours_mean(folder: Path) -> None:
+    drawn = from_shell(folder, 0)
+    factor = round(512 / WIDTH)
+    bar = drawn[12 : 12 + factor * HEIGHT, 12 + factor * WIDTH + 12 + 10]
+    ends = colormaps["viridis"]([0.0, 1.0], bytes=True)[:, :3].astype(int)
+    assert np.abs(bar[-4] - ends[0]).max() < 12, "0 below"
+    assert np.abs(bar[3] - ends[1]).max() < 12, "2 above"
+    labels = drawn[:, 12 + factor * WIDTH + 12 + 20 + 6 :]
+    assert (labels.min(axis=2) < 100).mean() > 0.01, "numbers and a name stand beside it"
+
+
+def test_colours_mean_the_same_in_every_map() -> None:
+    low, high = (draw_severity(np.full((40, 60), value, np.float32)) for value in (0.5, 1.5))
+    both = draw_severity(np.repeat(np.asarray([[0.5, 1.5]], np.float32), 30, axis=1).repeat(40, axis=0))
+    assert low.shape == high.shape == both.shape
+    assert (both[20, 20] == low[20, 20]).all()
+    assert (both[20, 500] == high[20, 500]).all()
+    assert (low[20, 20] != high[20, 20]).any()
