@@ -1,10 +1,10 @@
-"""What the degradation field of a network knows of degradations whose truth is known.
+"""What the severity map of a network knows of degradations whose truth is known.
 
     python -m benchmarks.field --hr FOLDER [--model savl-tiny] [--json FILE]
 
-Images are degraded through random masks by the published pipeline (docs/degradation.md, strength 1, seed 0), and the
-severity map of each is compared with the true one by Spearman's rank correlation: positive where the map is high where
-the image is degraded more.
+Images are degraded through random masks by the published pipeline (docs/degradation.md, strength 1, seed 0), and then
+by one operation of it alone: noise, blur or JPEG. The severity map of each is compared with the true one by Spearman's
+rank correlation: positive where the map is high where the image is degraded more.
 """
 
 from __future__ import annotations
@@ -13,12 +13,48 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import savl
+from savl.degradation import DegradationConfig
+from savl.degradation.config import BlurConfig, FinalConfig, JpegConfig, NoiseConfig, ResizeConfig, StageConfig
 from savl.evaluation.severity import severity_agreement
 from savl.inference.image_folder import find_images
+from savl.network import SAVL
+
+NOTHING = StageConfig(
+    blur=BlurConfig(probability=0.0),
+    resize=ResizeConfig(up=0.0, down=0.0, keep=1.0),
+    noise=NoiseConfig(probability=0.0),
+    jpeg=JpegConfig(probability=0.0),
+)
+RESIZED = DegradationConfig(NOTHING, NOTHING, FinalConfig(sinc_probability=0.0, jpeg=JpegConfig(probability=0.0)))
+"""No degradation but the resize to the low-resolution size."""
+PUBLISHED = DegradationConfig()
+DEGRADATIONS = {
+    "all": PUBLISHED,
+    "noise": replace(RESIZED, second=replace(NOTHING, noise=PUBLISHED.second.noise)),
+    "blur": replace(RESIZED, first=replace(NOTHING, blur=PUBLISHED.first.blur)),
+    "jpeg": replace(RESIZED, final=replace(RESIZED.final, jpeg=PUBLISHED.final.jpeg)),
+}
+"""By name: the whole pipeline, and single operations with its ranges, noise and JPEG at the low-resolution size."""
+
+
+def measure(model: SAVL, images: Sequence[Path]) -> dict[str, Any]:
+    """Correlations by degradation; those of every image for the whole pipeline."""
+    report: dict[str, Any] = {}
+    for name, config in DEGRADATIONS.items():
+        found = [asdict(each) for each in severity_agreement(model, images, config)]
+        report[name] = {
+            kind: {"mean": statistics.fmean(each[kind] for each in found),
+                   "median": statistics.median(each[kind] for each in found)}
+            for kind in ("correlation", "smoothed")
+        }  # fmt: skip
+        if name == "all":
+            report[name]["images"] = found
+    return report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,17 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     images = find_images([options.hr], argument="--hr")
-    found = [asdict(each) for each in severity_agreement(savl.load(options.model).eval(), images)]
-    summary = {
-        name: {"mean": statistics.fmean(each[name] for each in found),
-               "median": statistics.median(each[name] for each in found)}
-        for name in ("correlation", "smoothed")
-    }  # fmt: skip
-    report = {"hr": "/".join(Path(options.hr).resolve().parts[-2:]), "seed": 0, **summary, "images": found}
+    found = measure(savl.load(options.model).eval(), images)
     if options.json is not None:
+        report = {"hr": "/".join(Path(options.hr).resolve().parts[-2:]), "seed": 0, "degradations": found}
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    for name, values in summary.items():
-        print(f"{name}: mean {values['mean']:.3f}, median {values['median']:.3f} over {len(found)} images")
+    for name, by_kind in found.items():
+        map_, smoothed = by_kind["correlation"], by_kind["smoothed"]
+        print(
+            f"{name}: mean {map_['mean']:.3f}, median {map_['median']:.3f}; "
+            f"smoothed {smoothed['mean']:.3f}, {smoothed['median']:.3f}; {len(images)} images"
+        )
 
 
 if __name__ == "__main__":
