@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from savl.evaluation.intervals import CONFIDENCE
+from savl.evaluation.unavailable import AnalysisUnavailable
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ def spearman(a: ArrayLike, b: ArrayLike, *, resamples: int = 1000, seed: int = 0
 
     Raises:
         ValueError: Fewer than three pairs, other shapes, or one of the lists is constant.
+        AnalysisUnavailable: scipy is not installed.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.ndim != 1 or first.shape != second.shape or len(first) < 3:
@@ -48,15 +49,11 @@ def spearman(a: ArrayLike, b: ArrayLike, *, resamples: int = 1000, seed: int = 0
     return Correlation(value, low, high, len(first))
 
 
-def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``(n,)`` ranks from 1; equal values share the mean of theirs."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    shared: NDArray[np.float64] = (last - (counts - 1) / 2)[place]
-    return shared
-
-
 def _coefficient(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
-    centred: Sequence[NDArray[np.float64]] = [ranks(each) - (len(each) + 1) / 2 for each in (a, b)]
-    length = float(np.sqrt(np.square(centred[0]).sum() * np.square(centred[1]).sum()))
-    return float(np.dot(centred[0], centred[1])) / length if length > 0 else None
+    try:
+        from scipy.stats import spearmanr
+    except ImportError as error:
+        raise AnalysisUnavailable("a rank correlation", "scipy", error) from error
+    if a.min() == a.max() or b.min() == b.max():
+        return None
+    return float(spearmanr(a, b).statistic)
