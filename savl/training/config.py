@@ -118,6 +118,9 @@ class ObjectiveConfig:
     """Weight of |v − (1 − 0.3 · m)|, mean over pixels, which ties the variance of the field to what is known of the
     degradation that was applied: the prior's where there is none, 0.7 where there is most. m is the known severity
     scaled by what came of it (`savl.training.objectives.visible_severity`). Not in the paper."""
+    contrast: float = 0.0
+    """Weight of 1 + correlation of v with the known severity over the pixels of an image, mean over the images within
+    which that varies: every mask counts alike, however gentle the recipe it let through. Not in the paper."""
     club: float = 0.0
     """Weight of the CLUB upper bound on I(r; z), for the ablation 'deterministic code + CLUB'."""
     freeze_estimator: bool = False
@@ -125,16 +128,17 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "objective.")
-        _at_least(0, "objective", self, "alpha", "beta", "suppression", "calibration", "club")
+        _at_least(0, "objective", self, "alpha", "beta", "suppression", "calibration", "contrast", "club")
         _at_least(0, "objective", self, "kl_start", "kl_warmup", "free_bits")
         _one_of("objective", self, "likelihood", Likelihood)
         _one_of("objective", self, "scale", LikelihoodScale)
-        if self.freeze_estimator and (self.alpha > 0 or self.club > 0 or self.calibration > 0):
-            raise ValueError(
-                f"objective.alpha, objective.club and objective.calibration train the estimator, which "
-                f"objective.freeze_estimator forbids: set them to 0, got {self.alpha!r}, {self.club!r} and "
-                f"{self.calibration!r}"
-            )
+        if self.freeze_estimator:
+            training = [name for name in ("alpha", "club", "calibration", "contrast") if getattr(self, name) > 0]
+            if training:
+                given = ", ".join(f"objective.{name} = {getattr(self, name)!r}" for name in training)
+                raise ValueError(
+                    f"objective.freeze_estimator forbids what trains the estimator: set it to 0, got {given}"
+                )
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ class Losses:
     """KL(q(r|y) ‖ p(r)), nats per pixel."""
     calibration: Tensor | None = None
     """Mean over pixels of |v − (1 − 0.3 · m)|, m as `visible_severity` has it."""
+    contrast: Tensor | None = None
+    """1 + correlation of v with the known severity, mean over the images within which that varies."""
     club: Tensor | None = None
     """CLUB upper bound on I(r; z), nats per pixel."""
 
@@ -77,7 +79,7 @@ class Objective(nn.Module):
         settings = model.config
         variational = settings.degradation_code == "variational"
         guided = settings.channel_modulation or (settings.spatial_modulation and variational)
-        calibrated = variational and self.config.calibration > 0
+        calibrated = variational and (self.config.calibration > 0 or self.config.contrast > 0)
         return guided or calibrated or self.decoder is not None or self.critic is not None
 
     def forward(self, batch: Batch, seed: int, step: int) -> Outcome:
@@ -120,12 +122,13 @@ class Objective(nn.Module):
             if field.kl is not None:
                 terms["kl"] = field.kl.float().mean()
                 total = total + prior_weight(config, step) * terms["kl"].clamp(min=config.free_bits)
-        if field.variance is not None and config.calibration > 0:
+        if field.variance is not None and (config.calibration > 0 or config.contrast > 0):
             if batch.severity is None:
-                raise ValueError("objective.calibration needs batches whose severity is known")
+                raise ValueError("objective.calibration and contrast need batches whose severity is known")
             wanted = 1.0 - CALIBRATED_RANGE * visible_severity(batch.y, batch.z, batch.severity)
             terms["calibration"] = F.l1_loss(field.variance.float(), wanted)
-            total = total + config.calibration * terms["calibration"]
+            terms["contrast"] = 1.0 + correlation_within(field.variance.float(), batch.severity)
+            total = total + config.calibration * terms["calibration"] + config.contrast * terms["contrast"]
         if self.critic is not None:
             terms["club"] = self.critic.bound(field.mu, batch.z)
             # The critic learns q(z | r) on a detached code in the same backward pass; the bound itself never trains it.
@@ -167,6 +170,18 @@ def visible_severity(y: Tensor, z: Tensor, severity: Tensor) -> Tensor:
     share = severity.square().mean(dim=(1, 2)).clamp(min=1e-3)
     distortion = (error / share).sqrt()[:, None, None]
     return 1.0 - torch.exp(-distortion * severity / DISTORTION)
+
+
+def correlation_within(v: Tensor, severity: Tensor) -> Tensor:
+    """Pearson's correlation of two maps ``(B, h, w)``, mean over the images within which the second varies.
+
+    Returns:
+        A scalar in [-1, 1]; 0 where no severity varies.
+    """
+    a, b = (each.flatten(1) - each.flatten(1).mean(dim=1, keepdim=True) for each in (v, severity))
+    varies = (b.square().mean(dim=1) > 1e-4).to(a.dtype)
+    cosine = F.cosine_similarity(a, b, dim=1, eps=1e-6)
+    return (cosine * varies).sum() / varies.sum().clamp(min=1.0)
 
 
 class ContentCritic(nn.Module):

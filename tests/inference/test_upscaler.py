@@ -77,16 +77,14 @@ def test_tiled_equals_untiled_to_50_db_and_leaves_no_seam(model: SAVL, image: Te
     assert difference.diff(dim=-2).abs().max() < 1 / 255
 
 
-def test_shipped_network_tiled_equals_untiled_to_50_db() -> None:
+def test_shipped_network_tiled_equals_untiled_to_half_a_level() -> None:
     model = savl.load("savl-tiny")
     y, x = torch.meshgrid(torch.linspace(0, 9, 150), torch.linspace(0, 14, 200), indexing="ij")
     rings = torch.stack((torch.sin(x * y), torch.cos(x + y * y), torch.sin(3 * x))) * 0.4 + 0.5
     image = (rings + 0.03 * torch.randn(3, 150, 200, generator=torch.Generator().manual_seed(1))).clamp(0, 1)[None]
     untiled = savl.Upscaler(model, tile=0)(image).sr
     tiled = savl.Upscaler(model, tile=64)(image).sr
-    assert psnr(tiled, untiled) >= 50
-    if (tiled - untiled).diff(dim=-1).abs().max() >= 2 / 255:
-        pytest.xfail("jumps of up to 2.3 levels of 255: CAB takes its statistics from the tile")
+    assert (tiled - untiled).abs().max() < 0.5 / 255, "a tile must not be seen in 8 bits"
 
 
 @pytest.mark.parametrize("tile", [4, 16, 40])

@@ -67,7 +67,11 @@ def test_model_settings_override_the_named_configuration() -> None:
         ),
         (
             "[objective]\nfreeze_estimator = true",
-            "objective.alpha, objective.club and objective.calibration train the estimator",
+            r"objective.freeze_estimator forbids what trains the estimator: .* got objective.alpha = 1.0$",
+        ),
+        (
+            "[objective]\nfreeze_estimator = true\nalpha = 0.0\ncalibration = 0.1\ncontrast = 0.2",
+            r"got objective.calibration = 0.1, objective.contrast = 0.2$",
         ),
         ("[objective]\nfreeze_estimator = true\nalpha = 0.0", "objective.freeze_estimator needs run.start"),
         ("[gan]\nloss = 'hinge'", "gan.loss must be one of"),

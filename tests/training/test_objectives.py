@@ -10,7 +10,7 @@ import torch
 from savl.network import SAVL, SAVLConfig
 from savl.training.config import ObjectiveConfig
 from savl.training.data import Batch
-from savl.training.objectives import ContentCritic, Objective, visible_severity
+from savl.training.objectives import ContentCritic, Objective, correlation_within, visible_severity
 from savl.training.schedule import prior_weight
 
 SMALL = {
@@ -67,7 +67,11 @@ def test_an_estimator_that_nothing_reads_asks_for_no_gradient() -> None:
     idle = {"channel_modulation": False, "spatial_modulation": False}
     model, _, _ = setup(ObjectiveConfig(alpha=0.0), **idle)
     assert not any(parameter.requires_grad for parameter in model.estimator.parameters())
-    for objective in (ObjectiveConfig(alpha=0.1), ObjectiveConfig(alpha=0.0, calibration=0.1)):
+    asks = (
+        ObjectiveConfig(alpha=0.1),
+        *(ObjectiveConfig(alpha=0.0, **{name: 0.1}) for name in ("calibration", "contrast")),
+    )
+    for objective in asks:
         model, _, _ = setup(objective, **idle)
         assert all(parameter.requires_grad for parameter in model.estimator.parameters())
 
@@ -103,7 +107,7 @@ def test_a_learned_scale_makes_the_reconstruction_a_log_likelihood(likelihood: s
 
 def test_calibration_asks_for_variance_where_little_was_degraded() -> None:
     model, objective, batch = setup(ObjectiveConfig(alpha=0.0, calibration=2.0))
-    with pytest.raises(ValueError, match="objective.calibration needs batches whose severity is known"):
+    with pytest.raises(ValueError, match="calibration and contrast need batches whose severity is known"):
         objective(batch, 1, 0)
     batch = replace(batch, severity=torch.rand(2, 8, 8))
     field = model.estimate(batch.y, seed=1)
@@ -134,6 +138,28 @@ def test_visible_severity_tells_a_harsh_recipe_from_a_gentle_one() -> None:
     assert gentle.max() < 0.15
     assert harsh.min() > 0.7
     torch.testing.assert_close(harsh, harsh[0, 0].expand(8, 8))
+
+
+def test_contrast_is_one_more_than_the_correlation_within_images_that_vary() -> None:
+    model, objective, batch = setup(ObjectiveConfig(alpha=0.0, contrast=0.5))
+    with torch.no_grad():
+        model.estimator.head.weight.normal_()  # a fresh field's variance is the same everywhere
+    mask = torch.rand(2, 8, 8)
+    mask[1] = 0.7  # an even image has no shape to follow
+    field = model.estimate(batch.y, seed=1)
+    assert field is not None
+    assert field.variance is not None
+    correlation = torch.corrcoef(torch.stack((field.variance[0].flatten(), mask[0].flatten())))[0, 1]
+    losses = objective(replace(batch, severity=mask), 1, 0).losses
+    torch.testing.assert_close(losses.contrast, 1 + correlation)
+    torch.testing.assert_close(losses.total - losses.sr, 0.5 * losses.contrast)
+
+
+def test_correlation_within_images_takes_any_scale_and_is_0_where_nothing_varies() -> None:
+    mask = torch.rand(3, 8, 8)
+    torch.testing.assert_close(correlation_within(1.0 - 1e-3 * mask, mask), torch.tensor(-1.0), atol=1e-3, rtol=0)
+    assert correlation_within(mask, torch.full_like(mask, 0.4)) == 0
+    assert correlation_within(torch.ones_like(mask), mask).abs() < 1e-6
 
 
 def test_what_was_not_degraded_has_no_visible_severity_whatever_else_became_of_it() -> None:
