@@ -120,6 +120,7 @@ def test_every_setting_survives_the_metadata() -> None:
         cab_compress=3,
         cab_squeeze=4,
         cab_scale=0.3,
+        cab_neighbourhood=3,
         drop_path=0.2,
         upsampler="pixelshuffledirect",
         upsample_features=32,
