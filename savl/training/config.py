@@ -209,7 +209,8 @@ class RunConfig:
     seed: int = 0
     """Everything random in a run follows from it, the step number and the rank of the process."""
     start: str = ""
-    """Weights to begin from, shipped ones or a file; random ones if left out."""
+    """Weights to begin from, shipped ones or a file, of the network in ``[model]``; ``cab_neighbourhood`` and
+    ``drop_path`` may differ, no weight depends on them. Random ones if left out."""
     fresh: tuple[str, ...] = ()
     """Parts that begin at random all the same, by the beginning of their names: ``["estimator."]``."""
     checkpoint_every: int = 250

@@ -173,7 +173,11 @@ def visible_severity(y: Tensor, z: Tensor, severity: Tensor) -> Tensor:
 
 
 def correlation_within(v: Tensor, severity: Tensor) -> Tensor:
-    """Pearson's correlation of two maps ``(B, h, w)``, mean over the images within which the second varies.
+    """Pearson's correlation of two maps, mean over the images within which the second varies.
+
+    Args:
+        v: ``(B, h, w)`` floating.
+        severity: ``(B, h, w)`` in [0, 1]; it varies where its standard deviation is above 0.01.
 
     Returns:
         A scalar in [-1, 1]; 0 where no severity varies.

@@ -327,7 +327,7 @@ def _fresh(config: TrainingConfig) -> SAVL:
     except (OSError, ValueError) as error:
         raise ValueError(f"run.start: {error}") from error
     theirs, ours = start.config.to_dict(), config.model.to_dict()
-    # What describes a part that begins anew need not agree, nor what is chosen anew for every run.
+    # What describes a part that begins anew need not agree, nor what no weight depends on.
     anew = (*(part.replace(".", "_") for part in config.run.fresh), "cab_neighbourhood", "drop_path")
     differing = [name for name in ours if theirs[name] != ours[name] and not name.startswith(anew)]
     if differing:
