@@ -13,33 +13,20 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import savl
 from savl.degradation import DegradationConfig
-from savl.degradation.config import BlurConfig, FinalConfig, JpegConfig, NoiseConfig, ResizeConfig, StageConfig
+from savl.degradation.config import OPERATIONS
 from savl.evaluation.severity import severity_agreement
 from savl.inference.image_folder import find_images
 from savl.network import SAVL
 
-NOTHING = StageConfig(
-    blur=BlurConfig(probability=0.0),
-    resize=ResizeConfig(up=0.0, down=0.0, keep=1.0),
-    noise=NoiseConfig(probability=0.0),
-    jpeg=JpegConfig(probability=0.0),
-)
-RESIZED = DegradationConfig(NOTHING, NOTHING, FinalConfig(sinc_probability=0.0, jpeg=JpegConfig(probability=0.0)))
-"""No degradation but the resize to the low-resolution size."""
 PUBLISHED = DegradationConfig()
-DEGRADATIONS = {
-    "all": PUBLISHED,
-    "noise": replace(RESIZED, second=replace(NOTHING, noise=PUBLISHED.second.noise)),
-    "blur": replace(RESIZED, first=replace(NOTHING, blur=PUBLISHED.first.blur)),
-    "jpeg": replace(RESIZED, final=replace(RESIZED.final, jpeg=PUBLISHED.final.jpeg)),
-}
-"""By name: the whole pipeline, and single operations with its ranges, noise and JPEG at the low-resolution size."""
+DEGRADATIONS = {"all": PUBLISHED, **{operation: PUBLISHED.alone(operation) for operation in OPERATIONS}}
+"""By name: the whole pipeline, and single operations with its ranges."""
 
 
 def measure(model: SAVL, images: Sequence[Path]) -> dict[str, Any]:

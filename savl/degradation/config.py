@@ -7,7 +7,7 @@ of their own in a TOML file: ``[degradation.first.blur]``.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from savl.settings import check_types
@@ -16,6 +16,8 @@ SHAPES = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso",
 """Blur kernels by their shape, in the order of `BlurConfig.shapes`."""
 METHODS = ("area", "bilinear", "bicubic")
 """Ways to resize, each as likely as the others."""
+OPERATIONS = ("blur", "noise", "jpeg")
+"""What can be all that happens to an image, each as likely as the others (`DegradationConfig.alone`)."""
 
 
 def _chances(table: str, settings: Any, *names: str) -> None:
@@ -212,10 +214,40 @@ class DegradationConfig:
     full_strength: float = 0.0
     """Chance that an image's strength is the upper end of that range instead: a network that learns from every strength
     sees the published pipeline itself too rarely otherwise."""
+    single_operation: float = 0.0
+    """Chance, drawn for a group of images, that one of `OPERATIONS` is all that happens to them (see `alone`). In the
+    whole pipeline nearly everything smooths: a network that sees nothing else rarely meets noise on a sharp picture."""
 
     def __post_init__(self) -> None:
         check_types(self, "degradation.")
         _ranges("degradation", self, "strength")
-        _chances("degradation", self, "full_strength")
+        _chances("degradation", self, "full_strength", "single_operation")
         if not 0 <= self.strength[0] <= self.strength[1] <= 1:
             raise ValueError(f"degradation.strength must lie in [0, 1], got {self.strength!r}")
+
+    def alone(self, operation: str) -> DegradationConfig:
+        """One operation, with its ranges here, beside the way to the low-resolution size and nothing else.
+
+        Args:
+            operation: ``"blur"`` of the first stage, at the high-resolution size; ``"noise"`` of the second stage or
+                the final ``"jpeg"``, at the low-resolution size.
+
+        Raises:
+            ValueError: There is no such operation.
+        """
+        if operation not in OPERATIONS:
+            raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}, got {operation!r}")
+        never = JpegConfig(probability=0.0)
+        nothing = StageConfig(
+            blur=BlurConfig(probability=0.0),
+            resize=ResizeConfig(up=0.0, down=0.0, keep=1.0),
+            noise=NoiseConfig(probability=0.0),
+            jpeg=never,
+        )
+        return replace(
+            self,
+            first=replace(nothing, blur=self.first.blur) if operation == "blur" else nothing,
+            second=replace(nothing, noise=self.second.noise) if operation == "noise" else nothing,
+            final=replace(self.final, sinc_probability=0.0, jpeg=self.final.jpeg if operation == "jpeg" else never),
+            single_operation=0.0,
+        )

@@ -10,6 +10,7 @@ import numpy as np
 
 from savl.degradation.config import (
     METHODS,
+    OPERATIONS,
     BlurConfig,
     DegradationConfig,
     JpegConfig,
@@ -71,9 +72,12 @@ class Recipe:
 def draw_recipe(config: DegradationConfig, count: int, random: np.random.Generator) -> Recipe:
     """Draw for a group of ``count`` images.
 
-    A group shares its resizes, since its images must keep one size to be processed together, and which stages take
-    place; all else is drawn for every image.
+    A group shares its resizes, since its images must keep one size to be processed together, which stages take place,
+    and whether one operation is all there is; all else is drawn for every image.
     """
+    # No draw where there is no choice: a seed keeps its recipe.
+    if config.single_operation > 0 and random.random() < config.single_operation:
+        config = config.alone(str(random.choice(OPERATIONS)))
     strength = [_strength(config, random) for _ in range(count)]
     first = _stage(config.first, strength, random)
     second = _stage(config.second, strength, random)
@@ -90,7 +94,6 @@ def draw_recipe(config: DegradationConfig, count: int, random: np.random.Generat
 
 
 def _strength(config: DegradationConfig, random: np.random.Generator) -> float:
-    # No draw where there is no choice: a seed keeps its recipe.
     if config.full_strength > 0 and random.random() < config.full_strength:
         return config.strength[1]
     return float(random.uniform(*config.strength))

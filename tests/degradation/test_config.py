@@ -29,7 +29,7 @@ CHANCES = [
     (StageConfig, "stage", ("probability",)),
     (FinalConfig, "final", ("sinc_probability", "jpeg_last")),
     (SpatialConfig, "spatial", ("probability", "ramp_probability")),
-    (DegradationConfig, "degradation", ("full_strength",)),
+    (DegradationConfig, "degradation", ("full_strength", "single_operation")),
 ]
 RANGES = [
     (BlurConfig, "blur", ("sigma", "rotation", "beta_generalized", "beta_plateau")),

@@ -12,6 +12,7 @@ import pytest
 
 from savl.degradation.config import (
     METHODS,
+    OPERATIONS,
     BlurConfig,
     DegradationConfig,
     FinalConfig,
@@ -217,6 +218,50 @@ def test_full_strength_is_the_upper_end_by_its_chance() -> None:
     recipe = draw(replace(DegradationConfig(), strength=(0.25, 0.75), full_strength=0.4), 4000)
     assert_chance((strength == 0.75 for strength in recipe.strength), 0.4)
     assert_uniform([strength for strength in recipe.strength if strength != 0.75], 0.25, 0.75)
+
+
+def happened(recipe: Recipe) -> str:
+    """The operations that took place on the first image, by the names of `OPERATIONS`, and whatever else did."""
+    found = []
+    for name, stage in (("first", recipe.first), ("second", recipe.second)):
+        assert stage is not None
+        found += ["blur" if name == "first" else "second blur"] * (stage.blur[0] is not None)
+        found += ["noise" if name == "second" else "first noise"] * (stage.noise[0] is not None)
+        found += [f"{name} jpeg"] * (stage.quality[0] is not None)
+        found += [f"{name} resize"] * (stage.resize.factor != 1)
+    found += ["sinc"] * (recipe.sinc[0] is not None) + ["jpeg"] * (recipe.quality[0] is not None)
+    return ", ".join(found)
+
+
+def test_a_single_operation_is_all_that_happens_by_its_chance() -> None:
+    config = DegradationConfig(single_operation=0.6)
+    random = np.random.default_rng(3)
+    found = [happened(draw_recipe(config, EACH, random)) for _ in range(2000)]
+    assert_chance((each in OPERATIONS for each in found), 0.6)
+    assert_choice([each for each in found if each in OPERATIONS], dict.fromkeys(OPERATIONS, 1 / 3))
+    assert all("blur" in each and "first noise" in each for each in found if each not in OPERATIONS)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_an_operation_alone_keeps_its_ranges_and_strength(operation: str) -> None:
+    config = DegradationConfig(strength=(0.5, 0.5), full_strength=0.2, single_operation=0.3)
+    random = np.random.default_rng(4)
+    drawn = [draw_recipe(config.alone(operation), EACH, random) for _ in range(1000)]
+    assert {happened(recipe) for recipe in drawn} == {operation}
+    assert {strength for recipe in drawn for strength in recipe.strength} == {0.5}
+    if operation == "blur":
+        kernels = [k for k in gaussians(drawn, "first") if k.shape == "iso"]
+        assert_uniform([kernel.sigma[0] for kernel in kernels], 0.1, 1.5)
+    elif operation == "noise":
+        drawn_noise = [noise for noise in noises(drawn, "second") if noise.kind == "gaussian"]
+        assert_uniform([noise.amount for noise in drawn_noise], 0.5, 12.5)
+    else:
+        assert_uniform([quality for recipe in drawn for quality in recipe.quality if quality is not None], 65.0, 97.5)
+
+
+def test_an_operation_that_does_not_exist_is_named() -> None:
+    with pytest.raises(ValueError, match="operation must be one of blur, noise, jpeg, got 'fog'"):
+        DegradationConfig().alone("fog")
 
 
 def test_stages_take_place_by_their_probability() -> None:
