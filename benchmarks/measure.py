@@ -262,20 +262,23 @@ def measured(case: Case, run: Run, rounds: int, ceilings: Mapping[str, float]) -
 def rates(case: Case, seconds: float, ceilings: Mapping[str, float], computes: bool = True) -> dict[str, float]:
     """What a time means: operations and bytes a second, and shares of the ceilings."""
     found: dict[str, float] = {}
-    least = 0.0
     if case.flops and computes:
         found["tflops"] = case.flops / seconds / 1e12
-        if ceilings:
-            found["of_product_tflops"] = found["tflops"] / ceilings["product_tflops"]
-            least = case.flops / ceilings["product_tflops"] / 1e12
     if case.moved:
         found["gb_per_second"] = case.moved / seconds / 1e9
-        if ceilings:
-            found["of_copy_bandwidth"] = found["gb_per_second"] / ceilings["copy_gb_per_second"]
-            least = max(least, case.moved / ceilings["copy_gb_per_second"] / 1e9)
-    if least:
-        found["of_roofline"] = least / seconds
-    return found
+    return found | shares(found, ceilings)
+
+
+def shares(rates: Mapping[str, float], ceilings: Mapping[str, float]) -> dict[str, float]:
+    """Rates as shares of the ceilings, where both are known; of the roofline, the share of the nearer one."""
+    found: dict[str, float] = {}
+    for share, rate, ceiling in (
+        ("of_product_tflops", "tflops", "product_tflops"),
+        ("of_copy_bandwidth", "gb_per_second", "copy_gb_per_second"),
+    ):
+        if rate in rates and ceiling in ceilings:
+            found[share] = rates[rate] / ceilings[ceiling]
+    return {**found, "of_roofline": max(found.values())} if found else {}
 
 
 def summary(seconds: Sequence[float]) -> dict[str, Any]:

@@ -4,8 +4,8 @@
     python -m benchmarks.report --check   # change nothing, exit with 1 if one is out of date
 
 Results are the files in results/<machine>/: suite.json (``pytest benchmarks/ --benchmark-only --benchmark-json``),
-scaling.json (`benchmarks.scaling`), ratios (`benchmarks.ratios`, `benchmarks.gpu_ratios`) and limits.json
-(`benchmarks.limits`).
+scaling.json (`benchmarks.scaling`), allocation.json (`benchmarks.allocation`), ratios (`benchmarks.ratios`,
+`benchmarks.gpu_ratios`) and limits.json (`benchmarks.limits`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import tables
+from benchmarks import allocation, tables
 from benchmarks.scaling import growth
 from savl.profile.roofline import Ceilings, Point
 
@@ -63,6 +63,8 @@ def duration(seconds: float) -> str:
     """With three digits and the unit that suits."""
     if seconds < 1e-3:
         return f"{1e6 * seconds:.3g} µs"
+    if seconds >= 999.5:
+        return f"{seconds / 60:.3g} min"
     return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
@@ -227,6 +229,9 @@ def section(folder: Path) -> tuple[str, dict[str, str]]:
         drawing = figures.growth(scaling["points"], "peak_bytes", scaling["limit_gib"])
         show("memory", "Memory against the area of the image", drawing)
         parts.append(scaling_section(scaling))
+    if (allocated := read("allocation.json")) is not None:
+        words = f"A 64×64 tile of {allocated['model']}; processes of their own, `benchmarks.allocation`."
+        parts.append(f"### What allocating costs\n\n{words}\n\n{allocation.table(allocated)}")
     if (promised := read("cpu_ratios.json")) is not None:
         parts.append("### Promised ratios\n\n" + tables.ratios_of(promised))
     if gpu is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cases, compare, figures, measure, report, scaling, suite
+from benchmarks import allocation, cases, compare, figures, join, measure, report, scaling, suite
 from benchmarks.suite import CLOCK, Entry
 from savl.ops.switch import why_unavailable
 
@@ -202,6 +202,51 @@ def test_what_is_no_result_is_named(content: str, tmp_path: Path, capsys: pytest
     assert "bad.json: not a file of --benchmark-json" in capsys.readouterr().err
     assert compare.main([str(good), str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().err
+
+
+def part(path: Path, name: str, product: float, commit: str = "c") -> Path:
+    """One benchmark of 0.01 TFLOP/s and 5 GB/s, on a machine of such a ceiling."""
+    info = {"device": "x", "tflops": 0.01, "gb_per_second": 5.0, "of_roofline": 0.9, "peak_bytes": 1}
+    benchmark = {"fullname": name, "params": {"of_suite": [name, "cpu", "fused"]}, "extra_info": info}
+    ceilings = {"cpu": {"product_tflops": product, "copy_gb_per_second": 20.0}}
+    whole = {"devices": {"cpu": {"device": "x", "commit": commit}}, "ceilings": ceilings, "benchmarks": [benchmark]}
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    return path
+
+
+def test_parts_join_under_the_highest_ceilings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = part(tmp_path / "1.json", "a", 0.02), part(tmp_path / "2.json", "b", 0.1)
+    whole = tmp_path / "whole.json"
+    join.main([str(first), str(second), "-o", str(whole)])
+    found = json.loads(whole.read_text(encoding="utf-8"))
+    assert found["ceilings"]["cpu"] == {"product_tflops": 0.1, "copy_gb_per_second": 20.0}
+    assert [each["fullname"] for each in found["benchmarks"]] == ["a", "b"]
+    for each in found["benchmarks"]:
+        known = each["extra_info"]
+        assert known["of_product_tflops"] == pytest.approx(0.1)
+        assert known["of_copy_bandwidth"] == known["of_roofline"] == pytest.approx(0.25)
+        assert known["peak_bytes"] == 1
+    other = part(tmp_path / "3.json", "c", 0.1, commit="another")
+    for parts, words in (([first, other], "they differ in commit"), ([first, first], "more than one part has a")):
+        with pytest.raises(SystemExit):
+            join.main([*map(str, parts), "-o", str(tmp_path / "none.json")])
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "none.json").exists()
+
+
+def test_durations_have_the_unit_that_suits() -> None:
+    found = [report.duration(seconds) for seconds in (2.5e-5, 0.0123, 3.456, 688.0, 2048.0)]
+    assert found == ["25 µs", "12.3 ms", "3.46 s", "688 s", "34.1 min"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="page faults are those of Linux")
+def test_allocation_is_told_apart_from_computing() -> None:
+    found = allocation.measure_here("savl-tiny", "eager")
+    assert 0 <= found["system_seconds"] <= 2 * found["seconds"]
+    assert found["page_faults"] >= 0
+    rows = [{"allocator": "kept", "backend": "eager", **found, "page_faults": 1190242.0}]
+    assert "| kept | eager |" in allocation.table({"rows": rows})
+    assert "| 1,190,242 |" in allocation.table({"rows": rows})
 
 
 def test_growth_is_the_exponent_of_the_area() -> None:
