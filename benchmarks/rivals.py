@@ -1,6 +1,7 @@
 """The degradation field, its rivals and the ablations of what it guides: trained alike, and told apart in one table.
 
-    python -m benchmarks.rivals --hr FOLDER --test FOLDER [--pairs LR HR] [--steps N] [--json FILE] [CONFIG ...]
+    python -m benchmarks.rivals --hr FOLDER --test FOLDER [--pairs LR HR] [--steps N] [--quick] [--json FILE]
+                                [CONFIG ...]
 
 Trains every configuration (``configs/rivals/*.toml`` if none is named), each in a folder of its own below ``runs/``. A
 run that was cut off goes on from its checkpoint, and one that is done is not repeated. Then all of them are analysed
@@ -14,7 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--test", required=True, metavar="FOLDER", help="others, to analyse with")
     parser.add_argument("--pairs", nargs=2, metavar=("LR", "HR"), help="real pairs to upscale")
     parser.add_argument("--steps", type=int, metavar="N", help="instead of what the configurations say")
+    parser.add_argument("--quick", action="store_true", help="few repeats of the probes; scores of images as otherwise")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     configs = options.configs or sorted(CONFIGS.glob("*.toml"))
     savl.use_fused_kernels()
     models = {config.stem: trained(config, options.hr, options.steps) for config in configs}
     settings = AnalysisConfig()
+    if options.quick:
+        settings = replace(settings.quick(), images=settings.images)
     analysis = analyze(models, hr=find_images([options.test], argument="--test"), config=settings)
     rows = [_row(model, models[model.name], options.pairs) for model in analysis.models]
     print(table(rows))
