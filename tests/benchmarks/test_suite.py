@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -247,6 +248,28 @@ def test_allocation_is_told_apart_from_computing() -> None:
     rows = [{"allocator": "kept", "backend": "eager", **found, "page_faults": 1190242.0}]
     assert "| kept | eager |" in allocation.table({"rows": rows})
     assert "| 1,190,242 |" in allocation.table({"rows": rows})
+
+
+def test_every_allocator_and_backend_has_processes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str | None, str]] = []
+
+    def run(command: list[str], *, env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+        seen.append((env.get("GLIBC_TUNABLES"), command[-1]))
+        record = {"seconds": float(len(seen)), "system_seconds": 0.0, "page_faults": 0.0}
+        return subprocess.CompletedProcess(command, 0, stdout=f"a warning\n{json.dumps(record)}\n", stderr="")
+
+    monkeypatch.setattr(allocation, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(allocation.machine, "facts", dict)
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1")
+    rows = allocation.measure("savl-tiny", rounds=3)["rows"]
+    kept = allocation.KEPT["GLIBC_TUNABLES"]
+    assert seen == 3 * [(None, "eager"), (None, "fused"), (kept, "eager"), (kept, "fused")], "in turn"
+    assert [(row["allocator"], row["backend"], row["seconds"]) for row in rows] == [
+        ("as it is", "eager", 5.0),
+        ("as it is", "fused", 6.0),
+        ("kept", "eager", 7.0),
+        ("kept", "fused", 8.0),
+    ]
 
 
 def test_growth_is_the_exponent_of_the_area() -> None:
