@@ -20,7 +20,9 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 # The command with a stand-in for the network. With "stuck" the encoder stops for good after half of the file.
 PROGRAM = """
-import sys, time
+import signal, sys, time
+# A shell starts what it runs in the background with SIGINT ignored; a user at a terminal does not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from types import SimpleNamespace
 import torch
 from savl.cli import batch, main
