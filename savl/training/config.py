@@ -209,10 +209,12 @@ class RunConfig:
     seed: int = 0
     """Everything random in a run follows from it, the step number and the rank of the process."""
     start: str = ""
-    """Weights to begin from, shipped ones or a file, of the network in ``[model]``; ``cab_neighbourhood`` and
-    ``drop_path`` may differ, no weight depends on them. Random ones if left out."""
+    """Weights to begin from, shipped ones or a file, of the network in ``[model]``. Settings that no weight depends on
+    may differ (``cab_neighbourhood``, ``drop_path``, ``spatial_modulation``, the decoder's), and those of parts that
+    are ``fresh``. Random weights if left out."""
     fresh: tuple[str, ...] = ()
-    """Parts that begin at random all the same, by the beginning of their names: ``["estimator."]``."""
+    """Parts that begin anew all the same, each the name of a module or the beginning of one: ``["estimator."]``, or
+    ``["guidance."]`` for what every DSCA reads from the field."""
     checkpoint_every: int = 250
     """Steps between checkpoints: what a kill can cost at most."""
     log_every: int = 25

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -327,20 +327,39 @@ def _fresh(config: TrainingConfig) -> SAVL:
     except (OSError, ValueError) as error:
         raise ValueError(f"run.start: {error}") from error
     theirs, ours = start.config.to_dict(), config.model.to_dict()
-    # What describes a part that begins anew need not agree, nor what no weight depends on.
-    anew = (*(part.replace(".", "_") for part in config.run.fresh), "cab_neighbourhood", "drop_path")
-    differing = [name for name in ours if theirs[name] != ours[name] and not name.startswith(anew)]
+    free = _may_differ(config.run.fresh)
+    differing = [name for name in ours if theirs[name] != ours[name] and name not in free]
     if differing:
         what = ", ".join(f"{name} is {theirs[name]!r} there" for name in differing)
         raise ValueError(f"run.start: {config.run.start} holds another network than [model] describes: {what}")
     model = SAVL(config.model)
-    weights = model.state_dict()
+    old, new = start.state_dict(), model.state_dict()
     for part in config.run.fresh:
-        if not any(name.startswith(part) for name in weights):
-            raise ValueError(f"run.fresh: no weight of the network begins with {part!r}")
-    weights |= {name: tensor for name, tensor in start.state_dict().items() if not name.startswith(config.run.fresh)}
-    model.load_state_dict(weights)
+        if not any(_begins_anew(name, (part,)) for name in (*old, *new)):
+            raise ValueError(f"run.fresh: the network has no weight in a part {part!r}")
+    model.load_state_dict(
+        new | {name: tensor for name, tensor in old.items() if not _begins_anew(name, config.run.fresh)}
+    )
     return model
+
+
+def _begins_anew(name: str, parts: Sequence[str]) -> bool:
+    """Whether a weight lies in one of the parts, which are named from the outermost module or from any inside it."""
+    return any(f".{part}" in f".{name}" for part in parts)
+
+
+def _may_differ(fresh: Sequence[str]) -> set[str]:
+    """The settings of the network that weights to start from may have otherwise.
+
+    Those that no weight of the network depends on, and those whose weights all begin anew.
+    """
+    settings = {"cab_neighbourhood", "drop_path", "spatial_modulation", "decoder_width", "decoder_depth"}
+    estimator, guidance = (any(part.startswith(begin) for begin in fresh) for part in ("estimator.", "guidance."))
+    if estimator:
+        settings |= {"degradation_code", "estimator_width", "estimator_dilations", "estimator_high_pass"}
+    if guidance:
+        settings |= {"channel_modulation", "modulation_shift"}
+    return settings | ({"latent"} if estimator and guidance else set())
 
 
 def _settings_that_count(config: TrainingConfig, processes: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,8 +46,37 @@ def test_parts_of_the_weights_to_start_from_may_begin_anew(
     changed = set(second) - same
     assert all(name.startswith("estimator.") for name in changed)
     assert "estimator.head.weight" in changed
-    with pytest.raises(ValueError, match="run.fresh: no weight of the network begins with 'encoder'"):
+    with pytest.raises(ValueError, match="run.fresh: the network has no weight in a part 'encoder'"):
         Trainer(configuration(tmp_path / "second", start=str(first), fresh=["encoder"]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"channel_modulation": False}, {"spatial_modulation": False}, {"degradation_code": "deterministic"}],
+    ids=str,
+)
+def test_rivals_begin_with_one_backbone_that_nothing_guides_yet(
+    configuration: Configure, tensors: Tensors, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    first = Trainer(configuration(tmp_path / "first")).train()
+    assert first is not None
+    start = tensors(first)
+    guided = {name for name in start if ".guidance." in name}
+    assert all(start[name].any() for name in guided), "guidance has not learned"
+    config = configuration(tmp_path / "second", start=str(first), fresh=["estimator.", "guidance."])
+    second = Trainer(replace(config, model=replace(config.model, **change))).model.state_dict()
+    for name in guided & set(second):
+        assert not second[name].any()
+    rest = {name for name in start if name not in guided and not name.startswith("estimator.")}
+    assert rest <= {name for name in second if name in start and torch.equal(second[name], start[name])}
+
+
+def test_what_a_fresh_part_does_not_hold_must_agree(configuration: Configure, tmp_path: Path) -> None:
+    first = Trainer(configuration(tmp_path / "first", steps=1)).train()
+    config = configuration(tmp_path / "second", start=str(first), fresh=["estimator."])
+    for change in ({"channel_modulation": False}, {"latent": 5}):
+        with pytest.raises(ValueError, match=f"another network .* {next(iter(change))} is"):
+            Trainer(replace(config, model=replace(config.model, **change)))
 
 
 def test_weights_of_another_network_are_refused_by_what_differs(configuration: Configure, tmp_path: Path) -> None:
