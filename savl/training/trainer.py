@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -24,8 +24,9 @@ from savl.training.data import Batch, PairPool, PatchSource
 from savl.training.objectives import Objective, Outcome
 from savl.training.records import Records
 from savl.training.schedule import learning_rate
+from savl.training.start import initial_network
 from savl.training.validation import Validation
-from savl.weights import load, save
+from savl.weights import save
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -75,7 +76,7 @@ class Trainer:
         torch.manual_seed(config.run.seed)
         resumed = (self.output / CHECKPOINT_NAME).exists()
         # What a run started from is not needed, and may be gone, where a checkpoint has all weights.
-        self.model = (SAVL(config.model) if resumed else _fresh(config)).to(self.device).train()
+        self.model = (SAVL(config.model) if resumed else initial_network(config)).to(self.device).train()
         if config.run.fused:
             use_fused_kernels(model=self.model)
         objective = Objective(self.model, config.objective).to(self.device).train()
@@ -316,50 +317,6 @@ def _accelerator(cpu: bool) -> Accelerator:
     # processes wait for the first one while it validates.
     patient = InitProcessGroupKwargs(timeout=timedelta(hours=2))
     return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[patient])
-
-
-def _fresh(config: TrainingConfig) -> SAVL:
-    """The network to begin with."""
-    if not config.run.start:
-        return SAVL(config.model)
-    try:
-        start = load(config.run.start)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"run.start: {error}") from error
-    theirs, ours = start.config.to_dict(), config.model.to_dict()
-    free = _may_differ(config.run.fresh)
-    differing = [name for name in ours if theirs[name] != ours[name] and name not in free]
-    if differing:
-        what = ", ".join(f"{name} is {theirs[name]!r} there" for name in differing)
-        raise ValueError(f"run.start: {config.run.start} holds another network than [model] describes: {what}")
-    model = SAVL(config.model)
-    old, new = start.state_dict(), model.state_dict()
-    for part in config.run.fresh:
-        if not any(_begins_anew(name, (part,)) for name in (*old, *new)):
-            raise ValueError(f"run.fresh: the network has no weight in a part {part!r}")
-    model.load_state_dict(
-        new | {name: tensor for name, tensor in old.items() if not _begins_anew(name, config.run.fresh)}
-    )
-    return model
-
-
-def _begins_anew(name: str, parts: Sequence[str]) -> bool:
-    """Whether a weight lies in one of the parts, which are named from the outermost module or from any inside it."""
-    return any(f".{part}" in f".{name}" for part in parts)
-
-
-def _may_differ(fresh: Sequence[str]) -> set[str]:
-    """The settings of the network that weights to start from may have otherwise.
-
-    Those that no weight of the network depends on, and those whose weights all begin anew.
-    """
-    settings = {"cab_neighbourhood", "drop_path", "spatial_modulation", "decoder_width", "decoder_depth"}
-    estimator, guidance = (any(part.startswith(begin) for begin in fresh) for part in ("estimator.", "guidance."))
-    if estimator:
-        settings |= {"degradation_code", "estimator_width", "estimator_dilations", "estimator_high_pass"}
-    if guidance:
-        settings |= {"channel_modulation", "modulation_shift"}
-    return settings | ({"latent"} if estimator and guidance else set())
 
 
 def _settings_that_count(config: TrainingConfig, processes: int) -> dict[str, Any]:
