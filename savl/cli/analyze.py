@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 PAGE = "index.html"
 NUMBERS = "report.json"
+GENERATOR = '<meta name="generator" content="savl analyze">'
+LONGEST_HEAD = 4096
+"""Bytes that a file is known by: a report says early on what wrote it."""
 EXAMPLES = "\n".join(
     [
         "[bold]Examples[/bold]",
@@ -36,7 +39,7 @@ def analyze(
             "--output",
             "-o",
             metavar="FOLDER",
-            help=f"Where {PAGE} and {NUMBERS} go; made if missing, older ones are replaced.",
+            help=f"Where {PAGE} and {NUMBERS} go; made if missing, an older report is replaced.",
         ),
     ],
     model: Annotated[
@@ -89,7 +92,7 @@ def analyze(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", metavar="N", min=0, help="What is drawn at random follows from it.")
+        int, typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="What is drawn at random follows from it.")
     ] = 0,
     scenes: Annotated[
         int,
@@ -132,7 +135,7 @@ def analyze(
 
     try:
         from savl.evaluation.analysis.factors import read_tables
-        from savl.evaluation.analysis.page import render_page
+        from savl.evaluation.analysis.page import page_template, render_page
         from savl.evaluation.analysis.report_json import report_json
         from savl.evaluation.analysis.sample_photographs import sample_photographs
         from savl.evaluation.analysis.whole import AnalysisConfig
@@ -141,6 +144,7 @@ def analyze(
 
         if only and not table:
             raise ValueError("--only picks rows of a --table, and there is none")
+        page_template()  # it is needed last, and had better be missed now
         config = AnalysisConfig(seed=seed, scenes=scenes)
         tables = read_tables(table or (), only or ())
         if not hr and not table:
@@ -178,19 +182,21 @@ def _load(names: list[str], device: str) -> dict[str, SAVL]:
     """
     import savl
     from savl.evaluation.analysis.features import check_has_field
+    from savl.evaluation.analysis.names import distinct_names
     from savl.inference.device import checked_device
     from savl.weights import shipped
 
     place = checked_device(device)
+    # Of a path the end: page and JSON are shown to others.
+    files = {name: Path(name).resolve() for name in names if name not in shipped()}
+    if len(set(names)) < len(names) or len(set(files.values())) < len(files):
+        raise ValueError(f"--model and --compare must name different weights, got {', '.join(names)}")
+    ends = dict(zip(files, distinct_names([*files.values()], folder=True), strict=True))
     models: dict[str, SAVL] = {}
     for name in names:
-        # Of a path the end: page and JSON are shown to others.
-        title = name if name in shipped() else "/".join(Path(name).resolve().parts[-2:])
-        if title in models:
-            raise ValueError(f"--model and --compare must name different weights, got {name} twice")
         network = savl.load(name)
         check_has_field(network, name)
-        models[title] = network.to(place)
+        models[ends.get(name, name)] = network.to(place)
     return models
 
 
@@ -205,12 +211,22 @@ def _report_files(folder: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """The page and the JSON, opened first, so that a folder that cannot be written does not cost the analysis.
 
     Both appear when the block ends well, neither otherwise; a folder that was made for them then goes again.
+
+    Raises:
+        ValueError: The folder cannot be made, or holds files of these names that savl did not write.
+        OSError: It cannot be written.
     """
     from savl.atomic_write import atomic_write
 
+    for name, sign in ((PAGE, GENERATOR), (NUMBERS, '"savl"')):
+        if (folder / name).is_file() and sign.encode() not in (folder / name).read_bytes()[:LONGEST_HEAD]:
+            raise ValueError(f"--output: {folder / name} is there and was not written by savl; choose another folder")
     made = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--output must be a folder, or a new one: {folder}: {error.strerror}") from error
         with ExitStack() as stack:
             page, numbers = (
                 stack.enter_context(atomic_write(folder / name, overwrite=True)) for name in (PAGE, NUMBERS)
@@ -218,5 +234,6 @@ def _report_files(folder: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
             yield page, numbers
     except BaseException:
         for each in made:
-            each.rmdir()
+            with suppress(OSError):  # somebody has put something there
+                each.rmdir()
         raise

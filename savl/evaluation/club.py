@@ -15,6 +15,7 @@ def club(
     x: Samples,
     y: Samples,
     *,
+    groups: Samples | None = None,
     steps: int = 1000,
     batch: int = 64,
     repeats: int = 3,
@@ -43,6 +44,9 @@ def club(
             become one-hot codes; n at least 20.
         y: Likewise, row for row. The roles differ: q predicts y from x. Of one-hot codes every column counts, so for
             labels the bound is far from tight.
+        groups: ``(n,)`` labels of samples that belong together, photographs say, at least 4 different ones: each is
+            held out as a whole. Without them, samples that are alike for another reason (levels of one crop) would be
+            on both sides, and a network that knows them by heart would pass for information.
         steps: Of Adam, at most: fitting ends when neither half has seen a better q in 200 steps.
         batch: Samples a step, fewer if there are not as many.
         repeats: How often split and network are drawn anew.
@@ -54,8 +58,8 @@ def club(
         Mean and interval over repeats, widened because they share samples.
 
     Raises:
-        ValueError: Samples that are not finite numbers or labels, too few of them, not as many of x as of y, or a
-            setting out of range.
+        ValueError: Samples that are not finite numbers or labels, too few of them or of groups, not as many of x as of
+            y, or a setting out of range.
         AnalysisUnavailable: scipy is not installed, and there are several repeats.
     """
     check_settings(rate, steps=steps, batch=batch, width=width)
@@ -71,7 +75,7 @@ def club(
         )
         return fitted(_Conditional(x.shape[1], width, y.shape[1], generator), split, generator)
 
-    return repeat_on_splits(x, y, estimate, repeats=repeats, seed=seed)
+    return repeat_on_splits(x, y, estimate, groups=groups, repeats=repeats, seed=seed)
 
 
 class _Conditional(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from savl.evaluation.intervals import Interval
-from savl.evaluation.samples import Samples, as_variable, check_lengths, standardise
+from savl.evaluation.samples import Samples, as_labels, as_variable, check_lengths, standardise
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -20,6 +20,8 @@ HELD_OUT = 0.3
 """Share of the samples that is not fitted on: two halves."""
 FEWEST = 20
 """Samples; of fewer, a half would be too small to compare pairs in."""
+FEWEST_GROUPS = 4
+"""Of groups there must be two to fit on, and one in each half."""
 CHECK_EVERY = 20
 """Steps from one look at the held-out halves to the next."""
 PATIENCE = 10
@@ -33,7 +35,7 @@ class Split:
     fit: Tensor
     """``(n − h,)``"""
     halves: tuple[Tensor, Tensor]
-    """``(⌈h/2⌉,)`` and ``(⌊h/2⌋,)``, h = 0.3·n rounded."""
+    """``(⌈h/2⌉,)`` and ``(⌊h/2⌋,)``, h = 0.3·n rounded; of groups, that share of the groups."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def repeat_on_splits(
     y: Samples,
     estimate: Callable[[Tensor, Tensor, Split, torch.Generator], float],
     *,
+    groups: Samples | None,
     repeats: int,
     seed: int,
 ) -> Interval:
@@ -100,12 +103,14 @@ def repeat_on_splits(
     Args:
         x: As `as_variable` takes them.
         y: Likewise, row for row.
+        groups: ``(n,)`` labels: a group is held out as a whole. None where samples are independent of each other.
         estimate: Gets x and y ``(n, d)`` float32, standardised by the rows to fit on, the split, and a generator.
         repeats: How many splits.
         seed: Of all draws.
 
     Raises:
-        ValueError: Samples that `as_variable` refuses, fewer than `FEWEST`, not as many of x as of y, or no repeats.
+        ValueError: Samples that `as_variable` refuses, fewer than `FEWEST`, not as many of x as of y, fewer groups than
+            `FEWEST_GROUPS`, or no repeats.
     """
     first, second = as_variable(x, "x"), as_variable(y, "y")
     check_lengths(("x", len(first)), ("y", len(second)))
@@ -113,21 +118,40 @@ def repeat_on_splits(
         raise ValueError(f"x and y must have at least {FEWEST} samples, got {len(first)}")
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
+    members = None
+    if groups is not None:
+        members, names = as_labels(groups, "groups")
+        check_lengths(("x", len(first)), ("groups", len(members)))
+        if len(names) < FEWEST_GROUPS:
+            raise ValueError(f"groups must be at least {FEWEST_GROUPS}, got {len(names)}")
     seeds = torch.randint(2**62, (repeats,), generator=torch.Generator().manual_seed(seed)).tolist()
     values = []
     with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
         for each in seeds:
             generator = torch.Generator().manual_seed(each)
-            split = split_samples(len(first), generator)
+            split = split_samples(len(first), generator, members)
+            if (least := min(map(len, split.halves))) < 2:
+                raise ValueError(f"groups must be larger or more: a half that was held out has {least} sample")
             values.append(estimate(standardise(first, split.fit), standardise(second, split.fit), split, generator))
     return Interval.of(values, held_out=HELD_OUT)
 
 
-def split_samples(count: int, generator: torch.Generator) -> Split:
-    """Draw the rows to fit on and the two held-out halves."""
-    held_out = round(HELD_OUT * count)
-    order = torch.randperm(count, generator=generator)
-    fit, first, second = order.tensor_split((count - held_out, count - held_out // 2))
+def split_samples(count: int, generator: torch.Generator, groups: Tensor | None = None) -> Split:
+    """Draw the rows to fit on and the two held-out halves.
+
+    Args:
+        count: Of samples.
+        generator: Draws.
+        groups: ``(count,)`` int64 from 0, each number in use: which group a sample is of. No group is in two parts.
+    """
+    units = count if groups is None else int(groups.max()) + 1
+    held_out = max(round(HELD_OUT * units), 2)
+    order = torch.randperm(units, generator=generator)
+    fit, first, second = order.tensor_split((units - held_out, units - held_out // 2))
+    if groups is None:
+        return Split(fit, (first, second))
+    rows = torch.randperm(count, generator=generator)
+    fit, first, second = (rows[torch.isin(groups[rows], part)] for part in (fit, first, second))
     return Split(fit, (first, second))
 
 

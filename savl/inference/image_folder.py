@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from savl.inference.image_format import READABLE, format_of_suffix
 def find_images(folders: Iterable[str | Path], *, argument: str = "data.hr") -> list[Path]:
     """All image files under the folders, sorted; hidden files and folders are left out.
 
+    A file that several folders lead to, one of them within another, is there once.
+
     Args:
         folders: Searched recursively.
         argument: What the caller calls them, for the messages.
@@ -31,6 +34,7 @@ def find_images(folders: Iterable[str | Path], *, argument: str = "data.hr") -> 
         if not root.is_dir():
             raise ValueError(f"{argument}: {root} is not a folder")
     paths = sorted(path for root in roots for path in root.rglob("*") if _is_image(path.relative_to(root), path))
+    paths = list({path.resolve(): path for path in reversed(paths)}.values())[::-1]
     if not paths:
         raise ValueError(f"{argument}: no images ({READABLE}) in {', '.join(str(root) for root in roots)}")
     return paths
@@ -52,6 +56,19 @@ def decode_rgb(path: Path) -> NDArray[np.uint8]:
         pixels = np.rint(pixels / 257).astype(np.uint8)
     colour = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1].repeat(3, axis=2)
     return np.ascontiguousarray(colour, dtype=np.uint8)
+
+
+def read_size(path: Path) -> tuple[int, int] | None:
+    """Sides of an image by its header, in pixels, which an orientation may exchange; None where that cannot be read."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images: nothing is decoded
+            with Image.open(path) as image:
+                return image.size
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError):
+        return None
 
 
 def read_rgb(path: Path) -> Tensor:

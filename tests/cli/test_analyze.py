@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,13 +80,13 @@ def test_a_report_of_two_networks_is_a_page_and_its_numbers(folder: Path) -> Non
 
 def test_of_a_table_only_some_rows_are_taken_and_an_older_report_is_replaced(folder: Path) -> None:
     (folder / "report").mkdir()
-    (folder / "report/index.html").write_text("old")
+    (folder / "report/index.html").write_text('<meta name="generator" content="savl analyze">old')
     result = run("-n", "model.safetensors", "--table", "table.csv", "--only", "hr", "-o", "report")
     assert result.exit_code == 0, result.stderr
     report = json.loads((folder / "report/report.json").read_text())
-    assert report["conditions"]["tables"] == {"hr": 4}
+    assert report["conditions"]["tables"] == [{"name": "hr", "images": 4}]
     assert report["models"][0]["factorial"] is None
-    assert (folder / "report/index.html").read_text() != "old"
+    assert "old" not in (folder / "report/index.html").read_text()[-3:]
 
 
 def test_without_images_a_few_that_come_with_other_packages_are_taken(
@@ -117,7 +118,10 @@ def test_without_images_a_few_that_come_with_other_packages_are_taken(
         (["--table", "table.csv", "--only", "else"], "only: no path of table.csv is 'else' or lies in it"),
         (["--hr", "hr", "--model", "zzz"], "zzz"),
         (["--hr", "hr", "--model", "hat.safetensors"], "hat.safetensors has no degradation field to analyze"),
-        (["--hr", "hr", "--compare", "./model.safetensors"], "must name different weights, got ./model.safetensors"),
+        (
+            ["--hr", "hr", "--compare", "./model.safetensors"],
+            "different weights, got model.safetensors, ./model.safetensors",
+        ),
         (["--hr", "hr", "--device", "tpu"], "tpu"),
         (
             ["--hr", "small"],
@@ -144,7 +148,8 @@ def test_mistakes_are_told_and_leave_nothing(folder: Path, arguments: list[str],
 
 def test_a_failure_keeps_the_older_report_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "report").mkdir()
-    (folder / "report/index.html").write_text("old")
+    old = '<meta name="generator" content="savl analyze">old'
+    (folder / "report/index.html").write_text(old)
 
     def fail(analysis: object) -> bytes:
         raise RuntimeError("nothing left on the disk")
@@ -154,7 +159,34 @@ def test_a_failure_keeps_the_older_report_whole(folder: Path, monkeypatch: pytes
     assert result.exit_code == 1
     assert "nothing left on the disk" in message(result)
     assert names(folder / "report") == ["index.html"]
-    assert (folder / "report/index.html").read_text() == "old"
+    assert (folder / "report/index.html").read_text() == old
+
+
+@pytest.mark.parametrize("name", ["index.html", "report.json"])
+def test_files_that_are_no_report_stay(folder: Path, name: str) -> None:
+    (folder / name).write_text("<title>My own page</title>")
+    result = run("--model", "model.safetensors", "--table", "table.csv", "-o", ".")
+    assert result.exit_code == 2
+    assert f"--output: {name} is there and was not written by savl; choose another folder" in message(result)
+    assert (folder / name).read_text() == "<title>My own page</title>"
+
+
+def test_weights_of_one_name_are_told_apart(folder: Path) -> None:
+    for run_name in ("one", "two"):
+        (folder / run_name / "last").mkdir(parents=True)
+        (folder / run_name / "last/model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    weights = [f"{run_name}/last/model.safetensors" for run_name in ("one", "two")]
+    result = run("--model", weights[0], "--compare", weights[1], "--table", "table.csv", "-o", "report")
+    assert result.exit_code == 0, message(result)
+    assert [model["name"] for model in json.loads((folder / "report/report.json").read_text())["models"]] == weights
+
+
+def test_a_missing_jinja_is_told_before_anything_is_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.setattr("savl.evaluation.analysis.whole.analyze", lambda *args, **kwargs: pytest.fail("measured"))
+    result = run("--model", "model.safetensors", "--table", "table.csv", "-o", "report")
+    assert result.exit_code == 1
+    assert "needs jinja2, which cannot be imported" in message(result)
 
 
 def test_the_help_tells_what_is_needed() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from savl.evaluation import Interval, club, mine
 from savl.evaluation.held_out import CrossFit, Split, split_samples
 
 
@@ -57,6 +61,47 @@ def test_samples_to_fit_on_and_both_halves_are_all_samples_once() -> None:
     assert [len(rows) for rows in (split.fit, *split.halves)] == [71, 15, 15]
     assert torch.cat((split.fit, *split.halves)).sort().values.tolist() == list(range(101))
     assert split.fit.tolist() != sorted(split.fit.tolist())
+
+
+def test_no_group_is_in_two_parts_and_rows_are_shuffled() -> None:
+    groups = torch.arange(10).repeat_interleave(4)
+    split = split_samples(40, torch.Generator().manual_seed(1), groups)
+    parts = [set(groups[rows].tolist()) for rows in (split.fit, *split.halves)]
+    assert [len(part) for part in parts] == [7, 2, 1]
+    assert set.union(*parts) == set(range(10))
+    assert torch.cat((split.fit, *split.halves)).sort().values.tolist() == list(range(40))
+    assert groups[split.fit].tolist() != sorted(groups[split.fit].tolist())
+
+
+def test_of_four_groups_two_are_fitted_on() -> None:
+    split = split_samples(8, torch.Generator().manual_seed(1), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]))
+    assert [len(rows) for rows in (split.fit, *split.halves)] == [4, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([0] * 30 + [1] * 5 + [2] * 5, "groups must be at least 4, got 3"),
+        ([0] * 10, "x and groups must have as many samples as each other, got 40 and 10"),
+        ([0] * 37 + [1, 2, 3], "groups must be larger or more: a half that was held out has 1 sample"),
+    ],
+)
+def test_groups_that_cannot_be_held_out_are_refused(groups: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        club(torch.randn(40, 2), torch.randn(40, 2), groups=groups, steps=1, width=4)
+
+
+@pytest.mark.parametrize(
+    "estimate", [partial(mine, steps=600, width=64, rate=1e-3), partial(club, steps=300, width=64)]
+)
+def test_samples_that_are_alike_within_groups_do_not_pass_for_information(estimate: Callable[..., Interval]) -> None:
+    """Codes of 40 groups, known by heart from one sample to the next, and contents that have nothing to do with it."""
+    groups = torch.arange(40).repeat_interleave(6)
+    x = torch.randn(40, 6)[groups] + 0.05 * torch.randn(240, 6)
+    y = torch.randn(40, 3)[groups]
+    assert estimate(x, y).value > 1, "there is nothing to be misled by"
+    assert estimate(x, y, groups=groups).value < 0.2
+    assert estimate(y + 0.3 * torch.randn(240, 3), y, groups=groups).value > 0.5
 
 
 def test_batches_are_rows_to_fit_on_without_repetition() -> None:

@@ -99,6 +99,55 @@ def test_equal_pairings_count_against_dependence() -> None:
     assert hsic(x, ["a", "a", "b", "b"], permutations=999).p_value == pytest.approx(1 / 3, abs=0.06)
 
 
+def grouped(groups: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Independent x and y ``(groups·size, 1)``, each nearly the same throughout a group; and the groups."""
+    members = torch.arange(groups).repeat_interleave(size)
+    x, y = torch.randn(2, groups, 1, dtype=torch.float64)
+    return x[members] + 0.1 * torch.randn(len(members), 1), y[members] + 0.1 * torch.randn(len(members), 1), members
+
+
+def test_samples_that_are_alike_within_groups_do_not_pass_for_dependent() -> None:
+    drawn = [grouped(10, 5) for _ in range(200)]
+    results = [hsic(x, y, groups=groups, permutations=19) for x, y, groups in drawn]
+    rejected = sum(result.p_value <= 1 / 20 for result in results)
+    assert rejected < 10 + 4 * math.sqrt(200 * 0.05 * 0.95), "5 % of 200 are 10"
+    values = torch.tensor([result.value for result in results])
+    assert abs(values.mean()) < 4 * values.std() / math.sqrt(200)
+    without = [hsic(x, y, permutations=19) for x, y, _ in drawn[:20]]
+    assert sum(result.p_value <= 1 / 20 for result in without) > 15, "there is nothing to be misled by"
+
+
+def test_groups_that_are_dependent_are_found_so() -> None:
+    x, _, groups = grouped(60, 4)
+    found = hsic(x, x.square(), groups=groups, permutations=99)
+    assert found.p_value == 1 / 100
+    assert found.normalised > 0.2
+
+
+def test_groups_are_exchanged_with_those_of_their_size_row_for_row() -> None:
+    """Of four groups of sizes 3, 3, 2 and 1 there are two exchanges: none, and of the first two."""
+    groups = ["a"] * 3 + ["b"] * 3 + ["c"] * 2 + ["d"]
+    x = torch.tensor([1.0, 2, 3, 7, 8, 9, 20, 21, 30])
+    order = torch.tensor([3, 4, 5, 0, 1, 2, 6, 7, 8])
+    alone = [hsic(x, values, permutations=0).value for values in (x, x[order])]
+    found = hsic(x, x, groups=groups, permutations=400)
+    assert found.value == pytest.approx((alone[0] - alone[1]) / 2, rel=0.2)
+    assert found.p_value == pytest.approx(0.5, abs=0.1)
+
+
+def test_of_more_groups_than_a_machine_holds_whole_ones_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["savl.evaluation.hsic"], "MOST", 50)
+    x, y, groups = grouped(30, 4)
+    assert hsic(x, y, groups=groups).samples == 48
+
+
+def test_kernels_that_take_all_samples_for_equally_far_apart_show_nothing() -> None:
+    flat = [hsic(list("abcde"), list("abcde")), hsic(torch.randn(5), torch.randn(5), bandwidths=(1e9, 1e9))]
+    for result in flat:
+        assert result.value == pytest.approx(0.0, abs=1e-14)
+        assert (result.p_value, result.normalised) == (1.0, 0.0)
+
+
 def test_without_permutations_nothing_is_claimed() -> None:
     assert hsic(*gaussians(50, 0.9), permutations=0).p_value == 1
 
@@ -178,6 +227,10 @@ def test_json_holds_every_number() -> None:
             r"bandwidths must be above 0 and finite, or None for the median, got \(0.0, None\)",
         ),
         ({"bandwidths": (None, math.nan)}, "bandwidths must be above 0"),
+        ({"x": torch.tensor([1e200, -1e200] * 5, dtype=torch.float64)}, r"that distances overflow, got up to 1e\+200"),
+        ({"groups": [0] * 5 + [1] * 5, "permutations": 0}, "permutations must be at least 1 with groups, got 0"),
+        ({"groups": [0] * 4 + [1] * 6}, r"groups must be two or more of one size, .* got sizes \[4, 6\]"),
+        ({"groups": [0] * 9}, "x and groups must have as many samples as each other, got 10 and 9"),
     ],
 )
 def test_what_cannot_be_compared_is_named(changes: dict[str, Any], message: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from savl.inference.image_folder import decode_rgb, find_images
+from savl.inference.image_folder import decode_rgb, find_images, read_size
 
 
 def test_hidden_files_and_folders_named_like_images_are_left_out(tmp_path: Path) -> None:
@@ -26,3 +26,19 @@ def test_gray_transparent_and_16_bit_images_become_8_bit_rgb(tmp_path: Path) -> 
         pixels = decode_rgb(tmp_path / f"{name}.png")
         assert pixels.dtype == np.uint8
         np.testing.assert_array_equal(pixels, np.broadcast_to(colour, (3, 4, 3)))
+
+
+def test_a_file_that_several_folders_lead_to_is_there_once(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "a/1.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "2.png")
+    assert find_images([tmp_path, tmp_path / "a"]) == [tmp_path / "2.png", tmp_path / "a/1.png"]
+
+
+def test_the_size_is_read_without_the_pixels(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "1.png")
+    assert read_size(tmp_path / "1.png") == (30, 20)
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:-20])
+    assert read_size(tmp_path / "1.png") == (30, 20)
+    (tmp_path / "1.png").write_bytes(b"no image")
+    assert read_size(tmp_path / "1.png") is None

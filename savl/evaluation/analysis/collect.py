@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from savl.evaluation.analysis.content import Content, describe, principal_content
-from savl.evaluation.analysis.factorial import VARIATIONS, Variation, read_scene, vary
+from savl.evaluation.analysis.factorial import VARIATIONS, Variation, read_scene, spread, vary
 from savl.evaluation.analysis.factors import FactorTable
 from savl.evaluation.analysis.features import Features, measure_fields
-from savl.inference.image_folder import read_rgb
+from savl.inference.image_folder import read_rgb, read_size
 from savl.network import SAVL
 
 FEWEST_CROPS = 4
@@ -50,8 +50,8 @@ class FactorialFeatures:
 
     paths: tuple[Path, ...]
     """Files of the photographs, each a scene."""
-    too_small: tuple[str, ...]
-    """Names of those that were left out."""
+    too_small: tuple[Path, ...]
+    """Those that were left out."""
     content: Content
     """A row for every clean crop."""
     varied: tuple[VariedFeatures, ...]
@@ -73,6 +73,7 @@ def collect_factorial(
     models: Sequence[SAVL],
     paths: Sequence[Path],
     *,
+    scenes: int,
     crops: int,
     side: int,
     components: int,
@@ -84,6 +85,7 @@ def collect_factorial(
     Args:
         models: Networks with a field and of one scale.
         paths: High-resolution images.
+        scenes: So many of those that are large enough at most, evenly spaced.
         crops: Of every photograph, at most.
         side: Of the crops, low-resolution pixels.
         components: Numbers that describe a crop's content.
@@ -97,22 +99,24 @@ def collect_factorial(
     """
     scale = models[0].config.scale
     files: list[Path] = []
-    too_small: list[str] = []
+    too_small = [path for path in paths if (sides := read_size(path)) and min(sides) < side * scale]
+    small = set(too_small)
+    chosen = spread([path for path in paths if path not in small], scenes)
     descriptions: list[Tensor] = []
     varied = [_Growing(variation, models) for variation in VARIATIONS]
     swept: Tensor | None = None
-    on_progress("photographs", 0, len(paths))
-    for place, path in enumerate(paths):
+    on_progress("photographs", 0, len(chosen))
+    for place, path in enumerate(chosen):
         z = read_scene(path, crops=crops, side=side, scale=scale, seed=(seed, place))
         if z is None:
-            too_small.append(path.name)
+            too_small.append(path)
         else:
             for which, growing in enumerate(varied):
                 growing.add(len(files), z, (seed, place, which))
             files.append(path)
             descriptions.append(describe(z))
             swept = z if swept is None else swept
-        on_progress("photographs", place + 1, len(paths))
+        on_progress("photographs", place + 1, len(chosen))
     if len(files) < 2 or varied[0].crops < FEWEST_CROPS or swept is None:
         raise ValueError(
             f"hr: at least 2 photographs, and {FEWEST_CROPS} crops of {side * scale}×{side * scale} pixels in all, are "

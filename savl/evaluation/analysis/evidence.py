@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from savl.evaluation.analysis.collect import FactorialFeatures, VariedFeatures
 from savl.evaluation.analysis.correlation import Correlation, spearman
 from savl.evaluation.analysis.restoration import Restoration
 from savl.evaluation.club import club
+from savl.evaluation.held_out import FEWEST_GROUPS
 from savl.evaluation.hsic import HSICResult, hsic
 from savl.evaluation.intervals import Interval
 from savl.evaluation.mine import mine
@@ -47,6 +49,8 @@ class Information:
     club: Interval | None
     """Nats; an upper bound, as far as its Gaussian fits; None for labels, which are none."""
     hsic: HSICResult
+    held_out: str
+    """scene or crop: what was never both fitted and measured, with all that belongs to it."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,9 @@ def variation_evidence(varied: VariedFeatures, model: int, *, repeats: int, seed
         varied.variation.labels,
         level=linear_probe(features.mean, varied.level, groups=varied.scene, repeats=repeats, seed=seed),
         scene=linear_probe(features.mean, varied.scene, repeats=repeats, seed=seed),
-        severity=None if severity is None or constant else spearman(severity, varied.amounts, seed=seed),
+        severity=None
+        if severity is None or constant
+        else spearman(severity, varied.amounts, groups=varied.scene, seed=seed),
         severity_by_level=by_level(severity),
         kl_by_level=by_level(features.kl),
     )
@@ -120,17 +126,34 @@ def known_of_content(data: FactorialFeatures, model: int, *, repeats: int, seed:
     """How much the features of noisy images know of what the clean crop looks like (`content.describe`)."""
     noisy = data.varied[0]
     features, content = noisy.features[model].mean, data.content.values[noisy.crop]
+    name, groups = held_out(noisy)
     return Information(
-        mine(features, content, repeats=repeats, seed=seed),
-        club(features, content, repeats=repeats, seed=seed),
-        hsic(features, content, seed=seed),
+        mine(features, content, groups=groups, repeats=repeats, seed=seed),
+        club(features, content, groups=groups, repeats=repeats, seed=seed),
+        hsic(features, content, groups=groups, seed=seed),
+        name,
     )
 
 
 def known_of_noise(data: FactorialFeatures, model: int, *, repeats: int, seed: int) -> Information:
-    """How much the features of noisy images know of the level of their noise; at most the logarithm of the levels."""
+    """How much the features of noisy images know of the level of their noise; the most is log(levels), roughly.
+
+    Every scene comes at every level, so for HSIC it is levels that are exchanged and not scenes.
+    """
     noisy = data.varied[0]
     features = noisy.features[model].mean
-    return Information(
-        mine(features, noisy.level, repeats=repeats, seed=seed), None, hsic(features, noisy.level, seed=seed)
-    )
+    name, groups = held_out(noisy)
+    found = mine(features, noisy.level, groups=groups, repeats=repeats, seed=seed)
+    return Information(found, None, hsic(features, noisy.level, seed=seed), name)
+
+
+def held_out(varied: VariedFeatures) -> tuple[str, NDArray[np.int64]]:
+    """What is held out as a whole, and which of them every image is of.
+
+    Images of one crop have one content, and crops of one scene are alike, so it is scenes; crops where too few scenes
+    have as many crops.
+    """
+    images = Counter(varied.scene.tolist())
+    if max(Counter(images.values()).values()) >= FEWEST_GROUPS:
+        return "scene", varied.scene
+    return "crop", varied.crop

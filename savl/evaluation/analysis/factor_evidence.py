@@ -98,7 +98,7 @@ def factor_evidence(
             )
         except ValueError as error:  # classes and scenes that cannot be split so that all classes are on both sides
             rows, not_probed = [], f"cannot be split: {error}"
-    severity, not_correlated = _correlation(name, values, features, seed)
+    severity, not_correlated = _correlation(name, values, scenes, features, seed)
     return FactorEvidence(
         name,
         dict(sorted(Counter(str(values[row]) for row in rows).items())),
@@ -133,7 +133,9 @@ def _probed_rows(values: Values, groups: Values | None) -> tuple[list[int], str 
     return [row for row in rows if values[row] in fine], None
 
 
-def _correlation(name: str, values: Values, features: Features, seed: int) -> tuple[Correlation | None, str | None]:
+def _correlation(
+    name: str, values: Values, scenes: Values | None, features: Features, seed: int
+) -> tuple[Correlation | None, str | None]:
     amounts, known = known_numbers(name, values)
     if not len(known):
         return None, "is no number"
@@ -144,7 +146,9 @@ def _correlation(name: str, values: Values, features: Features, seed: int) -> tu
         return None, "has fewer than three different numbers"
     if severity[known].min() == severity[known].max():
         return None, "the severity is the same for all images"
-    return spearman(severity[known], amounts, seed=seed), None
+    # An image of an unknown scene stands for itself.
+    groups = None if scenes is None else [scenes[row] or int(row) for row in known]
+    return spearman(severity[known], amounts, groups=groups, seed=seed), None
 
 
 def known_numbers(name: str, values: Values) -> tuple[NDArray[np.float64], NDArray[np.intp]]:

@@ -9,8 +9,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path, PurePosixPath
+
+from savl.evaluation.analysis.names import distinct_names
 
 PATH = "path"
 METADATA = "metadata"
@@ -18,7 +19,8 @@ SCENE = "scene"
 FOLDER = "folder"
 MISSING = frozenset({"", "none", "nan", "na", "n/a", "null", "-"})
 """Values that say nothing, whatever their case."""
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?(/\d+)?")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_FRACTION = re.compile(r"([+-]?\d{1,18})/(\d{1,18})", re.ASCII)
 _MOST_NAMED = 5
 
 
@@ -59,16 +61,18 @@ def read_tables(files: Iterable[Path], only: Sequence[str] = ()) -> list[FactorT
             there, has no factor that varies; or a path of ``only`` is in no table.
     """
     tables: list[FactorTable] = []
+    files = list(dict.fromkeys(files))
+    only = list({PurePosixPath(part): part for part in reversed(only)}.values())[::-1]
     found = Counter[str]()
-    for file in files:
+    for file, title in zip(files, distinct_names(files, suffix=True), strict=True):
         rows = _read_rows(file)
         if not only:
-            tables.append(_table(file, str(file.name), rows))
+            tables.append(_table(file, title, rows))
         for part in only:
             chosen = [row for row in rows if PurePosixPath(row[PATH]).is_relative_to(PurePosixPath(part))]
             if chosen:
                 found[part] += len(chosen)
-                tables.append(_table(file, part, chosen))
+                tables.append(_table(file, part if len(files) == 1 else f"{title}: {part}", chosen))
     if lost := [part for part in only if not found[part]]:
         raise FactorTableError(
             f"only: no path of {_named([str(file) for file in files]) or 'any table'} is {lost[0]!r} or lies in it"
@@ -86,12 +90,12 @@ def numbers(values: Sequence[str | None]) -> list[float] | None:
 
 
 def _number(text: str) -> float | None:
-    if not _NUMBER.fullmatch(text) or re.match(r"[+-]?0\d", text):
+    if re.match(r"[+-]?0\d", text):
         return None
-    try:
-        value = float(Fraction(text))
-    except (ZeroDivisionError, OverflowError):
-        return None
+    if fraction := _FRACTION.fullmatch(text):
+        above, below = map(int, fraction.groups())
+        return above / below if below else None
+    value = float(text) if _NUMBER.fullmatch(text) else math.inf
     return value if math.isfinite(value) else None
 
 
@@ -103,7 +107,7 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
         raise FactorTableError(f"{file}: {(error.strerror or str(error)).lower()}") from error
     except UnicodeDecodeError as error:
         raise FactorTableError(f"{file}: is no UTF-8 text ({error.reason} at byte {error.start})") from error
-    header = text.partition("\n")[0]
+    header = text.lstrip().partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in header else ",")
     try:
         lines = [(reader.line_num, line) for line in reader if line]
@@ -114,6 +118,8 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
     columns = [name.strip() for name in lines[0][1]]
     if PATH not in columns:
         raise FactorTableError(f"{file}: must have a column {PATH!r}, has {_named(columns)}")
+    if "" in columns:
+        raise FactorTableError(f"{file}: column {columns.index('') + 1} of {len(columns)} has no name")
     if twice := [name for name, count in Counter(columns).items() if count > 1]:
         raise FactorTableError(f"{file}: has several columns {twice[0]!r}")
     if len(lines) == 1:
@@ -145,10 +151,12 @@ def _take_apart(metadata: str, where: str) -> dict[str, str]:
 
 def _table(file: Path, name: str, rows: Sequence[dict[str, str]]) -> FactorTable:
     paths = tuple(file.parent / row[PATH] for row in rows)
+    if bad := [row[PATH] for row in rows if "\0" in row[PATH]]:
+        raise FactorTableError(f"{file}: {bad[0]!r} is no path")
+    if lost := [str(path) for path in paths if not _is_file(path)]:
+        raise FactorTableError(f"{file}: names images that are not there: {_named(lost)}")
     if twice := [str(path) for path, count in Counter(path.resolve() for path in paths).items() if count > 1]:
         raise FactorTableError(f"{file}: names images several times: {_named(twice)}")
-    if lost := [str(path) for path in paths if not path.is_file()]:
-        raise FactorTableError(f"{file}: names images that are not there: {_named(lost)}")
     names = dict.fromkeys(column for row in rows for column in row if column != PATH)
     factors = {column: tuple(_value(row.get(column, "")) for row in rows) for column in names}
     folders = tuple(path.parent.name for path in paths)
@@ -160,6 +168,13 @@ def _table(file: Path, name: str, rows: Sequence[dict[str, str]]) -> FactorTable
         known = [f"{factor} is always {next(filter(None, values), 'missing')}" for factor, values in factors.items()]
         raise FactorTableError(f"{file}: {name} has one class only of every factor ({_named(known)})")
     return FactorTable(name, paths, factors)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long for any file
+        return False
 
 
 def _value(text: str) -> str | None:

@@ -76,7 +76,7 @@ def severity_by_number(
             axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
     axes.set_title(_with_correlation("", correlation), fontsize=10)
-    axes.set_xlabel(name, fontsize=9)
+    axes.set_xlabel(name, fontsize=9, parse_math=False)
     axes.set_ylabel("severity 1 − v̄", fontsize=9)
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
@@ -131,7 +131,7 @@ def coloured_embeddings(places: NDArray[np.float32], colourings: Mapping[str, Co
     figure, panels = _panels(len(colourings))
     for axes, (title, colouring) in zip(panels, colourings.items(), strict=True):
         _colour_points(axes, places, colouring)
-        axes.set_title(title, fontsize=10)
+        axes.set_title(title, fontsize=10, parse_math=False)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_aspect("equal", adjustable="datalim")
@@ -157,11 +157,14 @@ def _colour_points(axes: Axes, places: NDArray[np.float32], colouring: Colouring
     present = dict.fromkeys(map(str, values))
     classes = [name for name in colouring.order or present if name in present]
     colours = _classes(len(classes)) if colouring.order is None else _ordered(len(classes))
-    for name, colour in zip(classes, colours, strict=True):
+    for number, (name, colour) in enumerate(zip(classes, colours, strict=True)):
         of_class = np.asarray([value == name for value in values])
-        axes.scatter(places[of_class, 0], places[of_class, 1], s=10, color=colour, label=name, edgecolors="none")
+        axes.scatter(places[of_class, 0], places[of_class, 1], s=10, color=colour, label=number, edgecolors="none")
     if len(classes) <= MOST_IN_LEGEND:
-        axes.legend(fontsize=7, markerscale=1.6, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        legend = axes.legend(fontsize=7, markerscale=1.6, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        for text, name in zip(legend.get_texts(), classes, strict=True):  # matplotlib hides labels such as _a
+            text.set_text(name)
+            text.set_parse_math(False)
     else:
         axes.set_xlabel(f"{len(classes)} classes", fontsize=8)
 

@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,15 @@ from savl.evaluation.analysis.channels import ChannelResponse, direction_cosine
 from savl.evaluation.analysis.collect import OnProgress, TableFeatures
 from savl.evaluation.analysis.factor_evidence import known_numbers
 from savl.evaluation.analysis.figures import Colouring
+from savl.evaluation.analysis.names import distinct_names
 from savl.evaluation.analysis.report_json import PUBLISHED
 from savl.evaluation.analysis.severity_pictures import LONGEST, SeverityPicture
 from savl.evaluation.analysis.whole import Analysis
+from savl.evaluation.unavailable import AnalysisUnavailable
 from savl.inference.severity_map import draw_severity
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 NAMES = {"noise": "noise", "blur": "blur", "jpeg": "JPEG"}
 MARGIN = 12
@@ -38,12 +43,9 @@ def render_page(analysis: Analysis, on_progress: OnProgress = lambda what, done,
         on_progress: Called with what is done, how much of it is finished, and how much there is in all.
 
     Raises:
-        AnalysisUnavailable: scikit-learn is not installed.
+        AnalysisUnavailable: scikit-learn or Jinja is not installed.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    template = environment.from_string(files("savl.evaluation.analysis").joinpath("page.html.jinja").read_text("utf-8"))
+    template = page_template()
     subject, photographs = analysis.models[0], analysis.photographs
     found = subject.factorial
     deterministic = subject.code == "deterministic"
@@ -57,6 +59,7 @@ def render_page(analysis: Analysis, on_progress: OnProgress = lambda what, done,
             models=analysis.models,
             published=PUBLISHED,
             photographs=photographs,
+            too_small=[] if photographs is None else distinct_names(photographs.too_small, suffix=True),
             names=NAMES,
             images=0 if photographs is None else len(photographs.varied[0].level),
             most_of_levels=0.0 if found is None else math.log(found.variations[0].level.classes),
@@ -72,8 +75,22 @@ def render_page(analysis: Analysis, on_progress: OnProgress = lambda what, done,
             real=[{"image": _data(_strip(picture)), "caption": picture.name} for picture in analysis.real],
         )
         .lstrip()
-        .encode(errors="surrogateescape")
+        .encode(errors="backslashreplace")
     )
+
+
+def page_template() -> Template:
+    """The page to be filled in.
+
+    Raises:
+        AnalysisUnavailable: Jinja is not installed.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError as error:
+        raise AnalysisUnavailable("the page of an analysis", "jinja2", error) from error
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    return environment.from_string(files("savl.evaluation.analysis").joinpath("page.html.jinja").read_text("utf-8"))
 
 
 def _draw(analysis: Analysis, on_progress: OnProgress) -> dict[str, Any]:
@@ -98,10 +115,11 @@ def _draw(analysis: Analysis, on_progress: OnProgress) -> dict[str, Any]:
             correlations = [variation.severity for variation in found.variations]
             drawn["severity"] = _data(figures.severity_by_level(photographs.varied, correlations))
         drawn["channels"] = _data(figures.channel_heatmaps(found.channels))
+        photographed = distinct_names(photographs.paths)
         for varied in photographs.varied:
             labels, kind = varied.variation.labels, NAMES[varied.variation.name]
             levels = Colouring([labels[level] for level in varied.level], labels)
-            scenes = Colouring([photographs.paths[scene].stem for scene in varied.scene])
+            scenes = Colouring([photographed[scene] for scene in varied.scene])
             embed(f"{kind} alone", varied.features[0].mean, {varied.variation.unit: levels, "scene": scenes})
     for place, table in enumerate(analysis.tables):
         drawn["scatters"].append(_scatters(analysis, place))

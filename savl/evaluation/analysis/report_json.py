@@ -9,9 +9,10 @@ from typing import Any
 
 import savl
 from savl.evaluation.analysis.factorial import VARIATIONS
+from savl.evaluation.analysis.names import distinct_names
 from savl.evaluation.analysis.whole import Analysis
 
-VERSION = 1
+VERSION = 2
 """Of the layout of the JSON; it grows when a name goes or changes its meaning."""
 
 
@@ -46,18 +47,18 @@ def report_json(analysis: Analysis) -> bytes:
         "savl": savl.__version__,
         "config": asdict(analysis.config),
         "conditions": {
-            "photographs": [] if photographs is None else [path.name for path in photographs.paths],
-            "too_small": [] if photographs is None else list(photographs.too_small),
+            "photographs": [] if photographs is None else distinct_names(photographs.paths, suffix=True),
+            "too_small": [] if photographs is None else distinct_names(photographs.too_small, suffix=True),
             "images_per_degradation": 0 if photographs is None else len(photographs.varied[0].level),
             "levels": {variation.name: list(variation.amounts) for variation in VARIATIONS},
             "content_explained": None if photographs is None else photographs.content.explained,
-            "tables": {table.table.name: len(table.table.paths) for table in analysis.tables},
+            "tables": [{"name": table.table.name, "images": len(table.table.paths)} for table in analysis.tables],
             "real": [picture.name for picture in analysis.real],
         },
         "published": [plain(row) for row in PUBLISHED],
         "models": [plain(model) for model in analysis.models],
     }
-    return (json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode(errors="surrogateescape")
+    return (json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def plain(value: Any) -> Any:

@@ -28,6 +28,7 @@ from savl.evaluation.analysis.factor_evidence import TableEvidence, table_eviden
 from savl.evaluation.analysis.factorial import spread
 from savl.evaluation.analysis.factors import FactorTable
 from savl.evaluation.analysis.features import check_has_field
+from savl.evaluation.analysis.names import distinct_names
 from savl.evaluation.analysis.restoration import Restoration, restore
 from savl.evaluation.analysis.severity_pictures import SeverityPicture, photograph_severity, uneven_severity
 from savl.evaluation.unavailable import AnalysisUnavailable
@@ -35,6 +36,9 @@ from savl.network import SAVL
 from savl.settings import check_types
 
 T = TypeVar("T")
+
+LARGEST_SEED = 2**32 - 1
+"""What scikit-learn takes."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class AnalysisConfig:
             smallest = {"seed": 0, "scenes": 2, "side": 8}.get(field.name, 1)
             if getattr(self, field.name) < smallest:
                 raise ValueError(f"{field.name} must be at least {smallest}, got {getattr(self, field.name)}")
+        if self.seed > LARGEST_SEED:
+            raise ValueError(f"seed must be at most {LARGEST_SEED}, got {self.seed}")
 
     def quick(self) -> AnalysisConfig:
         """For a first look: intervals from so little are wide."""
@@ -137,10 +143,10 @@ def analyze(
     networks = list(models.values())
     photographs = None
     if hr:
-        chosen = spread(hr, config.scenes)
         photographs = collect_factorial(
             networks,
-            chosen,
+            hr,
+            scenes=config.scenes,
             crops=config.crops,
             side=config.side,
             components=config.components,
@@ -208,6 +214,7 @@ def _agreements(
     if not variational:
         return [None] * len(networks), ()
     paths = spread(photographs.paths, config.images)
+    names = distinct_names(paths)
     found: list[dict[str, float]] = [{} for _ in variational]
     shown: list[SeverityPicture] = []
     on_progress("severity maps against the truth", 0, len(paths))
@@ -215,9 +222,9 @@ def _agreements(
         pictures = uneven_severity(variational, path, (config.seed, place))
         for each, correlations in zip(pictures, found, strict=True):
             assert each.correlation is not None
-            correlations[each.name] = each.correlation
+            correlations[names[place]] = each.correlation
         if variational[0] is networks[0] and place < config.pictures:
-            shown.append(pictures[0])
+            shown.append(replace(pictures[0], name=names[place]))
         on_progress("severity maps against the truth", place + 1, len(paths))
     agreements = iter(
         Agreement(statistics.fmean(each.values()), statistics.median(each.values()), each) for each in found
@@ -272,7 +279,7 @@ def _real(
         return ()
     chosen, pictures = spread(paths, config.pictures), []
     on_progress("severity maps of photographs", 0, len(chosen))
-    for place, path in enumerate(chosen):
-        pictures.append(photograph_severity(network, path))
+    for place, (path, name) in enumerate(zip(chosen, distinct_names(chosen), strict=True)):
+        pictures.append(replace(photograph_severity(network, path), name=name))
         on_progress("severity maps of photographs", place + 1, len(chosen))
     return tuple(pictures)

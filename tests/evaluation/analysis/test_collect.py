@@ -22,9 +22,16 @@ Make = Callable[..., SAVL]
 Write = Callable[..., list[Path]]
 
 
-def collect(models: list[SAVL], paths: list[Path], crops: int = 2, seed: int = 0) -> FactorialFeatures:
+def collect(models: list[SAVL], paths: list[Path], crops: int = 2, seed: int = 0, scenes: int = 9) -> FactorialFeatures:
     return collect_factorial(
-        models, paths, crops=crops, side=16, components=3, seed=seed, on_progress=lambda what, done, total: None
+        models,
+        paths,
+        scenes=scenes,
+        crops=crops,
+        side=16,
+        components=3,
+        seed=seed,
+        on_progress=lambda what, done, total: None,
     )
 
 
@@ -62,11 +69,21 @@ def test_rows_are_of_the_crop_and_level_they_say(network: Make, photographs: Wri
     assert torch.equal(found.swept, first)
 
 
+def test_small_images_do_not_take_the_places_of_photographs(network: Make, photographs: Write) -> None:
+    paths = photographs(3, height=64, width=96)
+    thumbs = [path.with_name(f"{path.stem}_thumb.png") for path in paths]
+    for thumb in thumbs:
+        Image.new("RGB", (30, 20)).save(thumb)
+    found = collect([network()], sorted(paths + thumbs), scenes=2)
+    assert found.paths == (paths[0], paths[2])
+    assert found.too_small == tuple(thumbs)
+
+
 def test_photographs_that_are_too_small_are_left_out_by_name(network: Make, photographs: Write) -> None:
     paths = photographs(3, height=64, width=96)
     Image.new("RGB", (63, 100)).save(paths[1])
     found = collect([network()], paths)
-    assert found.too_small == ("scene1.png",)
+    assert found.too_small == (paths[1],)
     assert found.paths == (paths[0], paths[2])
     assert set(found.varied[0].scene.tolist()) == {0, 1}
     Image.new("RGB", (63, 100)).save(paths[0])

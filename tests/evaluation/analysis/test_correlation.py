@@ -31,6 +31,23 @@ def test_the_interval_follows_from_the_seed() -> None:
     assert spearman(a, b, seed=1).low != spearman(a, b, seed=2).low
 
 
+def test_images_of_one_scene_are_resampled_together() -> None:
+    """A slope of its own for each of 8 scenes: of how other scenes would do, hundreds of images say as little as 8."""
+    random = np.random.default_rng(3)
+    scenes = np.repeat(np.arange(8), 60)
+    a = random.normal(size=len(scenes))
+    b = random.normal(0.3, 1.0, 8)[scenes] * a + 0.3 * random.normal(size=len(scenes))
+    alone, together = spearman(a, b), spearman(a, b, groups=scenes)
+    assert alone.value == together.value
+    assert together.high - together.low > 3 * (alone.high - alone.low)
+    assert spearman(a, b, groups=np.minimum(scenes, 3)) == alone, "too few scenes to resample"
+
+
+def test_a_handful_of_images_has_no_interval() -> None:
+    found = spearman([1, 2, 3, 4], [1, 2, 3, 4])
+    assert (found.value, found.low, found.high) == (pytest.approx(1.0), -1.0, 1.0)
+
+
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [

@@ -14,16 +14,24 @@ from numpy.typing import NDArray
 from savl.evaluation.analysis import evidence
 from savl.evaluation.analysis.collect import FactorialFeatures, VariedFeatures
 from savl.evaluation.analysis.content import Content
-from savl.evaluation.analysis.evidence import known_of_content, known_of_noise, probe_kind, variation_evidence
+from savl.evaluation.analysis.evidence import (
+    held_out,
+    known_of_content,
+    known_of_noise,
+    probe_kind,
+    variation_evidence,
+)
 from savl.evaluation.analysis.factorial import VARIATIONS
 from savl.evaluation.analysis.features import Features
 
-SCENES, CROPS, LEVELS = 6, 4, 5
+SCENES, CROPS, LEVELS = 12, 4, 5
 SCENE = np.repeat(np.arange(SCENES), CROPS * LEVELS)
 CROP = (SCENE * CROPS).reshape(SCENES, LEVELS, CROPS) + np.arange(CROPS)
 CROP = CROP.reshape(-1)
 LEVEL = np.tile(np.repeat(np.arange(LEVELS), CROPS), SCENES)
 N = len(SCENE)
+LOOK = np.random.default_rng(1).normal(size=(SCENES * CROPS, 2)).astype(np.float32)
+"""Of every crop."""
 
 Known = NDArray[np.float64]
 
@@ -41,7 +49,7 @@ def factorial(*known: Known, severity: Known | None = None) -> FactorialFeatures
         variance = None if severity is None else (1 - severity).astype(np.float32)
         features = Features(mean.astype(np.float32), variance, None if variance is None else 2 * variance)
         varied.append(VariedFeatures(variation, SCENE, CROP, LEVEL, (features,)))
-    content = Content(one_hot(np.arange(SCENES * CROPS) // CROPS).astype(np.float32), 1.0)
+    content = Content(LOOK, 1.0)
     return FactorialFeatures((Path("x.png"),) * SCENES, (), content, tuple(varied), torch.zeros(1))
 
 
@@ -67,8 +75,8 @@ def test_severity_is_correlated_with_the_amount_and_averaged_by_level() -> None:
     found = variation_evidence(factorial(one_hot(LEVEL), severity=severity).varied[1], 0, repeats=2, seed=0)
     assert found.severity is not None
     assert found.severity.value > 0.97
-    assert found.severity_by_level == pytest.approx([0.1 * level + 0.0025 for level in range(LEVELS)], abs=1e-6)
-    assert found.kl_by_level == pytest.approx([2 * (1 - 0.1 * level - 0.0025) for level in range(LEVELS)], abs=1e-6)
+    assert found.severity_by_level == pytest.approx([0.1 * level + 0.0055 for level in range(LEVELS)], abs=1e-6)
+    assert found.kl_by_level == pytest.approx([2 * (1 - 0.1 * level - 0.0055) for level in range(LEVELS)], abs=1e-6)
     assert (found.name, found.title, found.levels) == ("blur", "Blur-Level", ("0", "0.5", "1", "1.5", "2"))
 
 
@@ -94,9 +102,9 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fitted")
-@pytest.mark.parametrize("knows", ["level", "scene"])
+@pytest.mark.parametrize("knows", ["level", "look"])
 def test_information_is_of_what_the_features_know(knows: str) -> None:
-    data = factorial(one_hot(LEVEL if knows == "level" else SCENE))
+    data = factorial(one_hot(LEVEL) if knows == "level" else LOOK[CROP].astype(np.float64))
     find: list[Callable[..., evidence.Information]] = [known_of_content, known_of_noise]
     content, noise = (each(data, 0, repeats=2, seed=0) for each in find)
     known, unknown = (noise, content) if knows == "level" else (content, noise)
@@ -104,6 +112,26 @@ def test_information_is_of_what_the_features_know(knows: str) -> None:
     assert unknown.mine.value < 0.15
     assert known.hsic.p_value < 0.01
     assert known.hsic.normalised > 0.3 > abs(unknown.hsic.normalised) + 0.2
+    assert content.held_out == noise.held_out == "scene"
     assert noise.club is None
     assert content.club is not None
-    assert (content.club.value > 1) == (knows == "scene")
+    assert (content.club.value > 1) == (knows == "look")
+
+
+@pytest.mark.usefixtures("fitted")
+def test_features_that_know_every_crop_by_name_know_nothing_of_what_it_looks_like() -> None:
+    """What a network could learn by heart of crops that are on both sides, it cannot of scenes that it has not seen."""
+    names = np.random.default_rng(2).normal(size=(SCENES * CROPS, 8))
+    found = known_of_content(factorial(names[CROP]), 0, repeats=3, seed=0)
+    assert found.mine.value < 0.1
+    assert found.club is not None
+    assert found.club.value < 0.3
+    assert found.hsic.p_value > 0.02
+
+
+def test_crops_are_held_out_where_scenes_are_few_or_uneven() -> None:
+    noisy = factorial(one_hot(LEVEL)).varied[0]
+    assert held_out(noisy) == ("scene", noisy.scene)
+    few = noisy.scene < 3
+    scenes = VariedFeatures(noisy.variation, SCENE[few], CROP[few], LEVEL[few], noisy.features)
+    assert held_out(scenes) == ("crop", scenes.crop)

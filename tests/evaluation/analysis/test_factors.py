@@ -58,9 +58,11 @@ def test_images_of_several_folders_get_the_folder_as_a_factor_unless_there_is_on
 def test_each_path_of_only_makes_a_table_of_the_rows_below_it(folder: Path) -> None:
     table = write(folder, "path,iso\na/1.png,1\na/2.png,2\nb/1.png,3\nb_more/3.png,4\n")
     other = write(folder, "path,iso\na/1.png,5\na/2.png,6\n", "other.csv")
-    found = read_tables([table, other], ["a", "a/"])
+    (alone,) = read_tables([table], ["a", "a/"])
+    assert (alone.name, alone.factors["iso"]) == ("a", ("1", "2"))
+    found = read_tables([table, other], ["a"])
     assert [(each.name, each.factors["iso"]) for each in found] == [
-        ("a", ("1", "2")), ("a/", ("1", "2")), ("a", ("5", "6")), ("a/", ("5", "6")),
+        ("table.csv: a", ("1", "2")), ("other.csv: a", ("5", "6")),
     ]  # fmt: skip
     with pytest.raises(FactorTableError, match="one class only of every factor"):
         read_tables([table], ["b"])  # and not b_more
@@ -75,6 +77,9 @@ def test_each_path_of_only_makes_a_table_of_the_rows_below_it(folder: Path) -> N
         ("path,iso\n", "has a header and no rows"),
         ("file,iso\na/1.png,1\n", "must have a column 'path', has file, iso"),
         ("path,iso,iso\na/1.png,1,2\n", "has several columns 'iso'"),
+        ("path,iso,\na/1.png,1,\n", "column 3 of 3 has no name"),
+        ("path,iso\na\0,1\na/2.png,2\n", r"'a\\x00' is no path"),
+        (f"path,iso\n{'a' * 5000},1\na/2.png,2\n", "names images that are not there: .*aaa"),
         ("path,iso\na/1.png,1\n\na/2.png\n", "line 4 has 1 values for 2 columns"),
         ("path,iso\na/1.png,1\n,2\n", "line 3 has no path"),
         ("path,iso\na/1.png,1\na/../a/1.png,2\n", "names images several times: .*a/1.png"),
@@ -102,6 +107,21 @@ def test_a_table_that_is_missing_or_no_text_is_named(folder: Path) -> None:
         read_tables([folder / "table.csv"])
 
 
+def test_tables_of_one_name_are_told_apart_and_one_given_twice_is_read_once(folder: Path) -> None:
+    tables = [write(folder / place, "path,iso\n1.png,1\n../a/2.png,2\n", "shots.csv") for place in ("a", "b")]
+    assert [each.name for each in read_tables([*tables, tables[0]])] == ["a/shots.csv", "b/shots.csv"]
+
+
+def test_tabs_separate_below_an_empty_line_too(folder: Path) -> None:
+    (table,) = read_tables([write(folder, "\npath\tiso\na/1.png\t1\na/2.png\t2\n")])
+    assert table.factors == {"iso": ("1", "2")}
+
+
+def test_numbers_of_many_digits_take_no_time() -> None:
+    assert numbers(["9" * 5000, "1"]) is None
+    assert numbers(["9" * 30 + "/7", "1"]) is None
+
+
 def test_of_many_missing_images_the_first_are_named_and_the_rest_counted(folder: Path) -> None:
     table = write(folder, "path,iso\n" + "".join(f"no/{n}.png,{n}\n" for n in range(9)))
     with pytest.raises(FactorTableError, match=r"no/4.png and 4 more$"):
@@ -113,5 +133,19 @@ def test_numbers_are_decimals_and_fractions_and_nothing_else() -> None:
     assert found is not None
     assert found[:3] + found[4:] == [100, 1 / 160, -25, 0, 0.5]
     assert math.isnan(found[3])
-    for text in ("007", "1/0", "1e999", "3-5", "f/2.8", "100 ", "nan", "inf", "0x1"):
+    for text in (
+        "007",
+        "1/0",
+        "1e999",
+        "3-5",
+        "f/2.8",
+        "100 ",
+        "nan",
+        "inf",
+        "0x1",
+        "2.8/80",
+        "1e3/2",
+        "3e10000000",
+        "\u0661",
+    ):
         assert numbers(["1", text]) is None, text

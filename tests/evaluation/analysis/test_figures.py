@@ -60,6 +60,17 @@ def test_classes_have_colours_of_their_own_and_unknown_ones_are_gray() -> None:
     assert colours(one) < colours(two)
 
 
+@pytest.mark.parametrize("name", ["$\\frac$", "A$_", "_hidden"])
+def test_names_are_drawn_as_they_are(name: str) -> None:
+    places = RANDOM.normal(size=(40, 2)).astype(np.float32)
+    drawn, other = (
+        pixels(figures.coloured_embeddings(places, {name: Colouring([each, "b"] * 20)})) for each in (name, "c")
+    )
+    assert drawn.shape == other.shape
+    assert (drawn != other).any(), "nothing of the name is in the legend"
+    figures.severity_by_number(name, np.arange(5.0), np.arange(5, dtype=np.float32), None)
+
+
 def test_ordered_classes_go_along_a_scale() -> None:
     places = RANDOM.normal(size=(40, 2)).astype(np.float32)
     values = ["strong", "weak"] * 20

@@ -141,7 +141,7 @@ def test_the_json_holds_what_was_found_and_under_which_conditions(
     assert set(report) == {"version", "savl", "config", "conditions", "published", "models"}
     assert report["config"]["scenes"] == 4
     assert report["conditions"]["photographs"] == [path.name for path in paths]
-    assert report["conditions"]["tables"] == {"shots.csv": 12}
+    assert report["conditions"]["tables"] == [{"name": "shots.csv", "images": 12}]
     assert report["conditions"]["levels"]["noise"] == [0, 5, 10, 20, 30]
     assert report["published"][0] == {"name": "SAVL", "scene": 0.4997, "noise_level": 0.948, "content_mine": 0.1507}
     (model,) = report["models"]
@@ -226,6 +226,8 @@ def test_settings_out_of_range_are_named(name: str, value: int) -> None:
         AnalysisConfig(**{name: value})
     with pytest.raises(TypeError, match=name):
         AnalysisConfig(**{name: str(value)})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="seed must be at most 4294967295, got 4294967296"):
+        AnalysisConfig(seed=2**32)
 
 
 def test_a_quick_analysis_keeps_the_seed_and_never_grows() -> None:
