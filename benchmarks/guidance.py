@@ -1,0 +1,98 @@
+"""What a network makes of its degradation field: upscaling with the field as it is, and with parts of it taken away.
+
+    python -m benchmarks.guidance --lr FOLDER --hr FOLDER [--model savl-tiny] [--json FILE]
+
+The field is inferred as always, and changed before the network reads it: its mean averaged over the image (the type of
+degradation, without where), replaced by that of the next image (another type) or by that of all images (no type), and
+its severity map replaced by 1 everywhere. What the network loses is what the part is worth to it as it was trained; one
+that was trained without it may do as well (`benchmarks.rivals`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import savl
+from savl.evaluation import fidelity, match_pairs
+from savl.evaluation.pairs import read_pair
+from savl.network import SAVL, DegradationField
+
+Change = Callable[[DegradationField, int], DegradationField]
+
+
+def changes(means: Tensor) -> dict[str, Change]:
+    """What is done to the field of image i, by what is left of it.
+
+    Args:
+        means: ``(n, R)``: the mean over all pixels of the mean of every image's field.
+    """
+
+    def with_mean(field: DegradationField, mean: Tensor) -> DegradationField:
+        return replace(field, mu=mean[None, :, None, None].expand_as(field.mu).contiguous())
+
+    def even(field: DegradationField) -> DegradationField:
+        assert field.severity is not None
+        return replace(field, severity=torch.ones_like(field.severity))
+
+    everywhere = means.mean(dim=0)
+    return {
+        "the field as it is": lambda field, i: field,
+        "its mean the same everywhere in the image": lambda field, i: with_mean(field, means[i]),
+        "its mean that of the next image": lambda field, i: with_mean(field, means[(i + 1) % len(means)]),
+        "its mean that of all images": lambda field, i: with_mean(field, everywhere),
+        "its severity the same everywhere": lambda field, i: even(field),
+        "neither": lambda field, i: even(with_mean(field, everywhere)),
+    }
+
+
+@torch.inference_mode()
+def measure(model: SAVL, lr: str, hr: str) -> dict[str, float]:
+    """Mean PSNR of luma, dB, by what was left of the field."""
+    scale = model.config.scale
+    pairs = [read_pair(pair, scale) for pair in match_pairs(lr, hr)]
+    means = []
+    for small, _ in pairs:
+        field = model.estimate(small[None])
+        if field is None or field.severity is None:
+            raise ValueError(f"model must have a variational degradation code, got {model.config.degradation_code!r}")
+        means.append(field.mu.mean(dim=(2, 3))[0])
+    variants = changes(torch.stack(means))
+    scores: dict[str, list[float]] = {name: [] for name in variants}
+    for i, (small, large) in enumerate(pairs):
+        field = model.estimate(small[None])
+        assert field is not None
+        for name, change in variants.items():
+            sr = model.reconstruct(small[None], change(field, i))[0].clamp(0, 1)
+            scores[name].append(fidelity(sr, large, crop=scale).psnr_y)
+    return {name: statistics.fmean(values) for name, values in scores.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lr", required=True, metavar="FOLDER", help="degraded images")
+    parser.add_argument("--hr", required=True, metavar="FOLDER", help="their originals, of the same names")
+    parser.add_argument("--model", default="savl-tiny", help="shipped weights, or a file")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args(arguments)
+    savl.use_fused_kernels()
+    found = measure(savl.load(options.model).eval(), options.lr, options.hr)
+    whole, *_ = found.values()
+    for name, psnr in found.items():
+        print(f"{name}: {psnr:.3f} dB Y, {psnr - whole:+.3f}")
+    if options.json is not None:
+        folder = "/".join(Path(options.lr).resolve().parts[-2:])
+        report = {"model": options.model, "lr": folder, "psnr_y": found}
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
