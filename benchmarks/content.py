@@ -1,0 +1,79 @@
+"""How much the fields of several networks know of content, over as many scenes as there are.
+
+    python -m benchmarks.content --hr FOLDER [--scenes 100] [--crops 3] [--json FILE] WEIGHTS ...
+
+As `savl analyze` measures it (docs/analysis.md), and of noisy images alone. Where information about content is to be
+found in scenes that were not fitted on, it is scenes that count, and not crops: of two dozen little can be learned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import savl
+from savl.evaluation.analysis.collect import FactorialFeatures, collect_factorial
+from savl.evaluation.analysis.evidence import known_of_content, known_of_noise
+from savl.evaluation.analysis.names import distinct_names
+from savl.evaluation.analysis.report_json import plain
+from savl.evaluation.probe import linear_probe
+from savl.inference.image_folder import find_images
+
+COMPONENTS = 16
+SIDE = 64
+
+
+def measure(data: FactorialFeatures, model: int, repeats: int) -> dict[str, Any]:
+    """Probes and information of one network."""
+    noisy = data.varied[0]
+    mean = noisy.features[model].mean
+    return {
+        "scene": plain(linear_probe(mean, noisy.scene, repeats=repeats)),
+        "noise": plain(linear_probe(mean, noisy.level, groups=noisy.scene, repeats=repeats)),
+        "content": plain(known_of_content(data, model, repeats=repeats, seed=0)),
+        "degradation": plain(known_of_noise(data, model, repeats=repeats, seed=0)),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", nargs="+", metavar="WEIGHTS", help="shipped weights, or files")
+    parser.add_argument("--hr", required=True, metavar="FOLDER", help="photographs that none was trained on")
+    parser.add_argument("--scenes", type=int, default=100, metavar="N", help="photographs, at most")
+    parser.add_argument("--crops", type=int, default=3, metavar="N", help="of every photograph, at most")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="of probes and estimators")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args(arguments)
+    savl.use_fused_kernels()
+    data = collect_factorial(
+        [savl.load(name).eval() for name in options.weights],
+        find_images([options.hr], argument="--hr"),
+        scenes=options.scenes,
+        crops=options.crops,
+        side=SIDE,
+        components=COMPONENTS,
+        seed=0,
+        on_progress=lambda what, done, total: None,
+    )
+    names = distinct_names([Path(name) for name in options.weights], folder=True)
+    found = {name: measure(data, place, options.repeats) for place, name in enumerate(names)}
+    print(f"{len(data.paths)} scenes, {len(data.varied[0].level)} images")
+    for name, each in found.items():
+        content = each["content"]
+        print(
+            f"{name}: scene {100 * each['scene']['accuracy']['value']:.1f} %, "
+            f"noise {100 * each['noise']['accuracy']['value']:.1f} %, content MINE {content['mine']['value']:.2f} "
+            f"[{content['mine']['low']:.2f}, {content['mine']['high']:.2f}], CLUB {content['club']['value']:.2f}, "
+            f"HSIC {content['hsic']['normalised']:.3f}, degradation MINE {each['degradation']['mine']['value']:.2f}"
+        )
+    if options.json is not None:
+        report = {"scenes": len(data.paths), "images": len(data.varied[0].level), "networks": found}
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
