@@ -16,23 +16,25 @@ from typing import Any
 
 import savl
 from savl.evaluation.analysis.collect import FactorialFeatures, collect_factorial
-from savl.evaluation.analysis.evidence import known_of_content, known_of_noise
+from savl.evaluation.analysis.evidence import known_of_content, known_of_noise, variation_evidence
 from savl.evaluation.analysis.names import distinct_names
 from savl.evaluation.analysis.report_json import plain
-from savl.evaluation.probe import linear_probe
+from savl.evaluation.analysis.whole import AnalysisConfig
 from savl.inference.image_folder import find_images
-
-COMPONENTS = 16
-SIDE = 64
 
 
 def measure(data: FactorialFeatures, model: int, repeats: int) -> dict[str, Any]:
-    """Probes and information of one network."""
-    noisy = data.varied[0]
-    mean = noisy.features[model].mean
+    """Probes and information of one network, by name, as JSON has them.
+
+    Args:
+        data: The images.
+        model: Which network's features.
+        repeats: Of probes and estimators.
+    """
+    probes = variation_evidence(data.varied[0], model, repeats=repeats, seed=0)
     return {
-        "scene": plain(linear_probe(mean, noisy.scene, repeats=repeats)),
-        "noise": plain(linear_probe(mean, noisy.level, groups=noisy.scene, repeats=repeats)),
+        "scene": plain(probes.scene),
+        "noise": plain(probes.level),
         "content": plain(known_of_content(data, model, repeats=repeats, seed=0)),
         "degradation": plain(known_of_noise(data, model, repeats=repeats, seed=0)),
     }
@@ -49,13 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     savl.use_fused_kernels()
+    settings = AnalysisConfig()
     data = collect_factorial(
         [savl.load(name).eval() for name in options.weights],
         find_images([options.hr], argument="--hr"),
         scenes=options.scenes,
         crops=options.crops,
-        side=SIDE,
-        components=COMPONENTS,
+        side=settings.side,
+        components=settings.components,
         seed=0,
         on_progress=lambda what, done, total: None,
     )

@@ -55,7 +55,16 @@ def changes(means: Tensor) -> dict[str, Change]:
 
 @torch.inference_mode()
 def measure(model: SAVL, lr: str, hr: str) -> dict[str, float]:
-    """Mean PSNR of luma, dB, by what was left of the field."""
+    """Mean PSNR of luma, dB, by what was left of the field.
+
+    Args:
+        model: A network with a variational field, on the CPU.
+        lr: Folder of degraded images.
+        hr: Folder of their originals, of the same names.
+
+    Raises:
+        ValueError: The network has no severity, or the folders do not match.
+    """
     scale = model.config.scale
     pairs = [read_pair(pair, scale) for pair in match_pairs(lr, hr)]
     means = []

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 PAGE = "index.html"
 NUMBERS = "report.json"
-GENERATOR = '<meta name="generator" content="savl analyze">'
 LONGEST_HEAD = 4096
 """Bytes that a file is known by: a report says early on what wrote it."""
 EXAMPLES = "\n".join(
@@ -217,8 +216,9 @@ def _report_files(folder: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         OSError: It cannot be written.
     """
     from savl.atomic_write import atomic_write
+    from savl.evaluation.analysis.page import GENERATOR
 
-    for name, sign in ((PAGE, GENERATOR), (NUMBERS, '"savl"')):
+    for name, sign in ((PAGE, f'content="{GENERATOR}"'), (NUMBERS, '"savl"')):
         if (folder / name).is_file() and sign.encode() not in (folder / name).read_bytes()[:LONGEST_HEAD]:
             raise ValueError(f"--output: {folder / name} is there and was not written by savl; choose another folder")
     made = [each for each in (folder, *folder.parents) if not each.exists()]

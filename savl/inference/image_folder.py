@@ -18,7 +18,7 @@ from savl.inference.image_format import READABLE, format_of_suffix
 def find_images(folders: Iterable[str | Path], *, argument: str = "data.hr") -> list[Path]:
     """All image files under the folders, sorted; hidden files and folders are left out.
 
-    A file that several folders lead to, one of them within another, is there once.
+    What lies in several of the folders, one of them within another, is there once.
 
     Args:
         folders: Searched recursively.
@@ -34,7 +34,8 @@ def find_images(folders: Iterable[str | Path], *, argument: str = "data.hr") -> 
         if not root.is_dir():
             raise ValueError(f"{argument}: {root} is not a folder")
     paths = sorted(path for root in roots for path in root.rglob("*") if _is_image(path.relative_to(root), path))
-    paths = list({path.resolve(): path for path in reversed(paths)}.values())[::-1]
+    # By the place of the name, not of the file: links of two names to one file are two images.
+    paths = list({path.parent.resolve() / path.name: path for path in reversed(paths)}.values())[::-1]
     if not paths:
         raise ValueError(f"{argument}: no images ({READABLE}) in {', '.join(str(root) for root in roots)}")
     return paths
@@ -60,14 +61,14 @@ def decode_rgb(path: Path) -> NDArray[np.uint8]:
 
 def read_size(path: Path) -> tuple[int, int] | None:
     """Sides of an image by its header, in pixels, which an orientation may exchange; None where that cannot be read."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images: nothing is decoded
             with Image.open(path) as image:
                 return image.size
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError):
+    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError):
         return None
 
 

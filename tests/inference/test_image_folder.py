@@ -33,6 +33,8 @@ def test_a_file_that_several_folders_lead_to_is_there_once(tmp_path: Path) -> No
     Image.new("RGB", (4, 4)).save(tmp_path / "a/1.png")
     Image.new("RGB", (4, 4)).save(tmp_path / "2.png")
     assert find_images([tmp_path, tmp_path / "a"]) == [tmp_path / "2.png", tmp_path / "a/1.png"]
+    (tmp_path / "a/3.png").symlink_to(tmp_path / "a/1.png")
+    assert find_images([tmp_path / "a"]) == [tmp_path / "a/1.png", tmp_path / "a/3.png"], "a name of its own"
 
 
 def test_the_size_is_read_without_the_pixels(tmp_path: Path) -> None:

@@ -71,6 +71,14 @@ def test_rivals_begin_with_one_backbone_that_nothing_guides_yet(
     assert rest <= {name for name in second if name in start and torch.equal(second[name], start[name])}
 
 
+def test_no_part_of_a_frozen_estimator_begins_at_random(configuration: Configure, tmp_path: Path) -> None:
+    first = Trainer(configuration(tmp_path / "first", steps=1)).train()
+    config = configuration(tmp_path / "second", start=str(first), fresh=["head."])
+    config = replace(config, objective=replace(config.objective, alpha=0.0, freeze_estimator=True))
+    with pytest.raises(ValueError, match=r"run.fresh: estimator.head.weight would begin at random and stay so"):
+        Trainer(config)
+
+
 def test_what_a_fresh_part_does_not_hold_must_agree(configuration: Configure, tmp_path: Path) -> None:
     first = Trainer(configuration(tmp_path / "first", steps=1)).train()
     config = configuration(tmp_path / "second", start=str(first), fresh=["estimator."])

@@ -107,7 +107,7 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
         raise FactorTableError(f"{file}: {(error.strerror or str(error)).lower()}") from error
     except UnicodeDecodeError as error:
         raise FactorTableError(f"{file}: is no UTF-8 text ({error.reason} at byte {error.start})") from error
-    header = text.lstrip().partition("\n")[0]
+    header = text.lstrip("\r\n").partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in header else ",")
     try:
         lines = [(reader.line_num, line) for line in reader if line]

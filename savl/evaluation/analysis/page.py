@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 NAMES = {"noise": "noise", "blur": "blur", "jpeg": "JPEG"}
+GENERATOR = "savl analyze"
+"""What the page says it was made by, and is known by when another is to take its place."""
 MARGIN = 12
 """Pixels around a drawn severity map (`savl.inference.severity_map.draw_severity`)."""
 FEWEST_EMBEDDED = 8
@@ -52,6 +54,7 @@ def render_page(analysis: Analysis, on_progress: OnProgress = lambda what, done,
     drawn = _draw(analysis, on_progress)
     return (
         template.render(
+            generator=GENERATOR,
             version=savl.__version__,
             config=analysis.config,
             subject=subject,
