@@ -101,7 +101,7 @@ def train(
             task = bar.add_task("training", total=run.steps, completed=trainer.step, note="")
 
             def on_step(step: int, losses: dict[str, float]) -> None:
-                bar.update(task, completed=step, note=f"SR loss {losses['sr']:.4f}")
+                bar.update(task, completed=step, note=_loss(losses))
 
             weights = _stoppable(trainer, lambda: trainer.train(on_step))
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
@@ -113,6 +113,11 @@ def train(
         raise typer.Exit(130)
     if first:
         print(weights)
+
+
+def _loss(losses: dict[str, float]) -> str:
+    """What the progress bar says: the SR loss, or where the estimator is trained alone all that is asked of it."""
+    return f"SR loss {losses['sr']:.4f}" if "sr" in losses else f"loss {losses['total']:.4f}"
 
 
 def _stoppable(trainer: Trainer, train: Callable[[], Path | None]) -> Path | None:

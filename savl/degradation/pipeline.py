@@ -60,26 +60,31 @@ class Degradation:
         self.scale = scale
         self._filter, self._jpeg = _kornia()
 
-    def __call__(self, x: Tensor, seed: int | Sequence[int]) -> Degraded:
+    def __call__(self, x: Tensor, seed: int | Sequence[int], *, alike: int = 1) -> Degraded:
         """Degrade a group of images; they share their resizes (see `draw_recipe`).
 
         Args:
             x: ``(B, 3, H, W)`` float32 in [0, 1], H and W multiples of the scale.
             seed: What every draw follows from: a number ≥ 0, or several. Another kind of device gives another noise.
+            alike: So many images, one after the other, share everything but the noise itself: recipe and mask.
 
         Returns:
             Low-resolution images of ``(H/scale, W/scale)`` pixels with their ground truth.
 
         Raises:
-            ValueError: ``x`` has another shape or dtype.
+            ValueError: ``x`` has another shape or dtype, or does not hold a multiple of ``alike`` images.
         """
         if x.dim() != 4 or x.shape[1] != 3 or x.dtype != torch.float32:
             raise ValueError(f"x must be float32 (B, 3, H, W) in [0, 1], got {x.dtype} {tuple(x.shape)}")
         if 0 in x.shape or x.shape[2] % self.scale or x.shape[3] % self.scale:
             raise ValueError(f"x must have sides that are multiples of scale={self.scale}, got {tuple(x.shape)}")
+        if alike < 1 or x.shape[0] % alike:
+            raise ValueError(f"x must hold a multiple of alike={alike!r} images, at least 1, got {x.shape[0]}")
         random = np.random.default_rng(seed)
-        recipe = draw_recipe(self.config, x.shape[0], random)
+        recipe = draw_recipe(self.config, x.shape[0] // alike, random)
         mask = self._mask(recipe, x, random)
+        recipe = recipe.repeated(alike)
+        mask = None if mask is None else mask.repeat_interleave(alike, dim=0)
         noise = torch.Generator(x.device).manual_seed(int(random.integers(2**63)))
         y = self.apply(x, recipe, mask, noise)
         strength = torch.tensor(recipe.strength, device=x.device).view(-1, 1, 1)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from savl.degradation.config import (
     shares,
 )
 from savl.degradation.kernels import Kernel, SincKernel, draw_kernel, draw_sinc
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,12 @@ class Stage:
     noise: tuple[Noise | None, ...]
     quality: tuple[float | None, ...]
 
+    def repeated(self, times: int) -> Stage:
+        """The same for ``times`` images, one after the other, where this one is for one."""
+        return replace(
+            self, blur=_each(self.blur, times), noise=_each(self.noise, times), quality=_each(self.quality, times)
+        )
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -67,6 +75,19 @@ class Recipe:
     """What everything above has been weakened by already."""
     spatial: tuple[bool, ...]
     """Which images are degraded through a mask."""
+
+    def repeated(self, times: int) -> Recipe:
+        """The same for ``times`` images, one after the other, where this one is for one."""
+        return replace(
+            self,
+            first=None if self.first is None else self.first.repeated(times),
+            second=None if self.second is None else self.second.repeated(times),
+            sinc=_each(self.sinc, times),
+            quality=_each(self.quality, times),
+            jpeg_last=_each(self.jpeg_last, times),
+            strength=_each(self.strength, times),
+            spatial=_each(self.spatial, times),
+        )
 
 
 def draw_recipe(config: DegradationConfig, count: int, random: np.random.Generator) -> Recipe:
@@ -91,6 +112,10 @@ def draw_recipe(config: DegradationConfig, count: int, random: np.random.Generat
     jpeg_last = tuple(bool(random.random() < final.jpeg_last) for _ in strength)
     spatial = tuple(bool(random.random() < config.spatial.probability) for _ in strength)
     return Recipe(first, second, method, sinc, quality, jpeg_last, tuple(strength), spatial)
+
+
+def _each(values: tuple[T, ...], times: int) -> tuple[T, ...]:
+    return tuple(value for value in values for _ in range(times))
 
 
 def _strength(config: DegradationConfig, random: np.random.Generator) -> float:

@@ -17,6 +17,7 @@ from savl.training.adversarial import AdversarialLoss
 
 Likelihood = Literal["laplacian", "gaussian"]
 LikelihoodScale = Literal["fixed", "learned"]
+Fidelity = Literal["l1", "l2", "psnr"]
 Schedule = Literal["cosine", "multistep"]
 
 
@@ -55,16 +56,21 @@ class DataConfig:
     fresh: int = 4
     """Pairs degraded for every step, which replace the oldest in the pool: with ``batch`` patches a step, each pair is
     learned from about batch / fresh times, turned and mirrored differently."""
+    alike: int = 1
+    """So many images share one recipe and one mask, and come in a batch together: ``objective.content`` compares them.
+    ``batch`` and ``fresh`` are multiples of it."""
 
     def __post_init__(self) -> None:
         check_types(self, "data.")
-        _at_least(1, "data", self, "patch", "batch", "fresh")
+        _at_least(1, "data", self, "patch", "batch", "fresh", "alike")
         _at_least(0, "data", self, "margin")
         if self.pool < max(self.batch, self.fresh):
             raise ValueError(
                 f"data.pool must hold at least a batch of {self.batch} and the {self.fresh} fresh pairs of a step, "
                 f"got {self.pool!r}"
             )
+        if self.batch % self.alike or self.fresh % self.alike:
+            raise ValueError(f"data.alike must divide batch={self.batch} and fresh={self.fresh}, got {self.alike!r}")
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,13 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """SR L1 + alpha · L_rec + beta · (1 + suppression) · KL, and what else may be asked of the field."""
+    """SR loss + alpha · L_rec + beta · (1 + suppression) · KL, and what else may be asked of the field."""
 
+    fidelity: Fidelity = "l1"
+    """Distance of the SR image from its original. ``l1``: mean absolute error, which trains steadily and is the
+    paper's. ``l2``: mean squared error; of all images that an input may have come from it asks for the mean, as PSNR
+    does, where ``l1`` asks for the median. ``psnr``: minus the PSNR of each image over 100 dB, mean over images: a
+    tenth less error counts alike in an easy image and in a hopeless one. Its gradient is about as large as L1's."""
     alpha: float = 1.0
     """Weight of the reconstruction of y by the likelihood decoder (mean over pixels and channels). 0 trains neither
     decoder nor field prior."""
@@ -123,22 +134,40 @@ class ObjectiveConfig:
     which that varies: every mask counts alike, however gentle the recipe it let through. Not in the paper."""
     club: float = 0.0
     """Weight of the CLUB upper bound on I(r; z), for the ablation 'deterministic code + CLUB'."""
+    content: float = 0.0
+    """Weight of the share of content: of the variance of the images' mean mu, what is among images of one recipe, mean
+    over channels. What one recipe leaves in several photographs should look alike in the field, and nothing in the ELBO
+    says so. Needs ``data.alike`` of at least 2. Not in the paper."""
     freeze_estimator: bool = False
     """Stages 2 and 3: train the network on a field that stays as it is. Needs ``run.start``."""
+    freeze_network: bool = False
+    """Train the estimator alone, by all that is asked of the field; no SR image is made. Cheap, so that batches may be
+    large, and nothing asks the field for content. Needs ``run.start``."""
 
     def __post_init__(self) -> None:
         check_types(self, "objective.")
-        _at_least(0, "objective", self, "alpha", "beta", "suppression", "calibration", "contrast", "club")
+        _at_least(0, "objective", self, "alpha", "beta", "suppression", "calibration", "contrast", "club", "content")
         _at_least(0, "objective", self, "kl_start", "kl_warmup", "free_bits")
+        _one_of("objective", self, "fidelity", Fidelity)
         _one_of("objective", self, "likelihood", Likelihood)
         _one_of("objective", self, "scale", LikelihoodScale)
         if self.freeze_estimator:
-            training = [name for name in ("alpha", "club", "calibration", "contrast") if getattr(self, name) > 0]
-            if training:
+            if training := self._about_field():
                 given = ", ".join(f"objective.{name} = {getattr(self, name)!r}" for name in training)
                 raise ValueError(
                     f"objective.freeze_estimator forbids what trains the estimator: set it to 0, got {given}"
                 )
+            if self.freeze_network:
+                raise ValueError("objective.freeze_estimator and freeze_network together leave nothing to train")
+        if self.freeze_network and not self._about_field():
+            raise ValueError(
+                "objective.freeze_network needs something that trains the estimator: alpha, club, calibration, "
+                "contrast and content are all 0"
+            )
+
+    def _about_field(self) -> list[str]:
+        """The settings above 0 that train the estimator."""
+        return [name for name in ("alpha", "club", "calibration", "contrast", "content") if getattr(self, name) > 0]
 
 
 @dataclass(frozen=True)
@@ -258,8 +287,14 @@ class TrainingConfig:
         code = self.model.degradation_code
         if self.objective.club > 0 and code != "deterministic":
             raise ValueError(f"objective.club regularises a deterministic code; model.degradation_code is {code!r}")
-        if self.objective.freeze_estimator and code == "none":
-            raise ValueError("objective.freeze_estimator: the model has no estimator (degradation_code is 'none')")
+        for name in ("freeze_estimator", "freeze_network", "content"):
+            if getattr(self.objective, name) and code == "none":
+                raise ValueError(f"objective.{name}: the model has no estimator (degradation_code is 'none')")
+        if self.objective.content > 0 and not 2 <= self.data.alike < self.data.batch:
+            raise ValueError(
+                f"objective.content compares images of one recipe with those of others: data.alike must be at least 2 "
+                f"and below data.batch={self.data.batch}, got {self.data.alike!r}"
+            )
         if self.run.fresh and not self.run.start:
             raise ValueError("run.fresh needs run.start: without weights to start from everything begins at random")
         anew = any(part.startswith("estimator") or "estimator.".startswith(part) for part in self.run.fresh)
@@ -268,6 +303,10 @@ class TrainingConfig:
                 "objective.freeze_estimator needs run.start, and an estimator that is not in run.fresh: a random one "
                 "would stay random"
             )
+        if self.objective.freeze_network and not self.run.start:
+            raise ValueError("objective.freeze_network needs run.start: a random network would stay random")
+        if self.objective.freeze_network and (self.gan.weight > 0 or self.gan.perceptual > 0):
+            raise ValueError("objective.freeze_network makes no SR image that gan.weight or gan.perceptual could judge")
         side = self.data.patch * self.model.scale
         if self.gan.perceptual > 0 and side < 16:
             raise ValueError(f"gan.perceptual needs HR patches of at least 16 pixels, got {side}")

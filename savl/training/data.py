@@ -28,11 +28,13 @@ class Batch:
     """``(B, 3, h, w)`` content code: the clean downsample of x."""
     severity: Tensor | None = None
     """``(B, h, w)`` in [0, 1]: how strongly each pixel of y was degraded, where that is known."""
+    alike: int = 1
+    """So many images, one after the other, were degraded by one recipe through one mask."""
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
         severity = None if self.severity is None else self.severity.to(device)
-        return Batch(self.y.to(device), self.x.to(device), self.z.to(device), severity)
+        return Batch(self.y.to(device), self.x.to(device), self.z.to(device), severity, self.alike)
 
 
 class PatchSource:
@@ -128,26 +130,33 @@ class PairPool:
         wanted = range(step, step + count)
         self._groups = {k: self._groups[k] if k in self._groups else self._group(k) for k in wanted}
         random = np.random.default_rng((*self._base, 1, step))
-        chosen = random.choice(count * self.settings.fresh, self.settings.batch, replace=False)
+        alike = self.settings.alike
+        recipes = self.settings.fresh // alike
+        chosen = random.choice(count * recipes, self.settings.batch // alike, replace=False)
         pairs = [self._turned(int(index), step, random) for index in chosen]
-        y, x, severity = (torch.stack(part).float() / 255.0 for part in zip(*pairs, strict=True))
-        return Batch(y, x, bicubic_downsample(x, self.degradation.scale), severity[:, 0])
+        y, x, severity = (torch.cat(part).float() / 255.0 for part in zip(*pairs, strict=True))
+        return Batch(y, x, bicubic_downsample(x, self.degradation.scale), severity[:, 0], alike)
 
     def _turned(self, index: int, step: int, random: np.random.Generator) -> tuple[Tensor, ...]:
-        group, within = divmod(index, self.settings.fresh)
+        """The images of one recipe, ``(alike, channels, …)`` each, all turned alike: a blur has a direction."""
+        alike = self.settings.alike
+        group, within = divmod(index, self.settings.fresh // alike)
         turns, mirrored = int(random.integers(4)), random.random() < 0.5
-        pair = tuple(torch.rot90(part[within], turns, (1, 2)) for part in self._groups[step + group])
-        return tuple(part.flip(2) for part in pair) if mirrored else pair
+        these = slice(within * alike, (within + 1) * alike)
+        pairs = tuple(torch.rot90(part[these], turns, (2, 3)) for part in self._groups[step + group])
+        return tuple(part.flip(3) for part in pairs) if mirrored else pairs
 
     def _group(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """LR images, HR images and severity, ``(fresh, channels, …)`` uint8, degraded together."""
         random = np.random.default_rng((*self._base, 0, number))
         whole = self.patches(self.settings.fresh, random).to(self.device)
         seed = int(random.integers(2**63))
-        degraded = self.degradation(whole.float() / 255.0, seed)
+        degraded = self.degradation(whole.float() / 255.0, seed, alike=self.settings.alike)
         y = torch.cat((degraded.y, degraded.severity[:, None]), dim=1).mul(255.0).round().byte()
         patch, scale = self.settings.patch, self.degradation.scale
-        places = random.integers(0, 2 * self.settings.margin + 1, (self.settings.fresh, 2))
+        # Images of one recipe are cut at one place: through one mask, and with one grid of JPEG.
+        alike = self.settings.alike
+        places = random.integers(0, 2 * self.settings.margin + 1, (self.settings.fresh // alike, 2)).repeat(alike, 0)
         lr = torch.stack([_cut(image, place, patch) for image, place in zip(y, places, strict=True)])
         hr = [_cut(image, scale * place, scale * patch) for image, place in zip(whole, places, strict=True)]
         return lr[:, :3], torch.stack(hr), lr[:, 3:]

@@ -1,4 +1,4 @@
-"""What a run asks of the network: SR L1, the conditional ELBO of SAVL, and the CLUB bound of its rival."""
+"""What a run asks of the network: SR fidelity, the conditional ELBO of SAVL, and the CLUB bound of its rival."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from savl.network import SAVL, DegradationField, LikelihoodDecoder
-from savl.training.config import ObjectiveConfig
+from savl.training.config import Fidelity, ObjectiveConfig
 from savl.training.data import Batch
 from savl.training.schedule import prior_weight
 
 CALIBRATED_RANGE = 0.3
 """How far below the prior's variance of 1 the field's is asked to be where an image is degraded most. In 64 channels
 that costs 1.8 nats per pixel; a variance nearer to 0 would have to be fought for against the prior."""
+ROUNDING = 1.0 / (12.0 * 255.0**2)
+"""Mean squared error of rounding to 8 bits, units of [0, 1]."""
 DISTORTION = 0.06
 """Root mean square of y − z that counts for 1 − 1/e of the worst: about what the published pipeline does."""
 
@@ -26,8 +28,8 @@ class Losses:
     """Terms of one step, scalars; `total` is their weighted sum, the others are unweighted. Absent terms are None."""
 
     total: Tensor
-    sr: Tensor
-    """Mean absolute error of the SR image, in [0, 1] units."""
+    sr: Tensor | None = None
+    """Distance of the SR image, `fidelity_loss`."""
     reconstruction: Tensor | None = None
     """L_rec: mean over pixels and channels of |y − ŷ| (Laplacian) or (y − ŷ)² (Gaussian); with a learned scale the
     negative log-likelihood, nats per pixel."""
@@ -37,6 +39,8 @@ class Losses:
     """Mean over pixels of |v − (1 − 0.3 · m)|, m as `visible_severity` has it."""
     contrast: Tensor | None = None
     """1 + correlation of v with the known severity, mean over the images within which that varies."""
+    content: Tensor | None = None
+    """`content_share` of mu, in [0, 1] or a little above."""
     club: Tensor | None = None
     """CLUB upper bound on I(r; z), nats per pixel."""
 
@@ -50,8 +54,8 @@ class Outcome:
     """What one forward pass gave."""
 
     losses: Losses
-    sr: Tensor
-    """``(B, 3, H, W)``, not clamped."""
+    sr: Tensor | None
+    """``(B, 3, H, W)``, not clamped; None where the estimator is trained alone."""
     severity: Tensor | None
     """``(B, h, w)``, or None for a network without a variance."""
 
@@ -59,8 +63,8 @@ class Outcome:
 class Objective(nn.Module):
     """J of SAVL beside the SR loss; holds the network and the networks that only training needs.
 
-    total = L1(sr, x) + alpha · L_rec + beta · (1 + lambda) · KL, the last two being the negative conditional ELBO of
-    SAVL-LM with the bound of SAVL-MIS in its (1 + lambda).
+    total = fidelity(sr, x) + alpha · L_rec + beta · (1 + lambda) · KL, the last two being the negative conditional ELBO
+    of SAVL-LM with the bound of SAVL-MIS in its (1 + lambda).
     """
 
     def __init__(self, model: SAVL, config: ObjectiveConfig) -> None:
@@ -71,7 +75,11 @@ class Objective(nn.Module):
         learned = config.scale == "learned"
         self.decoder = LikelihoodDecoder(model.config, learned) if code != "none" and config.alpha > 0 else None
         self.critic = ContentCritic(model.config.latent) if config.club > 0 else None
-        if model.estimator is not None and (config.freeze_estimator or not self._reads_field(model)):
+        if config.freeze_network:
+            model.requires_grad_(False)
+            assert model.estimator is not None
+            model.estimator.requires_grad_(True)
+        elif model.estimator is not None and (config.freeze_estimator or not self._reads_field(model)):
             model.estimator.requires_grad_(False)
 
     def _reads_field(self, model: SAVL) -> bool:
@@ -80,7 +88,8 @@ class Objective(nn.Module):
         variational = settings.degradation_code == "variational"
         guided = settings.channel_modulation or (settings.spatial_modulation and variational)
         calibrated = variational and (self.config.calibration > 0 or self.config.contrast > 0)
-        return guided or calibrated or self.decoder is not None or self.critic is not None
+        content = self.config.content > 0
+        return guided or calibrated or content or self.decoder is not None or self.critic is not None
 
     def forward(self, batch: Batch, seed: int, step: int) -> Outcome:
         """Score one batch.
@@ -91,8 +100,12 @@ class Objective(nn.Module):
             step: Steps done before this one: the prior's weight may depend on it.
         """
         field = self.model.estimate(batch.y, seed=seed)
+        if self.config.freeze_network:
+            assert field is not None
+            total, terms = self.about_field(field, batch, step)
+            return Outcome(Losses(total, **terms), None, field.severity)
         image = self.model.reconstruct(batch.y, field).float()
-        sr = F.l1_loss(image, batch.x)
+        sr = fidelity_loss(image, batch.x, self.config.fidelity)
         if field is None:
             return Outcome(Losses(sr, sr), image, None)
         more, terms = self.about_field(field, batch, step)
@@ -110,7 +123,8 @@ class Objective(nn.Module):
             The weighted sum, and its terms unweighted, by the names of `Losses`.
 
         Raises:
-            ValueError: Calibration is asked for, and the severity of the images is not known.
+            ValueError: Calibration is asked for, and the severity of the images is not known; or the share of content,
+                and no two images share a recipe.
         """
         config = self.config
         total = field.mu.new_zeros((), dtype=torch.float32)
@@ -129,6 +143,9 @@ class Objective(nn.Module):
             terms["calibration"] = F.l1_loss(field.variance.float(), wanted)
             terms["contrast"] = 1.0 + correlation_within(field.variance.float(), batch.severity)
             total = total + config.calibration * terms["calibration"] + config.contrast * terms["contrast"]
+        if config.content > 0:
+            terms["content"] = content_share(field.mu, batch.alike)
+            total = total + config.content * terms["content"]
         if self.critic is not None:
             terms["club"] = self.critic.bound(field.mu, batch.z)
             # The critic learns q(z | r) on a detached code in the same backward pass; the bound itself never trains it.
@@ -148,6 +165,24 @@ class Objective(nn.Module):
         else:
             nats = 0.5 * error.square() * torch.exp(-2.0 * log_scale) + log_scale + 0.5 * math.log(2.0 * math.pi)
         return nats.sum(dim=1).mean()
+
+
+def fidelity_loss(sr: Tensor, x: Tensor, kind: Fidelity) -> Tensor:
+    """Distance of images from their originals.
+
+    Args:
+        sr: ``(B, 3, H, W)`` float32, not clamped.
+        x: ``(B, 3, H, W)`` in [0, 1].
+        kind: ``l1`` is the mean absolute error, ``l2`` the mean squared one, ``psnr`` minus the PSNR over 100 dB, mean
+            over images; errors below those of rounding to 8 bits (59 dB) count little.
+
+    Returns:
+        A scalar, to be lowered.
+    """
+    if kind == "l1":
+        return F.l1_loss(sr, x)
+    error = (sr - x).square().mean(dim=(1, 2, 3))
+    return error.mean() if kind == "l2" else 0.1 * (error + ROUNDING).log10().mean()
 
 
 def visible_severity(y: Tensor, z: Tensor, severity: Tensor) -> Tensor:
@@ -170,6 +205,36 @@ def visible_severity(y: Tensor, z: Tensor, severity: Tensor) -> Tensor:
     share = severity.square().mean(dim=(1, 2)).clamp(min=1e-3)
     distortion = (error / share).sqrt()[:, None, None]
     return 1.0 - torch.exp(-distortion * severity / DISTORTION)
+
+
+def content_share(mu: Tensor, alike: int) -> Tensor:
+    """How much of what tells the images of a batch apart is not their recipe.
+
+    The feature is the spatial mean of mu. Of each of its channels, the variance among images of one recipe over that of
+    all images, as the analysis of variance has it: 0 where the recipe says all, about 1 where it says nothing. Images
+    of one recipe differ in content, and in the noise that was drawn, of which a mean over many pixels keeps little.
+
+    Args:
+        mu: ``(B, R, h, w)``.
+        alike: So many images, one after the other, share a recipe; below B, which is a multiple of it.
+
+    Returns:
+        A scalar: mean over channels; one that hardly varies at all (standard deviation far below 0.001) counts as 0.
+
+    Raises:
+        ValueError: No two images share a recipe, or all do.
+    """
+    if not 2 <= alike < mu.shape[0] or mu.shape[0] % alike:
+        raise ValueError(
+            f"objective.content needs batches in which several recipes have several images each, got {mu.shape[0]} "
+            f"images, alike={alike!r}"
+        )
+    feature = mu.float().mean(dim=(2, 3))
+    by_recipe = feature.unflatten(0, (-1, alike))
+    within = (by_recipe - by_recipe.mean(dim=1, keepdim=True)).square().sum(dim=(0, 1))
+    within = within / (by_recipe.shape[0] * (alike - 1))
+    share: Tensor = within / (feature.var(dim=0) + 1e-6)
+    return share.mean()
 
 
 def correlation_within(v: Tensor, severity: Tensor) -> Tensor:

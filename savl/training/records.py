@@ -48,20 +48,22 @@ class Records:
             for name, value in values.items():
                 self._events.add_scalar(prefix + name, value, step)
 
-    def images(self, step: int, lr: Tensor, sr: Tensor, hr: Tensor, severity: Tensor | None) -> None:
+    def images(self, step: int, lr: Tensor, sr: Tensor | None, hr: Tensor, severity: Tensor | None) -> None:
         """Show the first images of a batch: LR enlarged without interpolation, SR, HR and severity.
 
         Args:
             step: Steps done.
             lr: ``(B, 3, h, w)`` in [0, 1].
-            sr: ``(B, 3, H, W)``, clamped here.
+            sr: ``(B, 3, H, W)``, clamped here; or None.
             hr: ``(B, 3, H, W)`` in [0, 1].
             severity: ``(B, h, w)`` in [0, 2], shown from black to white; or None.
         """
         if self._events is None:
             return
         size = hr.shape[2:]
-        shown = {"LR": F.interpolate(lr[:SHOWN], size=size, mode="nearest"), "SR": sr[:SHOWN], "HR": hr[:SHOWN]}
+        shown = {"LR": F.interpolate(lr[:SHOWN], size=size, mode="nearest"), "HR": hr[:SHOWN]}
+        if sr is not None:
+            shown["SR"] = sr[:SHOWN]
         if severity is not None:
             shown["severity"] = F.interpolate(severity[:SHOWN, None] / 2, size=size, mode="nearest")
         for name, images in shown.items():

@@ -73,6 +73,28 @@ def test_the_same_seed_gives_the_same_and_another_another(photo: Tensor) -> None
         assert not torch.equal(first.severity, other.severity)
 
 
+@pytest.mark.parametrize("config", [DegradationConfig(), SPATIAL], ids=["uniform", "spatial"])
+def test_images_that_are_alike_share_all_but_the_noise(photo: Tensor, config: DegradationConfig) -> None:
+    x = photo[:, :, :64, :64].repeat(6, 1, 1, 1)
+    noisy = 0
+    for seed in range(8):
+        degraded = Degradation(config)(x, seed, alike=3)
+        assert degraded.recipe == draw_recipe(config, 2, np.random.default_rng(seed)).repeated(3)
+        severity = degraded.severity.unflatten(0, (2, 3))
+        assert torch.equal(severity, severity[:, :1].expand_as(severity))
+        for first, second, _ in degraded.y.unflatten(0, (2, 3)):
+            noisy += not torch.equal(first, second)
+    assert noisy > 8
+
+
+def test_as_many_images_as_are_alike(photo: Tensor) -> None:
+    x = photo[:, :, :64, :64].repeat(3, 1, 1, 1)
+    with pytest.raises(ValueError, match="x must hold a multiple of alike=2 images, at least 1, got 3"):
+        Degradation(DegradationConfig())(x, 0, alike=2)
+    alone, together = (Degradation(SPATIAL)(x, 5, **how) for how in ({}, {"alike": 1}))
+    assert torch.equal(alone.y, together.y)
+
+
 def test_global_random_states_are_neither_read_nor_moved(photo: Tensor) -> None:
     degradation, x = Degradation(SPATIAL), photo[:, :, :64, :64]
     results = []

@@ -364,3 +364,19 @@ def test_beta_stays_within_a_range_on_one_side_of_1(beta: tuple[float, float], e
     assert len(betas) == 400
     assert ends[0] <= min(betas) < ends[0] + 0.05
     assert ends[1] - 0.05 < max(betas) <= ends[1]
+
+
+def test_a_repeated_recipe_says_for_every_image_what_it_said_for_one() -> None:
+    config = DegradationConfig(spatial=SpatialConfig(probability=0.5))
+    recipe = next(drawn for drawn in (draw(config, 3, seed) for seed in range(99)) if drawn.second is not None)
+    twice = recipe.repeated(2)
+    assert recipe.repeated(1) == recipe
+    pairs = [(recipe, twice), (recipe.first, twice.first), (recipe.second, twice.second)]
+    for one, two in pairs:
+        assert one is not None
+        for name, value in vars(one).items():
+            after = getattr(two, name)
+            if isinstance(value, tuple):
+                assert after == tuple(each for each in value for _ in range(2)), name
+            elif not isinstance(value, Stage):
+                assert after == value, name

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from savl.degradation import Degradation, DegradationConfig, bicubic_downsample
+from savl.degradation.config import SpatialConfig
 from savl.inference.errors import ImageFileError
 from savl.inference.image_folder import decode_rgb
 from savl.training.config import DataConfig
@@ -94,6 +95,24 @@ def test_the_oldest_pairs_leave_the_pool(photographs: Path) -> None:
     assert len(seen[0] & seen[1]) == 4
     assert len(seen[0] & seen[2]) == 2
     assert not seen[0] & seen[3]
+
+
+def test_images_of_one_recipe_come_together_and_are_cut_and_turned_alike(photographs: Path) -> None:
+    wave = DegradationConfig(spatial=SpatialConfig(probability=1.0))
+    settings = DataConfig(patch=8, batch=6, margin=1, pool=12, fresh=6, alike=3)
+    pairs = PairPool(PatchSource([photographs], 40), Degradation(wave), settings, seed=3)
+    several = 0
+    for step in range(6):
+        batch = pairs(step)
+        assert batch.alike == 3
+        assert batch.severity is not None
+        by_recipe = batch.severity.unflatten(0, (2, 3))
+        assert torch.equal(by_recipe, by_recipe[:, :1].expand_as(by_recipe)), "one mask, one place, one turn"
+        assert len({image.numpy().tobytes() for image in batch.x}) == 6
+        several += not torch.equal(by_recipe[0], by_recipe[1])
+        moved = batch.to(torch.device("cpu"))
+        assert moved.alike == 3
+    assert several == 6
 
 
 def test_images_smaller_than_a_patch_are_left_out(photographs: Path) -> None:

@@ -10,7 +10,14 @@ import torch
 from savl.network import SAVL, SAVLConfig
 from savl.training.config import ObjectiveConfig
 from savl.training.data import Batch
-from savl.training.objectives import ContentCritic, Objective, correlation_within, visible_severity
+from savl.training.objectives import (
+    ContentCritic,
+    Objective,
+    content_share,
+    correlation_within,
+    fidelity_loss,
+    visible_severity,
+)
 from savl.training.schedule import prior_weight
 
 SMALL = {
@@ -69,7 +76,7 @@ def test_an_estimator_that_nothing_reads_asks_for_no_gradient() -> None:
     assert not any(parameter.requires_grad for parameter in model.estimator.parameters())
     asks = (
         ObjectiveConfig(alpha=0.1),
-        *(ObjectiveConfig(alpha=0.0, **{name: 0.1}) for name in ("calibration", "contrast")),
+        *(ObjectiveConfig(alpha=0.0, **{name: 0.1}) for name in ("calibration", "contrast", "content")),
     )
     for objective in asks:
         model, _, _ = setup(objective, **idle)
@@ -82,6 +89,45 @@ def test_a_frozen_estimator_is_not_trained() -> None:
     assert model.estimator is not None
     assert all(parameter.grad is None for parameter in model.estimator.parameters())
     assert any(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_an_estimator_trained_alone_leaves_the_network_as_it_is_and_makes_no_image() -> None:
+    model, objective, batch = setup(ObjectiveConfig(alpha=0.3, beta=0.7, freeze_network=True))
+    model.reconstruct = None  # type: ignore[assignment, method-assign]
+    outcome = objective(batch, 1, 0)
+    losses = outcome.losses
+    assert outcome.sr is None
+    assert losses.sr is None
+    assert outcome.severity is not None
+    assert "sr" not in losses.to_log()
+    torch.testing.assert_close(losses.total, 0.3 * losses.reconstruction + 0.7 * losses.kl)
+    losses.total.backward()
+    assert model.estimator is not None
+    of_field = {f"estimator.{name}" for name, _ in model.estimator.named_parameters()}
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == of_field
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == of_field
+
+
+def test_fidelity_is_the_mean_absolute_or_squared_error_or_a_hundredth_of_the_psnr() -> None:
+    x = torch.full((2, 3, 4, 4), 0.5)
+    sr = x + torch.tensor([0.1, -0.01]).view(2, 1, 1, 1)
+    assert fidelity_loss(sr, x, "l1").item() == pytest.approx(0.055)
+    assert fidelity_loss(sr, x, "l2").item() == pytest.approx((0.01 + 0.0001) / 2)
+    assert fidelity_loss(sr, x, "psnr").item() == pytest.approx(-(20 + 40) / 2 / 100, abs=1e-3)
+    assert fidelity_loss(x, x, "psnr").item() == pytest.approx(-0.589, abs=1e-3), "finite, and as good as 8 bits"
+    objective = ObjectiveConfig(alpha=0.0, fidelity="l2")
+    model, loss, batch = setup(objective)
+    outcome = loss(batch, 1, 0)
+    torch.testing.assert_close(outcome.losses.total, (outcome.sr - batch.x).square().mean())
+
+
+def test_the_psnr_asks_as_much_of_a_hopeless_image_as_of_an_easy_one() -> None:
+    x = torch.full((2, 3, 4, 4), 0.5)
+    sr = (x + torch.tensor([0.2, 0.02]).view(2, 1, 1, 1)).requires_grad_()
+    fidelity_loss(sr, x, "psnr").backward()
+    assert sr.grad is not None
+    hopeless, easy = (sr.grad * (sr - x)).detach().sum(dim=(1, 2, 3)).tolist()
+    assert hopeless == pytest.approx(easy, rel=0.01)
 
 
 def test_gaussian_likelihood_is_a_squared_norm() -> None:
@@ -212,3 +258,36 @@ def test_club_tells_a_code_that_holds_the_content_from_one_that_does_not(correla
         optimizer.step()
     bound = float(critic.bound(r, z))
     assert bound > 2 if correlated else abs(bound) < 0.3, bound
+
+
+def test_the_share_of_content_is_0_where_the_recipe_says_all_and_1_where_it_says_nothing() -> None:
+    random = torch.Generator().manual_seed(0)
+    recipe = torch.randn(100, 5, 1, 1, generator=random).repeat_interleave(4, dim=0)
+    content = torch.randn(400, 5, 1, 1, generator=random)
+    local = torch.randn(400, 5, 6, 6, generator=random)
+    local = local - local.mean(dim=(2, 3), keepdim=True)  # within an image anything may vary
+    assert content_share(recipe + local, 4) < 1e-4
+    assert content_share(content + local, 4).item() == pytest.approx(1.0, abs=0.1)
+    assert content_share(recipe + content + local, 4).item() == pytest.approx(0.5, abs=0.1)
+    assert content_share(100 * (recipe + content) + 3, 4).item() == pytest.approx(0.5, abs=0.1), "of any scale"
+
+
+def test_the_share_of_content_is_asked_for_with_its_weight_and_reaches_the_estimator() -> None:
+    for code in ("variational", "deterministic"):
+        model, objective, _ = setup(ObjectiveConfig(alpha=0.0, content=0.5), degradation_code=code)
+        batch = Batch(torch.rand(6, 3, 8, 8), torch.rand(6, 3, 32, 32), torch.rand(6, 3, 8, 8), alike=2)
+        losses = objective(batch, 1, 0).losses
+        assert losses.content is not None
+        torch.testing.assert_close(losses.total - losses.sr, 0.5 * losses.content)
+        losses.content.backward()
+        assert model.estimator is not None
+        assert model.estimator.head.weight.grad is not None
+        assert model.estimator.head.weight.grad.any()
+
+
+@pytest.mark.parametrize("alike", [1, 4, 6])
+def test_content_needs_several_recipes_of_several_images(alike: int) -> None:
+    _, objective, _ = setup(ObjectiveConfig(alpha=0.0, content=0.5))
+    batch = Batch(torch.rand(6, 3, 8, 8), torch.rand(6, 3, 32, 32), torch.rand(6, 3, 8, 8), alike=alike)
+    with pytest.raises(ValueError, match=f"several recipes have several images each, got 6 images, alike={alike}"):
+        objective(batch, 1, 0)

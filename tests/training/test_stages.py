@@ -35,6 +35,34 @@ def test_a_run_starts_from_given_weights_and_keeps_a_frozen_estimator(
     assert "conv_first.weight" not in same
 
 
+def test_an_estimator_trained_alone_leaves_the_network_and_goes_on_where_it_was_stopped(
+    configuration: Configure, tensors: Tensors, tmp_path: Path
+) -> None:
+    first = Trainer(configuration(tmp_path / "first")).train()
+    assert first is not None
+
+    def alone(name: str) -> TrainingConfig:
+        config = configuration(tmp_path / name, start=str(first))
+        data = replace(config.data, batch=4, fresh=2, alike=2)
+        objective = replace(config.objective, freeze_network=True, calibration=0.3, content=0.2)
+        return replace(config, data=data, objective=objective)
+
+    second = Trainer(alone("second")).train()
+    assert second is not None
+    before, after = tensors(first), tensors(second)
+    for name in before:
+        assert torch.equal(before[name], after[name]) != name.startswith("estimator."), name
+    lines = [json.loads(line) for line in (tmp_path / "second" / "log.jsonl").read_text().splitlines()]
+    assert all("sr" not in line and {"kl", "calibration", "content", "total"} <= set(line) for line in lines)
+
+    half = Trainer(alone("third"))
+    half.train(lambda step, _: half.stop() if step == 3 else None)
+    third = Trainer(alone("third")).train()
+    assert third is not None
+    resumed = tensors(third)
+    assert all(torch.equal(after[name], resumed[name]) for name in after), "as if it had never stopped"
+
+
 def test_parts_of_the_weights_to_start_from_may_begin_anew(
     configuration: Configure, tensors: Tensors, tmp_path: Path
 ) -> None:
