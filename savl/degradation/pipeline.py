@@ -72,14 +72,16 @@ class Degradation:
             Low-resolution images of ``(H/scale, W/scale)`` pixels with their ground truth.
 
         Raises:
-            ValueError: ``x`` has another shape or dtype, or does not hold a multiple of ``alike`` images.
+            ValueError: ``x`` has another shape or dtype, or ``alike`` is no integer of at least 1 that divides B.
         """
         if x.dim() != 4 or x.shape[1] != 3 or x.dtype != torch.float32:
             raise ValueError(f"x must be float32 (B, 3, H, W) in [0, 1], got {x.dtype} {tuple(x.shape)}")
         if 0 in x.shape or x.shape[2] % self.scale or x.shape[3] % self.scale:
             raise ValueError(f"x must have sides that are multiples of scale={self.scale}, got {tuple(x.shape)}")
-        if alike < 1 or x.shape[0] % alike:
-            raise ValueError(f"x must hold a multiple of alike={alike!r} images, at least 1, got {x.shape[0]}")
+        if type(alike) is not int or alike < 1:
+            raise ValueError(f"alike must be an integer of at least 1, got {alike!r}")
+        if x.shape[0] % alike:
+            raise ValueError(f"x must hold a multiple of alike={alike} images, got {x.shape[0]}")
         random = np.random.default_rng(seed)
         recipe = draw_recipe(self.config, x.shape[0] // alike, random)
         mask = self._mask(recipe, x, random)

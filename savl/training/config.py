@@ -102,9 +102,10 @@ class ObjectiveConfig:
 
     fidelity: Fidelity = "l1"
     """Distance of the SR image from its original. ``l1``: mean absolute error, which trains steadily and is the
-    paper's. ``l2``: mean squared error; of all images that an input may have come from it asks for the mean, as PSNR
-    does, where ``l1`` asks for the median. ``psnr``: minus the PSNR of each image over 100 dB, mean over images: a
-    tenth less error counts alike in an easy image and in a hopeless one. Its gradient is about as large as L1's."""
+    paper's. ``l2``: mean squared error; of all images that an input may have come from it asks for the mean, where
+    ``l1`` asks for the median. ``psnr``: minus the PSNR of each image over 100 dB, mean over images: a tenth less error
+    counts alike in an easy image and in a hopeless one. Its gradient is as large as that of L1 where an image stands at
+    21 dB, and twice as large for every 6 dB more."""
     alpha: float = 1.0
     """Weight of the reconstruction of y by the likelihood decoder (mean over pixels and channels). 0 trains neither
     decoder nor field prior."""
@@ -135,14 +136,16 @@ class ObjectiveConfig:
     club: float = 0.0
     """Weight of the CLUB upper bound on I(r; z), for the ablation 'deterministic code + CLUB'."""
     content: float = 0.0
-    """Weight of the share of content: of the variance of the images' mean mu, what is among images of one recipe, mean
-    over channels. What one recipe leaves in several photographs should look alike in the field, and nothing in the ELBO
-    says so. Needs ``data.alike`` of at least 2. Not in the paper."""
+    """Weight of the share of content: the variance of the images' mean mu among images of one recipe over that among
+    all, mean over channels (`savl.training.objectives.content_share`). What one recipe leaves in several photographs
+    should look alike in the field, and nothing in the ELBO says so. Needs ``data.alike`` of at least 2. Not in the
+    paper."""
     freeze_estimator: bool = False
     """Stages 2 and 3: train the network on a field that stays as it is. Needs ``run.start``."""
     freeze_network: bool = False
     """Train the estimator alone, by all that is asked of the field; no SR image is made. Cheap, so that batches may be
-    large, and nothing asks the field for content. Needs ``run.start``."""
+    large, and no SR loss asks the field for content. The network is then guided by another field than it has learned
+    from, so what a validation says of its images says little. Needs ``run.start``."""
 
     def __post_init__(self) -> None:
         check_types(self, "objective.")
@@ -152,20 +155,20 @@ class ObjectiveConfig:
         _one_of("objective", self, "likelihood", Likelihood)
         _one_of("objective", self, "scale", LikelihoodScale)
         if self.freeze_estimator:
-            if training := self._about_field():
+            if training := self.about_field():
                 given = ", ".join(f"objective.{name} = {getattr(self, name)!r}" for name in training)
                 raise ValueError(
                     f"objective.freeze_estimator forbids what trains the estimator: set it to 0, got {given}"
                 )
             if self.freeze_network:
                 raise ValueError("objective.freeze_estimator and freeze_network together leave nothing to train")
-        if self.freeze_network and not self._about_field():
+        if self.freeze_network and not self.about_field():
             raise ValueError(
                 "objective.freeze_network needs something that trains the estimator: alpha, club, calibration, "
                 "contrast and content are all 0"
             )
 
-    def _about_field(self) -> list[str]:
+    def about_field(self) -> list[str]:
         """The settings above 0 that train the estimator."""
         return [name for name in ("alpha", "club", "calibration", "contrast", "content") if getattr(self, name) > 0]
 
@@ -290,6 +293,12 @@ class TrainingConfig:
         for name in ("freeze_estimator", "freeze_network", "content"):
             if getattr(self.objective, name) and code == "none":
                 raise ValueError(f"objective.{name}: the model has no estimator (degradation_code is 'none')")
+        asked = set(self.objective.about_field())
+        if self.objective.freeze_network and code == "deterministic" and asked <= {"calibration", "contrast"}:
+            raise ValueError(
+                "objective.freeze_network: a deterministic code has no variance that calibration or contrast could "
+                "train; set objective.alpha, club or content"
+            )
         if self.objective.content > 0 and not 2 <= self.data.alike < self.data.batch:
             raise ValueError(
                 f"objective.content compares images of one recipe with those of others: data.alike must be at least 2 "

@@ -29,7 +29,7 @@ class Losses:
 
     total: Tensor
     sr: Tensor | None = None
-    """Distance of the SR image, `fidelity_loss`."""
+    """Distance of the SR image, `fidelity_loss`; that of ``psnr`` is negative."""
     reconstruction: Tensor | None = None
     """L_rec: mean over pixels and channels of |y − ŷ| (Laplacian) or (y − ŷ)² (Gaussian); with a learned scale the
     negative log-likelihood, nats per pixel."""
@@ -40,7 +40,7 @@ class Losses:
     contrast: Tensor | None = None
     """1 + correlation of v with the known severity, mean over the images within which that varies."""
     content: Tensor | None = None
-    """`content_share` of mu, in [0, 1] or a little above."""
+    """`content_share` of mu."""
     club: Tensor | None = None
     """CLUB upper bound on I(r; z), nats per pixel."""
 
@@ -64,7 +64,8 @@ class Objective(nn.Module):
     """J of SAVL beside the SR loss; holds the network and the networks that only training needs.
 
     total = fidelity(sr, x) + alpha · L_rec + beta · (1 + lambda) · KL, the last two being the negative conditional ELBO
-    of SAVL-LM with the bound of SAVL-MIS in its (1 + lambda).
+    of SAVL-LM with the bound of SAVL-MIS in its (1 + lambda); and, as far as their weights say, calibration, contrast,
+    content and CLUB.
     """
 
     def __init__(self, model: SAVL, config: ObjectiveConfig) -> None:
@@ -210,16 +211,18 @@ def visible_severity(y: Tensor, z: Tensor, severity: Tensor) -> Tensor:
 def content_share(mu: Tensor, alike: int) -> Tensor:
     """How much of what tells the images of a batch apart is not their recipe.
 
-    The feature is the spatial mean of mu. Of each of its channels, the variance among images of one recipe over that of
-    all images, as the analysis of variance has it: 0 where the recipe says all, about 1 where it says nothing. Images
-    of one recipe differ in content, and in the noise that was drawn, of which a mean over many pixels keeps little.
+    The feature is the spatial mean of mu. Of each of its channels, the mean square within recipes over the variance of
+    all images, which is 1 − adjusted R² (1 − ε²) of the analysis of variance: 0 where the recipe says all, 1 on average
+    where it says nothing. Images of one recipe differ in content, and in the noise that was drawn, of which a mean over
+    many pixels keeps little.
 
     Args:
         mu: ``(B, R, h, w)``.
         alike: So many images, one after the other, share a recipe; below B, which is a multiple of it.
 
     Returns:
-        A scalar: mean over channels; one that hardly varies at all (standard deviation far below 0.001) counts as 0.
+        A scalar, the mean over channels, at most (B − 1) / (B − B / alike). A channel that hardly varies at all
+        (standard deviation far below 0.001) counts as 0.
 
     Raises:
         ValueError: No two images share a recipe, or all do.

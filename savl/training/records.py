@@ -49,7 +49,7 @@ class Records:
                 self._events.add_scalar(prefix + name, value, step)
 
     def images(self, step: int, lr: Tensor, sr: Tensor | None, hr: Tensor, severity: Tensor | None) -> None:
-        """Show the first images of a batch: LR enlarged without interpolation, SR, HR and severity.
+        """Show the first images of a batch: LR enlarged without interpolation, HR, SR and severity where there are any.
 
         Args:
             step: Steps done.

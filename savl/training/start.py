@@ -36,6 +36,10 @@ def initial_network(config: TrainingConfig) -> SAVL:
         random := [name for name in new if name.startswith("estimator.") and _begins_anew(name, config.run.fresh)]
     ):
         raise ValueError(f"run.fresh: {random[0]} would begin at random and stay so (objective.freeze_estimator)")
+    if config.objective.freeze_network and (
+        random := [name for name in new if not name.startswith("estimator.") and _begins_anew(name, config.run.fresh)]
+    ):
+        raise ValueError(f"run.fresh: {random[0]} would begin at random and stay so (objective.freeze_network)")
     model.load_state_dict(
         new | {name: tensor for name, tensor in old.items() if not _begins_anew(name, config.run.fresh)}
     )

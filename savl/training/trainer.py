@@ -231,7 +231,8 @@ class Trainer:
         rank = f"_{self.accelerator.process_index}" if self.accelerator.num_processes > 1 else ""
         path = self.output / REFUSED_NAME.format(rank)
         self.output.mkdir(parents=True, exist_ok=True)
-        images = {"y": batch.y.cpu(), "x": batch.x.cpu(), "z": batch.z.cpu()}
+        whole = batch.to(torch.device("cpu"))
+        images = {"y": whole.y, "x": whole.x, "z": whole.z, "severity": whole.severity, "alike": whole.alike}
         save_checkpoint(path, {"step": self.step, "seed": seed, "losses": log, **images, "weights": self._weights()})
         raise FloatingPointError(
             f"step {self.step}: {what} is not finite, at losses of {log}; batch and weights are in {path}; lower "
@@ -291,6 +292,8 @@ class Trainer:
         path = self.output / CHECKPOINT_NAME
         try:
             then, now = state["settings"], _settings_that_count(self.config, self.accelerator.num_processes)
+            # What a checkpoint of an older version does not speak of was as it is by default now.
+            then = {**_settings_that_count(TrainingConfig(), 1), **then}
             changed = [name for name in now if now[name] != then.get(name)]
             if changed:
                 what = ", ".join(f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in changed)

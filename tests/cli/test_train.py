@@ -56,6 +56,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_the_estimator_alone_is_trained_from_given_weights(folder: Path) -> None:
+    first = run("train", folder / "config.toml", "--hr", folder / "hr", "-o", folder / "run")
+    changes = [f"run.start={first.stdout.strip()}", "objective.freeze_network=true"]
+    settings = [argument for change in changes for argument in ("--set", change)]
+    result = run("train", folder / "config.toml", "--hr", folder / "hr", "-o", folder / "second", *settings)
+    assert result.exit_code == 0, result.output
+    before, after = (savl.load(each.stdout.strip()).state_dict() for each in (first, result))
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed
+    assert all(name.startswith("estimator.") for name in changed)
+
+
 def test_training_writes_weights_that_load_and_prints_where(folder: Path) -> None:
     result = run("train", folder / "config.toml", "--hr", folder / "hr", "-o", folder / "run")
     assert result.exit_code == 0, result.stderr

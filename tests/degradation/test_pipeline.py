@@ -87,12 +87,18 @@ def test_images_that_are_alike_share_all_but_the_noise(photo: Tensor, config: De
     assert noisy > 8
 
 
-def test_as_many_images_as_are_alike(photo: Tensor) -> None:
-    x = photo[:, :, :64, :64].repeat(3, 1, 1, 1)
-    with pytest.raises(ValueError, match="x must hold a multiple of alike=2 images, at least 1, got 3"):
-        Degradation(DegradationConfig())(x, 0, alike=2)
-    alone, together = (Degradation(SPATIAL)(x, 5, **how) for how in ({}, {"alike": 1}))
-    assert torch.equal(alone.y, together.y)
+@pytest.mark.parametrize(
+    ("alike", "message"),
+    [
+        (2, "x must hold a multiple of alike=2 images, got 3"),
+        (0, "alike must be an integer of at least 1, got 0"),
+        (3.0, "alike must be an integer of at least 1, got 3.0"),
+        (True, "alike must be an integer of at least 1, got True"),
+    ],
+)
+def test_so_many_images_as_are_alike(photo: Tensor, alike: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Degradation(DegradationConfig())(photo[:, :, :64, :64].repeat(3, 1, 1, 1), 0, alike=alike)  # type: ignore[arg-type]
 
 
 def test_global_random_states_are_neither_read_nor_moved(photo: Tensor) -> None:

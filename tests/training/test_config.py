@@ -91,6 +91,11 @@ def test_model_settings_override_the_named_configuration() -> None:
         ("[objective]\nfreeze_network = true", "objective.freeze_network needs run.start"),
         ("[objective]\nfreeze_network = true\nalpha = 0.0", "freeze_network needs something that trains the estimator"),
         (
+            "[objective]\nfreeze_network = true\nalpha = 0.0\ncalibration = 0.3\n"
+            "[model]\ndegradation_code = 'deterministic'",
+            "a deterministic code has no variance that calibration or contrast could train",
+        ),
+        (
             "[objective]\nfreeze_network = true\nfreeze_estimator = true\nalpha = 0.0",
             "freeze_estimator and freeze_network together leave nothing to train",
         ),

@@ -110,9 +110,18 @@ def test_images_of_one_recipe_come_together_and_are_cut_and_turned_alike(photogr
         assert torch.equal(by_recipe, by_recipe[:, :1].expand_as(by_recipe)), "one mask, one place, one turn"
         assert len({image.numpy().tobytes() for image in batch.x}) == 6
         several += not torch.equal(by_recipe[0], by_recipe[1])
-        moved = batch.to(torch.device("cpu"))
-        assert moved.alike == 3
+        assert batch.to(torch.device("cpu")).alike == 3
     assert several == 6
+
+
+def test_images_of_one_recipe_are_their_own_originals_degraded(tmp_path: Path) -> None:
+    smooth = np.add.outer(np.arange(120.0), 0.7 * np.arange(160.0))[..., None] * np.array([0.6, 0.5, 0.4])
+    Image.fromarray(smooth.astype(np.uint8)).save(tmp_path / "ramp.png")
+    nothing = DegradationConfig(strength=(0.0, 0.0))
+    settings = DataConfig(patch=8, batch=12, margin=2, pool=12, fresh=6, alike=3)
+    pairs = PairPool(PatchSource([tmp_path], 48), Degradation(nothing), settings, seed=0)(3)
+    assert (pairs.y - pairs.z).abs().mean() * 255 < 0.8
+    assert (pairs.y - pairs.z.roll(1, dims=0)).abs().mean() * 255 > 3, "others would be told apart"
 
 
 def test_images_smaller_than_a_patch_are_left_out(photographs: Path) -> None:

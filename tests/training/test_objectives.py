@@ -270,6 +270,10 @@ def test_the_share_of_content_is_0_where_the_recipe_says_all_and_1_where_it_says
     assert content_share(content + local, 4).item() == pytest.approx(1.0, abs=0.1)
     assert content_share(recipe + content + local, 4).item() == pytest.approx(0.5, abs=0.1)
     assert content_share(100 * (recipe + content) + 3, 4).item() == pytest.approx(0.5, abs=0.1), "of any scale"
+    small = torch.randn(32, 2000, 1, 1, generator=random)
+    assert content_share(small, 4).item() == pytest.approx(1.0, abs=0.02), "unbiased in a batch of eight recipes"
+    opposite = torch.tensor([1.0, -1.0]).repeat(4).view(8, 1, 1, 1)  # nothing but differences within recipes
+    assert content_share(opposite, 2).item() == pytest.approx((8 - 1) / (8 - 4))
 
 
 def test_the_share_of_content_is_asked_for_with_its_weight_and_reaches_the_estimator() -> None:

@@ -63,6 +63,17 @@ def test_an_estimator_trained_alone_leaves_the_network_and_goes_on_where_it_was_
     assert all(torch.equal(after[name], resumed[name]) for name in after), "as if it had never stopped"
 
 
+@pytest.mark.parametrize("part", ["conv_first.", "guidance.", ""])
+def test_no_part_of_a_frozen_network_begins_at_random(configuration: Configure, tmp_path: Path, part: str) -> None:
+    first = Trainer(configuration(tmp_path / "first", steps=1)).train()
+    config = configuration(tmp_path / "second", start=str(first), fresh=[part])
+    config = replace(config, objective=replace(config.objective, freeze_network=True))
+    with pytest.raises(
+        ValueError, match=r"run.fresh: \S+ would begin at random and stay so \(objective.freeze_network"
+    ):
+        Trainer(config)
+
+
 def test_parts_of_the_weights_to_start_from_may_begin_anew(
     configuration: Configure, tensors: Tensors, tmp_path: Path
 ) -> None:

@@ -166,6 +166,18 @@ def test_a_longer_run_goes_on_from_a_finished_one(configuration: Configure, tmp_
     assert longer.step == 8
 
 
+def test_a_checkpoint_of_a_version_with_fewer_settings_goes_on(configuration: Configure, tmp_path: Path) -> None:
+    config = configuration(tmp_path / "run")
+    Trainer(config).train()
+    path = tmp_path / "run" / "checkpoint.pt"
+    state = load_checkpoint(path)
+    del state["settings"]["data.alike"], state["settings"]["objective.fidelity"]
+    save_checkpoint(path, state)
+    assert Trainer(config).step == 6
+    with pytest.raises(ValueError, match="another run: objective.fidelity was 'l1' and is 'l2'"):
+        Trainer(replace(config, objective=replace(config.objective, fidelity="l2")))
+
+
 def test_a_checkpoint_that_lacks_a_part_is_named(configuration: Configure, tmp_path: Path) -> None:
     config = configuration(tmp_path / "run")
     Trainer(config).train()
@@ -215,6 +227,8 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(configurat
     saved = load_checkpoint(tmp_path / "run" / "not_finite.pt")
     assert saved["step"] == 3
     assert saved["x"].isnan().all()
+    assert saved["alike"] == 1
+    assert saved["severity"] is None
     trainer.plain.load_state_dict(saved["weights"])  # enough to look at the step again
 
 
