@@ -17,6 +17,7 @@ from typing import Any
 import savl
 from savl.evaluation.analysis.collect import FactorialFeatures, collect_factorial
 from savl.evaluation.analysis.evidence import known_of_content, known_of_noise, variation_evidence
+from savl.evaluation.analysis.factorial import NOISE
 from savl.evaluation.analysis.names import distinct_names
 from savl.evaluation.analysis.report_json import plain
 from savl.evaluation.analysis.whole import AnalysisConfig
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         components=settings.components,
         seed=0,
         on_progress=lambda what, done, total: None,
+        variations=(NOISE,),
     )
     names = distinct_names([Path(name) for name in options.weights], folder=True)
     found = {name: measure(data, place, options.repeats) for place, name in enumerate(names)}

@@ -55,7 +55,7 @@ class FactorialFeatures:
     content: Content
     """A row for every clean crop."""
     varied: tuple[VariedFeatures, ...]
-    """In the order of `VARIATIONS`."""
+    """In the order of `VARIATIONS`, noise first."""
     swept: Tensor
     """``(K, 3, side, side)``: clean crops of the first scene."""
 
@@ -79,6 +79,7 @@ def collect_factorial(
     components: int,
     seed: int,
     on_progress: OnProgress,
+    variations: Sequence[Variation] = VARIATIONS,
 ) -> FactorialFeatures:
     """Make factorial data of photographs and measure its fields.
 
@@ -91,6 +92,7 @@ def collect_factorial(
         components: Numbers that describe a crop's content.
         seed: Of places and noise.
         on_progress: Called after every photograph.
+        variations: What is done to the photographs, `VARIATIONS` or the first of them.
 
     Raises:
         ImageFileError: An image cannot be read.
@@ -103,7 +105,7 @@ def collect_factorial(
     small = set(too_small)
     chosen = spread([path for path in paths if path not in small], scenes)
     descriptions: list[Tensor] = []
-    varied = [_Growing(variation, models) for variation in VARIATIONS]
+    varied = [_Growing(variation, models) for variation in variations]
     swept: Tensor | None = None
     on_progress("photographs", 0, len(chosen))
     for place, path in enumerate(chosen):

@@ -52,6 +52,18 @@ def test_every_crop_comes_at_every_level_of_every_degradation(network: Make, pho
         assert second.variance is None
 
 
+def test_noise_alone_gives_the_features_that_all_variations_give(network: Make, photographs: Write) -> None:
+    paths, model = photographs(2, height=64, width=128), network()
+    everything = collect([model], paths)
+    alone = collect_factorial(
+        [model], paths, scenes=9, crops=2, side=16, components=3, seed=0, variations=VARIATIONS[:1],
+        on_progress=lambda what, done, total: None,
+    )  # fmt: skip
+    assert len(everything.varied) > len(alone.varied) == 1
+    assert np.array_equal(alone.varied[0].features[0].mean, everything.varied[0].features[0].mean)
+    assert np.array_equal(alone.content.values, everything.content.values)
+
+
 def test_rows_are_of_the_crop_and_level_they_say(network: Make, photographs: Write) -> None:
     paths = photographs(2, height=64, width=128)
     model = network()
