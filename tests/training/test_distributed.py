@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import savl
 from savl.training import Trainer, load_config
 from savl.training.checkpoint import load_checkpoint
 
@@ -78,9 +80,12 @@ def start(processes: int, *command: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def train(folder: Path, processes: int, output: str, steps: int = 4) -> subprocess.CompletedProcess[str]:
+def train(
+    folder: Path, processes: int, output: str, steps: int = 4, changes: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
     options = ("--hr", folder / "hr", "-o", folder / output, "--steps", steps)
-    return start(processes, "-m", "savl", "train", folder / "config.toml", *options)
+    settings = [argument for change in changes for argument in ("--set", change)]
+    return start(processes, "-m", "savl", "train", folder / "config.toml", *options, *settings)
 
 
 def log(folder: Path, output: str) -> list[dict[str, float]]:
@@ -119,3 +124,20 @@ def test_two_processes_train_together_stop_together_and_resume_exactly(folder: P
     assert log(folder, "whole")[0]["sr"] != log(folder, "alone")[0]["sr"]
     with pytest.raises(ValueError, match="processes was 2 and is 1"):
         Trainer(load_config(folder / "config.toml", changes))
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_estimator_alone(folder: Path) -> None:
+    begin = [f'data.hr=["{folder / "hr"}"]', f'run.output="{folder / "first"}"', "run.steps=1"]
+    first = Trainer(load_config(folder / "config.toml", begin)).train()
+    assert first is not None
+    alone = ("objective.freeze_network=true", "objective.content=0.2", "objective.calibration=0.3", "gan.weight=0.0")
+    changes = [f"run.start={first}", *alone, "data.alike=2", "data.batch=4", "data.fresh=2", "run.bfloat16=true"]
+    second = train(folder, 2, "second", 3, changes)
+    assert second.returncode == 0, second.stderr
+    before, after = (savl.load(path).state_dict() for path in (first, second.stdout.strip()))
+    for name in before:
+        assert torch.equal(before[name], after[name]) != name.startswith("estimator."), name
+    lines = log(folder, "second")
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all("sr" not in line and 0 < line["content"] < 2 for line in lines)
