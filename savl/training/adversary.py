@@ -34,18 +34,20 @@ class Adversary:
             adam = torch.optim.Adam(self.plain.parameters(), lr=settings.learning_rate, betas=optimizer.betas)
             self.discriminator, self.optimizer = accelerator.prepare(self.plain, adam)
 
-    def against(self, sr: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def against(self, sr: Tensor | None, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What the generator is asked for beside its own loss.
 
         Args:
-            sr: ``(B, 3, H, W)`` upscaled images, gradients flow to them.
+            sr: ``(B, 3, H, W)`` upscaled images, gradients flow to them; None where there are none.
             x: ``(B, 3, H, W)`` their originals.
 
         Returns:
             The weighted sum, and its terms unweighted.
         """
-        total = sr.new_zeros(())
+        total = x.new_zeros(())
         terms: dict[str, Tensor] = {}
+        if sr is None:
+            return total, terms
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(sr, x)
             total = total + self.settings.perceptual * terms["perceptual"]
@@ -58,17 +60,17 @@ class Adversary:
             total = total + self.settings.weight * terms["adversarial"]
         return total, terms
 
-    def judge(self, sr: Tensor, x: Tensor) -> dict[str, Tensor]:
+    def judge(self, sr: Tensor | None, x: Tensor) -> dict[str, Tensor]:
         """The discriminator's loss.
 
         Args:
-            sr: ``(B, 3, H, W)`` upscaled images; detached here.
+            sr: ``(B, 3, H, W)`` upscaled images; detached here; None where there are none.
             x: ``(B, 3, H, W)`` real ones.
 
         Returns:
-            It, by its name; nothing without a discriminator.
+            It, by its name; nothing without a discriminator or without images.
         """
-        if self.discriminator is None:
+        if self.discriminator is None or sr is None:
             return {}
         # One pass for both: a wrapper for several processes wants one forward for each backward.
         real, fake = self.discriminator(torch.cat((x, sr.detach()))).chunk(2)

@@ -155,21 +155,21 @@ class ObjectiveConfig:
         _one_of("objective", self, "likelihood", Likelihood)
         _one_of("objective", self, "scale", LikelihoodScale)
         if self.freeze_estimator:
-            if training := self.about_field():
+            if training := self.asked_of_field():
                 given = ", ".join(f"objective.{name} = {getattr(self, name)!r}" for name in training)
                 raise ValueError(
                     f"objective.freeze_estimator forbids what trains the estimator: set it to 0, got {given}"
                 )
             if self.freeze_network:
                 raise ValueError("objective.freeze_estimator and freeze_network together leave nothing to train")
-        if self.freeze_network and not self.about_field():
+        if self.freeze_network and not self.asked_of_field():
             raise ValueError(
                 "objective.freeze_network needs something that trains the estimator: alpha, club, calibration, "
                 "contrast and content are all 0"
             )
 
-    def about_field(self) -> list[str]:
-        """The settings above 0 that train the estimator."""
+    def asked_of_field(self) -> list[str]:
+        """Names of the weights above 0 by which something is asked of the field, so that the estimator is trained."""
         return [name for name in ("alpha", "club", "calibration", "contrast", "content") if getattr(self, name) > 0]
 
 
@@ -293,7 +293,7 @@ class TrainingConfig:
         for name in ("freeze_estimator", "freeze_network", "content"):
             if getattr(self.objective, name) and code == "none":
                 raise ValueError(f"objective.{name}: the model has no estimator (degradation_code is 'none')")
-        asked = set(self.objective.about_field())
+        asked = set(self.objective.asked_of_field())
         if self.objective.freeze_network and code == "deterministic" and asked <= {"calibration", "contrast"}:
             raise ValueError(
                 "objective.freeze_network: a deterministic code has no variance that calibration or contrast could "

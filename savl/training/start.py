@@ -32,14 +32,11 @@ def initial_network(config: TrainingConfig) -> SAVL:
     for part in config.run.fresh:
         if not any(_begins_anew(name, (part,)) for name in (*old, *new)):
             raise ValueError(f"run.fresh: the network has no weight in a part {part!r}")
-    if config.objective.freeze_estimator and (
-        random := [name for name in new if name.startswith("estimator.") and _begins_anew(name, config.run.fresh)]
-    ):
-        raise ValueError(f"run.fresh: {random[0]} would begin at random and stay so (objective.freeze_estimator)")
-    if config.objective.freeze_network and (
-        random := [name for name in new if not name.startswith("estimator.") and _begins_anew(name, config.run.fresh)]
-    ):
-        raise ValueError(f"run.fresh: {random[0]} would begin at random and stay so (objective.freeze_network)")
+    for setting, of_estimator in (("freeze_estimator", True), ("freeze_network", False)):
+        frozen = [name for name in new if name.startswith("estimator.") == of_estimator]
+        random = next((name for name in frozen if _begins_anew(name, config.run.fresh)), None)
+        if getattr(config.objective, setting) and random is not None:
+            raise ValueError(f"run.fresh: {random} would begin at random and stay so (objective.{setting})")
     model.load_state_dict(
         new | {name: tensor for name, tensor in old.items() if not _begins_anew(name, config.run.fresh)}
     )

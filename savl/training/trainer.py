@@ -191,11 +191,8 @@ class Trainer:
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.bfloat16)
         with autocast:
             outcome: Outcome = self.objective(batch, seed, self.step)
-            total = outcome.losses.total
-            terms: dict[str, Tensor] = {}
-            if outcome.sr is not None:
-                more, terms = self.adversary.against(outcome.sr, batch.x)
-                total = total + more
+            more, terms = self.adversary.against(outcome.sr, batch.x)
+        total = outcome.losses.total + more
         log = outcome.losses.to_log() | {name: float(value.detach()) for name, value in terms.items()}
         log["total"] = float(total.detach())
         self._all_finite(bool(torch.isfinite(total)), batch, seed, "the loss", log)
@@ -205,7 +202,7 @@ class Trainer:
         assert norm is not None
         self._all_finite(bool(torch.isfinite(norm)), batch, seed, "the gradient", log)
         with autocast:
-            judged = {} if outcome.sr is None else self.adversary.judge(outcome.sr, batch.x)
+            judged = self.adversary.judge(outcome.sr, batch.x)
         for name, loss in judged.items():
             log[name] = float(loss.detach())
             self._all_finite(bool(torch.isfinite(loss)), batch, seed, f"the {name}'s loss", log)
