@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from savl.degradation import Degradation, bicubic_downsample
-from savl.inference.image_folder import decode_rgb, find_images
+from savl.inference.image_folder import find_images
 from savl.training.config import DataConfig
+from savl.training.decoded_images import decode_images
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,15 @@ class Batch:
 class PatchSource:
     """Random patches of all images under some folders, an image as likely as it is large.
 
-    Images are decoded once and kept as 8-bit pixels: 3 bytes a pixel, in every process.
+    Images are decoded once and kept as 8-bit pixels, 3 bytes a pixel.
     """
 
     def __init__(
-        self, folders: Iterable[str | Path], side: int, on_image: Callable[[int, int], None] | None = None
+        self,
+        folders: Iterable[str | Path],
+        side: int,
+        on_image: Callable[[int, int], None] | None = None,
+        cache: str | Path = "",
     ) -> None:
         """Decode the images.
 
@@ -52,24 +57,19 @@ class PatchSource:
             folders: Searched recursively for images.
             side: Of the patches, pixels.
             on_image: Told (decoded so far, total) after each image.
+            cache: Folder that keeps them decoded, or an empty name; see `decode_images`.
 
         Raises:
             ValueError: A folder does not exist, or there is no image, or none large enough.
             ImageFileError: An image cannot be read.
+            OSError: The cache cannot be written or read.
         """
         self.side = side
         paths = find_images(folders)
-        self.images: list[NDArray[np.uint8]] = []
-        self.left_out = 0
+        decoded = decode_images(paths, cache, on_image)
+        self.images = [pixels for pixels in decoded if min(pixels.shape[:2]) >= side]
+        self.left_out = len(decoded) - len(self.images)
         """Images that are too small."""
-        for index, path in enumerate(paths):
-            pixels = decode_rgb(path)
-            if min(pixels.shape[:2]) >= side:
-                self.images.append(pixels)
-            else:
-                self.left_out += 1
-            if on_image is not None:
-                on_image(index + 1, len(paths))
         if not self.images:
             raise ValueError(
                 f"data.hr: none of the {len(paths)} images is at least {side} pixels on both sides, which "

@@ -264,7 +264,8 @@ class Trainer:
     def _pool(self, on_image: Callable[[int, int], None] | None) -> PairPool:
         data, scale = self.config.data, self.config.model.scale
         degradation = Degradation(self.config.degradation, scale)  # before minutes of decoding: it may be unavailable
-        patches = PatchSource(data.hr, (data.patch + 2 * data.margin) * scale, on_image)
+        with self.accelerator.local_main_process_first():  # the others of a machine find a cache that it has filled
+            patches = PatchSource(data.hr, (data.patch + 2 * data.margin) * scale, on_image, data.cache)
         self.left_out = patches.left_out
         rank = self.accelerator.process_index
         return PairPool(patches, degradation, data, seed=self.config.run.seed, rank=rank, device=self.device)
@@ -325,7 +326,7 @@ def _accelerator(cpu: bool) -> Accelerator:
 def _settings_that_count(config: TrainingConfig, processes: int) -> dict[str, Any]:
     """What a resumed run must share with the one it resumes: all but its length, its rhythm and where files lie."""
     free = {"run.steps", "run.log_every", "run.checkpoint_every", "run.images_every", "run.output", "run.device"}
-    free |= {"run.fused", "run.compile", "data.hr"}
+    free |= {"run.fused", "run.compile", "data.hr", "data.cache"}
     flat = {name: value for name, value in _flat(config.to_dict()) if not name.startswith("validation.")}
     return {"processes": processes, **{name: value for name, value in flat.items() if name not in free}}
 

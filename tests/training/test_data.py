@@ -13,6 +13,7 @@ from savl.degradation import Degradation, DegradationConfig, bicubic_downsample
 from savl.degradation.config import SpatialConfig
 from savl.inference.errors import ImageFileError
 from savl.inference.image_folder import decode_rgb
+from savl.training import decoded_images
 from savl.training.config import DataConfig
 from savl.training.data import PairPool, PatchSource
 
@@ -129,6 +130,76 @@ def test_images_smaller_than_a_patch_are_left_out(photographs: Path) -> None:
     images = PatchSource([photographs], 32, lambda done, total: seen.append((done, total))).images
     assert len(images) == 2
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are decoded from here on."""
+    names: list[str] = []
+
+    def note(path: Path) -> np.ndarray:
+        names.append(path.name)
+        return decode_rgb(path)
+
+    monkeypatch.setattr(decoded_images, "decode_rgb", note)
+    return names
+
+
+def test_a_cache_has_the_same_images_and_is_made_once(photographs: Path, tmp_path: Path, decoded: list[str]) -> None:
+    cache = tmp_path / "not" / "there yet"
+    plain = PatchSource([photographs], 32)
+    seen: list[tuple[int, int]] = []
+    made = PatchSource([photographs], 32, lambda done, total: seen.append((done, total)), cache)
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    del decoded[:]
+    found = PatchSource([photographs], 32, lambda *_: pytest.fail("decoded again"), cache)
+    assert not decoded
+    for source in (made, found):
+        assert source.left_out == plain.left_out == 1
+        assert len(source.images) == len(plain.images)
+        for image, expected in zip(source.images, plain.images, strict=True):
+            assert image.dtype == np.uint8
+            assert np.array_equal(image, expected)
+        drawn = source(5, np.random.default_rng(1))
+        assert torch.equal(drawn, plain(5, np.random.default_rng(1)))
+    assert not made.images[0].flags.writeable, "what other processes read"
+    assert [path.suffix for path in cache.iterdir()] == [".images"]
+
+
+def test_a_cache_is_made_anew_for_changed_images(photographs: Path, tmp_path: Path, decoded: list[str]) -> None:
+    PatchSource([photographs], 32, cache=tmp_path / "cache")
+    Image.new("RGB", (64, 64), (1, 2, 3)).save(photographs / "a.png")
+    del decoded[:]
+    images = PatchSource([photographs], 32, cache=tmp_path / "cache").images
+    assert decoded == ["a.png", "b.jpg", "small.png"]
+    assert (images[0] == (1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("spoil", [b"", b"short", None, b"x" * 40000, (8).to_bytes(8, "little") * 3])
+def test_a_damaged_cache_is_made_anew(
+    photographs: Path, tmp_path: Path, decoded: list[str], spoil: bytes | None
+) -> None:
+    expected = PatchSource([photographs], 32).images
+    PatchSource([photographs], 32, cache=tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_bytes(file.read_bytes()[1:] if spoil is None else spoil)
+    del decoded[:]
+    images = PatchSource([photographs], 32, cache=tmp_path / "cache").images
+    assert len(decoded) == 3
+    assert all(np.array_equal(*pair) for pair in zip(images, expected, strict=True))
+
+
+def test_images_that_cannot_be_decoded_leave_no_cache(photographs: Path, tmp_path: Path) -> None:
+    (photographs / "c.png").write_bytes(b"no picture")
+    with pytest.raises(ImageFileError, match=r"c\.png"):
+        PatchSource([photographs], 32, cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_named(photographs: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match=r"data\.cache: .*file"):
+        PatchSource([photographs], 32, cache=tmp_path / "file" / "cache")
 
 
 def test_all_images_too_small_is_an_error_with_the_size_needed(photographs: Path) -> None:
