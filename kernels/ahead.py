@@ -24,7 +24,7 @@ from triton.backends.nvidia import compiler as nvidia
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from savl.kernels import attention, launch
+from savl.kernels import launch
 from savl.kernels.configs import STAGES, KernelConfig, Problem, default_config
 
 KERNELS = (*STAGES, "fold_bias")
@@ -228,7 +228,7 @@ class _Noted(launch.Attention):
 def _name(kernel: Any) -> str:
     if not isinstance(kernel, JITFunction):
         raise RuntimeError("the kernels are interpreted, not compiled: unset TRITON_INTERPRET")
-    return next(name for name in KERNELS if getattr(attention, name) is kernel)
+    return str(kernel.fn.__name__)
 
 
 def source(launched: Launch) -> tuple[ASTSource, dict[str, Any]]:

@@ -230,7 +230,9 @@ def file_name(gpu_name: str) -> str:
 @cache
 def kernels_hash() -> str:
     """The `code_hash` of the kernels that are installed."""
-    return code_hash(*(Path(__file__).with_name(name) for name in ("attention.py", "tiles.py")))
+    return code_hash(
+        *(Path(__file__).with_name(name) for name in ("attention.py", "attention_backward.py", "tiles.py"))
+    )
 
 
 def code_hash(*paths: Path) -> str:

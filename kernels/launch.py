@@ -1,4 +1,4 @@
-"""From tensors to launches: shapes, strides, block sizes and grids of the kernels in `savl.kernels.attention`."""
+"""From tensors to launches of the attention kernels: shapes, strides, block sizes and grids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from savl.kernels import attention
+from savl.kernels import attention, attention_backward
 from savl.kernels.configs import KernelConfig, Problem, config_for
 from savl.ops.triton_kernels import lse_dtype
 
@@ -88,7 +88,7 @@ class Attention:
         """Run a kernel; every launch is one of this method.
 
         Args:
-            kernel: One of `savl.kernels.attention`.
+            kernel: One of `savl.kernels.attention` or `attention_backward`.
             programs: How many of its programs to run.
             arguments: Its first arguments.
             constants: Its other arguments, and options of Triton.
@@ -183,7 +183,7 @@ def backward(
     with device_of(call.q):
         config = call.config("backward_q")
         call.launch(
-            attention.backward_q, call.windows * call.heads * triton.cdiv(call.window**2, config.block_m),
+            attention_backward.backward_q, call.windows * call.heads * triton.cdiv(call.window**2, config.block_m),
             call.q, call.k, call.v, bias, scale, out, lse, grad_out, delta, grad_q, through_q,
             *image, grad_q.stride(2), **call.constants(),
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages, num_warps=config.warps,
@@ -192,7 +192,7 @@ def backward(
         tile_height, tile_width = key_tile(config.block_n)
         tiles = batch * triton.cdiv(height, tile_height) * triton.cdiv(width, tile_width)
         call.launch(
-            attention.backward_kv, tiles * call.heads,
+            attention_backward.backward_kv, tiles * call.heads,
             call.q, call.k, call.v, bias, scale, lse, grad_out, delta, grad_k, grad_v, through_k,
             *image, grad_k.stride(2), **call.constants(),
             BLOCK_M=config.block_m, TILE_HEIGHT=tile_height, TILE_WIDTH=tile_width, STAGES=config.stages,
@@ -205,14 +205,14 @@ def backward(
             chunks, call.heads, call.window**2, call.key_window**2, dtype=torch.float32, device=call.q.device
         )
         call.launch(
-            attention.backward_bias, pairs * call.heads * chunks,
+            attention_backward.backward_bias, pairs * call.heads * chunks,
             call.q, call.k, call.v, bias, scale, lse, grad_out, delta, sums, call.windows,
             *image, **call.constants(), CHUNKS=chunks,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages, num_warps=config.warps,
         )  # fmt: skip
         span = call.window + call.key_window - 1
         call.launch(
-            attention.fold_bias, span * call.heads,
+            attention_backward.fold_bias, span * call.heads,
             sums.sum(0), grad_table, call.heads, call.window, call.key_window,
             triton.next_power_of_2(call.window), triton.next_power_of_2(span),
         )  # fmt: skip
@@ -222,13 +222,13 @@ def backward(
 
 
 def key_tile(block_n: int) -> tuple[int, int]:
-    """Height and width in pixels of a tile of keys in `attention.backward_kv`: as square as a power of two can be."""
+    """Height and width in pixels of a tile of keys in `backward_kv`: as square as a power of two can be."""
     width = 1 << (block_n.bit_length() // 2)
     return block_n // width, width
 
 
 def bias_chunks(windows: int, programs: int) -> int:
-    """In how many chunks `attention.backward_bias` takes the windows; a power of two, so that few are compiled."""
+    """In how many chunks `backward_bias` takes the windows; a power of two, so that few are compiled."""
     wanted = max(1, min(windows, BIAS_PROGRAMS // programs))
     return 1 << (wanted.bit_length() - 1)
 

@@ -1,4 +1,4 @@
-"""What the attention kernels are made of: addresses of pixels, rows of heads, factors and tiles of the logits."""
+"""What the attention kernels are made of: addresses of pixels, rows of heads, factors, tiles of logits, windows."""
 
 from __future__ import annotations
 
@@ -152,3 +152,52 @@ def narrow_dot(a, b, accumulator, WIDE: tl.constexpr, PRECISION: tl.constexpr):
     if WIDE:
         return add_dot(a, b.to(tl.float32), accumulator, PRECISION)
     return add_dot(a.to(b.dtype), b, accumulator, PRECISION)
+
+
+# Windows
+
+
+@triton.jit
+def place_of_window(window, height, width, WINDOW: tl.constexpr):
+    """Where a window is: row and column among the windows of its image, whether they are the last, pixels before it."""
+    columns = width // WINDOW
+    rows = height // WINDOW
+    column = window % columns
+    row = window // columns % rows
+    batch = (window // (columns * rows)).to(tl.int64)
+    return row, column, row == rows - 1, column == columns - 1, batch * height * width
+
+
+@triton.jit
+def keys_and_values(
+    k,
+    v,
+    severity,
+    j,
+    row,
+    column,
+    height,
+    width,
+    shift,
+    kv_stride,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WINDOW: tl.constexpr,
+    KEY_WINDOW: tl.constexpr,
+    HAS_SEVERITY: tl.constexpr,
+    WIDE_FACTORS: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    FAR: tl.constexpr,
+    CHECK_KEYS: tl.constexpr,
+):
+    """Factors of the logits and values of the keys with numbers ``j`` of a window; zeros outside the image."""
+    MARGIN: tl.constexpr = (KEY_WINDOW - WINDOW) // 2
+    CHECKED: tl.constexpr = CHECK_KEYS or MARGIN > 0
+    y = row * WINDOW - MARGIN + j // KEY_WINDOW
+    x = column * WINDOW - MARGIN + j % KEY_WINDOW
+    inside = (j < KEY_WINDOW * KEY_WINDOW) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    pixels = image_pixel(y, x, height, width, shift, SHIFTED, FAR)
+    keys = load_rows(k, pixels, kv_stride, inside, CHECKED, HEAD_DIM, BLOCK_D)
+    values = load_rows(v, pixels, kv_stride, inside, CHECKED, HEAD_DIM, BLOCK_D)
+    key_severity = severity_of(severity, pixels, inside, HAS_SEVERITY)
+    return key_factor(keys, key_severity, HAS_SEVERITY, WIDE_FACTORS), values

@@ -47,7 +47,7 @@ Nsight Compute: what limits one kernel?
         --dtype bfloat16 --warm-up 3 --steps 1
     ncu --import window_forward.ncu-rep --page details
 
-  Triton kernels (kernels/attention.py): forward in inference; with --train also backward_q, backward_kv and
+  Triton kernels (kernels/attention*.py): forward in inference; with --train also backward_q, backward_kv and
   backward_bias, under "backward/":
 
     ncu --profile-from-start off --nvtx --nvtx-include "backward/" --kernel-name "regex:^backward_(q|kv|bias)$" \

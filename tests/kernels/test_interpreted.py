@@ -6,7 +6,7 @@ a time, and every case is a test here.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import queue
@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -31,16 +30,14 @@ PATIENCE = 600
 pytestmark = pytest.mark.skipif(TRITON_MISSING is not None, reason=str(TRITON_MISSING))
 
 
-def load_cases() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("interpreted_cases", FOLDER / "cases.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def case_names() -> list[str]:
+    """Of all cases, without running any: their modules find one another as they do in a worker."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        return list(importlib.import_module("cases").CASES)
 
 
-CASES = list(load_cases().CASES)
+CASES = case_names()
 
 
 class Worker:

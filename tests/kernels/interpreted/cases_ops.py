@@ -1,0 +1,181 @@
+"""The ops as torch, the dispatcher and a network see them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import partial
+from importlib import import_module
+from typing import Any
+from unittest import mock
+
+import torch
+from case_tools import FLOAT16, FLOAT32, OVERLAPPING, TRITON, WINDOW, case, case_for
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from savl.network import SAVL, SAVLConfig
+from savl.ops import KernelSettings, KernelUnavailable, kernel_report, use_fused_kernels, window_attention
+from savl.ops.equivalence import interpreter_cases, judge, verify
+
+
+def op_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
+    generator = torch.Generator().manual_seed(1)
+
+    def numbers(*shape: int, dtype: torch.dtype = FLOAT32) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    qkv, q, kv, severity = numbers(1, 2, 4, 15), numbers(1, 2, 4, 5), numbers(1, 2, 4, 10), numbers(1, 2, 4).abs()
+    near, far, half = numbers(9, 1), numbers(25, 1), FLOAT16
+    return {
+        "window_attention": ("window_attention", (qkv, near, severity, 2, 1)),
+        "window_attention, plain": ("window_attention", (qkv, near, None, 2, 0)),
+        "window_attention, float16": ("window_attention", (qkv.to(half), near, severity, 2, 1)),
+        "overlapping_window_attention": ("overlapping_window_attention", (q, kv, far, severity, 2, 4)),
+        "overlapping_window_attention, float16": (
+            "overlapping_window_attention",
+            (q.to(half), kv.to(half), far, None, 2, 4),
+        ),
+    }
+
+
+OP_CALLS = op_calls()
+
+
+def backward_arguments(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    out, lse = getattr(torch.ops.savl, op)(*args)
+    return (torch.ones_like(out), *args[:-2], out, lse, *args[-2:])
+
+
+@case_for("window_attention", "window_attention, float16", "overlapping_window_attention")
+def torch_finds_nothing_wrong_with_the_registration(name: str) -> None:
+    op, args = OP_CALLS[name]
+    given = tuple(arg.clone().requires_grad_() if isinstance(arg, Tensor) else arg for arg in args)
+    torch.library.opcheck(getattr(torch.ops.savl, op).default, given)
+    torch.library.opcheck(getattr(torch.ops.savl, f"{op}_backward").default, backward_arguments(op, args))
+
+
+@case_for(*OP_CALLS)
+def the_fake_kernel_gives_what_the_real_one_gives(name: str) -> None:
+    op, args = OP_CALLS[name]
+    for called, given in ((op, args), (f"{op}_backward", backward_arguments(op, args))):
+        real = getattr(torch.ops.savl, called)(*given)
+        with FakeTensorMode() as mode:
+            fake = getattr(torch.ops.savl, called)(
+                *(mode.from_tensor(arg) if isinstance(arg, Tensor) else arg for arg in given)
+            )
+        for index, (found, promised) in enumerate(zip(real, fake, strict=True)):
+            for what in ("shape", "dtype", "device"):
+                wanted, got = getattr(promised, what), getattr(found, what)
+                assert wanted == got, f"{called}: output {index} has {what} {got}, promised was {wanted}"
+            assert found.stride() == promised.stride(), f"{called}: output {index} has strides {found.stride()}"
+
+
+@case
+def the_log_sum_exp_is_that_of_the_logits() -> None:
+    generator = torch.Generator().manual_seed(2)
+    qkv, table = torch.randn(1, 4, 4, 3 * 6, generator=generator), torch.randn(49, 2, generator=generator)
+    _, lse = torch.ops.savl.window_attention(qkv, table, None, 4, 0)
+    q, k, _ = qkv.double().view(16, 3, 2, 3).permute(1, 2, 0, 3)
+    y, x = torch.arange(16) // 4, torch.arange(16) % 4
+    index = (y[:, None] - y[None, :] + 3) * 7 + x[:, None] - x[None, :] + 3
+    logits = q @ k.transpose(1, 2) / math.sqrt(3) + table.double()[index].permute(2, 0, 1)
+    torch.testing.assert_close(lse.reshape(2, 16), logits.logsumexp(-1) / math.log(2), rtol=1e-6, atol=1e-6)
+
+
+@case
+def a_compiled_op_gives_what_the_op_gives() -> None:
+    def attend(qkv: Tensor, table: Tensor, severity: Tensor) -> Tensor:
+        return window_attention(qkv, table, severity, window=2, shift=1, kernels=TRITON)
+
+    _, (qkv, table, severity, *_) = OP_CALLS["window_attention"]
+    results = []
+    for function in (attend, torch.compile(attend, fullgraph=True, backend="aot_eager")):
+        given = [value.clone().requires_grad_() for value in (qkv, table, severity)]
+        out = function(*given)
+        results.append([out.detach(), *torch.autograd.grad(out.square().sum(), given)])
+    for found, expected in zip(*results, strict=True):
+        assert torch.equal(found, expected)
+
+
+@case
+def it_serves_when_asked_for_by_name_and_only_then() -> None:
+    qkv, table = torch.randn(1, 4, 4, 24), torch.zeros(49, 2)
+    attend = partial(window_attention, qkv, table, window=4)
+    launched: list[str] = []
+    launch = import_module("savl.kernels.launch")
+    run = launch.forward
+
+    def spy(call: Any) -> Any:
+        launched.append("forward")
+        return run(call)
+
+    with mock.patch.object(launch, "forward", spy):
+        with use_fused_kernels():
+            attend()
+            assert kernel_report().serving("window_attention") == "eager"
+        assert not launched, "the interpreter served without being asked for"
+        with use_fused_kernels(window_attention="triton"):
+            attend()
+            assert kernel_report().serving("window_attention") == "triton"
+        assert launched == ["forward"]
+
+
+@case_for("cpp", "triton")
+def what_cannot_serve_says_so(backend: str) -> None:
+    qkv, table = torch.randn(1, 4, 4, 24, dtype=torch.float64), torch.zeros(49, 2, dtype=torch.float64)
+    said = ""
+    try:
+        window_attention(qkv, table, window=4, kernels=KernelSettings(window_attention=backend))
+    except KernelUnavailable as error:
+        said = str(error)
+    assert said, f"{backend} served float64 under the interpreter"
+    assert ("interpreter" if backend == "cpp" else "float64") in said, said
+
+
+@case
+def verify_tries_both_dtypes_that_the_interpreter_gets_right() -> None:
+    small = [
+        lambda dtype, seed: WINDOW(dtype, window=4, shift=1, rows=1, columns=1, heads=2, seed=seed),
+        lambda dtype, seed: OVERLAPPING(dtype, window=3, key_window=5, rows=1, columns=1, heads=2, seed=seed),
+    ]
+    assert {make(0).op for make in interpreter_cases(FLOAT32)} == {make(FLOAT32, 0).op for make in small}
+    equivalence = import_module("savl.ops.equivalence")
+    few = mock.patch.object(equivalence, "interpreter_cases", lambda dtype: [partial(make, dtype) for make in small])
+    with few, mock.patch.object(equivalence, "judge", partial(judge, draws=3)):
+        for op in ("window_attention", "overlapping_window_attention"):
+            verdicts = list(verify(op, "triton"))
+            assert [verdict.dtype for verdict in verdicts] == [FLOAT32, FLOAT16]
+            broken = [f"{verdict.worst} in {verdict.dtype}" for verdict in verdicts if not verdict.worst.kept]
+            assert not broken, f"{op}: {broken}"
+
+
+@case
+def a_network_has_the_picture_and_the_gradients_of_eager() -> None:
+    torch.manual_seed(0)
+    config = SAVLConfig(
+        channels=12, depths=(2,), heads=2, window=4, cab_compress=3, cab_squeeze=4, cab_scale=0.1, drop_path=0.0,
+        upsample_features=8, latent=6, estimator_width=8, estimator_dilations=(1, 2), decoder_width=8, decoder_depth=3,
+    )  # fmt: skip
+    model = SAVL(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    lr = torch.rand(1, 3, 7, 4)
+    results = []
+    for settings in (TRITON, KernelSettings.of("eager")):
+        model.zero_grad()
+        with use_fused_kernels(**dataclasses.asdict(settings)):
+            sr = model(lr)
+            sr.square().mean().backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        results.append({"sr": sr.detach(), **gradients})
+    fused, eager = results
+    assert fused.keys() == eager.keys()
+    tables = [name for name in eager if "bias_table" in name and bool(eager[name].any())]
+    assert len(tables) >= 3, f"only {tables} have a gradient"
+    for name, expected in eager.items():
+        # Both are float32: far apart from rounding, which twenty layers multiply, lies what is wrong.
+        bound = 1e-3 * float(expected.abs().max()) + 1e-9
+        error = float((fused[name] - expected).abs().max())
+        assert error <= bound, f"{name} is off by {error:.3g}, more than {bound:.3g}"
