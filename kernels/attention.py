@@ -1,5 +1,7 @@
 r"""The Triton kernels of both attentions: one family, with key windows as large as the query windows or larger.
 
+The forward pass is here, the backward pass in `attention_backward`.
+
 For a query pixel i of a w×w window and a key pixel j of the o×o window with the same centre, head by head:
 
     logits_ij = s_i · s_j · (q_i · k_j) / √d + bias[i − j]     (−∞ between sides of a shifted image)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,10 +90,11 @@ def train(
         data = replace(settings.data, hr=tuple(map(str, hr))) if hr else settings.data
         with bar:
             decoding = bar.add_task("decoding images", total=None, note="")
-            trainer = Trainer(
-                replace(settings, run=run, data=data),
-                on_image=lambda done, total: bar.update(decoding, completed=done, total=total),
-            )
+            with _cleaning_up():
+                trainer = Trainer(
+                    replace(settings, run=run, data=data),
+                    on_image=lambda done, total: bar.update(decoding, completed=done, total=total),
+                )
             bar.remove_task(decoding)
             if trainer.step and first:
                 console.print(f"resuming {escape(run.output)} at step {trainer.step}")
@@ -113,6 +115,18 @@ def train(
         raise typer.Exit(130)
     if first:
         print(weights)
+
+
+@contextmanager
+def _cleaning_up() -> Iterator[None]:
+    """SIGTERM, by which schedulers and torchrun end a process, ends the block as Ctrl-C does, which cleans up."""
+    import signal
+
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _loss(losses: dict[str, float]) -> str:

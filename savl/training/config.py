@@ -45,8 +45,8 @@ class DataConfig:
     hr: tuple[str, ...] = ()
     """Folders of high-resolution images, searched recursively."""
     cache: str = ""
-    """Folder that keeps them decoded, 3 bytes a pixel, for all processes of a machine to share and for the next run to
-    begin at once; none for a copy in the memory of each."""
+    """Folder that keeps these images decoded, 3 bytes a pixel, for all processes of a machine to share and for the next
+    run to begin at once. If left out, each process keeps a copy in its memory."""
     patch: int = 32
     """Side of the LR patches in pixels; HR patches are ``scale`` times that."""
     batch: int = 16

@@ -57,7 +57,7 @@ class PatchSource:
             folders: Searched recursively for images.
             side: Of the patches, pixels.
             on_image: Told (decoded so far, total) after each image.
-            cache: Folder that keeps them decoded, or an empty name; see `decode_images`.
+            cache: Folder that keeps them decoded, or an empty string; see `decode_images`.
 
         Raises:
             ValueError: A folder does not exist, or there is no image, or none large enough.

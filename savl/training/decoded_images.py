@@ -1,11 +1,11 @@
-"""Decoded images: in the memory of a process, or in a file that all processes of a machine read the same memory of."""
+"""Decoded images: in the memory of a process, or in one file that all processes of a machine map."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,33 +18,31 @@ from savl.inference.image_folder import decode_rgb
 
 SUFFIX = ".images"
 FORMAT = 1
-_END = 8
-"""Bytes at the end of a file that say how long the table before them is."""
+"""Part of a file's name; higher after a change of the layout, or of what `decode_rgb` makes of an image."""
 
+Images = list[NDArray[np.uint8]]
 OnImage = Callable[[int, int], None]
 
 
-def decode_images(
-    paths: Sequence[Path], cache: str | Path = "", on_image: OnImage | None = None
-) -> list[NDArray[np.uint8]]:
+def decode_images(paths: Sequence[Path], cache: str | Path = "", on_image: OnImage | None = None) -> Images:
     """Decode images, or find them decoded.
 
     Args:
         paths: The files.
-        cache: Folder where the pixels of these files are kept, 3 bytes each, and mapped into memory: processes share
-            what is read of them, and only what is read takes memory. A file that has changed since, by size or time of
-            change, makes another one necessary; what is no longer needed may be deleted. An empty name keeps all
-            pixels in the memory of this process.
+        cache: Folder with one file for every list of images: their pixels, 3 bytes each. It is mapped, so that
+            processes share what they read of it and only that takes memory. Names, sizes and times of change of the
+            images tell which file is theirs; a file that no run uses may be deleted. An empty string keeps all pixels
+            in the memory of this process.
         on_image: Told (decoded so far, total) after each image that is decoded.
 
     Returns:
-        ``(H, W, 3)`` each, in the order of the paths, not to be written to.
+        ``(H, W, 3)`` each, in the order of the paths; those of a cache are read-only.
 
     Raises:
         ImageFileError: An image cannot be read.
         OSError: The cache cannot be written or read.
     """
-    if not str(cache):
+    if cache == "":
         return [_decode(paths, index, on_image) for index in range(len(paths))]
     file = Path(cache) / (_digest(paths) + SUFFIX)
     images = _read(file, len(paths))
@@ -73,21 +71,20 @@ def _digest(paths: Sequence[Path]) -> str:
 
 
 def _write(file: Path, paths: Sequence[Path], on_image: OnImage | None) -> None:
-    """The pixels of one image after the other, a table of their sizes (JSON), and how many bytes that has."""
-    sizes = []
-    try:
+    """The pixels of one image after the other, then a height and a width for each, int64 little-endian.
+
+    Another process may have mapped a whole file of that name: it is not replaced.
+    """
+    with _naming(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(file, overwrite=True) as out:
-            for index in range(len(paths)):
-                pixels = _decode(paths, index, on_image)
-                sizes.append(pixels.shape[:2])
-                _append(out, pixels.reshape(-1).data)
-            table = json.dumps(sizes).encode()
-            _append(out, memoryview(table + len(table).to_bytes(_END, "little")))
-    except ImageFileError:
-        raise
-    except OSError as error:
-        raise OSError(error.errno, f"data.cache: {error.strerror}", str(file)) from error
+        file.unlink(missing_ok=True)  # a damaged one
+    sizes = []
+    with contextlib.suppress(FileExistsError), _naming(file), atomic_write(file, overwrite=False) as out:
+        for index in range(len(paths)):
+            pixels = _decode(paths, index, on_image)
+            sizes.append(pixels.shape[:2])
+            _append(out, pixels.reshape(-1).data)
+        _append(out, memoryview(np.array(sizes, "<i8").tobytes()))
 
 
 def _append(out: BinaryIO, data: memoryview) -> None:
@@ -95,21 +92,31 @@ def _append(out: BinaryIO, data: memoryview) -> None:
         data = data[out.write(data) :]
 
 
-def _read(file: Path, count: int) -> list[NDArray[np.uint8]] | None:
+def _read(file: Path, count: int) -> Images | None:
     """The images in a file; None where there is none, or another than `_write` leaves."""
-    if not file.is_file() or file.stat().st_size < _END:
+    with _naming(file):
+        if not file.is_file() or file.stat().st_size <= 16 * count:
+            return None
+        whole = np.asarray(np.memmap(file, np.uint8, "r"))
+    end = len(whole) - 16 * count
+    sizes = np.frombuffer(whole[end:].tobytes(), "<i8").reshape(count, 2).tolist()
+    ends = [0]
+    for height, width in sizes:
+        if min(height, width) < 1:
+            return None
+        ends.append(ends[-1] + 3 * height * width)
+    if ends[-1] != end:
         return None
-    whole = np.asarray(np.memmap(file, np.uint8, "r"))
-    end = len(whole) - _END
-    start = end - int.from_bytes(whole[end:].tobytes(), "little")
+    places = zip(sizes, ends[:-1], ends[1:], strict=True)
+    return [whole[first:last].reshape(height, width, 3) for (height, width), first, last in places]
+
+
+@contextlib.contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Says in errors of the system which setting asked for the file."""
     try:
-        sizes = [(int(height), int(width)) for height, width in json.loads(whole[max(start, 0) : end].tobytes())]
-    except (ValueError, TypeError):
-        return None
-    ends = np.cumsum([0, *(3 * height * width for height, width in sizes)]).tolist()
-    if len(sizes) != count or ends[-1] != start:
-        return None
-    return [
-        whole[first:last].reshape(height, width, 3)
-        for (height, width), first, last in zip(sizes, ends[:-1], ends[1:], strict=True)
-    ]
+        yield
+    except ImageFileError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, f"data.cache: {error.strerror}", str(file)) from error

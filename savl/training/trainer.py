@@ -67,6 +67,8 @@ class Trainer:
             PerceptualUnavailable: A perceptual loss is asked for and torchvision or its weights are missing.
             ValueError: The data cannot serve, the weights to start from are of another network, or the checkpoint is
                 damaged or belongs to another run.
+            ImageFileError: An image cannot be read.
+            OSError: ``config.data.cache`` cannot be written or read.
         """
         self.config = config
         self.output = Path(config.run.output)
@@ -264,7 +266,10 @@ class Trainer:
     def _pool(self, on_image: Callable[[int, int], None] | None) -> PairPool:
         data, scale = self.config.data, self.config.model.scale
         degradation = Degradation(self.config.degradation, scale)  # before minutes of decoding: it may be unavailable
-        with self.accelerator.local_main_process_first():  # the others of a machine find a cache that it has filled
+        with contextlib.ExitStack() as first:
+            if data.cache:  # one process fills it, and one of each machine where each has its own; the others find it
+                first.enter_context(self.accelerator.main_process_first())
+                first.enter_context(self.accelerator.local_main_process_first())
             patches = PatchSource(data.hr, (data.patch + 2 * data.margin) * scale, on_image, data.cache)
         self.left_out = patches.left_out
         rank = self.accelerator.process_index

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +104,25 @@ def test_images_that_are_too_small_are_counted(folder: Path) -> None:
     result = run("train", folder / "config.toml", "--hr", folder / "hr", "-o", folder / "run", "--set", "run.steps=1")
     assert result.exit_code == 0, result.stderr
     assert "left out of the images, as smaller than a patch: 1" in message(result)
+
+
+def test_sigterm_while_images_are_decoded_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    files: list[str] = []
+
+    def end(path: Path) -> None:
+        files.extend(file.suffix for file in (folder / "decoded").iterdir())
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr("savl.training.decoded_images.decode_rgb", end)
+    settings = ("--set", f'data.cache="{folder / "decoded"}"')
+    result = run("train", folder / "config.toml", "--hr", folder / "hr", "-o", folder / "run", *settings)
+    assert result.exit_code == 130
+    assert files == [".part"], "it was being written"
+    assert not list((folder / "decoded").iterdir())
+    assert not (folder / "run").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_missing_configuration_is_named(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The Triton kernels on a machine without a GPU: Triton's interpreter runs them, on tensors of the CPU.
 
-The interpreter must be chosen before savl is imported, so child processes run the cases (interpreted/cases.py), two at
+The interpreter must be chosen before savl is imported, so child processes run the cases (interpreted/cases*.py), two at
 a time, and every case is a test here.
 """
 

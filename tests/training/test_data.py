@@ -175,7 +175,7 @@ def test_a_cache_is_made_anew_for_changed_images(photographs: Path, tmp_path: Pa
     assert (images[0] == (1, 2, 3)).all()
 
 
-@pytest.mark.parametrize("spoil", [b"", b"short", None, b"x" * 40000, (8).to_bytes(8, "little") * 3])
+@pytest.mark.parametrize("spoil", [b"", b"short", None, b"x" * 40000, b"\xff" * 40000, bytes(48), bytes(100)])
 def test_a_damaged_cache_is_made_anew(
     photographs: Path, tmp_path: Path, decoded: list[str], spoil: bytes | None
 ) -> None:

@@ -27,21 +27,27 @@ TRITON = KernelSettings(window_attention="triton", overlapping_window_attention=
 CASES: dict[str, Callable[[], None]] = {}
 
 
+def enter(name: str, function: Callable[[], None]) -> None:
+    """Under a name that no case has yet."""
+    assert name not in CASES, f"there are two cases called {name}"
+    CASES[name] = function
+
+
 def case(function: Callable[[], None]) -> Callable[[], None]:
     """Enter a function under its name, in words."""
-    CASES[function.__name__.replace("_", " ")] = function
+    enter(function.__name__.replace("_", " "), function)
     return function
 
 
 def case_for(*choices: Any) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Enter a function once for each of its arguments, or of names in a dictionary of them."""
 
-    def enter(function: Callable[[Any], None]) -> Callable[[Any], None]:
+    def enter_each(function: Callable[[Any], None]) -> Callable[[Any], None]:
         for choice in choices:
-            CASES[f"{function.__name__.replace('_', ' ')}: {choice}"] = partial(function, choice)
+            enter(f"{function.__name__.replace('_', ' ')}: {choice}", partial(function, choice))
         return function
 
-    return enter
+    return enter_each
 
 
 @contextmanager
