@@ -66,9 +66,22 @@ def write_atomically(path: Path, data: bytes | memoryview, *, overwrite: bool = 
         OSError: `path` is no regular file, its folder cannot be written, or the disk is full.
     """
     with atomic_write(path, overwrite=overwrite) as file:
-        view = memoryview(data)
-        while view:  # an unbuffered write may take only a part
-            view = view[file.write(view) :]
+        write_whole(file, data)
+
+
+def write_whole(file: BinaryIO, data: bytes | memoryview) -> None:
+    """Writes all bytes to the unbuffered file of `atomic_write`, of which one write may take only a part.
+
+    Args:
+        file: where to, from its position on.
+        data: one-dimensional, of bytes.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
 
 
 def _create_part(path: Path, overwrite: bool) -> tuple[Path, Path, int]:

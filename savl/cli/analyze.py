@@ -133,6 +133,7 @@ def analyze(
         bar.update(tasks[what], completed=done)
 
     try:
+        from savl.atomic_write import write_whole
         from savl.evaluation.analysis.factors import read_tables
         from savl.evaluation.analysis.page import page_template, render_page
         from savl.evaluation.analysis.report_json import report_json
@@ -164,8 +165,8 @@ def analyze(
                 config=config.quick() if quick else config,
                 on_progress=on_progress,
             )
-            _write(page, render_page(analysis, on_progress))
-            _write(numbers, report_json(analysis))
+            write_whole(page, render_page(analysis, on_progress))
+            write_whole(numbers, report_json(analysis))
     except (ValueError, OSError, RuntimeError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
@@ -197,12 +198,6 @@ def _load(names: list[str], device: str) -> dict[str, SAVL]:
         check_has_field(network, name)
         models[ends.get(name, name)] = network.to(place)
     return models
-
-
-def _write(file: BinaryIO, data: bytes) -> None:
-    view = memoryview(data)
-    while view:  # an unbuffered write may take only a part
-        view = view[file.write(view) :]
 
 
 @contextmanager

@@ -7,12 +7,11 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from savl.atomic_write import atomic_write
+from savl.atomic_write import atomic_write, write_whole
 from savl.inference.errors import ImageFileError
 from savl.inference.image_folder import decode_rgb
 
@@ -83,13 +82,8 @@ def _write(file: Path, paths: Sequence[Path], on_image: OnImage | None) -> None:
         for index in range(len(paths)):
             pixels = _decode(paths, index, on_image)
             sizes.append(pixels.shape[:2])
-            _append(out, pixels.reshape(-1).data)
-        _append(out, memoryview(np.array(sizes, "<i8").tobytes()))
-
-
-def _append(out: BinaryIO, data: memoryview) -> None:
-    while data:  # an unbuffered write may take only a part
-        data = data[out.write(data) :]
+            write_whole(out, pixels.reshape(-1).data)
+        write_whole(out, np.array(sizes, "<i8").tobytes())
 
 
 def _read(file: Path, count: int) -> Images | None:
