@@ -19,6 +19,7 @@ Likelihood = Literal["laplacian", "gaussian"]
 LikelihoodScale = Literal["fixed", "learned"]
 Fidelity = Literal["l1", "l2", "psnr"]
 Schedule = Literal["cosine", "multistep"]
+Place = Literal["auto", "cpu"]
 
 
 def _at_least(low: float, table: str, settings: object, *names: str) -> None:
@@ -62,11 +63,19 @@ class DataConfig:
     alike: int = 1
     """So many images share one recipe and one mask, and come in a batch together: ``objective.content`` compares them.
     ``batch`` and ``fresh`` are multiples of it."""
+    workers: int = 0
+    """Processes, of each process that trains, that degrade images ahead of time. 0: a thread of its own does. A small
+    network on a GPU learns faster than one thread can degrade. Needs ``cache``, whose images they share."""
+    degrade_on: Place = "auto"
+    """``auto``: where the network is trained; ``cpu``: beside it. The same recipes, but other noise on a GPU."""
 
     def __post_init__(self) -> None:
         check_types(self, "data.")
         _at_least(1, "data", self, "patch", "batch", "fresh", "alike")
-        _at_least(0, "data", self, "margin")
+        _at_least(0, "data", self, "margin", "workers")
+        _one_of("data", self, "degrade_on", Place)
+        if self.workers and not self.cache:
+            raise ValueError("data.workers needs data.cache: without it each of them would decode all images")
         if self.pool < max(self.batch, self.fresh):
             raise ValueError(
                 f"data.pool must hold at least a batch of {self.batch} and the {self.fresh} fresh pairs of a step, "
@@ -258,7 +267,7 @@ class RunConfig:
     """Steps between pictures in TensorBoard."""
     output: str = "runs/savl"
     """Folder for checkpoint, logs and exported weights."""
-    device: str = "auto"
+    device: Place = "auto"
     """``auto``: a GPU where there is one; ``cpu``."""
     bfloat16: bool = False
     """Compute in bfloat16 under autocast (weights stay float32)."""
@@ -266,14 +275,17 @@ class RunConfig:
     """Compute with fused kernels where they serve."""
     compile: bool = False
     """Compile the network with torch.compile."""
+    graph: bool = False
+    """On a GPU, record the network's passes forward and backward once and replay them as CUDA graphs: the CPU cannot
+    launch the many small kernels of a small network as fast as they run. One process alone; with ``compile``, the
+    compiled passes are recorded."""
 
     def __post_init__(self) -> None:
         check_types(self, "run.")
         _at_least(1, "run", self, "steps", "checkpoint_every", "log_every", "images_every")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"run.seed must satisfy 0 <= seed < 2**31, got {self.seed!r}")
-        if self.device not in ("auto", "cpu"):
-            raise ValueError(f"run.device must be 'auto' or 'cpu', got {self.device!r}")
+        _one_of("run", self, "device", Place)
 
 
 @dataclass(frozen=True)

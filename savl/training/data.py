@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import signal
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from savl.degradation import Degradation, bicubic_downsample
 from savl.inference.image_folder import find_images
@@ -41,7 +45,8 @@ class Batch:
 class PatchSource:
     """Random patches of all images under some folders, an image as likely as it is large.
 
-    Images are decoded once and kept as 8-bit pixels, 3 bytes a pixel.
+    Images are decoded once and kept as 8-bit pixels, 3 bytes a pixel. A pickled one is opened anew by whoever unpickles
+    it, which with a cache costs next to nothing.
     """
 
     def __init__(
@@ -65,7 +70,8 @@ class PatchSource:
             OSError: The cache cannot be written or read.
         """
         self.side = side
-        paths = find_images(folders)
+        self._opened = (tuple(folders), side, None, cache)
+        paths = find_images(self._opened[0])
         decoded = decode_images(paths, cache, on_image)
         self.images = [pixels for pixels in decoded if min(pixels.shape[:2]) >= side]
         self.left_out = len(decoded) - len(self.images)
@@ -77,6 +83,9 @@ class PatchSource:
             )
         area = np.array([image.shape[0] * image.shape[1] for image in self.images], dtype=np.float64)
         self.weights = area / area.sum()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PatchSource, self._opened
 
     def __call__(self, count: int, random: np.random.Generator) -> Tensor:
         """Patches as they stand in the images, ``(count, 3, side, side)`` uint8."""
@@ -90,11 +99,16 @@ class PatchSource:
         return image[top : top + self.side, left : left + self.side]
 
 
+Group = tuple[Tensor, Tensor, Tensor]
+"""LR images, HR images and severity, ``(fresh, channels, …)`` uint8, degraded together."""
+
+
 class PairPool:
     """Degraded pairs, of which every step replaces the oldest and draws a batch from all.
 
-    What a step sees follows from seed, rank and step alone, whatever was asked for before: a resumed run fills the pool
-    with what the uninterrupted one would have had in it. Pairs are kept with 8 bits, on the device.
+    What a step sees follows from seed, rank and step alone, whatever was asked for before, and whichever process
+    degraded it: a resumed run fills the pool with what the uninterrupted one would have had in it. Pairs are kept with
+    8 bits, on the device.
     """
 
     def __init__(
@@ -112,43 +126,76 @@ class PairPool:
         Args:
             patches: Gives patches of ``(patch + 2 · margin) · scale`` pixels.
             degradation: What becomes of them.
-            settings: Sizes.
+            settings: Sizes, and by how many processes images are degraded.
             seed: Base of every draw.
             rank: Of the process; others draw other patches.
-            device: Where images are degraded and kept; the CPU if left out.
+            device: Where pairs are kept, and images degraded unless the settings say otherwise; the CPU if left out.
         """
-        self.patches = patches
-        self.degradation = degradation
         self.settings = settings
+        self.scale = degradation.scale
         self.device = device or torch.device("cpu")
         self._base = (seed, rank)
-        self._groups: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        place = torch.device("cpu") if settings.degrade_on == "cpu" else self.device
+        here = _Groups(patches, degradation, settings, self._base, place)
+        self._groups: Callable[[int], Group] = _InOtherProcesses(here, settings.workers) if settings.workers else here
+        self._numbers: list[int | None] = [None] * -(-settings.pool // settings.fresh)
+        """Which group lies in a place of the pool."""
+        self._pool: Group | None = None
 
     def __call__(self, step: int) -> Batch:
         """The batch of one step."""
-        count = -(-self.settings.pool // self.settings.fresh)
-        wanted = range(step, step + count)
-        self._groups = {k: self._groups[k] if k in self._groups else self._group(k) for k in wanted}
+        pool = self._filled(step)
         random = np.random.default_rng((*self._base, 1, step))
-        alike = self.settings.alike
-        recipes = self.settings.fresh // alike
-        chosen = random.choice(count * recipes, self.settings.batch // alike, replace=False)
-        pairs = [self._turned(int(index), step, random) for index in chosen]
-        y, x, severity = (torch.cat(part).float() / 255.0 for part in zip(*pairs, strict=True))
-        return Batch(y, x, bicubic_downsample(x, self.degradation.scale), severity[:, 0], alike)
+        alike, places = self.settings.alike, len(self._numbers)
+        recipes = self.settings.fresh // alike  # of a group
+        chosen = random.choice(places * recipes, self.settings.batch // alike, replace=False)
+        turns = [(int(random.integers(4)), bool(random.random() < 0.5)) for _ in chosen]
+        group, within = np.divmod(chosen, recipes)
+        first = (step + group) % places * self.settings.fresh + within * alike
+        rows = torch.from_numpy((first[:, None] + np.arange(alike)).reshape(-1)).to(self.device)
+        y, x, severity = (_turned(part[rows], turns, alike).float() / 255.0 for part in pool)
+        return Batch(y, x, bicubic_downsample(x, self.scale), severity[:, 0], alike)
 
-    def _turned(self, index: int, step: int, random: np.random.Generator) -> tuple[Tensor, ...]:
-        """The images of one recipe, ``(alike, channels, …)`` each, all turned alike: a blur has a direction."""
-        alike = self.settings.alike
-        group, within = divmod(index, self.settings.fresh // alike)
-        turns, mirrored = int(random.integers(4)), random.random() < 0.5
-        these = slice(within * alike, (within + 1) * alike)
-        pairs = tuple(torch.rot90(part[these], turns, (2, 3)) for part in self._groups[step + group])
-        return tuple(part.flip(3) for part in pairs) if mirrored else pairs
+    def _filled(self, step: int) -> Group:
+        """The pool of a step, images one after the other."""
+        places = len(self._numbers)
+        for number in range(step, step + places):
+            place = number % places
+            if self._numbers[place] == number:
+                continue
+            group = self._groups(number)
+            if self._pool is None:
+                y, x, severity = (part.new_empty(places, *part.shape, device=self.device) for part in group)
+                self._pool = y, x, severity
+            for whole, part in zip(self._pool, group, strict=True):
+                whole[place] = part
+            self._numbers[place] = number
+        assert self._pool is not None
+        y, x, severity = (part.flatten(0, 1) for part in self._pool)
+        return y, x, severity
 
-    def _group(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        """LR images, HR images and severity, ``(fresh, channels, …)`` uint8, degraded together."""
-        random = np.random.default_rng((*self._base, 0, number))
+
+def _turned(images: Tensor, turns: list[tuple[int, bool]], alike: int) -> Tensor:
+    """Every ``alike`` images by so many right angles, and mirrored or not: a blur has a direction."""
+    for quarter, mirrored in set(turns):
+        these = [k * alike + i for k, turn in enumerate(turns) if turn == (quarter, mirrored) for i in range(alike)]
+        part = torch.rot90(images[these], quarter, (2, 3))
+        images[these] = part.flip(3) if mirrored else part
+    return images
+
+
+@dataclass(frozen=True)
+class _Groups(Dataset[Group]):
+    """The pairs that a step brings into the pool, by its number."""
+
+    patches: PatchSource
+    degradation: Degradation
+    settings: DataConfig
+    base: tuple[int, int]
+    device: torch.device
+
+    def __call__(self, number: int) -> Group:
+        random = np.random.default_rng((*self.base, 0, number))
         whole = self.patches(self.settings.fresh, random).to(self.device)
         seed = int(random.integers(2**63))
         degraded = self.degradation(whole.float() / 255.0, seed, alike=self.settings.alike)
@@ -160,6 +207,53 @@ class PairPool:
         lr = torch.stack([_cut(image, place, patch) for image, place in zip(y, places, strict=True)])
         hr = [_cut(image, scale * place, scale * patch) for image, place in zip(whole, places, strict=True)]
         return lr[:, :3], torch.stack(hr), lr[:, 3:]
+
+    def __getitem__(self, number: int) -> Group:
+        y, x, severity = (part.cpu().contiguous() for part in self(number))  # memory that processes can share
+        return y, x, severity
+
+
+class _InOtherProcesses:
+    """Groups one after the other, made ahead of time by several processes."""
+
+    AHEAD = 4
+    """Groups that each process may be ahead."""
+
+    def __init__(self, groups: _Groups, workers: int) -> None:
+        self._dataset = groups
+        self._workers = workers
+        self._next: int | None = None
+        self._loaded: Iterator[Group] = iter(())
+
+    def __call__(self, number: int) -> Group:
+        if number != self._next:
+            loader = DataLoader(
+                self._dataset,
+                batch_size=None,
+                sampler=_From(number),
+                num_workers=self._workers,
+                prefetch_factor=self.AHEAD,
+                worker_init_fn=_ignore_interrupts,
+                multiprocessing_context="spawn",  # CUDA does not survive a fork
+            )
+            self._loaded = iter(loader)
+        self._next = number + 1
+        return next(self._loaded)
+
+
+class _From(Sampler[int]):
+    """All numbers from one on."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def __iter__(self) -> Iterator[int]:
+        return count(self.first)
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal: the trainer ends its step in hand, and then the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _cut(image: Tensor, place: NDArray[np.int64], side: int) -> Tensor:

@@ -21,6 +21,7 @@ from savl.training.adversary import Adversary
 from savl.training.checkpoint import load_checkpoint, save_checkpoint
 from savl.training.config import TrainingConfig
 from savl.training.data import Batch, PairPool, PatchSource
+from savl.training.graphed import graphed_reconstruct
 from savl.training.objectives import Objective, Outcome
 from savl.training.records import Records
 from savl.training.schedule import learning_rate
@@ -87,8 +88,18 @@ class Trainer:
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.optimizer.ema))
         self.parameters: list[nn.Parameter] = [p for p in objective.parameters() if p.requires_grad]
         adam = torch.optim.Adam(self.parameters, lr=config.optimizer.learning_rate, betas=config.optimizer.betas)
+        self.autocast = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=config.run.bfloat16, cache_enabled=not config.run.graph
+        )
         if config.run.compile:
             self.model.reconstruct = torch.compile(self.model.reconstruct)  # type: ignore[method-assign]
+        if config.run.graph and self.device.type == "cuda" and not config.objective.freeze_network:
+            if self.accelerator.num_processes > 1:
+                raise ValueError("run.graph: the passes of several processes cannot be recorded; set it to false")
+            side = config.data.patch
+            with self.autocast:
+                like = torch.rand(config.data.batch, 3, side, side, device=self.device)
+                self.model.reconstruct = graphed_reconstruct(self.model, like)  # type: ignore[method-assign, assignment]
         self.objective, self.optimizer = self.accelerator.prepare(objective, adam)
         self.adversary = Adversary(config.gan, config.optimizer, self.accelerator)
         self.step = 0
@@ -190,8 +201,7 @@ class Trainer:
         # torch.
         seed = (self.config.run.seed << 32) + (self.accelerator.process_index << 24) + self.step
         torch.manual_seed(seed)
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.bfloat16)
-        with autocast:
+        with self.autocast:
             outcome: Outcome = self.objective(batch, seed, self.step)
             more, terms = self.adversary.against(outcome.sr, batch.x)
         total = outcome.losses.total + more
@@ -203,7 +213,7 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.optimizer.clip)
         assert norm is not None
         self._all_finite(bool(torch.isfinite(norm)), batch, seed, "the gradient", log)
-        with autocast:
+        with self.autocast:
             judged = self.adversary.judge(outcome.sr, batch.x)
         for name, loss in judged.items():
             log[name] = float(loss.detach())
@@ -331,7 +341,7 @@ def _accelerator(cpu: bool) -> Accelerator:
 def _settings_that_count(config: TrainingConfig, processes: int) -> dict[str, Any]:
     """What a resumed run must share with the one it resumes: all but its length, its rhythm and where files lie."""
     free = {"run.steps", "run.log_every", "run.checkpoint_every", "run.images_every", "run.output", "run.device"}
-    free |= {"run.fused", "run.compile", "data.hr", "data.cache"}
+    free |= {"run.fused", "run.compile", "run.graph", "data.hr", "data.cache", "data.workers"}
     flat = {name: value for name, value in _flat(config.to_dict()) if not name.startswith("validation.")}
     return {"processes": processes, **{name: value for name, value in flat.items() if name not in free}}
 

@@ -108,7 +108,10 @@ def test_model_settings_override_the_named_configuration() -> None:
         ("[gan]\nweight = 0.1\n[data]\npatch = 3", "multiples of 8 pixels, got data.patch=3 at scale 4"),
         ("[optimizer]\nschedule = 'step'", "optimizer.schedule must be one of"),
         ("[optimizer]\nmilestones = [0]", "optimizer.milestones must be steps of at least 1"),
-        ("[run]\ndevice = 'tpu'", "run.device must be 'auto' or 'cpu'"),
+        ("[data]\nworkers = 2", "data.workers needs data.cache"),
+        ("[data]\nworkers = -1", "data.workers must be at least 0"),
+        ("[data]\ndegrade_on = 'gpu'", r"data.degrade_on must be one of \('auto', 'cpu'\)"),
+        ("[run]\ndevice = 'tpu'", r"run.device must be one of \('auto', 'cpu'\)"),
     ],
 )
 def test_mistakes_are_named_with_the_file(tmp_path: Path, text: str, message: str) -> None:

@@ -125,6 +125,41 @@ def test_images_of_one_recipe_are_their_own_originals_degraded(tmp_path: Path) -
     assert (pairs.y - pairs.z.roll(1, dims=0)).abs().mean() * 255 > 3, "others would be told apart"
 
 
+def test_other_processes_degrade_as_this_one_does(photographs: Path, tmp_path: Path) -> None:
+    """Those have one thread each, and so has this one: sums are rounded alike."""
+
+    def pool_of(workers: int) -> PairPool:
+        settings = DataConfig(
+            cache=str(tmp_path / "cache"), patch=8, batch=3, margin=1, pool=6, fresh=2, workers=workers
+        )
+        patches = PatchSource([photographs], 40, None, settings.cache)
+        return PairPool(patches, Degradation(DegradationConfig()), settings, seed=7)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        here, beside = pool_of(0), pool_of(2)
+        for step in (0, 1, 2, 9):  # the last one begins anew
+            ours, theirs = here(step), beside(step)
+            assert torch.equal(ours.x, theirs.x)
+            assert torch.equal(ours.y, theirs.y)
+            assert torch.equal(ours.severity, theirs.severity)  # type: ignore[arg-type]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_process_that_cannot_go_on_ends_the_run(
+    photographs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = DataConfig(cache=str(tmp_path / "cache"), patch=8, batch=3, margin=1, pool=6, fresh=2, workers=1)
+    patches = PatchSource([photographs], 40, None, settings.cache)
+    for image in photographs.rglob("*.*"):
+        image.unlink()
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        PairPool(patches, Degradation(LIGHT), settings, seed=7)(0)
+    assert "data.hr: no images" in capfd.readouterr().err
+
+
 def test_images_smaller_than_a_patch_are_left_out(photographs: Path) -> None:
     seen: list[tuple[int, int]] = []
     images = PatchSource([photographs], 32, lambda done, total: seen.append((done, total))).images

@@ -1,0 +1,68 @@
+"""Recorded passes, without a GPU: what is handed to torch for recording, and what calls of it give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from savl.network import SAVL, SAVLConfig
+from savl.training import Trainer, TrainingConfig
+from savl.training.graphed import graphed_reconstruct
+
+Recorded = list[tuple[nn.Module, tuple[Tensor, ...]]]
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """What was given to torch to be recorded; it is run as it is instead."""
+    seen: Recorded = []
+
+    def record(module: nn.Module, samples: tuple[Tensor, ...], **_: Any) -> nn.Module:
+        seen.append((module, samples))
+        return module
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    return seen
+
+
+@pytest.mark.parametrize("code", ["variational", "deterministic", "none"])
+def test_a_recording_takes_the_place_of_reconstruct(
+    small_config: Callable[..., SAVLConfig], recorded: Recorded, code: str
+) -> None:
+    model = SAVL(small_config(degradation_code=code))
+    lr = torch.rand(2, 3, 8, 8)
+    expected = model(lr)
+    model.reconstruct = graphed_reconstruct(model, torch.rand(2, 3, 8, 8))  # type: ignore[method-assign, assignment]
+    assert torch.equal(model(lr), expected)
+    ((module, samples),) = recorded
+    assert {id(p) for p in module.parameters()} == {id(p) for p in model.parameters()}, "gradients reach the weights"
+    assert len(samples) == {"variational": 3, "deterministic": 2, "none": 1}[code]
+    assert all(sample.is_leaf for sample in samples)
+    learned = code != "none"
+    assert [sample.requires_grad for sample in samples[1:]] == [learned] * (len(samples) - 1)
+
+
+def test_a_frozen_estimator_gives_inputs_without_gradients(
+    small_config: Callable[..., SAVLConfig], recorded: Recorded
+) -> None:
+    model = SAVL(small_config())
+    assert model.estimator is not None
+    model.estimator.requires_grad_(False)
+    graphed_reconstruct(model, torch.rand(1, 3, 8, 8))
+    assert not any(sample.requires_grad for sample in recorded[0][1])
+
+
+def test_on_a_cpu_nothing_is_recorded(
+    configuration: Callable[..., TrainingConfig], recorded: Recorded, tmp_path: Path
+) -> None:
+    plain = Trainer(configuration(tmp_path / "plain", steps=2)).train()
+    graph = Trainer(configuration(tmp_path / "graph", steps=2, graph=True)).train()
+    assert plain is not None
+    assert graph is not None
+    assert plain.read_bytes() == graph.read_bytes()
+    assert not recorded
