@@ -85,7 +85,8 @@ def tune(
         else:
             _search(tasks, machine, path, force)
     except KeyboardInterrupt:
-        stored = "" if check else f"; what was found is in {path}, the same command goes on from there"
+        stored = f"; what was found is in {path}, the same command goes on from there"
+        stored = stored if path.exists() and not check else ""
         errors.print(f"[yellow]interrupted{escape(stored)}[/yellow]")
         sys.exit(130)
     except (CannotRunError, OSError, ValueError) as error:

@@ -396,6 +396,20 @@ def test_tune_does_not_replace_a_file_of_something_else(savl: Run, fake_gpu: Pat
     assert (tmp_path / "notes.json").read_text() == "mine"
 
 
+def test_tune_interrupted_at_once_has_nothing_to_keep(
+    savl: Run, fake_gpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kernels_tune, "search", interrupted)
+    done = savl(*TINY)
+    assert done.code == 130
+    assert "interrupted" in done.text
+    assert "what was found" not in done.text
+    assert not fake_gpu.exists()
+
+
 def test_tune_interrupted_keeps_what_it_has(savl: Run, fake_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search = kernels_tune.search
 
@@ -407,7 +421,7 @@ def test_tune_interrupted_keeps_what_it_has(savl: Run, fake_gpu: Path, monkeypat
     monkeypatch.setattr(kernels_tune, "search", interrupted)
     done = savl(*TINY)
     assert done.code == 130
-    assert "interrupted" in done.text
+    assert f"what was found is in {fake_gpu}" in done.text
     assert len(json.loads(fake_gpu.read_text())["configs"]) == 2
     monkeypatch.setattr(kernels_tune, "search", search)
     assert "6 searched, 2 stored before" in savl(*TINY).text
