@@ -8,6 +8,7 @@ import triton.language as tl
 from savl.kernels.tiles import (
     LOG2E,
     add_dot,
+    dot,
     image_pixel,
     key_factor,
     keys_and_values,
@@ -42,7 +43,7 @@ def _weights(
     """A tile of the softmax, rebuilt from the log-sum-exp, and its gradient ``left @ rightᵀ``."""
     logits = tile_of_logits(rows, columns, bias, bias_index, exists, visible, CHECKED, MASKED, PRECISION)
     weights = tl.exp2(logits - lse - lse_rest)
-    return weights, tl.dot(left, tl.trans(right), input_precision=PRECISION)
+    return weights, dot(left, tl.trans(right), PRECISION)
 
 
 @triton.jit

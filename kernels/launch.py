@@ -71,7 +71,7 @@ class Attention:
             "WIDE_FACTORS": self.q.dtype == torch.float16 and grows,
             "SHIFTED": self.shift > 0,
             "FAR": self.q.shape[1] * self.q.shape[2] * max(self.q.stride(2), self.k.stride(2)) >= 2**31,
-            "PRECISION": precision(self.q.dtype),
+            "PRECISION": precision(self.q.dtype, problem.head_dim),
         }
 
     def scaled_bias(self) -> Tensor:
@@ -104,11 +104,11 @@ def _gpu(index: int | None) -> tuple[str | None, tuple[int, int]]:
     return torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How products of float32 are computed: as torch computes its own."""
+def precision(dtype: torch.dtype, head_dim: int) -> str:
+    """How products of float32 are computed: as torch computes its own, whose tf32 wants rows of whole 16 bytes."""
     if dtype != torch.float32:
         return "tf32"  # for float16's wide products; says nothing of 16-bit operands
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" and head_dim % 4 == 0 else "ieee"
 
 
 def forward(call: Attention) -> tuple[Tensor, Tensor]:
@@ -170,7 +170,11 @@ def backward(
     table = call.bias_table
     grad_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
     severity = call.severity
-    if call.windows == 0:
+    if call.key_window == 1:  # a single key has all weight whatever its logit, and rounding must not say otherwise
+        grad_q.zero_()
+        grad_k.zero_()
+        grad_v.copy_(grad_out)
+    if call.windows == 0 or call.key_window == 1:
         return grad_table, call.q.new_empty(0) if severity is None else torch.zeros_like(severity)
     maps = (batch, call.heads, height, width)
     delta = torch.empty(maps, dtype=torch.float32, device=call.q.device)

@@ -104,14 +104,33 @@ def load_bias(bias, index, exists, CHECKED: tl.constexpr):
 
 
 @triton.jit
+def to_tf32(x, PRECISION: tl.constexpr):
+    """Float32 rounded to the nearest tf32 where products are computed in that; tensor cores would cut its bits off.
+
+    What is cut off always errs to one side, and by twice as much.
+    """
+    if PRECISION == "tf32" and x.dtype == tl.float32 and not INTERPRETED:
+        return tl.inline_asm_elementwise(
+            "cvt.rna.tf32.f32 $0, $1;", "=r,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return x
+
+
+@triton.jit
+def dot(a, b, PRECISION: tl.constexpr):
+    """``a @ b``, summed up in float32."""
+    return tl.dot(to_tf32(a, PRECISION), to_tf32(b, PRECISION), input_precision=PRECISION)
+
+
+@triton.jit
 def add_dot(a, b, accumulator, PRECISION: tl.constexpr):
     """``accumulator + a @ b``; in float32 proper the product is summed up by itself first, which rounds less.
 
     The compiler would fold a sum into the product. It leaves a multiply-add alone.
     """
     if PRECISION == "ieee":
-        return tl.fma(tl.dot(a, b, input_precision=PRECISION), 1.0, accumulator)
-    return tl.dot(a, b, accumulator, input_precision=PRECISION)
+        return tl.fma(dot(a, b, PRECISION), 1.0, accumulator)
+    return tl.dot(to_tf32(a, PRECISION), to_tf32(b, PRECISION), accumulator, input_precision=PRECISION)
 
 
 @triton.jit
