@@ -255,6 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not torch.cuda.is_available():
             print("torch finds no GPU", file=sys.stderr)
             return 1
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
         torch.cuda.set_device(device)
     run = Run(device, getattr(torch, given.dtype), given.side, not given.no_compile)
     parts = given.only or [name for name in PARTS if name not in ON_REQUEST]
