@@ -107,8 +107,9 @@ def _gpu(index: int | None) -> tuple[str | None, tuple[int, int]]:
 def precision(dtype: torch.dtype, head_dim: int) -> str:
     """How products of float32 are computed: as torch computes its own, whose tf32 wants rows of whole 16 bytes."""
     if dtype != torch.float32:
-        return "tf32"  # for float16's wide products; says nothing of 16-bit operands
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" and head_dim % 4 == 0 else "ieee"
+        return "tf32"  # for float16's wide products, whose last bits may be cut off; says nothing of 16-bit operands
+    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32" and head_dim % 4 == 0
+    return "tf32, rounded" if allowed else "ieee"
 
 
 def forward(call: Attention) -> tuple[Tensor, Tensor]:
@@ -170,7 +171,8 @@ def backward(
     table = call.bias_table
     grad_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
     severity = call.severity
-    if call.key_window == 1:  # a single key has all weight whatever its logit, and rounding must not say otherwise
+    # A single key has all weight whatever its logit, and rounding must not say otherwise. Nor does NaN spread from one.
+    if call.key_window == 1:
         grad_q.zero_()
         grad_k.zero_()
         grad_v.copy_(grad_out)

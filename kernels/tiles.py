@@ -104,12 +104,12 @@ def load_bias(bias, index, exists, CHECKED: tl.constexpr):
 
 
 @triton.jit
-def to_tf32(x, PRECISION: tl.constexpr):
-    """Float32 rounded to the nearest tf32 where products are computed in that; tensor cores would cut its bits off.
+def operand(x, PRECISION: tl.constexpr):
+    """An operand of a product. A float32 is rounded to the nearest tf32 where PRECISION is "tf32, rounded".
 
-    What is cut off always errs to one side, and by twice as much.
+    Tensor cores cut its last bits off otherwise, which always errs to one side, and by twice as much.
     """
-    if PRECISION == "tf32" and x.dtype == tl.float32 and not INTERPRETED:
+    if PRECISION == "tf32, rounded" and not INTERPRETED:
         return tl.inline_asm_elementwise(
             "cvt.rna.tf32.f32 $0, $1;", "=r,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
@@ -118,8 +118,9 @@ def to_tf32(x, PRECISION: tl.constexpr):
 
 @triton.jit
 def dot(a, b, PRECISION: tl.constexpr):
-    """``a @ b``, summed up in float32."""
-    return tl.dot(to_tf32(a, PRECISION), to_tf32(b, PRECISION), input_precision=PRECISION)
+    """``a @ b``, summed up in float32; PRECISION is "ieee", "tf32" or "tf32, rounded"."""
+    INPUT: tl.constexpr = "ieee" if PRECISION == "ieee" else "tf32"
+    return tl.dot(operand(a, PRECISION), operand(b, PRECISION), input_precision=INPUT)
 
 
 @triton.jit
@@ -130,7 +131,7 @@ def add_dot(a, b, accumulator, PRECISION: tl.constexpr):
     """
     if PRECISION == "ieee":
         return tl.fma(dot(a, b, PRECISION), 1.0, accumulator)
-    return tl.dot(to_tf32(a, PRECISION), to_tf32(b, PRECISION), accumulator, input_precision=PRECISION)
+    return tl.dot(operand(a, PRECISION), operand(b, PRECISION), accumulator, input_precision="tf32")
 
 
 @triton.jit

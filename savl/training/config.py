@@ -65,7 +65,8 @@ class DataConfig:
     ``batch`` and ``fresh`` are multiples of it."""
     workers: int = 0
     """Processes, of each process that trains, that degrade images ahead of time. 0: a thread of its own does. A small
-    network on a GPU learns faster than one thread can degrade. Needs ``cache``, whose images they share."""
+    network on a GPU learns faster than one thread can degrade. Needs ``cache``, whose images they share. They
+    import a script that trains anew, which must do so under ``if __name__ == "__main__":`` alone."""
     degrade_on: Place = "auto"
     """``auto``: where the network is trained; ``cpu``: beside it. The same recipes, but other noise on a GPU."""
 

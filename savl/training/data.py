@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -18,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from savl.degradation import Degradation, bicubic_downsample
 from savl.inference.image_folder import find_images
 from savl.training.config import DataConfig
-from savl.training.decoded_images import decode_images
+from savl.training.decoded_images import cache_file, decode_images, map_images
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class Batch:
 class PatchSource:
     """Random patches of all images under some folders, an image as likely as it is large.
 
-    Images are decoded once and kept as 8-bit pixels, 3 bytes a pixel. A pickled one is opened anew by whoever unpickles
-    it, which with a cache costs next to nothing.
+    Images are decoded once and kept as 8-bit pixels, 3 bytes a pixel. Where there is a cache, a pickled one holds the
+    name of its file instead of the pixels.
     """
 
     def __init__(
@@ -70,10 +72,10 @@ class PatchSource:
             OSError: The cache cannot be written or read.
         """
         self.side = side
-        self._opened = (tuple(folders), side, None, cache)
-        paths = find_images(self._opened[0])
+        paths = find_images(folders)
         decoded = decode_images(paths, cache, on_image)
-        self.images = [pixels for pixels in decoded if min(pixels.shape[:2]) >= side]
+        self._mapped = None if cache == "" else (cache_file(paths, cache), len(paths))
+        self.images = self._large_enough(decoded)
         self.left_out = len(decoded) - len(self.images)
         """Images that are too small."""
         if not self.images:
@@ -84,8 +86,19 @@ class PatchSource:
         area = np.array([image.shape[0] * image.shape[1] for image in self.images], dtype=np.float64)
         self.weights = area / area.sum()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return PatchSource, self._opened
+    def _large_enough(self, images: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+        return [pixels for pixels in images if min(pixels.shape[:2]) >= self.side]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self._mapped is not None:
+            del state["images"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        if self._mapped is not None:
+            self.images = self._large_enough(map_images(*self._mapped))
 
     def __call__(self, count: int, random: np.random.Generator) -> Tensor:
         """Patches as they stand in the images, ``(count, 3, side, side)`` uint8."""
@@ -106,9 +119,10 @@ Group = tuple[Tensor, Tensor, Tensor]
 class PairPool:
     """Degraded pairs, of which every step replaces the oldest and draws a batch from all.
 
-    What a step sees follows from seed, rank and step alone, whatever was asked for before, and whichever process
-    degraded it: a resumed run fills the pool with what the uninterrupted one would have had in it. Pairs are kept with
-    8 bits, on the device.
+    What a step sees follows from seed, rank and step alone, whatever was asked for before: a resumed run fills the pool
+    with what the uninterrupted one would have had in it. Other processes degrade alike, to the bit where this one
+    computes with a single thread as they do; with more, a pixel in some thousands is rounded to its neighbour. Pairs
+    are kept with 8 bits, on the device.
     """
 
     def __init__(
@@ -155,6 +169,11 @@ class PairPool:
         rows = torch.from_numpy((first[:, None] + np.arange(alike)).reshape(-1)).to(self.device)
         y, x, severity = (_turned(part[rows], turns, alike).float() / 255.0 for part in pool)
         return Batch(y, x, bicubic_downsample(x, self.scale), severity[:, 0], alike)
+
+    def close(self) -> None:
+        """End the processes that degrade; the next call starts others."""
+        if isinstance(self._groups, _InOtherProcesses):
+            self._groups.close()
 
     def _filled(self, step: int) -> Group:
         """The pool of a step, images one after the other."""
@@ -227,18 +246,47 @@ class _InOtherProcesses:
 
     def __call__(self, number: int) -> Group:
         if number != self._next:
-            loader = DataLoader(
-                self._dataset,
-                batch_size=None,
-                sampler=_From(number),
-                num_workers=self._workers,
-                prefetch_factor=self.AHEAD,
-                worker_init_fn=_ignore_interrupts,
-                multiprocessing_context="spawn",  # CUDA does not survive a fork
-            )
-            self._loaded = iter(loader)
+            self.close()
+            self._loaded = self._started(number)
         self._next = number + 1
         return next(self._loaded)
+
+    def _started(self, number: int) -> Iterator[Group]:
+        # Not a draw from torch's own generator: a step may be drawing from it.
+        generator = torch.Generator()
+        with _signals_blocked(), warnings.catch_warnings():
+            # How many processes are too many for this machine is for the settings to say.
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            return iter(
+                DataLoader(
+                    self._dataset,
+                    batch_size=None,
+                    sampler=_From(number),
+                    num_workers=self._workers,
+                    prefetch_factor=self.AHEAD,
+                    generator=generator,
+                    multiprocessing_context="spawn",  # CUDA does not survive a fork
+                )
+            )
+
+    def close(self) -> None:
+        self._loaded, self._next = iter(()), None
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Processes that are started meanwhile never see what asks to stop, which reaches a whole group of processes.
+
+    The trainer ends its step in hand, writes a checkpoint, and ends them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _From(Sampler[int]):
@@ -249,11 +297,6 @@ class _From(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return count(self.first)
-
-
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal: the trainer ends its step in hand, and then the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _cut(image: Tensor, place: NDArray[np.int64], side: int) -> Tensor:

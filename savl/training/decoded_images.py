@@ -43,13 +43,28 @@ def decode_images(paths: Sequence[Path], cache: str | Path = "", on_image: OnIma
     """
     if cache == "":
         return [_decode(paths, index, on_image) for index in range(len(paths))]
-    file = Path(cache) / (_digest(paths) + SUFFIX)
+    file = cache_file(paths, cache)
     images = _read(file, len(paths))
     if images is None:
         _write(file, paths, on_image)
-        images = _read(file, len(paths))
-        if images is None:
-            raise OSError(f"data.cache: {file} is damaged as soon as it has been written")
+        images = map_images(file, len(paths))
+    return images
+
+
+def cache_file(paths: Sequence[Path], cache: str | Path) -> Path:
+    """Where `decode_images` keeps these images; an absolute path."""
+    return Path(cache).resolve() / (_digest(paths) + SUFFIX)
+
+
+def map_images(file: Path, count: int) -> Images:
+    """The images that `decode_images` has left in a file.
+
+    Raises:
+        OSError: There is no such file, or it does not hold so many images.
+    """
+    images = _read(file, count)
+    if images is None:
+        raise OSError(f"data.cache: {file} is gone, or damaged")
     return images
 
 

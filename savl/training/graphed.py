@@ -37,15 +37,22 @@ def graphed_reconstruct(model: SAVL, lr: Tensor) -> Reconstruct:
             holds no weights that were cast before it.
 
     Returns:
-        What takes the place of ``model.reconstruct`` for batches of that size. The next call overwrites what a call
-        returned.
+        What takes the place of ``model.reconstruct`` for batches of that size; it raises ValueError for others. The
+        next call overwrites what a call returned.
     """
     given = _tensors(lr, model.estimate(lr, seed=0))
+    shapes = [tuple(each.shape) for each in given]
     samples = tuple(each.detach().clone().requires_grad_(each.requires_grad) for each in given)
     run = torch.cuda.make_graphed_callables(_Reconstruction(model), samples, allow_unused_input=True)
 
     def reconstruct(lr: Tensor, field: DegradationField | None) -> Tensor:
-        return cast(Tensor, run(*_tensors(lr, field)))
+        tensors = _tensors(lr, field)
+        if [tuple(each.shape) for each in tensors] != shapes:  # a replay would stretch them to fit
+            came = tuple(tensors[0].shape)
+            raise ValueError(
+                f"run.graph: passes were recorded for batches of {shapes[0]} (data.batch, data.patch), got {came}"
+            )
+        return cast(Tensor, run(*tensors))
 
     return reconstruct
 

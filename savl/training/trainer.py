@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
@@ -46,7 +47,8 @@ class Trainer:
 
     One process on a CPU or GPU, or several under ``torchrun``, each with batches of its own. Batches and samples follow
     from seed, rank and step, so stopping and resuming gives the numbers of a run that never stopped: on a CPU with as
-    many threads to the bit, on a GPU as far as its own operations repeat themselves.
+    many threads, and images degraded by this process or by others all along, to the bit; on a GPU as far as its own
+    operations repeat themselves.
     """
 
     def __init__(
@@ -70,7 +72,13 @@ class Trainer:
                 damaged or belongs to another run.
             ImageFileError: An image cannot be read.
             OSError: ``config.data.cache`` cannot be written or read.
+            RuntimeError: A script trains with ``config.data.workers``, and not only where it is the main program.
         """
+        if config.data.workers and getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise RuntimeError(
+                "data.workers: the processes that degrade images import the script anew that trains; it must do so "
+                'under `if __name__ == "__main__":` alone'
+            )
         self.config = config
         self.output = Path(config.run.output)
         self.accelerator = _accelerator(config.run.device == "cpu")
@@ -132,13 +140,14 @@ class Trainer:
         records = Records(self.output, self.step) if self.main else None
         started, logged = monotonic(), self.step
         with (
+            contextlib.closing(self.source) if isinstance(self.source, PairPool) else contextlib.nullcontext(),
             contextlib.closing(records) if records is not None else contextlib.nullcontext(),
             # The next batch is prepared while this one is learned from.
             ThreadPoolExecutor(max_workers=1) as ahead,
         ):
             upcoming = ahead.submit(self.source, self.step)
             while self.step < run.steps and not self._all_stop():
-                batch = upcoming.result()
+                batch = self._made(upcoming)
                 upcoming = ahead.submit(self.source, self.step + 1)
                 rate = learning_rate(self.config.optimizer, self.step, run.steps)
                 losses, outcome = self._step(batch.to(self.device), rate)
@@ -165,6 +174,15 @@ class Trainer:
             self.checkpoint()
             return None
         return self.export()
+
+    def _made(self, upcoming: Future[Batch]) -> Batch:
+        """The next batch. Where it cannot be made, a process being out of memory, say, no step is lost with it."""
+        try:
+            return upcoming.result()
+        except Exception:
+            if self.step > 0 and self.accelerator.num_processes == 1:  # several would wait for each other
+                self.checkpoint()
+            raise
 
     def stop(self) -> None:
         """Ask `train` to finish the step in hand, write a checkpoint and return. Safe to call from a signal handler."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from savl.degradation import Degradation, DegradationConfig, bicubic_downsample
+from savl.degradation import Degradation, DegradationConfig, Degraded, bicubic_downsample
 from savl.degradation.config import SpatialConfig
 from savl.inference.errors import ImageFileError
 from savl.inference.image_folder import decode_rgb
@@ -148,16 +150,64 @@ def test_other_processes_degrade_as_this_one_does(photographs: Path, tmp_path: P
         torch.set_num_threads(threads)
 
 
-def test_a_process_that_cannot_go_on_ends_the_run(
-    photographs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_other_processes_see_the_images_of_this_one(
+    photographs: Path, tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whatever has become of the folder since, and wherever they are."""
+    monkeypatch.chdir(tmp_path)
+    here = PatchSource([Path("photographs")], 40, None, "cache")
+    decoded.clear()
+    content = pickle.dumps(here)
+    assert len(content) < 10_000, "no pixels in it"
+    (photographs / "b.png").write_bytes((photographs / "a.png").read_bytes())
+    (photographs / "more").rename(tmp_path / "elsewhere")
+    monkeypatch.chdir("/")
+    there = pickle.loads(content)
+    assert not decoded
+    ours, theirs = (source(6, np.random.default_rng(0)) for source in (here, there))
+    assert torch.equal(ours, theirs)
+    for file in (tmp_path / "cache").iterdir():
+        file.unlink()
+    with pytest.raises(OSError, match="data.cache: .* is gone, or damaged"):
+        pickle.loads(content)
+
+
+def test_a_source_without_a_cache_takes_its_pixels_along(photographs: Path) -> None:
+    here = PatchSource([photographs], 40)
+    there = pickle.loads(pickle.dumps(here))
+    assert torch.equal(here(3, np.random.default_rng(0)), there(3, np.random.default_rng(0)))
+
+
+def test_a_closed_pool_ends_its_processes_and_goes_on_when_asked(photographs: Path, tmp_path: Path) -> None:
     settings = DataConfig(cache=str(tmp_path / "cache"), patch=8, batch=3, margin=1, pool=6, fresh=2, workers=1)
-    patches = PatchSource([photographs], 40, None, settings.cache)
-    for image in photographs.rglob("*.*"):
-        image.unlink()
-    with pytest.raises(RuntimeError, match="DataLoader worker"):
-        PairPool(patches, Degradation(LIGHT), settings, seed=7)(0)
-    assert "data.hr: no images" in capfd.readouterr().err
+    pairs = PairPool(PatchSource([photographs], 40, None, settings.cache), Degradation(LIGHT), settings, seed=7)
+    pairs(0)
+    assert multiprocessing.active_children()
+    pairs.close()
+    assert not multiprocessing.active_children()
+    expected = pool(photographs)(1)
+    assert torch.equal(pairs(1).x, expected.x)
+    pairs.close()
+    pool(photographs).close()  # has none
+
+
+@pytest.mark.parametrize(("degrade_on", "expected"), [("auto", "meta"), ("cpu", "cpu")])
+def test_images_are_degraded_where_the_settings_say(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, degrade_on: str, expected: str
+) -> None:
+    seen: list[str] = []
+
+    def degrade(x: torch.Tensor, seed: int, alike: int = 1) -> Degraded:
+        seen.append(x.device.type)
+        raise NotImplementedError
+
+    settings = DataConfig(patch=8, batch=3, margin=1, pool=6, fresh=2, degrade_on=degrade_on)  # type: ignore[arg-type]
+    degradation = Degradation(LIGHT)
+    monkeypatch.setattr(Degradation, "__call__", lambda _, *arguments, **options: degrade(*arguments, **options))
+    pairs = PairPool(PatchSource([photographs], 40), degradation, settings, seed=7, device=torch.device("meta"))
+    with pytest.raises(NotImplementedError):
+        pairs(0)
+    assert seen == [expected]
 
 
 def test_images_smaller_than_a_patch_are_left_out(photographs: Path) -> None:

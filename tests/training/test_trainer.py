@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -87,17 +88,24 @@ def endless_run(tmp_path: Path, photographs: Path, tables: Tables, checkpoint_ev
     return [sys.executable, "-c", program, "train", str(config), "--hr", str(photographs)], output
 
 
-def end_after_some_steps(command: list[str], log: Path, number: signal.Signals) -> tuple[int, str]:
-    """Start a training, send it a signal when it has logged some steps; its exit code and what it said."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def end_after_some_steps(command: list[str], log: Path, number: signal.Signals, group: bool = False) -> tuple[int, str]:
+    """Start a training, send it a signal when it has logged some steps; its exit code and what it said.
+
+    With ``group`` all its processes get the signal, as from a terminal.
+    """
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=group
+    )
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:
         if log.exists() and len(log.read_text().splitlines()) > 5:
             break
         time.sleep(0.02)
-    if process.poll() is None:
+    if process.poll() is None and group:
+        os.killpg(process.pid, number)
+    elif process.poll() is None:
         process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=60)  # until none of its processes can say more
     return process.returncode, said
 
 
@@ -121,6 +129,50 @@ def test_ctrl_c_ends_a_run_after_its_step_with_a_checkpoint(
     assert code == 130, said
     step = load_checkpoint(output / "checkpoint.pt")["step"]
     assert f"stopped after step {step}" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_is_the_trainers_to_obey(
+    photographs: Path, small_tables: Tables, tmp_path: Path, number: signal.Signals
+) -> None:
+    data = small_tables["data"] | {"workers": 2, "cache": str(tmp_path / "cache"), "patch": 16, "fresh": 4}
+    command, output = endless_run(tmp_path, photographs, small_tables | {"data": data}, checkpoint_every=100_000)
+    code, said = end_after_some_steps(command, output / "log.jsonl", number, group=True)
+    assert code == 130, said
+    step = load_checkpoint(output / "checkpoint.pt")["step"]
+    assert f"stopped after step {step}" in said
+    assert "Traceback" not in said
+
+
+def test_a_batch_that_cannot_be_made_costs_no_step(configuration: Configure, tmp_path: Path) -> None:
+    good = Trainer(configuration(tmp_path / "other")).source
+
+    def source(step: int) -> Batch:
+        if step == 3:
+            raise MemoryError("no more")
+        return good(step)
+
+    with pytest.raises(MemoryError, match="no more"):
+        Trainer(configuration(tmp_path / "run", checkpoint_every=100), source).train()
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 3
+
+
+@pytest.mark.slow
+def test_a_script_that_trains_on_import_is_told_how_not_to(photographs: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+from savl.training import Trainer
+from savl.training.config import parse_config
+data = {{"hr": [{str(photographs)!r}], "cache": {str(tmp_path / "cache")!r}, "patch": 8, "batch": 2, "margin": 1,
+        "pool": 4, "fresh": 1, "workers": 1}}
+Trainer(parse_config({{"data": data, "run": {{"steps": 2, "output": {str(tmp_path / "run")!r}}}}})).train()
+"""
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "data.workers: the processes that degrade images import the script anew" in done.stderr
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
