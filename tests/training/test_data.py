@@ -141,11 +141,17 @@ def test_other_processes_degrade_as_this_one_does(photographs: Path, tmp_path: P
     torch.set_num_threads(1)
     try:
         here, beside = pool_of(0), pool_of(2)
-        for step in (0, 1, 2, 9):  # the last one begins anew
+        for step in (0, 1, 2, 9):
+            if step == 9:
+                assert multiprocessing.active_children()
+                beside.close()
+                assert not multiprocessing.active_children()
             ours, theirs = here(step), beside(step)
             assert torch.equal(ours.x, theirs.x)
             assert torch.equal(ours.y, theirs.y)
             assert torch.equal(ours.severity, theirs.severity)  # type: ignore[arg-type]
+        beside.close()
+        here.close()  # has none
     finally:
         torch.set_num_threads(threads)
 
@@ -176,19 +182,6 @@ def test_a_source_without_a_cache_takes_its_pixels_along(photographs: Path) -> N
     here = PatchSource([photographs], 40)
     there = pickle.loads(pickle.dumps(here))
     assert torch.equal(here(3, np.random.default_rng(0)), there(3, np.random.default_rng(0)))
-
-
-def test_a_closed_pool_ends_its_processes_and_goes_on_when_asked(photographs: Path, tmp_path: Path) -> None:
-    settings = DataConfig(cache=str(tmp_path / "cache"), patch=8, batch=3, margin=1, pool=6, fresh=2, workers=1)
-    pairs = PairPool(PatchSource([photographs], 40, None, settings.cache), Degradation(LIGHT), settings, seed=7)
-    pairs(0)
-    assert multiprocessing.active_children()
-    pairs.close()
-    assert not multiprocessing.active_children()
-    expected = pool(photographs)(1)
-    assert torch.equal(pairs(1).x, expected.x)
-    pairs.close()
-    pool(photographs).close()  # has none
 
 
 @pytest.mark.parametrize(("degrade_on", "expected"), [("auto", "meta"), ("cpu", "cpu")])
