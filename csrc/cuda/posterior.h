@@ -239,8 +239,8 @@ struct PosteriorForward {
       for (int pixel = thread; pixel < tile.count; pixel += kThreads) {
         const int at = pixel * layout.pixel_step;
         const float kl = sum_of_shares(shared.kl + at, layout.group_step, args.groups);
-        const float variance = sum_of_shares(shared.variance + at, layout.group_step, args.groups) /
-                               static_cast<float>(args.channels);
+        const float variance =
+            sum_of_shares(shared.variance + at, layout.group_step, args.groups) / static_cast<float>(args.channels);
         const int64_t out = tile.batch * args.pixels + tile.first + pixel;
         args.kl[out] = kl * 0.5f;
         args.variance[out] = variance;
