@@ -31,8 +31,8 @@ holds the fused kernels to 2."""
 FLUSHED = 2**29
 """Bytes written before a timing on a GPU. No cache holds more."""
 LEAD = 8
-"""How often they are written: an H200 needs about 1.4 ms for that, and meanwhile the host launches what is timed.
-Written once, 0.2 ms are too few: attention then took 0.69 ms, of which its kernel was 0.46."""
+"""How often they are written: an H200 should need about 1.4 ms for that, and meanwhile the host launches what is timed.
+Once was most likely too little, 0.2 ms: attention then took 0.69 ms, of which its kernel was 0.46."""
 COPY = "copy"
 """A copy of as many bytes as a case moves, in memory at hand."""
 

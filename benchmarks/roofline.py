@@ -348,7 +348,7 @@ def page(report: Mapping[str, Any]) -> str:
         f"What the kernels of savl-base must cost on {report['side']}×{report['side']} tokens in bfloat16, from their",
         "machine code for sm_90 and from data sheets; nothing on this page was run on a GPU. `python -m",
         "benchmarks.roofline` makes it without one, `python -m benchmarks.gpu_ratios` measures with one. The floors of",
-        "a kernel are the times that each resource takes alone; the largest is the prediction. An H200 takes two to",
+        "a kernel are the times that each resource takes alone; the largest is the prediction. An H200 takes up to",
         "four times as long ([performance.md](performance.md#on-a-gpu)).",
         "",
         LEFT_OUT,

@@ -171,7 +171,8 @@ def backward(
     table = call.bias_table
     grad_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
     severity = call.severity
-    # A single key has all weight whatever its logit, and rounding must not say otherwise. Nor does NaN spread from one.
+    # A single key has all weight whatever its logit, and rounding must not say otherwise. A logit that is NaN spoils
+    # the output alone.
     if call.key_window == 1:
         grad_q.zero_()
         grad_k.zero_()

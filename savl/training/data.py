@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from savl.degradation import Degradation, bicubic_downsample
 from savl.inference.image_folder import find_images
@@ -261,7 +261,7 @@ class _InOtherProcesses:
                 DataLoader(
                     self._dataset,
                     batch_size=None,
-                    sampler=_From(number),
+                    sampler=count(number),
                     num_workers=self._workers,
                     prefetch_factor=self.AHEAD,
                     generator=generator,
@@ -270,6 +270,7 @@ class _InOtherProcesses:
             )
 
     def close(self) -> None:
+        """End the processes, which follows from forgetting what they make."""
         self._loaded, self._next = iter(()), None
 
 
@@ -287,16 +288,6 @@ def _signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class _From(Sampler[int]):
-    """All numbers from one on."""
-
-    def __init__(self, first: int) -> None:
-        self.first = first
-
-    def __iter__(self) -> Iterator[int]:
-        return count(self.first)
 
 
 def _cut(image: Tensor, place: NDArray[np.int64], side: int) -> Tensor:

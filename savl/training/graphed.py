@@ -39,6 +39,9 @@ def graphed_reconstruct(model: SAVL, lr: Tensor) -> Reconstruct:
     Returns:
         What takes the place of ``model.reconstruct`` for batches of that size; it raises ValueError for others. The
         next call overwrites what a call returned.
+
+    Raises:
+        RuntimeError: The passes do what a graph cannot hold, such as waiting for the GPU.
     """
     given = _tensors(lr, model.estimate(lr, seed=0))
     shapes = [tuple(each.shape) for each in given]
