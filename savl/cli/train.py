@@ -18,6 +18,7 @@ EXAMPLES = "\n".join(
         "savl train configs/savl_tiny.toml --hr photographs/",
         "savl train configs/savl_tiny.toml --hr photographs/ -o runs/mine   [dim]the same again resumes it[/dim]",
         "savl train configs/savl_tiny.toml --hr photographs/ --set objective.beta=1e-4 --set run.steps=2000",
+        "savl train configs/savl_tiny.toml --hr photographs/ --set run.minutes=60   [dim]no longer than an hour[/dim]",
         "torchrun --nproc-per-node 4 -m savl train configs/base_stage1.toml --hr photographs/   [dim]4 GPUs[/dim]",
     ]
 )
@@ -100,10 +101,10 @@ def train(
                 console.print(f"resuming {escape(run.output)} at step {trainer.step}")
             if trainer.left_out and first:
                 console.print(f"left out of the images, as smaller than a patch: {trainer.left_out}")
-            task = bar.add_task("training", total=run.steps, completed=trainer.step, note="")
+            task = bar.add_task("training", total=trainer.expected_steps, completed=trainer.step, note="")
 
             def on_step(step: int, losses: dict[str, float]) -> None:
-                bar.update(task, completed=step, note=_loss(losses))
+                bar.update(task, completed=step, total=trainer.expected_steps, note=_loss(losses))
 
             weights = _stoppable(trainer, lambda: trainer.train(on_step))
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:

@@ -251,6 +251,12 @@ class RunConfig:
 
     steps: int = 10_000
     """Optimizer steps."""
+    minutes: float = 0.0
+    """0: ``steps`` alone say when the run ends. Above 0 it ends after so many minutes of training or after ``steps``,
+    whichever comes first, and the cosine of the learning rate ends then: where in it a step is follows from the time
+    passed and the time that steps have taken; the warm-up is counted in steps all the same. Validation, checkpoints and
+    records are part of the time, as are the minutes before a run was resumed; decoding, compiling and filling the pool
+    are not, nor is what is written once the time is over. Such a run does not repeat itself bit for bit."""
     seed: int = 0
     """Everything random in a run follows from it, the step number and the rank of the process."""
     start: str = ""
@@ -284,6 +290,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_types(self, "run.")
         _at_least(1, "run", self, "steps", "checkpoint_every", "log_every", "images_every")
+        if not 0 <= self.minutes < math.inf:
+            raise ValueError(f"run.minutes must be at least 0 and finite, got {self.minutes!r}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"run.seed must satisfy 0 <= seed < 2**31, got {self.seed!r}")
         _one_of("run", self, "device", Place)
@@ -332,6 +340,11 @@ class TrainingConfig:
             raise ValueError("objective.freeze_network needs run.start: a random network would stay random")
         if self.objective.freeze_network and (self.gan.weight > 0 or self.gan.perceptual > 0):
             raise ValueError("objective.freeze_network makes no SR image that gan.weight or gan.perceptual could judge")
+        if self.run.minutes > 0 and self.optimizer.schedule != "cosine":
+            raise ValueError(
+                f"run.minutes needs optimizer.schedule = 'cosine', got {self.optimizer.schedule!r}: milestones are "
+                f"steps, and how many there will be is not known"
+            )
         side = self.data.patch * self.model.scale
         if self.gan.perceptual > 0 and side < 16:
             raise ValueError(f"gan.perceptual needs HR patches of at least 16 pixels, got {side}")

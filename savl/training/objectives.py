@@ -44,9 +44,13 @@ class Losses:
     club: Tensor | None = None
     """CLUB upper bound on I(r; z), nats per pixel."""
 
+    def terms(self) -> dict[str, Tensor]:
+        """Those that there are, by name, without gradient."""
+        return {name: value.detach() for name, value in vars(self).items() if value is not None}
+
     def to_log(self) -> dict[str, float]:
-        """Plain numbers for a log line."""
-        return {name: float(value.detach()) for name, value in vars(self).items() if value is not None}
+        """Plain numbers for a log line; a GPU is waited for."""
+        return {name: float(value) for name, value in self.terms().items()}
 
 
 @dataclass(frozen=True)

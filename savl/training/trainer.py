@@ -5,28 +5,30 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from savl.degradation import Degradation
 from savl.network import SAVL
 from savl.ops import use_fused_kernels
 from savl.training.adversary import Adversary
+from savl.training.ahead import Ahead
+from savl.training.averaged_weights import AveragedWeights
 from savl.training.checkpoint import load_checkpoint, save_checkpoint
 from savl.training.config import TrainingConfig
 from savl.training.data import Batch, PairPool, PatchSource
+from savl.training.finite import Looked, Step
 from savl.training.graphed import graphed_reconstruct
 from savl.training.objectives import Objective, Outcome
 from savl.training.records import Records
 from savl.training.schedule import learning_rate
 from savl.training.start import initial_network
+from savl.training.training_time import TrainingTime
 from savl.training.validation import Validation
 from savl.weights import save
 
@@ -48,7 +50,7 @@ class Trainer:
     One process on a CPU or GPU, or several under ``torchrun``, each with batches of its own. Batches and samples follow
     from seed, rank and step, so stopping and resuming gives the numbers of a run that never stopped: on a CPU with as
     many threads, and images degraded by this process or by others all along, to the bit; on a GPU as far as its own
-    operations repeat themselves.
+    operations repeat themselves. Not with ``run.minutes``: its learning rates follow the clock.
     """
 
     def __init__(
@@ -93,9 +95,16 @@ class Trainer:
         objective = Objective(self.model, config.objective).to(self.device).train()
         self.plain = objective
         """The objective without what `accelerate` wraps around it: the weights, by the names of a single process."""
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.optimizer.ema))
+        self.average = AveragedWeights(self.model, config.optimizer.ema)
         self.parameters: list[nn.Parameter] = [p for p in objective.parameters() if p.requires_grad]
-        adam = torch.optim.Adam(self.parameters, lr=config.optimizer.learning_rate, betas=config.optimizer.betas)
+        self.late = _looks_late(config, self.accelerator)
+        """Whether a step is looked at after the next one's passes were enqueued, so that a GPU has no time to idle."""
+        self.adam = torch.optim.Adam(
+            self.parameters,
+            lr=config.optimizer.learning_rate,
+            betas=config.optimizer.betas,
+            fused=True if self.late else None,  # it can be told on the GPU to change nothing
+        )
         self.autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=config.run.bfloat16, cache_enabled=not config.run.graph
         )
@@ -108,12 +117,17 @@ class Trainer:
             with self.autocast:
                 like = torch.rand(config.data.batch, 3, side, side, device=self.device)
                 self.model.reconstruct = graphed_reconstruct(self.model, like)  # type: ignore[method-assign, assignment]
-        self.objective, self.optimizer = self.accelerator.prepare(objective, adam)
+        self.objective, self.optimizer = self.accelerator.prepare(objective, self.adam)
         self.adversary = Adversary(config.gan, config.optimizer, self.accelerator)
         self.step = 0
         self.left_out = 0
         """Images that are too small to be learned from."""
+        self.time = TrainingTime(config.run.minutes, self._mean_of)
         self._stopping = False
+        self._unseen: Step | None = None
+        """The last step, until it is looked at."""
+        self._looked: list[Looked] = []
+        """Steps that `train` has not told of yet."""
         if resumed:
             self._resume(load_checkpoint(self.output / CHECKPOINT_NAME))
         self._check_steps()
@@ -124,14 +138,14 @@ class Trainer:
         """Run to the end, or until `stop`.
 
         Args:
-            on_step: Told (steps done, losses) after each step.
+            on_step: Told (steps done, losses) of each step, in order; on a GPU often while the next step is under way.
 
         Returns:
             Path of the exported averaged weights (savl safetensors); None if the run was stopped before its end.
 
         Raises:
-            FloatingPointError: Loss or gradient is not finite; weights and checkpoint stay as they were, and the batch
-                is saved.
+            FloatingPointError: Loss or gradient is not finite; weights, their average and the checkpoint stay as they
+                were before that step, and the batch is saved.
         """
         run = self.config.run
         self._stopping = False
@@ -139,46 +153,80 @@ class Trainer:
             self.output.mkdir(parents=True, exist_ok=True)
         records = Records(self.output, self.step) if self.main else None
         started, logged = monotonic(), self.step
+
+        def log(looked: list[Looked]) -> list[Looked]:
+            """Those that are to be logged become the mean over all processes."""
+            nonlocal started, logged
+            for index, (done, rate, losses) in enumerate(looked):
+                if done % run.log_every and not (done == self.step and self._over):
+                    continue
+                looked[index] = Looked(done, rate, self._mean(losses))
+                if records is not None:
+                    speed = (done - logged) / max(monotonic() - started, 1e-9)
+                    peak = self.config.optimizer.learning_rate
+                    values = {"steps_per_second": speed, "lr": rate * peak, **looked[index].losses}
+                    records.scalars(done, values)
+                started, logged = monotonic(), done
+            return looked
+
+        def tell(looked: list[Looked]) -> None:
+            for done, _, losses in looked:
+                if on_step is not None:
+                    on_step(done, losses)
+
         with (
             contextlib.closing(self.source) if isinstance(self.source, PairPool) else contextlib.nullcontext(),
             contextlib.closing(records) if records is not None else contextlib.nullcontext(),
-            # The next batch is prepared while this one is learned from.
-            ThreadPoolExecutor(max_workers=1) as ahead,
+            Ahead(self.source, self.device) as batches,
         ):
-            upcoming = ahead.submit(self.source, self.step)
-            while self.step < run.steps and not self._all_stop():
-                batch = self._made(upcoming)
-                upcoming = ahead.submit(self.source, self.step + 1)
-                rate = learning_rate(self.config.optimizer, self.step, run.steps)
-                losses, outcome = self._step(batch.to(self.device), rate)
-                self.step += 1
-                last = self.step == run.steps
-                if self.step % run.log_every == 0 or last:
-                    losses = self._mean(losses)
-                    if records is not None:
-                        speed = (self.step - logged) / max(monotonic() - started, 1e-9)
-                        peak = self.config.optimizer.learning_rate
-                        records.scalars(self.step, {"steps_per_second": speed, "lr": rate * peak, **losses})
-                    started, logged = monotonic(), self.step
-                if records is not None and (self.step % run.images_every == 0 or last):
-                    records.images(self.step, batch.y, outcome.sr, batch.x, outcome.severity)
-                if self.validation is not None and (self.step % self.config.validation.every == 0 or last):
-                    if records is not None:
-                        records.scalars(self.step, self.validation(self._averaged()), "validation/")
-                    started, logged = monotonic(), self.step
-                if self.step % run.checkpoint_every == 0 or last:
-                    self.checkpoint()
-                if on_step is not None:
-                    on_step(self.step, losses)
-        if self.step < run.steps:
+            batches.begin(self.step)
+            self.time.begin()
+            try:
+                while not self._over and not self._all_stop():
+                    batch = self._made(batches)
+                    batches.begin(self.step + 1)
+                    outcome = self._step(batch, learning_rate(self.config.optimizer, self.step, self.expected_steps))
+                    self.time.step_done()
+                    last = self._over
+                    shown = self.step % run.images_every == 0 or last
+                    validated = self.validation is not None and (self.step % self.config.validation.every == 0 or last)
+                    saved = self.step % run.checkpoint_every == 0 or last
+                    if self.late:
+                        tell(log(self._newly_looked()))  # of the step before this one
+                    if shown or validated or saved:
+                        self._look()
+                    looked = log(self._newly_looked())
+                    if records is not None and shown:
+                        records.images(self.step, batch.y, outcome.sr, batch.x, outcome.severity)
+                    if self.validation is not None and validated:
+                        if records is not None:
+                            records.scalars(self.step, self.validation(self._averaged()), "validation/")
+                        started, logged = monotonic(), self.step
+                    if saved:
+                        self.checkpoint()
+                    tell(looked)
+            finally:
+                self._look()
+                rest = log(self._newly_looked())
+            tell(rest)
+        if not self._over:
             self.checkpoint()
             return None
         return self.export()
 
-    def _made(self, upcoming: Future[Batch]) -> Batch:
+    @property
+    def expected_steps(self) -> int:
+        """Length of the run, as far as is known: ``run.steps``, or fewer where ``run.minutes`` will end it."""
+        return self.time.expected_steps(self.step, self.config.run.steps)
+
+    @property
+    def _over(self) -> bool:
+        return self.step >= self.config.run.steps or self.time.over
+
+    def _made(self, batches: Ahead) -> Batch:
         """The next batch. Where it cannot be made, a process being out of memory, say, no step is lost with it."""
         try:
-            return upcoming.result()
+            return batches.take()
         except Exception:
             if self.step > 0 and self.accelerator.num_processes == 1:  # several would wait for each other
                 self.checkpoint()
@@ -189,10 +237,16 @@ class Trainer:
         self._stopping = True
 
     def checkpoint(self) -> None:
-        """Write the state of the run, atomically; the first process does it, the others wait."""
+        """Write the state of the run, atomically; the first process does it, the others wait.
+
+        Raises:
+            FloatingPointError: The last step was not finite, and nothing is written.
+        """
+        self._look()
         if self.main:
             state: dict[str, Any] = {
                 "step": self.step,
+                "time": self.time.state_dict(),
                 "settings": _settings_that_count(self.config, self.accelerator.num_processes),
                 "average": self.average.state_dict(),
                 "objective": self.plain.state_dict(),
@@ -203,7 +257,12 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def export(self) -> Path:
-        """Write the averaged weights as a file that `savl.load` reads."""
+        """Write the averaged weights as a file that `savl.load` reads.
+
+        Raises:
+            FloatingPointError: The last step was not finite, and nothing is written.
+        """
+        self._look()
         path = self.output / WEIGHTS_NAME
         if self.main:
             averaged = SAVL(self.config.model)
@@ -212,7 +271,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return path
 
-    def _step(self, batch: Batch, rate: float) -> tuple[dict[str, float], Outcome]:
+    def _step(self, batch: Batch, rate: float) -> Outcome:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.optimizer.learning_rate * rate
         # A seed of its own per process and step: for the posterior's sample, and for stochastic depth, which draws from
@@ -223,26 +282,56 @@ class Trainer:
             outcome: Outcome = self.objective(batch, seed, self.step)
             more, terms = self.adversary.against(outcome.sr, batch.x)
         total = outcome.losses.total + more
-        log = outcome.losses.to_log() | {name: float(value.detach()) for name, value in terms.items()}
-        log["total"] = float(total.detach())
-        self._all_finite(bool(torch.isfinite(total)), batch, seed, "the loss", log)
+        losses = outcome.losses.terms() | {name: term.detach() for name, term in terms.items()}
+        step = Step(self.step, seed, rate, batch, losses | {"total": total.detach()})
+        self._check(step, "the loss", total)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(total)
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.optimizer.clip)
         assert norm is not None
-        self._all_finite(bool(torch.isfinite(norm)), batch, seed, "the gradient", log)
+        self._check(step, "the gradient", norm)
         with self.autocast:
             judged = self.adversary.judge(outcome.sr, batch.x)
         for name, loss in judged.items():
-            log[name] = float(loss.detach())
-            self._all_finite(bool(torch.isfinite(loss)), batch, seed, f"the {name}'s loss", log)
-            self._all_finite(self.adversary.gradient(loss), batch, seed, f"the {name}'s gradient", log)
+            step.losses[name] = loss.detach()
+            self._check(step, f"the {name}'s loss", loss)
+            self._all_finite(self.adversary.gradient(loss), step, f"the {name}'s gradient")
             self.adversary.learn(rate)
+        if self.late:
+            step.send()
+            self.adam.found_inf = step.found_inf()  # type: ignore[attr-defined]
+            # Before the optimizer's step: weights and average are those of the steps that were looked at.
+            self._look()
         self.optimizer.step()
-        self.average.update_parameters(self.model)
-        return log, outcome
+        self._unseen = step
+        self.step += 1
+        if not self.late:
+            self._look()
+        return outcome
 
-    def _all_finite(self, finite: bool, batch: Batch, seed: int, what: str, log: dict[str, float]) -> None:
+    def _check(self, step: Step, what: str, value: Tensor) -> None:
+        """See to it that nothing reaches the weights where a number is not finite."""
+        if self.late:
+            step.checked[what] = value.detach()
+        else:
+            self._all_finite(bool(torch.isfinite(value)), step, what)
+
+    def _look(self) -> None:
+        """Look at the last step, unless that was done: it is refused, or becomes part of the average."""
+        step, self._unseen = self._unseen, None
+        if step is None:
+            return
+        losses, not_finite = step.read()
+        if not_finite is not None:
+            self._refuse(step, not_finite)
+        self.average.update_parameters(self.model)
+        self._looked.append(Looked(step.done + 1, step.rate, losses))
+
+    def _newly_looked(self) -> list[Looked]:
+        looked, self._looked = self._looked, []
+        return looked
+
+    def _all_finite(self, finite: bool, step: Step, what: str) -> None:
         """Stop before anything reaches the weights where a process met what is not finite; all of them stop together.
 
         Each leaves what it takes to see why.
@@ -253,16 +342,22 @@ class Trainer:
             here = not finite
             finite = not bool(met > 0)
             what = what if here or finite else f"{what} of another process"
-        if finite:
-            return
+        if not finite:
+            self._refuse(step, what)
+
+    def _refuse(self, step: Step, what: str) -> NoReturn:
+        """Stop at a step that changed no weight, and leave what it takes to see why."""
+        self.step = step.done
+        losses, _ = step.read()
         rank = f"_{self.accelerator.process_index}" if self.accelerator.num_processes > 1 else ""
         path = self.output / REFUSED_NAME.format(rank)
         self.output.mkdir(parents=True, exist_ok=True)
-        whole = batch.to(torch.device("cpu"))
+        whole = step.batch.to(torch.device("cpu"))
         images = {"y": whole.y, "x": whole.x, "z": whole.z, "severity": whole.severity, "alike": whole.alike}
-        save_checkpoint(path, {"step": self.step, "seed": seed, "losses": log, **images, "weights": self._weights()})
+        state = {"step": step.done, "seed": step.seed, "losses": losses, **images, "weights": self._weights()}
+        save_checkpoint(path, state)
         raise FloatingPointError(
-            f"step {self.step}: {what} is not finite, at losses of {log}; batch and weights are in {path}; lower "
+            f"step {step.done}: {what} is not finite, at losses of {losses}; batch and weights are in {path}; lower "
             f"optimizer.learning_rate, or check the data"
         )
 
@@ -282,6 +377,14 @@ class Trainer:
         means = self.accelerator.reduce(values, "mean")
         assert isinstance(means, Tensor)
         return dict(zip(losses, means.tolist(), strict=True))
+
+    def _mean_of(self, number: float) -> float:
+        """Over all processes, exactly the same for each of them."""
+        if self.accelerator.num_processes == 1:
+            return number
+        mean = self.accelerator.reduce(torch.tensor(number, dtype=torch.float64, device=self.device), "mean")
+        assert isinstance(mean, Tensor)
+        return float(mean)
 
     def _all_stop(self) -> bool:
         """Whether any process was asked to stop; all of them end after the same step."""
@@ -337,6 +440,10 @@ class Trainer:
             self.step = state["step"]
             self.plain.load_state_dict(state["objective"])
             self.average.load_state_dict(state["average"])
+            if "time" in state:  # not in a checkpoint of an older version
+                self.time.load_state_dict(state["time"])
+            for group in state["optimizer"]["param_groups"]:
+                group["fused"] = self.adam.defaults["fused"]  # as it must be here, where the run goes on
             self.optimizer.load_state_dict(state["optimizer"])
             self.adversary.load_state_dict(state["adversary"])
         except (KeyError, RuntimeError) as error:
@@ -356,10 +463,15 @@ def _accelerator(cpu: bool) -> Accelerator:
     return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[patient])
 
 
+def _looks_late(config: TrainingConfig, accelerator: Accelerator) -> bool:
+    """Whether steps are looked at late: on a GPU, unless several processes must agree or two networks learn in turn."""
+    return accelerator.device.type == "cuda" and accelerator.num_processes == 1 and config.gan.weight == 0
+
+
 def _settings_that_count(config: TrainingConfig, processes: int) -> dict[str, Any]:
     """What a resumed run must share with the one it resumes: all but its length, its rhythm and where files lie."""
     free = {"run.steps", "run.log_every", "run.checkpoint_every", "run.images_every", "run.output", "run.device"}
-    free |= {"run.fused", "run.compile", "run.graph", "data.hr", "data.cache", "data.workers"}
+    free |= {"run.minutes", "run.fused", "run.compile", "run.graph", "data.hr", "data.cache", "data.workers"}
     flat = {name: value for name, value in _flat(config.to_dict()) if not name.startswith("validation.")}
     return {"processes": processes, **{name: value for name, value in flat.items() if name not in free}}
 

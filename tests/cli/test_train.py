@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.progress import Progress, TaskID
 from typer.testing import CliRunner, Result
 
 import savl
@@ -104,6 +107,21 @@ def test_images_that_are_too_small_are_counted(folder: Path) -> None:
     result = run("train", folder / "config.toml", "--hr", folder / "hr", "-o", folder / "run", "--set", "run.steps=1")
     assert result.exit_code == 0, result.stderr
     assert "left out of the images, as smaller than a patch: 1" in message(result)
+
+
+def test_the_progress_bar_knows_where_the_minutes_will_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, shown = count(0, 10), []
+    monkeypatch.setattr("savl.training.training_time.monotonic", lambda: float(next(clock)))
+
+    def update(_: Progress, task: TaskID, **fields: Any) -> None:
+        if "note" in fields:
+            shown.append((fields["completed"], fields["total"]))
+
+    monkeypatch.setattr(Progress, "update", update)
+    settings = ("--steps", 1000, "--set", "run.minutes=1")
+    result = run("train", folder / "config.toml", "--hr", folder / "hr", "-o", folder / "run", *settings)
+    assert result.exit_code == 0, result.stderr
+    assert shown == [(1, 1000), *((step, 7) for step in range(2, 8))]
 
 
 def test_sigterm_while_images_are_decoded_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""Training on a GPU: recorded passes give the gradients of plain ones; images are degraded there or beside it."""
+"""Training on a GPU: recorded passes give the gradients of plain ones, images are degraded there or beside it, and no
+step waits for the GPU."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from PIL import Image
 
 from savl.degradation import Degradation
 from savl.network import SAVLConfig
+from savl.training.ahead import Ahead
+from savl.training.checkpoint import load_checkpoint
 from savl.training.config import DataConfig, ObjectiveConfig, OptimizerConfig, RunConfig, TrainingConfig
 from savl.training.data import Batch, PairPool, PatchSource
 from savl.training.trainer import Trainer
@@ -81,6 +84,127 @@ def test_recorded_passes_train_as_plain_ones_do(
     torch.testing.assert_close(recorded.pop("losses"), plain.pop("losses"), rtol=1e-2 if bfloat16 else 1e-3, atol=1e-5)
     for name, value in plain.items():
         assert (recorded[name] - value).abs().max() <= 3e-4, name  # of six steps of 1e-4 each
+
+
+def settings(small_config: Callable[..., SAVLConfig], output: Path, **run: Any) -> TrainingConfig:
+    """Of a run of twelve steps that writes nothing on the way but its log."""
+    given = {"steps": 12, "images_every": 100, "checkpoint_every": 100, "log_every": 1, "output": str(output)} | run
+    return TrainingConfig(small_config(), SIZES, optimizer=OptimizerConfig(warmup=2), run=RunConfig(**given))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_step_does_not_wait_for_the_gpu(
+    small_config: Callable[..., SAVLConfig], tmp_path: Path, fused: bool, graph: bool, bfloat16: bool
+) -> None:
+    pytest.importorskip("accelerate")
+    on_gpu = [batches(step).to(torch.device("cuda")) for step in range(4)]
+    config = settings(small_config, tmp_path, fused=fused, graph=graph, bfloat16=bfloat16)
+    trainer = Trainer(config, lambda step: on_gpu[step % 4])
+    assert trainer.late
+    told: list[int] = []
+
+    def on_step(done: int, _: dict[str, float]) -> None:
+        told.append(done)
+        # It does not count waiting for the event that says that the numbers of the step before have arrived.
+        torch.cuda.set_sync_debug_mode("error" if 4 <= done < 10 else "default")
+
+    try:
+        trainer.train(on_step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert told == list(range(1, 13))
+
+
+def test_looking_late_changes_no_loss_on_a_gpu(small_config: Callable[..., SAVLConfig], tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    losses: dict[bool, list[float]] = {True: [], False: []}
+    for late in (True, False):
+        trainer = Trainer(settings(small_config, tmp_path / f"late-{late}", checkpoint_every=5), batches)
+        trainer.late = late
+        weights = trainer.train(lambda done, terms, late=late: losses[late].append(terms["total"]))  # type: ignore[misc]
+        assert weights is not None
+        assert int(trainer.average.n_averaged) == 12
+    assert len(losses[True]) == 12
+    torch.testing.assert_close(losses[True], losses[False], rtol=1e-2, atol=1e-4)  # sums by atomics do not repeat
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("step", [0, 5, 9])
+def test_what_is_not_finite_reaches_nothing_on_a_gpu(
+    small_config: Callable[..., SAVLConfig], tmp_path: Path, graph: bool, what: str, step: int
+) -> None:
+    pytest.importorskip("accelerate")
+
+    def source(number: int) -> Batch:
+        batch = batches(number)
+        if number == step and what == "loss":
+            batch.x[0, 0, 0, 0] = float("nan")
+        return batch
+
+    trainer = Trainer(settings(small_config, tmp_path, checkpoint_every=4, graph=graph), source)
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(module: object, arguments: object) -> None:
+        if trainer.step == step:  # the step before has been enqueued, and this one has not begun
+            kept.update({name: value.clone() for name, value in trainer.plain.state_dict().items()})
+
+    trainer.plain.register_forward_pre_hook(keep)
+    # Not within the recorded passes, in which a hook would become part of the recording.
+    decoder = trainer.plain.decoder
+    assert decoder is not None
+    weight = next(decoder.parameters())
+    weight.register_hook(lambda g: g * float("inf") if what == "gradient" and trainer.step == step else g)
+    told: list[int] = []
+    with pytest.raises(FloatingPointError, match=f"step {step}: the {what} is not finite"):
+        trainer.train(lambda done, _: told.append(done))
+    assert told == list(range(1, step + 1))
+    assert trainer.step == step
+    assert int(trainer.average.n_averaged) == step
+    assert all(bool(value.isfinite().all()) for value in trainer.average.parameters())
+    for name, value in trainer.plain.state_dict().items():
+        assert torch.equal(value, kept[name]), name
+    saved = load_checkpoint(tmp_path / "not_finite.pt")
+    assert saved["step"] == step
+    assert torch.equal(saved["y"], batches(step).y)
+    for name, value in saved["weights"].items():
+        assert torch.equal(value, kept[name].cpu()), name
+    checkpoint = tmp_path / "checkpoint.pt"
+    assert load_checkpoint(checkpoint)["step"] == step // 4 * 4 if step >= 4 else not checkpoint.exists()
+
+
+@pytest.mark.parametrize("degrade_on", ["auto", "cpu"])
+def test_batches_made_ahead_beside_a_busy_gpu_are_the_same(tmp_path: Path, degrade_on: Literal["auto", "cpu"]) -> None:
+    pytest.importorskip("kornia")
+    random = np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 256, (90, 80, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    patches = PatchSource([tmp_path], 40)
+    given = DataConfig(patch=8, batch=6, margin=1, pool=12, fresh=3, degrade_on=degrade_on)
+    device = torch.device("cuda")
+
+    def pool() -> PairPool:
+        return PairPool(patches, Degradation(TrainingConfig().degradation), given, seed=2, device=device)
+
+    alone = pool()
+    expected = [alone(step) for step in range(6)]
+    busy = torch.rand(4096, 4096, device=device)
+    copies = []
+    with Ahead(pool(), device) as ahead:
+        ahead.begin(0)
+        for step in range(6):
+            batch = ahead.take()
+            ahead.begin(step + 1)
+            for _ in range(20):
+                busy = (busy @ busy).clamp(0.0, 1.0)
+            # Enqueued behind the work above, and read when the batch is gone.
+            copies.append((batch.y.clone(), batch.x.clone(), batch.z.clone()))
+            del batch
+    for (y, x, z), wanted in zip(copies, expected, strict=True):
+        assert torch.equal(x, wanted.x)
+        torch.testing.assert_close(z, wanted.z, rtol=0.0, atol=1e-6)
+        assert (y - wanted.y).abs().mean() < 0.1 / 255  # a convolution may round otherwise
 
 
 @pytest.mark.parametrize("degrade_on", ["auto", "cpu"])

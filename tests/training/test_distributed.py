@@ -144,3 +144,28 @@ def test_two_processes_train_the_estimator_alone(folder: Path) -> None:
     lines = log(folder, "second")
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all("sr" not in line and 0 < line["content"] < 2 for line in lines)
+
+
+TIMED = """
+import sys
+from itertools import count
+from savl.training import Trainer, load_config
+trainer = Trainer(load_config(sys.argv[1], sys.argv[2:]))
+rank = trainer.accelerator.process_index
+clock = count(0, (5, 15)[rank])
+trainer.time.now = lambda: float(next(clock))
+trainer.train()
+print("process", rank, "ended after", trainer.step, "steps and", trainer.time.seconds, "seconds")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_end_at_once_whatever_their_clocks_say(folder: Path) -> None:
+    (folder / "timed.py").write_text(TIMED)
+    changes = [f'data.hr=["{folder / "hr"}"]', f'run.output="{folder / "run"}"', "run.minutes=1", "run.steps=1000"]
+    done = start(2, folder / "timed.py", folder / "config.toml", *changes)
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        assert f"process {rank} ended after 7 steps and 60.0 seconds" in done.stdout
+    assert [line["step"] for line in log(folder, "run")] == [1, 2, 3, 4, 5, 6, 7]
+    assert load_checkpoint(folder / "run" / "checkpoint.pt")["time"] == {"seconds": 60, "steps": 6}
