@@ -220,6 +220,13 @@ def modulation(run: Run, backward: bool = False) -> Case:
     return _elementwise("modulation", run, inputs, call, moved, 3, backward)
 
 
+def layer_norm(run: Run, backward: bool = False) -> Case:
+    """The layer normalisation of savl-base."""
+    inputs = (run.draw(1, run.side, run.side, CHANNELS, seed=12), *(run.draw(CHANNELS, seed=13 + i) for i in range(2)))
+    moved = (2.0 + (3 if backward else 0)) * inputs[0].nbytes
+    return _elementwise("layer norm", run, inputs, ops.layer_norm, moved, 7, backward)
+
+
 def _elementwise(
     what: str,
     run: Run,

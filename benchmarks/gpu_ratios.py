@@ -98,6 +98,8 @@ PARTS: dict[str, Part] = {
     "posterior": _part(cases.posterior, {"eager": None, COPY: 0.9}),
     "posterior-plain": _part(cases.posterior, {"eager": None, COPY: 0.9}, noise=False),
     "modulation": _part(cases.modulation, {"eager": None, COPY: 0.9}),
+    "layer-norm": _part(cases.layer_norm, {"eager": None, COPY: 0.9}),
+    "layer-norm-backward": _part(cases.layer_norm, {"eager": None}, backward=True),
     "network": Part(lambda given: given.of_network(None), {"eager": 3, "sdpa": None}, network=True),
     "network-compile": Part(
         lambda given: given.of_network("default"), {"eager": 3, "compile": None}, network=True, compiles=True

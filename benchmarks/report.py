@@ -32,6 +32,7 @@ OPS = {
     "overlapping attention": "overlapping_window_attention",
     "posterior": "gaussian_posterior",
     "modulation": "channel_modulation",
+    "layer norm": "layer_norm",
 }
 """The entries of the ops' forward passes."""
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
@@ -216,7 +217,7 @@ def section(folder: Path) -> tuple[str, dict[str, str]]:
                 ceilings = Ceilings(1000 * limits["product_tflops"], limits["copy_gb_per_second"])
                 name, dtype = suite["devices"][device]["device"], DTYPES[device]
                 drawing = figures.roofline(name, dtype, ceilings, points)
-                show(f"roofline-{device}", "Roofline of the four ops", drawing)
+                show(f"roofline-{device}", "Roofline of the ops", drawing)
             parts += [compile_table(here)]
         parts.append(start_table(found))
     if scaling is not None:

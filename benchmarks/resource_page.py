@@ -29,7 +29,9 @@ def triton_tables(report: dict[str, Any]) -> str:
         report: What `benchmarks.triton_resources` wrote.
     """
     lines = [f"Triton {report['triton']}, {len(report['rows'])} compilations."]
-    by_rule = [row for row in report["rows"] if row["source"] == triton_resources.RULE]
+    norms = [row for row in report["rows"] if row["op"] == "layer_norm"]
+    attention = [row for row in report["rows"] if row["op"] != "layer_norm"]
+    by_rule = [row for row in attention if row["source"] == triton_resources.RULE]
     architectures = sorted({row["sm"] for row in by_rule})
     for dtype in triton_resources.DTYPES:
         lines += [
@@ -52,7 +54,17 @@ def triton_tables(report: dict[str, Any]) -> str:
                 f"| `{kernel}` | {head_dim} | {window}, {key_window} | {_tiles(group)} | {cells} "
                 f"| {shared:.1f} KiB | {stack} |"
             )
-    if for_gpus := [row for row in report["rows"] if row["source"] != triton_resources.RULE]:
+    lines += ["", "### Layer normalisation", ""]
+    lines.append(f"| kernel | dtype | C | {' | '.join(f'sm_{each}' for each in architectures)} | shared | stack |")
+    lines.append(f"|---|---|---:|{'---:|' * len(architectures)}---:|---:|")
+    shapes: dict[tuple[str, str, int], dict[int, dict[str, Any]]] = {}
+    for row in norms:
+        shapes.setdefault((row["kernel"], row["dtype"], row["channels"]), {})[row["sm"]] = row
+    for (kernel, dtype, channels), group in shapes.items():
+        cells = " | ".join(_cell(group.get(each)) for each in architectures)
+        shared, stack = (max(row[what] for row in group.values()) for what in ("shared", "stack"))
+        lines.append(f"| `{kernel}` | {_SHORT[dtype]} | {channels} | {cells} | {shared / 1024:.1f} KiB | {stack} |")
+    if for_gpus := [row for row in attention if row["source"] != triton_resources.RULE]:
         lines += ["", "### Shipped for single GPUs", ""]
         lines.append("| GPU | kernel | dtype | d | windows | tiles | takes | stack |")
         lines.append("|---|---|---|---:|---:|---|---:|---:|")

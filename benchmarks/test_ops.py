@@ -1,4 +1,4 @@
-"""The four ops of savl-base, forward and with their gradients."""
+"""The ops of savl-base, forward and with their gradients."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ ENTRIES = [
     Entry("posterior", cases.posterior, ELEMENTWISE),
     Entry("posterior without noise", partial(cases.posterior, noise=False), ELEMENTWISE, full=True),
     Entry("modulation", cases.modulation, ELEMENTWISE),
+    Entry("layer norm", cases.layer_norm, ELEMENTWISE),
     Entry(
         "window attention and gradients",
         partial(cases.window, backward=True),
@@ -31,6 +32,7 @@ ENTRIES = [
     ),
     Entry("posterior and gradients", partial(cases.posterior, backward=True), ("eager", "fused"), ("compile", COPY)),
     Entry("modulation and gradients", partial(cases.modulation, backward=True), ("eager", "fused"), ("compile", COPY)),
+    Entry("layer norm and gradients", partial(cases.layer_norm, backward=True), ("eager", "fused"), ("compile", COPY)),
 ]
 
 

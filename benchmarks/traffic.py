@@ -218,8 +218,18 @@ def fused_everywhere() -> Iterator[None]:
         found: Tensor = torch.ops.savl.channel_modulation(attended, gamma, beta, residual)
         return found
 
-    names = ("window_attention", "overlapping_window_attention", "gaussian_posterior", "channel_modulation")
-    with _replaced(ops, dict(zip(names, (attend, attend_around, measure, modulate), strict=True))):
+    def normalise(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, **_: Any) -> Tensor:
+        found: Tensor = torch.ops.savl.layer_norm(x, weight, bias, eps, False)[0]
+        return found
+
+    stand_ins = {
+        "window_attention": attend,
+        "overlapping_window_attention": attend_around,
+        "gaussian_posterior": measure,
+        "channel_modulation": modulate,
+        "layer_norm": normalise,
+    }
+    with _replaced(ops, stand_ins):
         yield
 
 

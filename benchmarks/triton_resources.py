@@ -22,11 +22,23 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from savl.atomic_write import write_atomically
-from savl.kernels.configs import SHIPPED_FOLDER, STAGES, KernelConfig, Problem, default_config, kernels_hash, read_store
+from savl.kernels.configs import (
+    SHIPPED_FOLDER,
+    STAGES,
+    KernelConfig,
+    Problem,
+    code_hash,
+    default_config,
+    kernels_hash,
+    read_store,
+)
 from savl.network import CONFIGS
+
+if TYPE_CHECKING:
+    from savl.kernels.ahead import Resources
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = ROOT / "benchmarks/results/kernel-resources/triton.json"
@@ -77,6 +89,64 @@ class Row:
             "source": self.source,
             "config": [config.block_m, config.block_n, config.warps, config.stages] if config else None,
         }
+
+    def resources(self) -> Resources:
+        """Compile it, in the worst case of severity and shift."""
+        from savl.kernels import ahead  # here: Triton's interpreter and its compiler exclude each other in a process
+
+        return ahead.resources(
+            self.kernel,
+            self.problem,
+            self.config,
+            self.capability,
+            severity=True,
+            shifted=self.shifted,
+            heads=self.heads,
+        )
+
+
+@dataclass(frozen=True)
+class NormRow:
+    """One compilation of layer normalisation."""
+
+    kernel: str
+    dtype: str
+    channels: int
+    capability: tuple[int, int]
+
+    def facts(self) -> dict[str, Any]:
+        """What tells it apart from others, for JSON."""
+        return {
+            "kernel": self.kernel,
+            "op": "layer_norm",
+            "dtype": self.dtype,
+            "channels": self.channels,
+            "sm": 10 * self.capability[0] + self.capability[1],
+            "source": RULE,
+            "config": None,
+        }
+
+    def resources(self) -> Resources:
+        """Compile it."""
+        from savl.kernels import ahead
+
+        return ahead.layer_norm_resources(self.kernel, self.channels, self.dtype, self.capability)
+
+
+def norm_rows(capabilities: Iterable[tuple[int, int]] = CAPABILITIES) -> list[NormRow]:
+    """Layer normalisation of the named networks.
+
+    Args:
+        capabilities: Architectures to compile for.
+    """
+    channels = dict.fromkeys(config.channels for config in CONFIGS.values())
+    return [
+        NormRow(kernel, dtype, number, capability)
+        for capability in capabilities
+        for dtype in DTYPES
+        for number in channels
+        for kernel in ("forward", "backward")
+    ]
 
 
 def networks() -> list[tuple[int, Problem]]:
@@ -132,23 +202,13 @@ def shipped(folder: Path = SHIPPED_FOLDER) -> Iterator[Row]:
             yield Row(stage, problem, number, capability, tuned.config, gpu)
 
 
-def measure(row: Row) -> dict[str, Any]:
-    """Compile, and say what a program takes: `Row.facts` with registers, bytes, and programs a multiprocessor.
+def measure(row: Row | NormRow) -> dict[str, Any]:
+    """Compile, and say what a program takes: the row's facts with registers, bytes, and programs a multiprocessor.
 
     Args:
         row: What to compile.
     """
-    from savl.kernels import ahead  # here: Triton's interpreter and its compiler exclude each other in a process
-
-    used = ahead.resources(
-        row.kernel,
-        row.problem,
-        row.config,
-        row.capability,
-        severity=True,
-        shifted=row.shifted,
-        heads=row.heads,
-    )
+    used = row.resources()
     return {
         **row.facts(),
         "registers": used.registers,
@@ -160,7 +220,7 @@ def measure(row: Row) -> dict[str, Any]:
 
 
 def measure_all(
-    wanted: Iterable[Row],
+    wanted: Iterable[Row | NormRow],
     jobs: int | None = None,
     on_step: Callable[[], None] | None = None,
     cache: Path | None = None,
@@ -200,13 +260,18 @@ def report(measured: list[dict[str, Any]]) -> dict[str, Any]:
     """What is committed."""
     import triton
 
-    return {"triton": triton.__version__, "kernels": kernels_hash(), "rows": measured}
+    return {"triton": triton.__version__, "kernels": kernels_hash(), "layer_norm": norm_hash(), "rows": measured}
+
+
+def norm_hash() -> str:
+    """The `code_hash` of the kernels of layer normalisation."""
+    return code_hash(SHIPPED_FOLDER.with_name("layer_norm.py"))
 
 
 def dump(content: dict[str, Any]) -> bytes:
     """As JSON, a line a row."""
     lines = ",\n".join(f"  {json.dumps(row)}" for row in content["rows"])
-    head = "".join(f' "{name}": {json.dumps(content[name])},\n' for name in ("triton", "kernels"))
+    head = "".join(f' "{name}": {json.dumps(content[name])},\n' for name in ("triton", "kernels", "layer_norm"))
     return f'{{\n{head} "rows": [\n{lines}\n ]\n}}\n'.encode()
 
 
@@ -228,6 +293,8 @@ def faults(measured: Iterable[dict[str, Any]]) -> list[str]:
 
 def named(row: dict[str, Any]) -> str:
     """What a row is about, its architecture left out."""
+    if row["op"] == "layer_norm":
+        return f"layer_norm {row['kernel']} {row['dtype']} C={row['channels']}"
     return f"{row['kernel']} {row['dtype']} d={row['head_dim']} {row['window']}→{row['key_window']}"
 
 
@@ -255,7 +322,7 @@ def main() -> int:
     except ImportError:
         print("Triton is missing: install savl[triton]", file=sys.stderr)
         return 1
-    wanted = rows()
+    wanted = [*rows(), *norm_rows()]
     start = time.perf_counter()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("compiling", total=len(wanted))

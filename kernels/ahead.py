@@ -24,11 +24,13 @@ from triton.backends.nvidia import compiler as nvidia
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from savl.kernels import launch
+from savl.kernels import launch, layer_norm
 from savl.kernels.configs import STAGES, KernelConfig, Problem, default_config
 
 KERNELS = (*STAGES, "fold_bias")
-"""Every kernel; the last one has no block sizes."""
+"""Every kernel of attention; the last one has no block sizes."""
+NORM_KERNELS = ("forward", "backward")
+"""Every kernel of layer normalisation."""
 
 _TYPES = {
     torch.float64: "*fp64",
@@ -168,6 +170,30 @@ def resources(
     return measure(compile_launch(noted[stage], capability))
 
 
+def layer_norm_resources(kernel: str, channels: int, dtype: str, capability: tuple[int, int]) -> Resources:
+    """Compile a kernel of layer normalisation and say what it takes.
+
+    Args:
+        kernel: One of `NORM_KERNELS`.
+        channels: C.
+        dtype: Of the features, by name; weight and bias are float32, as under autocast.
+        capability: Compute capability of the GPU.
+
+    Raises:
+        RuntimeError: Triton's interpreter is on.
+    """
+    noted: dict[str, Launch] = {}
+
+    def note(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+        noted[_name(kernel)] = Launch(kernel, arguments, {**constants, **layer_norm.OPTIONS})
+
+    x = torch.empty(1, 24, 24, channels, dtype=getattr(torch, dtype))
+    weight, bias = (torch.empty(channels) for _ in range(2))
+    out, *kept = layer_norm.layer_norm(x, weight, bias, 1e-5, False, launch=note)
+    layer_norm.layer_norm_backward(torch.empty_like(out), x, weight, bias, *kept, launch=note)
+    return measure(compile_launch(noted[kernel], capability))
+
+
 def launches(
     problem: Problem,
     capability: tuple[int, int],
@@ -253,6 +279,9 @@ def source(launched: Launch) -> tuple[ASTSource, dict[str, Any]]:
         elif parameter.is_constexpr or value == 1:  # one is always compiled in
             signature[parameter.name] = "constexpr"
             constants[place,] = value
+            continue
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
             continue
         else:
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"

@@ -86,6 +86,25 @@ struct ModulationArgs {
   void *grad_attended, *grad_gamma;  // written, contiguous, dtype as attended
 };
 
+// Rows of `channels` contiguous elements, `*_stride` elements apart. T as above.
+struct NormArgs {
+  const void* x;  // S
+  int64_t x_stride;
+  const void *weight, *bias;  // T (channels)
+  double eps;
+  void* out;             // contiguous, dtype as x
+  void *mean, *inverse;  // T (rows), written; read by the backward pass
+  int64_t rows, channels;
+  bool wide;  // out and grad_out are float32 whatever x is
+
+  // Backward only
+  const void* grad_out;
+  int64_t grad_out_stride;
+  void* grad_x;  // written, contiguous, dtype as x
+  int64_t chunk_rows;
+  double* sums;  // (chunks, 2, channels), zeros: gradients of weight and bias
+};
+
 template <typename Args>
 using Kernel = void (*)(const Args&, int64_t begin, int64_t end);
 
@@ -94,6 +113,7 @@ struct KernelTable {
   Kernel<AttentionArgs> attention[kStorages], attention_backward[kStorages];
   Kernel<PosteriorArgs> posterior[kStorages], posterior_backward[kStorages];
   Kernel<ModulationArgs> modulation[kStorages], modulation_backward[kStorages];
+  Kernel<NormArgs> norm[kStorages], norm_backward[kStorages];
 };
 
 extern const KernelTable kPortableKernels;

@@ -23,6 +23,7 @@ namespace {
 //
 #include "cpu/attention_backward.h"
 #include "cpu/modulation.h"
+#include "cpu/norm.h"
 #include "cpu/posterior.h"
 
 }  // namespace
@@ -40,6 +41,8 @@ const KernelTable SAVL_TABLE = {
     SAVL_FOR_EACH_STORAGE(posterior_backward_kernel),
     SAVL_FOR_EACH_STORAGE(modulation_kernel),
     SAVL_FOR_EACH_STORAGE(modulation_backward_kernel),
+    SAVL_FOR_EACH_STORAGE(norm_kernel),
+    SAVL_FOR_EACH_STORAGE(norm_backward_kernel),
 };
 
 }  // namespace savl::cpu

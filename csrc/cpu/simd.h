@@ -64,14 +64,23 @@ SAVL_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return _mm512_maskz_
 SAVL_INLINE Vec<float> lesser(Vec<float> a, Vec<float> b) { return _mm512_maskz_min_ps(0xffff, a, b); }
 #endif
 
+// Half and half, in registers: the order of the sum is that of a tree.
+template <typename T, int kLanes, typename V>
+SAVL_INLINE T sum_of_lanes(V value) {
+  if constexpr (kLanes == 1) {
+    return value[0];
+  } else {
+    typedef T Half __attribute__((vector_size(sizeof(T) * kLanes / 2)));
+    Half low, high;
+    __builtin_memcpy(&low, &value, sizeof(low));
+    __builtin_memcpy(&high, reinterpret_cast<const char*>(&value) + sizeof(low), sizeof(high));
+    return sum_of_lanes<T, kLanes / 2>(low + high);
+  }
+}
+
 template <typename T>
 SAVL_INLINE T sum_of(Vec<T> value) {
-  T lanes[kWidth<T>];
-  store(lanes, value);
-  for (int half = kWidth<T> / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  }
-  return lanes[0];
+  return sum_of_lanes<T, kWidth<T>>(value);
 }
 
 template <typename T>

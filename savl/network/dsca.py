@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from savl import ops
 from savl.network.config import SAVLConfig
-from savl.network.layers import relative_bias_table
+from savl.network.layers import LayerNorm, relative_bias_table
 from savl.ops import KernelSettings
 
 
@@ -45,7 +45,7 @@ class DSCA(nn.Module):
         self.shift = shift
         self.spatial_modulation = config.spatial_modulation
         self.kernels: KernelSettings | None = None
-        self.norm = nn.LayerNorm(channels)
+        self.norm = LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.bias_table = relative_bias_table(config.window, config.window, config.heads)
         self.proj = nn.Linear(channels, channels)

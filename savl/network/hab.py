@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from savl import ops
 from savl.network.config import SAVLConfig
-from savl.network.layers import MLP, ChannelsLastConv2d, DropPath, relative_bias_table
+from savl.network.layers import MLP, ChannelsLastConv2d, DropPath, LayerNorm, relative_bias_table
 from savl.ops import KernelSettings
 
 
@@ -67,12 +67,12 @@ class HAB(nn.Module):
         self.window = config.window
         self.shift = shift
         self.kernels: KernelSettings | None = None
-        self.norm_attention = nn.LayerNorm(channels)
+        self.norm_attention = LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.bias_table = relative_bias_table(config.window, config.window, config.heads)
         self.proj = nn.Linear(channels, channels)
         self.cab = CAB(config)
-        self.norm_mlp = nn.LayerNorm(channels)
+        self.norm_mlp = LayerNorm(channels)
         self.mlp = MLP(channels, int(channels * config.mlp_ratio))
         self.drop_path = DropPath(drop_path)
 

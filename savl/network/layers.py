@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from savl import ops
+from savl.ops import KernelSettings
+
 
 class ChannelsLastConv2d(nn.Conv2d):
     """A convolution of ``(B, H, W, C)`` features: the permuted view is what cuDNN and oneDNN call channels_last."""
@@ -12,6 +15,18 @@ class ChannelsLastConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """``(B, H, W, in_channels)`` → ``(B, H, W, out_channels)``."""
         return super().forward(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of a pixel, by `savl.ops.layer_norm`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.kernels: KernelSettings | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(B, H, W, C)`` → ``(B, H, W, C)``; float32 under autocast, as torch's."""
+        return ops.layer_norm(input, self.weight, self.bias, eps=self.eps, kernels=self.kernels)
 
 
 class MLP(nn.Module):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from savl import ops
 from savl.network.config import SAVLConfig
-from savl.network.layers import MLP, relative_bias_table
+from savl.network.layers import MLP, LayerNorm, relative_bias_table
 from savl.ops import KernelSettings
 
 
@@ -19,11 +19,11 @@ class OCAB(nn.Module):
         self.window = config.window
         self.key_window = config.key_window
         self.kernels: KernelSettings | None = None
-        self.norm_attention = nn.LayerNorm(channels)
+        self.norm_attention = LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.bias_table = relative_bias_table(config.window, config.key_window, config.heads)
         self.proj = nn.Linear(channels, channels)
-        self.norm_mlp = nn.LayerNorm(channels)
+        self.norm_mlp = LayerNorm(channels)
         self.mlp = MLP(channels, int(channels * config.mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from savl.network.config import SAVLConfig
 from savl.network.dsca import Guidance
 from savl.network.estimator import AmortizedEstimator
 from savl.network.field import DegradationField
-from savl.network.layers import ChannelsLastConv2d
+from savl.network.layers import ChannelsLastConv2d, LayerNorm
 from savl.network.padding import reflect_pad_to_multiple
 from savl.network.rhag import DARHAG
 from savl.network.upsampler import build_upsampler
@@ -36,13 +36,13 @@ class SAVL(nn.Module):
         self.register_buffer("rgb_mean", torch.tensor(config.rgb_mean).view(1, 3, 1, 1), persistent=False)
         self.estimator = AmortizedEstimator(config) if config.degradation_code != "none" else None
         self.conv_first = ChannelsLastConv2d(3, channels, 3, padding=1)
-        self.norm_first = nn.LayerNorm(channels)
+        self.norm_first = LayerNorm(channels)
         drop_paths = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist()
         ends = list(accumulate(config.depths))
         self.groups = nn.ModuleList(
             DARHAG(config, drop_paths[end - depth : end]) for end, depth in zip(ends, config.depths, strict=True)
         )
-        self.norm_last = nn.LayerNorm(channels)
+        self.norm_last = LayerNorm(channels)
         self.conv_last = ChannelsLastConv2d(channels, channels, 3, padding=1)
         self.upsampler = build_upsampler(config)
         zero_initialised = {module.project for module in self.modules() if isinstance(module, Guidance)}

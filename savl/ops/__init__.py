@@ -1,4 +1,4 @@
-"""The four ops of SAVL, one file each: its mathematics, the public function, the eager reference, and the registration.
+"""The ops of SAVL, one file each: its mathematics, the public function, the eager reference, and the registration.
 
 The public functions validate their arguments and hand them to the kernel that `savl.ops.switch` chooses; the
 ``*_reference`` functions are the definition of the truth that every kernel is held against (`savl.ops.equivalence`).
@@ -12,6 +12,7 @@ from savl.ops.gaussian_posterior import (
     normalise_severity,
     variance_statistics,
 )
+from savl.ops.layer_norm import layer_norm, layer_norm_reference
 from savl.ops.overlapping_window_attention import (
     overlapping_window_attention,
     overlapping_window_attention_reference,
@@ -30,6 +31,8 @@ __all__ = [
     "gaussian_posterior",
     "gaussian_posterior_reference",
     "kernel_report",
+    "layer_norm",
+    "layer_norm_reference",
     "normalise_severity",
     "overlapping_window_attention",
     "overlapping_window_attention_reference",

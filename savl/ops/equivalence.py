@@ -30,6 +30,7 @@ from torch import Tensor
 
 from savl.ops.channel_modulation import channel_modulation
 from savl.ops.gaussian_posterior import SEVERITY_EPS, gaussian_posterior
+from savl.ops.layer_norm import layer_norm
 from savl.ops.overlapping_window_attention import overlapping_window_attention
 from savl.ops.switch import EAGER, FUSED, TRITON, KernelSettings
 from savl.ops.triton_kernels import INTERPRETED
@@ -229,6 +230,7 @@ _OPS: dict[str, Compute] = {
     "overlapping_window_attention": overlapping_window_attention,
     "gaussian_posterior": gaussian_posterior,
     "channel_modulation": channel_modulation,
+    "layer_norm": layer_norm,
 }
 
 
@@ -349,6 +351,26 @@ def channel_modulation_case(
     return Case("channel_modulation", arguments, {}, 4, "with beta" if beta else "without beta")
 
 
+def layer_norm_case(
+    dtype: torch.dtype,
+    *,
+    batch: int = 2,
+    height: int = 24,
+    width: int = 20,
+    channels: int = 144,
+    seed: int = 0,
+) -> Case:
+    """Layer normalisation of numbers whose mean is not zero."""
+    draw = Draw(dtype, seed)
+    arguments: dict[str, Tensor | None] = {
+        "x": draw.normal(batch, height, width, channels) + draw.normal(batch, height, width, 1),
+        "weight": draw.normal(channels),
+        "bias": draw.normal(channels),
+    }
+    terms = batch * height * width + channels
+    return Case("layer_norm", arguments, {}, terms, f"{channels} channels")
+
+
 def verification_cases(dtype: torch.dtype) -> Iterator[Callable[[int], Case]]:
     """What `savl kernels verify` tries in one dtype: shapes of the named configurations, and awkward ones; by seed."""
     window, overlapping = window_attention_case, overlapping_window_attention_case
@@ -364,6 +386,9 @@ def verification_cases(dtype: torch.dtype) -> Iterator[Callable[[int], Case]]:
     yield lambda seed: gaussian_posterior_case(dtype, noise="none", channels=5, seed=seed)
     yield lambda seed: channel_modulation_case(dtype, seed=seed)
     yield lambda seed: channel_modulation_case(dtype, beta=False, channels=7, seed=seed)
+    yield lambda seed: layer_norm_case(dtype, seed=seed)
+    yield lambda seed: layer_norm_case(dtype, channels=48, seed=seed)
+    yield lambda seed: layer_norm_case(dtype, height=5, width=7, channels=19, seed=seed)
 
 
 def interpreter_cases(dtype: torch.dtype) -> Iterator[Callable[[int], Case]]:
@@ -373,6 +398,8 @@ def interpreter_cases(dtype: torch.dtype) -> Iterator[Callable[[int], Case]]:
     yield lambda seed: window(dtype, window=4, rows=1, columns=1, head_dim=30, severity=False, seed=seed)
     yield lambda seed: overlapping(dtype, window=4, key_window=6, rows=1, head_dim=30, seed=seed)
     yield lambda seed: overlapping(dtype, window=8, key_window=12, rows=1, columns=1, severity=False, seed=seed)
+    yield lambda seed: layer_norm_case(dtype, batch=1, height=9, channels=48, seed=seed)
+    yield lambda seed: layer_norm_case(dtype, batch=1, height=3, width=5, channels=19, seed=seed)
 
 
 @dataclass(frozen=True)

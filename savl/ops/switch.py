@@ -58,12 +58,13 @@ class KernelUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class KernelSettings:
-    """A `Choice` for each of the four ops."""
+    """A `Choice` for each op."""
 
     window_attention: Choice = False
     overlapping_window_attention: Choice = False
     gaussian_posterior: Choice = False
     channel_modulation: Choice = False
+    layer_norm: Choice = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -83,6 +84,7 @@ BACKENDS: dict[str, tuple[str, ...]] = {
     "overlapping_window_attention": (TRITON, CPP),
     "gaussian_posterior": (CUDA, CPP),
     "channel_modulation": (CUDA, CPP),
+    "layer_norm": (TRITON, CPP),
 }
 """The fused backends of each op, by name; one for each type of device."""
 

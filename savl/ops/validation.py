@@ -1,4 +1,4 @@
-"""Checks shared by the four ops: every failure names the argument, what came, and what is accepted."""
+"""Checks shared by the ops: every failure names the argument, what came, and what is accepted."""
 
 from __future__ import annotations
 

@@ -14,10 +14,10 @@ Anywhere, torch.profiler
 The device, the roofline
     python -m savl.profile --model savl-base --size 512x512 --dtype bfloat16 --roofline roofline.svg
 
-  Points under the slope are limited by memory: gaussian_posterior and channel_modulation. They should come near it;
-  half of it or less means that bytes move twice or that the launch takes longer than the kernel. Attention lies near
-  the ridge or right of it. It does not come near the flat roof: exponentials and instructions are its limit, not
-  products.
+  Points under the slope are limited by memory: gaussian_posterior, channel_modulation and layer_norm. They should come
+  near it; half of it or less means that bytes move twice or that the launch takes longer than the kernel. Attention
+  lies near the ridge or right of it. It does not come near the flat roof: exponentials and instructions are its limit,
+  not products.
   docs/roofline.md has a floor for each kernel and resource on an H100.
 
 Nsight Systems: is the GPU busy?

@@ -23,6 +23,7 @@ _COLOURS = {
     "overlapping_window_attention": "#d55e00",
     "gaussian_posterior": "#009e73",
     "channel_modulation": "#aa4499",
+    "layer_norm": "#b8860b",
 }
 """Told apart by the colour-blind too (Okabe and Ito 2008)."""
 _INK = "#333333"

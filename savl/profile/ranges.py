@@ -74,7 +74,7 @@ def range_names(model: nn.Module) -> dict[nn.Module, str]:
 
 @contextmanager
 def annotate(model: nn.Module) -> Iterator[None]:
-    """While it is open, named ranges surround the parts of a network and the four ops.
+    """While it is open, named ranges surround the parts of a network and the ops.
 
     They go to `torch.profiler.record_function`, and to NVTX where there is a CUDA GPU. Nothing of it is left when the
     block ends, however it ends; blocks may nest, a part that is annotated already keeps its one range. The backward

@@ -1,4 +1,4 @@
-"""The roofline of the four ops: how fast this device could be, and how fast the ops are on it.
+"""The roofline of the ops: how fast this device could be, and how fast the ops are on it.
 
 An op that does F floating-point operations on Q bytes takes at least F / (operations a second) and at least Q / (bytes
 a second). Over its intensity F / Q that makes a roof: a slope where memory is the limit, flat where arithmetic is.
@@ -167,6 +167,21 @@ def channel_modulation_work(pixels: int, channels: int, width: int, shift: bool)
     return (4.0 if shift else 3.0) * numbers, (5.0 if shift else 4.0) * width * numbers
 
 
+def layer_norm_work(pixels: int, channels: int, width: int) -> tuple[float, float]:
+    """FLOPs and bytes of layer normalisation.
+
+    F = N·(7·C + 4): each number into the mean, less the mean, its square into the variance, times the inverse
+    deviation, times weight, plus bias; of each pixel the divisions by C, a sum, a root.
+    Q = e·(2·N·C + 2·C): x and the parameters read, the result written.
+
+    Args:
+        pixels: N, padded to windows.
+        channels: C.
+        width: e.
+    """
+    return pixels * (7.0 * channels + 4.0), width * (2.0 * pixels * channels + 2.0 * channels)
+
+
 def network_calls(
     config: SAVLConfig, *, height: int, width: int, batch: int, dtype: torch.dtype, device: torch.device
 ) -> list[Call]:
@@ -221,6 +236,11 @@ def network_calls(
         modulate = partial(ops.channel_modulation, attended, gamma, beta if shift else None, residual)
         work = channel_modulation_work(pixels, channels, size, shift)
         calls.append(Call("channel_modulation", lambda kernels: modulate(kernels=kernels), attended, *work))
+    x, weight, bias = normal(*features, channels), normal(channels), normal(channels)
+    normalise = partial(ops.layer_norm, x, weight, bias, eps=1e-5)
+    calls.append(
+        Call("layer_norm", lambda kernels: normalise(kernels=kernels), x, *layer_norm_work(pixels, channels, size))
+    )
     return calls
 
 

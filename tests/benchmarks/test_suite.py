@@ -48,6 +48,7 @@ def test_every_op_block_and_network_has_benchmarks_on_both_devices() -> None:
             "overlapping attention and gradients",
             "posterior",
             "modulation and gradients",
+            "layer norm and gradients",
             "DSCA",
             "HAB",
             "OCAB",

@@ -51,6 +51,7 @@ def one_case_a_dtype(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             ),
             lambda seed: equivalence.gaussian_posterior_case(dtype, channels=5, height=6, width=7, seed=seed),
             lambda seed: equivalence.channel_modulation_case(dtype, height=4, width=5, channels=9, seed=seed),
+            lambda seed: equivalence.layer_norm_case(dtype, height=4, width=5, channels=9, seed=seed),
         ]
 
     monkeypatch.setattr(equivalence, "verification_cases", cases)
@@ -106,9 +107,9 @@ def test_info_without_the_extension_says_why(savl: Run, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("value", "serving"),
     [
-        ("eager", ["eager"] * 4),
-        ("fused", ["cpp"] * 4),
-        ("channel_modulation=eager", ["cpp", "cpp", "cpp", "eager"]),
+        ("eager", ["eager"] * 5),
+        ("fused", ["cpp"] * 5),
+        ("channel_modulation=eager", ["cpp", "cpp", "cpp", "eager", "cpp"]),
     ],
 )
 def test_info_heeds_the_environment(value: str, serving: list[str]) -> None:
@@ -143,7 +144,7 @@ def test_verify_has_a_row_for_every_op_and_dtype_and_ends_well(savl: Run) -> Non
         assert f"{op} · cpp" in done.text
     for dtype in ("float32", "float64", "bfloat16"):
         assert sum(f" {dtype} " in row for row in rows) == len(OPS), dtype
-    assert "12 of 12 cases" in done.text
+    assert "15 of 15 cases" in done.text
 
 
 @needs_extension
@@ -161,7 +162,7 @@ def test_verify_tells_a_wrong_kernel(savl: Run, monkeypatch: pytest.MonkeyPatch)
     off = [line for line in done.text.splitlines() if " off " in line]
     assert len(off) == 3
     assert done.text.index("window_attention · cpp") < done.text.index(" off ") < done.text.index("overlapping_window")
-    assert "9 of 12 cases" in done.text
+    assert "12 of 15 cases" in done.text
 
 
 @pytest.mark.usefixtures("one_case_a_dtype")

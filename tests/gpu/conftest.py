@@ -13,6 +13,7 @@ from savl.ops.equivalence import (
     channel_modulation_case,
     gaussian_posterior_case,
     judge,
+    layer_norm_case,
     overlapping_window_attention_case,
     window_attention_case,
 )
@@ -40,6 +41,8 @@ SMALL: dict[str, Callable[[torch.dtype, int], Case]] = {
     "posterior-none": lambda dtype, seed: gaussian_posterior_case(dtype, channels=5, noise="none", seed=seed),
     "modulation": lambda dtype, seed: channel_modulation_case(dtype, height=5, width=7, channels=19, seed=seed),
     "modulation-plain": lambda dtype, seed: channel_modulation_case(dtype, beta=False, seed=seed),
+    "norm": lambda dtype, seed: layer_norm_case(dtype, height=5, width=7, channels=19, seed=seed),
+    "norm-144": lambda dtype, seed: layer_norm_case(dtype, seed=seed),
 }
 
 

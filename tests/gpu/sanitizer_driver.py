@@ -1,4 +1,4 @@
-"""All four ops on a GPU, forward and backward, in every dtype of their kernels: what .ci/compute-sanitizer watches.
+"""All ops on a GPU, forward and backward, in every dtype of their kernels: what .ci/compute-sanitizer watches.
 
 Sizes are small, since the tools make kernels hundreds of times slower, and no multiple of any tile. Results are looked
 at too: what is NaN, or far from eager, fails.
@@ -14,6 +14,7 @@ from savl.ops.equivalence import (
     Case,
     channel_modulation_case,
     gaussian_posterior_case,
+    layer_norm_case,
     overlapping_window_attention_case,
     window_attention_case,
 )
@@ -44,6 +45,8 @@ def cases(dtype: torch.dtype) -> list[Case]:
         gaussian_posterior_case(dtype, channels=5, height=17, width=13, noise="none"),
         channel_modulation_case(dtype, height=5, width=7, channels=19),
         channel_modulation_case(dtype, height=4, width=8, channels=144, beta=False),
+        layer_norm_case(dtype, height=5, width=7, channels=19),
+        layer_norm_case(dtype, height=9, width=8, channels=144),
     ]
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from savl.ops import KernelSettings, layer_norm
 from savl.ops.equivalence import (
     Case,
     channel_modulation_case,
     gaussian_posterior_case,
     judge,
+    layer_norm_case,
     overlapping_window_attention_case,
     window_attention_case,
 )
@@ -129,7 +133,40 @@ def test_channel_modulation_is_as_right_as_eager(
     )
 
 
+@DTYPES
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 6, 5, 144), (1, 9, 7, 48), (1, 5, 6, 180), (1, 3, 4, 7), (3, 2, 2, 1), (1, 1, 3, 4096), (1, 256, 256, 48)],
+    ids=str,
+)
+def test_layer_norm_is_as_right_as_eager(dtype: torch.dtype, shape: tuple[int, ...], hold: Hold) -> None:
+    batch, height, width, channels = shape
+    hold(
+        lambda seed: layer_norm_case(dtype, batch=batch, height=height, width=width, channels=channels, seed=seed),
+        draws=8 if math.prod(shape) < 10**5 else 2,
+    )
+
+
 # What autocast mixes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "f16", "f32"])
+def test_layer_norm_is_float32_under_autocast_as_torch_has_it(
+    dtype: torch.dtype, backend_of: Callable[[str], str]
+) -> None:
+    kernels = KernelSettings(layer_norm=backend_of("layer_norm"))
+    x, weight, bias = torch.randn(2, 6, 5, 48, dtype=dtype), torch.randn(48), torch.randn(48)
+    grad_out = torch.randn(2, 6, 5, 48).cuda()
+    results = []
+    with torch.autocast("cuda", torch.bfloat16):
+        for function in (partial(layer_norm, kernels=kernels), lambda x, w, b: F.layer_norm(x, (48,), w, b)):
+            given = [value.cuda().requires_grad_() for value in (x, weight, bias)]
+            out = function(*given)
+            assert out.dtype == torch.float32
+            results.append([out.detach(), *torch.autograd.grad(out, given, grad_out)])
+    for found, expected in zip(*results, strict=True):
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected, rtol=1e-2 if found.dtype != torch.float32 else 1e-4, atol=1e-4)
 
 
 def in_float32(case: Case, *names: str) -> Case:
@@ -271,6 +308,7 @@ def test_an_empty_batch_gives_what_it_gives_in_eager(dtype: torch.dtype, backend
         overlapping_window_attention_case(dtype, batch=0, severity=False),
         gaussian_posterior_case(dtype, batch=0),
         channel_modulation_case(dtype, batch=0),
+        layer_norm_case(dtype, batch=0),
     ):
         found, expected = case.run(backend_of(case.op), device="cuda"), case.run("eager", device="cuda")
         assert found.keys() == expected.keys()
@@ -297,7 +335,7 @@ def spots(case: Case) -> list[tuple[str, tuple[int, ...]]]:
 
 @DTYPES
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", ["window", "window-shifted", "overlapping", "posterior", "modulation"])
+@pytest.mark.parametrize("name", ["window", "window-shifted", "overlapping", "posterior", "modulation", "norm"])
 def test_one_spoilt_number_spoils_what_it_spoils_in_eager(
     name: str, value: float, dtype: torch.dtype, backend_of: Callable[[str], str]
 ) -> None:
@@ -307,6 +345,7 @@ def test_one_spoilt_number_spoils_what_it_spoils_in_eager(
         "overlapping": lambda: overlapping_window_attention_case(dtype, window=4, key_window=6, columns=3, head_dim=5),
         "posterior": lambda: gaussian_posterior_case(dtype, channels=5, height=5, width=7),
         "modulation": lambda: channel_modulation_case(dtype, height=3, width=5, channels=9),
+        "norm": lambda: layer_norm_case(dtype, height=3, width=5, channels=9),
     }[name]()
     backend, problems = backend_of(case.op), []
     for argument, spot in spots(case):
@@ -322,7 +361,8 @@ def test_one_spoilt_number_spoils_what_it_spoils_in_eager(
         fused, eager = one.run(backend, device="cuda"), one.run("eager", device="cuda")
         for result, expected in eager.items():
             # torch's running mean makes NaN of an infinity, a plain sum leaves it infinite
-            mask = torch.isfinite if result == "variance_mean" else torch.isnan
+            # and of an infinite weight come NaN and infinities, in the order of sums.
+            mask = torch.isfinite if result == "variance_mean" or case.op == "layer_norm" else torch.isnan
             if not torch.equal(mask(fused[result]), mask(expected)):
                 problems.append(
                     f"{argument}{list(spot)}: {int(fused[result].isnan().sum())} NaN in {result}, "

@@ -15,6 +15,7 @@ from savl.ops import (
     channel_modulation,
     gaussian_posterior,
     kernel_report,
+    layer_norm,
     overlapping_window_attention,
     use_fused_kernels,
     window_attention,
@@ -40,6 +41,7 @@ def calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
     interleaved = [value.contiguous(memory_format=torch.channels_last) for value in (mu, logvar, eps)]
     a, g, b, r = (numbers(2, 3, 4, 5) for _ in range(4))
     half = [value.bfloat16() for value in (a, g, b)]
+    weight, bias = numbers(5), numbers(5)
     return {
         "window": ("window_attention", (image, table, severity, 4, 1)),
         "window-plain": ("window_attention", (image, table, None, 4, 0)),
@@ -56,6 +58,9 @@ def calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
         "modulation": ("channel_modulation", (a, g, b, r)),
         "modulation-plain": ("channel_modulation", (a, g, None, r)),
         "modulation-autocast": ("channel_modulation", (*half, r)),
+        "norm": ("layer_norm", (a, weight, bias, 1e-5, False)),
+        "norm-half": ("layer_norm", (a.half(), weight.half(), bias.half(), 1e-5, False)),
+        "norm-autocast": ("layer_norm", (half[0], weight, bias, 1e-5, True)),
     }
 
 
@@ -78,6 +83,9 @@ def backward_call(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
         sampled = eps is not None or seed is not None
         grad_sample = torch.ones_like(mu) if sampled else None
         return (grad_sample, torch.ones_like(kl), torch.ones_like(kl), mu, logvar, eps, seed, offset, eps is not None)
+    if op == "layer_norm":
+        out, *kept = results
+        return (torch.ones_like(out), *args[:3], *kept)
     attended, gamma, *_ = args
     return (torch.ones_like(results), attended, gamma)
 
@@ -135,6 +143,7 @@ def public_calls() -> dict[str, Call]:
         "gaussian_posterior-seed": (lambda *t: tuple(gaussian_posterior(*t, seed=2**64 - 1)), [mu, logvar]),
         "channel_modulation": (channel_modulation, [a, g, b, r]),
         "channel_modulation-plain": (lambda x, y, z: channel_modulation(x, y, None, z), [a, g, r]),
+        "layer_norm": (layer_norm, [a, numbers(5), numbers(5)]),
     }
 
 

@@ -15,6 +15,7 @@ from savl.ops.equivalence import (
     channel_modulation_case,
     gaussian_posterior_case,
     judge,
+    layer_norm_case,
     overlapping_window_attention_case,
     window_attention_case,
 )
@@ -35,6 +36,7 @@ SMALL: dict[str, tuple[MakeCase, dict[str, Any]]] = {
     "posterior-none": (gaussian_posterior_case, {"channels": 4, "height": 18, "width": 17, "noise": "none"}),
     "modulation": (channel_modulation_case, {"height": 5, "width": 7, "channels": 19}),
     "modulation-plain": (channel_modulation_case, {"height": 3, "width": 4, "channels": 8, "beta": False}),
+    "norm": (layer_norm_case, {"height": 5, "width": 7, "channels": 19}),
 }
 
 

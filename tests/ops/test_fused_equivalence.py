@@ -16,6 +16,7 @@ from savl.ops.equivalence import (
     Case,
     channel_modulation_case,
     gaussian_posterior_case,
+    layer_norm_case,
     overlapping_window_attention_case,
     window_attention_case,
 )
@@ -128,6 +129,30 @@ def test_channel_modulation_is_as_right_as_eager(
     )
 
 
+@DTYPES
+@pytest.mark.parametrize(
+    "shape", [(2, 6, 5, 144), (1, 9, 7, 48), (1, 3, 4, 7), (3, 2, 2, 1), (1, 40, 33, 19), (1, 1, 2, 600)], ids=str
+)
+def test_layer_norm_is_as_right_as_eager(
+    dtype: torch.dtype, shape: tuple[int, ...], assert_within_budget: Check
+) -> None:
+    batch, height, width, channels = shape
+    assert_within_budget(
+        lambda seed: layer_norm_case(dtype, batch=batch, height=height, width=width, channels=channels, seed=seed)
+    )
+
+
+@DTYPES
+def test_a_large_mean_takes_no_digits_from_the_variance(dtype: torch.dtype, assert_within_budget: Check) -> None:
+    def shifted(seed: int) -> Case:
+        case = layer_norm_case(dtype, batch=1, height=4, width=5, channels=48, seed=seed)
+        x = case.arguments["x"]
+        assert x is not None
+        return dataclasses.replace(case, arguments={**case.arguments, "x": x + 100})
+
+    assert_within_budget(shifted)
+
+
 # What autocast mixes
 
 
@@ -163,6 +188,16 @@ def test_bfloat16_features_go_on_a_float32_residual(beta: bool, assert_within_bu
         lambda seed: in_float32(
             channel_modulation_case(torch.bfloat16, height=4, width=5, channels=37, beta=beta, seed=seed), "residual"
         )
+    )
+
+
+@pytest.mark.parametrize("names", [("weight", "bias"), ("weight",), ("bias",)], ids="+".join)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=["bf16", "f64"])
+def test_features_are_normalised_with_float32_parameters(
+    dtype: torch.dtype, names: tuple[str, ...], assert_within_budget: Check
+) -> None:
+    assert_within_budget(
+        lambda seed: in_float32(layer_norm_case(dtype, height=4, width=5, channels=37, seed=seed), *names)
     )
 
 

@@ -17,6 +17,7 @@ from savl.ops import (
     KernelSettings,
     channel_modulation,
     gaussian_posterior,
+    layer_norm,
     overlapping_window_attention,
     window_attention,
 )
@@ -235,6 +236,7 @@ def _call(case: Case, leaves: dict[str, Tensor]) -> Any:
         "overlapping_window_attention": overlapping_window_attention,
         "gaussian_posterior": gaussian_posterior,
         "channel_modulation": channel_modulation,
+        "layer_norm": layer_norm,
     }
     return functions[case.op](**{**case.arguments, **leaves}, **case.options, kernels=CPP)
 
@@ -268,9 +270,10 @@ def test_an_empty_batch_gives_empty_outputs_and_zero_gradients(small_case: Make,
     case = small_case(dtype, batch=0)
     found = case.run("cpp")
     for name, value in found.items():
-        if name == "d bias_table":
-            assert torch.equal(value, torch.zeros_like(case.arguments["bias_table"])), "the table's gradient"  # type: ignore[arg-type]
+        parameter = name in ("d bias_table", "d weight", "d bias")
+        if parameter:
+            assert torch.equal(value, torch.zeros_like(case.arguments[name[2:]])), name  # type: ignore[arg-type]
         elif name.startswith("d "):
             assert value.shape == case.arguments[name[2:]].shape, name  # type: ignore[union-attr]
         assert value.dtype == case.run("eager")[name].dtype, name
-        assert name == "d bias_table" or value.numel() == 0, f"{name} has {value.numel()} elements"
+        assert parameter or value.numel() == 0, f"{name} has {value.numel()} elements"

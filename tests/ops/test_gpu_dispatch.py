@@ -18,6 +18,7 @@ from savl.ops import (
     channel_modulation,
     gaussian_posterior,
     kernel_report,
+    layer_norm,
     overlapping_window_attention,
     switch,
     use_fused_kernels,
@@ -71,11 +72,13 @@ def test_every_op_goes_to_its_fused_kernel(dtype: torch.dtype) -> None:
         wide = overlapping_window_attention(q, kv, on_gpu(39 * 39, 6, dtype=dtype), None, window=16, key_window=24)
         posterior = gaussian_posterior(mu, mu, seed=3)
         modulated = channel_modulation(q, q, None, q)
+        normed = layer_norm(q, on_gpu(144, dtype=dtype), on_gpu(144, dtype=torch.float32))
     assert calls.names == list(OPS)
     assert (out.shape, out.dtype, out.device.type) == ((1, 32, 48, 144), dtype, "cuda")
     assert (wide.shape, wide.dtype) == (q.shape, dtype)
     assert (posterior.sample.dtype, posterior.severity.dtype) == (dtype, torch.float32)
     assert (modulated.shape, modulated.dtype) == (q.shape, dtype)
+    assert (normed.shape, normed.dtype) == (q.shape, dtype)
 
 
 @pytest.mark.usefixtures("gpu")

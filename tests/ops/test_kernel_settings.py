@@ -38,9 +38,9 @@ def test_words_for_eager(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("window_attention=cpp", KernelSettings("cpp", True, True, True)),
-        ("window_attention=cpp,channel_modulation=eager", KernelSettings("cpp", True, True, "eager")),
-        (" gaussian_posterior = fused , window_attention = EAGER", KernelSettings("eager", True, True, True)),
+        ("window_attention=cpp", KernelSettings("cpp", True, True, True, True)),
+        ("window_attention=cpp,channel_modulation=eager", KernelSettings("cpp", True, True, "eager", True)),
+        (" gaussian_posterior = fused , window_attention = EAGER", KernelSettings("eager", True, True, True, True)),
         ("overlapping_window_attention=auto", ON),
     ],
 )
@@ -88,7 +88,7 @@ SETTINGS = "import savl.ops.switch as s; print(s.current_settings())"
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(None, OFF), ("fused", ON), ("window_attention=eager", KernelSettings("eager", True, True, True))],
+    [(None, OFF), ("fused", ON), ("window_attention=eager", KernelSettings("eager", True, True, True, True))],
 )
 def test_the_environment_gives_the_process_its_first_setting(value: str | None, expected: KernelSettings) -> None:
     done = run(SETTINGS, **({} if value is None else {"SAVL_KERNELS": value}))

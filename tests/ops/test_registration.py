@@ -14,6 +14,7 @@ from savl.ops import (
     KernelSettings,
     channel_modulation,
     gaussian_posterior,
+    layer_norm,
     overlapping_window_attention,
     use_fused_kernels,
     window_attention,
@@ -41,6 +42,7 @@ def calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
     maps = numbers(2, 4, 5), numbers(2, 4, 5)
     a, g, b, r = (numbers(2, 3, 4, 5) for _ in range(4))
     half = [value.bfloat16() for value in (a, g, b)]
+    weight, bias, kept = numbers(5), numbers(5), (numbers(2, 3, 4), numbers(2, 3, 4).exp())
     return {
         "window": ("window_attention", (image, table, severity, 2, 1)),
         "window-plain": ("window_attention", (image, table, None, 2, 0)),
@@ -77,6 +79,11 @@ def calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
         "modulation-autocast": ("channel_modulation", (*half, r)),
         "modulation-backward": ("channel_modulation_backward", (a, g, b)),
         "modulation-backward-autocast": ("channel_modulation_backward", (r, *half[:2])),
+        "norm": ("layer_norm", (a, weight, bias, 1e-5, False)),
+        "norm-mixed": ("layer_norm", (half[0], weight, bias, 1e-5, False)),
+        "norm-wide": ("layer_norm", (half[0], weight, bias.bfloat16(), 1e-5, True)),
+        "norm-backward": ("layer_norm_backward", (b, a, weight, bias, *kept)),
+        "norm-backward-wide": ("layer_norm_backward", (b, half[0], weight, bias.bfloat16(), *kept)),
     }
 
 
@@ -118,6 +125,7 @@ def test_a_schema_names_the_arguments_as_the_public_function_does(op: str) -> No
         "overlapping_window_attention": ["q", "kv", "bias_table", "severity", "window", "key_window"],
         "gaussian_posterior": ["mu", "logvar", "eps", "seed", "offset", "severity_eps", "severity_max"],
         "channel_modulation": ["attended", "gamma", "beta", "residual"],
+        "layer_norm": ["x", "weight", "bias", "eps", "wide"],
     }
     assert names == expected[op]
     assert not getattr(torch.ops.savl, op).default._schema.is_mutable
@@ -144,6 +152,7 @@ def public_calls() -> dict[str, Call]:
         "gaussian_posterior-none": (lambda *t: tuple(gaussian_posterior(*t))[1:], [mu, logvar]),
         "channel_modulation": (channel_modulation, [a, g, b, r]),
         "channel_modulation-plain": (lambda x, y, z: channel_modulation(x, y, None, z), [a, g, r]),
+        "layer_norm": (layer_norm, [a, numbers(5), numbers(5)]),
     }
 
 

@@ -22,7 +22,7 @@ Tile = tuple[int, int]
 WINDOW, OVERLAPPING = window_attention_case, overlapping_window_attention_case
 FLOAT32, FLOAT16 = torch.float32, torch.float16
 DTYPES = {"f32": FLOAT32, "f16": FLOAT16}
-TRITON = KernelSettings(window_attention="triton", overlapping_window_attention="triton")
+TRITON = KernelSettings(window_attention="triton", overlapping_window_attention="triton", layer_norm="triton")
 
 CASES: dict[str, Callable[[], None]] = {}
 

@@ -1,0 +1,119 @@
+"""Layer normalisation: every pixel's channels to mean 0 and variance 1, then scaled and shifted channel by channel.
+
+    out = (x − mean) / √(variance + eps) · weight + bias
+
+Before attention, before the MLPs and around the body; HAT and Swin have it as ``torch.nn.LayerNorm``. On a GPU torch
+gives a pixel to a block of threads, most of which idle over the few channels of these networks; the Triton kernel
+gives it many pixels.
+
+Source: Ba, Kiros and Hinton, "Layer normalization" (2016).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from savl.ops import library
+from savl.ops.switch import KernelSettings, serves
+from savl.ops.triton_kernels import register_triton
+from savl.ops.validation import check_same_device, check_same_dtype_or_float32, check_shape, check_tensor
+
+OP = "layer_norm"
+MOST_CHANNELS = 4096
+"""That the fused kernel takes: a program holds all channels of a pixel in registers."""
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, kernels: KernelSettings | None = None
+) -> Tensor:
+    """Normalise over channels.
+
+    Args:
+        x: ``(B, H, W, C)`` floating, C ≥ 1.
+        weight: ``(C,)``, dtype of ``x`` or float32.
+        bias: ``(C,)``, dtype of ``x`` or float32.
+        eps: Added to the variance, ≥ 0.
+        kernels: Which kernels serve; None follows `savl.use_fused_kernels`.
+
+    Returns:
+        ``(B, H, W, C)``, dtype of ``x``; float32 under CUDA's autocast if ``x`` is narrower, as torch has it.
+
+    Raises:
+        TypeError: An argument is not a tensor or not floating, dtypes do not fit together, or eps is no number.
+        ValueError: Shapes or devices do not fit together, or eps is negative or not finite.
+        KernelUnavailable: A backend was asked for by name and cannot serve.
+    """
+    _validate(x, weight, bias, eps)
+    channels = x.shape[-1]
+    limit = f"x has {channels} channels, more than {MOST_CHANNELS}" if channels > MOST_CHANNELS else None
+    if serves(OP, x, kernels, limit):
+        wide = x.is_cuda and torch.is_autocast_enabled("cuda")
+        fused: Tensor = torch.ops.savl.layer_norm(x, weight, bias, float(eps), wide)[0]
+        return fused
+    return layer_norm_reference(x, weight, bias, eps=float(eps))
+
+
+def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
+    """The definition of the truth, torch's own. Arguments as `layer_norm`."""
+    return F.layer_norm(x, (x.shape[-1],), weight.to(x.dtype), bias.to(x.dtype), eps)
+
+
+# The op that fused kernels implement. Its second and third result are each pixel's mean and 1 / √(variance + eps): the
+# backward pass wants them. With ``wide`` the first is float32 whatever x is.
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor, eps: float, wide: bool) -> tuple[Tensor, Tensor, Tensor]:
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+    mean, inverse = (x.new_empty(x.shape[:-1], dtype=exact) for _ in range(2))
+    return x.new_empty(x.shape, dtype=torch.float32 if wide else x.dtype), mean, inverse
+
+
+def _fake_backward(
+    grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias, _, _ = inputs
+    _, mean, inverse = output
+    ctx.mark_non_differentiable(mean, inverse)
+    ctx.save_for_backward(x, weight, bias, mean, inverse)
+
+
+def _backward(ctx: Any, grad_out: Tensor, *others: None) -> tuple[Tensor | None, ...]:
+    return (*torch.ops.savl.layer_norm_backward(grad_out, *ctx.saved_tensors), None, None)
+
+
+library.define(
+    "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, bool wide) -> (Tensor, Tensor, Tensor)",
+    fake=_fake,
+    backward=_backward,
+    setup_context=_keep,
+)
+library.define(
+    "layer_norm_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor inverse) "
+    "-> (Tensor, Tensor, Tensor)",
+    fake=_fake_backward,
+)
+register_triton(OP)
+
+
+def _validate(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
+    check_tensor(OP, "x", x, "(B, H, W, C)")
+    channels = x.shape[-1]
+    if channels == 0:
+        raise ValueError(f"{OP}: x must have one channel or more, got {tuple(x.shape)}")
+    for name, value in (("weight", weight), ("bias", bias)):
+        check_tensor(OP, name, value, "(C)")
+        check_shape(OP, name, value, (channels,), "one value per channel of x")
+    check_same_dtype_or_float32(OP, "x", x, weight=weight, bias=bias)
+    check_same_device(OP, "x", x, weight=weight, bias=bias)
+    if isinstance(eps, bool) or not isinstance(eps, int | float):
+        raise TypeError(f"{OP}: eps must be a number, got {eps!r}")
+    if not 0 <= eps < float("inf"):
+        raise ValueError(f"{OP}: eps must be finite and at least 0, got {eps!r}")
