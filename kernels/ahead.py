@@ -276,12 +276,12 @@ def source(launched: Launch) -> tuple[ASTSource, dict[str, Any]]:
         if isinstance(value, Tensor):
             signature[parameter.name] = _TYPES[value.dtype]
             aligned = value.data_ptr() % 16 == 0
+        elif isinstance(value, float) and not parameter.is_constexpr:
+            signature[parameter.name] = "fp32"
+            continue
         elif parameter.is_constexpr or value == 1:  # one is always compiled in
             signature[parameter.name] = "constexpr"
             constants[place,] = value
-            continue
-        elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
             continue
         else:
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from savl.ops import library
 from savl.ops.switch import KernelSettings, serves
-from savl.ops.triton_kernels import register_triton
+from savl.ops.triton_kernels import INTERPRETED, register_triton
 from savl.ops.validation import check_same_device, check_same_dtype_or_float32, check_shape, check_tensor
 
 OP = "layer_norm"
 MOST_CHANNELS = 4096
-"""That the fused kernel takes: a program holds all channels of a pixel in registers."""
+"""That the Triton kernel takes: a program holds all channels of a pixel in registers."""
 
 
 def layer_norm(
@@ -35,7 +35,7 @@ def layer_norm(
     Args:
         x: ``(B, H, W, C)`` floating, C ≥ 1.
         weight: ``(C,)``, dtype of ``x`` or float32.
-        bias: ``(C,)``, dtype of ``x`` or float32.
+        bias: ``(C,)``, dtype of ``x`` or float32; under CUDA's autocast any, as of ``weight``.
         eps: Added to the variance, ≥ 0.
         kernels: Which kernels serve; None follows `savl.use_fused_kernels`.
 
@@ -47,19 +47,30 @@ def layer_norm(
         ValueError: Shapes or devices do not fit together, or eps is negative or not finite.
         KernelUnavailable: A backend was asked for by name and cannot serve.
     """
+    for name, value, shape in (("x", x, "(B, H, W, C)"), ("weight", weight, "(C)"), ("bias", bias, "(C)")):
+        check_tensor(OP, name, value, shape)
+    wide = x.is_cuda and x.dtype != torch.float64 and torch.is_autocast_enabled("cuda")
+    if wide:  # CUDA's autocast has all of it in float32
+        weight, bias = weight.float(), bias.float()
     _validate(x, weight, bias, eps)
-    channels = x.shape[-1]
-    limit = f"x has {channels} channels, more than {MOST_CHANNELS}" if channels > MOST_CHANNELS else None
+    limit = None
+    if x.shape[-1] > MOST_CHANNELS and (x.is_cuda or INTERPRETED):
+        limit = f"x has {x.shape[-1]} channels, more than {MOST_CHANNELS}"
     if serves(OP, x, kernels, limit):
-        wide = x.is_cuda and torch.is_autocast_enabled("cuda")
         fused: Tensor = torch.ops.savl.layer_norm(x, weight, bias, float(eps), wide)[0]
         return fused
     return layer_norm_reference(x, weight, bias, eps=float(eps))
 
 
 def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
-    """The definition of the truth, torch's own. Arguments as `layer_norm`."""
-    return F.layer_norm(x, (x.shape[-1],), weight.to(x.dtype), bias.to(x.dtype), eps)
+    """The definition of the truth, torch's own. Arguments as `layer_norm`.
+
+    On a GPU, without autocast, torch takes no parameters of another dtype: there they are rounded to that of ``x``.
+    """
+    dtype = x.dtype
+    if dtype.itemsize == 2 and (x.device.type == "cpu" or torch.is_autocast_enabled(x.device.type)):
+        dtype = torch.promote_types(weight.dtype, bias.dtype)
+    return F.layer_norm(x, (x.shape[-1],), weight.to(dtype), bias.to(dtype), eps)
 
 
 # The op that fused kernels implement. Its second and third result are each pixel's mean and 1 / √(variance + eps): the
@@ -104,16 +115,14 @@ register_triton(OP)
 
 
 def _validate(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
-    check_tensor(OP, "x", x, "(B, H, W, C)")
     channels = x.shape[-1]
     if channels == 0:
         raise ValueError(f"{OP}: x must have one channel or more, got {tuple(x.shape)}")
     for name, value in (("weight", weight), ("bias", bias)):
-        check_tensor(OP, name, value, "(C)")
         check_shape(OP, name, value, (channels,), "one value per channel of x")
     check_same_dtype_or_float32(OP, "x", x, weight=weight, bias=bias)
     check_same_device(OP, "x", x, weight=weight, bias=bias)
     if isinstance(eps, bool) or not isinstance(eps, int | float):
         raise TypeError(f"{OP}: eps must be a number, got {eps!r}")
-    if not 0 <= eps < float("inf"):
+    if not 0 <= eps <= torch.finfo(torch.float64).max:
         raise ValueError(f"{OP}: eps must be finite and at least 0, got {eps!r}")

@@ -77,7 +77,8 @@ class Numbers:
         self._names = list(values)
         self._arrived: torch.cuda.Event | None = None
         stacked = torch.stack([value.detach().float() for value in values.values()])
-        self._values = stacked.to("cpu", non_blocking=True)  # into pinned memory, where it comes from a GPU
+        # From a CUDA GPU into pinned memory; elsewhere nothing would tell when it is there.
+        self._values = stacked.to("cpu", non_blocking=stacked.is_cuda)
         if stacked.is_cuda:
             self._arrived = torch.cuda.Event()
             self._arrived.record(torch.cuda.current_stream(stacked.device))

@@ -179,7 +179,8 @@ class Trainer:
             contextlib.closing(records) if records is not None else contextlib.nullcontext(),
             Ahead(self.source, self.device) as batches,
         ):
-            batches.begin(self.step)
+            if not self._over:
+                batches.begin(self.step)
             self.time.begin()
             try:
                 while not self._over and not self._all_stop():
@@ -207,7 +208,9 @@ class Trainer:
                     tell(looked)
             finally:
                 self._look()
-                rest = log(self._newly_looked())
+                rest = self._newly_looked()
+                if self.accelerator.num_processes == 1:  # several would wait for each other, however this one ends
+                    rest = log(rest)
             tell(rest)
         if not self._over:
             self.checkpoint()

@@ -164,6 +164,8 @@ def test_layer_norm_is_float32_under_autocast_as_torch_has_it(
             out = function(*given)
             assert out.dtype == torch.float32
             results.append([out.detach(), *torch.autograd.grad(out, given, grad_out)])
+        narrow = layer_norm(x.float().cuda(), weight.bfloat16().cuda(), bias.bfloat16().cuda(), kernels=kernels)
+        assert narrow.dtype == torch.float32, "of a bfloat16 network whose stream of features is float32"
     for found, expected in zip(*results, strict=True):
         assert found.dtype == expected.dtype
         torch.testing.assert_close(found, expected, rtol=1e-2 if found.dtype != torch.float32 else 1e-4, atol=1e-4)

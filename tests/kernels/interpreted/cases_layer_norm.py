@@ -77,6 +77,14 @@ def layer_norm_of_any_layout_gives_the_same_bits(name: str) -> None:
 
 
 @case
+def pixels_that_lie_too_far_apart_for_32_bits_are_copied() -> None:
+    for step, copied in ((2**19, False), (2**21, True)):  # of tiles of 2048 pixels
+        x = torch.empty_strided((1, 1, 3, 2), (0, 0, step, 1), device="meta")
+        near = norm_module()._with_near_pixels(x)
+        assert near.is_contiguous() is copied, f"{step} numbers from pixel to pixel"
+
+
+@case
 def an_expanded_gradient_gives_what_its_copy_gives() -> None:
     x, weight, bias = torch.randn(1, 2, 3, 5), torch.randn(5), torch.randn(5)
     results = []
