@@ -67,8 +67,9 @@ def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float)
 
     On a GPU, without autocast, torch takes no parameters of another dtype: there they are rounded to that of ``x``.
     """
-    dtype = x.dtype
-    if dtype.itemsize == 2 and (x.device.type == "cpu" or torch.is_autocast_enabled(x.device.type)):
+    dtype, device = x.dtype, x.device.type
+    mixed = device == "cpu" or (device != "meta" and torch.is_autocast_enabled(device))
+    if dtype.itemsize == 2 and mixed:
         dtype = torch.promote_types(weight.dtype, bias.dtype)
     return F.layer_norm(x, (x.shape[-1],), weight.to(dtype), bias.to(dtype), eps)
 

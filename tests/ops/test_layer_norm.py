@@ -88,3 +88,10 @@ def test_any_number_of_channels_is_served_on_a_cpu() -> None:
     x = torch.randn(1, 1, 2, 5000)
     weight: Tensor = torch.ones(5000)
     torch.testing.assert_close(layer_norm(x, weight, weight), F.layer_norm(x, (5000,)) + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_tensors_without_data_say_what_shape_comes_out(dtype: torch.dtype) -> None:
+    x, weight = torch.empty(1, 2, 3, 4, dtype=dtype, device="meta"), torch.empty(4, device="meta")
+    out = layer_norm(x, weight, weight)
+    assert (out.shape, out.dtype, out.device.type) == (x.shape, dtype, "meta")
