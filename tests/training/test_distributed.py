@@ -155,7 +155,10 @@ rank = trainer.accelerator.process_index
 clock = count(0, (5, 15)[rank])
 trainer.time.now = lambda: float(next(clock))
 trainer.train()
-print("process", rank, "ended after", trainer.step, "steps and", trainer.time.seconds, "seconds")
+# In one write, which those of the other process do not come between.
+line = f"process {rank} ended after {trainer.step} steps and {trainer.time.seconds} seconds\\n"
+sys.stdout.buffer.write(line.encode())
+sys.stdout.flush()
 """
 
 
