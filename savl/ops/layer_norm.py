@@ -34,13 +34,14 @@ def layer_norm(
 
     Args:
         x: ``(B, H, W, C)`` floating, C ≥ 1.
-        weight: ``(C,)``, dtype of ``x`` or float32.
-        bias: ``(C,)``, dtype of ``x`` or float32; under CUDA's autocast any, as of ``weight``.
+        weight: ``(C,)``, dtype of ``x`` or float32; under CUDA's autocast any floating one.
+        bias: ``(C,)``, likewise.
         eps: Added to the variance, ≥ 0.
         kernels: Which kernels serve; None follows `savl.use_fused_kernels`.
 
     Returns:
         ``(B, H, W, C)``, dtype of ``x``; float32 under CUDA's autocast if ``x`` is narrower, as torch has it.
+        Gradients have the dtypes of what they belong to.
 
     Raises:
         TypeError: An argument is not a tensor or not floating, dtypes do not fit together, or eps is no number.
@@ -63,7 +64,7 @@ def layer_norm(
 
 
 def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
-    """The definition of the truth, torch's own. Arguments as `layer_norm`.
+    """The definition of the truth, torch's own. Arguments and result as `layer_norm`.
 
     On a GPU, without autocast, torch takes no parameters of another dtype: there they are rounded to that of ``x``.
     """
