@@ -140,7 +140,8 @@ SAVL_INLINE bool reads_bias_in_place(const Window& window, int64_t padded_keys) 
          window.column_break == 0;
 }
 
-// The bias of query (i, j) against all keys, and minus infinity behind the last, copied run by run.
+// The bias of query (i, j) against all keys, and minus infinity behind the last, copied run by run. Runs are copied in
+// whole vectors, past their ends: `row` has room for one more than the keys, and so has the table.
 template <typename T>
 SAVL_INLINE void copy_bias_row(const AttentionArgs& args, const Window& window, int i, int j, int64_t padded_keys,
                                T* row) {
@@ -149,14 +150,64 @@ SAVL_INLINE void copy_bias_row(const AttentionArgs& args, const Window& window, 
   const T masked = -__builtin_inf();
   T* to = row;
   for (int k = 0; k < window.key_rows.length; ++k, run -= args.span(), to += columns) {
+    for (int l = 0; l < columns; l += kWidth<T>) store(to + l, load(run + l));
     const bool other_row = (i < window.row_break) != (k < window.row_break);
+    if (!other_row && window.column_break == 0) continue;
     for (int l = 0; l < columns; ++l) {
       const bool other = other_row || (j < window.column_break) != (l < window.column_break);
-      to[l] = other ? run[l] + masked : run[l];
+      if (other) to[l] += masked;
     }
   }
   for (; to < row + padded_keys; ++to) *to = masked;
 }
+
+// The bias of all queries of whole windows against their keys, which is the same for all of them: copied once per head
+// where runs are no whole vectors, unless that would crowd everything else out of the cache.
+template <typename T>
+class BiasOfWholeWindows {
+ public:
+  static int64_t bytes(const AttentionArgs& args, const AttentionShape<T>& shape) {
+    return wanted(args, shape)
+               ? Scratch::bytes(args.heads * per_head(shape), sizeof(T)) + Scratch::bytes(args.heads, sizeof(bool))
+               : 0;
+  }
+  BiasOfWholeWindows(Scratch& scratch, const AttentionArgs& args, const AttentionShape<T>& shape)
+      : args_(args), shape_(shape) {
+    if (!wanted(args, shape)) return;
+    rows_ = scratch.take<T>(args.heads * per_head(shape));
+    copied_ = scratch.take<bool>(args.heads);
+    for (int64_t head = 0; head < args.heads; ++head) copied_[head] = false;
+  }
+
+  // Rows of `padded_keys`, one for each query, or null for windows that are none of these.
+  SAVL_INLINE const T* of(const Window& window) {
+    if (rows_ == nullptr || window.row_break != 0 || window.column_break != 0 ||
+        window.queries() != shape_.most_queries || window.keys() != shape_.most_keys) {
+      return nullptr;
+    }
+    T* rows = rows_ + window.head * per_head(shape_);
+    if (!copied_[window.head]) {
+      copied_[window.head] = true;
+      Place query(window.query_columns, 0);
+      for (int64_t i = 0; i < shape_.most_queries; ++i, query.next()) {
+        copy_bias_row(args_, window, query.row, query.column, shape_.padded_keys, rows + i * shape_.padded_keys);
+      }
+    }
+    return rows;
+  }
+
+ private:
+  static constexpr int64_t kMostBytes = 1 << 18;
+  static bool wanted(const AttentionArgs& args, const AttentionShape<T>& shape) {
+    return args.key_window % kWidth<T> != 0 &&
+           args.heads * per_head(shape) * static_cast<int64_t>(sizeof(T)) <= kMostBytes;
+  }
+  static int64_t per_head(const AttentionShape<T>& shape) { return shape.most_queries * shape.padded_keys + kWidth<T>; }
+  const AttentionArgs& args_;
+  const AttentionShape<T>& shape_;
+  T* rows_ = nullptr;
+  bool* copied_ = nullptr;
+};
 
 // Logits of a window in units of ln 2, block by block of query rows: bias plus products, and the largest of each row.
 // The units make the softmax a power of two; the bias table and the queries come in them.
@@ -164,13 +215,14 @@ template <typename T>
 class Logits {
  public:
   Logits(const AttentionArgs& args, const Window& window, const AttentionShape<T>& shape, const T* queries,
-         const T* key_panels, int64_t padded_keys, int64_t* offsets, T* logits)
+         const T* key_panels, int64_t padded_keys, const T* bias_rows, int64_t* offsets, T* logits)
       : args_(args),
         window_(window),
         shape_(shape),
         queries_(queries),
         key_panels_(key_panels),
         padded_keys_(padded_keys),
+        bias_rows_(bias_rows),
         in_place_(reads_bias_in_place<T>(window, padded_keys)),
         logits_(logits) {
     addend_.offset = offsets;
@@ -182,15 +234,12 @@ class Logits {
 
   // Rows [first, first + count). Rows up to the next multiple of kRowTile are computed along and mean nothing.
   SAVL_INLINE void compute(int64_t first, int64_t count) {
-    const int columns = window_.query_columns.length;
     const int64_t tiled = round_up(count, kRowTile);
+    Place query(window_.query_columns, first);
     for (int64_t r = 0; r < tiled; ++r) {
-      const int query = static_cast<int>(first + (r < count ? r : 0));
-      const int i = query / columns, j = query % columns;
-      T* row = logits_ + r * padded_keys_;
-      if (!in_place_) copy_bias_row(args_, window_, i, j, padded_keys_, row);
-      addend_.row[r] = in_place_ ? bias_run<T>(args_, window_, i, j) : row;
+      addend_.row[r] = bias_of(query, logits_ + r * padded_keys_);
       largest_[r] = broadcast(T(-__builtin_inf()));
+      if (r + 1 < count) query.next();
     }
     multiply_panels(tiled, queries_ + first * shape_.padded_dim, shape_, key_panels_, padded_keys_, addend_, logits_,
                     largest_);
@@ -211,11 +260,20 @@ class Logits {
   }
 
  private:
+  // In the table, among those of whole windows, or copied to `room`.
+  SAVL_INLINE const T* bias_of(const Place& query, T* room) {
+    if (in_place_) return bias_run<T>(args_, window_, query.row, query.column);
+    if (bias_rows_ != nullptr) return bias_rows_ + (query.row * query.columns + query.column) * padded_keys_;
+    copy_bias_row(args_, window_, query.row, query.column, padded_keys_, room);
+    return room;
+  }
+
   const AttentionArgs& args_;
   const Window& window_;
   const AttentionShape<T>& shape_;
   const T *queries_, *key_panels_;
   int64_t padded_keys_;
+  const T* bias_rows_;
   bool in_place_;
   T* logits_;
   Addend<T> addend_;
@@ -238,7 +296,7 @@ struct AttentionScratch {
     return Scratch::bytes(shape.most_keys * shape.padded_dim, sizeof(T)) * 2 +
            Scratch::bytes(shape.padded_keys * shape.head_dim, sizeof(T)) +
            Scratch::bytes(round_up(shape.most_queries, kRowTile) * shape.padded_dim, sizeof(T)) +
-           Scratch::bytes(kRowBlock * shape.padded_keys, sizeof(T)) +
+           Scratch::bytes(kRowBlock * shape.padded_keys + kWidth<T>, sizeof(T)) +
            Scratch::bytes(kRowBlock * shape.padded_dim, sizeof(T)) + Scratch::bytes(shape.padded_keys, sizeof(int64_t));
   }
   AttentionScratch(Scratch& scratch, const AttentionShape<T>& shape)
@@ -246,7 +304,7 @@ struct AttentionScratch {
         key_panels(scratch.take<T>(shape.padded_keys * shape.head_dim)),
         values(scratch.take<T>(shape.most_keys * shape.padded_dim)),
         queries(scratch.take<T>(round_up(shape.most_queries, kRowTile) * shape.padded_dim)),
-        logits(scratch.take<T>(kRowBlock * shape.padded_keys)),
+        logits(scratch.take<T>(kRowBlock * shape.padded_keys + kWidth<T>)),
         out(scratch.take<T>(kRowBlock * shape.padded_dim)),
         offsets(scratch.take<int64_t>(shape.padded_keys)) {}
 };
@@ -260,7 +318,7 @@ SAVL_INLINE double query_scale(const AttentionArgs& args) {
 
 template <typename S, typename T = Arithmetic<S>>
 SAVL_INLINE void attend(const AttentionArgs& args, const Window& window, const AttentionShape<T>& shape,
-                        const AttentionScratch<T>& scratch) {
+                        const AttentionScratch<T>& scratch, BiasOfWholeWindows<T>& bias) {
   pack_rows<S>(args.k, window, window.key_rows, window.key_columns, shape, args, true, 1.0, scratch.rows);
   pack_panels(scratch.rows, window.keys(), shape, scratch.key_panels);
   pack_rows<S>(args.v, window, window.key_rows, window.key_columns, shape, args, false, 1.0, scratch.values);
@@ -269,8 +327,8 @@ SAVL_INLINE void attend(const AttentionArgs& args, const Window& window, const A
   const int64_t queries = window.queries(), padded_keys = round_up(window.keys(), kKeyStep<T>);
   zero_rows(scratch.queries, queries, round_up(queries, kRowTile), shape.padded_dim);
 
-  Logits<T> logits(args, window, shape, scratch.queries, scratch.key_panels, padded_keys, scratch.offsets,
-                   scratch.logits);
+  Logits<T> logits(args, window, shape, scratch.queries, scratch.key_panels, padded_keys, bias.of(window),
+                   scratch.offsets, scratch.logits);
   for (int64_t first = 0; first < queries; first += kRowBlock) {
     const int64_t count = smaller(kRowBlock, queries - first);
     logits.compute(first, count);
@@ -279,15 +337,12 @@ SAVL_INLINE void attend(const AttentionArgs& args, const Window& window, const A
     zero_rows(scratch.out, 0, kRowBlock, shape.padded_dim);
     add_all_weighted(round_up(count, kRowTile), window.keys(), scratch.logits, padded_keys, scratch.values, shape,
                      scratch.out);
-    for (int64_t r = 0; r < count; ++r) {
-      const int query = static_cast<int>(first + r);
-      const int64_t row = window.query_rows.position[query / window.query_columns.length];
-      const int64_t column = window.query_columns.position[query % window.query_columns.length];
+    Place query(window.query_columns, first);
+    for (int64_t r = 0; r < count; ++r, query.next()) {
+      const int64_t row = window.query_rows.position[query.row];
+      const int64_t column = window.query_columns.position[query.column];
       S* to = const_cast<S*>(pixel_of<S>(args.out, window, row, column, shape.head_dim));
-      const T* from = scratch.out + r * shape.padded_dim;
-      int64_t c = 0;
-      for (; c + kWidth<T> <= shape.head_dim; c += kWidth<T>) store_narrow(to + c, load(from + c) * inverse[r]);
-      for (; c < shape.head_dim; ++c) to[c] = narrow<S>(from[c] * inverse[r]);
+      write_channels(scratch.out + r * shape.padded_dim, shape.head_dim, inverse[r], to);
     }
   }
 }
@@ -391,14 +446,15 @@ void attention_kernel(const AttentionArgs& args, int64_t begin, int64_t end) {
   using T = Arithmetic<S>;
   const AttentionShape<T> shape(args);
   const int64_t position_bytes = Scratch::bytes(2 * (args.window + args.key_window), sizeof(int64_t));
-  Scratch memory(AttentionScratch<T>::bytes(shape) + position_bytes);
+  Scratch memory(AttentionScratch<T>::bytes(shape) + BiasOfWholeWindows<T>::bytes(args, shape) + position_bytes);
   const AttentionScratch<T> scratch(memory, shape);
+  BiasOfWholeWindows<T> bias(memory, args, shape);
   int64_t* positions = memory.take<int64_t>(2 * (args.window + args.key_window));
   const int64_t windows = args.window_rows() * args.window_columns();
   for (int64_t task = begin; task < end; ++task) {
     const int64_t head = task % args.heads;
     const int64_t index = from_both_ends(task / args.heads, args.batch * windows);
     for_parts_of_window<S>(args, index / windows, index % windows, head, positions,
-                           [&](const Window& window) { attend<S>(args, window, shape, scratch); });
+                           [&](const Window& window) { attend<S>(args, window, shape, scratch, bias); });
   }
 }

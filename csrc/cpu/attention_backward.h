@@ -25,7 +25,7 @@ struct BackwardScratch {
   static int64_t bytes(const AttentionShape<T>& shape) {
     return 4 * rows_bytes(shape, shape.most_keys + kRowTile) + 2 * rows_bytes(shape, shape.padded_keys) +
            2 * rows_bytes(shape, round_up(shape.most_queries, kRowTile)) + rows_bytes(shape, kRowBlock) +
-           2 * Scratch::bytes(kRowBlock * shape.padded_keys, sizeof(T)) +
+           2 * Scratch::bytes(kRowBlock * shape.padded_keys + kWidth<T>, sizeof(T)) +
            Scratch::bytes(2 * shape.padded_keys, sizeof(int64_t));
   }
   BackwardScratch(Scratch& scratch, const AttentionShape<T>& shape)
@@ -35,8 +35,8 @@ struct BackwardScratch {
         value_panels(scratch.take<T>(shape.padded_keys * shape.padded_dim)),
         queries(scratch.take<T>(round_up(shape.most_queries, kRowTile) * shape.padded_dim)),
         grad_out(scratch.take<T>(round_up(shape.most_queries, kRowTile) * shape.padded_dim)),
-        logits(scratch.take<T>(kRowBlock * shape.padded_keys)),
-        grad_logits(scratch.take<T>(kRowBlock * shape.padded_keys)),
+        logits(scratch.take<T>(kRowBlock * shape.padded_keys + kWidth<T>)),
+        grad_logits(scratch.take<T>(kRowBlock * shape.padded_keys + kWidth<T>)),
         grad_queries(scratch.take<T>(kRowBlock * shape.padded_dim)),
         grad_keys(scratch.take<T>((shape.most_keys + kRowTile) * shape.padded_dim)),
         grad_values(scratch.take<T>((shape.most_keys + kRowTile) * shape.padded_dim)),
@@ -109,6 +109,33 @@ SAVL_INLINE void add_bias_gradient(const AttentionArgs& args, const Window& wind
   }
 }
 
+// Which lanes of the last vector of `for_overlapping_vectors` the one before did not have.
+template <typename T>
+SAVL_INLINE auto new_lanes(int64_t channels) {
+  T lane[kWidth<T>];
+  for (int i = 0; i < kWidth<T>; ++i) lane[i] = static_cast<T>(i);
+  return load(lane) >= static_cast<T>(kWidth<T> - channels % kWidth<T>);
+}
+
+// Sum of the products of two rows of channels, in double.
+template <typename S, typename T = Arithmetic<S>>
+SAVL_INLINE double dot_of(const S* a, const T* b, int64_t channels) {
+  typedef double Wide __attribute__((vector_size(sizeof(double) * kWidth<T>)));
+  Wide sum{};
+  const bool done = for_overlapping_vectors<T>(channels, [&](int64_t c) SAVL_ALWAYS_INLINE {
+    Vec<T> left = load_wide(a + c), right = load(b + c);
+    if (c % kWidth<T> != 0) {
+      const auto more = new_lanes<T>(channels);
+      left = more ? left : Vec<T>{};
+      right = more ? right : Vec<T>{};
+    }
+    sum += __builtin_convertvector(left, Wide) * __builtin_convertvector(right, Wide);
+  });
+  double rest = 0;
+  for (int64_t c = done ? channels : 0; c < channels; ++c) rest += static_cast<double>(widen(a[c])) * b[c];
+  return sum_of_lanes<double, kWidth<T>>(sum) + rest;
+}
+
 // Gradients of scaled rows to those of the image and of the severity. `unscaled` is what was scaled.
 template <typename S, typename T>
 SAVL_INLINE void spread_gradient(const AttentionArgs& args, const Window& window, const Image& unscaled,
@@ -119,21 +146,21 @@ SAVL_INLINE void spread_gradient(const AttentionArgs& args, const Window& window
   if (weighed && args.severity != nullptr) {
     const int64_t pixel = (window.batch * args.height + row) * args.width + column;
     const S* from = pixel_of<S>(unscaled, window, row, column, args.head_dim);
-    double dot = 0;
-    for (int64_t c = 0; c < args.head_dim; ++c) dot += static_cast<double>(widen(from[c])) * gradient[c];
-    args.grad_severity[window.head * args.batch * args.height * args.width + pixel] += dot * scale;
+    args.grad_severity[window.head * args.batch * args.height * args.width + pixel] +=
+        dot_of(from, gradient, args.head_dim) * scale;
     factor *= static_cast<const T*>(args.severity)[pixel];
   }
-  if (add) {
-    for (int64_t c = 0; c < args.head_dim; ++c) to[c] += gradient[c] * factor;
-  } else {
-    for (int64_t c = 0; c < args.head_dim; ++c) to[c] = gradient[c] * factor;
-  }
+  if (!add) return write_channels(gradient, args.head_dim, factor, to);
+  const bool done = for_overlapping_vectors<T>(args.head_dim, [&](int64_t c) SAVL_ALWAYS_INLINE {
+    const Vec<T> before = load(to + c), sum = before + load(gradient + c) * factor;
+    store(to + c, c % kWidth<T> == 0 ? sum : new_lanes<T>(args.head_dim) ? sum : before);
+  });
+  for (int64_t c = done ? args.head_dim : 0; c < args.head_dim; ++c) to[c] += gradient[c] * factor;
 }
 
 template <typename S, typename T = Arithmetic<S>>
 SAVL_INLINE void attend_backward(const AttentionArgs& args, const Window& window, const AttentionShape<T>& shape,
-                                 const BackwardScratch<T>& scratch, double* grad_bias) {
+                                 const BackwardScratch<T>& scratch, BiasOfWholeWindows<T>& bias, double* grad_bias) {
   const double scale = query_scale(args);
   const int64_t queries = window.queries(), keys = window.keys(), padded_keys = round_up(keys, kKeyStep<T>);
   pack_rows<S>(args.k, window, window.key_rows, window.key_columns, shape, args, true, 1.0, scratch.key_rows);
@@ -149,8 +176,8 @@ SAVL_INLINE void attend_backward(const AttentionArgs& args, const Window& window
   zero_rows(scratch.grad_values, 0, round_up(keys, kRowTile), shape.padded_dim);
   const bool overlaps = args.key_window != args.window;
 
-  Logits<T> logits(args, window, shape, scratch.queries, scratch.key_panels, padded_keys, scratch.offsets,
-                   scratch.logits);
+  Logits<T> logits(args, window, shape, scratch.queries, scratch.key_panels, padded_keys, bias.of(window),
+                   scratch.offsets, scratch.logits);
   Addend<T> zero;  // every vector of every row at one and the same place
   const T nothing[kWidth<T>] = {};
   for (const T*& row : zero.row) row = nothing;
@@ -163,12 +190,12 @@ SAVL_INLINE void attend_backward(const AttentionArgs& args, const Window& window
     logits.compute(first, count);
     multiply_panels(tiled, scratch.grad_out + first * shape.padded_dim, shape, scratch.value_panels, padded_keys, zero,
                     scratch.grad_logits, unused);
-    for (int64_t r = 0; r < count; ++r) {
+    const Place first_query(window.query_columns, first);
+    Place query = first_query;
+    for (int64_t r = 0; r < count; ++r, query.next()) {
       T* grad = scratch.grad_logits + r * padded_keys;
       softmax_row_backward(padded_keys, logits.softmax(r), scratch.logits + r * padded_keys, grad);
-      const int query = static_cast<int>(first + r);
-      add_bias_gradient(args, window, query / window.query_columns.length, query % window.query_columns.length, grad,
-                        grad_bias);
+      add_bias_gradient(args, window, query.row, query.column, grad, grad_bias);
     }
     zero_rows(scratch.grad_queries, 0, kRowBlock, shape.padded_dim);
     add_all_weighted(tiled, keys, scratch.grad_logits, padded_keys, scratch.key_rows, shape, scratch.grad_queries);
@@ -176,17 +203,16 @@ SAVL_INLINE void attend_backward(const AttentionArgs& args, const Window& window
                        scratch.grad_keys);
     add_all_transposed(count, keys, scratch.logits, padded_keys, scratch.grad_out + first * shape.padded_dim, shape,
                        scratch.grad_values);
-    for (int64_t r = 0; r < count; ++r) {
-      const int query = static_cast<int>(first + r);
-      spread_gradient<S>(args, window, args.q, args.grad_q,
-                         window.query_rows.position[query / window.query_columns.length],
-                         window.query_columns.position[query % window.query_columns.length],
-                         scratch.grad_queries + r * shape.padded_dim, static_cast<T>(scale * kLn2), true, false);
+    query = first_query;
+    for (int64_t r = 0; r < count; ++r, query.next()) {
+      spread_gradient<S>(args, window, args.q, args.grad_q, window.query_rows.position[query.row],
+                         window.query_columns.position[query.column], scratch.grad_queries + r * shape.padded_dim,
+                         static_cast<T>(scale * kLn2), true, false);
     }
   }
-  for (int64_t key = 0; key < keys; ++key) {
-    const int64_t row = window.key_rows.position[key / window.key_columns.length];
-    const int64_t column = window.key_columns.position[key % window.key_columns.length];
+  Place place(window.key_columns, 0);
+  for (int64_t key = 0; key < keys; ++key, place.next()) {
+    const int64_t row = window.key_rows.position[place.row], column = window.key_columns.position[place.column];
     if (row < 0 || column < 0) continue;
     // The packed queries are in units of ln 2.
     spread_gradient<S>(args, window, args.k, args.grad_k, row, column, scratch.grad_keys + key * shape.padded_dim,
@@ -201,8 +227,9 @@ void attention_backward_kernel(const AttentionArgs& args, int64_t begin, int64_t
   using T = Arithmetic<S>;
   const AttentionShape<T> shape(args);
   const int64_t position_bytes = Scratch::bytes(2 * (args.window + args.key_window), sizeof(int64_t));
-  Scratch memory(BackwardScratch<T>::bytes(shape) + position_bytes);
+  Scratch memory(BackwardScratch<T>::bytes(shape) + BiasOfWholeWindows<T>::bytes(args, shape) + position_bytes);
   const BackwardScratch<T> scratch(memory, shape);
+  BiasOfWholeWindows<T> bias(memory, args, shape);
   int64_t* positions = memory.take<int64_t>(2 * (args.window + args.key_window));
   const int64_t table = args.span() * args.span();
   const int64_t first_row = args.colour / args.colour_columns, first_column = args.colour % args.colour_columns;
@@ -217,8 +244,9 @@ void attention_backward_kernel(const AttentionArgs& args, int64_t begin, int64_t
       const int64_t batch = window / (rows * columns), place = window % (rows * columns);
       const int64_t row = first_row + place / columns * args.colour_rows;
       const int64_t column = first_column + place % columns * args.colour_columns;
-      for_parts_of_window<S>(args, batch, row * args.window_columns() + column, head, positions,
-                             [&](const Window& part) { attend_backward<S>(args, part, shape, scratch, grad_bias); });
+      for_parts_of_window<S>(
+          args, batch, row * args.window_columns() + column, head, positions,
+          [&](const Window& part) { attend_backward<S>(args, part, shape, scratch, bias, grad_bias); });
     }
   }
 }

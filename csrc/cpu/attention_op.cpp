@@ -7,7 +7,8 @@
 namespace savl::cpu {
 namespace {
 
-constexpr int64_t kMostChunks = 16;  // of the bias gradient: enough to share among threads, few enough to add up
+constexpr int64_t kWidestVector = 64;  // bytes, of all instruction sets
+constexpr int64_t kMostChunks = 16;    // of the bias gradient: enough to share among threads, few enough to add up
 
 Image image_of(const Tensor& tensor) {
   return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
@@ -22,13 +23,13 @@ T in_units_of_ln2(T value) {
 }
 
 // The table as (heads, span, span), each row back to front, so that the keys of a row are a run of it; in units of ln
-// 2, like the logits of the kernel.
+// 2, like the logits of the kernel. A vector may be read past the last run.
 template <typename T>
 struct ReversedTable {
   std::vector<T> values;
   bool finite = true;
 
-  ReversedTable(const Tensor& table, int64_t span) : values(table.numel()) {
+  ReversedTable(const Tensor& table, int64_t span) : values(table.numel() + kWidestVector / sizeof(T)) {
     const int64_t heads = table.size(1);
     const T* from = table.const_data_ptr<T>();
     for (int64_t row = 0; row < span; ++row) {

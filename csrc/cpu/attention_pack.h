@@ -36,6 +36,21 @@ struct Window {
   int keys() const { return key_rows.length * key_columns.length; }
 };
 
+// A pixel among those of a window, counted row by row.
+struct Place {
+  int row, column, columns;
+  Place(const Axis& axis, int64_t index)
+      : row(static_cast<int>(index) / axis.length),
+        column(static_cast<int>(index) % axis.length),
+        columns(axis.length) {}
+  SAVL_INLINE void next() {
+    if (++column == columns) {
+      column = 0;
+      ++row;
+    }
+  }
+};
+
 template <typename S>
 SAVL_INLINE const S* pixel_of(const Image& image, const Window& window, int64_t row, int64_t column, int64_t head_dim) {
   return static_cast<const S*>(image.data) + window.batch * image.batch_stride + row * image.row_stride +
@@ -63,6 +78,34 @@ struct AttentionShape {
         padded_keys(round_up(most_keys, kKeyStep<T>)) {}
 };
 
+// Calls `work(c)` for vectors of channels from c on that cover all of them: what the last one has too little it takes
+// from the one before, so that its channels are worked on twice. False where there are fewer channels than lanes.
+template <typename T, typename Work>
+SAVL_INLINE bool for_overlapping_vectors(int64_t channels, const Work& work) {
+  if (channels < kWidth<T>) return false;
+  int64_t c = 0;
+  for (; c + kWidth<T> <= channels; c += kWidth<T>) work(c);
+  if (c < channels) work(channels - kWidth<T>);
+  return true;
+}
+
+// Channels of a pixel times a factor, in double: see `pack_rows`.
+template <typename S, typename T = Arithmetic<S>>
+SAVL_INLINE void scale_channels(const S* pixel, int64_t channels, double factor, T* scaled) {
+  const bool done = for_overlapping_vectors<T>(channels, [&](int64_t c) SAVL_ALWAYS_INLINE {
+    store(scaled + c, factor == 1.0 ? load_wide(pixel + c) : times(load_wide(pixel + c), factor));
+  });
+  for (int64_t c = done ? channels : 0; c < channels; ++c) scaled[c] = static_cast<T>(widen(pixel[c]) * factor);
+}
+
+// Channels times a factor, to a pixel.
+template <typename S, typename T = Arithmetic<S>>
+SAVL_INLINE void write_channels(const T* channels, int64_t count, T factor, S* pixel) {
+  const bool done = for_overlapping_vectors<T>(
+      count, [&](int64_t c) SAVL_ALWAYS_INLINE { store_narrow(pixel + c, load(channels + c) * factor); });
+  for (int64_t c = done ? count : 0; c < count; ++c) pixel[c] = narrow<S>(channels[c] * factor);
+}
+
 // Rows of `padded_dim`, zeros behind the channels and for pixels outside the image; each row times its factor.
 //
 // Factors are double and the product is rounded once: the rounding of a float factor would be common to a whole row,
@@ -72,23 +115,21 @@ SAVL_INLINE void pack_rows(const Image& image, const Window& window, const Axis&
                            const AttentionShape<T>& shape, const AttentionArgs& args, bool weigh, double scale,
                            T* packed) {
   const T* severity = weigh ? static_cast<const T*>(args.severity) : nullptr;
-  const int64_t whole = shape.head_dim / kWidth<T> * kWidth<T>;
+  const int64_t last = shape.padded_dim - kWidth<T>;
   for (int i = 0; i < rows.length; ++i) {
-    const bool inside = rows.position[i] >= 0;
-    const int64_t row = inside ? rows.position[i] : 0;
+    const bool row_inside = rows.position[i] >= 0;
+    const int64_t row = row_inside ? rows.position[i] : 0;
     const S* first = pixel_of<S>(image, window, row, 0, shape.head_dim);
     const T* factors = severity == nullptr ? nullptr : severity + (window.batch * args.height + row) * args.width;
     for (int j = 0; j < columns.length; ++j, packed += shape.padded_dim) {
       const int64_t column = columns.position[j];
-      int64_t c = 0;
-      if (inside && column >= 0) {
+      const bool inside = row_inside && column >= 0;
+      for (int64_t c = inside ? last : 0; c <= last; c += kWidth<T>) store(packed + c, Vec<T>{});
+      if (inside) {
         const S* pixel = first + column * image.column_stride;
         prefetch_row_below(image, pixel, shape.head_dim);
-        const double factor = factors == nullptr ? scale : scale * factors[column];
-        for (; c < whole; c += kWidth<T>) store(packed + c, times(load_wide(pixel + c), factor));
-        for (; c < shape.head_dim; ++c) packed[c] = static_cast<T>(widen(pixel[c]) * factor);
+        scale_channels(pixel, shape.head_dim, factors == nullptr ? scale : scale * factors[column], packed);
       }
-      for (; c < shape.padded_dim; ++c) packed[c] = 0;
     }
   }
 }
@@ -104,14 +145,21 @@ SAVL_INLINE void pack_panels(const T* rows, int keys, const AttentionShape<T>& s
   int64_t width = 0;
   for (int64_t first = 0; first < padded; first += width) {
     width = panel_vectors((padded - first) / kWidth<T>) * kWidth<T>;
-    const int64_t used = smaller(width, keys > first ? keys - first : 0);
     T* panel = panels + first * shape.head_dim;
-    for (int64_t j = 0; j < used; ++j) {
-      const T* row = rows + (first + j) * shape.padded_dim;
-      for (int64_t c = 0; c < shape.head_dim; ++c) panel[c * width + j] = row[c];
-    }
-    for (int64_t j = used; j < width; ++j) {
-      for (int64_t c = 0; c < shape.head_dim; ++c) panel[c * width + j] = 0;
+    for (int64_t j = 0; j < width; j += kWidth<T>) {
+      for (int64_t c = 0; c < shape.head_dim; c += kWidth<T>) {
+        Vec<T> block[kWidth<T>];
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < kWidth<T>; ++i) {
+          const int64_t key = first + j + i;
+          block[i] = key < keys ? load(rows + key * shape.padded_dim + c) : Vec<T>{};
+        }
+        transpose<T>(block);
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < kWidth<T>; ++i) {
+          if (c + i < shape.head_dim) store(panel + (c + i) * width + j, block[i]);
+        }
+      }
     }
   }
 }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <new>
+#include <utility>
 
 #include "cpu/kernel_table.h"
 #include "cpu/target.h"

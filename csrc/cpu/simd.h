@@ -35,7 +35,7 @@ SAVL_INLINE Vec<T> broadcast(T value) {
 }
 
 template <typename To, typename From>
-SAVL_INLINE To bits_of(From value) {
+SAVL_INLINE To bits_of(const From& value) {
   static_assert(sizeof(To) == sizeof(From));
   To result;
   __builtin_memcpy(&result, &value, sizeof(result));
@@ -83,13 +83,50 @@ SAVL_INLINE T sum_of(Vec<T> value) {
   return sum_of_lanes<T, kWidth<T>>(value);
 }
 
+// Likewise; of two NaN or a NaN and a number either may be taken.
+template <typename T, int kLanes, typename V>
+SAVL_INLINE T largest_of_lanes(V value) {
+  if constexpr (kLanes == 1) {
+    return value[0];
+  } else {
+    typedef T Half __attribute__((vector_size(sizeof(T) * kLanes / 2)));
+    Half low, high;
+    __builtin_memcpy(&low, &value, sizeof(low));
+    __builtin_memcpy(&high, reinterpret_cast<const char*>(&value) + sizeof(low), sizeof(high));
+    return largest_of_lanes<T, kLanes / 2>(low > high ? low : high);
+  }
+}
+
 template <typename T>
 SAVL_INLINE T largest_of(Vec<T> value) {
-  T lanes[kWidth<T>];
-  store(lanes, value);
-  T result = lanes[0];
-  for (int lane = 1; lane < kWidth<T>; ++lane) result = lanes[lane] > result ? lanes[lane] : result;
-  return result;
+  return largest_of_lanes<T, kWidth<T>>(value);
+}
+
+// The lanes of two vectors in turn: of their first halves, or of their second ones.
+template <typename T, int... kLane>
+SAVL_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, bool second, std::integer_sequence<int, kLane...>) {
+  constexpr int kHalf = kWidth<T> / 2;
+  if (second) {
+    return Vec<T>{(kLane % 2 == 0 ? a[kHalf + kLane / 2] : b[kHalf + kLane / 2])...};
+  }
+  return Vec<T>{(kLane % 2 == 0 ? a[kLane / 2] : b[kLane / 2])...};
+}
+
+// Lane j of row i to lane i of row j, in registers: every round moves the highest bit of i behind the lowest one of j.
+template <typename T>
+SAVL_INLINE void transpose(Vec<T>* rows) {
+  constexpr int kHalf = kWidth<T> / 2;
+  using Lanes = std::make_integer_sequence<int, kWidth<T>>;
+#pragma GCC unroll 8
+  for (int rotated = 1; rotated < kWidth<T>; rotated *= 2) {
+    Vec<T> before[kWidth<T>];
+    __builtin_memcpy(before, rows, sizeof(before));
+#pragma GCC unroll 16
+    for (int i = 0; i < kHalf; ++i) {
+      rows[2 * i] = interleave<T>(before[i], before[i + kHalf], false, Lanes{});
+      rows[2 * i + 1] = interleave<T>(before[i], before[i + kHalf], true, Lanes{});
+    }
+  }
 }
 
 // Storage types: bfloat16 is kept as its bits.
@@ -153,8 +190,12 @@ SAVL_INLINE void store_narrow<BFloat16>(BFloat16* to, Vec<float> value) {
 // a * factor, rounded once.
 SAVL_INLINE Vec<double> times(Vec<double> a, double factor) { return a * factor; }
 SAVL_INLINE Vec<float> times(Vec<float> a, double factor) {
-  typedef double Wide __attribute__((vector_size(2 * SAVL_VECTOR_BYTES)));
-  return __builtin_convertvector(__builtin_convertvector(a, Wide) * factor, Vec<float>);
+  // Half by half: of a vector of twice the width GCC makes a detour through memory.
+  typedef float Half __attribute__((vector_size(SAVL_VECTOR_BYTES / 2)));
+  Half halves[2];
+  __builtin_memcpy(halves, &a, sizeof(a));
+  for (Half& half : halves) half = __builtin_convertvector(__builtin_convertvector(half, Vec<double>) * factor, Half);
+  return bits_of<Vec<float>>(halves);
 }
 
 // Of one width, for the bits of floats.
