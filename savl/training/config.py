@@ -17,6 +17,7 @@ from savl.training.adversarial import AdversarialLoss
 
 Likelihood = Literal["laplacian", "gaussian"]
 LikelihoodScale = Literal["fixed", "learned"]
+Method = Literal["adam", "muon"]
 Fidelity = Literal["l1", "l2", "psnr"]
 Schedule = Literal["cosine", "multistep"]
 Place = Literal["auto", "cpu"]
@@ -211,12 +212,17 @@ class GanConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam under a warm-up, then half a cosine or steps."""
+    """Adam or Muon under a warm-up, then half a cosine or steps."""
 
+    method: Method = "adam"
+    """``adam``, the paper's; ``muon``: the matrices inside the network move along orthogonalised momentum, all other
+    weights as with Adam (`savl.training.muon`)."""
     learning_rate: float = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate. Muon's updates are as large as Adam's, so that one rate does for both."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Adam's moment decays."""
+    momentum: float = 0.95
+    """Share of its momentum that Muon keeps at a step."""
     warmup: int = 200
     """Steps of linear warm-up."""
     schedule: Schedule = "cosine"
@@ -235,10 +241,13 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         check_types(self, "optimizer.")
         _at_least(0, "optimizer", self, "warmup", "final_fraction")
+        _one_of("optimizer", self, "method", Method)
         _one_of("optimizer", self, "schedule", Schedule)
         _positive("optimizer", self, "learning_rate", "clip", "gamma")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer.betas must be two numbers in [0, 1), got {self.betas!r}")
+        if not 0.0 <= self.momentum < 1.0:
+            raise ValueError(f"optimizer.momentum must satisfy 0 <= momentum < 1, got {self.momentum!r}")
         if not 0.0 <= self.ema < 1.0:
             raise ValueError(f"optimizer.ema must satisfy 0 <= ema < 1, got {self.ema!r}")
         if not self.milestones or min(self.milestones) < 1:

@@ -25,6 +25,7 @@ from savl.training.data import Batch, PairPool, PatchSource
 from savl.training.finite import Looked, Step
 from savl.training.graphed import graphed_reconstruct
 from savl.training.objectives import Objective, Outcome
+from savl.training.optimizer import build_optimizer
 from savl.training.records import Records
 from savl.training.schedule import learning_rate
 from savl.training.start import initial_network
@@ -99,12 +100,8 @@ class Trainer:
         self.parameters: list[nn.Parameter] = [p for p in objective.parameters() if p.requires_grad]
         self.late = _looks_late(config, self.accelerator)
         """Whether a step is looked at after the next one's passes were enqueued, so that a GPU has no time to idle."""
-        self.adam = torch.optim.Adam(
-            self.parameters,
-            lr=config.optimizer.learning_rate,
-            betas=config.optimizer.betas,
-            fused=True if self.late else None,  # it can be told on the GPU to change nothing
-        )
+        self.bare_optimizer = build_optimizer(objective, config.optimizer, fused=self.late)
+        """Without the wrapping of `accelerate`; where steps are looked at late it can be told to change nothing."""
         self.autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=config.run.bfloat16, cache_enabled=not config.run.graph
         )
@@ -117,7 +114,7 @@ class Trainer:
             with self.autocast:
                 like = torch.rand(config.data.batch, 3, side, side, device=self.device)
                 self.model.reconstruct = graphed_reconstruct(self.model, like)  # type: ignore[method-assign, assignment]
-        self.objective, self.optimizer = self.accelerator.prepare(objective, self.adam)
+        self.objective, self.optimizer = self.accelerator.prepare(objective, self.bare_optimizer)
         self.adversary = Adversary(config.gan, config.optimizer, self.accelerator)
         self.step = 0
         self.left_out = 0
@@ -302,7 +299,7 @@ class Trainer:
             self.adversary.learn(rate)
         if self.late:
             step.send()
-            self.adam.found_inf = step.found_inf()  # type: ignore[attr-defined]
+            self.bare_optimizer.found_inf = step.found_inf()  # type: ignore[union-attr]
             # Before the optimizer's step: weights and average are those of the steps that were looked at.
             self._look()
         self.optimizer.step()
@@ -446,7 +443,7 @@ class Trainer:
             if "time" in state:  # not in a checkpoint of an older version
                 self.time.load_state_dict(state["time"])
             for group in state["optimizer"]["param_groups"]:
-                group["fused"] = self.adam.defaults["fused"]  # as it must be here, where the run goes on
+                group["fused"] = self.bare_optimizer.defaults["fused"]  # as it must be here, where the run goes on
             self.optimizer.load_state_dict(state["optimizer"])
             self.adversary.load_state_dict(state["adversary"])
         except (KeyError, RuntimeError) as error:

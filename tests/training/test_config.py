@@ -112,6 +112,8 @@ def test_model_settings_override_the_named_configuration() -> None:
         ("[gan]\nlearning_rate = 0.0", "gan.learning_rate must be above 0"),
         ("[gan]\nweight = 0.1\n[data]\npatch = 3", "multiples of 8 pixels, got data.patch=3 at scale 4"),
         ("[optimizer]\nschedule = 'step'", "optimizer.schedule must be one of"),
+        ("[optimizer]\nmethod = 'sgd'", "optimizer.method must be one of"),
+        ("[optimizer]\nmomentum = 1.0", "optimizer.momentum must satisfy 0 <= momentum < 1"),
         ("[optimizer]\nmilestones = [0]", "optimizer.milestones must be steps of at least 1"),
         ("[data]\nworkers = 2", "data.workers needs data.cache"),
         ("[data]\nworkers = -1", "data.workers must be at least 0"),

@@ -39,7 +39,7 @@ def make(configuration: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def trainer(name: str, late: bool = True, source: Callable[[int], Batch] = batches, **run: object) -> Trainer:
         settings = {"steps": 7, "checkpoint_every": 3, "images_every": 100} | run
         made = Trainer(configuration(tmp_path / name, **settings), source)
-        assert made.adam.defaults["fused"]
+        assert made.bare_optimizer.defaults["fused"]
         made.late = late
         return made
 
@@ -55,7 +55,7 @@ def state(trainer: Trainer) -> dict[str, Any]:
         "step": trainer.step,
         "weights": trainer.plain.state_dict(),
         "average": trainer.average.state_dict(),
-        "optimizer": trainer.adam.state_dict()["state"],
+        "optimizer": trainer.bare_optimizer.state_dict()["state"],
     }
     return deepcopy(parts)
 
@@ -238,7 +238,7 @@ def test_a_run_goes_on_where_another_optimizer_of_torch_serves(
     first = trainer(3, not fused)
     first.train()
     second = trainer(6, fused)
-    assert [group["fused"] for group in second.adam.param_groups] == [True if fused else None]
+    assert [group["fused"] for group in second.bare_optimizer.param_groups] == [True if fused else None]
     assert same(state(second)["optimizer"], state(first)["optimizer"])
     second.train()
     assert second.step == 6
