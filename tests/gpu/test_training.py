@@ -17,7 +17,7 @@ from savl.degradation import Degradation
 from savl.network import SAVLConfig
 from savl.training.ahead import Ahead
 from savl.training.checkpoint import load_checkpoint
-from savl.training.config import DataConfig, ObjectiveConfig, OptimizerConfig, RunConfig, TrainingConfig
+from savl.training.config import DataConfig, Method, ObjectiveConfig, OptimizerConfig, RunConfig, TrainingConfig
 from savl.training.data import Batch, PairPool, PatchSource
 from savl.training.trainer import Trainer
 
@@ -86,21 +86,25 @@ def test_recorded_passes_train_as_plain_ones_do(
         assert (recorded[name] - value).abs().max() <= 3e-4, name  # of six steps of 1e-4 each
 
 
-def settings(small_config: Callable[..., SAVLConfig], output: Path, **run: Any) -> TrainingConfig:
+def settings(
+    small_config: Callable[..., SAVLConfig], output: Path, method: Method = "adam", **run: Any
+) -> TrainingConfig:
     """Of a run of twelve steps that writes nothing on the way but its log."""
     given = {"steps": 12, "images_every": 100, "checkpoint_every": 100, "log_every": 1, "output": str(output)} | run
-    return TrainingConfig(small_config(), SIZES, optimizer=OptimizerConfig(warmup=2), run=RunConfig(**given))
+    optimizer = OptimizerConfig(method=method, warmup=2)
+    return TrainingConfig(small_config(), SIZES, optimizer=optimizer, run=RunConfig(**given))
 
 
+@pytest.mark.parametrize("method", ["adam", "muon"])
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_a_step_does_not_wait_for_the_gpu(
-    small_config: Callable[..., SAVLConfig], tmp_path: Path, fused: bool, graph: bool, bfloat16: bool
+    small_config: Callable[..., SAVLConfig], tmp_path: Path, method: Method, fused: bool, graph: bool, bfloat16: bool
 ) -> None:
     pytest.importorskip("accelerate")
     on_gpu = [batches(step).to(torch.device("cuda")) for step in range(4)]
-    config = settings(small_config, tmp_path, fused=fused, graph=graph, bfloat16=bfloat16)
+    config = settings(small_config, tmp_path, method, fused=fused, graph=graph, bfloat16=bfloat16)
     trainer = Trainer(config, lambda step: on_gpu[step % 4])
     assert trainer.late
     told: list[int] = []
@@ -130,11 +134,12 @@ def test_looking_late_changes_no_loss_on_a_gpu(small_config: Callable[..., SAVLC
     torch.testing.assert_close(losses[True], losses[False], rtol=1e-2, atol=1e-4)  # sums by atomics do not repeat
 
 
+@pytest.mark.parametrize("method", ["adam", "muon"])
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 @pytest.mark.parametrize("step", [0, 5, 9])
 def test_what_is_not_finite_reaches_nothing_on_a_gpu(
-    small_config: Callable[..., SAVLConfig], tmp_path: Path, graph: bool, what: str, step: int
+    small_config: Callable[..., SAVLConfig], tmp_path: Path, method: Method, graph: bool, what: str, step: int
 ) -> None:
     pytest.importorskip("accelerate")
 
@@ -144,7 +149,7 @@ def test_what_is_not_finite_reaches_nothing_on_a_gpu(
             batch.x[0, 0, 0, 0] = float("nan")
         return batch
 
-    trainer = Trainer(settings(small_config, tmp_path, checkpoint_every=4, graph=graph), source)
+    trainer = Trainer(settings(small_config, tmp_path, method, checkpoint_every=4, graph=graph), source)
     kept: dict[str, torch.Tensor] = {}
 
     def keep(module: object, arguments: object) -> None:
