@@ -25,7 +25,8 @@ struct BackwardScratch {
   static int64_t bytes(const AttentionShape<T>& shape) {
     return 4 * rows_bytes(shape, shape.most_keys + kRowTile) + 2 * rows_bytes(shape, shape.padded_keys) +
            2 * rows_bytes(shape, round_up(shape.most_queries, kRowTile)) + rows_bytes(shape, kRowBlock) +
-           2 * Scratch::bytes(kRowBlock * shape.padded_keys + kWidth<T>, sizeof(T)) +
+           Scratch::bytes(kRowBlock * shape.padded_keys + kWidth<T>, sizeof(T)) +
+           Scratch::bytes(kRowBlock * shape.padded_keys, sizeof(T)) +
            Scratch::bytes(2 * shape.padded_keys, sizeof(int64_t));
   }
   BackwardScratch(Scratch& scratch, const AttentionShape<T>& shape)
@@ -36,7 +37,7 @@ struct BackwardScratch {
         queries(scratch.take<T>(round_up(shape.most_queries, kRowTile) * shape.padded_dim)),
         grad_out(scratch.take<T>(round_up(shape.most_queries, kRowTile) * shape.padded_dim)),
         logits(scratch.take<T>(kRowBlock * shape.padded_keys + kWidth<T>)),
-        grad_logits(scratch.take<T>(kRowBlock * shape.padded_keys + kWidth<T>)),
+        grad_logits(scratch.take<T>(kRowBlock * shape.padded_keys)),
         grad_queries(scratch.take<T>(kRowBlock * shape.padded_dim)),
         grad_keys(scratch.take<T>((shape.most_keys + kRowTile) * shape.padded_dim)),
         grad_values(scratch.take<T>((shape.most_keys + kRowTile) * shape.padded_dim)),

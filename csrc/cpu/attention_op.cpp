@@ -7,8 +7,7 @@
 namespace savl::cpu {
 namespace {
 
-constexpr int64_t kWidestVector = 64;  // bytes, of all instruction sets
-constexpr int64_t kMostChunks = 16;    // of the bias gradient: enough to share among threads, few enough to add up
+constexpr int64_t kMostChunks = 16;  // of the bias gradient: enough to share among threads, few enough to add up
 
 Image image_of(const Tensor& tensor) {
   return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};

@@ -14,6 +14,7 @@ namespace savl::cpu {
 
 enum class Storage : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2 };
 constexpr int kStorages = 3;
+constexpr int kWidestVector = 64;  // bytes, of all instruction sets
 
 // (B, H, W, channels) with channels contiguous; strides in elements. The dtype is the kernel's.
 struct Image {
@@ -26,7 +27,7 @@ struct AttentionArgs {
   Image q, k, v;         // the first channel of the first head each
   Image out;             // forward: written, dtype as q
   const void* severity;  // T (B, H, W) contiguous, or null
-  const void* bias;      // T (heads, span, span) in units of ln 2, each row back to front
+  const void* bias;      // T (heads, span, span) in units of ln 2, each row back to front, and room for a vector more
   bool bias_is_finite;   // of the whole table
   int64_t batch, height, width, heads, head_dim;
   int64_t window, key_window, shift;

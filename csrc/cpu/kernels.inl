@@ -8,6 +8,7 @@
 #define SAVL_STRING(token) SAVL_STRING_OF(token)
 
 namespace savl::cpu {
+static_assert(SAVL_VECTOR_BYTES <= kWidestVector);
 namespace SAVL_INSTRUCTION_SET {
 namespace {
 

@@ -347,6 +347,10 @@ class TrainingConfig:
             )
         if self.objective.freeze_network and not self.run.start:
             raise ValueError("objective.freeze_network needs run.start: a random network would stay random")
+        if self.objective.freeze_network and self.optimizer.method == "muon":
+            raise ValueError(
+                "objective.freeze_network keeps the matrices that optimizer.method = 'muon' is for: set it to 'adam'"
+            )
         if self.objective.freeze_network and (self.gan.weight > 0 or self.gan.perceptual > 0):
             raise ValueError("objective.freeze_network makes no SR image that gan.weight or gan.perceptual could judge")
         if self.run.minutes > 0 and self.optimizer.schedule != "cosine":

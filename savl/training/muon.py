@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from savl.network import SAVL
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients a, b, c of X → a·X + (b·XXᵀ + c·(XXᵀ)²)·X (Jordan et al., 2024), which takes every singular value in
-(0, 1] to about 1, between 0.7 and 1.2, within five rounds."""
+"""Coefficients a, b, c of X → a·X + (b·XXᵀ + c·(XXᵀ)²)·X (Jordan et al., 2024), which takes every singular value to
+about 1, between 0.68 and 1.2, within five rounds if it was between 0.002 and 1."""
 ROUNDS = 5
 ADAM_RMS = 0.2
 """Root mean square of the elements of Adam's updates at a rate of 1, about: with updates scaled to it both kinds of
@@ -34,14 +34,17 @@ def hidden_matrices(model: SAVL) -> list[HiddenMatrix]:
         model: Whose groups, and the convolution after them, are looked through.
 
     Returns:
-        Weights of linear layers, ``(out, in)``, and of convolutions, ``(out, in, k, k)``, that have a gradient. A
-        projection to q, k and v is three maps. Estimator, first convolution and upsampler are not among them.
+        Weights of linear layers, ``(out, in)``, and of convolutions, ``(out, in, k, k)``, that are trained. A
+        projection to q, k and v is three maps, one to gamma and beta two. Estimator, first convolution and upsampler
+        are not among them.
     """
+    channels = model.config.channels
     found: list[HiddenMatrix] = []
     for part in (model.groups, model.conv_last):
         for name, module in part.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.requires_grad:
-                found.append(HiddenMatrix(module.weight, 3 if name.split(".")[-1] == "qkv" else 1))
+                joined = name.endswith(("qkv", "guidance.project"))
+                found.append(HiddenMatrix(module.weight, module.weight.shape[0] // channels if joined else 1))
     return found
 
 
@@ -52,8 +55,9 @@ def orthogonalise(matrices: Tensor) -> Tensor:
         matrices: ``(n, rows, columns)`` floating.
 
     Returns:
-        U·Vᵀ of the singular value decomposition U·S·Vᵀ of each, but with singular values between 0.7 and 1.2; those
-        below some thousandths of the largest are less. Zeros stay zeros. Same shape and dtype.
+        U·Vᵀ of the singular value decomposition U·S·Vᵀ of each, but with singular values between 0.68 and 1.2; those
+        that were below 0.002 of the matrix's Frobenius norm are smaller. Zeros stay zeros, and a norm that is not far
+        above 1e-7 gives less. Same shape and dtype.
     """
     a, b, c = NEWTON_SCHULZ
     upright = matrices.shape[-2] > matrices.shape[-1]
@@ -90,7 +94,7 @@ class Muon(torch.optim.Optimizer):
 
         Args:
             matrices: Weights that get the orthogonal update, their momentum with Nesterov's look ahead.
-            others: Weights that get Adam's.
+            others: Weights that get Adam's, at least one.
             lr: Learning rate of both; an orthogonal update has the root mean square of Adam's.
             betas: Adam's moment decays.
             momentum: Share of the momentum that a step keeps, in [0, 1).
@@ -109,8 +113,7 @@ class Muon(torch.optim.Optimizer):
         # Loading a state replaces both.
         self._adam.param_groups = [group for group in self.param_groups if group["maps"] == 0]
         self._adam.state = self.state
-        if self.found_inf is not None:
-            self._adam.found_inf = self.found_inf  # type: ignore[attr-defined]
+        self._adam.found_inf = self.found_inf  # type: ignore[attr-defined]
         self._adam.step()
         for group in self.param_groups:
             if group["maps"] > 0:

@@ -94,6 +94,10 @@ def test_model_settings_override_the_named_configuration() -> None:
             "objective.freeze_network: the model has no estimator",
         ),
         ("[objective]\nfreeze_network = true", "objective.freeze_network needs run.start"),
+        (
+            "[objective]\nfreeze_network = true\n[run]\nstart = 'x'\n[optimizer]\nmethod = 'muon'",
+            "objective.freeze_network keeps the matrices that optimizer.method = 'muon' is for",
+        ),
         ("[objective]\nfreeze_network = true\nalpha = 0.0", "freeze_network needs something that trains the estimator"),
         (
             "[objective]\nfreeze_network = true\nalpha = 0.0\ncalibration = 0.3\n"

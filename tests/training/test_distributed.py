@@ -41,6 +41,7 @@ fresh = 1
 weight = 0.1
 features = 2
 [optimizer]
+method = "muon"
 warmup = 1
 [run]
 log_every = 1
@@ -135,6 +136,7 @@ def test_two_processes_train_the_estimator_alone(folder: Path) -> None:
     first = Trainer(load_config(folder / "config.toml", begin)).train()
     assert first is not None
     alone = ("objective.freeze_network=true", "objective.content=0.2", "objective.calibration=0.3", "gan.weight=0.0")
+    alone += ('optimizer.method="adam"',)
     changes = [f"run.start={first}", *alone, "data.alike=2", "data.batch=4", "data.fresh=2", "run.bfloat16=true"]
     second = train(folder, 2, "second", 3, changes)
     assert second.returncode == 0, second.stderr
