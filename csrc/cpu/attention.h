@@ -143,8 +143,8 @@ SAVL_INLINE bool reads_bias_in_place(const Window& window, int64_t padded_keys) 
 // The bias of query (i, j) against all keys, and minus infinity behind the last, copied run by run. Runs are copied in
 // whole vectors, past their ends: `row` has room for one more than the keys, and so has the table.
 template <typename T>
-SAVL_INLINE void copy_bias_row(const AttentionArgs& args, const Window& window, int i, int j, int64_t padded_keys,
-                               T* row) {
+SAVL_NOINLINE void copy_bias_row(const AttentionArgs& args, const Window& window, int i, int j, int64_t padded_keys,
+                                 T* row) {
   const T* run = bias_run<T>(args, window, i, j);
   const int columns = window.key_columns.length;
   const T masked = -__builtin_inf();

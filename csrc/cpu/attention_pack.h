@@ -111,9 +111,9 @@ SAVL_INLINE void write_channels(const T* channels, int64_t count, T factor, S* p
 // Factors are double and the product is rounded once: the rounding of a float factor would be common to a whole row,
 // and would add up in its logits instead of averaging out.
 template <typename S, typename T>
-SAVL_INLINE void pack_rows(const Image& image, const Window& window, const Axis& rows, const Axis& columns,
-                           const AttentionShape<T>& shape, const AttentionArgs& args, bool weigh, double scale,
-                           T* packed) {
+SAVL_NOINLINE void pack_rows(const Image& image, const Window& window, const Axis& rows, const Axis& columns,
+                             const AttentionShape<T>& shape, const AttentionArgs& args, bool weigh, double scale,
+                             T* packed) {
   const T* severity = weigh ? static_cast<const T*>(args.severity) : nullptr;
   const int64_t last = shape.padded_dim - kWidth<T>;
   for (int i = 0; i < rows.length; ++i) {
@@ -140,7 +140,7 @@ SAVL_INLINE int64_t panel_vectors(int64_t left) { return left == kPanel + 1 ? 2 
 
 // Rows to panels of columns: a panel holds, channel by channel, its vectors of keys.
 template <typename T>
-SAVL_INLINE void pack_panels(const T* rows, int keys, const AttentionShape<T>& shape, T* panels) {
+SAVL_NOINLINE void pack_panels(const T* rows, int keys, const AttentionShape<T>& shape, T* panels) {
   const int64_t padded = round_up(keys, kKeyStep<T>);
   int64_t width = 0;
   for (int64_t first = 0; first < padded; first += width) {
