@@ -15,7 +15,11 @@ def build_optimizer(objective: Objective, settings: OptimizerConfig, fused: bool
     Args:
         objective: With network, estimator and decoder.
         settings: Method and rates.
-        fused: Whether Adam's step must be one that can be told to change nothing, by ``found_inf``.
+        fused: Whether a step must be one that can be told to change nothing, by ``found_inf``, which torch's Adam can
+            only if it is fused.
+
+    Returns:
+        One that holds every trained weight once, its learning rate that of the settings.
     """
     trained = [weight for weight in objective.parameters() if weight.requires_grad]
     fused_or_not = True if fused else None
