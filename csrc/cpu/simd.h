@@ -66,17 +66,20 @@ SAVL_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return _mm512_maskz_
 SAVL_INLINE Vec<float> lesser(Vec<float> a, Vec<float> b) { return _mm512_maskz_min_ps(0xffff, a, b); }
 #endif
 
+template <typename T, int kLanes>
+struct Halves {
+  typedef T Half __attribute__((vector_size(sizeof(T) * kLanes / 2)));
+  Half low, high;
+};
+
 // Half and half, in registers: the order of the sum is that of a tree.
 template <typename T, int kLanes, typename V>
 SAVL_INLINE T sum_of_lanes(V value) {
   if constexpr (kLanes == 1) {
     return value[0];
   } else {
-    typedef T Half __attribute__((vector_size(sizeof(T) * kLanes / 2)));
-    Half low, high;
-    __builtin_memcpy(&low, &value, sizeof(low));
-    __builtin_memcpy(&high, reinterpret_cast<const char*>(&value) + sizeof(low), sizeof(high));
-    return sum_of_lanes<T, kLanes / 2>(low + high);
+    const auto halves = bits_of<Halves<T, kLanes>>(value);
+    return sum_of_lanes<T, kLanes / 2>(halves.low + halves.high);
   }
 }
 
@@ -91,11 +94,8 @@ SAVL_INLINE T largest_of_lanes(V value) {
   if constexpr (kLanes == 1) {
     return value[0];
   } else {
-    typedef T Half __attribute__((vector_size(sizeof(T) * kLanes / 2)));
-    Half low, high;
-    __builtin_memcpy(&low, &value, sizeof(low));
-    __builtin_memcpy(&high, reinterpret_cast<const char*>(&value) + sizeof(low), sizeof(high));
-    return largest_of_lanes<T, kLanes / 2>(low > high ? low : high);
+    const auto halves = bits_of<Halves<T, kLanes>>(value);
+    return largest_of_lanes<T, kLanes / 2>(halves.low > halves.high ? halves.low : halves.high);
   }
 }
 
