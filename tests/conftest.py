@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 from savl import ops
+from savl.build_info import build_info
 from savl.network import DegradationField, SAVLConfig
 
 # benchmarks/ is not installed; last, so that the savl which is installed comes before the one beside it.
@@ -33,6 +35,13 @@ settings.load_profile("savl")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def built_extension() -> ModuleType:
+    """The extension module; the test is skipped where savl was installed without it."""
+    module: ModuleType = pytest.importorskip("savl._C", reason=str(build_info()["reason"]), exc_type=ImportError)
+    return module
 
 
 @pytest.fixture(scope="session")
