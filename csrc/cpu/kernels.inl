@@ -20,6 +20,10 @@ namespace {
 //
 #include "cpu/attention_pack.h"
 //
+#include "cpu/attention_products.h"
+//
+#include "cpu/attention_logits.h"
+//
 #include "cpu/attention.h"
 //
 #include "cpu/attention_backward.h"
