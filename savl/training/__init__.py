@@ -2,6 +2,7 @@
 
 from savl.training.config import TrainingConfig, load_config
 from savl.training.perceptual import PerceptualUnavailable
-from savl.training.trainer import Trainer, TrainingUnavailable
+from savl.training.processes import TrainingUnavailable
+from savl.training.trainer import Trainer
 
 __all__ = ["PerceptualUnavailable", "Trainer", "TrainingConfig", "TrainingUnavailable", "load_config"]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from savl.atomic_write import write_atomically
+from savl.training.config import TrainingConfig
 
 FORMAT = 1
 
@@ -37,3 +38,37 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} is not a savl training checkpoint of format {FORMAT}")
     return state
+
+
+def settings_that_count(config: TrainingConfig, processes: int) -> dict[str, Any]:
+    """What a resumed run must share with the one it resumes: all but its length, its rhythm and where files lie."""
+    free = {"run.steps", "run.log_every", "run.checkpoint_every", "run.images_every", "run.output", "run.device"}
+    free |= {"run.minutes", "run.fused", "run.compile", "run.graph", "data.hr", "data.cache", "data.workers"}
+    flat = {name: value for name, value in _flat(config.to_dict()) if not name.startswith("validation.")}
+    return {"processes": processes, **{name: value for name, value in flat.items() if name not in free}}
+
+
+def check_settings(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """See to it that a run is the one its checkpoint is of.
+
+    Args:
+        path: The checkpoint.
+        then: `settings_that_count` when it was written. What an older version did not speak of was as it is by default.
+        now: Those of the run that would go on from it.
+
+    Raises:
+        ValueError: They differ; the message names those that do.
+    """
+    then = {**settings_that_count(TrainingConfig(), 1), **then}
+    changed = [name for name in now if now[name] != then.get(name)]
+    if changed:
+        what = ", ".join(f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in changed)
+        raise ValueError(f"{path} belongs to another run: {what}; choose another run.output, or set them back")
+
+
+def _flat(tables: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    return [
+        pair
+        for name, value in tables.items()
+        for pair in (_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)])
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 from collections.abc import Callable
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -19,13 +19,14 @@ from savl.ops import use_fused_kernels
 from savl.training.adversary import Adversary
 from savl.training.ahead import Ahead
 from savl.training.averaged_weights import AveragedWeights
-from savl.training.checkpoint import load_checkpoint, save_checkpoint
+from savl.training.checkpoint import check_settings, load_checkpoint, save_checkpoint, settings_that_count
 from savl.training.config import TrainingConfig
 from savl.training.data import Batch, PairPool, PatchSource
 from savl.training.finite import Looked, Step
 from savl.training.graphed import graphed_reconstruct
 from savl.training.objectives import Objective, Outcome
 from savl.training.optimizer import build_optimizer
+from savl.training.processes import in_all, in_any, join_processes, mean_losses, mean_number
 from savl.training.records import Records
 from savl.training.schedule import learning_rate
 from savl.training.start import initial_network
@@ -39,10 +40,6 @@ if TYPE_CHECKING:
 CHECKPOINT_NAME = "checkpoint.pt"
 WEIGHTS_NAME = "model.safetensors"
 REFUSED_NAME = "not_finite{}.pt"
-
-
-class TrainingUnavailable(RuntimeError):
-    """A package that training needs is not installed; the message says how to get it."""
 
 
 class Trainer:
@@ -84,7 +81,7 @@ class Trainer:
             )
         self.config = config
         self.output = Path(config.run.output)
-        self.accelerator = _accelerator(config.run.device == "cpu")
+        self.accelerator = join_processes(config.run.device == "cpu")
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process
         torch.manual_seed(config.run.seed)
@@ -119,7 +116,7 @@ class Trainer:
         self.step = 0
         self.left_out = 0
         """Images that are too small to be learned from."""
-        self.time = TrainingTime(config.run.minutes, self._mean_of)
+        self.time = TrainingTime(config.run.minutes, partial(mean_number, self.accelerator))
         self._stopping = False
         self._unseen: Step | None = None
         """The last step, until it is looked at."""
@@ -157,7 +154,7 @@ class Trainer:
             for index, (done, rate, losses) in enumerate(looked):
                 if done % run.log_every and not (done == self.step and self._over):
                     continue
-                looked[index] = Looked(done, rate, self._mean(losses))
+                looked[index] = Looked(done, rate, mean_losses(self.accelerator, losses))
                 if records is not None:
                     speed = (done - logged) / max(monotonic() - started, 1e-9)
                     peak = self.config.optimizer.learning_rate
@@ -180,7 +177,7 @@ class Trainer:
                 batches.begin(self.step)
             self.time.begin()
             try:
-                while not self._over and not self._all_stop():
+                while not self._over and not in_any(self.accelerator, self._stopping):
                     batch = self._made(batches)
                     batches.begin(self.step + 1)
                     outcome = self._step(batch, learning_rate(self.config.optimizer, self.step, self.expected_steps))
@@ -247,7 +244,7 @@ class Trainer:
             state: dict[str, Any] = {
                 "step": self.step,
                 "time": self.time.state_dict(),
-                "settings": _settings_that_count(self.config, self.accelerator.num_processes),
+                "settings": settings_that_count(self.config, self.accelerator.num_processes),
                 "average": self.average.state_dict(),
                 "objective": self.plain.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -336,14 +333,8 @@ class Trainer:
 
         Each leaves what it takes to see why.
         """
-        if self.accelerator.num_processes > 1:
-            met = self.accelerator.reduce(torch.tensor(float(not finite), device=self.device), "sum")
-            assert isinstance(met, Tensor)
-            here = not finite
-            finite = not bool(met > 0)
-            what = what if here or finite else f"{what} of another process"
-        if not finite:
-            self._refuse(step, what)
+        if in_any(self.accelerator, not finite):
+            self._refuse(step, f"{what} of another process" if finite else what)
 
     def _refuse(self, step: Step, what: str) -> NoReturn:
         """Stop at a step that changed no weight, and leave what it takes to see why."""
@@ -369,31 +360,6 @@ class Trainer:
         assert isinstance(module, SAVL)
         return module
 
-    def _mean(self, losses: dict[str, float]) -> dict[str, float]:
-        """Over all processes."""
-        if self.accelerator.num_processes == 1:
-            return losses
-        values = torch.tensor(list(losses.values()), device=self.device)
-        means = self.accelerator.reduce(values, "mean")
-        assert isinstance(means, Tensor)
-        return dict(zip(losses, means.tolist(), strict=True))
-
-    def _mean_of(self, number: float) -> float:
-        """Over all processes, exactly the same for each of them."""
-        if self.accelerator.num_processes == 1:
-            return number
-        mean = self.accelerator.reduce(torch.tensor(number, dtype=torch.float64, device=self.device), "mean")
-        assert isinstance(mean, Tensor)
-        return float(mean)
-
-    def _all_stop(self) -> bool:
-        """Whether any process was asked to stop; all of them end after the same step."""
-        if self.accelerator.num_processes == 1:
-            return self._stopping
-        asked = self.accelerator.reduce(torch.tensor(float(self._stopping), device=self.device), "sum")
-        assert isinstance(asked, Tensor)
-        return bool(asked > 0)
-
     def _pool(self, on_image: Callable[[int, int], None] | None) -> PairPool:
         data, scale = self.config.data, self.config.model.scale
         degradation = Degradation(self.config.degradation, scale)  # before minutes of decoding: it may be unavailable
@@ -414,24 +380,17 @@ class Trainer:
 
     def _check_steps(self) -> None:
         """Whether all processes stand at the same step: those of other machines may not see the run's folder."""
-        steps = self.accelerator.gather(torch.tensor([self.step], device=self.device))
-        assert isinstance(steps, Tensor)
-        if bool((steps != self.step).any()):
+        steps = in_all(self.accelerator, self.step)
+        if len(set(steps)) > 1:
             raise ValueError(
                 f"run.output: {self.output} holds another state for some processes than for others (steps done: "
-                f"{steps.tolist()}); it must be a folder that all of them share"
+                f"{steps}); it must be a folder that all of them share"
             )
 
     def _resume(self, state: dict[str, Any]) -> None:
         path = self.output / CHECKPOINT_NAME
         try:
-            then, now = state["settings"], _settings_that_count(self.config, self.accelerator.num_processes)
-            # What a checkpoint of an older version does not speak of was as it is by default now.
-            then = {**_settings_that_count(TrainingConfig(), 1), **then}
-            changed = [name for name in now if now[name] != then.get(name)]
-            if changed:
-                what = ", ".join(f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in changed)
-                raise ValueError(f"{path} belongs to another run: {what}; choose another run.output, or set them back")
+            check_settings(path, state["settings"], settings_that_count(self.config, self.accelerator.num_processes))
             if self.config.run.steps < state["step"]:
                 raise ValueError(
                     f"run.steps must be at least {state['step']}, the steps {path} has done already, "
@@ -450,35 +409,6 @@ class Trainer:
             raise ValueError(f"{path} cannot be resumed from: {error}") from error
 
 
-def _accelerator(cpu: bool) -> Accelerator:
-    try:
-        from accelerate import Accelerator, InitProcessGroupKwargs
-    except ImportError as error:
-        raise TrainingUnavailable(
-            f"training needs accelerate, which cannot be imported ({error}); pip install 'savl[train]' brings it"
-        ) from error
-    # Precision is this package's own business: accelerate would keep the first choice for the whole process. And
-    # processes wait for the first one while it validates.
-    patient = InitProcessGroupKwargs(timeout=timedelta(hours=2))
-    return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[patient])
-
-
 def _looks_late(config: TrainingConfig, accelerator: Accelerator) -> bool:
     """Whether steps are looked at late: on a GPU, unless several processes must agree or two networks learn in turn."""
     return accelerator.device.type == "cuda" and accelerator.num_processes == 1 and config.gan.weight == 0
-
-
-def _settings_that_count(config: TrainingConfig, processes: int) -> dict[str, Any]:
-    """What a resumed run must share with the one it resumes: all but its length, its rhythm and where files lie."""
-    free = {"run.steps", "run.log_every", "run.checkpoint_every", "run.images_every", "run.output", "run.device"}
-    free |= {"run.minutes", "run.fused", "run.compile", "run.graph", "data.hr", "data.cache", "data.workers"}
-    flat = {name: value for name, value in _flat(config.to_dict()) if not name.startswith("validation.")}
-    return {"processes": processes, **{name: value for name, value in flat.items() if name not in free}}
-
-
-def _flat(tables: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    return [
-        pair
-        for name, value in tables.items()
-        for pair in (_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)])
-    ]
