@@ -28,7 +28,9 @@ def twin_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     library = tmp_path_factory.mktemp("twin") / "twin.so"
     torch_root = Path(torch.__file__).parent
     wanted = os.environ.get("SAVL_SANITIZE")
-    sanitizers = [f"-fsanitize={wanted}", "-fno-omit-frame-pointer", "-g"] if wanted else []
+    sanitizers = (
+        [f"-fsanitize={wanted}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1"] if wanted else []
+    )
     command = [compiler, "-std=c++20", "-O1", "-shared", "-fPIC", "-ffp-contract=fast", "-fvisibility=hidden"]
     command += [*sanitizers, "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     command += [f"-I{ROOT / 'csrc'}", f"-I{torch_root / 'include'}", str(ROOT / "csrc/twin/twin.cpp")]
