@@ -32,6 +32,19 @@ settings.register_profile("savl", deadline=None, derandomize=True)
 settings.load_profile("savl")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pytest-xdist begin files in the order in which they are collected; its own is those of most tests first."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where workers share the tests, files with slow ones first: else one has them left when the others are done."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+        items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
