@@ -68,6 +68,7 @@ def test_sanitizers_are_compiled_in_when_asked_for(monkeypatch: pytest.MonkeyPat
     (module,) = arguments["ext_modules"]
     assert "-fsanitize=address,undefined" in module.extra_compile_args
     assert "-fsanitize=address,undefined" in module.extra_link_args
+    assert "-fno-wrapv" in module.extra_compile_args, "Python's -fwrapv would hide what overflows"
 
 
 # The CUDA library
