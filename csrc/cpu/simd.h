@@ -13,7 +13,7 @@ constexpr int kWidth = SAVL_VECTOR_BYTES / static_cast<int>(sizeof(T));
 
 #define SAVL_ALWAYS_INLINE __attribute__((always_inline))
 #define SAVL_INLINE inline SAVL_ALWAYS_INLINE
-// For large functions with several callers: compiled once, a build with sanitizers takes five minutes and not seven.
+// For large functions with several callers, which take long to compile with sanitizers.
 #define SAVL_NOINLINE __attribute__((noinline))
 
 SAVL_INLINE int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
