@@ -114,6 +114,8 @@ class PatchSource:
 
 Group = tuple[Tensor, Tensor, Tensor]
 """LR images, HR images and severity, ``(fresh, channels, …)`` uint8, degraded together."""
+Sent = tuple[NDArray[np.uint8], ...]
+"""The same on its way from another process."""
 
 
 class PairPool:
@@ -204,7 +206,7 @@ def _turned(images: Tensor, turns: list[tuple[int, bool]], alike: int) -> Tensor
 
 
 @dataclass(frozen=True)
-class _Groups(Dataset[Group]):
+class _Groups(Dataset[Sent]):
     """The pairs that a step brings into the pool, by its number."""
 
     patches: PatchSource
@@ -227,9 +229,8 @@ class _Groups(Dataset[Group]):
         hr = [_cut(image, scale * place, scale * patch) for image, place in zip(whole, places, strict=True)]
         return lr[:, :3], torch.stack(hr), lr[:, 3:]
 
-    def __getitem__(self, number: int) -> Group:
-        y, x, severity = (part.cpu().contiguous() for part in self(number))  # memory that processes can share
-        return y, x, severity
+    def __getitem__(self, number: int) -> Sent:
+        return tuple(part.cpu().numpy() for part in self(number))
 
 
 class _InOtherProcesses:
@@ -242,16 +243,17 @@ class _InOtherProcesses:
         self._dataset = groups
         self._workers = workers
         self._next: int | None = None
-        self._loaded: Iterator[Group] = iter(())
+        self._loaded: Iterator[Sent] = iter(())
 
     def __call__(self, number: int) -> Group:
         if number != self._next:
             self.close()
             self._loaded = self._started(number)
         self._next = number + 1
-        return next(self._loaded)
+        y, x, severity = (torch.from_numpy(part) for part in next(self._loaded))
+        return y, x, severity
 
-    def _started(self, number: int) -> Iterator[Group]:
+    def _started(self, number: int) -> Iterator[Sent]:
         # Not a draw from torch's own generator: a step may be drawing from it.
         generator = torch.Generator()
         with _signals_blocked(), warnings.catch_warnings():
@@ -261,6 +263,7 @@ class _InOtherProcesses:
                 DataLoader(
                     self._dataset,
                     batch_size=None,
+                    collate_fn=_as_it_is,
                     sampler=count(number),
                     num_workers=self._workers,
                     prefetch_factor=self.AHEAD,
@@ -272,6 +275,15 @@ class _InOtherProcesses:
     def close(self) -> None:
         """End the processes, which follows from forgetting what they make."""
         self._loaded, self._next = iter(()), None
+
+
+def _as_it_is(group: Any) -> Any:
+    """Arrays stay arrays, whose bytes are sent.
+
+    A thread of each process sends. It would share the memory of tensors from within C++, and if it were there when its
+    process ends, Python would abort that.
+    """
+    return group
 
 
 @contextlib.contextmanager

@@ -127,6 +127,7 @@ def test_images_of_one_recipe_are_their_own_originals_degraded(tmp_path: Path) -
     assert (pairs.y - pairs.z.roll(1, dims=0)).abs().mean() * 255 > 3, "others would be told apart"
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # as of processes that were aborted
 def test_other_processes_degrade_as_this_one_does(photographs: Path, tmp_path: Path) -> None:
     """Those have one thread each, and so has this one: sums are rounded alike."""
 
