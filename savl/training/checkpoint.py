@@ -41,7 +41,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def settings_that_count(config: TrainingConfig, processes: int) -> dict[str, Any]:
-    """What a resumed run must share with the one it resumes: all but its length, its rhythm and where files lie."""
+    """What a resumed run must share with the one it resumes: all but its length, its rhythm and where files lie.
+
+    Args:
+        config: The run.
+        processes: How many train it together.
+
+    Returns:
+        Values by the names of the settings, ``optimizer.betas`` for one; and the ``processes``.
+    """
     free = {"run.steps", "run.log_every", "run.checkpoint_every", "run.images_every", "run.output", "run.device"}
     free |= {"run.minutes", "run.fused", "run.compile", "run.graph", "data.hr", "data.cache", "data.workers"}
     flat = {name: value for name, value in _flat(config.to_dict()) if not name.startswith("validation.")}

@@ -280,8 +280,7 @@ class _InOtherProcesses:
 def _as_it_is(group: Any) -> Any:
     """Arrays stay arrays, whose bytes are sent.
 
-    A thread of each process sends. It would share the memory of tensors from within C++, and if it were there when its
-    process ends, Python would abort that.
+    Some processes that sent tensors, whose memory is shared from within C++ by a thread, were aborted as they ended.
     """
     return group
 

@@ -38,7 +38,7 @@ def join_processes(cpu: bool) -> Accelerator:
 
 
 def mean_losses(accelerator: Accelerator, losses: dict[str, float]) -> dict[str, float]:
-    """The mean of every loss over all processes, which name the same ones in the same order."""
+    """The mean of every loss over all processes, by its name; all have the same names in the same order."""
     if accelerator.num_processes == 1:
         return losses
     means = accelerator.reduce(torch.tensor(list(losses.values()), device=accelerator.device), "mean")
@@ -55,8 +55,8 @@ def mean_number(accelerator: Accelerator, number: float) -> float:
     return float(mean)
 
 
-def in_any(accelerator: Accelerator, true: bool) -> bool:
-    """Whether something is true in any process."""
+def any_process(accelerator: Accelerator, true: bool) -> bool:
+    """Whether something is true in any process, the same answer for all of them."""
     if accelerator.num_processes == 1:
         return true
     count = accelerator.reduce(torch.tensor(float(true), device=accelerator.device), "sum")
@@ -64,7 +64,7 @@ def in_any(accelerator: Accelerator, true: bool) -> bool:
     return bool(count > 0)
 
 
-def in_all(accelerator: Accelerator, number: int) -> list[int]:
+def of_every_process(accelerator: Accelerator, number: int) -> list[int]:
     """The number that each process has, by rank."""
     numbers = accelerator.gather(torch.tensor([number], device=accelerator.device))
     assert isinstance(numbers, Tensor)

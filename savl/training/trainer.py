@@ -26,7 +26,7 @@ from savl.training.finite import Looked, Step
 from savl.training.graphed import graphed_reconstruct
 from savl.training.objectives import Objective, Outcome
 from savl.training.optimizer import build_optimizer
-from savl.training.processes import in_all, in_any, join_processes, mean_losses, mean_number
+from savl.training.processes import any_process, join_processes, mean_losses, mean_number, of_every_process
 from savl.training.records import Records
 from savl.training.schedule import learning_rate
 from savl.training.start import initial_network
@@ -177,7 +177,7 @@ class Trainer:
                 batches.begin(self.step)
             self.time.begin()
             try:
-                while not self._over and not in_any(self.accelerator, self._stopping):
+                while not self._over and not any_process(self.accelerator, self._stopping):
                     batch = self._made(batches)
                     batches.begin(self.step + 1)
                     outcome = self._step(batch, learning_rate(self.config.optimizer, self.step, self.expected_steps))
@@ -333,7 +333,7 @@ class Trainer:
 
         Each leaves what it takes to see why.
         """
-        if in_any(self.accelerator, not finite):
+        if any_process(self.accelerator, not finite):
             self._refuse(step, f"{what} of another process" if finite else what)
 
     def _refuse(self, step: Step, what: str) -> NoReturn:
@@ -380,7 +380,7 @@ class Trainer:
 
     def _check_steps(self) -> None:
         """Whether all processes stand at the same step: those of other machines may not see the run's folder."""
-        steps = in_all(self.accelerator, self.step)
+        steps = of_every_process(self.accelerator, self.step)
         if len(set(steps)) > 1:
             raise ValueError(
                 f"run.output: {self.output} holds another state for some processes than for others (steps done: "
