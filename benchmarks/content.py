@@ -21,7 +21,7 @@ from savl.evaluation.analysis.factorial import NOISE
 from savl.evaluation.analysis.names import distinct_names
 from savl.evaluation.analysis.report_json import plain
 from savl.evaluation.analysis.whole import AnalysisConfig
-from savl.inference.image_folder import find_images
+from savl.images.folder import find_images
 
 
 def measure(data: FactorialFeatures, model: int, repeats: int) -> dict[str, Any]:

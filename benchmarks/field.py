@@ -21,7 +21,7 @@ import savl
 from savl.degradation import DegradationConfig
 from savl.degradation.config import OPERATIONS
 from savl.evaluation.severity import severity_agreement
-from savl.inference.image_folder import find_images
+from savl.images.folder import find_images
 from savl.network import SAVL
 
 PUBLISHED = DegradationConfig()

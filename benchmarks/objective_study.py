@@ -25,7 +25,7 @@ from torch import Tensor
 from savl.degradation import Degradation, DegradationConfig, bicubic_downsample
 from savl.degradation.config import SpatialConfig
 from savl.evaluation.severity import severity_agreement
-from savl.inference.image_folder import find_images, read_rgb
+from savl.images.folder import find_images, read_rgb
 from savl.network import CONFIGS, SAVL, DegradationField
 from savl.training.config import DataConfig, ObjectiveConfig
 from savl.training.data import Batch, PairPool, PatchSource

@@ -23,7 +23,7 @@ import savl
 from savl.evaluation import evaluate_pair, match_pairs
 from savl.evaluation.analysis.report_json import plain
 from savl.evaluation.analysis.whole import AnalysisConfig, ModelEvidence, analyze
-from savl.inference.image_folder import find_images
+from savl.images.folder import find_images
 from savl.network import SAVL
 from savl.training import Trainer, load_config
 from savl.training.trainer import WEIGHTS_NAME

@@ -140,7 +140,7 @@ def analyze(
         from savl.evaluation.analysis.sample_photographs import sample_photographs
         from savl.evaluation.analysis.whole import AnalysisConfig
         from savl.evaluation.analysis.whole import analyze as run
-        from savl.inference.image_folder import find_images
+        from savl.images.folder import find_images
 
         if only and not table:
             raise ValueError("--only picks rows of a --table, and there is none")

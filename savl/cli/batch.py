@@ -9,11 +9,11 @@ from pathlib import Path
 from savl.cli.jobs import Job, Naming, output_is_file, plan_jobs, spell_suffix
 from savl.cli.loop import check_arguments, in_short, run_jobs
 from savl.cli.sources import UsageMistake, find_sources
+from savl.images.format import FORMATS
+from savl.images.processed_file import ProcessedFile
 from savl.inference.device import checked_device
 from savl.inference.enlarge import ImageUpscaler, OnTile, check_scale
-from savl.inference.image_format import FORMATS
 from savl.inference.memory import keep_freed_memory
-from savl.inference.processed_file import ProcessedFile
 from savl.inference.upscale_file import upscale_file
 from savl.inference.upscale_image import as_upscaler
 

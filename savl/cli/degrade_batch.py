@@ -12,11 +12,11 @@ from savl.cli.loop import check_arguments, run_jobs
 from savl.cli.sources import UsageMistake, find_sources
 from savl.degradation import Degradation, DegradationConfig, DegradationUnavailable
 from savl.degradation.degrade_file import degrade_file
+from savl.images.errors import ImageFileError
+from savl.images.format import FORMATS, JPEG, PNG, format_of_suffix
+from savl.images.processed_file import ProcessedFile
 from savl.inference.enlarge import OnTile
-from savl.inference.errors import ImageFileError
-from savl.inference.image_format import FORMATS, JPEG, PNG, format_of_suffix
 from savl.inference.memory import keep_freed_memory
-from savl.inference.processed_file import ProcessedFile
 from savl.settings import from_table
 
 

@@ -10,7 +10,7 @@ from glob import has_magic
 from pathlib import Path
 
 from savl.cli.sources import Source, UsageMistake, same_file_key
-from savl.inference.image_format import FORMATS, PNG, ImageFormat, format_of_suffix
+from savl.images.format import FORMATS, PNG, ImageFormat, format_of_suffix
 
 
 @dataclass(frozen=True)

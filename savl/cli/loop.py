@@ -14,9 +14,9 @@ from typing import Protocol
 from savl.cli.jobs import Job, Plan
 from savl.cli.report import Report
 from savl.cli.sources import Found, UsageMistake
+from savl.images.errors import ImageFileError
+from savl.images.processed_file import ProcessedFile
 from savl.inference.enlarge import OnTile
-from savl.inference.errors import ImageFileError
-from savl.inference.processed_file import ProcessedFile
 
 
 class Work(Protocol):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from savl.inference.image_format import READABLE, format_of_suffix
+from savl.images.format import READABLE, format_of_suffix
 
 
 class UsageMistake(ValueError):

@@ -20,10 +20,10 @@ from savl.degradation.config import DegradationConfig, SpatialConfig
 from savl.degradation.kernels import GaussianKernel, Kernel, SincKernel
 from savl.degradation.pipeline import Degradation
 from savl.degradation.recipe import Noise, Recipe, Resize, Stage
-from savl.inference.errors import ImageFileError
-from savl.inference.image_file import write_image
-from savl.inference.image_folder import decode_rgb
-from savl.inference.image_format import format_of_suffix
+from savl.images.errors import ImageFileError
+from savl.images.folder import decode_rgb
+from savl.images.format import format_of_suffix
+from savl.images.write import write_image
 
 SIDE = 384
 """Pixels of the photograph that are degraded to SIDE / 4."""

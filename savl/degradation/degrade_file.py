@@ -15,21 +15,15 @@ from torch import Tensor
 
 from savl.atomic_write import write_atomically
 from savl.degradation.pipeline import Degradation
-from savl.inference.alpha import fill_transparent
-from savl.inference.errors import UnsupportedImage
-from savl.inference.image_file import (
-    ImageFile,
-    check_size,
-    naming_output,
-    prepare_output,
-    read_image,
-    write_image,
-)
-from savl.inference.image_format import PNG, ImageFormat
-from savl.inference.image_metadata import Metadata
-from savl.inference.processed_file import ProcessedFile
-from savl.inference.quantise import sample_peak
-from savl.inference.severity_map import draw_severity
+from savl.images.alpha import fill_transparent
+from savl.images.errors import UnsupportedImage
+from savl.images.format import PNG, ImageFormat
+from savl.images.metadata import Metadata
+from savl.images.processed_file import ProcessedFile
+from savl.images.quantise import sample_peak
+from savl.images.read import ImageFile, read_image
+from savl.images.severity_map import draw_severity
+from savl.images.write import check_size, naming_output, prepare_output, write_image
 
 
 def file_seed(seed: int, source: str | os.PathLike[str]) -> tuple[int, int]:

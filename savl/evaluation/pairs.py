@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from savl.evaluation.fidelity import Fidelity, fidelity
+from savl.images.folder import find_images, read_rgb
 from savl.inference.enlarge import ImageUpscaler
-from savl.inference.image_folder import find_images, read_rgb
 from savl.network.savl import bicubic_upscale
 
 

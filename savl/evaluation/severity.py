@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from savl.degradation import Degradation, DegradationConfig
-from savl.inference.image_folder import read_rgb
+from savl.images.folder import read_rgb
 from savl.network import SAVL
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from savl.inference.alpha import fill_transparent
-from savl.inference.quantise import quantise_plane, sample_peak
-from savl.inference.resample import bicubic, bicubic_premultiplied
+from savl.images.alpha import fill_transparent
+from savl.images.quantise import quantise_plane, sample_peak
+from savl.images.resample import bicubic, bicubic_premultiplied
 
 OnTile = Callable[[int, int], None]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
+from savl.images.format import PNG, ImageFormat
+from savl.images.processed_file import ProcessedFile
+from savl.images.read import ImageFile, read_image
+from savl.images.severity_map import draw_severity
+from savl.images.write import check_size, prepare_output, write_image
 from savl.inference.enlarge import ImageUpscaler, OnTile, check_scale, enlarge, output_size
-from savl.inference.image_file import ImageFile, check_size, prepare_output, read_image, write_image
-from savl.inference.image_format import PNG, ImageFormat
-from savl.inference.processed_file import ProcessedFile
-from savl.inference.severity_map import draw_severity
 
 
 def upscale_file(

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from savl.images.pixels import as_pixels
 from savl.inference.device import checked_device
 from savl.inference.enlarge import ImageUpscaler, OnTile, check_scale, enlarge
-from savl.inference.image_input import as_pixels
 from savl.inference.precision import checked_dtype
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ def upscale(
 
     Raises:
         TypeError, ValueError: an argument is not of the kinds above; the message names it.
-        ImageFileError: the file cannot be read (`savl.inference.errors` has the kinds).
+        ImageFileError: the file cannot be read (`savl.images.errors` has the kinds).
     """
     if scale is not None:
         check_scale(scale)
     if isinstance(image, (str, os.PathLike)):
-        from savl.inference.image_file import read_image
+        from savl.images.read import read_image
 
         if "\0" in os.fsdecode(image):
             raise ValueError(f"image: the path {os.fsdecode(image)!r} has a NUL character in it")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from savl.degradation import Degradation, bicubic_downsample
-from savl.inference.image_folder import find_images
+from savl.images.folder import find_images
 from savl.training.config import DataConfig
 from savl.training.decoded_images import cache_file, decode_images, map_images
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from savl.atomic_write import atomic_write, write_whole
-from savl.inference.errors import ImageFileError
-from savl.inference.image_folder import decode_rgb
+from savl.images.errors import ImageFileError
+from savl.images.folder import decode_rgb
 
 SUFFIX = ".images"
 FORMAT = 1

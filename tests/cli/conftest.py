@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from savl.cli import batch, main
-from savl.inference.image_file import write_image
-from savl.inference.image_format import format_of_suffix
+from savl.images.format import format_of_suffix
+from savl.images.write import write_image
 
 
 @dataclass

@@ -21,8 +21,9 @@ import savl
 from savl.cli.app import app
 from savl.degradation import Degradation, DegradationConfig
 from savl.degradation.config import SpatialConfig
-from savl.inference.image_file import read_image, write_image
-from savl.inference.image_format import format_of_suffix
+from savl.images.format import format_of_suffix
+from savl.images.read import read_image
+from savl.images.write import write_image
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageCms
 
 import savl as savl_package
-from savl.inference.image_file import read_image
+from savl.images.read import read_image
 
 Run = Callable[..., Any]
 Write = Callable[..., Path]
@@ -142,8 +142,8 @@ def test_transparency_is_flattened_onto_white_for_jpeg_and_that_is_said(savl: Ru
 
 
 def test_quality_reaches_the_encoder(savl: Run, tmp_path: Path, picture: Write) -> None:
-    from savl.inference.image_file import write_image
-    from savl.inference.image_format import PNG
+    from savl.images.format import PNG
+    from savl.images.write import write_image
 
     picture("dot.png")
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import savl
-from savl.inference.image_file import read_image, write_image
-from savl.inference.image_format import PNG
+from savl.images.format import PNG
+from savl.images.read import read_image
+from savl.images.write import write_image
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
@@ -26,7 +27,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from types import SimpleNamespace
 import torch
 from savl.cli import batch, main
-from savl.inference import image_file
+from savl.images import write
 
 class Nearest:
     scale = 4
@@ -40,7 +41,7 @@ if sys.argv[1] == "stuck":
         file.write(b"half a picture")
         print("writing", flush=True)
         time.sleep(60)
-    image_file._encode = half
+    write._encode = half
 main(sys.argv[2:])
 """
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from savl.degradation import Degradation, DegradationConfig
 from savl.degradation.kernels import Kernel
 from savl.degradation.recipe import Noise, Recipe, Resize, Stage
-from savl.inference.image_folder import read_rgb
+from savl.images.folder import read_rgb
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

@@ -19,12 +19,12 @@ from PIL import Image
 from torch.nn import functional as F
 
 import savl
-from savl.inference.alpha import fill_transparent
+from savl.images.alpha import fill_transparent
+from savl.images.errors import UnreadableImage
+from savl.images.format import PNG
+from savl.images.write import write_image
 from savl.inference.device import best_device, checked_device
 from savl.inference.enlarge import enlarge, output_size
-from savl.inference.errors import UnreadableImage
-from savl.inference.image_file import write_image
-from savl.inference.image_format import PNG
 from savl.inference.upscale_image import as_upscaler, upscale
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from savl.degradation import Degradation, DegradationConfig, Degraded, bicubic_downsample
 from savl.degradation.config import SpatialConfig
-from savl.inference.errors import ImageFileError
-from savl.inference.image_folder import decode_rgb
+from savl.images.errors import ImageFileError
+from savl.images.folder import decode_rgb
 from savl.training import decoded_images
 from savl.training.config import DataConfig
 from savl.training.data import PairPool, PatchSource

@@ -13,7 +13,7 @@ from torch import Tensor
 from savl.degradation import Degradation, DegradationConfig, bicubic_downsample
 from savl.degradation.kernels import GaussianKernel, Kernel
 from savl.degradation.recipe import Noise, Recipe, Resize, Stage
-from savl.inference.image_folder import read_rgb
+from savl.images.folder import read_rgb
 
 _KERNEL = 21
 """Side of the blur kernels in pixels, the largest that the pipeline takes: a wide Gaussian is not cut off."""

@@ -23,7 +23,7 @@ from savl.evaluation.analysis.report_json import PUBLISHED
 from savl.evaluation.analysis.severity_pictures import LONGEST, SeverityPicture
 from savl.evaluation.analysis.whole import Analysis
 from savl.evaluation.unavailable import AnalysisUnavailable
-from savl.inference.severity_map import draw_severity
+from savl.images.severity_map import draw_severity
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -32,7 +32,7 @@ NAMES = {"noise": "noise", "blur": "blur", "jpeg": "JPEG"}
 GENERATOR = "savl analyze"
 """What the page says it was made by, and is known by when another is to take its place."""
 MARGIN = 12
-"""Pixels around a drawn severity map (`savl.inference.severity_map.draw_severity`)."""
+"""Pixels around a drawn severity map (`savl.images.severity_map.draw_severity`)."""
 FEWEST_EMBEDDED = 8
 """Images below which nothing is embedded."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from savl.degradation import Degradation, DegradationConfig
 from savl.evaluation.analysis.features import measure_fields, severity_map
 from savl.evaluation.severity import rank_correlation
-from savl.inference.image_folder import read_rgb
+from savl.images.folder import read_rgb
 from savl.network import SAVL
 
 LONGEST = 512

@@ -14,8 +14,8 @@ from savl.evaluation.analysis.collect import FactorialFeatures, collect_factoria
 from savl.evaluation.analysis.factorial import VARIATIONS, read_scene, vary
 from savl.evaluation.analysis.factors import FactorTable
 from savl.evaluation.analysis.features import measure_fields
-from savl.inference.errors import ImageFileError
-from savl.inference.image_folder import read_rgb
+from savl.images.errors import ImageFileError
+from savl.images.folder import read_rgb
 from savl.network import SAVL
 
 Make = Callable[..., SAVL]

@@ -10,7 +10,7 @@ import torch
 
 from savl.evaluation.analysis.restoration import restore
 from savl.evaluation.fidelity import fidelity
-from savl.inference.image_folder import read_rgb
+from savl.images.folder import read_rgb
 from savl.network import SAVL
 
 Make = Callable[..., SAVL]

@@ -12,7 +12,7 @@ import torch
 from savl.evaluation.analysis import severity_pictures
 from savl.evaluation.analysis.severity_pictures import photograph_severity, read_middle, uneven_severity
 from savl.evaluation.severity import severity_agreement
-from savl.inference.image_folder import read_rgb
+from savl.images.folder import read_rgb
 from savl.network import SAVL
 
 Make = Callable[..., SAVL]

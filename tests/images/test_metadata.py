@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from savl.inference.image_file import read_image, write_image
-from savl.inference.image_format import FORMATS, JPEG, PNG, TIFF, WEBP, ImageFormat
+from savl.images.format import FORMATS, JPEG, PNG, TIFF, WEBP, ImageFormat
+from savl.images.read import read_image
+from savl.images.write import write_image
 
 MODEL, ORIENTATION, ARTIST = 0x0110, 0x0112, 0x013B
 TAKEN, EXPOSURE, WIDTH, HEIGHT = 0x9003, 0x829A, 0xA002, 0xA003

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from savl.inference.image_file import read_image, write_image
-from savl.inference.image_format import FORMATS, JPEG, PNG, TIFF, WEBP, ImageFormat, format_of_suffix
+from savl.images.format import FORMATS, JPEG, PNG, TIFF, WEBP, ImageFormat, format_of_suffix
+from savl.images.read import read_image
+from savl.images.write import write_image
 
 LOSSLESS = [(PNG, np.uint8), (PNG, np.uint16), (TIFF, np.uint8), (TIFF, np.uint16), (WEBP, np.uint8)]
 

@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 import savl
 from savl.cli.app import app
-from savl.inference.image_file import read_image, write_image
-from savl.inference.image_folder import read_rgb
-from savl.inference.image_format import PNG
-from savl.inference.severity_map import draw_severity
+from savl.images.folder import read_rgb
+from savl.images.format import PNG
+from savl.images.read import read_image
+from savl.images.severity_map import draw_severity
+from savl.images.write import write_image
 from savl.network import SAVLConfig
 
 HEIGHT, WIDTH = 45, 71

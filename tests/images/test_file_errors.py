@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from savl.atomic_write import atomic_write, write_atomically
-from savl.inference import image_file
-from savl.inference.errors import (
+from savl.images import write
+from savl.images.errors import (
     ImageFileError,
     ImageNotFound,
     OutputExists,
@@ -21,8 +21,9 @@ from savl.inference.errors import (
     UnsupportedImage,
     UnwritableImage,
 )
-from savl.inference.image_file import read_image, write_image
-from savl.inference.image_format import FORMATS, JPEG, PNG, WEBP, ImageFormat
+from savl.images.format import FORMATS, JPEG, PNG, WEBP, ImageFormat
+from savl.images.read import read_image
+from savl.images.write import write_image
 
 
 def picture(side: int = 96) -> np.ndarray:
@@ -196,7 +197,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_other(
 
     path = tmp_path / "x.png"
     path.write_bytes(b"old")
-    monkeypatch.setattr(image_file, "_encode", fail)
+    monkeypatch.setattr(write, "_encode", fail)
     with pytest.raises(UnwritableImage, match="No space left on device"):
         write_image(path, picture(), image_format=PNG, overwrite=True)
     assert path.read_bytes() == b"old"
@@ -207,9 +208,9 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_other(
 @pytest.mark.parametrize("image_format", FORMATS, ids=lambda f: f.name)
 def test_a_full_disk_is_an_error(tmp_path: Path, image_format: ImageFormat) -> None:
     with open("/dev/full", "r+b", buffering=0) as full:
-        image = image_file._wrap(picture(600), image_format)
-        with pytest.raises((OSError, image_file._vips_error())):
-            image_file._encode(image, full, image_format, 95)
+        image = write._wrap(picture(600), image_format)
+        with pytest.raises((OSError, write._vips_error())):
+            write._encode(image, full, image_format, 95)
 
 
 def test_ctrl_c_while_writing_leaves_nothing(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from savl.inference.image_file import read_image
-from savl.inference.image_format import READABLE, format_of_suffix
+from savl.images.format import READABLE, format_of_suffix
+from savl.images.read import read_image
 
 
 def find_images(folders: Iterable[str | Path], *, argument: str = "data.hr") -> list[Path]:

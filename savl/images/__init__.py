@@ -1,0 +1,1 @@
+"""Image files: reading, writing, formats, metadata, alpha and quantising. Nothing here knows of networks."""

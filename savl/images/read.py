@@ -1,0 +1,158 @@
+"""Reading image files: the samples as encoded, and all that travels with them.
+
+No colour is ever transformed, CMYK apart, which the networks do not know and which becomes sRGB. Bit depth is
+the sample type of the file, never guessed from its values.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from savl.images.errors import ImageFileError, ImageNotFound, UnreadableImage, UnsupportedImage
+from savl.images.format import JPEG, PNG, READABLE, TIFF, ImageFormat, Pixels, format_of_content
+from savl.images.metadata import Metadata, take_metadata
+from savl.images.tiff_exif import read_tiff_exif
+from savl.images.vips_messages import tidy
+
+if TYPE_CHECKING:
+    import pyvips
+
+_SAMPLE_NAMES = {"uchar": np.uint8, "ushort": np.uint16}
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A decoded image file.
+
+    Attributes:
+        pixels: (H, W, bands) uint8 or uint16, upright; bands 1 gray, 2 gray+alpha, 3 RGB, 4 RGBA.
+        metadata: what is to travel to the output.
+        format: the format of the file, by its content.
+    """
+
+    pixels: Pixels
+    metadata: Metadata
+    format: ImageFormat
+
+
+def read_image(path: str | os.PathLike[str]) -> ImageFile:
+    """Reads a PNG, JPEG, WebP or TIFF file, whatever its name ends in.
+
+    Gray, gray+alpha, RGB, RGBA, palette and 1-bit files of 8 or 16 bits per sample; palettes become RGB (RGBA
+    with transparency), 1 to 4 bits become 8, CMYK becomes sRGB. EXIF orientation is applied.
+
+    Raises:
+        ImageNotFound: no such file.
+        UnreadableImage: empty, truncated, corrupt, not permitted, no image, or no regular file.
+        UnsupportedImage: animated or many-paged, samples that are not 8 or 16 bit, or exotic colour spaces.
+    """
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):  # to open a pipe could wait forever
+            raise UnreadableImage(path, "is a directory" if stat.S_ISDIR(mode) else "is not a regular file")
+        # Unbuffered: libvips reads through the same descriptor, and must find it where seek() left it.
+        with open(path, "rb", buffering=0) as file:
+            return _read(path, file)
+    except ImageFileError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageNotFound(path, "no such file") from error
+    except OSError as error:
+        raise UnreadableImage(path, (error.strerror or str(error)).lower()) from error
+
+
+def _read(path: str | os.PathLike[str], file: BinaryIO) -> ImageFile:
+    import pyvips
+
+    image_format = _identify(path, file)
+    try:
+        _take_vips_messages()
+        source = pyvips.Source.new_from_descriptor(file.fileno())
+        load = getattr(pyvips.Image, f"{image_format.vips_name}load_source")
+        image = load(source, fail_on="error")
+        _check_kind(path, image)
+        image = image.copy_memory()
+        _check_decoder_messages(path, image_format)
+        image = _upright_rgb(image)
+        metadata = take_metadata(image)
+        # Copied, so that the array outlives libvips' buffer and can be written to.
+        pixels = np.array(image.numpy()).reshape(image.height, image.width, image.bands)
+    except pyvips.Error as error:
+        detail = tidy(str(error)) or "its header cannot be read"
+        reason = f"truncated or corrupt {image_format.title} ({detail})"
+        raise UnreadableImage(path, reason) from error
+    if image_format is TIFF:
+        metadata = replace(metadata, exif=read_tiff_exif(file))
+    return ImageFile(pixels, metadata, image_format)
+
+
+def _identify(path: str | os.PathLike[str], file: BinaryIO) -> ImageFormat:
+    head = file.read(12)
+    if not head:
+        raise UnreadableImage(path, "the file is empty")
+    image_format = format_of_content(head)
+    if image_format is None:
+        raise UnreadableImage(path, f"not an image savl can read ({READABLE})")
+    if image_format is PNG and _is_animated_png(file):
+        raise UnsupportedImage(path, "animated PNG; savl reads single pictures")
+    file.seek(0)
+    return image_format
+
+
+def _is_animated_png(file: BinaryIO) -> bool:
+    """Whether an animation chunk stands before the samples; libvips would quietly read the first frame."""
+    file.seek(8)
+    while len(header := file.read(8)) == 8 and header[4:] != b"IDAT":
+        if header[4:] == b"acTL":
+            return True
+        file.seek(int.from_bytes(header[:4], "big") + 4, os.SEEK_CUR)
+    return False
+
+
+def _check_kind(path: str | os.PathLike[str], image: pyvips.Image) -> None:
+    fields = image.get_fields()
+    pages = image.get("n-pages") if "n-pages" in fields else 1
+    if pages > 1:
+        what = "frames (animated)" if "delay" in fields else "pages"
+        raise UnsupportedImage(path, f"holds {pages} {what}; savl reads single pictures")
+    if image.format not in _SAMPLE_NAMES:
+        raise UnsupportedImage(path, f"has {image.format} samples; savl reads 8-bit and 16-bit unsigned ones")
+    if image.interpretation in ("lab", "labs", "labq", "xyz", "lch"):
+        raise UnsupportedImage(path, f"is in the {image.interpretation} colour space; convert it to RGB first")
+    most = 5 if image.interpretation == "cmyk" else 4
+    if image.bands > most:
+        raise UnsupportedImage(path, f"has {image.bands} bands; savl reads gray and RGB, with or without alpha")
+
+
+def _upright_rgb(image: pyvips.Image) -> pyvips.Image:
+    """Applies the orientation, and turns CMYK into sRGB by its own profile or, lacking one, a generic one."""
+    image = image.autorot()
+    if image.interpretation == "cmyk":
+        depth = 16 if image.format == "ushort" else 8
+        image = image.icc_transform("srgb", embedded=True, input_profile="cmyk", depth=depth)
+    return image
+
+
+def _take_vips_messages() -> str:
+    """Returns and clears what libvips has noted since the last look; warnings stay there unseen otherwise."""
+    import pyvips
+
+    text: str = pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer()).decode(errors="replace")
+    pyvips.vips_lib.vips_error_clear()
+    return text
+
+
+def _check_decoder_messages(path: str | os.PathLike[str], image_format: ImageFormat) -> None:
+    """Refuses JPEG files whose decoder met broken data and went on with made-up blocks.
+
+    libjpeg calls that a warning, and so does it call the stray bytes that many cameras leave before a marker,
+    which harm nothing: only the former are refused.
+    """
+    for message in _take_vips_messages().splitlines():
+        if image_format is JPEG and "Corrupt JPEG data" in message and "extraneous bytes" not in message:
+            raise UnreadableImage(path, f"truncated or corrupt JPEG ({tidy(message)})")

@@ -1,0 +1,13 @@
+"""What libvips says when something fails, in words for people."""
+
+from __future__ import annotations
+
+import re
+
+
+def tidy(message: str) -> str:
+    """libvips' several lines of 'unable to call …' and 'domain: text', down to the most telling text, or ""."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith("unable to call") and not line.endswith(": load error")]
+    most = min(telling, key=lambda line: line.startswith("unable to"), default="")
+    return re.sub(r"^\w+: ", "", most)

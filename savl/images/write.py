@@ -1,0 +1,172 @@
+"""Writing image files: whole or not at all, with the metadata of the picture they were made from."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from savl.atomic_write import atomic_write, check_writable
+from savl.images.errors import OutputExists, UnwritableImage
+from savl.images.format import JPEG, TIFF, WEBP, ImageFormat, Pixels
+from savl.images.metadata import Metadata, put_metadata
+from savl.images.tiff_exif import append_tiff_exif
+from savl.images.vips_messages import tidy
+
+if TYPE_CHECKING:
+    import pyvips
+
+_INTERPRETATIONS = {
+    "uchar": {1: "b-w", 2: "b-w", 3: "srgb", 4: "srgb"},
+    "ushort": {1: "grey16", 2: "grey16", 3: "rgb16", 4: "rgb16"},
+}
+# Data that fits a classic TIFF's 32-bit offsets whatever the compression makes of it.
+_CLASSIC_TIFF_BYTES = 2**31
+
+
+def write_image(
+    path: str | os.PathLike[str],
+    pixels: Pixels,
+    metadata: Metadata | None = None,
+    *,
+    image_format: ImageFormat,
+    quality: int = 95,
+    overwrite: bool = False,
+) -> None:
+    """Writes an image file atomically: it appears whole, or the old one stays.
+
+    Args:
+        path: where to; its name does not decide the format.
+        pixels: (H, W, bands) uint8 or uint16 of what the format can hold (`ImageFormat.holds_alpha`,
+            `ImageFormat.sample_dtype`); one-band pictures are stored as RGB by WebP.
+        metadata: what travels with it; orientation is written as upright.
+        image_format: the format to write.
+        quality: 1 to 100, for JPEG and WebP; WebP at 100 is lossless.
+        overwrite: replace an existing file.
+
+    A TIFF of 2 GiB or more before compression is written as BigTIFF and goes without EXIF.
+
+    Raises:
+        OutputExists: `path` is there and `overwrite` is False.
+        UnwritableImage: the picture does not fit the format, or the disk refuses.
+        ValueError: `pixels` are of a shape or dtype that the format cannot hold.
+    """
+    check_size(path, pixels.shape[1], pixels.shape[0], image_format)
+    image = put_metadata(_wrap(pixels, image_format), metadata or Metadata())
+    try:
+        with naming_output(path), atomic_write(Path(path), overwrite=overwrite) as file:
+            _encode(image, file, image_format, quality)
+            if image_format is TIFF and metadata is not None and metadata.exif is not None:
+                append_tiff_exif(file, metadata.exif, width=image.width, height=image.height)
+    except _vips_error() as error:
+        raise UnwritableImage(path, f"cannot be written: {tidy(str(error)) or 'unknown reason'}") from error
+
+
+def prepare_output(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Makes the folder of an output, and tries whether `write_image` could begin a file there.
+
+    Raises:
+        OutputExists: `path` is there and `overwrite` is False.
+        UnwritableImage: the folder cannot be made or written, or `path` is no regular file.
+    """
+    try:
+        os.makedirs(Path(path).parent, exist_ok=True)
+    except OSError as error:
+        raise UnwritableImage(path, f"its folder cannot be made: {error.strerror}") from error
+    with naming_output(path):
+        check_writable(Path(path), overwrite=overwrite)
+
+
+def check_size(path: str | os.PathLike[str], width: int, height: int, image_format: ImageFormat) -> None:
+    """Raises UnwritableImage when a picture of that many pixels does not fit the format."""
+    if max(width, height) > image_format.max_side:
+        raise UnwritableImage(
+            path,
+            f"{image_format.title} holds at most {image_format.max_side} pixels a side, "
+            f"and the picture would be {width}x{height}; write PNG or TIFF instead",
+        )
+
+
+@contextlib.contextmanager
+def naming_output(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what goes wrong in writing a file into OutputExists and UnwritableImage, which name it."""
+    try:
+        yield
+    except FileExistsError as error:
+        raise OutputExists(path, "exists already") from error
+    except OSError as error:
+        raise UnwritableImage(path, f"cannot be written: {error.strerror or error}") from error
+
+
+def _wrap(pixels: Pixels, image_format: ImageFormat) -> pyvips.Image:
+    """A libvips image over the array's own memory: no copy of what may be hundreds of megabytes."""
+    import pyvips
+
+    height, width, bands = pixels.shape
+    sample = {np.dtype(np.uint8): "uchar", np.dtype(np.uint16): "ushort"}.get(pixels.dtype)
+    if sample is None or bands not in (1, 2, 3, 4):
+        raise ValueError(f"pixels: {pixels.dtype} of {bands} bands; uint8 or uint16 of 1 to 4 bands are accepted")
+    if sample == "ushort" and not image_format.holds_16_bit:
+        raise ValueError(f"pixels: {image_format.title} holds no 16-bit samples")
+    if bands in (2, 4) and not image_format.holds_alpha:
+        raise ValueError(f"pixels: {image_format.title} holds no alpha")
+    contiguous = np.ascontiguousarray(pixels)
+    image = pyvips.Image.new_from_memory(contiguous.data, width, height, bands, sample)
+    return image.copy(interpretation=_INTERPRETATIONS[sample][bands])
+
+
+def _encode(image: pyvips.Image, file: BinaryIO, image_format: ImageFormat, quality: int) -> None:
+    options: dict[str, Any] = {}
+    if image_format is JPEG:
+        options = {"Q": quality}
+    elif image_format is WEBP:
+        options = {"lossless": True} if quality >= 100 else {"Q": quality}
+    elif image_format is TIFF:
+        size = image.width * image.height * image.bands * (2 if image.format == "ushort" else 1)
+        options = {
+            "compression": "deflate",
+            "predictor": "horizontal",
+            "bigtiff": size >= _CLASSIC_TIFF_BYTES,
+        }
+    import pyvips
+
+    target = pyvips.Target.new_to_descriptor(file.fileno())
+    save = getattr(image, f"{image_format.vips_name}save_target")
+    _run_killably(image, lambda: save(target, **options))
+
+
+def _run_killably(image: pyvips.Image, work: Callable[[], object]) -> None:
+    """Runs a long libvips call so that Ctrl-C stops it at once, not when the file is finished.
+
+    Python sees a signal only between its own instructions, so the call goes to a thread and this one waits.
+    """
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="savl-encode")
+    thread.start()
+    try:
+        thread.join()
+    except BaseException:
+        image.set_kill(True)
+        thread.join()
+        raise
+    if failures:
+        raise failures[0]
+
+
+def _vips_error() -> type[Exception]:
+    import pyvips
+
+    error: type[Exception] = pyvips.Error
+    return error
