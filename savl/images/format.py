@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class ImageFormat:
         holds_alpha: whether transparency can be stored.
         holds_16_bit: whether 16-bit samples can be stored.
         holds_gray: whether one-band pictures are stored as such.
+        writable: whether savl writes it; the other formats are input only.
     """
 
     name: str
@@ -35,6 +37,7 @@ class ImageFormat:
     holds_alpha: bool
     holds_16_bit: bool
     holds_gray: bool
+    writable: bool = True
 
     def sample_dtype(self, wanted: np.dtype[np.generic]) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
         """The sample type a file of this format gets for a picture of dtype `wanted`."""
@@ -50,17 +53,20 @@ WEBP = ImageFormat("webp", "WebP", (".webp",), "webp", 16383, True, False, False
 TIFF = ImageFormat("tiff", "TIFF", (".tiff", ".tif"), "tiff", 2**31 - 1, True, True, True)
 
 FORMATS = (PNG, JPEG, WEBP, TIFF)
-READABLE = ", ".join(image_format.title for image_format in FORMATS)
+"""The formats savl writes."""
+READABLE_FORMATS = FORMATS
+"""The formats savl reads."""
+READABLE = ", ".join(image_format.title for image_format in READABLE_FORMATS)
 
 
-def format_of_suffix(path: Path) -> ImageFormat | None:
-    """The format that a file name's ending stands for (any case), or None."""
+def format_of_suffix(path: Path, formats: Sequence[ImageFormat] = FORMATS) -> ImageFormat | None:
+    """Return the one of `formats` that a file name's ending stands for (any case), or None."""
     suffix = path.suffix.lower()
-    return next((image_format for image_format in FORMATS if suffix in image_format.suffixes), None)
+    return next((image_format for image_format in formats if suffix in image_format.suffixes), None)
 
 
 def format_of_content(head: bytes) -> ImageFormat | None:
-    """The format that a file's first 12 bytes announce, whatever the file is called, or None."""
+    """Return the format that a file's first 12 bytes announce, whatever the file is called, or None."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return PNG
     if head.startswith(b"\xff\xd8\xff"):

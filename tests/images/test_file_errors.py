@@ -149,8 +149,8 @@ def test_a_forbidden_file_says_so(tmp_path: Path) -> None:
         read_image(tmp_path / "x.png")
 
 
-@pytest.mark.parametrize("ending", ["webp", "tif", "png"])
-def test_animations_and_many_pages_are_refused(tmp_path: Path, ending: str) -> None:
+@pytest.mark.parametrize("ending", ["webp", "png"])
+def test_animations_are_refused(tmp_path: Path, ending: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / f"moving.{ending}", save_all=True, append_images=frames[1:])
     with pytest.raises(UnsupportedImage, match="single pictures"):
