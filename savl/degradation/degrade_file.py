@@ -22,6 +22,7 @@ from savl.images.metadata import Metadata
 from savl.images.processed_file import ProcessedFile
 from savl.images.quantise import sample_peak
 from savl.images.read import ImageFile, read_image
+from savl.images.result_mark import DEGRADED, SEVERITY_MAP
 from savl.images.severity_map import draw_severity
 from savl.images.write import check_size, naming_output, prepare_output, write_image
 
@@ -85,11 +86,11 @@ def degrade_file(
     # The picture comes last: where it stands, the maps that were asked for stand too.
     if severity_map is not None:
         drawn = draw_severity(severity, limits=(0.0, 1.0), label="true severity")
-        write_image(severity_map, drawn, image_format=PNG, overwrite=overwrite)
+        write_image(severity_map, drawn, image_format=PNG, overwrite=overwrite, mark=SEVERITY_MAP)
     if severity_values is not None:
         _write_array(severity_values, severity, overwrite=overwrite)
     pixels = (degraded.y[0] * 255.0).round().byte().permute(1, 2, 0).numpy()
-    write_image(target, pixels, metadata, image_format=image_format, quality=100, overwrite=overwrite)
+    write_image(target, pixels, metadata, image_format=image_format, quality=100, overwrite=overwrite, mark=DEGRADED)
     return ProcessedFile((width, height), (new_width, new_height), tuple(notes))
 
 

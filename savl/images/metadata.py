@@ -10,7 +10,10 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
+
+from savl.images.format import TIFF, ImageFormat
+from savl.images.tiff_exif import read_tiff_exif
 
 if TYPE_CHECKING:
     import pyvips
@@ -44,14 +47,25 @@ class Metadata:
 _BLOBS = {"icc": "icc-profile-data", "exif": "exif-data", "xmp": "xmp-data", "iptc": "iptc-data"}
 
 
-def take_metadata(image: pyvips.Image) -> Metadata:
-    """Reads the metadata off an upright image (orientation already applied)."""
+def take_metadata(image: pyvips.Image, file: BinaryIO, image_format: ImageFormat) -> Metadata:
+    """Return what is to travel to the output.
+
+    Args:
+        image: the decoded picture, upright (orientation already applied).
+        file: the file it was decoded from, seekable; its position afterwards is anywhere.
+        image_format: the format of the file.
+    """
     fields = set(image.get_fields())
     blobs = {name: bytes(image.get(field)) for name, field in _BLOBS.items() if field in fields}
     if "exif" in blobs:
         blobs["exif"] = _without_thumbnail(blobs["exif"])
     if "xmp" in blobs:
         blobs["xmp"] = _XMP_ORIENTATION.sub(rb"\g<1>1", blobs["xmp"])
+    if image_format is TIFF:
+        exif = read_tiff_exif(file)
+        blobs.pop("exif", None)
+        if exif is not None:
+            blobs["exif"] = exif
     unit = image.get("resolution-unit") if "resolution-unit" in fields else "in"
     return Metadata(**blobs, resolution=_resolution(image, fields), resolution_unit=unit)
 

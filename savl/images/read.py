@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -19,7 +19,6 @@ import numpy as np
 from savl.images.errors import ImageFileError, ImageNotFound, UnreadableImage, UnsupportedImage
 from savl.images.format import JPEG, PNG, READABLE, TIFF, ImageFormat, Pixels, format_of_content
 from savl.images.metadata import Metadata, take_metadata
-from savl.images.tiff_exif import read_tiff_exif
 from savl.images.vips_messages import tidy
 
 if TYPE_CHECKING:
@@ -129,15 +128,13 @@ def _read(path: str, file: BinaryIO, page: int | None) -> ImageFile:
         image = image.copy_memory()
         _check_decoder_messages(path, image_format)
         image = _upright_rgb(image)
-        metadata = take_metadata(image)
+        metadata = take_metadata(image, file, image_format)
         # Copied, so that the array outlives libvips' buffer and can be written to.
         pixels = np.array(image.numpy()).reshape(image.height, image.width, image.bands)
     except pyvips.Error as error:
         detail = tidy(str(error)) or "its header cannot be read"
         reason = f"truncated or corrupt {image_format.title} ({detail})"
         raise UnreadableImage(path, reason) from error
-    if image_format is TIFF:
-        metadata = replace(metadata, exif=read_tiff_exif(file))
     return ImageFile(pixels, metadata, image_format, notes)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -15,6 +16,7 @@ from savl.atomic_write import atomic_write, check_writable
 from savl.images.errors import OutputExists, UnwritableImage
 from savl.images.format import JPEG, TIFF, WEBP, ImageFormat, Pixels
 from savl.images.metadata import Metadata, put_metadata
+from savl.images.result_mark import add_mark
 from savl.images.tiff_exif import append_tiff_exif
 from savl.images.vips_messages import tidy
 
@@ -37,8 +39,9 @@ def write_image(
     image_format: ImageFormat,
     quality: int = 95,
     overwrite: bool = False,
+    mark: str | None = None,
 ) -> None:
-    """Writes an image file atomically: it appears whole, or the old one stays.
+    """Write an image file atomically: it appears whole, or the old one stays.
 
     Args:
         path: where to; its name does not decide the format.
@@ -48,6 +51,7 @@ def write_image(
         image_format: the format to write.
         quality: 1 to 100, for JPEG and WebP; WebP at 100 is lossless.
         overwrite: replace an existing file.
+        mark: what the picture is, of `savl.images.result_mark.MARKS`, for a result of savl's; None adds none.
 
     A TIFF of 2 GiB or more before compression is written as BigTIFF and goes without EXIF.
 
@@ -57,7 +61,10 @@ def write_image(
         ValueError: `pixels` are of a shape or dtype that the format cannot hold.
     """
     check_size(path, pixels.shape[1], pixels.shape[0], image_format)
-    image = put_metadata(_wrap(pixels, image_format), metadata or Metadata())
+    carried = metadata or Metadata()
+    if mark is not None:
+        carried = replace(carried, xmp=add_mark(carried.xmp, mark))
+    image = put_metadata(_wrap(pixels, image_format), carried)
     try:
         with naming_output(path), atomic_write(Path(path), overwrite=overwrite) as file:
             _encode(image, file, image_format, quality)

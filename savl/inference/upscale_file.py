@@ -7,6 +7,7 @@ import os
 from savl.images.format import PNG, ImageFormat
 from savl.images.processed_file import ProcessedFile
 from savl.images.read import ImageFile, read_image
+from savl.images.result_mark import SEVERITY_MAP, UPSCALED
 from savl.images.severity_map import draw_severity
 from savl.images.write import check_size, prepare_output, write_image
 from savl.inference.enlarge import ImageUpscaler, OnTile, check_scale, enlarge, output_size
@@ -74,11 +75,13 @@ def upscale_file(
             image_format=image_format,
             quality=quality,
             overwrite=overwrite,
+            mark=UPSCALED,
         )
     if severity_map is not None:
         if bool((enlarged.severity == 1).all()):
             notes.append("the severity map is 1 everywhere: this network has no degradation field, or sees none")
-        write_image(severity_map, draw_severity(enlarged.severity), image_format=PNG, overwrite=overwrite)
+        drawn = draw_severity(enlarged.severity)
+        write_image(severity_map, drawn, image_format=PNG, overwrite=overwrite, mark=SEVERITY_MAP)
     return ProcessedFile((width, height), new_size, tuple(notes))
 
 

@@ -1,0 +1,109 @@
+"""The mark that says a picture was made by savl, so that results are not taken for inputs.
+
+It is one property of the file's XMP packet, in a namespace of savl's own: the same for PNG, JPEG, WebP and TIFF,
+and other programs carry it along. It stands at the beginning of the packet.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import BinaryIO
+
+from savl.images import jpeg_segments, png_chunks, tiff_directory, webp_chunks
+from savl.images.format import JPEG, PNG, TIFF, WEBP, ImageFormat, format_of_content
+
+UPSCALED = "upscaled"
+DEGRADED = "degraded"
+SEVERITY_MAP = "severity map"
+MARKS = (UPSCALED, DEGRADED, SEVERITY_MAP)
+
+_NAMESPACE = "urn:savl:result:1.0:"
+_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+_EMPTY_PACKET = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+    f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{_RDF}"></rdf:RDF></x:xmpmeta>'
+    '<?xpacket end="w"?>'
+).encode()
+_PREFIX = re.compile(rb"""xmlns:([\w.-]+)\s*=\s*["']""" + re.escape(_NAMESPACE.encode()) + rb"""["']""")
+# The element that holds the descriptions, whatever its prefix; not one that is closed at once.
+_RDF_ELEMENT = re.compile(rb"<(?:[\w.-]+:)?RDF(?:\s[^<>]*)?(?<!/)>")
+_DESCRIPTION = re.compile(
+    rb"<rdf:Description[^<>]*" + re.escape(_NAMESPACE.encode()) + rb"[^<>]*(?:/>|>\s*</rdf:Description>)"
+)
+_XMP_TAG = 700
+_MAX_PACKET = 16 * 2**20
+
+
+def add_mark(xmp: bytes | None, mark: str) -> bytes:
+    """Return an XMP packet that carries a mark, and no other one.
+
+    Args:
+        xmp: the packet to add to; None, or one that is not understood, gives way to a new packet.
+        mark: one of `MARKS`.
+
+    Raises:
+        ValueError: `mark` is none of `MARKS`.
+    """
+    if mark not in MARKS:
+        raise ValueError(f"mark: {mark!r}; accepted are {', '.join(MARKS)}")
+    packet = _DESCRIPTION.sub(b"", xmp) if xmp is not None and holds_descriptions(xmp) else _EMPTY_PACKET
+    element = _RDF_ELEMENT.search(packet)
+    assert element is not None  # every packet that gets here has one
+    description = (
+        f'<rdf:Description xmlns:rdf="{_RDF}" rdf:about="" xmlns:savl="{_NAMESPACE}" savl:result="{mark}"/>'
+    ).encode()
+    return packet[: element.end()] + description + packet[element.end() :]
+
+
+def holds_descriptions(xmp: bytes) -> bool:
+    """Return whether an XMP packet is one that a description can be added to."""
+    return _RDF_ELEMENT.search(xmp) is not None
+
+
+def find_mark(xmp: bytes) -> str | None:
+    """Return the mark that an XMP packet carries, as an attribute or as an element, or None."""
+    for prefix in {found.group(1) for found in _PREFIX.finditer(xmp)}:
+        name = re.escape(prefix) + rb":result"
+        found = re.search(name + rb"""\s*=\s*["']([^"']*)["']|<""" + name + rb"\s*>([^<]*)<", xmp)
+        if found is not None:
+            text = (found.group(1) or found.group(2) or b"").decode("utf-8", errors="replace").strip()
+            return text if text in MARKS else None
+    return None
+
+
+def read_mark(path: str | os.PathLike[str]) -> str | None:
+    """Return the mark of an image file, or None where there is none.
+
+    Only headers are read. A file that is missing, not readable, damaged or no picture has no mark.
+    """
+    try:
+        with open(path, "rb") as file:
+            image_format = format_of_content(file.read(12))
+            packet = None if image_format is None else _read_packet(file, image_format)
+    except (OSError, ValueError):
+        return None
+    return None if packet is None else find_mark(packet)
+
+
+def _read_packet(file: BinaryIO, image_format: ImageFormat) -> bytes | None:
+    """The XMP packet that stands before the samples; of JPEG files its main part."""
+    if image_format is PNG:
+        for chunk in png_chunks.read_chunks(file, stop_at_samples=True):
+            packet = png_chunks.xmp_packet(chunk)
+            if packet is not None:
+                return packet[:_MAX_PACKET]
+    elif image_format is JPEG:
+        for segment in jpeg_segments.read_segments(file):
+            if segment.marker == jpeg_segments.APP1 and segment.content.startswith(jpeg_segments.XMP):
+                return segment.content[len(jpeg_segments.XMP) :]
+    elif image_format is WEBP:
+        for name, content in webp_chunks.read_chunks(file):
+            if name == b"XMP ":
+                return content[:_MAX_PACKET]
+    elif image_format is TIFF:
+        found = tiff_directory.read_layout(file)
+        if found is not None:
+            entry = tiff_directory.read_directory(file, *found, tags=[_XMP_TAG]).get(_XMP_TAG)
+            return None if entry is None else entry.data[:_MAX_PACKET]
+    return None
