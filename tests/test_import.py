@@ -37,6 +37,44 @@ print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - b
     assert not loaded & {"triton", "pyvips", "matplotlib", "typer", "rich", "torchmetrics", "PIL"}
 
 
+def test_upscaling_a_picture_loads_no_compiler_and_no_package_of_other_commands(tmp_path: Path) -> None:
+    code = """
+import json, sys, numpy, torch
+from savl.images.format import PNG
+from savl.images.write import write_image
+write_image("photo.png", numpy.zeros((24, 32, 3), numpy.uint8), image_format=PNG)
+before = set(sys.modules)
+from savl.cli import main
+try:
+    main(["upscale", "photo.png", "-o", "large.png"])
+except SystemExit as stop:
+    assert not stop.code
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+    loaded = set(json.loads(run_python(code, tmp_path).splitlines()[-1]))
+    assert (tmp_path / "large.png").exists()
+    assert "savl.inference.upscaler" in loaded
+    assert not loaded & {
+        "torch._dynamo", "torch._inductor", "triton", "sympy", "torchmetrics", "torchvision", "matplotlib", "sklearn",
+        "scipy", "kornia", "PIL",
+    }  # fmt: skip
+
+
+def test_the_help_loads_neither_torch_nor_image_libraries(tmp_path: Path) -> None:
+    code = """
+import json, sys
+from savl.cli import main
+try:
+    main(["--help"])
+except SystemExit as stop:
+    assert not stop.code
+print(json.dumps(sorted(sys.modules)))
+"""
+    loaded = set(json.loads(run_python(code, tmp_path).splitlines()[-1]))
+    assert "savl.cli.app" in loaded
+    assert not loaded & {"torch", "numpy", "pyvips", "PIL", "safetensors"}
+
+
 def test_kernels_package_imports_without_triton(tmp_path: Path) -> None:
     code = "import sys; sys.modules['triton'] = None; import savl.kernels; print(savl.kernels.__name__)"
     assert run_python(code, tmp_path) == "savl.kernels"

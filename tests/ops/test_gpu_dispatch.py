@@ -148,3 +148,11 @@ def test_the_report_names_the_backend_of_each_device() -> None:
     assert {op: report.serving(op, "cuda") for op in OPS} == {op: BACKENDS[op][0] for op in OPS}
     assert {report.serving(op, "cpu") for op in OPS} == {"cpp"}
     assert {FUSED[report.serving(op, "cuda")].device for op in OPS} == {"cuda"}
+
+
+def test_the_question_to_the_driver_is_marked_as_torch_marks_constants() -> None:
+    def asked() -> None: ...
+
+    marked = vars(torch.compiler.assume_constant_result(asked))
+    assert marked, "torch marks the function itself"
+    assert marked.items() <= vars(switch._gpu_refusal).items()
