@@ -135,11 +135,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: None) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.savl.overlapping_window_attention_backward(
-        grad_out, *ctx.saved_tensors, ctx.window, ctx.key_window
-    )
+    saved = ctx.saved_tensors  # read once: non-reentrant checkpointing unpacks what it recomputed only once
+    gradients = torch.ops.savl.overlapping_window_attention_backward(grad_out, *saved, ctx.window, ctx.key_window)
     grad_q, grad_kv, grad_bias_table, grad_severity = gradients
-    return grad_q, grad_kv, grad_bias_table, None if ctx.saved_tensors[3] is None else grad_severity, None, None
+    return grad_q, grad_kv, grad_bias_table, None if saved[3] is None else grad_severity, None, None
 
 
 library.define(

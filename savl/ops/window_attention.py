@@ -141,9 +141,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: None) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.savl.window_attention_backward(grad_out, *ctx.saved_tensors, ctx.window, ctx.shift)
+    saved = ctx.saved_tensors  # read once: non-reentrant checkpointing unpacks what it recomputed only once
+    gradients = torch.ops.savl.window_attention_backward(grad_out, *saved, ctx.window, ctx.shift)
     grad_qkv, grad_bias_table, grad_severity = gradients
-    return grad_qkv, grad_bias_table, None if ctx.saved_tensors[2] is None else grad_severity, None, None
+    return grad_qkv, grad_bias_table, None if saved[2] is None else grad_severity, None, None
 
 
 library.define(

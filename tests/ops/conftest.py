@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -82,6 +83,12 @@ def small_case(request: pytest.FixtureRequest, extension: Any) -> Callable[..., 
         return make(dtype, seed=seed, **{**settings, **changes})
 
     return small
+
+
+@pytest.fixture(scope="session")
+def small_cases(extension: Any) -> dict[str, Callable[..., Case]]:
+    """What makes the cases of `SMALL`, by name."""
+    return {name: partial(make, **settings) for name, (make, settings) in SMALL.items()}
 
 
 @pytest.fixture(scope="session")
