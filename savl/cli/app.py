@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from savl.cli import analyze, degrade, evaluate, kernels, train, upscale
+from savl.cli.streams import steady_streams
 from savl.settings import EnvironmentVariableError
 
 app = typer.Typer(
@@ -61,8 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: what follows `savl`; None takes them from the process.
     """
-    try:
-        app(args=None if arguments is None else list(arguments), prog_name="savl")
-    except EnvironmentVariableError as error:
-        typer.echo(f"savl: {error}", err=True)
-        sys.exit(2)
+    with steady_streams():
+        try:
+            app(args=None if arguments is None else list(arguments), prog_name="savl")
+        except EnvironmentVariableError as error:
+            typer.echo(f"savl: {error}", err=True)
+            sys.exit(2)

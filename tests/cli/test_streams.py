@@ -1,0 +1,123 @@
+"""Logs that go away: closed pipes, full devices and closed descriptors cost no picture and no true exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import savl
+from savl.cli.streams import steady_streams
+from savl.images.format import PNG
+from savl.images.write import write_image
+
+# One start of torch for all ways: each is a child of its own, whose streams are lost before `savl` begins.
+PROGRAM = """
+import os, sys
+from types import SimpleNamespace
+import torch
+from savl.cli import batch, main
+
+class Nearest:
+    scale = 4
+    def __call__(self, lr, *, on_tile=None):
+        sr = torch.nn.functional.interpolate(lr, scale_factor=4, mode="nearest")
+        return SimpleNamespace(sr=sr, severity=torch.ones(1, *lr.shape[2:]))
+
+def pipe():
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.dup2(writing, 1)
+    os.dup2(writing, 2)
+
+def full():
+    device = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(device, 1)
+    os.dup2(device, 2)
+
+def closed():
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        os.close(number)
+        setattr(sys, name, None)
+        setattr(sys, f"__{name}__", None)
+
+batch.as_upscaler = lambda model, **settings: Nearest()
+for lose, source in ((pipe, "good"), (full, "good"), (closed, "mixed")):
+    if child := os.fork():
+        print(lose.__name__, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    else:
+        lose()
+        main(["upscale", source, "-o", lose.__name__])
+"""
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(savl.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+pytestmark = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+
+
+def shell(folder: Path, command: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["sh", "-c", command],
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_every_picture_is_done_whatever_becomes_of_the_log(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    for folder in ("good", "mixed"):
+        (tmp_path / folder).mkdir()
+        for name in ("a", "b", "c"):
+            write_image(tmp_path / folder / f"{name}.png", np.zeros((8, 8, 3), np.uint8), image_format=PNG)
+    (tmp_path / "mixed/broken.png").write_bytes(b"no picture")
+    output, errors = shell(tmp_path, f'"{sys.executable}" program.py').communicate(timeout=300)
+    assert errors == ""
+    assert output.splitlines() == ["pipe 0", "full 0", "closed 1"]
+    for way in ("pipe", "full", "closed"):
+        assert sorted(path.name for path in (tmp_path / way).iterdir()) == ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "words"),
+    [(">/dev/full", 1, "standard output cannot be written: No space left"), ("| true", 0, ""), (">&-", 0, "")],
+)
+def test_an_answer_on_standard_output_is_lost_silently_only_when_nobody_wants_it(
+    tmp_path: Path, redirection: str, code: int, words: str
+) -> None:
+    command = f'"{sys.executable}" -m savl --version'
+    process = shell(tmp_path, f"({command}; echo $? >code) {redirection}")
+    output, errors = process.communicate(timeout=60)
+    assert int((tmp_path / "code").read_text()) == code
+    assert output == ""
+    assert (words in errors) if words else (errors == "")
+
+
+def test_a_usage_mistake_has_its_exit_code_where_its_message_cannot_be_written(tmp_path: Path) -> None:
+    process = shell(tmp_path, f'"{sys.executable}" -m savl upscale --quality 1000 x.png 2>/dev/full')
+    process.communicate(timeout=60)
+    assert process.returncode == 2
+
+
+def test_streams_that_stand_in_for_the_process_s_own_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    before = sys.stdout, sys.stderr
+    with steady_streams():
+        assert (sys.stdout, sys.stderr) == before
+        print("a line")
+    assert capsys.readouterr().out == "a line\n"
+
+
+def test_the_error_that_was_met_first_is_remembered() -> None:
+    from savl.cli.streams import _Steady
+
+    with _Steady("/dev/full", "wb") as stream:
+        assert stream.write(b"abc") == 3
+        assert stream.lost is not None
+        assert stream.lost.errno == errno.ENOSPC
