@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
 import savl
-from benchmarks import flex, sdpa
+from benchmarks.peers import flex, sdpa
 from savl import ops
 from savl.network import CONFIGS
 from savl.network.dsca import DSCA

@@ -58,8 +58,8 @@ class Settings:
     def of_network(self, mode: str | None) -> Case:
         """A network beside SDPA, or beside torch.compile in one of its modes."""
         case = cases.network(self.run, self.network)
-        rivals = ("sdpa",) if mode is None else ("compile" if mode == "default" else f"compile, {mode}",)
-        return case.only((*rivals, "fused"))
+        peers = ("sdpa",) if mode is None else ("compile" if mode == "default" else f"compile, {mode}",)
+        return case.only((*peers, "fused"))
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class Part:
 def _part(make: Callable[..., Case], wanted: Wanted, **options: Any) -> Part:
     def case(settings: Settings) -> Case:
         made = make(settings.run, **options)
-        rivals = [name for name in (*made.variants, *made.absent) if any(_alike(name, against) for against in wanted)]
-        return made.only((*rivals, "fused"))
+        peers = [name for name in (*made.variants, *made.absent) if any(_alike(name, against) for against in wanted)]
+        return made.only((*peers, "fused"))
 
     return Part(case, wanted)
 
@@ -149,8 +149,8 @@ def ratio(
     what: str, against: str, wanted: float | None, records: Mapping[str, Any], figure: str = "median_ms"
 ) -> dict[str, Any]:
     """How many times the fused variant's figure is that of another, the best of those that are called alike."""
-    rivals = {name: record for name, record in records.items() if _alike(name, against)}
-    known = {name: record[figure] for name, record in rivals.items() if figure in record}
+    peers = {name: record for name, record in records.items() if _alike(name, against)}
+    known = {name: record[figure] for name, record in peers.items() if figure in record}
     row: dict[str, Any] = {"what": what, "against": against, "ratio": None, "wanted": wanted, "met": None}
     fused = records.get("fused", {})
     if known and figure in fused and fused[figure] > 0:
@@ -158,7 +158,7 @@ def ratio(
         row |= {"against": best, "ratio": known[best] / fused[figure]}
         row["met"] = None if wanted is None else row["ratio"] >= wanted
     else:
-        reasons = {name: record.get("failed", "not measured") for name, record in {**rivals, "fused": fused}.items()}
+        reasons = {name: record.get("failed", "not measured") for name, record in {**peers, "fused": fused}.items()}
         missing = "; ".join(f"{name}: {why}" for name, why in reasons.items() if figure not in records.get(name, {}))
         row["why"] = missing or f"{against}: not measured"
     return row

@@ -31,7 +31,7 @@ def main() -> None:
     import torch
 
     import savl
-    from benchmarks import sdpa
+    from benchmarks.peers import sdpa
 
     network, variant = sys.argv[1:3]
     model = savl.build(network).eval()

@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
-from benchmarks import cases, machine, peak_memory, tables
+from benchmarks import cases, machine, peak_memory
 from benchmarks.cases import Case, Run
 from benchmarks.measure import COPY, ceilings, measured
+from benchmarks.reporting import tables
 from savl.atomic_write import write_atomically
 
 SIDE = 64

@@ -279,14 +279,14 @@ class _Trial:
 
     def winner(self, finalists: Sequence[KernelConfig]) -> KernelConfig:
         """The fastest finalist that beats the rule by more than the noise and computes the same; else the rule."""
-        rivals = [config for config in finalists if config != self.rule]
-        for config in (self.rule, *rivals):
+        candidates = [config for config in finalists if config != self.rule]
+        for config in (self.rule, *candidates):
             self.samples[config] = []  # of one time and one temperature, or they cannot be compared
         for turn in range(FINAL_TURNS):
-            for config in (self.rule, *rivals):
+            for config in (self.rule, *candidates):
                 self.measure(config, f"final {turn + 1} of {FINAL_TURNS}")
         best_quarter = quantiles(self.samples[self.rule], n=4)[0]
-        for config in sorted(rivals, key=self.median):
+        for config in sorted(candidates, key=self.median):
             faster = self.median(config) < (1 - LEAST_GAIN) * self.median(self.rule)
             if not faster or quantiles(self.samples[config], n=4)[2] >= best_quarter:
                 continue

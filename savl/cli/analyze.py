@@ -24,7 +24,7 @@ EXAMPLES = "\n".join(
         "savl analyze --hr photographs/ -o report/",
         "savl analyze --hr photographs/ --table shots.csv --real snapshots/ -o report/",
         "savl analyze --table MANIFEST.tsv --only real/T3i_iso --only real/City100 -o report/",
-        "savl analyze --hr photographs/ --compare runs/rival/model.safetensors -o report/   [dim]side by side[/dim]",
+        "savl analyze --hr photographs/ --compare runs/baseline/model.safetensors -o report/   [dim]side by side[/dim]",
     ]
 )
 

@@ -1,4 +1,4 @@
-"""What a run asks of the network: SR fidelity, the conditional ELBO of SAVL, and the CLUB bound of its rival."""
+"""What a run asks of the network: SR fidelity, the conditional ELBO of SAVL, and the CLUB bound of its baseline."""
 
 from __future__ import annotations
 

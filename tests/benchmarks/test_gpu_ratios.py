@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import cases, flex, gpu_ratios, measure, sdpa
+from benchmarks import cases, gpu_ratios, measure
+from benchmarks.peers import flex, sdpa
 from savl import ops
 from savl.ops.switch import EAGER, FUSED, why_unavailable
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.guidance import changes, measure
+from benchmarks.studies.guidance import changes, measure
 from savl.network import SAVL, DegradationField, SAVLConfig
 
 SMALL = SAVLConfig(

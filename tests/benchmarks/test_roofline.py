@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import roofline, traffic
-from benchmarks.machine_code import Instruction, count, functions, loops, path
+from benchmarks.predicted import roofline, traffic
+from benchmarks.predicted.machine_code import Instruction, count, functions, loops, path
 from savl.kernels.configs import kernels_hash
 
-AGAIN = "run `python -m benchmarks.roofline`"
+AGAIN = "run `python -m benchmarks.predicted.roofline`"
 LISTING = """
 .text.first:
         /*0000*/                   MOV R1, c[0x0][0x28] ;

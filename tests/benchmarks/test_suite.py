@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import allocation, cases, compare, figures, join, measure, report, scaling, suite
+from benchmarks import allocation, cases, measure, scaling, suite
+from benchmarks.reporting import compare, figures, join, report
 from benchmarks.suite import CLOCK, Entry
 from savl.ops.switch import why_unavailable
 
@@ -291,7 +292,7 @@ def test_a_point_is_measured_and_one_that_wants_more_than_it_is_given_is_out_of_
 
 def test_the_page_and_its_figures_are_those_of_the_committed_results() -> None:
     text, drawn = report.page()
-    assert report.PAGE.read_text(encoding="utf-8") == text, "out of date: run python -m benchmarks.report"
+    assert report.PAGE.read_text(encoding="utf-8") == text, "out of date: run python -m benchmarks.reporting.report"
     assert drawn
     for name in drawn:
         assert f"benchmarks/{name}" in text

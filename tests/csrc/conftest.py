@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cuda_resources
+from benchmarks.predicted import cuda_resources
 from savl.ops import KernelSettings, channel_modulation, gaussian_posterior
 from savl.ops.switch import EAGER
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import cuda_resources
+from benchmarks.predicted import cuda_resources
 
 COMMITTED: dict[str, Any] = json.loads(cuda_resources.COMMITTED.read_text(encoding="utf-8"))
 
@@ -28,7 +28,7 @@ def test_no_kernel_spills_or_has_a_stack_frame(measured: dict[str, Any]) -> None
 
 @pytest.mark.slow
 def test_the_committed_table_is_that_of_these_kernels(measured: dict[str, Any]) -> None:
-    again = "python -m benchmarks.cuda_resources --json csrc/cuda/resources.json"
+    again = "python -m benchmarks.predicted.cuda_resources --json csrc/cuda/resources.json"
     assert measured["kernels"].keys() == COMMITTED["kernels"].keys(), f"other kernels: run {again}"
     if set(measured["architectures"]) == set(COMMITTED["architectures"]) and measured["nvcc"] == COMMITTED["nvcc"]:
         assert measured == COMMITTED, f"other resources: run {again}"
@@ -59,4 +59,6 @@ def test_spills_stack_frames_and_missing_kernels_are_seen() -> None:
 
 def test_the_page_has_the_committed_figures() -> None:
     page = cuda_resources.PAGE.read_text(encoding="utf-8")
-    assert cuda_resources.with_table(page, COMMITTED) == page, "run python -m benchmarks.cuda_resources --page"
+    assert cuda_resources.with_table(page, COMMITTED) == page, (
+        "run python -m benchmarks.predicted.cuda_resources --page"
+    )

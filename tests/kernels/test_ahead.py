@@ -2,7 +2,7 @@
 
 Really compiled here: for sm_90 what ships for bfloat16, and for the other dtypes what ships for savl-base; for sm_80
 and sm_100 savl-base in bfloat16. The full set, with three more architectures, is that of
-`python -m benchmarks.triton_resources`, whose committed figures are held against the same limits.
+`python -m benchmarks.predicted.triton_resources`, whose committed figures are held against the same limits.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks import resource_page, triton_resources
-from benchmarks.triton_resources import COMMITTED, Row
+from benchmarks.predicted import resource_page, triton_resources
+from benchmarks.predicted.triton_resources import COMMITTED, Row
 from savl.kernels.configs import KernelConfig, Problem, default_config, kernels_hash
 from savl.network import CONFIGS
 
 COMPILED_HERE = ((8, 0), (9, 0), (10, 0))
-REWRITE = f"run `python -m benchmarks.triton_resources --json {COMMITTED.relative_to(triton_resources.ROOT)}`"
+REWRITE = f"run `python -m benchmarks.predicted.triton_resources --json {COMMITTED.relative_to(triton_resources.ROOT)}`"
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 
 
@@ -103,7 +103,7 @@ def test_committed_table_has_no_spill_and_room_for_two_programs_everywhere(commi
 
 def test_page_agrees_with_the_committed_figures() -> None:
     page = resource_page.PAGE.read_text(encoding="utf-8")
-    assert resource_page.filled(page) == page, "run `python -m benchmarks.resource_page`"
+    assert resource_page.filled(page) == page, "run `python -m benchmarks.predicted.resource_page`"
     assert "| `backward_kv` |" in page
 
 

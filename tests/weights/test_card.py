@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import savl
-from benchmarks import report
+from benchmarks.reporting import report
 from savl.weights import shipped
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +21,9 @@ def test_tables_of_readme_and_cards_are_those_of_the_committed_results() -> None
         assert "dB Y" in expected, f"{path} has no score table"
         assert path.name != "README.md" or "GiB" in expected, "README has no table of limits"
         assert path.name != "README.md" or "against the peer" in expected, "README has no table of speed"
-        assert path.read_text(encoding="utf-8") == expected, f"{path} is out of date: run python -m benchmarks.report"
+        assert path.read_text(encoding="utf-8") == expected, (
+            f"{path} is out of date: run python -m benchmarks.reporting.report"
+        )
 
 
 def test_savl_tiny_beats_bicubic_by_six_tenths_of_a_decibel_on_the_classic_sets() -> None:

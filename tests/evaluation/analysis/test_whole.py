@@ -82,7 +82,7 @@ def test_an_analysis_finds_everything_and_the_page_shows_it(
 ) -> None:
     paths = photographs(5)
     told: dict[str, tuple[int, int]] = {}
-    models = {"<i>mine</i>": network(), "rival": network(degradation_code="deterministic")}
+    models = {"<i>mine</i>": network(), "baseline": network(degradation_code="deterministic")}
     found = analyze(
         models,
         hr=paths,
@@ -94,7 +94,7 @@ def test_an_analysis_finds_everything_and_the_page_shows_it(
     page = Page(render_page(found, lambda what, done, total: told.update({what: (done, total)})))
     assert all(done == total for done, total in told.values()), told
     assert told["photographs"] == (4, 4), "of five, four are taken"
-    assert {"upscaling", "shots.csv", "figures", "probes and information: rival"} <= set(told)
+    assert {"upscaling", "shots.csv", "figures", "probes and information: baseline"} <= set(told)
 
     first, second = found.models
     assert (first.code, second.code, first.latent) == ("variational", "deterministic", 5)
@@ -123,7 +123,7 @@ def test_an_analysis_finds_everything_and_the_page_shows_it(
     assert "i" not in page.tags
     assert "b" not in page.tags
     summary = page.sections["summary"]
-    for expected in ("<i>mine</i>", "rival", "49.97", "94.80", "0.1507", "1.0254", "36.44", "0.2700", "1.609"):
+    for expected in ("<i>mine</i>", "baseline", "49.97", "94.80", "0.1507", "1.0254", "36.44", "0.2700", "1.609"):
         assert expected in summary, expected
     accuracy = first.factorial.variations[0].level.accuracy.value
     assert f"{100 * accuracy:.1f}" in page.sections["probes"]

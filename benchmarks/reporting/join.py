@@ -1,6 +1,6 @@
 """One file of results from several runs of parts of the suites, on one machine at one commit.
 
-    python -m benchmarks.join PART.json ... -o benchmarks/results/MACHINE/suite.json
+    python -m benchmarks.reporting.join PART.json ... -o benchmarks/results/MACHINE/suite.json
 
 A whole run with ``--full`` takes more than an hour on two cores; ``-k`` and the names of files divide it. What was
 timed side by side stays in one part. A ceiling is what a machine does at best, so the highest of the parts stands for

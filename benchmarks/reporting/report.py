@@ -1,7 +1,7 @@
 """One page from committed results: docs/benchmarks.md with its figures, and the tables of README.md and model cards.
 
-    python -m benchmarks.report           # rewrite them
-    python -m benchmarks.report --check   # change nothing, exit with 1 if one is out of date
+    python -m benchmarks.reporting.report           # rewrite them
+    python -m benchmarks.reporting.report --check   # change nothing, exit with 1 if one is out of date
 
 Results are the files in results/<machine>/: suite.json (``pytest benchmarks/ --benchmark-only --benchmark-json``),
 scaling.json (`benchmarks.scaling`), allocation.json (`benchmarks.allocation`), ratios (`benchmarks.ratios`,
@@ -17,11 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import allocation, tables
+from benchmarks import allocation
+from benchmarks.reporting import tables
 from benchmarks.scaling import growth
 from savl.profile.roofline import Ceilings, Point
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks/results"
 PAGE = ROOT / "docs/benchmarks.md"
 FIGURES = ROOT / "docs/benchmarks"
@@ -184,7 +185,7 @@ def scaling_section(report: Mapping[str, Any]) -> str:
 
 def section(folder: Path) -> tuple[str, dict[str, str]]:
     """The page's part of one machine, and its figures by name."""
-    from benchmarks import figures
+    from benchmarks.reporting import figures
 
     def read(name: str) -> Any:
         path = folder / name
@@ -274,7 +275,7 @@ def page() -> tuple[str, dict[str, str]]:
     lines = [
         "# Benchmarks",
         "",
-        "Made by `python -m benchmarks.report` from what is committed in benchmarks/results;",
+        "Made by `python -m benchmarks.reporting.report` from what is committed in benchmarks/results;",
         "[benchmarks/README.md](../benchmarks/README.md) says how it is measured and what is compared. All times are",
         "of one machine and one run; peers were timed in turn with the fused kernels.",
         "",
@@ -301,10 +302,10 @@ def performance() -> str:
                 if peer is None or not group.endswith(f", {device}") or "eager" not in variants:
                     continue
                 eager, fused = variants["eager"]["median"], variants["fused"]["median"]
-                rival = "" if peer[0] == "eager" else f"{peer[0]}, {duration(variants[peer[0]]['median'])}"
+                peer_label = "" if peer[0] == "eager" else f"{peer[0]}, {duration(variants[peer[0]]['median'])}"
                 against = f"{peer[1]:.2f}" + ("" if peer[1] >= 1 else ", **slower**")
                 lines.append(
-                    f"| {entry_of(group)} | {duration(eager)} | {rival} | {duration(fused)} "
+                    f"| {entry_of(group)} | {duration(eager)} | {peer_label} | {duration(fused)} "
                     f"| {eager / fused:.2f} | {against} |"
                 )
             parts.append("\n".join(lines) + "\n")

@@ -1,7 +1,7 @@
 """Tables of README.md, of the model cards and of docs/benchmarks.md, from committed results.
 
 Scores come from `savl evaluate --json`, limits from `benchmarks.limits`, ratios from `benchmarks.ratios`.
-`benchmarks.report` writes them.
+`benchmarks.reporting.report` writes them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCORES = ROOT / "savl" / "weights" / "scores"
 LIMITS = ROOT / "benchmarks" / "results"
 

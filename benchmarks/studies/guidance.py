@@ -1,11 +1,11 @@
 """What a network makes of its degradation field: upscaling with the field as it is, and with parts of it taken away.
 
-    python -m benchmarks.guidance --lr FOLDER --hr FOLDER [--model savl-tiny] [--json FILE]
+    python -m benchmarks.studies.guidance --lr FOLDER --hr FOLDER [--model savl-tiny] [--json FILE]
 
 The field is inferred as always, and changed before the network reads it: its mean averaged over the image (the type of
 degradation, without where), replaced by that of the next image (another type) or by that of all images (no type), and
 its severity map replaced by 1 everywhere. What the network loses is what the part is worth to it as it was trained; one
-that was trained without it may do as well (`benchmarks.rivals`).
+that was trained without it may do as well (`benchmarks.studies.baselines`).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 import savl
-from benchmarks import sdpa
+from benchmarks.peers import sdpa
 from savl import ops
 
 BF16 = {"dtype": torch.bfloat16, "device": "meta"}
@@ -138,7 +138,7 @@ def window(side: int, backward: bool = False, sdpa_peer: bool = False) -> Noted:
     Args:
         side: Of the image, in tokens.
         backward: Whether gradients are computed too.
-        sdpa_peer: `benchmarks.sdpa` in place of the reference, its attention counted as bytes.
+        sdpa_peer: `benchmarks.peers.sdpa` in place of the reference, its attention counted as bytes.
     """
     qkv, table, severity = (
         torch.empty(shape, **BF16, requires_grad=backward)
@@ -235,7 +235,7 @@ def fused_everywhere() -> Iterator[None]:
 
 @contextmanager
 def attention_without_work() -> Iterator[None]:
-    """While inside, SDPA of `benchmarks.sdpa` is one operation, which reads its inputs and writes its result."""
+    """While inside, SDPA of `benchmarks.peers.sdpa` is one operation, which reads its inputs and writes its result."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, **_: Any) -> Tensor:
         out: Tensor = torch.ops.savl_traffic.attention(q, k, v, attn_mask)

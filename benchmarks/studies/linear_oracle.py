@@ -1,6 +1,6 @@
 """How much of a degradation a linear filter could undo that knows the answer: a yardstick for what a network gains.
 
-    python -m benchmarks.linear_oracle --lr FOLDER --hr FOLDER [--taps 9] [--json FILE]
+    python -m benchmarks.studies.linear_oracle --lr FOLDER --hr FOLDER [--taps 9] [--json FILE]
 
 For every image the filter is fitted by least squares to its own original, on luma: ``scale²`` filters of ``taps`` ×
 ``taps`` LR pixels, one for each place of an output pixel within an LR pixel, and a constant. No linear method of that

@@ -1,6 +1,6 @@
 """What the severity map of a network knows of degradations whose truth is known.
 
-    python -m benchmarks.field --hr FOLDER [--model savl-tiny] [--json FILE]
+    python -m benchmarks.studies.field --hr FOLDER [--model savl-tiny] [--json FILE]
 
 Images are degraded through random masks by the published pipeline (docs/degradation.md, strength 1, seed 0), and then
 by one operation of it alone: noise, blur or JPEG. The severity map of each is compared with the true one by Spearman's

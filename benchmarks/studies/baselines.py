@@ -1,11 +1,11 @@
-"""The degradation field, its rivals and the ablations of what it guides: trained alike, and told apart in one table.
+"""The degradation field, its baselines and the ablations of what it guides: trained alike, and told apart in one table.
 
-    python -m benchmarks.rivals --hr FOLDER --test FOLDER [--pairs LR HR] [--steps N] [--quick] [--json FILE]
-                                [CONFIG ...]
+    python -m benchmarks.studies.baselines --hr FOLDER --test FOLDER [--pairs LR HR] [--steps N] [--quick] [--json FILE]
+                                        [CONFIG ...]
 
-Trains every configuration (``configs/rivals/*.toml`` if none is named), each in a folder of its own below ``runs/``. A
-run that was cut off goes on from its checkpoint, and one that is done is not repeated. Then all of them are analysed
-together (`savl.evaluation.analysis`) on photographs none has seen, and upscale the pairs.
+Trains every configuration (``configs/baselines/*.toml`` if none is named), each in a folder of its own below
+``runs/``. A run that was cut off goes on from its checkpoint, and one that is done is not repeated. Then all of them
+are analysed together (`savl.evaluation.analysis`) on photographs none has seen, and upscale the pairs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from savl.network import SAVL
 from savl.training import Trainer, load_config
 from savl.training.trainer import WEIGHTS_NAME
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "rivals"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "baselines"
 
 
 def trained(config: Path, hr: Sequence[str], steps: int | None) -> SAVL:

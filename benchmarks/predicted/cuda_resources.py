@@ -1,8 +1,8 @@
 """Registers, stack, spills and shared memory of the CUDA C++ kernels, for every GPU they are compiled for.
 
-    python -m benchmarks.cuda_resources    # a table
-    python -m benchmarks.cuda_resources --json csrc/cuda/resources.json    # the committed one
-    python -m benchmarks.cuda_resources --page    # rewrite docs/kernel-resources.md from the committed one
+    python -m benchmarks.predicted.cuda_resources    # a table
+    python -m benchmarks.predicted.cuda_resources --json csrc/cuda/resources.json    # the committed one
+    python -m benchmarks.predicted.cuda_resources --page    # rewrite docs/kernel-resources.md from the committed one
 
 Wants nvcc, no GPU. A kernel that spills or has a stack frame waits for memory where it should compute.
 """
@@ -23,7 +23,7 @@ from typing import Any
 
 from savl.atomic_write import write_atomically
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "csrc/cuda/resources.json"
 PAGE = ROOT / "docs/kernel-resources.md"
 BEGIN, END = "<!-- begin: cuda -->\n", "<!-- end: cuda -->\n"

@@ -1,6 +1,6 @@
 """Which objective makes a degradation field: short trainings of estimator and likelihood decoder alone.
 
-    python -m benchmarks.objective_study --hr FOLDER --test FOLDER [--steps N] [--json FILE]
+    python -m benchmarks.studies.objective_study --hr FOLDER --test FOLDER [--steps N] [--json FILE]
 
 Every variant sees the same batches from the same start. The network itself is left out, so that a variant takes minutes
 and what is measured is the objective: nats the field carries, how well y is explained with it and with the prior's

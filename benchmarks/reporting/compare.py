@@ -2,8 +2,8 @@
 
     pytest benchmarks/ --benchmark-only --benchmark-json=before.json
     pytest benchmarks/ --benchmark-only --benchmark-json=after.json
-    python -m benchmarks.compare before.json after.json            # all that changed; --all for the rest too
-    python -m benchmarks.compare before.json after.json --against eager
+    python -m benchmarks.reporting.compare before.json after.json            # all that changed; --all for the rest too
+    python -m benchmarks.reporting.compare before.json after.json --against eager
 
 A time has changed when the quartiles of both do not overlap and the medians differ by more than the margin. On machines
 that others use too, times of two runs differ for reasons of their own; ``--against`` compares the ratios to another
@@ -79,11 +79,11 @@ def times(content: Mapping[str, Any], against: str | None = None) -> dict[str, T
         known[each["name"]] = (each["group"], Time(stats["median"], stats["q1"], stats["q3"]))
     if against is None:
         return {name: time for name, (_, time) in known.items()}
-    rivals = {group: time for name, (group, time) in known.items() if name.endswith(f"-{against}]")}
+    peers = {group: time for name, (group, time) in known.items() if name.endswith(f"-{against}]")}
     return {
-        name: time.over(rivals[group])
+        name: time.over(peers[group])
         for name, (group, time) in known.items()
-        if group in rivals and not name.endswith(f"-{against}]")
+        if group in peers and not name.endswith(f"-{against}]")
     }
 
 

@@ -1,7 +1,7 @@
 """What the kernels must cost on an H100 or H200, predicted from their machine code and from bytes. Nothing is measured.
 
-    python -m benchmarks.roofline           # a table, benchmarks/results/predicted/roofline.json and docs/roofline.md
-    python -m benchmarks.roofline --page    # the page alone, from the committed figures
+    python -m benchmarks.predicted.roofline           # a table, results/predicted/roofline.json, docs/roofline.md
+    python -m benchmarks.predicted.roofline --page    # the page alone, from the committed figures
 
 Wants Triton and, for posterior and modulation, an installed CUDA library (`savl/_cuda.so`); no GPU.
 
@@ -9,7 +9,7 @@ A kernel takes at least as long as the resource it needs most: memory (each byte
 issue slots for its instructions. The last are counted in the machine code that Triton's compiler makes with the block
 sizes of the rule: instructions of a path through the program times how often programs and loops run. Eager takes at
 least the bytes of every tensor that its operations read and write: the operations of the reference in `savl.ops` are
-noted one by one while it runs on tensors without data (`benchmarks.traffic`).
+noted one by one while it runs on tensors without data (`benchmarks.predicted.traffic`).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import traffic
-from benchmarks.machine_code import Instruction, count, disassemble, loops, path
+from benchmarks.predicted import traffic
+from benchmarks.predicted.machine_code import Instruction, count, disassemble, loops, path
 from savl.atomic_write import write_atomically
 from savl.kernels.configs import kernels_hash
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "benchmarks/results/predicted/roofline.json"
 PAGE = ROOT / "docs/roofline.md"
 SIDE, WINDOW, HEADS, HEAD_DIM, LATENT = 512, 16, 6, 24, 64
@@ -285,14 +285,14 @@ def predict() -> dict[str, Any]:
         report["ratios"].append(row)
 
     both = tuple(f"window {stage}" for stage in stages)
-    for what, against, rival, wanted, names in (
+    for what, against, peer, wanted, names in (
         ("window attention, forward", "eager", "window", 8, both[:1]),
         ("window attention, forward", "sdpa, its bytes alone", "window, sdpa", 2, both[:1]),
         ("window attention, forward and backward", "eager", "window, backward", 5, both),
         ("overlapping attention, forward", "eager", "overlapping", 8, ("overlapping forward",)),
     ):
         fused = {gpu.name: total(gpu, *names) for gpu in GPUS}
-        slow = {gpu.name: eager[rival].seconds(gpu.bytes_per_second, gpu.flops) for gpu in GPUS}
+        slow = {gpu.name: eager[peer].seconds(gpu.bytes_per_second, gpu.flops) for gpu in GPUS}
         add(what, against, wanted, {name: slow[name] / each for name, each in fused.items()}, fused)
     for name in ("posterior, no noise", "posterior, given noise", "modulation"):
         fused = {gpu.name: gpu.seconds(works[name]) for gpu in GPUS}
@@ -346,10 +346,10 @@ def page(report: Mapping[str, Any]) -> str:
         "# Predicted, not measured",
         "",
         f"What the kernels of savl-base must cost on {report['side']}×{report['side']} tokens in bfloat16, from their",
-        "machine code for sm_90 and from data sheets; nothing on this page was run on a GPU. `python -m",
-        "benchmarks.roofline` makes it without one, `python -m benchmarks.gpu_ratios` measures with one. The floors of",
-        "a kernel are the times that each resource takes alone; the largest is the prediction. An H200 takes up to",
-        "four times as long ([performance.md](performance.md#on-a-gpu)).",
+        "machine code for sm_90 and from data sheets; nothing on this page was run on a GPU.",
+        "`python -m benchmarks.predicted.roofline` makes it without one, `python -m benchmarks.gpu_ratios` measures",
+        "with one. The floors of a kernel are the times that each resource takes alone; the largest is the prediction.",
+        "An H200 takes up to four times as long ([performance.md](performance.md#on-a-gpu)).",
         "",
         LEFT_OUT,
         "## Ratios",

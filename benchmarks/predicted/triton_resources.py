@@ -1,11 +1,11 @@
 """Registers, stack, shared memory and occupancy of the Triton kernels, with the block sizes that the package ships.
 
-    python -m benchmarks.triton_resources    # a table
-    python -m benchmarks.triton_resources --json benchmarks/results/kernel-resources/triton.json    # the committed one
+    python -m benchmarks.predicted.triton_resources    # a table
+    python -m benchmarks.predicted.triton_resources --json benchmarks/results/kernel-resources/triton.json
 
 Wants Triton, no GPU: every kernel is compiled ahead of time for every architecture, dtype and network, in the worst
-case of severity and shift. A kernel that spills waits for memory where it should compute. `benchmarks.resource_page`
-writes docs/kernel-resources.md from the committed figures.
+case of severity and shift. A kernel that spills waits for memory where it should compute.
+`benchmarks.predicted.resource_page` writes docs/kernel-resources.md from the committed figures.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from savl.network import CONFIGS
 if TYPE_CHECKING:
     from savl.kernels.ahead import Resources
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "benchmarks/results/kernel-resources/triton.json"
 CAPABILITIES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
 DTYPES = ("bfloat16", "float16", "float32")

@@ -1,9 +1,9 @@
 """Write the tables of docs/kernel-resources.md from committed results.
 
-    python -m benchmarks.resource_page          # rewrite what stands between the markers
-    python -m benchmarks.resource_page --check  # only say whether it is up to date
+    python -m benchmarks.predicted.resource_page          # rewrite what stands between the markers
+    python -m benchmarks.predicted.resource_page --check  # only say whether it is up to date
 
-The figures come from `benchmarks.triton_resources` and `benchmarks.cuda_resources`.
+The figures come from `benchmarks.predicted.triton_resources` and `benchmarks.predicted.cuda_resources`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cuda_resources, triton_resources
+from benchmarks.predicted import cuda_resources, triton_resources
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/kernel-resources.md"
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -26,7 +26,7 @@ def triton_tables(report: dict[str, Any]) -> str:
     """Markdown: a table for each dtype, a row for each kernel and problem, a column for each architecture.
 
     Args:
-        report: What `benchmarks.triton_resources` wrote.
+        report: What `benchmarks.predicted.triton_resources` wrote.
     """
     lines = [f"Triton {report['triton']}, {len(report['rows'])} compilations."]
     norms = [row for row in report["rows"] if row["op"] == "layer_norm"]
