@@ -48,14 +48,32 @@ def atomic_write(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
 
 
 def check_writable(path: Path, *, overwrite: bool) -> None:
-    """Tries the first step of `atomic_write`, and leaves nothing behind.
+    """Try the first step of `atomic_write`, and leave nothing behind.
 
     Raises:
         FileExistsError, OSError: as `atomic_write` would.
     """
     _, part, descriptor = _create_part(path, overwrite)
-    os.close(descriptor)
-    part.unlink()
+    try:
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            write_whole(file, bytes(4096))
+    finally:
+        part.unlink()
+
+
+def raise_if_full(file: BinaryIO) -> None:
+    """Raise what the system says when a file cannot grow; for libraries that say "write error" only.
+
+    Zeros are appended, so this is for a file of `atomic_write` that is given up.
+
+    Args:
+        file: unbuffered, open for writing.
+
+    Raises:
+        OSError: the disk is full, a quota or a limit on the size of files is reached, or the disk is gone.
+    """
+    file.seek(0, os.SEEK_END)
+    write_whole(file, bytes(2**20))
 
 
 def write_atomically(path: Path, data: bytes | memoryview, *, overwrite: bool = True) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from savl.atomic_write import atomic_write, check_writable
+from savl.atomic_write import atomic_write, check_writable, raise_if_full
 from savl.images.errors import OutputExists, UnwritableImage
 from savl.images.format import JPEG, TIFF, WEBP, ImageFormat, Pixels
 from savl.images.metadata import Metadata, put_metadata
@@ -67,7 +67,11 @@ def write_image(
     image = put_metadata(_wrap(pixels, image_format), carried)
     try:
         with naming_output(path), atomic_write(Path(path), overwrite=overwrite) as file:
-            _encode(image, file, image_format, quality)
+            try:
+                _encode(image, file, image_format, quality)
+            except _vips_error():
+                raise_if_full(file)  # libvips keeps the reason to itself
+                raise
             if image_format is TIFF and metadata is not None and metadata.exif is not None:
                 append_tiff_exif(file, metadata.exif, width=image.width, height=image.height)
     except _vips_error() as error:
