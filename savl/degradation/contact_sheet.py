@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,8 @@ def main() -> None:
         parser.error(f"{arguments.output}: name a .png, .jpg, .webp or .tiff")
     if not all(0 <= start <= SIDE - TILE for start in arguments.detail):
         parser.error(f"--detail must lie between 0 and {SIDE - TILE}, got {arguments.detail}")
+    if find_spec("matplotlib") is None:
+        parser.error("drawing needs matplotlib; pip install 'savl[analyze]' brings it")
     try:
         photo = decode_rgb(arguments.photo)
     except ImageFileError as error:

@@ -85,7 +85,6 @@ def evaluate_pair(
     Raises:
         ImageFileError: An image cannot be read.
         ValueError: The sizes are not in the ratio of the network's scale, or too small to be scored.
-        RuntimeError: A score cannot be computed here; the message says what is broken.
     """
     lr, hr = read_pair(pair, upscaler.scale)
     sr = upscaler(lr[None]).sr[0]

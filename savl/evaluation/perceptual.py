@@ -38,12 +38,16 @@ class Lpips:
         """Load the network, and download nothing.
 
         Raises:
-            LpipsUnavailable: torchvision is not installed or does not import; or torch.hub's folder of checkpoints does
-                not hold AlexNet's weights, or not whole.
+            LpipsUnavailable: torchvision or torchmetrics is not installed or does not import; or torch.hub's folder of
+                checkpoints does not hold AlexNet's weights, or not whole.
         """
         weights = _cached_weights()
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
+        try:
+            from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+        except ImportError as error:
+            raise LpipsUnavailable(
+                "torchmetrics is not installed", f"{_first_line(error)}; pip install 'savl[lpips]' brings it"
+            ) from error
         try:
             self._metric = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
         except Exception as error:  # of a damaged file: UnpicklingError, EOFError, RuntimeError, KeyError …

@@ -77,12 +77,18 @@ def severity_agreement(
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's coefficient of two tensors of the same size, in [-1, 1]; 0 where one of them is constant."""
-    from torchmetrics.functional import spearman_corrcoef
-
+    """Return Spearman's coefficient of two tensors of the same size, in [-1, 1]; 0 where one of them is constant."""
     if bool((a == a.flatten()[0]).all()) or bool((b == b.flatten()[0]).all()):
         return 0.0
-    return float(spearman_corrcoef(a.flatten().float(), b.flatten().float()))
+    return float(torch.corrcoef(torch.stack([_ranks(a), _ranks(b)]))[0, 1])
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Return the rank of each value, ``(n,)`` float64; equal values share the mean of their ranks."""
+    _, places, counts = values.flatten().unique(return_inverse=True, return_counts=True)
+    last = counts.double().cumsum(0)
+    ranks: Tensor = last - (counts - 1) / 2
+    return ranks[places]
 
 
 def _smooth(a: Tensor) -> Tensor:

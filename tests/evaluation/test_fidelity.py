@@ -1,15 +1,15 @@
-"""PSNR and SSIM against values known in closed form."""
+"""PSNR and SSIM against values known in closed form, and against those of torchmetrics."""
 
 from __future__ import annotations
 
 import math
-import sys
 
 import pytest
 import torch
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from savl.evaluation import Fidelity, fidelity
-from savl.evaluation.fidelity import luma
+from savl.evaluation.fidelity import as_8_bit, luma
 
 
 def test_identical_images_score_infinity_and_one() -> None:
@@ -58,10 +58,29 @@ def test_lpips_is_averaged_where_every_image_has_it_and_left_out_otherwise() -> 
     assert Fidelity.mean([measured, none]) == Fidelity.mean([none, none]) == none
 
 
-def test_a_torchmetrics_that_does_not_import_is_told_with_its_likely_cause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
-    with pytest.raises(RuntimeError, match=r"SSIM needs torchmetrics.*torchvision made for another torch"):
-        fidelity(torch.rand(3, 40, 30), torch.rand(3, 40, 30))
+def photograph(height: int, width: int) -> torch.Tensor:
+    """Something smooth with edges, a white area and a black one; ``(3, H, W)`` in [0, 1]."""
+    coarse = torch.rand(1, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    image = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")[0].clamp(0, 1)
+    image[:, : height // 4, : width // 3] = 1
+    image[:, -height // 5 :] = 0
+    return image
+
+
+@pytest.mark.parametrize("size", [(11, 11), (19, 40), (700, 60)], ids=str)
+@pytest.mark.parametrize("noise", [0.01, 0.2])
+def test_ssim_and_psnr_are_those_of_torchmetrics(size: tuple[int, int], noise: float) -> None:
+    hr = photograph(*size)
+    sr = (hr + noise * torch.randn(hr.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    scores = fidelity(sr, hr, crop=0)
+    a, b = as_8_bit(sr, hr)
+    for psnr, ssim, x, y in (
+        (scores.psnr_rgb, scores.ssim_rgb, a, b),
+        (scores.psnr_y, scores.ssim_y, luma(a), luma(b)),
+    ):
+        judged = structural_similarity_index_measure(x[None], y[None], data_range=255.0, sigma=1.5, kernel_size=11)
+        assert ssim == pytest.approx(float(judged), abs=1e-9)  # type: ignore[arg-type]
+        assert psnr == pytest.approx(float(peak_signal_noise_ratio(x, y, data_range=255.0)))
 
 
 def test_shapes_that_differ_are_named() -> None:

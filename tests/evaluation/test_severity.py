@@ -29,6 +29,12 @@ def test_rank_correlation_sees_order_and_nothing_else() -> None:
     assert rank_correlation(a, torch.ones(20, 30)) == 0.0
 
 
+def test_rank_correlation_gives_equal_values_the_mean_of_their_ranks() -> None:
+    # Ranks 1, 2.5, 2.5, 4 and 2, 2, 2, 4: deviations (-1.5, 0, 0, 1.5) and (-0.5, -0.5, -0.5, 1.5).
+    found = rank_correlation(torch.tensor([[0.1, 0.4], [0.4, 0.9]]), torch.tensor([[5.0, 5.0], [5.0, 7.0]]))
+    assert found == pytest.approx(3 / (4.5 * 3) ** 0.5)
+
+
 def test_a_network_that_knew_the_truth_would_agree_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The variance of an oracle falls where severity rises; the map that the network makes of it must rise."""
     truths: list[Tensor] = []

@@ -17,6 +17,7 @@ from savl.images.folder import read_rgb
 from savl.images.format import PNG
 from savl.images.read import read_image
 from savl.images.severity_map import draw_severity
+from savl.images.viridis import viridis
 from savl.images.write import write_image
 from savl.network import SAVLConfig
 
@@ -96,3 +97,27 @@ def test_colours_mean_the_same_in_every_map() -> None:
     assert (both[20, 20] == low[20, 20]).all()
     assert (both[20, 500] == high[20, 500]).all()
     assert (low[20, 20] != high[20, 20]).any()
+
+
+def test_viridis_has_the_colours_of_matplotlib() -> None:
+    values = np.concatenate([np.linspace(-0.2, 1.2, 5001), [0.0, 1.0]])
+    assert (viridis(values) == colormaps["viridis"](values, bytes=True)[:, :3]).all()
+    assert viridis(np.asarray([[np.nan]], np.float32)).tolist() == [[[0, 0, 0]]]
+
+
+@pytest.mark.parametrize("limits", [(0.0, 2.0), (0.0, 1.0)])
+def test_the_bar_fades_from_one_end_to_the_other(limits: tuple[float, float]) -> None:
+    drawn = draw_severity(np.zeros((40, 60), np.float32), limits)
+    height, right = drawn.shape[0] - 24, drawn.shape[1] - 92
+    bar = drawn[13 : 12 + height - 1, right + 10].astype(int)
+    expected = viridis(np.linspace(1, 0, height))[1:-1].astype(int)
+    assert (bar == expected).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 700), (700, 3)], ids=str)
+def test_a_map_of_any_shape_has_its_bar(size: tuple[int, int]) -> None:
+    drawn = draw_severity(np.full(size, 2.0, np.float32))
+    factor = max(1, round(512 / max(size)))
+    assert drawn.shape == (24 + max(size[0] * factor, 120), 24 + size[1] * factor + 92, 3)
+    assert (drawn[12, 12] == viridis(np.ones(1))[0]).all()
+    assert (drawn[0] == 255).all(), "white above"

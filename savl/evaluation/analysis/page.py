@@ -6,6 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ def render_page(analysis: Analysis, on_progress: OnProgress = lambda what, done,
         on_progress: Called with what is done, how much of it is finished, and how much there is in all.
 
     Raises:
-        AnalysisUnavailable: scikit-learn or Jinja is not installed.
+        AnalysisUnavailable: scikit-learn, Jinja or matplotlib is not installed.
     """
     template = page_template()
     subject, photographs = analysis.models[0], analysis.photographs
@@ -83,11 +84,15 @@ def render_page(analysis: Analysis, on_progress: OnProgress = lambda what, done,
 
 
 def page_template() -> Template:
-    """The page to be filled in.
+    """Return the page to be filled in, and check that its figures can be drawn.
 
     Raises:
-        AnalysisUnavailable: Jinja is not installed.
+        AnalysisUnavailable: Jinja or matplotlib is not installed.
     """
+    try:
+        import_module("matplotlib")
+    except ImportError as error:
+        raise AnalysisUnavailable("drawing the figures of an analysis", "matplotlib", error) from error
     try:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:

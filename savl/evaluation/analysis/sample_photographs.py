@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from savl.evaluation.unavailable import AnalysisUnavailable
 
 
 def sample_photographs() -> list[Path]:
-    """A temple and a flower of scikit-learn's, and a portrait of matplotlib's where it was installed with its samples.
+    """Return a temple and a flower of scikit-learn's, and a portrait of matplotlib's where it has its samples.
 
     Each about 0.3 megapixels, JPEG.
 
@@ -20,7 +21,9 @@ def sample_photographs() -> list[Path]:
         folder = Path(str(files("sklearn.datasets.images")))
     except ImportError as error:
         raise AnalysisUnavailable("an analysis", "scikit-learn", error) from error
-    import matplotlib
+    places = [folder / "china.jpg", folder / "flower.jpg"]
+    with suppress(ImportError):
+        import matplotlib
 
-    portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    return [path for path in (folder / "china.jpg", folder / "flower.jpg", portrait) if path.is_file()]
+        places.append(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg")
+    return [path for path in places if path.is_file()]
