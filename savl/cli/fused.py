@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 HELP = "Compute with PyTorch's own operations instead of the fused kernels: slower, the same picture."
 
 
 def fused_unless(eager: bool) -> AbstractContextManager[Any]:
-    """A block in which the fused kernels serve: not with ``--eager``, and as ``SAVL_KERNELS`` says where it is set."""
-    from savl.ops.switch import VARIABLE, use_fused_kernels
+    """Return a block in which the reference serves with ``--eager``, and else what `fused_by_default` lets serve."""
+    from savl.ops.switch import fused_by_default, use_fused_kernels
 
-    if not eager and os.environ.get(VARIABLE):
-        return nullcontext()
-    return use_fused_kernels(not eager)
+    return use_fused_kernels(False) if eager else fused_by_default()

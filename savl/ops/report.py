@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from savl.build_info import BuildInfo, build_info
-from savl.ops.switch import BACKENDS, EAGER, FUSED, OPS, Choice, current_settings, why_unavailable
+from savl.ops.switch import BACKENDS, EAGER, FUSED, OPS, Choice, current_settings, is_set, why_unavailable
 from savl.ops.triton_kernels import INTERPRETED
 
 
@@ -71,7 +71,7 @@ class KernelReport:
 
 
 def kernel_report() -> KernelReport:
-    """Say, per op, which backend serves in this thread now, and why each other does not."""
+    """Say, per op, which backend serves a network that is called directly in this thread now, and why others do not."""
     settings = current_settings()
     statuses = []
     for op in OPS:
@@ -90,6 +90,11 @@ def kernel_report() -> KernelReport:
                 reason = f"{how}; {', '.join(kernels.dtypes)}"
             elif reason is None:
                 reason = "could serve, but is switched off: savl.use_fused_kernels() switches it on"
+                if not is_set():
+                    reason = (
+                        "serves savl.upscale and savl.Upscaler; savl.use_fused_kernels() switches it on for networks "
+                        "that are called directly"
+                    )
             statuses.append(BackendStatus(op, backend, kernels.device, serves, reason))
             on_cpu = on_cpu or (serves and kernels.device == "cpu")
         eager = "the reference; serves what no fused kernel can" if not on_cpu else "the reference; slower"

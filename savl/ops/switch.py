@@ -1,7 +1,8 @@
 """The switch: which backend serves an op. Process-wide, for a block of code, or for one model; per op if so wished.
 
 Three settings may apply to a call, the nearest counts: that of the model, that of the ``with`` block the thread is in,
-that of the process, which ``SAVL_KERNELS`` gives its first value.
+that of the process, which ``SAVL_KERNELS`` gives its first value. Where none of them was made, the eager reference
+serves, and the fused kernels serve inside `fused_by_default`, which `savl.Upscaler` and the command line enter.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import Any
@@ -140,7 +143,10 @@ def parse_settings(text: str) -> KernelSettings:
 
 
 def use_fused_kernels(enabled: bool | None = True, *, model: nn.Module | None = None, **per_op: Choice) -> FusedKernels:
-    """Switch the fused kernels on or off.
+    """Switch the fused kernels on or off: for `savl.upscale`, `savl.Upscaler`, and networks that are called directly.
+
+    Until this is called or ``SAVL_KERNELS`` is set, `savl.upscale`, `savl.Upscaler` and the command line compute with
+    the fused kernels, and a network that is called directly (``model(lr)``) computes with the eager reference.
 
     As a call it holds from now on, in all threads. As a context manager it holds in the block and for the thread that
     runs it; blocks nest, and what held before holds again afterwards. With ``model`` it holds for that model alone,
@@ -227,9 +233,10 @@ class FusedKernels:
 class _Process:
     """What holds for every thread that says nothing else: the newest call whose result entered no ``with`` block."""
 
-    def __init__(self, first: KernelSettings) -> None:
+    def __init__(self, first: KernelSettings | None) -> None:
         self.settings = first
-        self._calls: list[tuple[weakref.ref[FusedKernels] | None, KernelSettings]] = [(None, first)]
+        """None where neither a call nor the environment has said anything."""
+        self._calls: list[tuple[weakref.ref[FusedKernels] | None, KernelSettings | None]] = [(None, first)]
 
     def push(self, call: FusedKernels, settings: KernelSettings) -> None:
         """A call was made."""
@@ -247,9 +254,31 @@ class _Process:
 
 
 def current_settings() -> KernelSettings:
-    """What holds in this thread for a model without a setting of its own."""
+    """Return what holds in this thread for a model without a setting of its own."""
     settings: KernelSettings | None = getattr(_thread, "settings", None)
-    return _process.settings if settings is None else settings
+    if settings is None:
+        settings = _process.settings
+    return getattr(_thread, "default", _EAGER) if settings is None else settings
+
+
+def is_set() -> bool:
+    """Return whether a block of this thread, a call, or the environment has said which kernels serve."""
+    return getattr(_thread, "settings", None) is not None or _process.settings is not None
+
+
+@contextmanager
+def fused_by_default() -> Iterator[None]:
+    """Let the fused kernels serve in a block of this thread wherever nobody has said otherwise.
+
+    A model's own setting, a ``with use_fused_kernels(...)`` block, a call of `use_fused_kernels` in any thread and the
+    environment variable ``SAVL_KERNELS`` all come before it. Blocks nest.
+    """
+    outer = getattr(_thread, "default", _EAGER)
+    _thread.default = _FUSED
+    try:
+        yield
+    finally:
+        _thread.default = outer
 
 
 def serves(op: str, tensor: Tensor, kernels: KernelSettings | None, limit: str | None = None) -> bool:
@@ -313,6 +342,13 @@ def _check_choice(op: str, choice: object) -> None:
         raise ValueError(f"{op} has no backend {choice!r}; it has {', '.join((EAGER, *BACKENDS[op]))}")
 
 
+def _of_environment() -> KernelSettings | None:
+    """Return what ``SAVL_KERNELS`` says; None where it is not set or empty."""
+    text = os.environ.get(VARIABLE, "").strip()
+    return parse_settings(text) if text else None
+
+
+_EAGER, _FUSED = KernelSettings.of(False), KernelSettings.of(True)
 _lock = threading.Lock()
 _thread = threading.local()
-_process = _Process(parse_settings(os.environ.get(VARIABLE, "")))
+_process = _Process(_of_environment())

@@ -36,7 +36,7 @@ needs_extension = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def _no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SAVL_KERNELS", raising=False)
-    monkeypatch.setattr(switch, "_process", switch._Process(KernelSettings.of(False)))
+    monkeypatch.setattr(switch, "_process", switch._Process(None))
 
 
 @pytest.fixture
@@ -228,12 +228,13 @@ def test_upscale_heeds_the_environment_and_eager_comes_before_it(
     savl: Run, picture: Write, serving: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture("photo.png")
-    monkeypatch.setenv("SAVL_KERNELS", "eager")  # which the process read when it started
+    monkeypatch.setenv("SAVL_KERNELS", "eager")
+    monkeypatch.setattr(switch, "_process", switch._Process(switch._of_environment()))  # as at the start
     assert savl("upscale", "photo.png", "-o", "a.png").code == 0
     assert set(serving) == {"eager"}
     serving.clear()
     monkeypatch.setenv("SAVL_KERNELS", "fused")
-    monkeypatch.setattr(switch, "_process", switch._Process(KernelSettings.of(True)))
+    monkeypatch.setattr(switch, "_process", switch._Process(switch._of_environment()))
     assert savl("upscale", "photo.png", "-o", "b.png").code == 0
     assert set(serving) == {"cpp"}
     serving.clear()

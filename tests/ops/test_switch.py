@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from savl.network import SAVL, SAVLConfig
 from savl.ops import KernelSettings, KernelUnavailable, channel_modulation, switch, use_fused_kernels
-from savl.ops.switch import OPS, current_settings
+from savl.ops.switch import OPS, current_settings, fused_by_default, is_set
 
 ON, OFF = KernelSettings.of(True), KernelSettings.of(False)
 
@@ -113,6 +113,59 @@ def test_a_call_in_a_block_is_for_others_and_for_afterwards() -> None:
         assert current_settings() == OFF
         assert in_another_thread(current_settings) == ON
     assert current_settings() == ON
+
+
+# Where nobody has said anything
+
+
+@pytest.fixture
+def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(switch, "_process", switch._Process(None))
+
+
+@pytest.mark.usefixtures("_nothing_said")
+def test_fused_by_default_holds_in_its_block_and_thread_alone() -> None:
+    assert current_settings() == OFF
+    with fused_by_default():
+        assert current_settings() == ON
+        assert not is_set()
+        assert in_another_thread(current_settings) == OFF
+        with fused_by_default():
+            assert current_settings() == ON
+        assert current_settings() == ON
+    assert current_settings() == OFF
+    with pytest.raises(ZeroDivisionError), fused_by_default():
+        raise ZeroDivisionError
+    assert current_settings() == OFF
+
+
+@pytest.mark.usefixtures("_nothing_said")
+def test_a_block_comes_before_the_default_on_either_side_of_it() -> None:
+    with use_fused_kernels(False), fused_by_default():
+        assert current_settings() == OFF
+        assert is_set()
+    with fused_by_default():
+        with use_fused_kernels(channel_modulation=False):
+            assert current_settings() == replace(ON, channel_modulation=False)
+        assert current_settings() == ON, "a block that was left is forgotten"
+
+
+@pytest.mark.usefixtures("_nothing_said")
+def test_a_call_in_any_thread_comes_before_the_default() -> None:
+    with fused_by_default():
+        in_another_thread(lambda: use_fused_kernels(False) and None)
+        assert current_settings() == OFF
+    assert is_set()
+
+
+@pytest.mark.parametrize(("variable", "expected"), [("eager", OFF), ("0", OFF), ("fused", ON), ("", ON), (" ", ON)])
+def test_the_environment_comes_before_the_default_unless_it_is_empty(
+    variable: str, expected: KernelSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAVL_KERNELS", variable)
+    monkeypatch.setattr(switch, "_process", switch._Process(switch._of_environment()))
+    with fused_by_default():
+        assert current_settings() == expected
 
 
 def interleaved(steps: list[str]) -> list[KernelSettings]:

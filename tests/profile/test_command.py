@@ -16,7 +16,7 @@ import typer
 
 import savl
 from savl.build_info import build_info
-from savl.ops import KernelSettings, switch
+from savl.ops import switch
 from savl.profile import __main__ as command
 from savl.profile import measure, roofline, workload
 from savl.profile.workload import find_model, make_workload
@@ -38,7 +38,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Runs the command on savl-tiny, 16×16 pixels, one step, on the CPU, unless the arguments say otherwise."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("SAVL_KERNELS", raising=False)
-    monkeypatch.setattr(switch, "_process", switch._Process(KernelSettings.of(False)))
+    monkeypatch.setattr(switch, "_process", switch._Process(None))
 
     def run(*arguments: Any) -> Finished:
         capsys.readouterr()
@@ -138,6 +138,7 @@ def test_backends_are_those_that_the_option_or_the_variable_says(
 ) -> None:
     if variable is not None:
         monkeypatch.setenv("SAVL_KERNELS", variable)
+        monkeypatch.setattr(switch, "_process", switch._Process(switch._of_environment()))  # as at the start
     served: list[str] = []
     monkeypatch.setattr(
         command, "_print_profile", lambda *arguments: served.append(savl.kernel_report().serving("window_attention"))
