@@ -53,7 +53,7 @@ def _from_array(array: NDArray[Any]) -> NDArray[Any]:
         raise ValueError(f"image: array of shape {shape} has no pixels")
     kind, bytes_each = array.dtype.kind, array.dtype.itemsize
     if kind == "f":
-        _check_range(float(np.min(array)), float(np.max(array)))
+        check_range("image", float(np.min(array)), float(np.max(array)))
     elif kind != "u" or bytes_each > 2:
         raise TypeError(f"image: dtype {array.dtype}; accepted is {_ACCEPTED}")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -93,10 +93,19 @@ def _from_pil(image: Any) -> NDArray[Any]:
     return _from_array(np.asarray(image))
 
 
-def _check_range(low: float, high: float) -> None:
-    # Written so that NaN fails it too.
-    if not (low >= -_SLACK and high <= 1 + _SLACK):
+def check_range(name: str, low: float, high: float) -> None:
+    """Check that the floats of an image lie in [0, 1], but for what resizing and rounding leave outside.
+
+    Args:
+        name: The argument that holds the image.
+        low: Its lowest value; NaN if there is one.
+        high: Its highest value; NaN if there is one.
+
+    Raises:
+        ValueError: They do not; the message names the argument and the values.
+    """
+    if not (low >= -_SLACK and high <= 1 + _SLACK):  # written so that NaN fails it too
         raise ValueError(
-            f"image: float values from {low:g} to {high:g}; floats must lie in [0, 1] "
+            f"{name}: float values from {low:g} to {high:g}; floats must lie in [0, 1] "
             "(divide 8-bit values by 255, or pass them as uint8)"
         )

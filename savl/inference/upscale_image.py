@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -17,10 +17,8 @@ from savl.inference.precision import checked_dtype
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from savl.network import SAVL
-
     Picture = str | os.PathLike[str] | Image | NDArray[Any] | torch.Tensor
-    Model = str | os.PathLike[str] | SAVL | ImageUpscaler
+    Model = str | os.PathLike[str] | torch.nn.Module | ImageUpscaler
 
 
 def upscale(
@@ -43,9 +41,9 @@ def upscale(
             - a numpy array (H, W) gray or (H, W, C), C = 1 gray, 2 gray+alpha, 3 RGB, 4 RGBA;
             - a torch tensor (C, H, W).
             Arrays and tensors are uint8, uint16, or floats in [0, 1]. Alpha is not premultiplied.
-        model: name of shipped weights ("savl-tiny"), path to savl or HAT weights, a loaded model, or an
-            `Upscaler`. Give a loaded one when you upscale many pictures; the other settings of an `Upscaler`
-            are its own, so `tile`, `device` and `dtype` must then be left out.
+        model: name of shipped weights ("savl-tiny"), path to savl or HAT weights, a loaded model (compiled or not;
+            see `savl.Upscaler`), or an `Upscaler`. Give a loaded one when you upscale many pictures; the other
+            settings of an `Upscaler` are its own, so `tile`, `device` and `dtype` must then be left out.
         scale: output pixels per input pixel, any number above 0; None is the network's own.
         tile: side of the tiles in input pixels; None chooses for the machine, 0 does not tile.
         tile_pad: pixels by which tiles overlap their surroundings.
@@ -95,10 +93,10 @@ def as_upscaler(
     precision = None if dtype is None else checked_dtype(dtype)
     import savl
     from savl.inference.upscaler import Upscaler
-    from savl.network import SAVL
+    from savl.network.unwrap import unwrap
     from savl.weights.files import shipped
 
-    if not isinstance(model, (str, os.PathLike, SAVL)):
+    if not isinstance(model, (str, os.PathLike)) and unwrap(model) is None:
         if not callable(model) or not hasattr(model, "scale"):
             raise TypeError(f"model: {type(model).__name__}; a name, a path, a model or an Upscaler is accepted")
         if (tile, tile_pad, device, dtype) != (None, 32, None, None):
@@ -114,4 +112,4 @@ def as_upscaler(
                 f"got {os.fspath(model)!r}"
             )
         model = savl.load(model)
-    return Upscaler(model, tile=tile, tile_pad=tile_pad, device=chosen, dtype=precision)
+    return Upscaler(cast("torch.nn.Module", model), tile=tile, tile_pad=tile_pad, device=chosen, dtype=precision)

@@ -14,18 +14,23 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from savl import ops
+from savl.images.pixels import check_range
 from savl.inference.device import best_device, indexed
 from savl.inference.flat import keep_flat
 from savl.inference.graphs import CudaCapture, GraphCache, launch_state
 from savl.inference.memory import default_tile, is_out_of_memory
 from savl.inference.precision import checked_dtype
 from savl.inference.tiling import Region, feather, split, whole
-from savl.network import SAVL, DegradationField
+from savl.network import DegradationField
 from savl.network.savl import check_image
+from savl.network.unwrap import unwrap
 from savl.ops.switch import fused_by_default
+
+_Parts = tuple[Callable[[Tensor], DegradationField | None], Callable[[Tensor, DegradationField | None], Tensor]]
+"""`SAVL.estimate` and `SAVL.reconstruct`, or what a compiler made of them."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Upscaler:
 
     def __init__(
         self,
-        model: SAVL,
+        model: nn.Module,
         *,
         tile: int | None = None,
         tile_pad: int = 32,
@@ -54,8 +59,12 @@ class Upscaler:
         """Put the network on its device.
 
         Args:
-            model: The network. It is left as it is: one that is in training mode, on another device or not float32 is
-                copied first.
+            model: The network, a `savl.SAVL`. It is left as it is: one that is in training mode, on another device or
+                not float32 is copied first. Of one compiled by ``torch.compile(model)`` or ``model.compile()``, the
+                two parts that an upscaler runs (`SAVL.estimate` and `SAVL.reconstruct`) are compiled with the same
+                options when they are first called; tiles have up to nine shapes, for which ``dynamic=True`` makes
+                one code. `DataParallel`, `DistributedDataParallel` and `AveragedModel` are taken off: an upscaler
+                computes on one device.
             tile: Side of the tiles in LR pixels, rounded up to a multiple of the attention window; None chooses by the
                 memory of the device, 0 never tiles.
             tile_pad: Context around each tile in LR pixels, likewise rounded up.
@@ -77,14 +86,17 @@ class Upscaler:
                 anew. Threads that share the Upscaler take turns at the network.
 
         Raises:
-            TypeError: ``model`` is not a network, ``tile`` or ``tile_pad`` not an int, or ``cuda_graph`` not a bool.
+            TypeError: ``model`` is no network of savl, ``tile`` or ``tile_pad`` is not an int, or ``cuda_graph`` is
+                not a bool.
             ValueError: ``tile`` or ``tile_pad`` is negative, or the dtype is not one of the two. float16 is refused
                 because networks of the HAT family overflow in it. Or ``cuda_graph`` was asked for where there is no
                 CUDA.
         """
-        if not isinstance(model, SAVL):
+        unwrapped = unwrap(model)
+        if unwrapped is None:
             raise TypeError(
-                f"model must be a savl.SAVL (savl.load and savl.build give one), got {type(model).__name__}"
+                "model must be a savl.SAVL (savl.load and savl.build give one), also compiled or in DataParallel, got "
+                f"{type(model).__name__}"
             )
         for name, pixels in (("tile", 0 if tile is None else tile), ("tile_pad", tile_pad)):
             if not isinstance(pixels, int) or isinstance(pixels, bool):
@@ -104,13 +116,17 @@ class Upscaler:
                 f"cuda_graph=True needs a CUDA device, torch {torch.__version__} finds none; use cuda_graph=False"
             )
         self.dtype = torch.float32 if dtype is None else checked_dtype(dtype)
-        mean = model.rgb_mean
-        if model.training or mean.dtype != torch.float32 or mean.device != self.device:
-            model = copy.deepcopy(model).to(self.device, torch.float32).eval()
-        self.model = model
-        self.scale = model.config.scale
-        self.tile_pad = _round_up(tile_pad, model.config.window)
-        self.tile = tile if not tile else _round_up(tile, model.config.window)
+        network = unwrapped.model
+        mean = network.rgb_mean
+        if network.training or mean.dtype != torch.float32 or mean.device != self.device:
+            network = copy.deepcopy(network).to(self.device, torch.float32).eval()
+        self.model = network
+        self.compiled_parts: _Parts | None = None
+        if unwrapped.compile is not None:
+            self.compiled_parts = unwrapped.compile(network.estimate), unwrapped.compile(network.reconstruct)
+        self.scale = network.config.scale
+        self.tile_pad = _round_up(tile_pad, network.config.window)
+        self.tile = tile if not tile else _round_up(tile, network.config.window)
         self.graphs = GraphCache(CudaCapture(self.device)) if cuda_graph else None
         # By batch, kept with graphs alone: the default tile, and the side above which memory ran out.
         self._default_tiles: dict[int, int] = {}
@@ -134,10 +150,13 @@ class Upscaler:
 
         Raises:
             TypeError: ``lr`` is not a floating tensor.
-            ValueError: ``lr`` has another shape.
+            ValueError: ``lr`` has another shape, or values outside [0, 1] by more than rounding leaves.
             RuntimeError: Memory runs out even for the smallest tile.
         """
         check_image("lr", lr)
+        if lr.numel() > 0:
+            low, high = lr.aminmax()
+            check_range("lr", low.item(), high.item())
         with self._current_device(), fused_by_default():
             core = self._core_side(lr)
             core = min(core, self._largest_cores.get(lr.shape[0], core))
@@ -181,6 +200,8 @@ class _Run:
         self, upscaler: Upscaler, lr: Tensor, cores: list[Region], on_tile: Callable[[int, int], None] | None
     ) -> None:
         self.model = upscaler.model
+        parts: _Parts = upscaler.compiled_parts or (self.model.estimate, self.model.reconstruct)
+        self.estimate, self.reconstruct = parts
         self.device = upscaler.device
         self.dtype = upscaler.dtype
         self.tile_pad = upscaler.tile_pad
@@ -231,7 +252,7 @@ class _Run:
         """The field of ``region`` and the halo around it, exact inside ``region``."""
         crop = region.grown(self.halo, self.image).crop(self.lr, self.image)
         with self.autocast():
-            return self.model.estimate(crop.to(self.device, torch.float32).contiguous())
+            return self.estimate(crop.to(self.device, torch.float32).contiguous())
 
     def inside(self, map_with_halo: Tensor, region: Region) -> Tensor:
         """``region`` cut out of a map that `field` gave for it."""
@@ -318,10 +339,10 @@ class _Run:
         scale = self.model.config.scale
         origin = whole(crop)
         with self.autocast():
-            field = self.model.estimate(crop)
+            field = self.estimate(crop)
             if field is not None:
                 field = DegradationField(mu=context.crop(field.mu, origin), severity=severity)
-            sr = self.model.reconstruct(context.crop(crop, origin).contiguous(), field)
+            sr = self.reconstruct(context.crop(crop, origin).contiguous(), field)
         return region.scaled(scale).crop(sr, context.scaled(scale)).contiguous()
 
     def autocast(self) -> torch.autocast:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ class SAVL(nn.Module):
         super().__init__()
         self.config = config
         self.kernels: KernelSettings | None = None
+        self.compile_options: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         channels = config.channels
         self.register_buffer("rgb_mean", torch.tensor(config.rgb_mean).view(1, 3, 1, 1), persistent=False)
         self.estimator = AmortizedEstimator(config) if config.degradation_code != "none" else None
@@ -53,6 +54,11 @@ class SAVL(nn.Module):
         if config.image_residual:  # a fresh network then is bicubic interpolation
             nn.init.zeros_(self.upsampler.to_image.weight)
             nn.init.zeros_(self.upsampler.to_image.bias)  # type: ignore[arg-type]
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile in place, with the arguments of `torch.compile`; an `Upscaler` compiles its parts likewise."""
+        super().compile(*args, **kwargs)
+        self.compile_options = args, kwargs
 
     @overload
     def forward(self, lr: Tensor, return_field: Literal[False] = False) -> Tensor: ...

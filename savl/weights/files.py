@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
-from torch import Tensor
+from torch import Tensor, nn
 
 from savl.atomic_write import write_atomically
 from savl.network import CONFIGS, SAVL, SAVLConfig
+from savl.network.unwrap import unwrap
 from savl.weights.hat import hat_config, hat_state_dict, is_hat
 from savl.weights.strict import check_fit
 
@@ -80,22 +81,27 @@ def load(source: str | os.PathLike[str]) -> SAVL:
         raise ValueError(f"{path}: {error}") from error
 
 
-def save(model: SAVL, path: str | os.PathLike[str]) -> None:
+def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a network as safetensors with its configuration inside, atomically.
 
     Args:
-        model: Any `SAVL`; its dtype is kept.
+        model: Any `SAVL`, also compiled, in `DataParallel` or in `AveragedModel`; its dtype is kept.
         path: Must end in ``.safetensors``. An existing file is replaced only by a whole new one.
 
     Raises:
+        TypeError: ``model`` is no `SAVL`.
         ValueError: The path has another suffix.
         OSError: The disk is full or the folder cannot be written; an existing file is untouched.
     """
     target = Path(path)
     if target.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {str(target)!r}")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(target, serialize(tensors, metadata={METADATA_KEY: json.dumps(model.config.to_dict())}))
+    unwrapped = unwrap(model)
+    if unwrapped is None:
+        raise TypeError(f"model must be a savl.SAVL, got {type(model).__name__}")
+    network = unwrapped.model
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    write_atomically(target, serialize(tensors, metadata={METADATA_KEY: json.dumps(network.config.to_dict())}))
 
 
 def _load_file(path: Path) -> SAVL:
