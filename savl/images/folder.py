@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -57,19 +56,6 @@ def decode_rgb(path: Path) -> NDArray[np.uint8]:
         pixels = np.rint(pixels / 257).astype(np.uint8)
     colour = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1].repeat(3, axis=2)
     return np.ascontiguousarray(colour, dtype=np.uint8)
-
-
-def read_size(path: Path) -> tuple[int, int] | None:
-    """Sides of an image by its header, in pixels, which an orientation may exchange; None where that cannot be read."""
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images: nothing is decoded
-            with Image.open(path) as image:
-                return image.size
-    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError):
-        return None
 
 
 def read_rgb(path: Path) -> Tensor:

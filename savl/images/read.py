@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
@@ -18,12 +18,15 @@ import numpy as np
 
 from savl.images.errors import ImageFileError, ImageNotFound, UnreadableImage, UnsupportedImage
 from savl.images.format import JPEG, PNG, READABLE, TIFF, ImageFormat, Pixels, format_of_content
+from savl.images.jpeg_decode import decode_jpeg
 from savl.images.metadata import Metadata, take_metadata
-from savl.images.vips_messages import tidy
+from savl.images.vips_decode import DecodeFailure, UnsupportedKind, among_others, decode
+from savl.images.vips_messages import is_lack_of_memory
 
 if TYPE_CHECKING:
     import pyvips
 
+_NO_MEMORY = "there is not enough memory to read it"
 _SAMPLE_NAMES = {"uchar": np.uint8, "ushort": np.uint16}
 
 
@@ -71,6 +74,28 @@ def read_image(source: ImageSource, *, page: int | None = None) -> ImageFile:
         return _read(name, file, page)
 
 
+def read_size(source: ImageSource) -> tuple[int, int] | None:
+    """Return width and height by a file's header, in pixels, which an orientation may exchange; None where it has none.
+
+    Nothing is decoded, so a file whose header is sound may still be corrupt.
+    """
+    import pyvips
+
+    try:
+        with _opened(source) as (name, file), among_others():
+            image = _loader(_identify(name, file))(_vips_source(file))
+            return image.width, image.height
+    except (ImageFileError, pyvips.Error):
+        return None
+
+
+def _loader(image_format: ImageFormat) -> Callable[..., pyvips.Image]:
+    import pyvips
+
+    loader: Callable[..., pyvips.Image] = getattr(pyvips.Image, f"{image_format.vips_name}load_source")
+    return loader
+
+
 @contextmanager
 def _opened(source: ImageSource) -> Iterator[tuple[str, BinaryIO]]:
     """Yield what errors call the source, and an open, seekable file at its beginning."""
@@ -113,40 +138,57 @@ def _drained(stream: BinaryIO) -> bytes:
 
 
 def _read(path: str, file: BinaryIO, page: int | None) -> ImageFile:
-    import pyvips
-
     image_format = _identify(path, file)
     try:
-        _take_vips_messages()
-        load = getattr(pyvips.Image, f"{image_format.vips_name}load_source")
-        image = load(_vips_source(file), fail_on="error")
-        notes = _check_pages(path, image, image_format, page)
-        if page is not None and page > 1:
-            file.seek(0)
-            image = load(_vips_source(file), fail_on="error", page=page - 1)
-        _check_kind(path, image)
-        image = image.copy_memory()
-        _check_decoder_messages(path, image_format)
-        image = _upright_rgb(image)
-        metadata = take_metadata(image, file, image_format)
-        # Copied, so that the array outlives libvips' buffer and can be written to.
-        pixels = np.array(image.numpy()).reshape(image.height, image.width, image.bands)
-    except pyvips.Error as error:
-        detail = tidy(str(error)) or "its header cannot be read"
-        reason = f"truncated or corrupt {image_format.title} ({detail})"
-        raise UnreadableImage(path, reason) from error
+        image, notes = _decode(file, image_format, page)
+        with among_others():
+            image = _upright_rgb(image)
+            metadata = take_metadata(image, file, image_format)
+            # Copied, so that the array outlives libvips' buffer and can be written to.
+            pixels = np.array(image.numpy()).reshape(image.height, image.width, image.bands)
+    except UnsupportedKind as kind:
+        raise UnsupportedImage(path, str(kind)) from kind
+    except DecodeFailure as failure:
+        raise UnreadableImage(path, _reason(str(failure), image_format)) from failure
+    except MemoryError as error:
+        raise UnreadableImage(path, _NO_MEMORY) from error
     return ImageFile(pixels, metadata, image_format, notes)
+
+
+def _decode(file: BinaryIO, image_format: ImageFormat, page: int | None) -> tuple[pyvips.Image, tuple[str, ...]]:
+    """Return the image in memory, and what is to be said of it."""
+    notes: tuple[str, ...] = ()
+    open_image = _loader(image_format)
+
+    def load(fail_on: str) -> pyvips.Image:
+        nonlocal notes
+        image = open_image(_vips_source(file), fail_on=fail_on)
+        notes = _check_pages(image, image_format, page)
+        if page is not None and page > 1:
+            image = open_image(_vips_source(file), fail_on=fail_on, page=page - 1)
+        _check_kind(image)
+        return image
+
+    image = decode_jpeg(file, load) if image_format is JPEG else decode(load)
+    return image, notes
+
+
+def _reason(detail: str, image_format: ImageFormat) -> str:
+    if is_lack_of_memory(detail):
+        return _NO_MEMORY
+    return f"truncated or corrupt {image_format.title} ({detail or 'its header cannot be read'})"
 
 
 def _vips_source(file: BinaryIO) -> pyvips.Source:
     import pyvips
 
+    file.seek(0)
     if isinstance(file, io.BytesIO):
         return pyvips.Source.new_from_memory(file.getvalue())
     return pyvips.Source.new_from_descriptor(file.fileno())
 
 
-def _check_pages(path: str, image: pyvips.Image, image_format: ImageFormat, page: int | None) -> tuple[str, ...]:
+def _check_pages(image: pyvips.Image, image_format: ImageFormat, page: int | None) -> tuple[str, ...]:
     """Return what is to be said of the pages that are left out."""
     fields = image.get_fields()
     pages = image.get("n-pages") if "n-pages" in fields else 1
@@ -154,9 +196,9 @@ def _check_pages(path: str, image: pyvips.Image, image_format: ImageFormat, page
         if page is None and pages > 1:
             return (f"page 1 of {pages}; --page picks another",)
     elif pages > 1:
-        raise UnsupportedImage(path, f"holds {pages} frames (animated); savl reads single pictures")
+        raise UnsupportedKind(f"holds {pages} frames (animated); savl reads single pictures")
     if page is not None and page > pages:
-        raise UnsupportedImage(path, f"has no page {page}; it holds {pages} page{'' if pages == 1 else 's'}")
+        raise UnsupportedKind(f"has no page {page}; it holds {pages} page{'' if pages == 1 else 's'}")
     return ()
 
 
@@ -183,14 +225,14 @@ def _is_animated_png(file: BinaryIO) -> bool:
     return False
 
 
-def _check_kind(path: str, image: pyvips.Image) -> None:
+def _check_kind(image: pyvips.Image) -> None:
     if image.format not in _SAMPLE_NAMES:
-        raise UnsupportedImage(path, f"has {image.format} samples; savl reads 8-bit and 16-bit unsigned ones")
+        raise UnsupportedKind(f"has {image.format} samples; savl reads 8-bit and 16-bit unsigned ones")
     if image.interpretation in ("lab", "labs", "labq", "xyz", "lch"):
-        raise UnsupportedImage(path, f"is in the {image.interpretation} colour space; convert it to RGB first")
+        raise UnsupportedKind(f"is in the {image.interpretation} colour space; convert it to RGB first")
     most = 5 if image.interpretation == "cmyk" else 4
     if image.bands > most:
-        raise UnsupportedImage(path, f"has {image.bands} bands; savl reads gray and RGB, with or without alpha")
+        raise UnsupportedKind(f"has {image.bands} bands; savl reads gray and RGB, with or without alpha")
 
 
 def _upright_rgb(image: pyvips.Image) -> pyvips.Image:
@@ -200,23 +242,3 @@ def _upright_rgb(image: pyvips.Image) -> pyvips.Image:
         depth = 16 if image.format == "ushort" else 8
         image = image.icc_transform("srgb", embedded=True, input_profile="cmyk", depth=depth)
     return image
-
-
-def _take_vips_messages() -> str:
-    """Returns and clears what libvips has noted since the last look; warnings stay there unseen otherwise."""
-    import pyvips
-
-    text: str = pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer()).decode(errors="replace")
-    pyvips.vips_lib.vips_error_clear()
-    return text
-
-
-def _check_decoder_messages(path: str, image_format: ImageFormat) -> None:
-    """Refuses JPEG files whose decoder met broken data and went on with made-up blocks.
-
-    libjpeg calls that a warning, and so does it call the stray bytes that many cameras leave before a marker,
-    which harm nothing: only the former are refused.
-    """
-    for message in _take_vips_messages().splitlines():
-        if image_format is JPEG and "Corrupt JPEG data" in message and "extraneous bytes" not in message:
-            raise UnreadableImage(path, f"truncated or corrupt JPEG ({tidy(message)})")

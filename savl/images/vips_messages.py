@@ -6,8 +6,16 @@ import re
 
 
 def tidy(message: str) -> str:
-    """libvips' several lines of 'unable to call …' and 'domain: text', down to the most telling text, or ""."""
+    """Return libvips' several lines of 'unable to call …' and 'domain: text', down to the most telling text, or ""."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith("unable to call") and not line.endswith(": load error")]
     most = min(telling, key=lambda line: line.startswith("unable to"), default="")
     return re.sub(r"^\w+: ", "", most)
+
+
+def is_lack_of_memory(message: str) -> bool:
+    """Return whether libvips, or a library it decodes with, failed for want of memory."""
+    return (
+        re.search(r"(out of|insufficient|not enough|allocate) memory|memory allocation|create thread", message, re.I)
+        is not None
+    )

@@ -18,6 +18,7 @@ from savl.images.format import JPEG, TIFF, WEBP, ImageFormat, Pixels
 from savl.images.metadata import Metadata, put_metadata
 from savl.images.result_mark import add_mark
 from savl.images.tiff_exif import append_tiff_exif
+from savl.images.vips_decode import among_others
 from savl.images.vips_messages import tidy
 
 if TYPE_CHECKING:
@@ -64,9 +65,9 @@ def write_image(
     carried = metadata or Metadata()
     if mark is not None:
         carried = replace(carried, xmp=add_mark(carried.xmp, mark))
-    image = put_metadata(_wrap(pixels, image_format), carried)
     try:
-        with naming_output(path), atomic_write(Path(path), overwrite=overwrite) as file:
+        with among_others(), naming_output(path), atomic_write(Path(path), overwrite=overwrite) as file:
+            image = put_metadata(_wrap(pixels, image_format), carried)
             try:
                 _encode(image, file, image_format, quality)
             except _vips_error():

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from savl.images.folder import decode_rgb, find_images, read_size
+from savl.images.folder import decode_rgb, find_images
+from savl.images.read import read_size
 
 
 def test_hidden_files_and_folders_named_like_images_are_left_out(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from savl.evaluation.analysis.content import Content, describe, principal_conten
 from savl.evaluation.analysis.factorial import VARIATIONS, Variation, read_scene, spread, vary
 from savl.evaluation.analysis.factors import FactorTable
 from savl.evaluation.analysis.features import Features, measure_fields
-from savl.images.folder import read_rgb, read_size
+from savl.images.folder import read_rgb
+from savl.images.read import read_size
 from savl.network import SAVL
 
 FEWEST_CROPS = 4

@@ -1,0 +1,68 @@
+"""Decoding JPEG files, less those whose decoder met broken data and went on with made-up blocks.
+
+libjpeg calls broken data a warning, and so does it call the stray bytes that many cameras leave before a marker, which
+harm nothing: only the former are refused.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, BinaryIO
+
+from savl.images.jpeg_stream import special_kind, without_harmless_faults, without_stray_bytes
+from savl.images.vips_decode import Attempt, DecodeFailure, Load, UnsupportedKind, decode_alone, decode_shared
+from savl.images.vips_messages import is_lack_of_memory, tidy
+
+if TYPE_CHECKING:
+    import pyvips
+
+
+def decode_jpeg(file: BinaryIO, load: Load) -> pyvips.Image:
+    """Return the image in memory.
+
+    Nearly every file is decoded once. After a warning, the stream is decoded again without what harms nothing, and
+    is refused when the decoder still warns.
+
+    Args:
+        file: The JPEG file, seekable.
+        load: Opens it.
+
+    Raises:
+        DecodeFailure: The file is truncated or corrupt.
+        UnsupportedKind: It is of a kind that libvips cannot decode.
+    """
+    attempt = decode_shared(load, fail_on="warning")
+    if attempt.image is not None and not attempt.warnings:
+        return attempt.image
+    file.seek(0)
+    content = file.read()
+    kind = special_kind(content)
+    content = without_harmless_faults(content)
+    attempt = _decode_alone(content)
+    while attempt.image is not None and attempt.warnings:
+        if attempt.jpeg_warning and "Corrupt JPEG data" not in attempt.jpeg_warning:
+            break
+        for shorter in without_stray_bytes(content, attempt.jpeg_warning):
+            trial = _decode_alone(shorter)
+            if trial.image is not None and trial.warnings < attempt.warnings:
+                content, attempt = shorter, trial
+                break
+        else:
+            raise DecodeFailure(attempt.jpeg_warning or "its decoder met broken data")
+    if attempt.image is None:
+        if kind is not None and not is_lack_of_memory(attempt.messages):
+            raise UnsupportedKind(f"is a {kind} JPEG, which savl cannot read")
+        raise DecodeFailure(tidy(attempt.messages))
+    return attempt.image
+
+
+def _decode_alone(content: bytes) -> Attempt:
+    import pyvips
+
+    def load(fail_on: str) -> pyvips.Image:
+        return pyvips.Image.jpegload_source(pyvips.Source.new_from_memory(content), fail_on=fail_on)
+
+    for _ in range(5):
+        attempt = decode_alone(load)
+        if not attempt.warnings or attempt.jpeg_warning:
+            break  # otherwise code outside savl has cleared the messages
+    return attempt

@@ -1,0 +1,187 @@
+"""Decoding by libvips with a verdict that belongs to one file, whatever other threads decode.
+
+libvips collects the messages of all threads in one buffer of the process, so that buffer cannot say which file they
+are about. A file is judged here by what libvips returns for it and, for JPEG, by the number of warnings that libvips
+logs when it closes the image, which happens in the thread that asked for it. Only a file that failed is decoded again
+while no other thread of savl decodes, so that the messages in the buffer are its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from savl.images.vips_messages import tidy
+
+if TYPE_CHECKING:
+    import pyvips
+
+Load = Callable[[str], "pyvips.Image"]
+"""Opens an image anew, with libvips' `fail_on` as given; nothing is decoded yet."""
+
+_G_LOG_LEVEL_WARNING = 16
+_WARNING_COUNT = re.compile(rb"read gave (\d+) warnings")
+
+
+class DecodeFailure(Exception):
+    """libvips could not decode an image; the message is its most telling one, or ""."""
+
+
+class UnsupportedKind(Exception):
+    """A sound image is of a kind that savl does not read; the message says which, to follow the file's name."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One decode.
+
+    Attributes:
+        image: The decoded image in memory, or None where decoding failed.
+        warnings: How many warnings the decoder of a JPEG file gave.
+        messages: What libvips says; it may be about other files unless no other thread was decoding.
+    """
+
+    image: pyvips.Image | None
+    warnings: int
+    messages: str
+
+    @property
+    def jpeg_warning(self) -> str:
+        """The first warning of a JPEG decoder among the messages, or ""; libvips keeps no further ones."""
+        found = re.search(r"^VipsJpeg: (.*)$", self.messages, re.MULTILINE)
+        return found[1] if found else ""
+
+
+class _Gate:
+    """Lets many threads decode at once, or one alone."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._sharing = 0
+        self._alone = False
+        self._waiting = 0
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        with self._condition:
+            # Those who want to be alone go first: they would wait forever beside threads that never pause.
+            self._condition.wait_for(lambda: not self._alone and not self._waiting)
+            self._sharing += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._sharing -= 1
+                self._condition.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._condition:
+            self._waiting += 1
+            try:
+                self._condition.wait_for(lambda: not self._alone and not self._sharing)
+                self._alone = True
+            finally:
+                self._waiting -= 1
+                self._condition.notify_all()
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._alone = False
+                self._condition.notify_all()
+
+
+_gate = _Gate()
+
+
+def among_others() -> AbstractContextManager[None]:
+    """Return a context for calls of libvips that decode nothing: many of them clear the buffer of messages."""
+    return _gate.shared()
+
+
+def decode_shared(load: Load, *, fail_on: str = "error") -> Attempt:
+    """Decode beside other threads; the messages are of no use."""
+    with _gate.shared():
+        return _attempt(load, fail_on)
+
+
+def decode_alone(load: Load, *, fail_on: str = "error") -> Attempt:
+    """Decode while no other thread of savl does; the messages are of this image."""
+    import pyvips
+
+    with _gate.alone():
+        pyvips.vips_lib.vips_error_clear()
+        attempt = _attempt(load, fail_on)
+        pyvips.vips_lib.vips_error_clear()
+        return attempt
+
+
+def decode(load: Load) -> pyvips.Image:
+    """Return an image in memory.
+
+    Raises:
+        DecodeFailure: It cannot be decoded; with libvips' reason.
+    """
+    image = decode_shared(load).image
+    if image is not None:
+        return image
+    again = decode_alone(load)
+    if again.image is None:
+        raise DecodeFailure(tidy(again.messages))
+    return again.image
+
+
+def _attempt(load: Load, fail_on: str) -> Attempt:
+    import pyvips
+
+    _count_warnings()
+    _thread.warnings = 0
+    image, messages = None, ""
+    try:
+        image = load(fail_on).copy_memory()
+    except pyvips.Error as error:
+        messages = str(error)
+        # Frees the image that failed: libvips counts its warnings when it is closed, which must be now.
+        error.__traceback__ = None
+    else:
+        messages = pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer()).decode(errors="replace")
+    return Attempt(image, _thread.warnings, messages)
+
+
+class _Thread(threading.local):
+    warnings = 0
+
+
+_thread = _Thread()
+_handlers: list[Any] = []
+_handlers_lock = threading.Lock()
+
+
+def _count_warnings() -> None:
+    """Install a GLib log handler for libvips' warnings, once; it passes them on as pyvips does."""
+    with _handlers_lock:
+        if _handlers:
+            return
+        import pyvips
+
+        logger = logging.getLogger("pyvips")
+
+        def handle(domain: Any, level: int, message: Any, data: Any) -> None:
+            text = pyvips.ffi.string(message)
+            count = _WARNING_COUNT.match(text)
+            if count:
+                _thread.warnings += int(count[1])
+            logger.warning("VIPS: %s", text.decode(errors="replace"))
+
+        callback = pyvips.ffi.callback("GLogFunc", handle)
+        number = pyvips.glib_lib.g_log_set_handler(b"VIPS", _G_LOG_LEVEL_WARNING, callback, pyvips.ffi.NULL)
+        _handlers.append(callback)
+        # libvips may log while it is shut down, when Python is gone.
+        atexit.register(pyvips.glib_lib.g_log_remove_handler, b"VIPS", number)
