@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from savl.degradation.pipeline import Degradation
 from savl.images.alpha import fill_transparent
 from savl.images.errors import UnsupportedImage
 from savl.images.format import PNG, ImageFormat
-from savl.images.metadata import Metadata
+from savl.images.metadata import losses
 from savl.images.processed_file import ProcessedFile
 from savl.images.quantise import sample_peak
 from savl.images.read import ImageFile, read_image
@@ -74,9 +73,9 @@ def degrade_file(
     for output in (target, severity_map, severity_values):
         if output is not None:
             prepare_output(output, overwrite=overwrite)
-    notes, metadata = _losses(picture)
+    notes = []
     if width % scale or height % scale:
-        notes.insert(0, f"cut at the right and bottom to {new_width * scale}x{new_height * scale}, for scale {scale}")
+        notes.append(f"cut at the right and bottom to {new_width * scale}x{new_height * scale}, for scale {scale}")
 
     x = _colour(picture)[:, :, : new_height * scale, : new_width * scale]
     degraded = degradation(x, file_seed(seed, source))
@@ -90,6 +89,8 @@ def degrade_file(
     if severity_values is not None:
         _write_array(severity_values, severity, overwrite=overwrite)
     pixels = (degraded.y[0] * 255.0).round().byte().permute(1, 2, 0).numpy()
+    metadata = picture.metadata.cropped(new_width * scale, new_height * scale)
+    notes += losses(metadata, picture.pixels, pixels, image_format, transparency="dropped")
     write_image(target, pixels, metadata, image_format=image_format, quality=100, overwrite=overwrite, mark=DEGRADED)
     return ProcessedFile((width, height), (new_width, new_height), tuple(notes))
 
@@ -101,22 +102,6 @@ def _colour(picture: ImageFile) -> Tensor:
     if planes.shape[1] in (2, 4):
         planes = fill_transparent(planes[:, :-1], planes[:, -1:])
     return planes.expand(-1, 3, -1, -1).contiguous()
-
-
-def _losses(picture: ImageFile) -> tuple[list[str], Metadata]:
-    """What the picture has and the result does not, and the metadata that go with the result."""
-    losses = []
-    if picture.pixels.shape[2] in (2, 4):
-        losses.append("the transparency was dropped")
-    if picture.pixels.dtype == np.uint16:
-        losses.append("rounded from 16 bits per sample to 8")
-    metadata = picture.metadata
-    if metadata.icc is not None:
-        space = metadata.icc[16:20].decode("latin-1").strip()  # the profile header's data colour space
-        if space != "RGB":
-            losses.append(f"the colour profile was left out: it is for {space}, and the result is RGB")
-            metadata = replace(metadata, icc=None)
-    return losses, metadata
 
 
 def _write_array(path: str | os.PathLike[str], array: NDArray[np.float32], *, overwrite: bool) -> None:

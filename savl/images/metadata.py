@@ -1,127 +1,324 @@
-"""What a picture carries besides its samples, taken from one file and put onto another.
+"""What a picture carries besides its samples, taken from one file and put into another.
 
-The samples are processed as encoded and the ICC profile travels with them, so colours mean the same before
-and after. EXIF and XMP travel too, less what upscaling makes untrue: the orientation (applied to the
-samples), the pixel dimensions and the embedded thumbnail.
+The samples are processed as encoded and what says how to understand them travels along, so colours mean the same
+before and after. So does all else that stays true; what does not is corrected (orientation, sizes, positions in
+pixels) or left out (thumbnails), and what a format cannot hold is named.
 """
 
 from __future__ import annotations
 
-import re
-import struct
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
-from savl.images.format import TIFF, ImageFormat
-from savl.images.tiff_exif import read_tiff_exif
+import numpy as np
+
+from savl.images import exif as exif_blocks
+from savl.images.captions import put_captions
+from savl.images.exif import ExifBlock, build_exif, rational, read_orientation, resized_exif, upright_exif
+from savl.images.format import JPEG, PNG, TIFF, WEBP, ImageFormat, Pixels
+from savl.images.geotiff import is_georeferenced
+from savl.images.icc_profile import profile_of, profile_of_cicp
+from savl.images.jpeg_metadata import encode_jpeg, read_jpeg
+from savl.images.metadata_record import Metadata, PngColour, Stored
+from savl.images.png_metadata import encode_png, read_png
+from savl.images.result_mark import add_mark
+from savl.images.tiff_directory import SHORT, Entry
+from savl.images.tiff_metadata import read_tiff, read_tiff_orientation, tiff_losses
+from savl.images.webp_metadata import encode_webp, read_webp
+from savl.images.xmp import clean_xmp, resize_xmp
 
 if TYPE_CHECKING:
     import pyvips
 
-_DEFAULT_RESOLUTION = 72 / 25.4
-_EXIF_PREFIX = b"Exif\0\0"
-_XMP_ORIENTATION = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|\s*>\s*))[2-8]""")
+__all__ = ["Metadata", "Stored", "losses", "settle", "stored_as", "take_metadata", "with_orientation"]
+
+_HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
 
 
-@dataclass(frozen=True)
-class Metadata:
-    """Colour profile, EXIF, XMP, IPTC and print resolution.
+def with_orientation(
+    image: pyvips.Image, file: BinaryIO, image_format: ImageFormat, *, page: int | None = None
+) -> pyvips.Image:
+    """Return the decoded picture with the orientation that its file tells, also where libvips does not look.
 
-    Attributes:
-        icc: ICC profile.
-        exif: EXIF block with its six-byte `Exif` signature; its orientation says nothing.
-        xmp: XMP packet.
-        iptc: IPTC block.
-        resolution: horizontal and vertical samples per millimetre.
-        resolution_unit: "in" or "cm": what the resolution is stored in.
+    That is EXIF behind the samples of a PNG file or in one of its texts.
+
+    Args:
+        image: the picture as libvips decoded it, not yet turned.
+        file: the file it was decoded from, seekable.
+        image_format: the format of the file.
+        page: of a TIFF file, counted from 1; None is the first.
     """
+    import pyvips
 
-    icc: bytes | None = None
-    exif: bytes | None = None
-    xmp: bytes | None = None
-    iptc: bytes | None = None
-    resolution: tuple[float, float] = (_DEFAULT_RESOLUTION, _DEFAULT_RESOLUTION)
-    resolution_unit: str = "in"
-
-
-_BLOBS = {"icc": "icc-profile-data", "exif": "exif-data", "xmp": "xmp-data", "iptc": "iptc-data"}
+    orientation = _orientation(_read(file, image_format, page, image), file, image_format, page)
+    if orientation == 1 or "orientation" in image.get_fields():
+        return image
+    image = image.copy()
+    image.set_type(pyvips.GValue.gint_type, "orientation", orientation)
+    return image
 
 
-def take_metadata(image: pyvips.Image, file: BinaryIO, image_format: ImageFormat) -> Metadata:
+def take_metadata(
+    image: pyvips.Image, file: BinaryIO, image_format: ImageFormat, *, page: int | None = None
+) -> Metadata:
     """Return what is to travel to the output.
 
     Args:
         image: the decoded picture, upright (orientation already applied).
         file: the file it was decoded from, seekable; its position afterwards is anywhere.
         image_format: the format of the file.
+        page: of a TIFF file, counted from 1; None is the first.
     """
-    fields = set(image.get_fields())
-    blobs = {name: bytes(image.get(field)) for name, field in _BLOBS.items() if field in fields}
-    if "exif" in blobs:
-        blobs["exif"] = _without_thumbnail(blobs["exif"])
-    if "xmp" in blobs:
-        blobs["xmp"] = _XMP_ORIENTATION.sub(rb"\g<1>1", blobs["xmp"])
+    found = _read(file, image_format, page, image)
+    orientation = _orientation(found, file, image_format, page)
+    upright = (image.width, image.height)
+    lost = list(found.lost)
+    exif, xmp, tiff = found.exif, found.xmp, found.tiff
+    if exif is not None:
+        try:
+            exif = upright_exif(exif, orientation, upright[::-1] if orientation >= 5 else upright)
+        except ValueError:
+            exif = None
+            lost.append("EXIF, which is damaged")
+    if xmp is not None:
+        xmp, left = clean_xmp(xmp, turned=orientation != 1)
+        lost += left
+        if "the HDR gain map" in lost:  # which is one of the further pictures
+            lost = [what for what in lost if "(MPF)" not in what]
+    if tiff is not None and orientation != 1:
+        tiff = None
+        lost.append("the georeference, as the picture was turned")
+    resolution, unit = found.resolution, found.resolution_unit
+    if resolution is not None and orientation >= 5:
+        resolution = resolution[::-1]
+    if resolution is None and exif is not None:
+        resolution, unit = _exif_resolution(exif)
+    icc = bytes(image.get("icc-profile-data")) if "icc-profile-data" in image.get_fields() else found.icc
+    return replace(
+        found,
+        icc=icc or None,
+        exif=exif,
+        xmp=xmp,
+        tiff=tiff,
+        resolution=resolution,
+        resolution_unit=unit,
+        size=upright,
+        lost=tuple(dict.fromkeys(lost)),
+    )
+
+
+def stored_as(pixels: Pixels, image_format: ImageFormat) -> Stored:
+    """Return how a file of a format stores the pixels, (H, W, bands) uint8 or uint16."""
+    height, width, bands = pixels.shape
+    if bands < 3 and not image_format.holds_gray:
+        bands += 2
+    return Stored(width, height, bands, 16 if pixels.dtype == np.uint16 else 8)
+
+
+def settle(
+    metadata: Metadata, stored: Stored, image_format: ImageFormat, *, mark: str | None = None
+) -> tuple[Metadata, list[str]]:
+    """Return the metadata as a file of a format holds them for a picture, and the names of what it cannot hold.
+
+    Sizes and positions are those of the picture as it is stored. Colour chunks of PNG become a profile for other
+    formats, texts become EXIF and XMP where these have a place for them.
+
+    Args:
+        metadata: as `take_metadata` returned it.
+        stored: the picture.
+        image_format: the format.
+        mark: what the picture is, of `savl.images.result_mark.MARKS`, or None.
+    """
+    lost = list(metadata.lost)
+    settled = _with_profile(_resized(metadata, stored), stored, image_format, lost)
+    settled = put_captions(settled, image_format, lost)
+    if image_format is not PNG:
+        for name, _ in settled.png_chunks:
+            lost.append("the background colour" if name == b"bKGD" else f"the PNG chunk {name.decode('latin-1')}")
+        settled = replace(settled, png_chunks=())
+    if image_format is not TIFF and settled.tiff is not None:
+        lost.append("the georeference (GeoTIFF)" if is_georeferenced(settled.tiff) else "GDAL's metadata")
+        settled = replace(settled, tiff=None)
+    if image_format is WEBP:
+        settled = _with_exif_resolution(settled)
+    if mark is not None:
+        settled = replace(settled, xmp=add_mark(settled.xmp, mark))
+    return settled, lost
+
+
+def losses(
+    metadata: Metadata,
+    before: Pixels,
+    after: Pixels,
+    image_format: ImageFormat,
+    *,
+    transparency: str = "flattened onto white",
+) -> list[str]:
+    """Return what a picture loses on its way into a file: one sentence a kind of thing, lower case.
+
+    Args:
+        metadata: of the picture as it was read.
+        before: the picture as it was read.
+        after: the picture as it is to be written.
+        image_format: the format to write.
+        transparency: what became of it, where the picture had it and the result has not.
+    """
+    title = image_format.title
+    sentences = []
+    if before.shape[2] in (2, 4) and after.shape[2] not in (2, 4):
+        sentences.append(
+            f"the transparency was {transparency}"
+            if image_format.holds_alpha
+            else f"{title} holds no transparency: {transparency}"
+        )
+    if before.dtype == np.uint16 and after.dtype == np.uint8:
+        sentences.append(
+            "rounded from 16 bits per sample to 8"
+            if image_format.holds_16_bit
+            else f"{title} holds 8 bits per sample: rounded from 16"
+        )
+    stored = stored_as(after, image_format)
+    settled, lost = settle(metadata, stored, image_format)
+    if metadata.icc is not None and not _fits(metadata.icc, stored):
+        kind = "gray" if stored.is_gray else "RGB"
+        sentences.append(
+            f"the colour profile was left out: it is for {_space(metadata.icc)}, and {title} stores this as {kind}"
+        )
+    lost += _encoding_losses(settled, stored, image_format)
+    if lost:
+        sentences.append(f"left out: {_enumerated(list(dict.fromkeys(lost)))}")
+    return sentences
+
+
+def _read(file: BinaryIO, image_format: ImageFormat, page: int | None, image: pyvips.Image) -> Metadata:
+    if image_format is PNG:
+        return read_png(file)
+    if image_format is JPEG:
+        return read_jpeg(file)
+    if image_format is WEBP:
+        return read_webp(file)
     if image_format is TIFF:
-        exif = read_tiff_exif(file)
-        blobs.pop("exif", None)
-        if exif is not None:
-            blobs["exif"] = exif
-    unit = image.get("resolution-unit") if "resolution-unit" in fields else "in"
-    return Metadata(**blobs, resolution=_resolution(image, fields), resolution_unit=unit)
+        return read_tiff(file, page or 1)
+    fields = set(image.get_fields())
+    blobs = {
+        name: bytes(image.get(field)) or None
+        for name, field in (("exif", "exif-data"), ("xmp", "xmp-data"))
+        if field in fields
+    }
+    comment = str(image.get("gif-comment")) if "gif-comment" in fields else ""
+    # One sample per millimetre is libvips' way of saying that nothing is known.
+    known = (image.xres, image.yres) != (1.0, 1.0)
+    return Metadata(
+        exif=blobs.get("exif"),
+        xmp=blobs.get("xmp"),
+        resolution=(image.xres, image.yres) if known else None,
+        comments=(comment,) if comment else (),
+    )
 
 
-def put_metadata(image: pyvips.Image, metadata: Metadata) -> pyvips.Image:
-    """Returns `image` carrying `metadata`, with the orientation set to upright.
-
-    On saving, libvips brings the EXIF block's own width, height, resolution and orientation into line.
-    """
-    import pyvips
-
-    xres, yres = metadata.resolution
-    image = image.copy(xres=xres, yres=yres)
-    for name, field in _BLOBS.items():
-        blob = getattr(metadata, name)
-        if blob is not None:
-            image.set_type(pyvips.GValue.blob_type, field, blob)
-    image.set_type(pyvips.GValue.gstr_type, "resolution-unit", metadata.resolution_unit)
-    image.set_type(pyvips.GValue.gint_type, "orientation", 1)
-    return image
+def _orientation(found: Metadata, file: BinaryIO, image_format: ImageFormat, page: int | None) -> int:
+    if image_format is TIFF:
+        return read_tiff_orientation(file, page or 1)
+    # Others' decoders have turned the picture themselves, whatever a block says.
+    if image_format not in (PNG, JPEG, WEBP) or found.exif is None:
+        return 1
+    return read_orientation(found.exif)
 
 
-def _resolution(image: pyvips.Image, fields: set[str]) -> tuple[float, float]:
-    """Samples per millimetre; where the file format says nothing, what EXIF says, else 72 per inch."""
-    if (image.xres, image.yres) != (1.0, 1.0):
-        return image.xres, image.yres
-    # One sample per millimetre is libvips' way of saying "unknown", as always for WebP.
-    unit_mm = 10.0 if _exif_field(image, fields, "exif-ifd0-ResolutionUnit") == "3" else 25.4
-    per_unit = [_exif_field(image, fields, f"exif-ifd0-{axis}Resolution") for axis in "XY"]
+def _resized(metadata: Metadata, stored: Stored) -> Metadata:
+    size, scale = (stored.width, stored.height), metadata.scale(stored)
+    exif = None if metadata.exif is None else _resized_block(metadata.exif, size, scale)
+    xmp = None if metadata.xmp is None else resize_xmp(metadata.xmp, size, scale)
+    return replace(metadata, exif=exif, xmp=xmp)
+
+
+def _resized_block(exif: bytes, size: tuple[int, int], scale: tuple[float, float]) -> bytes | None:
     try:
-        xres, yres = (_rational(text) / unit_mm for text in per_unit)
-    except (ValueError, ZeroDivisionError):
-        return _DEFAULT_RESOLUTION, _DEFAULT_RESOLUTION
-    return (xres, yres) if xres > 0 and yres > 0 else (_DEFAULT_RESOLUTION, _DEFAULT_RESOLUTION)
+        return resized_exif(exif, size, scale)
+    except ValueError:
+        return None
 
 
-def _exif_field(image: pyvips.Image, fields: set[str], name: str) -> str:
-    """The value of an EXIF field, without libvips' "(…, Rational, 1 component, 8 bytes)"; "" when absent."""
-    return str(image.get(name)).split(" (")[0] if name in fields else ""
+def _with_profile(metadata: Metadata, stored: Stored, image_format: ImageFormat, lost: list[str]) -> Metadata:
+    """The metadata with a profile that suits the stored channels, made of PNG's chunks where there is need."""
+    icc = metadata.icc if metadata.icc is not None and _fits(metadata.icc, stored) else None
+    if image_format is PNG:
+        return replace(metadata, icc=icc)
+    colour = metadata.colour
+    made = profile_of_cicp(colour, gray=stored.is_gray)
+    if colour.cicp is not None and made is None:
+        lost.append(f"the colour code points {colour.cicp[0]}/{colour.cicp[1]} (cICP)")
+    elif colour.cicp is not None and colour.cicp[1] in _HDR_TRANSFERS:
+        transfer = _HDR_TRANSFERS[colour.cicp[1]]
+        lost.append(f"light above {transfer}'s white for viewers that do not read the profile's cicp tag")
+    if colour.significant_bits is not None:
+        lost.append("the number of significant bits (sBIT)")
+    if colour.mastering:
+        lost.append("the mastering display and light levels (mDCV, cLLI)")
+    if made is None and metadata.icc is None:
+        made = profile_of(replace(colour, cicp=None), gray=stored.is_gray)
+    return replace(metadata, icc=made or icc, colour=PngColour())
 
 
-def _rational(text: str) -> float:
-    numerator, _, denominator = text.partition("/")
-    return float(numerator) / float(denominator or 1)
+def _with_exif_resolution(metadata: Metadata) -> Metadata:
+    """The metadata with the resolution in EXIF, for a format that has no other place for it."""
+    if metadata.resolution is None or metadata.resolution_unit == "none":
+        return metadata
+    if metadata.exif is not None and _exif_resolution(metadata.exif)[0] is not None:
+        return metadata
+    number, factor = (3, 10.0) if metadata.resolution_unit == "cm" else (2, 25.4)
+    order = "<" if metadata.exif is None else ExifBlock(metadata.exif).order
+    entries = [
+        rational(tag, round(value * factor, 2), order)
+        for tag, value in zip((exif_blocks.X_RESOLUTION, exif_blocks.Y_RESOLUTION), metadata.resolution, strict=True)
+    ]
+    unit = number.to_bytes(2, "little" if order == "<" else "big")
+    entries.append(Entry(exif_blocks.RESOLUTION_UNIT, SHORT, unit))
+    if metadata.exif is None:
+        return replace(metadata, exif=build_exif({exif_blocks.IMAGE: entries}, order))
+    block = ExifBlock(metadata.exif)
+    for entry in entries:
+        block.put(exif_blocks.IMAGE, entry)
+    return replace(metadata, exif=block.to_bytes())
 
 
-def _without_thumbnail(exif: bytes) -> bytes:
-    """Cuts the link to the thumbnail's directory: it shows the old picture, perhaps lying on its side."""
-    order = {b"II": "<", b"MM": ">"}.get(exif[6:8])
-    if not exif.startswith(_EXIF_PREFIX) or order is None:
-        return exif
+def _exif_resolution(exif: bytes) -> tuple[tuple[float, float] | None, str]:
+    """Samples per millimetre by an EXIF block, and the unit they are stored in."""
     try:
-        (directory,) = struct.unpack_from(order + "I", exif, 6 + 4)
-        (entries,) = struct.unpack_from(order + "H", exif, 6 + directory)
-        link = 6 + directory + 2 + 12 * entries
-        struct.unpack_from(order + "I", exif, link)
-    except struct.error:
-        return exif
-    return exif[:link] + bytes(4) + exif[link + 4 :]
+        block = ExifBlock(exif)
+    except ValueError:
+        return None, "in"
+    held = [block.get(exif_blocks.IMAGE, tag) for tag in (exif_blocks.X_RESOLUTION, exif_blocks.Y_RESOLUTION)]
+    values = [entry.numbers(block.order)[:1] for entry in held if entry is not None]
+    if len(values) != 2 or not all(value and 0 < value[0] < 1e9 for value in values):
+        return None, "in"
+    unit = block.get(exif_blocks.IMAGE, exif_blocks.RESOLUTION_UNIT)
+    number = (2,) if unit is None else unit.numbers(block.order)[:1]
+    if number not in ((2,), (3,)):
+        return None, "in"
+    per_mm = 25.4 if number == (2,) else 10.0
+    return (values[0][0] / per_mm, values[1][0] / per_mm), "in" if number == (2,) else "cm"
+
+
+def _encoding_losses(settled: Metadata, stored: Stored, image_format: ImageFormat) -> list[str]:
+    if image_format is PNG:
+        return encode_png(settled, stored)[1]
+    if image_format is JPEG:
+        return encode_jpeg(settled)[1]
+    if image_format is WEBP:
+        return encode_webp(settled)[2]
+    return tiff_losses(settled)
+
+
+def _space(icc: bytes) -> str:
+    """The colour space of a profile's data, by its header."""
+    return icc[16:20].decode("latin-1").strip()
+
+
+def _fits(icc: bytes, stored: Stored) -> bool:
+    """Whether a profile is for as many channels as are stored."""
+    return {"GRAY": 1, "CMYK": 4}.get(_space(icc), 3) == (1 if stored.is_gray else 3)
+
+
+def _enumerated(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -19,7 +19,7 @@ import numpy as np
 from savl.images.errors import ImageFileError, ImageNotFound, UnreadableImage, UnsupportedImage
 from savl.images.format import JPEG, PNG, READABLE, TIFF, ImageFormat, Pixels, format_of_content
 from savl.images.jpeg_decode import decode_jpeg
-from savl.images.metadata import Metadata, take_metadata
+from savl.images.metadata import Metadata, take_metadata, with_orientation
 from savl.images.vips_decode import DecodeFailure, UnsupportedKind, among_others, decode
 from savl.images.vips_messages import is_lack_of_memory
 
@@ -142,8 +142,8 @@ def _read(path: str, file: BinaryIO, page: int | None) -> ImageFile:
     try:
         image, notes = _decode(file, image_format, page)
         with among_others():
-            image = _upright_rgb(image)
-            metadata = take_metadata(image, file, image_format)
+            image = _upright_rgb(with_orientation(image, file, image_format, page=page))
+            metadata = take_metadata(image, file, image_format, page=page)
             # Copied, so that the array outlives libvips' buffer and can be written to.
             pixels = np.array(image.numpy()).reshape(image.height, image.width, image.bands)
     except UnsupportedKind as kind:

@@ -63,7 +63,7 @@ def holds_descriptions(xmp: bytes) -> bool:
 
 def find_mark(xmp: bytes) -> str | None:
     """Return the mark that an XMP packet carries, as an attribute or as an element, or None."""
-    for prefix in {found.group(1) for found in _PREFIX.finditer(xmp)}:
+    for prefix in dict.fromkeys(found.group(1) for found in _PREFIX.finditer(xmp)):
         name = re.escape(prefix) + rb":result"
         found = re.search(name + rb"""\s*=\s*["']([^"']*)["']|<""" + name + rb"\s*>([^<]*)<", xmp)
         if found is not None:

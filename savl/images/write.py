@@ -6,20 +6,21 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from savl.atomic_write import atomic_write, check_writable, raise_if_full
+from savl.atomic_write import atomic_write, check_writable, raise_if_full, write_whole
 from savl.images.errors import OutputExists, UnwritableImage
-from savl.images.format import JPEG, TIFF, WEBP, ImageFormat, Pixels
-from savl.images.metadata import Metadata, put_metadata
-from savl.images.result_mark import add_mark
-from savl.images.tiff_exif import append_tiff_exif
+from savl.images.format import JPEG, PNG, TIFF, WEBP, ImageFormat, Pixels
+from savl.images.jpeg_metadata import encode_jpeg, splice_jpeg
+from savl.images.metadata import Metadata, Stored, settle, stored_as
+from savl.images.png_metadata import encode_png, splice_png
+from savl.images.tiff_metadata import write_tiff
 from savl.images.vips_decode import among_others
 from savl.images.vips_messages import tidy
+from savl.images.webp_metadata import encode_webp, splice_webp
 
 if TYPE_CHECKING:
     import pyvips
@@ -28,6 +29,8 @@ _INTERPRETATIONS = {
     "uchar": {1: "b-w", 2: "b-w", 3: "srgb", 4: "srgb"},
     "ushort": {1: "grey16", 2: "grey16", 3: "rgb16", 4: "rgb16"},
 }
+_Splice = Callable[[bytes], bytes | None]
+"""Returns the new beginning of a file for the encoder's, or None when it needs more of it."""
 # Data that fits a classic TIFF's 32-bit offsets whatever the compression makes of it.
 _CLASSIC_TIFF_BYTES = 2**31
 
@@ -48,13 +51,13 @@ def write_image(
         path: where to; its name does not decide the format.
         pixels: (H, W, bands) uint8 or uint16 of what the format can hold (`ImageFormat.holds_alpha`,
             `ImageFormat.sample_dtype`); one-band pictures are stored as RGB by WebP.
-        metadata: what travels with it; orientation is written as upright.
+        metadata: what travels with it, as far as the format holds it; `savl.images.metadata.losses` names the rest.
         image_format: the format to write.
         quality: 1 to 100, for JPEG and WebP; WebP at 100 is lossless.
         overwrite: replace an existing file.
         mark: what the picture is, of `savl.images.result_mark.MARKS`, for a result of savl's; None adds none.
 
-    A TIFF of 2 GiB or more before compression is written as BigTIFF and goes without EXIF.
+    A TIFF of 2 GiB or more before compression is written as BigTIFF.
 
     Raises:
         OutputExists: `path` is there and `overwrite` is False.
@@ -62,19 +65,18 @@ def write_image(
         ValueError: `pixels` are of a shape or dtype that the format cannot hold.
     """
     check_size(path, pixels.shape[1], pixels.shape[0], image_format)
-    carried = metadata or Metadata()
-    if mark is not None:
-        carried = replace(carried, xmp=add_mark(carried.xmp, mark))
+    stored = stored_as(pixels, image_format)
+    carried, _ = settle(metadata or Metadata(), stored, image_format, mark=mark)
     try:
         with among_others(), naming_output(path), atomic_write(Path(path), overwrite=overwrite) as file:
-            image = put_metadata(_wrap(pixels, image_format), carried)
+            image = _wrap(pixels, image_format)
             try:
-                _encode(image, file, image_format, quality)
+                _encode(image, file, image_format, quality, *_splicing(carried, stored, image_format))
             except _vips_error():
                 raise_if_full(file)  # libvips keeps the reason to itself
                 raise
-            if image_format is TIFF and metadata is not None and metadata.exif is not None:
-                append_tiff_exif(file, metadata.exif, width=image.width, height=image.height)
+            if image_format is TIFF:
+                write_tiff(file, carried, stored)
     except _vips_error() as error:
         raise UnwritableImage(path, f"cannot be written: {tidy(str(error)) or 'unknown reason'}") from error
 
@@ -132,24 +134,85 @@ def _wrap(pixels: Pixels, image_format: ImageFormat) -> pyvips.Image:
     return image.copy(interpretation=_INTERPRETATIONS[sample][bands])
 
 
-def _encode(image: pyvips.Image, file: BinaryIO, image_format: ImageFormat, quality: int) -> None:
-    options: dict[str, Any] = {}
+def _splicing(metadata: Metadata, stored: Stored, image_format: ImageFormat) -> tuple[_Splice | None, bytes]:
+    """What puts metadata into the beginning of an encoded file, and the bytes to put behind its end.
+
+    TIFF files get theirs when they are finished.
+    """
+    if image_format is PNG:
+        chunks, _ = encode_png(metadata, stored)
+        return lambda head: splice_png(head, chunks), b""
     if image_format is JPEG:
-        options = {"Q": quality}
-    elif image_format is WEBP:
-        options = {"lossless": True} if quality >= 100 else {"Q": quality}
-    elif image_format is TIFF:
-        size = image.width * image.height * image.bands * (2 if image.format == "ushort" else 1)
-        options = {
-            "compression": "deflate",
-            "predictor": "horizontal",
-            "bigtiff": size >= _CLASSIC_TIFF_BYTES,
-        }
+        segments, _ = encode_jpeg(metadata)
+        return lambda head: splice_jpeg(head, segments), b""
+    if image_format is WEBP:
+        before, behind, _ = encode_webp(metadata)
+        return lambda head: splice_webp(head, before, behind, stored), behind
+    return None, b""
+
+
+def _encode(
+    image: pyvips.Image,
+    file: BinaryIO,
+    image_format: ImageFormat,
+    quality: int,
+    splice: _Splice | None = None,
+    tail: bytes = b"",
+) -> None:
+    """Encodes the samples alone: libvips would add resolution and EXIF of its own, and knows some metadata only."""
     import pyvips
 
-    target = pyvips.Target.new_to_descriptor(file.fileno())
+    options: dict[str, Any] = {"keep": "none"}
+    if image_format is JPEG:
+        options["Q"] = quality
+    elif image_format is WEBP:
+        options.update({"lossless": True} if quality >= 100 else {"Q": quality})
+    elif image_format is TIFF:
+        size = image.width * image.height * image.bands * (2 if image.format == "ushort" else 1)
+        options.update(compression="deflate", predictor="horizontal", bigtiff=size >= _CLASSIC_TIFF_BYTES)
+        # libtiff goes back and forth in its file.
+        target = pyvips.Target.new_to_descriptor(file.fileno())
+        _run_killably(image, lambda: image.tiffsave_target(target, **options))
+        return
+    stream = _SplicedStream(file, splice or (lambda head: head))
+    target = pyvips.TargetCustom()
+    target.on_write(stream.write)
     save = getattr(image, f"{image_format.vips_name}save_target")
-    _run_killably(image, lambda: save(target, **options))
+    try:
+        _run_killably(image, lambda: save(target, **options))
+    except _vips_error() as error:
+        raise stream.failure or error from None
+    stream.finish(tail)
+
+
+class _SplicedStream:
+    """A file being encoded, whose beginning is exchanged while it passes by; the rest is never held in memory."""
+
+    def __init__(self, file: BinaryIO, splice: _Splice) -> None:
+        self.failure: OSError | None = None
+        self._file = file
+        self._splice = splice
+        self._head: bytes | None = b""
+
+    def write(self, data: bytes) -> int:
+        """Take bytes from the encoder; returns their number, or -1 when the file cannot be written."""
+        try:
+            if self._head is None:
+                write_whole(self._file, memoryview(data))
+                return len(data)
+            self._head += bytes(data)
+            begun = self._splice(self._head)
+            if begun is not None:
+                self._head = None
+                write_whole(self._file, begun)
+        except OSError as error:  # must not leave a callback of C code
+            self.failure = error
+            return -1
+        return len(data)
+
+    def finish(self, tail: bytes) -> None:
+        """Write what is to stand behind the encoder's last byte."""
+        write_whole(self._file, (self._head or b"") + tail)
 
 
 def _run_killably(image: pyvips.Image, work: Callable[[], object]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 from savl.images.format import PNG, ImageFormat
+from savl.images.metadata import losses
 from savl.images.processed_file import ProcessedFile
-from savl.images.read import ImageFile, read_image
+from savl.images.read import read_image
 from savl.images.result_mark import SEVERITY_MAP, UPSCALED
 from savl.images.severity_map import draw_severity
 from savl.images.write import check_size, prepare_output, write_image
@@ -67,7 +68,7 @@ def upscale_file(
     )
     notes = []
     if target is not None:
-        notes += _losses(picture, image_format)
+        notes += losses(picture.metadata, picture.pixels, enlarged.pixels, image_format)
         write_image(
             target,
             enlarged.pixels,
@@ -83,20 +84,3 @@ def upscale_file(
         drawn = draw_severity(enlarged.severity)
         write_image(severity_map, drawn, image_format=PNG, overwrite=overwrite, mark=SEVERITY_MAP)
     return ProcessedFile((width, height), new_size, tuple(notes))
-
-
-def _losses(picture: ImageFile, image_format: ImageFormat) -> list[str]:
-    """What the picture has and a file of that format cannot hold."""
-    bands = picture.pixels.shape[2]
-    title = image_format.title
-    losses = []
-    if bands in (2, 4) and not image_format.holds_alpha:
-        losses.append(f"{title} holds no transparency: flattened onto white")
-    if image_format.sample_dtype(picture.pixels.dtype) != picture.pixels.dtype:
-        losses.append(f"{title} holds 8 bits per sample: rounded from 16")
-    if picture.metadata.icc is not None:
-        space = picture.metadata.icc[16:20].decode("latin-1").strip()  # the profile header's data colour space
-        stored = "gray" if bands < 3 and image_format.holds_gray else "RGB"
-        if {"GRAY": 1, "CMYK": 4}.get(space, 3) != (1 if stored == "gray" else 3):
-            losses.append(f"the colour profile was left out: it is for {space}, and {title} stores this as {stored}")
-    return losses

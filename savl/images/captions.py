@@ -1,0 +1,85 @@
+"""Texts and comments of PNG, JPEG and GIF files, brought to where another format keeps such things."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from savl.images import exif as exif_blocks
+from savl.images.exif import ExifBlock, build_exif, text_entry, user_comment
+from savl.images.format import JPEG, PNG, TIFF, ImageFormat
+from savl.images.metadata_record import Metadata
+from savl.images.tiff_directory import Entry
+from savl.images.xmp import add_captions
+
+# PNG's predefined keywords, with the EXIF tag and the Dublin Core property of the same meaning.
+_KEYWORDS = {
+    "Title": (exif_blocks.DOCUMENT_NAME, "title"),
+    "Author": (exif_blocks.ARTIST, "creator"),
+    "Description": (exif_blocks.DESCRIPTION, "description"),
+    "Copyright": (exif_blocks.COPYRIGHT, "rights"),
+    "Software": (exif_blocks.SOFTWARE, None),
+}
+_COMMENT = "Comment"
+# What image generators call their prompt in PNG files, and keep in the user comment of others.
+_PARAMETERS = "parameters"
+
+
+def put_captions(metadata: Metadata, image_format: ImageFormat, lost: list[str]) -> Metadata:
+    """Return the metadata with texts and comments where a format keeps them.
+
+    PNG keeps all of them. For others, title, author, description, copyright and software go to EXIF and XMP where
+    these do not tell them already; a comment to a JPEG comment, or else to EXIF's user comment.
+
+    Args:
+        metadata: what travels.
+        image_format: the format to write.
+        lost: gets the names of what finds no place.
+    """
+    if image_format is PNG:
+        return metadata
+    captions: dict[str, str] = {}
+    comments = list(metadata.comments)
+    user_comments: list[tuple[str, str]] = []
+    for text in metadata.text:
+        if text.keyword in _KEYWORDS:
+            joined = (captions.get(text.keyword), text.text)
+            captions[text.keyword] = "\n".join(part for part in joined if part)
+        elif text.keyword == _COMMENT:
+            comments.append(text.text)
+        elif text.keyword == _PARAMETERS and not user_comments:
+            user_comments.append((f"the PNG text {text.keyword}", text.text))
+        else:
+            lost.append(f"the PNG text {text.keyword}")
+    if image_format is not JPEG:
+        user_comments += [("a comment", comment) for comment in comments]
+        comments = []
+    exif, kept = _with_entries(metadata.exif, captions, user_comments, image_format)
+    lost += [name for name, _ in user_comments[kept:]]
+    packet = add_captions(
+        metadata.xmp, **{name: captions.get(keyword, "") for keyword, (_, name) in _KEYWORDS.items() if name}
+    )
+    return replace(metadata, exif=exif, xmp=packet, comments=tuple(comments), text=())
+
+
+def _with_entries(
+    exif: bytes | None, captions: dict[str, str], user_comments: list[tuple[str, str]], image_format: ImageFormat
+) -> tuple[bytes | None, int]:
+    """The block with captions and the first of the user comments added, and how many of these it took."""
+    order = "<" if exif is None else ExifBlock(exif).order
+    image: list[Entry] = []
+    for keyword, text in captions.items():
+        # The title has its place in XMP; EXIF's document name is TIFF's own.
+        if text and (keyword != "Title" or image_format is TIFF):
+            image.append(text_entry(_KEYWORDS[keyword][0], text))
+    photo = [user_comment(text, order) for _, text in user_comments[:1]]
+    if exif is None:
+        return build_exif({exif_blocks.IMAGE: image, exif_blocks.PHOTO: photo}, order), len(photo)
+    block = ExifBlock(exif)
+    for entry in image:
+        if block.get(exif_blocks.IMAGE, entry.tag) is None:
+            block.put(exif_blocks.IMAGE, entry)
+    taken = block.get(exif_blocks.PHOTO, exif_blocks.USER_COMMENT) is None
+    if taken:
+        for entry in photo:
+            block.put(exif_blocks.PHOTO, entry)
+    return block.to_bytes(), len(photo) if taken else 0

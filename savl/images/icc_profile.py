@@ -1,0 +1,214 @@
+"""ICC profiles made from numbers: primaries, white point and transfer function (ICC.1:2022).
+
+The numbers are those of PNG's cICP, sRGB, gAMA and cHRM chunks, for formats that know profiles alone.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+
+from savl.images.metadata_record import PngColour
+
+_D50 = np.array([0.9642, 1.0, 0.8249])
+_D65 = (0.3127, 0.3290)
+_BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+_BT709 = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06), _D65)
+_SMPTE170 = ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070), _D65)
+# x and y of red, green, blue and white by ITU-T H.273, table 2.
+_PRIMARIES = {
+    1: _BT709,
+    4: ((0.67, 0.33), (0.21, 0.71), (0.14, 0.08), (0.310, 0.316)),
+    5: ((0.64, 0.33), (0.29, 0.60), (0.15, 0.06), _D65),
+    6: _SMPTE170,
+    7: _SMPTE170,
+    8: ((0.681, 0.319), (0.243, 0.692), (0.145, 0.049), (0.310, 0.316)),
+    9: ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046), _D65),
+    11: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), (0.314, 0.351)),
+    12: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), _D65),
+    22: ((0.630, 0.340), (0.295, 0.605), (0.155, 0.077), _D65),
+}
+_SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+_BT709_CURVE = (1 / 0.45, 1 / 1.099297, 0.099297 / 1.099297, 1 / 4.5, 0.081243)
+# (gamma, a, b, c, d) of (a·v + b)^gamma from d on and c·v below, by H.273, table 3; one number is a plain exponent.
+_CURVES: dict[int, tuple[float, ...]] = {
+    1: _BT709_CURVE,
+    4: (2.2,),
+    5: (2.8,),
+    6: _BT709_CURVE,
+    7: (1 / 0.45, 1 / 1.1115, 0.1115 / 1.1115, 1 / 4.0, 0.0912),
+    8: (1.0,),
+    13: _SRGB_CURVE,
+    14: _BT709_CURVE,
+    15: _BT709_CURVE,
+    17: (2.6,),
+}
+_PQ, _HLG = 16, 18
+# ITU-R BT.2408: the luminance of white in graphics and paper, cd/m², and the peak of a nominal HLG display.
+_REFERENCE_WHITE, _HLG_PEAK = 203.0, 1000.0
+_SAMPLES = 4096
+
+
+def profile_of(colour: PngColour, *, gray: bool) -> bytes | None:
+    """Return the profile that means the same as the chunks of a PNG file, by the specification's precedence.
+
+    Args:
+        colour: what the chunks say; an ICC profile ranks behind cICP and before the others, which is the caller's
+            business.
+        gray: for one-channel samples.
+
+    Returns:
+        The profile, or None where the chunks say nothing or use a transfer function or primaries without numbers.
+        Perceptual quantiser and hybrid log-gamma become curves whose white is the reference white of 203 cd/m², with
+        brighter values cut off, and a `cicp` tag for programs that can do better.
+    """
+    return profile_of_cicp(colour, gray=gray) or _profile_of_older_chunks(colour, gray=gray)
+
+
+def profile_of_cicp(colour: PngColour, *, gray: bool) -> bytes | None:
+    """Return the profile that a cICP chunk stands for, or None; see `profile_of`."""
+    if colour.cicp is None:
+        return None
+    primaries, transfer, _, full_range = colour.cicp
+    if primaries not in _PRIMARIES or (transfer not in _CURVES and transfer not in (_PQ, _HLG)):
+        return None
+    if full_range and transfer in _CURVES:
+        curve = _parametric(_CURVES[transfer])
+    else:
+        signal = np.linspace(0.0, 1.0, _SAMPLES)
+        if not full_range:  # black at 16 and white at 235 of 255
+            signal = np.clip((signal * 255 - 16) / 219, 0.0, 1.0)
+        curve = _sampled(_linear(signal, transfer))
+    name = f"cICP {primaries}/{transfer}"
+    return _profile(name, _PRIMARIES[primaries], curve, gray=gray, cicp=colour.cicp)
+
+
+def _profile_of_older_chunks(colour: PngColour, *, gray: bool) -> bytes | None:
+    """By sRGB, else by gAMA and cHRM, of which a missing one is taken for sRGB's."""
+    if colour.intent is not None:
+        return _profile("sRGB", _BT709, _parametric(_SRGB_CURVE), gray=gray, intent=colour.intent)
+    if colour.gamma is None and (colour.chromaticities is None or gray):
+        return None
+    gamma = None if colour.gamma is None else 100000 / colour.gamma
+    curve = _parametric(_SRGB_CURVE if gamma is None else (gamma,))
+    primaries: tuple[tuple[float, float], ...] = _BT709
+    if colour.chromaticities is not None:
+        x_y = [value / 100000 for value in colour.chromaticities]
+        white, red, green, blue = zip(x_y[::2], x_y[1::2], strict=True)
+        primaries = (red, green, blue, white)
+    name = "sRGB curve" if gamma is None else f"gamma {gamma:.4g}"
+    return _profile(f"{name}, {'sRGB' if primaries is _BT709 else 'own'} primaries", primaries, curve, gray=gray)
+
+
+def primaries_are_sound(chromaticities: tuple[int, ...]) -> bool:
+    """Return whether white, red, green and blue (x and y of each) span colours and give white positive parts."""
+    x_y = [value / 100000 for value in chromaticities]
+    white, red, green, blue = zip(x_y[::2], x_y[1::2], strict=True)
+    if any(y <= 0 for _, y in (white, red, green, blue)):
+        return False
+    columns = np.stack([_xyz(point) for point in (red, green, blue)], axis=1)
+    if abs(np.linalg.det(columns)) < 1e-6:
+        return False
+    return bool((np.linalg.solve(columns, _xyz(white)) > 0).all())
+
+
+def _linear(signal: NDArray[np.float64], transfer: int) -> NDArray[np.float64]:
+    """Relative light of a signal in [0, 1]; 1 is white."""
+    if transfer == _PQ:  # SMPTE ST 2084
+        m1, m2, c1, c2, c3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
+        power = signal ** (1 / m2)
+        light = (np.maximum(power - c1, 0) / (c2 - c3 * power)) ** (1 / m1)
+        return np.minimum(light * 10000 / _REFERENCE_WHITE, 1.0)
+    if transfer == _HLG:  # BT.2100, with the display's exponent of 1.2 on each channel
+        a, b, c = 0.17883277, 0.28466892, 0.55991073
+        scene = np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
+        return np.minimum(scene**1.2 * _HLG_PEAK / _REFERENCE_WHITE, 1.0)
+    curve = _CURVES[transfer]
+    if len(curve) == 1:
+        return signal ** curve[0]
+    gamma, a, b, c, d = curve
+    return np.where(signal >= d, (a * signal + b) ** gamma, c * signal)
+
+
+def _xyz(point: tuple[float, float]) -> NDArray[np.float64]:
+    x, y = point
+    return np.array([x / y, 1.0, (1 - x - y) / y])
+
+
+def _profile(
+    name: str,
+    primaries: tuple[tuple[float, float], ...],
+    curve: bytes,
+    *,
+    gray: bool,
+    intent: int = 0,
+    cicp: bytes | None = None,
+) -> bytes:
+    red, green, blue, white = primaries
+    cone = _BRADFORD @ _xyz(white)
+    adaptation = np.linalg.inv(_BRADFORD) @ np.diag((_BRADFORD @ _D50) / cone) @ _BRADFORD
+    tags = {
+        b"desc": _text(name),
+        b"cprt": _text("No copyright"),
+        b"wtpt": b"XYZ \0\0\0\0" + _fixed(_D50),
+        b"chad": b"sf32\0\0\0\0" + _fixed(adaptation.ravel()),
+    }
+    if gray:
+        tags[b"kTRC"] = curve
+    else:
+        columns = np.stack([_xyz(point) for point in (red, green, blue)], axis=1)
+        columns = adaptation @ columns @ np.diag(np.linalg.solve(columns, _xyz(white)))
+        for letter, column in zip((b"r", b"g", b"b"), columns.T, strict=True):
+            tags[letter + b"XYZ"] = b"XYZ \0\0\0\0" + _fixed(column)
+            tags[letter + b"TRC"] = curve
+    if cicp is not None and not gray:
+        tags[b"cicp"] = b"cicp\0\0\0\0" + cicp
+    table, data = struct.pack(">I", len(tags)), b""
+    start = 128 + 4 + 12 * len(tags)
+    places: dict[bytes, int] = {}  # equal tags share their data
+    for tag, content in tags.items():
+        if content not in places:
+            places[content] = start + len(data)
+            data += content + bytes(-len(content) % 4)
+        table += tag + struct.pack(">II", places[content], len(content))
+    version = 0x04400000 if b"cicp" in tags else 0x04300000
+    head = struct.pack(
+        ">I4sI4s4s4s6H4s4sIIIQI",
+        start + len(data),
+        b"\0\0\0\0",
+        version,
+        b"mntr",
+        b"GRAY" if gray else b"RGB ",
+        b"XYZ ",
+        *(2026, 1, 1, 0, 0, 0),  # a fixed date, so that equal inputs give equal files
+        b"acsp",
+        b"\0\0\0\0",
+        0,
+        0,
+        0,
+        0,
+        intent,
+    )
+    return (head + _fixed(_D50)).ljust(128, b"\0") + table + data
+
+
+def _parametric(curve: tuple[float, ...]) -> bytes:
+    return b"para\0\0\0\0" + struct.pack(">HH", 0 if len(curve) == 1 else 3, 0) + _fixed(np.array(curve))
+
+
+def _sampled(light: NDArray[np.float64]) -> bytes:
+    samples = np.round(light * 65535).astype(">u2")
+    return b"curv\0\0\0\0" + struct.pack(">I", len(samples)) + samples.tobytes()
+
+
+def _fixed(values: NDArray[np.float64]) -> bytes:
+    """Numbers as s15Fixed16."""
+    return bytes(np.round(np.clip(values, -32768, 32767) * 65536).astype(">i4").tobytes())
+
+
+def _text(text: str) -> bytes:
+    """A multi-localised text of one language."""
+    content = text.encode("utf-16-be")
+    return b"mluc\0\0\0\0" + struct.pack(">II2s2sII", 1, 12, b"en", b"US", len(content), 28) + content

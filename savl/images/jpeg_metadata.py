@@ -1,0 +1,193 @@
+"""What JPEG files carry besides samples: segments read into `Metadata`, and `Metadata` written as segments."""
+
+from __future__ import annotations
+
+import struct
+from typing import BinaryIO
+
+from savl.images.exif import PREFIX, fit_exif
+from savl.images.jpeg_segments import (
+    APP0,
+    APP1,
+    APP2,
+    APP11,
+    APP13,
+    COMMENT,
+    EXTENDED_XMP,
+    ICC,
+    MAX_CONTENT,
+    PHOTOSHOP,
+    XMP,
+    Segment,
+    encode_segment,
+    read_segments,
+)
+from savl.images.metadata_record import Metadata
+from savl.images.photoshop import join_resources, split_resources
+from savl.images.xmp_extension import join_extended_xmp, split_extended_xmp
+
+_JFIF = b"JFIF\0"
+_MAX_ICC_PIECES = 255
+_MULTI_PICTURE, _GAIN_MAP, _FLASHPIX = b"MPF\0", b"urn:iso:std:iso:ts:21496:-1\0", b"FPXR\0"
+_MAX_EXTENSION = 256 * 2**20
+# Storage of samples, thumbnails, and encoders' own remarks.
+_PASSED_OVER = (b"JFXX\0", b"Adobe", b"Ducky", _JFIF)
+
+
+def read_jpeg(file: BinaryIO) -> Metadata:
+    """Return what the segments of a JPEG file say, without an ICC profile; malformed segments say nothing."""
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    extension = bytearray()
+    resources = b""
+    comments: list[str] = []
+    lost: dict[str, None] = {}  # a set that keeps its order
+    resolution, unit = None, "in"
+    for segment in read_segments(file):
+        marker, content = segment.marker, segment.content
+        if marker == COMMENT:
+            comments.append(_decode(content))
+        elif marker == APP0 and content.startswith(_JFIF) and len(content) >= 12:
+            resolution, unit = _density(content)
+        elif marker == APP1 and content.startswith(PREFIX):
+            exif = exif or content
+        elif marker == APP1 and content.startswith(XMP):
+            xmp = xmp or content[len(XMP) :]
+        elif marker == APP1 and content.startswith(EXTENDED_XMP):
+            _take_extension(extension, content[len(EXTENDED_XMP) :])
+        elif marker == APP13 and content.startswith(PHOTOSHOP):
+            resources += content[len(PHOTOSHOP) :]
+        elif not (marker == APP2 and content.startswith(ICC)) and not content.startswith(_PASSED_OVER):
+            lost[_name(segment)] = None
+    if xmp is not None and extension:
+        joined = join_extended_xmp(xmp, bytes(extension))
+        if joined is None:
+            lost["the extended XMP, which is damaged"] = None
+        xmp = joined or xmp
+    iptc, photoshop = split_resources(resources)
+    return Metadata(
+        exif=exif,
+        xmp=xmp,
+        iptc=iptc,
+        photoshop=photoshop,
+        resolution=resolution,
+        resolution_unit=unit,
+        comments=tuple(comments),
+        lost=tuple(lost),
+    )
+
+
+def encode_jpeg(metadata: Metadata) -> tuple[bytes, list[str]]:
+    """Return the segments that stand before the samples, and the names of what does not fit."""
+    lost: list[str] = []
+    parts = [encode_segment(APP0, _encode_density(metadata.resolution, metadata.resolution_unit))]
+    if metadata.exif is not None:
+        exif, names = fit_exif(metadata.exif, MAX_CONTENT)
+        lost += [f"{name} of EXIF, as a JPEG file holds 64 kB of it" for name in names]
+        if exif is not None:
+            parts.append(encode_segment(APP1, exif))
+    if metadata.xmp is not None:
+        main, extension = split_extended_xmp(metadata.xmp, MAX_CONTENT - len(XMP))
+        if main is None:
+            lost.append("XMP, of which a JPEG file holds 64 kB")
+        else:
+            parts.append(encode_segment(APP1, XMP + main))
+            parts += _extension_segments(extension)
+    resources = join_resources(metadata.iptc, metadata.photoshop) or b""
+    room = MAX_CONTENT - len(PHOTOSHOP)
+    for at in range(0, len(resources), room):
+        parts.append(encode_segment(APP13, PHOTOSHOP + resources[at : at + room]))
+    if metadata.icc is not None:
+        room = MAX_CONTENT - len(ICC) - 2
+        pieces = [metadata.icc[at : at + room] for at in range(0, len(metadata.icc), room)]
+        if len(pieces) > _MAX_ICC_PIECES:
+            lost.append("the ICC profile, of which a JPEG file holds 16 MB")
+        else:
+            for index, piece in enumerate(pieces, 1):
+                parts.append(encode_segment(APP2, ICC + bytes([index, len(pieces)]) + piece))
+    for comment in metadata.comments:
+        content = comment.encode()
+        if len(content) > MAX_CONTENT:
+            lost.append("a comment, of which a JPEG file holds 64 kB")
+        else:
+            parts.append(encode_segment(COMMENT, content))
+    return b"".join(parts), lost
+
+
+def splice_jpeg(head: bytes, segments: bytes) -> bytes | None:
+    """Return the beginning of an encoded JPEG file with other metadata; None when more of the file is needed.
+
+    Args:
+        head: the file's first bytes, as an encoder wrote them.
+        segments: what is to stand before the samples; the encoder's own JFIF segment is left out.
+    """
+    position = 2
+    while position + 4 <= len(head):
+        if head[position + 1] != APP0:
+            return head[:2] + segments + head[position:]
+        position += 2 + int.from_bytes(head[position + 2 : position + 4], "big")
+    return None
+
+
+def _density(content: bytes) -> tuple[tuple[float, float] | None, str]:
+    """Resolution and its unit from a JFIF segment; square pixels of no unit are the default, and say nothing."""
+    unit, x, y = struct.unpack_from(">BHH", content, 7)
+    if not x or not y or unit > 2 or (unit == 0 and x == y):
+        return None, "in"
+    if unit == 0:
+        return (float(x), float(y)), "none"
+    per_mm = 25.4 if unit == 1 else 10.0
+    return (x / per_mm, y / per_mm), "in" if unit == 1 else "cm"
+
+
+def _encode_density(resolution: tuple[float, float] | None, unit: str) -> bytes:
+    number, factor = {"in": (1, 25.4), "cm": (2, 10.0)}.get(unit, (0, 1.0))
+    if resolution is None:
+        number, factor, resolution = 0, 1.0, (1.0, 1.0)
+    x, y = (min(max(round(value * factor), 1), 65535) for value in resolution)
+    return _JFIF + struct.pack(">BBBHHBB", 1, 1, number, x, y, 0, 0)
+
+
+def _take_extension(extension: bytearray, content: bytes) -> None:
+    """Puts one piece of the extended XMP to its place: GUID, whole length, offset, and the piece."""
+    if len(content) < 40:
+        return
+    length, offset = struct.unpack_from(">II", content, 32)
+    piece = content[40:]
+    if length > _MAX_EXTENSION or offset + len(piece) > length:
+        return
+    extension.extend(bytes(max(offset + len(piece) - len(extension), 0)))
+    extension[offset : offset + len(piece)] = piece
+
+
+def _extension_segments(extension: tuple[bytes, bytes] | None) -> list[bytes]:
+    if extension is None:
+        return []
+    guid, packet = extension
+    room = MAX_CONTENT - len(EXTENDED_XMP) - 40
+    return [
+        encode_segment(APP1, EXTENDED_XMP + guid + struct.pack(">II", len(packet), at) + packet[at : at + room])
+        for at in range(0, len(packet), room)
+    ]
+
+
+def _decode(content: bytes) -> str:
+    content = content.rstrip(b"\0")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
+
+
+def _name(segment: Segment) -> str:
+    """What is lost with a segment."""
+    content = segment.content
+    if segment.marker == APP2 and content.startswith(_GAIN_MAP):
+        return "the HDR gain map"
+    if segment.marker == APP2 and content.startswith(_MULTI_PICTURE):
+        return "the further pictures in the file (MPF)"
+    if segment.marker == APP2 and content.startswith(_FLASHPIX):
+        return "FlashPix data"
+    if segment.marker == APP11:
+        return "content credentials or other JUMBF data"
+    return f"application data (APP{segment.marker - APP0})"

@@ -1,0 +1,309 @@
+"""What TIFF files carry besides samples: entries read into `Metadata`, and `Metadata` written as entries.
+
+EXIF lives in a TIFF file as entries of the first directory (camera, author, date) and as directories of its own;
+libvips neither reads nor writes it. XMP, IPTC, ICC profile and Photoshop's resources are entries too.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import BinaryIO
+
+from savl.images import exif as exif_blocks
+from savl.images.exif import ExifBlock, build_exif
+from savl.images.geotiff import GEO_TAGS, scaled_georeference
+from savl.images.metadata_record import Metadata, Stored, TiffEntries
+from savl.images.photoshop import split_resources
+from savl.images.tiff_directory import (
+    ASCII,
+    BYTE,
+    IFD,
+    LONG,
+    SHORT,
+    UNDEFINED,
+    Entry,
+    Layout,
+    encode_directory,
+    read_directory,
+    read_layout,
+)
+
+_ORIENTATION = exif_blocks.ORIENTATION
+_XMP, _IPTC, _PHOTOSHOP, _ICC = 700, 33723, 34377, 34675
+_RESOLUTION = (exif_blocks.X_RESOLUTION, exif_blocks.Y_RESOLUTION, exif_blocks.RESOLUTION_UNIT)
+# Entries that describe the picture: what an EXIF block may hold in its first directory.
+_DESCRIPTIVE = frozenset(
+    (
+        0x010D,  # DocumentName
+        0x010E,  # ImageDescription
+        0x010F,  # Make
+        0x0110,  # Model
+        0x011D,  # PageName
+        0x0131,  # Software
+        0x0132,  # DateTime
+        0x013B,  # Artist
+        0x013C,  # HostComputer
+        0x4746,  # Rating
+        0x4749,  # RatingPercent
+        0x8298,  # Copyright
+        *range(0x9C9B, 0x9CA0),  # Windows' title, comment, author, keywords, subject
+        0xC4A5,  # PrintImageMatching
+    )
+)
+# How samples are stored (TIFF 6.0, its supplements, and what writers add for themselves): written anew or not needed.
+_STORAGE = frozenset(
+    (*range(254, 267), 266, *range(273, 300), 296, 317, 320, 321, 322, 323, 324, 325, 330, 332, 333, 334, 336, 337, 338)
+    + (*range(339, 348), 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, 559, 34016, 37439, 40976)
+)
+_NAMED_LOSSES = {
+    301: "the transfer function",
+    318: "the white point",
+    319: "the primary chromaticities",
+    37724: "Photoshop's layers",
+    50844: "the RPC georeference",
+    50838: "ImageJ's metadata",
+    50839: "ImageJ's metadata",
+}
+# Descriptions that tell how their program stored the samples: tifffile's shape, libvips' and tiled pyramids' headers.
+_STORAGE_TEXT = re.compile(r'\s*(\{"shape":|<\?xml[^>]*\?>\s*<image xmlns="http://www\.vips)')
+_IMAGEJ_LINE = re.compile(r"(?m)^(images|channels|slices|frames|hyperstack|mode|loop)=.*\n?")
+
+
+def read_tiff(file: BinaryIO, page: int = 1) -> Metadata:
+    """Return what the entries of a page of a TIFF file say; damaged ones say nothing.
+
+    Args:
+        file: seekable.
+        page: counted from 1.
+    """
+    found = read_layout(file)
+    if found is None:
+        return Metadata()
+    layout, offset = found
+    for _ in range(page - 1):
+        offset = _following(file, layout, offset)
+    entries = read_directory(file, layout, offset)
+    order = layout.order
+    iptc = _blob(entries, _IPTC, order)
+    photoshop = _blob(entries, _PHOTOSHOP, order)
+    in_photoshop, others = split_resources(photoshop or b"")
+    resolution, unit = _resolution(entries, order)
+    known = _STORAGE | _DESCRIPTIVE | GEO_TAGS | {_XMP, _IPTC, _PHOTOSHOP, _ICC, exif_blocks.PHOTO, exif_blocks.GPS}
+    lost = [_NAMED_LOSSES.get(tag, f"the TIFF tag {tag}") for tag in sorted(entries) if tag not in known]
+    geo = tuple(entries[tag] for tag in sorted(GEO_TAGS & entries.keys()))
+    return Metadata(
+        exif=_exif(file, layout, entries),
+        xmp=_blob(entries, _XMP, order),
+        iptc=iptc or in_photoshop,
+        photoshop=others,
+        resolution=resolution,
+        resolution_unit=unit,
+        tiff=TiffEntries(order, geo) if geo else None,
+        lost=tuple(dict.fromkeys(lost)),
+    )
+
+
+def read_tiff_orientation(file: BinaryIO, page: int = 1) -> int:
+    """Return the orientation of a page of a TIFF file, 1 to 8; 1 when it tells none."""
+    found = read_layout(file)
+    if found is None:
+        return 1
+    layout, offset = found
+    for _ in range(page - 1):
+        offset = _following(file, layout, offset)
+    entry = read_directory(file, layout, offset, tags=[_ORIENTATION]).get(_ORIENTATION)
+    numbers = () if entry is None else entry.numbers(layout.order)
+    return int(numbers[0]) if numbers and numbers[0] in range(1, 9) else 1
+
+
+def write_tiff(file: BinaryIO, metadata: Metadata, stored: Stored) -> None:
+    """Put metadata into a finished TIFF file of one directory, in place.
+
+    The file keeps every byte of its samples: a new first directory, old entries and new, is written at the end, and
+    the header is pointed at it.
+
+    Args:
+        file: open for reading and writing; a file that is no TIFF is left as it is.
+        metadata: for the picture as it is stored.
+        stored: the picture.
+    """
+    found = read_layout(file)
+    if found is None:
+        return
+    layout, offset = found
+    raw = _raw_entries(file, layout, offset)
+    for tag in _RESOLUTION:  # the encoder's own say 10 per centimetre where nothing is known
+        raw.pop(tag, None)
+    order = layout.order
+    end = file.seek(0, io.SEEK_END)
+    end += end % 2
+    entries = {entry.tag: entry for entry in _entries(metadata, stored, order)}
+    data = bytearray()
+
+    def place(block: bytes) -> int:
+        data.extend(bytes((end + len(data)) % 2))
+        at = end + len(data)
+        data.extend(block)
+        return at
+
+    for tag, link in _sub_directories(metadata, layout, place).items():
+        entries[tag] = link
+    width = struct.calcsize(layout.offset)
+    for tag, entry in entries.items():
+        content = entry.data
+        field = content.ljust(width, b"\0") if len(content) <= width else struct.pack(layout.offset, place(content))
+        raw[tag] = struct.pack(layout.entry, tag, entry.type, entry.count, field)
+    table = struct.pack(layout.count, len(raw)) + b"".join(raw[tag] for tag in sorted(raw)) + bytes(width)
+    first = place(table)
+    if not layout.big and end + len(data) >= 2**32:
+        return
+    _write(file, end, bytes(data))
+    _write(file, layout.header, struct.pack(layout.offset, first))
+
+
+def tiff_losses(metadata: Metadata) -> list[str]:
+    """Return the names of what a TIFF file cannot hold."""
+    return ["EXIF, which is damaged"] if metadata.exif is not None and _parsed(metadata.exif) is None else []
+
+
+def _entries(metadata: Metadata, stored: Stored, order: str) -> Iterable[Entry]:
+    """The entries of the first directory without its links, in a file's byte order."""
+    block = None if metadata.exif is None else _parsed(metadata.exif)
+    if block is not None:
+        for entry in block.entries(exif_blocks.IMAGE):
+            if entry.tag in _DESCRIPTIVE:
+                yield entry.reordered(block.order, order)
+    if metadata.resolution is not None:
+        number, factor = {"in": (2, 25.4), "cm": (3, 10.0)}.get(metadata.resolution_unit, (1, 1.0))
+        for tag, value in zip(_RESOLUTION, metadata.resolution, strict=False):
+            yield exif_blocks.rational(tag, round(value * factor, 3), order)
+        yield Entry(_RESOLUTION[2], SHORT, struct.pack(order + "H", number))
+    blobs = {
+        (_XMP, BYTE): metadata.xmp,
+        (_IPTC, UNDEFINED): metadata.iptc,
+        (_PHOTOSHOP, BYTE): metadata.photoshop,
+        (_ICC, UNDEFINED): metadata.icc,
+    }
+    for (tag, kind), content in blobs.items():
+        if content is not None:
+            yield Entry(tag, kind, content)
+    if metadata.tiff is not None:
+        for entry in scaled_georeference(metadata.tiff, metadata.scale(stored)):
+            yield entry.reordered(metadata.tiff.order, order)
+
+
+def _sub_directories(metadata: Metadata, layout: Layout, place: Callable[[bytes], int]) -> dict[int, Entry]:
+    """Writes the directories of EXIF and GPS, and returns the links to them."""
+    block = None if metadata.exif is None else _parsed(metadata.exif)
+    if block is None:
+        return {}
+    links: dict[int, Entry] = {}
+    for name in (exif_blocks.INTEROPERABILITY, exif_blocks.PHOTO, exif_blocks.GPS):
+        entries = [entry.reordered(block.order, layout.order) for entry in block.entries(name)]
+        if name == exif_blocks.PHOTO and exif_blocks.INTEROPERABILITY in links:
+            entries.append(links.pop(exif_blocks.INTEROPERABILITY))
+        if entries:
+            # Encoded twice: where it stands must be known, and is after the first time.
+            at = place(b"")
+            place(encode_directory(entries, layout, at))
+            code, kind = ("Q", 18) if layout.big else ("I", LONG)
+            links[name] = Entry(name, kind, struct.pack(layout.order + code, at))
+    return links
+
+
+def _parsed(exif: bytes) -> ExifBlock | None:
+    try:
+        return ExifBlock(exif)
+    except ValueError:
+        return None
+
+
+def _exif(file: BinaryIO, layout: Layout, entries: dict[int, Entry]) -> bytes | None:
+    """An EXIF block of a page's entries, or None when none describes the picture."""
+    order = layout.order
+
+    def linked(holder: dict[int, Entry], tag: int) -> dict[int, Entry]:
+        entry = holder.get(tag)
+        numbers = () if entry is None or entry.type not in (LONG, IFD, 16, 18) else entry.numbers(order)
+        return read_directory(file, layout, int(numbers[0])) if numbers else {}
+
+    image = [_true_text(entries[tag]) for tag in sorted(_DESCRIPTIVE & entries.keys())]
+    directories = {exif_blocks.IMAGE: [entry for entry in image if entry is not None]}
+    photo = linked(entries, exif_blocks.PHOTO)
+    directories[exif_blocks.PHOTO] = list(photo.values())
+    directories[exif_blocks.GPS] = list(linked(entries, exif_blocks.GPS).values())
+    directories[exif_blocks.INTEROPERABILITY] = list(linked(photo, exif_blocks.INTEROPERABILITY).values())
+    # Types that only BigTIFF knows have no place in EXIF.
+    directories = {name: [e for e in held if e.type not in (16, 17, 18)] for name, held in directories.items()}
+    if not any(directories.values()):
+        return None
+    if _ORIENTATION in entries:
+        directories[exif_blocks.IMAGE].append(Entry(_ORIENTATION, SHORT, struct.pack(order + "H", 1)))
+    return build_exif(directories, order)
+
+
+def _true_text(entry: Entry) -> Entry | None:
+    """The entry, less what a description says of how its program stored the samples."""
+    if entry.tag != exif_blocks.DESCRIPTION or entry.type != ASCII:
+        return entry
+    text = entry.text()
+    if _STORAGE_TEXT.match(text):
+        return None
+    if text.startswith("ImageJ="):
+        return replace(entry, data=_IMAGEJ_LINE.sub("", text).encode() + b"\0")
+    return entry
+
+
+def _blob(entries: dict[int, Entry], tag: int, order: str) -> bytes | None:
+    """The bytes of an entry; of one that a program declared as 32-bit words, those in the file's order."""
+    entry = entries.get(tag)
+    if entry is None or not entry.data:
+        return None
+    # Some writers declare IPTC as LONG, some readers then turned the words around: a block begins with 0x1C.
+    if tag == _IPTC and entry.type == LONG and entry.data[:1] != b"\x1c":
+        return entry.reordered(order, "<" if order == ">" else ">").data
+    return entry.data
+
+
+def _resolution(entries: dict[int, Entry], order: str) -> tuple[tuple[float, float] | None, str]:
+    values = [entries[tag].numbers(order)[:1] for tag in _RESOLUTION[:2] if tag in entries]
+    if len(values) != 2 or not all(value and 0 < value[0] < 1e9 for value in values):
+        return None, "in"
+    unit = entries[_RESOLUTION[2]].numbers(order)[:1] if _RESOLUTION[2] in entries else (2,)
+    x, y = values[0][0], values[1][0]
+    if unit == (1,):
+        return (None, "in") if x == y else ((x, y), "none")
+    return ((x / 10, y / 10), "cm") if unit == (3,) else ((x / 25.4, y / 25.4), "in")
+
+
+def _following(file: BinaryIO, layout: Layout, offset: int) -> int:
+    """Where the next directory is; 0 when there is none."""
+    file.seek(offset)
+    head = file.read(struct.calcsize(layout.count))
+    if len(head) < struct.calcsize(layout.count):
+        return 0
+    (count,) = struct.unpack(layout.count, head)
+    file.seek(offset + len(head) + count * struct.calcsize(layout.entry))
+    link = file.read(struct.calcsize(layout.offset))
+    return int(struct.unpack(layout.offset, link)[0]) if len(link) == struct.calcsize(layout.offset) else 0
+
+
+def _raw_entries(file: BinaryIO, layout: Layout, offset: int) -> dict[int, bytes]:
+    """The entries of a directory as they stand in the file, by tag."""
+    file.seek(offset)
+    (count,) = struct.unpack(layout.count, file.read(struct.calcsize(layout.count)))
+    size = struct.calcsize(layout.entry)
+    table = file.read(count * size)
+    raws = (table[at : at + size] for at in range(0, len(table) - size + 1, size))
+    return {struct.unpack_from(layout.order + "H", raw)[0]: raw for raw in raws}
+
+
+def _write(file: BinaryIO, position: int, data: bytes) -> None:
+    file.seek(position)
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]

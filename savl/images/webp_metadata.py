@@ -1,0 +1,71 @@
+"""What WebP files carry besides samples: EXIF and XMP read into `Metadata`, and `Metadata` written as chunks."""
+
+from __future__ import annotations
+
+import struct
+from typing import BinaryIO
+
+from savl.images.exif import PREFIX
+from savl.images.metadata_record import Metadata, Stored
+from savl.images.webp_chunks import encode_chunk, read_chunks
+
+_ICC, _ALPHA, _EXIF, _XMP = 0x20, 0x10, 0x08, 0x04
+
+
+def read_webp(file: BinaryIO) -> Metadata:
+    """Return the EXIF block and the XMP packet of a WebP file."""
+    chunks: dict[bytes, bytes] = {}
+    for name, content in read_chunks(file):
+        chunks.setdefault(name, content)
+    return Metadata(exif=chunks.get(b"EXIF"), xmp=chunks.get(b"XMP "))
+
+
+def encode_webp(metadata: Metadata) -> tuple[bytes, bytes, list[str]]:
+    """Return the chunks before and behind the samples, and the names of what WebP cannot hold."""
+    before = b"" if metadata.icc is None else encode_chunk(b"ICCP", metadata.icc)
+    behind = b"" if metadata.exif is None else encode_chunk(b"EXIF", metadata.exif.removeprefix(PREFIX))
+    behind += b"" if metadata.xmp is None else encode_chunk(b"XMP ", metadata.xmp)
+    lost = [] if metadata.iptc is None else ["IPTC"]
+    if metadata.photoshop is not None:
+        lost.append("Photoshop's image resources")
+    return before, behind, lost
+
+
+def splice_webp(head: bytes, before: bytes, behind: bytes, stored: Stored) -> bytes | None:
+    """Return the beginning of an encoded WebP file that gets metadata; None when more of the file is needed.
+
+    Args:
+        head: the file's first bytes, as an encoder wrote them without metadata.
+        before: chunks to stand before the samples.
+        behind: chunks that will be written behind the samples.
+        stored: the picture.
+    """
+    if not before and not behind:
+        return head
+    if len(head) < 30:
+        return None
+    (size,) = struct.unpack_from("<I", head, 4)
+    samples = 30 if head[12:16] == b"VP8X" else 12
+    flags = _ALPHA if stored.bands == 4 else 0
+    flags |= _ICC if before else 0
+    names = _names(behind)
+    flags |= (_EXIF if b"EXIF" in names else 0) | (_XMP if b"XMP " in names else 0)
+    extended = encode_chunk(
+        b"VP8X",
+        struct.pack("<I", flags) + _three_bytes(stored.width - 1) + _three_bytes(stored.height - 1),
+    )
+    size += 12 - samples + len(extended) + len(before) + len(behind)
+    return b"RIFF" + struct.pack("<I", size) + b"WEBP" + extended + before + head[samples:]
+
+
+def _names(chunks: bytes) -> set[bytes]:
+    names, position = set(), 0
+    while position + 8 <= len(chunks):
+        name, length = struct.unpack_from("<4sI", chunks, position)
+        names.add(name)
+        position += 8 + length + length % 2
+    return names
+
+
+def _three_bytes(value: int) -> bytes:
+    return value.to_bytes(3, "little")
