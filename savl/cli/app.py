@@ -11,16 +11,11 @@ import typer
 
 from savl.cli import analyze, degrade, evaluate, kernels, train, upscale
 from savl.cli.streams import steady_streams
+from savl.command_line import CommandLine
+from savl.profile import command as profile
 from savl.settings import EnvironmentVariableError
 
-app = typer.Typer(
-    name="savl",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = CommandLine(name="savl", no_args_is_help=True, add_completion=True)
 
 # One line per subcommand. Their modules import torch and image libraries inside the functions only, so that
 # `savl --help` answers at once.
@@ -29,6 +24,7 @@ app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("degrade", epilog=degrade.EXAMPLES)(degrade.degrade)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("analyze", epilog=analyze.EXAMPLES)(analyze.analyze)
+app.command("profile", epilog=profile.EXAMPLES)(profile.profile)
 app.add_typer(kernels.app, name="kernels")
 
 
@@ -54,13 +50,13 @@ def savl(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line and exits.
+    """Run the command line and exit.
 
     Exit codes: 0 all done; 1 some file could not be processed; 2 the command itself is wrong; 130
     interrupted.
 
     Args:
-        arguments: what follows `savl`; None takes them from the process.
+        arguments: What follows `savl`; None takes them from the process.
     """
     with steady_streams():
         try:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from savl.cli.tune import DTYPES, config_label, problem_label, tune, workloads
+from savl.command_line import CommandLine
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from savl.ops.equivalence import Verdict
 
-app = typer.Typer(no_args_is_help=True, help="Which kernels serve on this machine, whether they are right, and faster.")
+app = CommandLine(no_args_is_help=True, help="Which kernels serve on this machine, whether they are right, and faster.")
 
 
 @app.command()

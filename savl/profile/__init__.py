@@ -1,8 +1,21 @@
 """Where the time goes: named ranges for profilers, a profile of a step, and the roofline of the ops.
 
-`annotate` is all that a program of one's own needs; ``python -m savl.profile`` does the rest (``--guide`` explains it).
+`annotate` is all that a program of one's own needs; ``savl profile`` does the rest (``--guide`` explains it).
 """
 
-from savl.profile.ranges import annotate, named_range
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from savl.profile.ranges import annotate, named_range
 
 __all__ = ["annotate", "named_range"]
+
+
+# Resolved on first use: `savl --help` names the command of this package, and loads no torch.
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("savl.profile.ranges"), name)
+    raise AttributeError(f"module 'savl.profile' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""`python -m savl.profile` end to end."""
+"""`savl profile` and `python -m savl.profile` end to end."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ import typer
 
 import savl
 from savl.build_info import build_info
+from savl.cli.app import app as savl_app
+from savl.cli.app import main as savl_main
+from savl.command_line import Group
 from savl.ops import switch
-from savl.profile import __main__ as command
-from savl.profile import measure, roofline, workload
+from savl.profile import __main__ as module
+from savl.profile import command, measure, roofline, workload
 from savl.profile.workload import find_model, make_workload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +47,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         capsys.readouterr()
         defaults = ["--size", "16x16", "--device", "cpu", "--warm-up", "0", "--steps", "1"]
         with pytest.raises(SystemExit) as stop:
-            command.main([*defaults, *map(str, arguments)])
+            module.main([*defaults, *map(str, arguments)])
         captured = capsys.readouterr()
         code = stop.value.code
         return Finished(code if isinstance(code, int) else 0, captured.out + captured.err, captured.err)
@@ -264,9 +267,33 @@ def test_the_guide_teaches_with_names_that_exist(run: Callable[..., Finished]) -
         assert f"struct {kernel} {{" in sources, kernel
     for page in re.findall(r"docs/[\w-]+\.md", guide):
         assert (ROOT / page).is_file(), page
-    options = {option for each in typer.main.get_command(command.app).params for option in each.opts}
+    options = {option for each in typer.main.get_command(module.app).params for option in each.opts}
     lines = [line for line in guide.replace("\\\n", " ").splitlines() if "python -m savl.profile" in line]
     for line in lines:
         for option in re.findall(r"(?<!\S)--[a-z-]+", line.partition("-m savl.profile")[2]):
             assert option in options, option
     assert len(lines) >= 6
+
+
+def test_the_subcommand_is_the_module(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for main, words in ((savl_main, ["profile"]), (module.main, [])):
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--size", "16x16", "--device", "nowhere"])
+        assert stop.value.code == 2
+        printed.append(capsys.readouterr().err)
+    assert printed[0] == printed[1] != ""
+    group = typer.main.get_command(savl_app)
+    assert isinstance(group, Group)
+    assert [each.opts for each in group.commands["profile"].params] == [
+        each.opts for each in typer.main.get_command(module.app).params
+    ]
+
+
+def test_a_roofline_without_matplotlib_names_the_extra(
+    run: Callable[..., Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    done = run("--roofline", tmp_path / "roofline.svg")
+    assert done.code == 2
+    assert "pip install 'savl[profile]'" in done.text

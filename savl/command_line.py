@@ -1,0 +1,84 @@
+"""What the command lines of savl share: help in plain words, and flags that take no value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+_SWITCH_WORDS = ("true", "false", "yes", "no", "on", "off")
+
+
+class _PlainHelp:
+    """Help that names options and arguments, and not the Python types they become."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters as Typer does, without the ``<bool>`` and ``<list[str]>`` that its help would print."""
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+            elif param.param_type_name == "argument":  # Typer has no setting for it
+                param.display_type_rich = _nothing
+        return params
+
+
+class Command(_PlainHelp, TyperCommand):
+    """A command whose flags take no value: one that is given is refused, where Typer would take it for an input."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line.
+
+        Raises:
+            typer.BadParameter: A word such as ``true`` follows a flag, and is no file.
+        """
+        flags = {
+            name: param
+            for param in self.get_params(ctx)
+            if getattr(param, "is_flag", False)
+            for name in (*param.opts, *param.secondary_opts)
+        }
+        before_end = args[: args.index("--")] if "--" in args else args
+        for flag, word in zip(before_end, before_end[1:], strict=False):
+            if flag in flags and word.lower() in _SWITCH_WORDS and not Path(word).exists():
+                raise typer.BadParameter(
+                    f"a flag takes no value, and there is no file {word!r}: {_remedy(flag, word)}",
+                    ctx=ctx,
+                    param_hint=flag,
+                )
+        return super().parse_args(ctx, args)
+
+
+class Group(_PlainHelp, TyperGroup):
+    """A group of such commands."""
+
+
+class CommandLine(typer.Typer):
+    """A `typer.Typer` with the settings of savl's command lines."""
+
+    def __init__(self, *, add_completion: bool = False, **settings: Any) -> None:
+        super().__init__(
+            cls=Group,
+            add_completion=add_completion,
+            rich_markup_mode="rich",
+            pretty_exceptions_enable=False,
+            context_settings={"help_option_names": ["-h", "--help"]},
+            **settings,
+        )
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
+        """Register a command, as `typer.Typer.command` does."""
+        return super().command(name, cls=Command, **settings)
+
+
+def _nothing(ctx: Any) -> None:
+    """Return what Typer prints for the type of an argument: nothing."""
+
+
+def _remedy(flag: str, word: str) -> str:
+    if word.lower() in ("false", "no", "off"):
+        return f"leave out both, {flag} and {word}"
+    return f"{flag} alone switches it on"

@@ -1,0 +1,306 @@
+r"""``savl profile``: where the time of a step goes. With ``--guide`` it prints this page.
+
+``python -m savl.profile`` is the same command.
+
+Anywhere, torch.profiler
+    python -m savl.profile --model savl-base --size 64x64
+    python -m savl.profile --model savl-base --size 64x64 --backend eager --trace step.json.gz
+
+  prints two tables: the operations (on a GPU, the kernels) by their own time, and the named ranges: the stages of the
+  network, its blocks, and the ops with the backend that serves them. Open the trace in https://ui.perfetto.dev.
+  "eager" behind an op where you expected another backend: `savl kernels info` says why.
+
+  Is the op worth looking at at all? Take its share from the table of ranges. An op that takes 5 % of a step makes the
+  step 5 % faster at the very best.
+
+The device, the roofline
+    python -m savl.profile --model savl-base --size 512x512 --dtype bfloat16 --roofline roofline.svg
+
+  Points under the slope are limited by memory: gaussian_posterior, channel_modulation and layer_norm. They should come
+  near it; half of it or less means that bytes move twice or that the launch takes longer than the kernel. Attention
+  lies near the ridge or right of it. It does not come near the flat roof: exponentials and instructions are its limit,
+  not products.
+  docs/roofline.md has a floor for each kernel and resource on an H100.
+
+Nsight Systems: is the GPU busy?
+    nsys profile -c cudaProfilerApi --capture-range-end=stop -t cuda,nvtx,osrt -o step --force-overwrite=true \
+        python -m savl.profile --capture --device cuda --model savl-base --size 512x512 --dtype bfloat16 --steps 5
+    nsys stats --report cuda_gpu_kern_sum,nvtx_gpu_proj_sum,nvtx_sum,cuda_api_sum step.nsys-rep
+
+  --capture warms up first, so that compiling and tuning are not recorded, then runs the steps between
+  cudaProfilerStart and cudaProfilerStop.
+
+  - cuda_gpu_kern_sum: which kernels take the time of the GPU.
+  - nvtx_gpu_proj_sum: the same time by range, "group 0 HAB 1" or "window_attention [triton]". It is projected from what
+    was launched in a range; nvtx_sum is the time of the CPU in it.
+  - The launch gap. Add up the kernels of cuda_gpu_kern_sum and compare with "step" in nvtx_gpu_proj_sum. Where the sum
+    is far below, the GPU waits for the CPU: cuda_api_sum shows cudaLaunchKernel to be as long as the kernels, and the
+    timeline shows gaps between kernels of a few microseconds. No kernel can help then: take larger tiles or batches,
+    or CUDA graphs (`savl.Upscaler(..., cuda_graph=True)`).
+  - cudaStreamSynchronize, cudaMemcpy or cudaMalloc inside a step are mistakes.
+  - With --train the backward pass runs in the thread of the forward pass, so that its kernels are in "backward".
+
+Nsight Compute: what limits one kernel?
+    ncu --profile-from-start off --nvtx --nvtx-include "window_attention \[triton\]/" \
+        --kernel-name forward --launch-skip 4 --launch-count 2 \
+        --section SpeedOfLight --section SpeedOfLight_RooflineChart --section MemoryWorkloadAnalysis \
+        --section Occupancy --section LaunchStats --section WarpStateStats --section SchedulerStats \
+        -o window_forward python -m savl.profile --capture --device cuda --model savl-base --size 512x512 \
+        --dtype bfloat16 --warm-up 3 --steps 1
+    ncu --import window_forward.ncu-rep --page details
+
+  Triton kernels (kernels/attention*.py): forward in inference; with --train also backward_q, backward_kv and
+  backward_bias, under "backward/":
+
+    ncu --profile-from-start off --nvtx --nvtx-include "backward/" --kernel-name "regex:^backward_(q|kv|bias)$" \
+        --launch-count 3 --section SpeedOfLight --section Occupancy --section WarpStateStats -o window_backward \
+        python -m savl.profile --capture --device cuda --train --model savl-base --size 64x64 --dtype bfloat16 --steps 1
+
+  CUDA kernels (csrc/cuda) are all one template, `kernel<...>`; the demangled name tells them apart: PosteriorForward,
+  PosteriorBackward, MergeMoments, NormaliseSeverity, ModulationForward, ModulationBackward:
+
+    ncu --profile-from-start off --kernel-name-base demangled --kernel-name "regex:Posterior|Moments|Severity" \
+        --section SpeedOfLight --section MemoryWorkloadAnalysis --section Occupancy -o posterior \
+        python -m savl.profile --capture --device cuda --model savl-base --size 512x512 --dtype bfloat16 --steps 1
+
+  A "/" ends a range that is pushed and popped; brackets of a name want a backslash. "group 0 HAB 1/*/window_attention
+  \[triton\]/" is the op of one block alone. ncu runs a kernel several times and flushes caches: its time is not that
+  of a step. ERR_NVGPUCTRPERM: the administrator must allow profiling counters.
+
+  What to look at, in this order:
+
+  - SpeedOfLight: compute and memory throughput in % of the peak. Either above 80 %: that is the limit, do less of it.
+    Both below 60 %: latency; look at stalls and occupancy.
+  - Roofline position (SpeedOfLight_RooflineChart): attention right of the ridge, posterior and modulation on the slope
+    and close under it.
+  - MemoryWorkloadAnalysis: bytes of DRAM against the compulsory bytes of --roofline. Twice as many: something is read
+    again. L2 hit rate: neighbouring windows of overlapping attention share keys, so that it should be high there; a
+    stream such as the modulation reads every byte once and hits with its writes alone. Bank conflicts of shared memory
+    should be none.
+  - Occupancy: achieved against theoretical. What limits the theoretical one (registers, shared memory) is named beside
+    it; docs/kernel-resources.md has the figures that the compiler gave. Achieved far below theoretical: too few blocks,
+    or a last wave that is nearly empty; a larger image tells them apart.
+  - WarpStateStats, the reasons of stalls: long scoreboard, waiting for global memory (more stages, or more warps);
+    short scoreboard or MIO throttle, shared memory or exponentials; math pipe throttle, the units are busy, which is
+    good; barrier, warps of a block wait for each other; not selected, enough warps, good.
+
+  What to expect for savl-base at 512×512 in bfloat16 on an H100 stands in docs/roofline.md, predicted: the instructions
+  issued are the limit of all attention kernels, then exponentials, and memory takes less than half of their time; the
+  posterior and the modulation are limited by memory. A kernel at more than twice its floor there is worth a look.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from savl.profile.workload import Workload
+
+EXAMPLES = "\n".join(
+    [
+        "[bold]Examples[/bold]",
+        "savl profile --model savl-base --size 64x64",
+        "savl profile --model savl-base --train --batch 4 --trace step.json.gz",
+        "savl profile --backend eager --roofline roofline.svg",
+        "savl profile --guide   [dim]Nsight Systems and Nsight Compute: command lines, what to look at[/dim]",
+    ]
+)
+
+
+def _print_guide(wanted: bool) -> None:
+    if wanted:
+        typer.echo((__doc__ or "").rstrip())
+        raise typer.Exit
+
+
+def profile(
+    model: Annotated[
+        str,
+        typer.Option("--model", metavar="NAME|FILE", help="savl-tiny, savl-base, hat-s, hat or hat-l; or weights."),
+    ] = "savl-tiny",
+    size: Annotated[str, typer.Option("--size", metavar="HxW", help="Of the input, in pixels.")] = "64x64",
+    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Images in a step.")] = 1,
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16; with --train of autocast.")
+    ] = "float32",
+    backend: Annotated[
+        str | None,
+        typer.Option("--backend", metavar="fused|eager", help="Fused if left out, or what SAVL_KERNELS says."),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    train: Annotated[bool, typer.Option("--train", help="A step of training: forward, backward, optimizer.")] = False,
+    warm_up: Annotated[int, typer.Option("--warm-up", metavar="N", min=0, help="Steps before.")] = 3,
+    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Steps to time, and to profile.")] = 5,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", metavar="FILE", help="Write a Chrome trace: .json or .json.gz.")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Operations in the table.")] = 15,
+    capture: Annotated[
+        bool, typer.Option("--capture", help="Run the steps for nsys or ncu to record, without torch.profiler.")
+    ] = False,
+    roofline: Annotated[
+        Path | None,
+        typer.Option("--roofline", metavar="FILE", help="Measure ceilings and ops too, and draw: .svg, .pdf or .png."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    guide: Annotated[
+        bool, typer.Option("--guide", help="Print how to profile, and exit.", callback=_print_guide, is_eager=True)
+    ] = False,
+) -> None:
+    """Say where the time of one step of a network goes: by operation, by stage and block, and by op.
+
+    Exit codes: 1 where a file cannot be written, 2 where an option is wrong or the machine cannot do what it asks.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    try:
+        workload = _workload(model, size, batch, dtype, device, train)
+        _check_options(backend, capture, trace, roofline, workload)
+    except (ValueError, OSError) as error:
+        reason, code = str(error), 2
+    else:
+        try:
+            with _kernels(backend):
+                if capture:
+                    _capture(workload, warm_up, steps)
+                    return
+                _check_targets(trace, roofline, overwrite)
+                _print_profile(workload, warm_up, steps, top, trace, overwrite)
+                if roofline is not None:
+                    height, width = _size(size)
+                    _print_roofline(workload, height, width, batch, dtype, roofline, overwrite)
+            return
+        except FileExistsError as error:
+            reason, code = f"{error.filename} exists already (--overwrite replaces it)", 1
+        except OSError as error:
+            reason, code = str(error), 1
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {escape(reason)}")
+    raise typer.Exit(code)
+
+
+def _size(text: str) -> tuple[int, int]:
+    from savl.profile.workload import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
+
+
+def _workload(model: str, size: str, batch: int, dtype: str, device: str, train: bool) -> Workload:
+    from savl.inference.device import checked_device
+    from savl.profile.workload import DTYPES, find_model, make_workload
+
+    height, width = _size(size)
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    where = checked_device(device)
+    network = find_model(model)
+    name = Path(model).name
+    return make_workload(
+        network, name, height=height, width=width, batch=batch, dtype=DTYPES[dtype], device=where, train=train
+    )
+
+
+def _check_options(
+    backend: str | None, capture: bool, trace: Path | None, roofline: Path | None, workload: Workload
+) -> None:
+    if backend not in (None, "fused", "eager"):
+        raise ValueError(f"--backend must be fused or eager, got {backend!r}")
+    if trace is not None and not trace.name.endswith((".json", ".json.gz")):
+        raise ValueError(f"--trace must end in .json or .json.gz, got {str(trace)!r}")
+    if roofline is not None and roofline.suffix.lower() not in (".svg", ".pdf", ".png"):
+        raise ValueError(f"--roofline must end in .svg, .pdf or .png, got {str(roofline)!r}")
+    if roofline is not None and find_spec("matplotlib") is None:
+        raise ValueError("--roofline draws with matplotlib, which is not installed: pip install 'savl[profile]'")
+    if capture and (trace or roofline):
+        raise ValueError("--capture leaves recording to nsys or ncu: it goes with neither --trace nor --roofline")
+    if capture and workload.device.type != "cuda":
+        raise ValueError(f"--capture is for nsys and ncu, which record CUDA: the device is {workload.device}")
+
+
+def _check_targets(trace: Path | None, roofline: Path | None, overwrite: bool) -> None:
+    """Refuse before the work, not after it."""
+    from savl.atomic_write import check_writable
+
+    for path in (trace, roofline):
+        if path is not None:
+            check_writable(path, overwrite=overwrite)
+
+
+def _kernels(backend: str | None) -> AbstractContextManager[Any]:
+    from savl.ops.switch import fused_by_default, use_fused_kernels
+
+    return fused_by_default() if backend is None else use_fused_kernels(backend == "fused")
+
+
+def _capture(workload: Workload, warm_up_steps: int, steps: int) -> None:
+    import torch
+
+    from savl.profile.measure import warm_up
+    from savl.profile.workload import synchronise
+
+    warm_up(workload, warm_up_steps)
+    torch.cuda.profiler.start()
+    try:
+        with workload.ranges():
+            for _ in range(steps):
+                workload.step()
+            synchronise(workload.device)
+    finally:
+        torch.cuda.profiler.stop()
+    typer.echo(f"{workload.title}: {steps} steps between cudaProfilerStart and cudaProfilerStop", err=True)
+
+
+def _print_profile(
+    workload: Workload, warm_up_steps: int, steps: int, top: int, trace: Path | None, overwrite: bool
+) -> None:
+    from rich.console import Console
+
+    from savl.profile.measure import profile as profile_steps
+    from savl.profile.measure import write_trace
+    from savl.profile.output import operations_table, ranges_table
+
+    console = Console(highlight=False)
+    on_gpu = workload.device.type == "cuda"
+    found, profiler = profile_steps(workload, warm_up_steps=warm_up_steps, steps=steps)
+    if trace is not None:
+        write_trace(profiler, trace, overwrite=overwrite)
+    console.print(operations_table(found, top, on_gpu))
+    console.print(ranges_table(found, on_gpu))
+    console.print(
+        f"{workload.title}: median step {1000 * found.seconds:.3f} ms of {steps}; {1000 * found.profiled_seconds:.3f} "
+        "ms under the profiler",
+        markup=False,
+        soft_wrap=True,
+    )
+    if trace is not None:
+        console.print(f"trace: {trace}", markup=False, soft_wrap=True)
+
+
+def _print_roofline(
+    workload: Workload, height: int, width: int, batch: int, dtype: str, path: Path, overwrite: bool
+) -> None:
+    from rich.console import Console
+
+    from savl.profile.figure import draw_roofline, save_roofline
+    from savl.profile.output import roofline_table
+    from savl.profile.roofline import measure_roofline
+    from savl.profile.workload import DTYPES
+
+    found = measure_roofline(
+        workload.model.config, height=height, width=width, batch=batch, dtype=DTYPES[dtype], device=workload.device
+    )
+    name = workload.title.partition(",")[0]
+    save_roofline(
+        draw_roofline(found, f"the ops of {name} at {batch}×{height}×{width} pixels"), path, overwrite=overwrite
+    )
+    console = Console(highlight=False)
+    console.print(roofline_table(found))
+    console.print(f"roofline: {path}", markup=False, soft_wrap=True)

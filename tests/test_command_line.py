@@ -1,0 +1,110 @@
+"""Help without the names of Python types, flags without values, and shell completion: of every command."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from savl.cli.app import app
+from savl.command_line import Group
+from savl.profile.__main__ import app as profile_app
+
+
+def paths(group: Any, so_far: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words that name each command, groups among them."""
+    yield so_far
+    for name, command in getattr(group, "commands", {}).items():
+        yield from paths(command, (*so_far, name))
+
+
+COMMANDS = list(paths(typer.main.get_command(app)))
+TYPES = r"<(bool|int|float|str|path|file|directory|list|tuple|datetime|uuid|Any)\b|\b(TEXT|INTEGER|FLOAT|BOOLEAN)\b"
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "160"})
+
+
+def test_the_commands_are_found() -> None:
+    assert {("upscale",), ("kernels", "info"), ("profile",)} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_no_help_names_a_python_type(words: tuple[str, ...]) -> None:
+    result = run(*words, "--help")
+    assert result.exit_code == 0
+    assert "--help" in result.stdout
+    # The TEXT that --suffix takes is a word of its own.
+    found = re.search(TYPES, result.stdout.replace("--suffix", "").replace(" TEXT ", " "))
+    assert found is None, found
+
+
+def test_the_module_that_profiles_has_the_same_help() -> None:
+    result = CliRunner().invoke(profile_app, ["--help"], env={"COLUMNS": "160"})
+    assert re.search(TYPES, result.stdout) is None
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_flag_takes_no_value(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        command = command.commands[word]
+    if isinstance(command, Group):
+        return
+    for flag in [max(param.opts, key=len) for param in command.params if getattr(param, "is_flag", False)]:
+        for value in ("true", "False", "no"):
+            result = run(*words, flag, value)
+            assert result.exit_code == 2, flag
+            message = " ".join(result.stderr.replace("│", " ").split())
+            assert flag in message, flag
+            assert f"a flag takes no value, and there is no file '{value}'" in message, message
+        equals = run(*words, f"{flag}=true")
+        assert equals.exit_code == 2
+        assert "does not take a value" in equals.stderr
+
+
+def test_a_file_of_that_name_is_an_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("true").write_text("no picture")
+    for arguments in (("--overwrite", "true"), ("--overwrite", "--", "true")):
+        assert "a flag takes no value" not in run("upscale", *arguments).stderr
+    Path("true").unlink()
+    assert "a flag takes no value" not in run("upscale", "--overwrite", "--", "true").stderr
+
+
+def complete(*words: str) -> list[str]:
+    """What bash is offered behind these words."""
+    environment = {"_SAVL_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
+    code = (
+        "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr));"
+        "from savl.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.strip() == "False", "torch was loaded"
+    return done.stdout.split()
+
+
+def test_the_shell_completes_commands_options_and_choices() -> None:
+    assert complete("savl", "up") == ["upscale"]
+    assert complete("savl", "kernels", "ve") == ["verify"]
+    assert "--severity-map" in complete("savl", "upscale", "--sev")
+    assert complete("savl", "upscale", "--format", "t") == ["tiff"]
+
+
+def test_the_script_for_the_shell_is_shown() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "savl", "--show-completion", "bash"], capture_output=True, text=True, check=True
+    )
+    assert "complete -o default -F _savl_completion savl" in done.stdout
