@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from savl.cli.jobs import Job, Naming, output_is_file, plan_jobs, spell_suffix
+from savl.cli.jobs import Job, Naming, output_is_file, plan_jobs, refuse_existing, spell_suffix
 from savl.cli.loop import check_arguments, in_short, run_jobs
 from savl.cli.sources import UsageMistake, find_sources
 from savl.images.format import FORMATS
@@ -56,6 +56,8 @@ def upscale_batch(arguments: Sequence[str], settings: Settings) -> bool:
             raise UsageMistake(str(error)) from error
     output = None if settings.output is None else Path(settings.output)
     to_file = output_is_file(settings.output, arguments)
+    if to_file and output is not None:
+        refuse_existing(output, Path(arguments[0]), overwrite=settings.overwrite)
     found = find_sources(arguments, recursive=settings.recursive, output=None if to_file else output)
     upscaler = _load(settings)
     scale = upscaler.scale if settings.scale is None else settings.scale

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from savl.cli.jobs import Job, Naming, output_is_file, plan_jobs, spell_suffix
+from savl.cli.jobs import Job, Naming, output_is_file, plan_jobs, refuse_existing, spell_suffix
 from savl.cli.loop import check_arguments, run_jobs
 from savl.cli.sources import UsageMistake, find_sources
 from savl.degradation import Degradation, DegradationConfig, DegradationUnavailable
@@ -52,6 +52,8 @@ def degrade_batch(arguments: Sequence[str], settings: Settings) -> bool:
     to_file = output_is_file(settings.output, arguments)
     if to_file and output is not None and format_of_suffix(output) is JPEG:
         raise UsageMistake(f"-o {output}: JPEG would compress the result once more; name a .png, .webp or .tiff")
+    if to_file and output is not None:
+        refuse_existing(output, Path(arguments[0]), overwrite=settings.overwrite)
     found = find_sources(arguments, recursive=settings.recursive, output=None if to_file else output)
     config = DegradationConfig() if settings.config is None else load_degradation(settings.config)
     if settings.spatial:

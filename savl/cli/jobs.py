@@ -49,14 +49,21 @@ class Naming:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be done, and which inputs were left out because they are outputs of earlier runs."""
+    """What will be done.
+
+    Attributes:
+        jobs: the files to do, no two of them with an output in common.
+        left_out: inputs that are what another input is written to.
+        refused: inputs whose outputs other inputs have already, each with the reason.
+    """
 
     jobs: tuple[Job, ...]
     left_out: tuple[Path, ...]
+    refused: dict[Path, str]
 
 
 def spell_suffix(suffix: str | None, *, beside: bool, default: str) -> str:
-    """The text between a name and its ending: `photo` + `_x4` + `.png`.
+    """Return the text between a name and its ending: `photo` + `_x4` + `.png`.
 
     Args:
         suffix: what the user asked for, joined by an underscore (`out` gives `photo_out`) unless it brings
@@ -76,7 +83,7 @@ def spell_suffix(suffix: str | None, *, beside: bool, default: str) -> str:
 
 
 def output_is_file(output: str | None, arguments: Sequence[str]) -> bool:
-    """Whether `-o` names the output file itself rather than a folder.
+    """Return whether `-o` names the output file itself rather than a folder.
 
     It does when there is one argument, that argument is no folder and no glob, and OUT has an image ending.
 
@@ -103,35 +110,50 @@ def output_is_file(output: str | None, arguments: Sequence[str]) -> bool:
     return known
 
 
-def plan_jobs(sources: Sequence[Source], naming: Naming, *, to_file: bool, overwrite: bool) -> Plan:
-    """Pairs every input with its output.
+def refuse_existing(output: Path, source: Path, *, overwrite: bool) -> None:
+    """Refuse an output file that stands already; it may be of other settings, so to keep it would be no success.
+
+    Args:
+        output: the file that `-o` names.
+        source: the input; an output that is the input itself is for `plan_jobs` to refuse.
+        overwrite: replace existing files.
 
     Raises:
-        UsageMistake: two inputs would be written to one file, an input would be overwritten, or `-o` and
-            `--format` contradict each other.
+        UsageMistake: `output` exists and `overwrite` is False.
     """
-    jobs = [_job(source, naming, to_file) for source in sources]
-    claims = Counter(same_file_key(path) for job in jobs for path in job.severity)
-    jobs = [
-        # Of a.png and a.jpg in one folder: a.png_severity.png and a.jpg_severity.png.
-        replace(job, severity=_severity(job.target, job.target.name, naming))
-        if any(claims[same_file_key(path)] > 1 for path in job.severity)
-        else job
-        for job in jobs
-    ]
+    if not overwrite and os.path.isfile(output) and same_file_key(output) != same_file_key(source):
+        raise UsageMistake(f"-o {output} exists already; --overwrite replaces it")
+
+
+def plan_jobs(sources: Sequence[Source], naming: Naming, *, to_file: bool, overwrite: bool) -> Plan:
+    """Pair every input with its output.
+
+    Where two inputs of one folder differ in their endings only and would be written to one file, the ending becomes
+    part of the name: with `--format png`, a.png and a.jpg give a_x4.png and a.jpg_x4.png. Of others that would be
+    written to one file, the first is done and the rest are refused.
+
+    Raises:
+        UsageMistake: an input would be overwritten, or `-o` and `--format` contradict each other.
+    """
+    jobs = _with_names_of_their_own([_job(source, naming, to_file) for source in sources], naming)
     by_target: dict[str, Job] = {}
+    refused: dict[Path, str] = {}
     for job in jobs:
-        for target in (job.target, *job.severity):
-            other = by_target.setdefault(same_file_key(target), job)
-            if other is not job:
-                raise UsageMistake(
-                    f"{other.source} and {job.source} would both be written to {target}; "
-                    "do them in two runs, into two folders"
-                )
+        outputs = {same_file_key(path): path for path in (job.target, *job.severity)}
+        clash = next((key for key in outputs if key in by_target), None)
+        if clash is None:
+            by_target |= dict.fromkeys(outputs, job)
+        else:
+            refused[job.source] = (
+                f"would be written to {outputs[clash]}, as {by_target[clash].source} is; "
+                "do it in another run, into another folder"
+            )
     left_out = []
     kept = []
     for source, job in zip(sources, jobs, strict=True):
         writer = by_target.get(same_file_key(source.path))
+        if source.path in refused:
+            continue
         if writer is None:
             kept.append(job)
         elif writer is job:
@@ -143,7 +165,35 @@ def plan_jobs(sources: Sequence[Source], naming: Naming, *, to_file: bool, overw
             )
         else:
             left_out.append(source.path)
-    return Plan(tuple(kept), tuple(left_out))
+    return Plan(tuple(kept), tuple(left_out), refused)
+
+
+def _with_names_of_their_own(jobs: list[Job], naming: Naming) -> list[Job]:
+    """The jobs, those with outputs in common told apart by the endings of their inputs and of their outputs."""
+    targets = Counter(same_file_key(job.target) for job in jobs)
+    jobs = [
+        _with_ending(job, naming) if targets[same_file_key(job.target)] > 1 and job.source.suffix else job
+        for job in jobs
+    ]
+    by_target: dict[str, Job] = {}
+    for job in jobs:
+        by_target.setdefault(same_file_key(job.target), job)
+    maps = Counter(same_file_key(path) for job in by_target.values() for path in job.severity)
+    return [
+        # Of a.png and a.jpg in one folder: a.png_severity.png and a.jpg_severity.png.
+        replace(job, severity=_severity(job.target, job.target.name, naming))
+        if any(maps[same_file_key(path)] > 1 for path in job.severity)
+        else job
+        for job in jobs
+    ]
+
+
+def _with_ending(job: Job, naming: Naming) -> Job:
+    """The job under the input's whole name, a.jpg_x4.png, unless the output has the input's ending anyway."""
+    if job.source.suffix == job.target.suffix:
+        return job
+    target = job.target.with_name(f"{job.source.name}{naming.suffix}{job.target.suffix}")
+    return replace(job, target=target, severity=_severity(target, target.stem, naming))
 
 
 def _job(source: Source, naming: Naming, to_file: bool) -> Job:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 import time
 from collections.abc import Sequence
@@ -11,19 +12,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from savl.cli.claims import claim
 from savl.cli.jobs import Job, Plan
 from savl.cli.report import Report
 from savl.cli.sources import Found, UsageMistake
-from savl.images.errors import ImageFileError
+from savl.images.errors import ImageFileError, OutputExists
 from savl.images.processed_file import ProcessedFile
 from savl.inference.enlarge import OnTile
+
+_WAIT = 0.2  # seconds between two looks at what other processes have claimed
 
 
 class Work(Protocol):
     """What is done to every picture."""
 
     def __call__(self, job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> ProcessedFile:
-        """Does it.
+        """Do it.
 
         Args:
             job: the picture's way.
@@ -34,7 +38,7 @@ class Work(Protocol):
 
 
 def check_arguments(arguments: Sequence[str], output: str | None) -> None:
-    """Refuses empty arguments, which a shell makes of unset variables.
+    """Refuse empty arguments, which a shell makes of unset variables.
 
     Raises:
         UsageMistake: an input or the output is the empty string.
@@ -46,7 +50,10 @@ def check_arguments(arguments: Sequence[str], output: str | None) -> None:
 
 
 def run_jobs(found: Found, plan: Plan, work: Work, *, participle: str, overwrite: bool, debug: bool) -> bool:
-    """Works through a plan, and reports.
+    """Work through a plan, and report.
+
+    Several processes that work on the same outputs share them: each file is claimed before it is done. What another
+    process has claimed is looked at again at the end, and done here if that process failed.
 
     Args:
         found: what the arguments stood for.
@@ -64,14 +71,13 @@ def run_jobs(found: Found, plan: Plan, work: Work, *, participle: str, overwrite
     """
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        with Report(len(found.unreadable) + len(plan.jobs), participle) as report:
-            for path, reason in found.unreadable.items():
+        with Report(len(found.unreadable) + len(plan.refused) + len(plan.jobs), participle) as report:
+            for path, reason in (found.unreadable | plan.refused).items():
                 report.fail(path, reason)
             for path in plan.left_out:
                 report.note(path, f"left out, because it is what another input is {participle} to")
             try:
-                for job in plan.jobs:
-                    _run_job(job, work, report, overwrite, debug)
+                _Loop(plan.jobs, work, report, overwrite, debug).run()
             except KeyboardInterrupt:
                 report.interrupted()
                 raise
@@ -81,36 +87,98 @@ def run_jobs(found: Found, plan: Plan, work: Work, *, participle: str, overwrite
         signal.signal(signal.SIGTERM, previous)
 
 
-def _run_job(job: Job, work: Work, report: Report, overwrite: bool, debug: bool) -> None:
-    def due(path: Path) -> bool:
-        return overwrite or not os.path.isfile(path)
+class _Loop:
+    """The files that are left to do, and what stood in the places of their outputs when the loop began."""
 
-    start = time.monotonic()
-    try:
-        target = job.target if due(job.target) else None
-        severity = tuple(filter(due, job.severity))
+    def __init__(self, jobs: Sequence[Job], work: Work, report: Report, overwrite: bool, debug: bool) -> None:
+        self._jobs = jobs
+        self._work = work
+        self._report = report
+        self._overwrite = overwrite
+        self._debug = debug
+        self._before = {path: _signature(path) for job in jobs for path in (job.target, *job.severity)}
+
+    def run(self) -> None:
+        waiting = list(self._jobs)
+        said = False
+        while waiting:
+            claimed = [job for job in waiting if not self._finished(job)]
+            if len(claimed) == len(waiting):
+                if not said:
+                    self._report.say(f"waiting for another process, which is working on {_counted(claimed)}")
+                    said = True
+                time.sleep(_WAIT)
+            waiting = claimed
+
+    def _finished(self, job: Job) -> bool:
+        """Do a file unless another process is at it, in which case return False."""
+        if self._nothing_due(job):
+            return True
+        with claim(job.target) as granted:
+            if granted and not self._nothing_due(job):
+                self._do(job)
+            return granted
+
+    def _nothing_due(self, job: Job) -> bool:
+        """Whether all outputs of a file stand; the report gets a line about it."""
         # A missing input is told as missing, even where its output stands from an earlier day.
-        if target is None and not severity and os.path.exists(job.source):
-            report.kept(job.source, job.target)
-            return
-        report.begin(job.source)
-        result = work(job, target, severity, report.on_tile)
-    except Exception as error:
-        if debug:
-            raise
+        if any(map(self._due, (job.target, *job.severity))) or not os.path.exists(job.source):
+            return False
+        written_meanwhile = _signature(job.target) != self._before[job.target]
+        self._report.kept(job.source, job.target, written_meanwhile=written_meanwhile)
+        return True
+
+    def _due(self, output: Path) -> bool:
+        """Whether an output is to be written: not if it stands and is to be kept, or appeared after the beginning."""
+        now = _signature(output)
+        return now is None or (self._overwrite and now == self._before[output])
+
+    def _do(self, job: Job) -> None:
+        start = time.monotonic()
+        try:
+            target = job.target if self._due(job.target) else None
+            severity = tuple(filter(self._due, job.severity))
+            self._report.begin(job.source)
+            result = self._work(job, target, severity, self._report.on_tile)
+        except OutputExists as error:
+            # A process that knows no claims was faster. What it did not write is still to be done.
+            if error.path in map(str, (job.target, *job.severity)) and not self._due(Path(error.path)):
+                if not self._nothing_due(job):
+                    self._do(job)
+                return
+            self._fail(job, error)
+        except Exception as error:
+            self._fail(job, error)
+        else:
+            for note in result.notes:
+                self._report.note(job.source, note)
+            sizes = f"{result.old_size[0]}x{result.old_size[1]} -> {result.new_size[0]}x{result.new_size[1]}"
+            written = target or (severity[0] if severity else job.target)
+            self._report.done(job.source, written, sizes, time.monotonic() - start)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        if self._debug:
+            raise error
         # Beside the input's name, its own trouble needs no second naming; the output's does.
         own = error.reason if isinstance(error, ImageFileError) and error.path == str(job.source) else None
-        report.fail(job.source, own or in_short(error))
-        return
-    sizes = f"{result.old_size[0]}x{result.old_size[1]} -> {result.new_size[0]}x{result.new_size[1]}"
-    for note in result.notes:
-        report.note(job.source, note)
-    written = target or (severity[0] if severity else job.target)
-    report.done(job.source, written, sizes, time.monotonic() - start)
+        self._report.fail(job.source, own or in_short(error))
+
+
+def _counted(jobs: Sequence[Job]) -> str:
+    return f"{jobs[0].source}" + (f" and {len(jobs) - 1} more" if len(jobs) > 1 else "")
+
+
+def _signature(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is written anew, or None where there is no regular file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return (status.st_ino, status.st_mtime_ns, status.st_size) if stat.S_ISREG(status.st_mode) else None
 
 
 def in_short(error: Exception) -> str:
-    """An exception as one line for people; its type is told where its text alone may not make sense."""
+    """Return an exception as one line for people; its type is told where its text alone may not make sense."""
     text = " ".join(str(error).split())[:500]
     if isinstance(error, (ImageFileError, FileNotFoundError, ValueError)) and text:
         return text

@@ -30,7 +30,7 @@ Overwrite = Annotated[
     bool,
     typer.Option(
         "--overwrite",
-        help="Replace existing outputs; they are kept if left out.",
+        help="Replace existing outputs. If left out they are kept, and a file OUT that exists is an error.",
         rich_help_panel=OUTPUT_PANEL,
     ),
 ]

@@ -75,10 +75,12 @@ class Report:
         self._line(f"{path} -> {target}  {sizes}  {seconds:.1f} s")
         self._progress.advance(self._files)
 
-    def kept(self, path: Path, target: Path) -> None:
-        """A file's output was there already."""
+    def kept(self, path: Path, target: Path, *, written_meanwhile: bool) -> None:
+        """A file's output was there already, or another process has written it since the beginning."""
         self._kept += 1
-        self._line(f"{path}: kept {target}, which exists already (--overwrite replaces it)", "dim")
+        why = "which another process has just written" if written_meanwhile else "which exists already"
+        hint = "" if written_meanwhile else " (--overwrite replaces it)"
+        self._line(f"{path}: kept {target}, {why}{hint}", "dim")
         self._progress.advance(self._files)
 
     def fail(self, path: Path, reason: str) -> None:
@@ -90,6 +92,10 @@ class Report:
     def note(self, path: Path, text: str) -> None:
         """Something the user may not expect about a file."""
         self._line(f"{path}: {text}", "yellow")
+
+    def say(self, text: str) -> None:
+        """Something about the run as a whole."""
+        self._line(text, "yellow")
 
     def summary(self) -> None:
         """The last word: counts, and a table of the failures unless it would only repeat the line above."""

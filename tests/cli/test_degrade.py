@@ -247,13 +247,14 @@ def test_a_picture_and_its_severity_are_never_from_two_draws(picture: Write, mis
     assert len(files("out")) == 3
 
 
-def test_two_pictures_of_one_name_have_maps_of_their_own(picture: Write) -> None:
+def test_of_two_pictures_of_one_name_the_first_is_done(picture: Write) -> None:
     for name in ("in/a.png", "in/b.png", "more/a.png"):
         picture(name)
     result = run("in", "more", "-o", "out", "--severity-map")
-    assert result.exit_code == 2
-    assert "would both be written to out/a.png" in message(result)
-    assert not Path("out").exists()
+    assert result.exit_code == 1
+    assert "more/a.png: would be written to out/a.png, as in/a.png is" in message(result)
+    maps = ["a_severity.npy", "a_severity.png", "b_severity.npy", "b_severity.png"]
+    assert files("out") == sorted(f"out/{name}" for name in [*maps, "a.png", "b.png"])
 
 
 def test_settings_come_from_a_file_which_may_be_a_training_configuration(picture: Write) -> None:

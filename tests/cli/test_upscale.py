@@ -155,13 +155,28 @@ def test_quality_reaches_the_encoder(savl: Run, tmp_path: Path, picture: Write) 
 
 def test_existing_outputs_are_kept_and_that_is_no_error(savl: Run, picture: Write) -> None:
     picture("a.png")
-    Path("out.png").write_bytes(b"old")
-    done = savl("upscale", "a.png", "-o", "out.png")
+    Path("out").mkdir()
+    Path("out/a.png").write_bytes(b"old")
+    done = savl("upscale", "a.png", "-o", "out")
     assert done.code == 0
-    assert "kept out.png" in done.text
+    assert "kept out/a.png" in done.text
+    assert Path("out/a.png").read_bytes() == b"old"
+    assert savl("upscale", "a.png", "-o", "out", "--overwrite").code == 0
+    assert size_of("out/a.png") == (32, 24)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--scale", "2"], ["--severity-map"]])
+def test_a_named_output_that_exists_is_an_error_unless_it_is_to_be_replaced(
+    savl: Run, picture: Write, arguments: list[str]
+) -> None:
+    picture("a.png")
+    Path("out.png").write_bytes(b"old")
+    done = savl("upscale", "a.png", "-o", "out.png", *arguments)
+    assert done.code == 2
+    assert "-o out.png exists already; --overwrite replaces it" in done.text
     assert Path("out.png").read_bytes() == b"old"
-    assert savl("upscale", "a.png", "-o", "out.png", "--overwrite").code == 0
-    assert size_of("out.png") == (32, 24)
+    assert savl("upscale", "a.png", "-o", "out.png", "--overwrite", *arguments).code == 0
+    assert size_of("out.png") == ((16, 12) if "--scale" in arguments else (32, 24))
 
 
 def test_a_second_run_over_a_folder_does_only_what_is_missing(savl: Run, picture: Write) -> None:

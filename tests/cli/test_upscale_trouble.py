@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from savl.images.read import read_image
+
 Run = Callable[..., Any]
 Write = Callable[..., Path]
 
@@ -167,17 +169,52 @@ def test_one_bad_file_alone_gets_one_line_and_exit_code_1(savl: Run, picture: Wr
     assert (done.code, done.text) == (1, "none.png: no such file\n")
 
 
-def test_two_inputs_for_one_output_are_refused_before_the_start(savl: Run, picture: Write) -> None:
-    picture("one/a.png")
-    picture("two/a.png")
+def test_of_two_inputs_for_one_output_the_first_is_done_and_the_other_refused(savl: Run, picture: Write) -> None:
+    picture("one/a.png", value=10)
+    picture("two/a.png", value=20)
+    picture("two/b.png", value=30)
     done = savl("upscale", "one", "two", "-o", "out")
-    assert done.code == 2
-    assert "one/a.png" in done.text
-    assert "two/a.png" in done.text
-    assert not Path("out").exists()
-    picture("one/a.jpg")
-    assert savl("upscale", "one", "-o", "out", "--format", "png").code == 2
-    assert not Path("out").exists()
+    assert done.code == 1
+    assert "two/a.png: would be written to out/a.png, as one/a.png is; do it in another run" in done.text
+    assert files("out") == ["out/a.png", "out/b.png"]
+    assert read_image("out/a.png").pixels.max() == 10
+    assert "2 upscaled, 1 failed" in done.text
+
+
+@pytest.mark.parametrize(
+    ("names", "arguments", "results"),
+    [
+        (["a.png", "a.jpg"], [], ["a_x4.png", "a.jpg_x4.png"]),
+        (["a.jpg", "a.webp", "a.TIF", "b.jpg"], [], ["a.jpg_x4.png", "a.webp_x4.png", "a.TIF_x4.png", "b_x4.png"]),
+        (["a.png", "a.jpg"], ["-o", "out"], ["out/a.png", "out/a.jpg.png"]),
+        (["a.png", "a.jpg"], ["--severity-map"], ["a_x4.png", "a.jpg_x4.png"]),
+        (["a.png", "a.PNG"], [], ["a_x4.png", "a_x4.PNG"]),
+    ],
+)
+def test_inputs_that_differ_in_their_endings_get_outputs_that_tell_them(
+    savl: Run, picture: Write, names: list[str], arguments: list[str], results: list[str]
+) -> None:
+    for value, name in enumerate(names):
+        picture(f"in/{name}", value=50 * value)
+    if len(os.listdir("in")) < len(names):
+        pytest.skip("this file system does not tell names apart by case")
+    for run in range(2):
+        done = savl("upscale", "in", "-f", "png", *arguments)
+        assert done.code == 0, done.text
+        assert f"{len(names)} {'kept' if run else 'upscaled'}" in done.text
+    for value, result in enumerate(results):
+        pixels = read_image(result if result.startswith("out/") else f"in/{result}").pixels
+        assert pixels.shape == (24, 32, 3)
+        assert abs(int(pixels.mean()) - 50 * value) <= 2
+
+
+def test_a_result_that_has_the_name_of_another_s_costs_that_file_alone(savl: Run, picture: Write) -> None:
+    for name in ("a.png", "a.jpg", "a.jpg.png"):
+        picture(f"in/{name}")
+    done = savl("upscale", "in", "-o", "out", "-f", "png")
+    assert done.code == 1
+    assert "2 upscaled, 1 failed" in done.text
+    assert files("out") == ["out/a.jpg.png", "out/a.png"]
 
 
 def test_the_same_input_twice_is_done_once(savl: Run, picture: Write) -> None:
