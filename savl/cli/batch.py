@@ -36,6 +36,7 @@ class Settings:
     recursive: bool
     severity_map: bool
     debug: bool
+    started: float  # when the command began, by time.monotonic
 
 
 def upscale_batch(arguments: Sequence[str], settings: Settings) -> bool:
@@ -83,7 +84,15 @@ def upscale_batch(arguments: Sequence[str], settings: Settings) -> bool:
             on_tile=on_tile,
         )
 
-    return run_jobs(found, plan, work, participle="upscaled", overwrite=settings.overwrite, debug=settings.debug)
+    return run_jobs(
+        found,
+        plan,
+        work,
+        participle="upscaled",
+        overwrite=settings.overwrite,
+        debug=settings.debug,
+        started=settings.started,
+    )
 
 
 def _load(settings: Settings) -> ImageUpscaler:

@@ -13,6 +13,7 @@ import errno
 import os
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 try:
@@ -26,33 +27,45 @@ _BUSY = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
 _ATTEMPTS = 100
 
 
+@dataclass(frozen=True)
+class Claim:
+    """What became of a claim.
+
+    Attributes:
+        granted: whether the output is this process's to write; False where another one has claimed it.
+        time_ns: when that was by the clock of the file system, which need not be this machine's, in nanoseconds; None
+            where it is not known, or only in whole seconds.
+    """
+
+    granted: bool
+    time_ns: int | None = None
+
+
 @contextlib.contextmanager
-def claim(output: Path) -> Iterator[bool]:
+def claim(output: Path) -> Iterator[Claim]:
     """Claim an output for as long as the block lasts.
 
     The folder of the output is made; where the block leaves it empty it is removed again.
 
     Args:
         output: the file that is going to be written.
-
-    Yields:
-        Whether it is this process's to write; False where another one has claimed it.
     """
     if fcntl is None:
-        yield True
+        yield Claim(True)
         return
     path = claim_path(output)
     made: list[Path] = []
     descriptor: int | None = None
-    granted = True
+    result = Claim(True)
     try:
         try:
             descriptor = _lock(path, made)
+            result = Claim(True, _time(descriptor))
         except BlockingIOError:
-            granted = False
+            result = Claim(False)
         except OSError:
             pass  # The work itself says what is wrong with the folder, if anything is.
-        yield granted
+        yield result
     finally:
         if descriptor is not None:
             # Removed before it is released: who locks it afterwards notices and makes a new one.
@@ -105,6 +118,12 @@ def _open(path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except PermissionError:  # another user's: it can be locked all the same
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+
+
+def _time(descriptor: int) -> int | None:
+    os.utime(descriptor)
+    time = os.fstat(descriptor).st_mtime_ns
+    return time if time % 10**9 else None
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

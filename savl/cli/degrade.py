@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -105,6 +106,7 @@ def degrade(
 
     A picture that cannot be read is named and skipped, and makes the exit code 1.
     """
+    started = time.monotonic()
     from savl.cli.degrade_batch import Settings, degrade_batch
     from savl.cli.sources import UsageMistake
 
@@ -120,6 +122,7 @@ def degrade(
         recursive=recursive,
         severity_map=severity_map,
         debug=debug,
+        started=started,
     )
     try:
         fine = degrade_batch(inputs, settings)

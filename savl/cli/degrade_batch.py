@@ -35,6 +35,7 @@ class Settings:
     recursive: bool
     severity_map: bool
     debug: bool
+    started: float  # when the command began, by time.monotonic
 
 
 def degrade_batch(arguments: Sequence[str], settings: Settings) -> bool:
@@ -93,7 +94,15 @@ def degrade_batch(arguments: Sequence[str], settings: Settings) -> bool:
             overwrite=settings.overwrite,
         )
 
-    return run_jobs(found, plan, work, participle="degraded", overwrite=settings.overwrite, debug=settings.debug)
+    return run_jobs(
+        found,
+        plan,
+        work,
+        participle="degraded",
+        overwrite=settings.overwrite,
+        debug=settings.debug,
+        started=settings.started,
+    )
 
 
 def load_degradation(path: Path) -> DegradationConfig:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from savl.cli.claims import claim
 from savl.cli.jobs import Job, Plan
@@ -49,7 +49,9 @@ def check_arguments(arguments: Sequence[str], output: str | None) -> None:
         raise UsageMistake("-o is empty; name a file or a folder, or leave it out to write beside the inputs")
 
 
-def run_jobs(found: Found, plan: Plan, work: Work, *, participle: str, overwrite: bool, debug: bool) -> bool:
+def run_jobs(
+    found: Found, plan: Plan, work: Work, *, participle: str, overwrite: bool, debug: bool, started: float
+) -> bool:
     """Work through a plan, and report.
 
     Several processes that work on the same outputs share them: each file is claimed before it is done. What another
@@ -62,6 +64,7 @@ def run_jobs(found: Found, plan: Plan, work: Work, *, participle: str, overwrite
         participle: what it is called, such as "upscaled".
         overwrite: replace existing outputs; they are kept otherwise.
         debug: let exceptions through.
+        started: when the command began, by `time.monotonic`. What another process has written since is not replaced.
 
     Returns:
         Whether every file was done or kept.
@@ -77,7 +80,7 @@ def run_jobs(found: Found, plan: Plan, work: Work, *, participle: str, overwrite
             for path in plan.left_out:
                 report.note(path, f"left out, because it is what another input is {participle} to")
             try:
-                _Loop(plan.jobs, work, report, overwrite, debug).run()
+                _Loop(plan.jobs, work, report, overwrite, debug, started).run()
             except KeyboardInterrupt:
                 report.interrupted()
                 raise
@@ -90,12 +93,15 @@ def run_jobs(found: Found, plan: Plan, work: Work, *, participle: str, overwrite
 class _Loop:
     """The files that are left to do, and what stood in the places of their outputs when the loop began."""
 
-    def __init__(self, jobs: Sequence[Job], work: Work, report: Report, overwrite: bool, debug: bool) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], work: Work, report: Report, overwrite: bool, debug: bool, started: float
+    ) -> None:
         self._jobs = jobs
         self._work = work
         self._report = report
         self._overwrite = overwrite
         self._debug = debug
+        self._started = started
         self._before = {path: _signature(path) for job in jobs for path in (job.target, *job.severity)}
 
     def run(self) -> None:
@@ -114,10 +120,27 @@ class _Loop:
         """Do a file unless another process is at it, in which case return False."""
         if self._nothing_due(job):
             return True
-        with claim(job.target) as granted:
-            if granted and not self._nothing_due(job):
-                self._do(job)
-            return granted
+        with claim(job.target) as claimed:
+            if claimed.granted:
+                self._forget_what_is_new(job, claimed.time_ns)
+                if not self._nothing_due(job):
+                    self._do(job)
+            return claimed.granted
+
+    def _forget_what_is_new(self, job: Job, now: int | None) -> None:
+        """Count an output as absent at the beginning if it was written while this process was starting.
+
+        Args:
+            job: the file.
+            now: the time in nanoseconds on the clock by which outputs are dated, or None.
+        """
+        if now is None:
+            return
+        beginning = now - int((time.monotonic() - self._started) * 1e9)
+        for output in (job.target, *job.severity):
+            before = self._before[output]
+            if before is not None and before.time_ns > beginning:
+                self._before[output] = None
 
     def _nothing_due(self, job: Job) -> bool:
         """Whether all outputs of a file stand; the report gets a line about it."""
@@ -168,13 +191,21 @@ def _counted(jobs: Sequence[Job]) -> str:
     return f"{jobs[0].source}" + (f" and {len(jobs) - 1} more" if len(jobs) > 1 else "")
 
 
-def _signature(path: Path) -> tuple[int, int, int] | None:
-    """What changes when a file is written anew, or None where there is no regular file."""
+class _Signature(NamedTuple):
+    """What changes when a file is written anew."""
+
+    inode: int
+    time_ns: int
+    size: int
+
+
+def _signature(path: Path) -> _Signature | None:
+    """The signature of a file, or None where there is no regular file."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
         return None
-    return (status.st_ino, status.st_mtime_ns, status.st_size) if stat.S_ISREG(status.st_mode) else None
+    return _Signature(status.st_ino, status.st_mtime_ns, status.st_size) if stat.S_ISREG(status.st_mode) else None
 
 
 def in_short(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Literal
 
 import typer
@@ -136,6 +137,7 @@ def upscale(
 
     A picture that cannot be read is named and skipped, and makes the exit code 1.
     """
+    started = time.monotonic()
     from savl.inference.precision import checked_dtype
 
     try:
@@ -161,6 +163,7 @@ def upscale(
         recursive=recursive,
         severity_map=severity_map,
         debug=debug,
+        started=started,
     )
     try:
         with fused.fused_unless(eager):

@@ -32,7 +32,7 @@ def test_a_claim_is_granted_to_one_at_a_time_and_leaves_nothing(tmp_path: Path) 
     output = tmp_path / "deep/er/a.png"
     for _ in range(2):
         with claim(output) as first, claim(output) as second, claim(output.with_name("b.png")) as other:
-            assert (first, second, other) == (True, False, True)
+            assert (first.granted, second.granted, other.granted) == (True, False, True)
             assert len(list(output.parent.iterdir())) == 2
         assert list(tmp_path.iterdir()) == [], "nor the folders that were made for it"
 
@@ -47,20 +47,20 @@ def test_two_names_of_one_output_are_one_claim(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "b.png").symlink_to("a.png")
     for other in ("link/a.png", "b.png"):
-        with claim(tmp_path / "a.png"), claim(tmp_path / other) as granted:
-            assert not granted, other
+        with claim(tmp_path / "a.png"), claim(tmp_path / other) as again:
+            assert not again.granted, other
 
 
 def test_long_names_that_begin_alike_are_two_claims(tmp_path: Path) -> None:
     with claim(tmp_path / f"{'x' * 250}1.png") as first, claim(tmp_path / f"{'x' * 250}2.png") as second:
-        assert first
-        assert second
+        assert first.granted
+        assert second.granted
 
 
 def test_what_a_kill_left_behind_blocks_nobody(tmp_path: Path) -> None:
     claim_path(tmp_path / "a.png").touch()
-    with claim(tmp_path / "a.png") as granted:
-        assert granted
+    with claim(tmp_path / "a.png") as claimed:
+        assert claimed.granted
     assert list(tmp_path.iterdir()) == []
 
 
@@ -72,15 +72,15 @@ def test_where_files_cannot_be_locked_every_claim_is_granted(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with claim(tmp_path / "a.png") as granted:
-        assert granted
+    with claim(tmp_path / "a.png") as claimed:
+        assert claimed.granted
     assert list(tmp_path.iterdir()) == []
 
 
 def test_where_no_file_can_be_made_every_claim_is_granted(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
-    with claim(tmp_path / "plain/a.png") as granted:
-        assert granted
+    with claim(tmp_path / "plain/a.png") as claimed:
+        assert claimed.granted
 
 
 def hold(output: Path, until: Path, then: Callable[[], object]) -> tuple[threading.Thread, threading.Event]:
@@ -88,8 +88,8 @@ def hold(output: Path, until: Path, then: Callable[[], object]) -> tuple[threadi
     held = threading.Event()
 
     def run() -> None:
-        with claim(output) as granted:
-            assert granted
+        with claim(output) as claimed:
+            assert claimed.granted
             held.set()
             deadline = time.monotonic() + 60
             while not until.exists() and time.monotonic() < deadline:
@@ -174,7 +174,15 @@ class Slow:
         sr = torch.nn.functional.interpolate(lr, scale_factor=4, mode="nearest")
         return SimpleNamespace(sr=sr, severity=torch.ones(1, *lr.shape[2:]))
 
-batch.as_upscaler = lambda model, **settings: Slow()
+def load(model, **settings):
+    "Loading takes its time: when one has done it, the others have begun."
+    open(f"begun-{os.getpid()}", "w").close()
+    while len([name for name in os.listdir() if name.startswith("begun-")]) < 3:
+        time.sleep(0.01)
+    time.sleep(0.3 * (os.getpid() % 3))
+    return Slow()
+
+batch.as_upscaler = load
 children = []
 for _ in range(3):
     child = os.fork()
