@@ -94,7 +94,7 @@ def as_upscaler(
     import savl
     from savl.inference.upscaler import Upscaler
     from savl.network.unwrap import unwrap
-    from savl.weights.files import shipped
+    from savl.weights.files import find_weights
 
     if not isinstance(model, (str, os.PathLike)) and unwrap(model) is None:
         if not callable(model) or not hasattr(model, "scale"):
@@ -105,11 +105,5 @@ def as_upscaler(
 
     chosen = checked_device("auto" if device is None else str(device))
     if isinstance(model, (str, os.PathLike)):
-        names = shipped()
-        if os.fspath(model) not in names and not os.path.isfile(model):
-            raise FileNotFoundError(
-                f"model must be shipped weights ({', '.join(names) or 'none are shipped'}) or an existing file, "
-                f"got {os.fspath(model)!r}"
-            )
-        model = savl.load(model)
+        model = savl.load(find_weights(model, "model"))
     return Upscaler(cast("torch.nn.Module", model), tile=tile, tile_pad=tile_pad, device=chosen, dtype=precision)

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import tomllib
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
-from torch import Tensor, nn
+from torch import nn
 
 from savl.atomic_write import write_atomically
 from savl.network import CONFIGS, SAVL, SAVLConfig
 from savl.network.unwrap import unwrap
+from savl.weights.content import read_content, settings_inside
 from savl.weights.hat import hat_config, hat_state_dict, is_hat
+from savl.weights.state_dicts import find_state_dict, is_savl
 from savl.weights.strict import check_fit
 
 METADATA_KEY = "savl_config"
 """Where a savl file keeps its configuration, as JSON: in the metadata of the safetensors header."""
+
+_TRAINED_BY = {"savl-base": "configs/base_stage1.toml", "savl-tiny": "configs/savl_tiny.toml"}
 
 
 def build(config: str | SAVLConfig) -> SAVL:
@@ -49,13 +52,53 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
+def find_weights(source: str | os.PathLike[str], argument: str = "source") -> Path:
+    """Return the file of weights that a name or path stands for.
+
+    Args:
+        source: The name of shipped weights, or the path of a file.
+        argument: What the caller calls it, for the message.
+
+    Raises:
+        FileNotFoundError: Neither a shipped name nor an existing file; the message says what there is, or how to get
+            weights for a configuration without any.
+    """
+    name = os.fspath(source)
+    names = shipped()
+    path = names.get(name, Path(name))
+    if os.path.isfile(path):
+        return path
+    accepted = f"{argument} must be shipped weights ({', '.join(names) or 'none are shipped'}) or an existing file"
+    if os.path.isdir(path):
+        raise FileNotFoundError(f"{accepted}, got the folder {name!r}; name a file in it")
+    if name not in CONFIGS:
+        folder, last = os.path.split(name)
+        known = {other.lower(): other for other in [*_beside(path), *([] if folder else [*CONFIGS, *names])]}
+        close = get_close_matches(last.lower(), known, n=1)
+        hint = f"; did you mean {os.path.join(folder, known[close[0]])!r}?" if close else ""
+        raise FileNotFoundError(f"{accepted}, got {name!r}{hint}")
+    if name in _TRAINED_BY:
+        way = f"`savl train {_TRAINED_BY[name]}` makes some, and the paths of published HAT checkpoints are accepted"
+    else:
+        way = "give the path of a published HAT checkpoint (https://github.com/XPixelGroup/HAT)"
+    raise FileNotFoundError(
+        f"{accepted}, got {name!r}, a configuration without weights: {way}; savl.build({name!r}) makes that network "
+        "with random weights"
+    )
+
+
 def load(source: str | os.PathLike[str]) -> SAVL:
     """Load a network with its weights, in evaluation mode, float32, on the CPU.
 
     Args:
-        source: The name of shipped weights (``savl.weights.shipped()`` lists them), or the path of a file:
-            savl ``.safetensors``, or a published HAT checkpoint (HAT-S, HAT, HAT-L, Real_HAT_GAN; ×2, ×3, ×4)
-            in ``.safetensors`` or ``.pth``, plain or under ``params_ema`` (preferred) or ``params``.
+        source: The name of shipped weights (``savl.weights.shipped()`` lists them), or the path of a file, whatever
+            its name ends in: what `save` wrote, a checkpoint of `savl train`, or a published HAT checkpoint (HAT-S,
+            HAT, HAT-L, Real_HAT_GAN; ×2, ×3, ×4) as safetensors or as ``torch.save`` wrote it.
+
+            The tensors may lie under ``params_ema``, ``params``, ``state_dict``, ``model``, ``net_g`` and the like,
+            and their names may begin with ``module.``, ``_orig_mod.``, ``net_g.`` and the like; a moving average is
+            preferred. A savl state dict that ``torch.save`` wrote has no settings in it: they are then read from a
+            file beside it, ``x.json`` or ``x.toml`` for ``x.pth``, that has the fields of `SAVLConfig`.
 
     Returns:
         The network. HAT checkpoints become a `SAVL` without a degradation code.
@@ -66,15 +109,7 @@ def load(source: str | os.PathLike[str]) -> SAVL:
             tensors do not fit the network exactly. The message names the file and what is wrong in it.
         OSError: The file cannot be read.
     """
-    name = os.fspath(source)
-    names = shipped()
-    path = names.get(name, Path(name))
-    if not path.is_file():
-        random = f"; savl.build({name!r}) makes that network with random weights" if name in CONFIGS else ""
-        raise FileNotFoundError(
-            f"source must be shipped weights ({', '.join(names) or 'none are shipped'}) or an existing file, "
-            f"got {name!r}{random}"
-        )
+    path = find_weights(source)
     try:
         return _load_file(path)
     except ValueError as error:
@@ -104,14 +139,24 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     write_atomically(target, serialize(tensors, metadata={METADATA_KEY: json.dumps(network.config.to_dict())}))
 
 
+def _beside(path: Path) -> list[str]:
+    """Names of the files in the folder of a path; none where it cannot be read."""
+    try:
+        return os.listdir(path.parent)
+    except (OSError, ValueError):
+        return []
+
+
 def _load_file(path: Path) -> SAVL:
-    tensors, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
-    if METADATA_KEY in metadata:
-        model = _build_from_json(metadata[METADATA_KEY])
-        check_fit({name: tensor.shape for name, tensor in model.state_dict().items()}, tensors)
-    elif is_hat(tensors):
+    content, metadata = read_content(path)
+    tensors = find_state_dict(content)
+    savl_file = METADATA_KEY in metadata
+    if is_hat(tensors) and not savl_file:
         model = SAVL(hat_config(tensors))
         tensors = hat_state_dict(tensors, model)
+    elif savl_file or is_savl(tensors):
+        model = SAVL(_settings(path, content, metadata))
+        check_fit({name: tensor.shape for name, tensor in model.state_dict().items()}, tensors)
     else:
         found = ", ".join([*sorted(tensors)[:3], "..."]) if tensors else "none"
         raise ValueError(f"is neither a savl file nor a HAT checkpoint (its tensors: {found})")
@@ -119,47 +164,32 @@ def _load_file(path: Path) -> SAVL:
     return model.eval()
 
 
-def _build_from_json(text: str) -> SAVL:
+def _settings(path: Path, content: Any, metadata: dict[str, str]) -> SAVLConfig:
+    """Return the settings of a savl network: from its file, or from one of the same name beside it.
+
+    Raises:
+        ValueError: There are none, or they cannot be used.
+    """
+    where = f"its {METADATA_KEY} metadata" if METADATA_KEY in metadata else "the settings in it"
     try:
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise ValueError(f"expected a JSON object, got {text[:40]!r}")
-        values.setdefault("estimator_high_pass", False)  # files from before there was such a setting
-        return SAVL(SAVLConfig.from_dict(values))
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"its {METADATA_KEY} metadata cannot be used: {error}") from error
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"is not a readable safetensors file: {error}") from error
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle can fail in any way
-        raise ValueError(_explain_refusal(error)) from error
-    for key in ("params_ema", "params"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
-    ):
-        raise ValueError("must hold a state dict: tensors by name, plain or under params_ema or params")
-    return content
-
-
-def _explain_refusal(error: Exception) -> str:
-    """Say in one line why torch refused; its own message runs over many and explains how to run the code."""
-    message = str(error)
-    if code := re.search(r"GLOBAL (\S+)", message):
-        return f"holds pickled code ({code[1]}), which savl never runs; save its state dict alone, load that"
-    first_sentence = message.partition("\n")[0].partition(". ")[0]
-    return f"is damaged or no checkpoint of weights alone ({type(error).__name__}: {first_sentence})"
+        values = settings_inside(content, metadata, METADATA_KEY)
+        if values is not None:
+            values.setdefault("estimator_high_pass", False)  # files from before there was such a setting
+        for suffix, parse in () if values is not None else ((".json", json.loads), (".toml", tomllib.loads)):
+            beside = path.with_suffix(suffix)
+            if beside != path and beside.is_file():
+                where = f"{beside.name}, the settings beside it,"
+                values = parse(beside.read_text(encoding="utf-8"))
+                if isinstance(values, dict) and isinstance(values.get("model"), dict):  # a file of `savl train`
+                    values = values["model"]
+                break
+        if values is not None:
+            if not isinstance(values, dict):
+                raise ValueError(f"expected a table of settings, got {type(values).__name__}")
+            return SAVLConfig.from_dict(values)
+    except (ValueError, TypeError, RuntimeError, RecursionError) as error:
+        raise ValueError(f"{where} cannot be used: {error}") from error
+    raise ValueError(
+        "holds the weights of a savl network without its settings: write them with savl.save(model, 'x.safetensors'), "
+        f"or put json.dumps(model.config.to_dict()) beside it as {path.with_suffix('.json').name}"
+    )

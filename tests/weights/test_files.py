@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -31,6 +32,8 @@ SMALL = savl.SAVLConfig(
     estimator_width=4,
     estimator_dilations=(1, 2),
 )
+
+PIXEL = np.zeros((1, 1), np.uint8)
 
 VARIANTS = {
     "variational": SMALL,
@@ -220,10 +223,47 @@ def test_an_unknown_name_says_what_there_is(tmp_path: Path) -> None:
         savl.load(tmp_path)
 
 
-def test_a_configuration_without_weights_points_to_build() -> None:
-    assert "hat-l" not in savl.weights.shipped()
-    with pytest.raises(FileNotFoundError, match=r"savl\.build\('hat-l'\) makes that network with random"):
-        savl.load("hat-l")
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("savl-base", "`savl train configs/base_stage1.toml` makes some, and the paths of published HAT checkpoints"),
+        ("hat-l", "give the path of a published HAT checkpoint (https"),
+    ],
+)
+def test_a_configuration_without_weights_says_so_and_how_to_get_some(name: str, way: str) -> None:
+    assert name not in savl.weights.shipped()
+    for call, argument in ((savl.load, "source"), (lambda name: savl.upscale(PIXEL, model=name), "model")):
+        with pytest.raises(FileNotFoundError) as caught:
+            call(name)
+        message = str(caught.value)
+        assert message.startswith(f"{argument} must be shipped weights (")
+        assert f"got {name!r}, a configuration without weights: {way}" in message
+        assert f"savl.build({name!r}) makes that network with random weights" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("savl-tny", "savl-tiny"),
+        ("SAVL-Tiny", "savl-tiny"),
+        ("savl_base", "savl-base"),
+        ("hat_l", "hat-l"),
+        ("runs/smal.safetensors", None),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_one_that_was_meant(
+    name: str, meant: str | None, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (saved.parent / "runs").mkdir()
+    saved.rename(saved.parent / "runs" / "small.safetensors")
+    monkeypatch.chdir(saved.parent)
+    with pytest.raises(FileNotFoundError, match=f"did you mean '{meant or 'runs/small.safetensors'}'\\?$"):
+        savl.load(name)
+
+
+def test_a_folder_is_named_as_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"got the folder .*; name a file in it"):
+        savl.load(tmp_path)
 
 
 # Savl files that do not fit
@@ -291,14 +331,32 @@ def test_a_checkpoint_without_a_state_dict_is_refused(content: object, tmp_path:
     assert refusal(tmp_path / "other.pth").startswith("must hold a state dict")
 
 
-@pytest.mark.parametrize("keep", [0, 4, 200, -1])
-def test_a_truncated_safetensors_file_is_refused(keep: int, saved: Path) -> None:
-    saved.write_bytes(saved.read_bytes()[:keep])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("keep", [10, 200, 20_000, -1])
+def test_a_truncated_safetensors_file_is_refused_with_how_much_is_there(keep: int, suffix: str, saved: Path) -> None:
+    whole = saved.read_bytes()
+    path = saved.with_suffix(suffix)
+    path.write_bytes(whole[:keep])
+    header, there = 8 + int.from_bytes(whole[:8], "little"), path.stat().st_size
+    expected = header if there < header else len(whole)
+    assert refusal(path) == (
+        f"is not a readable safetensors file: it is cut off, {there} of {expected} bytes are there"
+    )
+
+
+def test_a_safetensors_file_of_a_few_bytes_is_refused(saved: Path) -> None:
+    saved.write_bytes(saved.read_bytes()[:4])
     assert refusal(saved).startswith("is not a readable safetensors file: ")
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt", ""])
+def test_an_empty_file_is_refused(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"network{suffix}").touch()
+    assert refusal(tmp_path / f"network{suffix}") == "is empty, a file of 0 bytes"
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".ckpt"])
-@pytest.mark.parametrize("content", [b"", b"\0" * 99, b"some text", b"\x80\x02", b"PK\x03\x04" + b"\0" * 9])
+@pytest.mark.parametrize("content", [b"\0" * 99, b"some text", b"\x80\x02", b"PK\x03\x04" + b"\0" * 9])
 def test_a_file_of_something_else_is_refused(content: bytes, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"photo{suffix}"
     path.write_bytes(content)
@@ -350,6 +408,8 @@ def test_a_whole_pickled_network_is_refused(model: savl.SAVL, tmp_path: Path) ->
     assert "holds pickled code (savl.network.savl.SAVL)" in refusal(tmp_path / "network.pth")
 
 
-def test_a_pth_file_under_the_name_of_safetensors_is_refused(tmp_path: Path) -> None:
-    torch.save({"weight": torch.zeros(3)}, tmp_path / "hat.safetensors")
-    assert refusal(tmp_path / "hat.safetensors").startswith("is not a readable safetensors file: ")
+def test_a_pickled_network_under_the_name_of_safetensors_is_refused_for_what_it_is(
+    model: savl.SAVL, tmp_path: Path
+) -> None:
+    torch.save(model, tmp_path / "network.safetensors")
+    assert "holds pickled code (savl.network.savl.SAVL)" in refusal(tmp_path / "network.safetensors")

@@ -1,0 +1,180 @@
+"""Files of weights read by what they hold, whatever their names end in; what holds none is named in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+_HEAD = 1024  # bytes that tell what a file is
+
+# Beginnings of files that people give by mistake, or forget to unpack.
+_OTHER_FILES = {
+    b"\x1f\x8b": "a gzip archive; unpack it first",
+    b"BZh": "a bzip2 archive; unpack it first",
+    b"\xfd7zXZ\0": "an xz archive; unpack it first",
+    b"\x28\xb5\x2f\xfd": "a zstd archive; unpack it first",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it first",
+    b"Rar!": "a rar archive; unpack it first",
+    b"GGUF": "a GGUF file, which holds no network that savl has",
+    b"\x89HDF": "an HDF5 file; savl reads safetensors and torch checkpoints",
+    b"\x93NUMPY": "a numpy array; savl reads safetensors and torch checkpoints",
+    b"\x89PNG": "a PNG picture, no weights",
+    b"\xff\xd8\xff": "a JPEG picture, no weights",
+}
+
+
+def read_content(path: Path) -> tuple[Any, dict[str, str]]:
+    """Read a file of weights without running any code in it.
+
+    Args:
+        path: A safetensors file, or what ``torch.save`` wrote, as a zip file or in the older format.
+
+    Returns:
+        What it holds, most often a dict that has tensors by name somewhere in it; and the metadata of a safetensors
+        file, empty for others.
+
+    Raises:
+        ValueError: The file is something else, damaged, or holds pickled code. The message says which, in one line
+            without the file's name.
+        OSError: The file cannot be read.
+    """
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
+    if not head:
+        raise ValueError("is empty, a file of 0 bytes")
+    if (other := _other_kind(head)) is not None:
+        raise ValueError(f"is {other}")
+    if head[8:9] == b"{":
+        return _read_safetensors(path)
+    if head.startswith(b"PK"):
+        _check_zip(path)
+    elif not head.startswith(b"\x80") and path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _read_torch(path), {}
+
+
+def _other_kind(head: bytes) -> str | None:
+    """Say what a file that is no weights is, by its beginning; None where that does not tell."""
+    if head.startswith(b"version https://git-lfs"):
+        size = re.search(rb"\nsize (\d+)", head)
+        stands_for = f"{int(size[1])} bytes" if size else "the file"
+        return f"a Git LFS pointer, a text that stands for {stands_for}: `git lfs pull` fetches the weights themselves"
+    if head.startswith((b"/annex/objects", b"../.git/annex", b".git/annex")):
+        return "a git-annex pointer: `git annex get` fetches the weights themselves"
+    for beginning, kind in _OTHER_FILES.items():
+        if head.startswith(beginning):
+            return kind
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<error")):
+        return "a web page (HTML or XML), as servers give instead of a download; fetch the file itself"
+    if text.startswith((b"{", b"[")) and head[8:9] != b"{" and b"\0" not in head:
+        return "a JSON text, no weights"
+    return None
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        reason = _why_cut_off(path) or str(error)
+        raise ValueError(f"is not a readable safetensors file: {reason}") from error
+
+
+def _why_cut_off(path: Path) -> str | None:
+    """Say how much of a truncated safetensors file is there; None where that is not what ails it."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size >= 8 + length:
+            try:
+                header = json.loads(file.read(length))
+                data = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+            except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+                return None
+            length += data
+    whole = 8 + length
+    return f"it is cut off, {size} of {whole} bytes are there" if size < whole < 2**50 else None
+
+
+def _check_zip(path: Path) -> None:
+    """Check that a zip file is one of ``torch.save``.
+
+    Raises:
+        ValueError: It is another.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
+        raise ValueError(
+            f"is damaged or no checkpoint of weights alone: a zip file that is cut off or broken ({error})"
+        ) from error
+    inside = {name.rpartition("/")[2] for name in names}
+    if "constants.pkl" in inside:
+        raise ValueError("is a TorchScript program, which is code; save the state dict of its network, load that")
+    if "data.pkl" in inside:
+        return
+    if "archive_format" in inside or any(name.startswith("serialized_") for name in inside):
+        raise ValueError("is a program of torch.export, which is code; save the state dict of its network, load that")
+    shown = ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])]) or "nothing"
+    raise ValueError(f"is a zip file, but no torch checkpoint (it holds {shown}); unpack it first")
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with open(path, "rb") as file:  # of a path, torch takes the ending for the format
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise ValueError(_explain_refusal(error)) from error
+
+
+def _explain_refusal(error: Exception) -> str:
+    """Say in one line why torch refused; its own message runs over many and explains how to run the code."""
+    message = str(error)
+    if code := re.search(r"GLOBAL (\S+)", message):
+        return f"holds pickled code ({code[1]}), which savl never runs; save its state dict alone, load that"
+    first_sentence = message.partition("\n")[0].partition(". ")[0]
+    return f"is damaged or no checkpoint of weights alone ({type(error).__name__}: {first_sentence})"
+
+
+def settings_inside(content: Any, metadata: Mapping[str, str], key: str) -> dict[str, Any] | None:
+    """Find the settings of a savl network in what a file holds.
+
+    Args:
+        content: As `read_content` returns it.
+        metadata: As `read_content` returns it.
+        key: Under which `savl.save` keeps them in the metadata.
+
+    Returns:
+        Values for `SAVLConfig.from_dict`: those of `savl.save`, those beside a state dict under ``key`` or ``config``
+        (``torch.save({"state_dict": ..., "config": model.config.to_dict()}, ...)``), or those of a checkpoint of
+        `savl train`; None where there are none.
+
+    Raises:
+        ValueError: What `savl.save` keeps there is no JSON object.
+    """
+    values: Any = None
+    if key in metadata:
+        values = json.loads(metadata[key])
+        if not isinstance(values, dict):
+            raise ValueError(f"expected a JSON object, got {metadata[key][:40]!r}")
+    elif isinstance(content, Mapping):
+        values = next((content[name] for name in (key, "config") if isinstance(content.get(name), Mapping)), None)
+        training = content.get("settings")
+        if values is None and isinstance(training, Mapping):
+            values = {
+                name.removeprefix("model."): value
+                for name, value in training.items()
+                if isinstance(name, str) and name.startswith("model.")
+            } or None
+    return None if values is None else dict(values)
