@@ -9,27 +9,37 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from savl.images.errors import UnreadableImage
+
 _ACCEPTED = (
-    "a path, a PIL image, a numpy array (H, W) or (H, W, 1 to 4 channels) of uint8, uint16 or floats in "
-    "[0, 1], or a torch tensor (1 to 4 channels, H, W) of uint8, uint16 or floats in [0, 1]"
+    "a path, the bytes of an image file or a binary file object, a PIL image, a numpy array (H, W) or (H, W, 1 to 4 "
+    "channels) of uint8, uint16 or floats in [0, 1], or a torch tensor (1 to 4 channels, H, W) of uint8, uint16 or "
+    "floats in [0, 1]"
 )
 _PIL_DIRECT = ("L", "LA", "RGB", "RGBA")
 # What Pillow converts without loss: the mode, and the mode that holds the same picture.
 _PIL_CONVERTED = {"1": "L", "PA": "RGBA", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "YCbCr": "RGB"}
 _TENSOR_DTYPES = (torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_PIL_HINTS = {
+    "CMYK": "give the file by its path, which applies its colour profile, or convert it to RGB",
+    "I": "32-bit integers do not say their white; give np.asarray(image) as uint8 or uint16",
+    "F": "floats do not say their white; give np.asarray(image) scaled to [0, 1]",
+}
+_ORIENTATION_TAG = 0x0112
 # Bicubic resizing and float round trips leave values this far outside [0, 1]; they are clamped, not refused.
 _SLACK = 1e-3
 
 
 def as_pixels(image: object) -> NDArray[Any]:
-    """Turns a PIL image, numpy array or torch tensor into (H, W, 1 to 4 channels) samples.
+    """Turn a PIL image, numpy array or torch tensor into (H, W, 1 to 4 channels) samples.
 
-    Channels are 1 gray, 2 gray+alpha, 3 RGB, 4 RGBA, alpha not premultiplied. The samples of a PIL image are
-    taken as they stand: EXIF orientation is not applied.
+    Channels are 1 gray, 2 gray+alpha, 3 RGB, 4 RGBA, alpha not premultiplied. Of a PIL image the current frame is
+    taken, turned as its EXIF orientation says; its palette and its transparent colour become alpha.
 
     Raises:
         TypeError: `image` is of another type, or of a dtype or PIL mode that is not accepted.
-        ValueError: the shape is not accepted, or float values leave [0, 1].
+        ValueError: the shape is not accepted, float values leave [0, 1], or a PIL image is closed.
+        UnreadableImage: the file behind a PIL image cannot be decoded.
     """
     if isinstance(image, np.ndarray):
         return _from_array(image)
@@ -78,19 +88,50 @@ def _from_tensor(tensor: torch.Tensor) -> NDArray[Any]:
 
 
 def _from_pil(image: Any) -> NDArray[Any]:
-    mode = image.mode
+    """Samples of the current frame, upright."""
+    image = _upright(_loaded(image))
+    mode, transparency = image.mode, image.info.get("transparency")
     if mode == "P":
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+        if transparency is not None:
+            image = image.copy()
+            image.apply_transparency()
+        image = image.convert("RGBA" if image.palette.mode.endswith("A") else "RGB")
+    elif mode.startswith("I;16"):
+        gray = np.asarray(image)
+        if isinstance(transparency, int):  # one gray value that is fully transparent
+            gray = np.stack([gray, np.where(gray == transparency, 0, 65535).astype(gray.dtype)], axis=2)
+        return _from_array(gray)
+    elif mode in ("1", "L", "RGB") and isinstance(transparency, tuple if mode == "RGB" else int):
+        image = image.convert("RGBA" if mode == "RGB" else "LA")
     elif mode in _PIL_CONVERTED:
         image = image.convert(_PIL_CONVERTED[mode])
-    elif mode.startswith("I;16"):
-        return _from_array(np.asarray(image))
     elif mode not in _PIL_DIRECT:
         accepted = ", ".join([*_PIL_DIRECT, "P", *_PIL_CONVERTED, "I;16"])
-        raise TypeError(f"image: PIL mode {mode}; accepted modes are {accepted}. Give a CMYK file by its path")
-    elif "transparency" in image.info:
-        image = image.convert("RGBA" if mode == "RGB" else "LA")
+        hint = _PIL_HINTS.get(mode, "convert it first")
+        raise TypeError(f"image: PIL mode {mode}; accepted modes are {accepted}. For {mode}: {hint}")
     return _from_array(np.asarray(image))
+
+
+def _loaded(image: Any) -> Any:
+    """The image, decoded: Pillow opens files without reading their samples."""
+    try:
+        image.load()
+    except OSError as error:
+        raise UnreadableImage(getattr(image, "filename", "") or "<PIL image>", str(error)) from error
+    except (ValueError, AssertionError, AttributeError) as error:  # what a file that was closed ends in
+        raise ValueError(f"image: the PIL image is closed, its samples cannot be read ({error})") from error
+    return image
+
+
+def _upright(image: Any) -> Any:
+    """The image turned as its EXIF orientation says, as files read by their path are."""
+    from PIL import ImageOps
+
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # a damaged EXIF block can fail in any way, and says nothing then
+        return image
+    return image if orientation == 1 else ImageOps.exif_transpose(image)
 
 
 def check_range(name: str, low: float, high: float) -> None:
