@@ -25,8 +25,6 @@ STABLE_ABI = (2, 10)
 # and Clang; another compiler fails, and savl is installed without its extension.
 COMPILE_ARGUMENTS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=fast"]
 ROOT = Path(__file__).resolve().parent
-
-
 CUDA_LIBRARY = "savl/_cuda.so"
 nvcc = SimpleNamespace(**runpy.run_path(str(ROOT / "csrc/cuda/nvcc.py"), run_name="nvcc"))
 
@@ -78,6 +76,12 @@ def files(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 
+def without_folders(*roots: str | Path) -> list[str]:
+    """Return the compiler flags that leave the folders out of the file names which error messages hold."""
+    # Of two that match, the later one counts: torch may lie below the project, in a virtual environment.
+    return [f"-ffile-prefix-map={root}/=" for root in (ROOT, *roots)]
+
+
 def build_cuda_library(
     toolkit: Any, architectures: Any, version: str, torch_root: Path, folder: Path, target: Path
 ) -> None:
@@ -107,6 +111,7 @@ def build_cuda_library(
     host_flags = [
         f"-I{folder / 'generated'}",
         f"-I{torch_root / 'include'}",
+        *(f"-Xcompiler={flag}" for flag in without_folders(torch_root / "include")),
         "-DUSE_CUDA",  # the stream is declared only then
         f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000",
         f"-DSAVL_FACTS_DIGEST={hashlib.sha256(text.encode()).hexdigest()[:16]}",  # compile again where they differ
@@ -197,7 +202,11 @@ def extension() -> dict[str, Any]:
         # No rpath: the library is the one that the running torch has loaded, so torch is imported first.
         libraries=["torch_cpu"],
         define_macros=[("TORCH_TARGET_VERSION", f"0x{major:02x}{minor:02x}000000000000")],
-        extra_compile_args=[*COMPILE_ARGUMENTS, *sanitizers],
+        extra_compile_args=[
+            *COMPILE_ARGUMENTS,
+            *without_folders(torch_root / "include", pybind11.get_include()),
+            *sanitizers,
+        ],
         extra_link_args=sanitizers,
         language="c++",
         optional=True,  # setuptools must not look for the library after a failed build

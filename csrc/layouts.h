@@ -1,6 +1,8 @@
 // Which layouts of a tensor kernels take as they are, and copies of the others. For every device.
 #pragma once
 
+#include "torch_errors.h"  // before the headers of torch that it changes
+//
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

@@ -1,4 +1,6 @@
 // The CUDA library, savl/_cuda.so: its kernels for torch's dispatcher. It is loaded where torch has CUDA.
+#include "torch_errors.h"  // before the headers of torch that it changes
+//
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include "cuda/channel_modulation_op.h"

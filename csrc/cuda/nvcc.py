@@ -22,7 +22,14 @@ DEFAULT = "80+PTX;86;89;90;100;120"
 CSRC = Path(__file__).resolve().parents[1]
 SOURCES = ("posterior.cu", "posterior_backward.cu", "modulation.cu", "statistics.cu")  # the longest first
 # What the assembler says of registers and spills costs nothing and goes into the resource table.
-FLAGS = ("-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", f"-I{CSRC}")
+FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+    f"-Xcompiler=-ffile-prefix-map={CSRC.parent}/=",  # no message names a folder of the machine that compiled it
+    "-Xptxas=-v",
+    f"-I{CSRC}",
+)
 
 
 @dataclass(frozen=True)

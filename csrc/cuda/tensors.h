@@ -3,6 +3,8 @@
 // tensor's device and stream the current ones and launches kernels there.
 #pragma once
 
+#include "torch_errors.h"  // before the headers of torch that it changes
+//
 #include <torch/csrc/stable/accelerator.h>
 
 #include "cuda/modulation.h"

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from savl.cuda_facts import LIBRARY
+from savl.out_of_memory import is_out_of_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,6 +39,56 @@ def test_no_library_uses_a_symbol_of_torch_outside_the_stable_shim(which: str, r
     # The shim is C; a C++ name begins with its namespace: _ZN5torch..., _ZNK3c10..., _ZTVN2at...
     unstable = [name for name in symbols if re.match(r"_Z(T[ISV])?N[VK]*(5torch|3c10|2at)\d", name)]
     assert not unstable, f"these bind the extension to one release of torch: {unstable}"
+
+
+@pytest.mark.parametrize("which", ["extension", "cuda"])
+def test_no_library_names_a_folder_of_the_machine_that_compiled_it(which: str, request: pytest.FixtureRequest) -> None:
+    file = cuda_library() if which == "cuda" else Path(request.getfixturevalue("built_extension").__file__)
+    # Of every source and header, the file names in error messages: no folder above csrc/ or torch/ in them.
+    texts = re.findall(rb"\x00([\x21-\x7e]*/[\w.+-]+\.(?:cpp|h|cuh|cu|inl))\x00", file.read_bytes())
+    assert any(text.startswith(b"csrc/") for text in texts), "the search finds too little"
+    outside = {text.decode() for text in texts if not text.startswith((b"csrc/", b"torch/", b"pybind11/"))}
+    assert not outside, f"an error message would name a folder of the machine that compiled savl: {outside}"
+
+
+MEMORY_REFUSED = """
+import resource, torch
+from savl import ops
+ops.use_fused_kernels()
+x, weight = torch.randn(1, 128, 128, 144), torch.ones(144)  # 9 MiB
+qkv, table = torch.randn(1, 64, 64, 3 * 144), torch.zeros(31 * 31, 6)
+calls = {
+    "layer_norm": lambda: ops.layer_norm(x, weight, weight),
+    "channel_modulation": lambda: ops.channel_modulation(x, x[..., :1].expand_as(x), None, x),
+}
+for call in calls.values():
+    call()
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**20, resource.RLIM_INFINITY))
+for name, call in calls.items():
+    try:
+        kept = [call() for _ in range(64)]
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux limits a process's memory")
+def test_a_kernel_that_gets_no_memory_says_so_as_torch_does(built_extension: ModuleType) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_REFUSED],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert len(lines) == 2, done.stdout
+    for line in lines:
+        assert is_out_of_memory(RuntimeError(line)), line
+        assert "API call failed" not in line, line
 
 
 def run_elsewhere(code: str, folder: Path) -> str:
