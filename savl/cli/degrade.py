@@ -98,6 +98,7 @@ def degrade(
         ),
     ] = None,
     overwrite: options.Overwrite = False,
+    threads: options.Threads = None,
     debug: options.Debug = False,
 ) -> None:
     """Make low-resolution pictures of high-resolution ones: blur, resizing, noise and JPEG, twice over.
@@ -109,7 +110,9 @@ def degrade(
     started = time.monotonic()
     from savl.cli.degrade_batch import Settings, degrade_batch
     from savl.cli.sources import UsageMistake
+    from savl.inference.threads import use_threads
 
+    use_threads(threads)
     settings = Settings(
         output=output,
         config=config,

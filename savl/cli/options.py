@@ -34,4 +34,13 @@ Overwrite = Annotated[
         rich_help_panel=OUTPUT_PANEL,
     ),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        min=1,
+        help="Threads to compute with; if left out, one per processor, or what OMP_NUM_THREADS says.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show Python's traceback when something fails.")]

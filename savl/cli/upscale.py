@@ -129,6 +129,7 @@ def upscale(
         ),
     ] = "auto",
     eager: Annotated[bool, typer.Option("--eager", help=fused.HELP, rich_help_panel=_NETWORK)] = False,
+    threads: options.Threads = None,
     debug: options.Debug = False,
 ) -> None:
     """Upscale pictures.
@@ -147,7 +148,9 @@ def upscale(
 
     from savl.cli.batch import Settings, upscale_batch
     from savl.cli.sources import UsageMistake
+    from savl.inference.threads import use_threads
 
+    use_threads(threads)
     settings = Settings(
         output=output,
         model=model,
