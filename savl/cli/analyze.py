@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from savl.cli import fused
+from savl.cli import fused, options
 
 if TYPE_CHECKING:
     from savl.network import SAVL
@@ -104,6 +104,7 @@ def analyze(
         str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps, or auto: the best there is.")
     ] = "auto",
     eager: Annotated[bool, typer.Option("--eager", help=fused.HELP)] = False,
+    threads: options.Threads = None,
 ) -> None:
     r"""Test what the degradation field of a network knows, and what it does not.
 
@@ -117,6 +118,10 @@ def analyze(
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+    from savl.inference.threads import use_threads
+    from savl.out_of_memory import plain_text
+
+    use_threads(threads)
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}", markup=False),
@@ -167,8 +172,8 @@ def analyze(
             )
             write_whole(page, render_page(analysis, on_progress))
             write_whole(numbers, report_json(analysis))
-    except (ValueError, OSError, RuntimeError) as error:
-        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        console.print(f"[red]error:[/red] {escape(plain_text(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
     print(output / PAGE)
 

@@ -12,6 +12,9 @@ import typer
 from savl.cli import analyze, degrade, evaluate, kernels, train, upscale
 from savl.cli.streams import steady_streams
 from savl.command_line import CommandLine
+from savl.inference.heap import save_address_space
+from savl.inference.threads import limit_spinning
+from savl.out_of_memory import is_out_of_memory, out_of_memory_in_short
 from savl.profile import command as profile
 from savl.settings import EnvironmentVariableError
 
@@ -58,9 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: What follows `savl`; None takes them from the process.
     """
+    limit_spinning()
+    save_address_space()
     with steady_streams():
         try:
             app(args=None if arguments is None else list(arguments), prog_name="savl")
         except EnvironmentVariableError as error:
             typer.echo(f"savl: {error}", err=True)
             sys.exit(2)
+        except Exception as error:
+            # Memory may be too little for the libraries alone, whose imports then fail in many ways.
+            if not is_out_of_memory(error) or "--debug" in (sys.argv if arguments is None else arguments):
+                raise
+            typer.echo(f"savl: {out_of_memory_in_short(error)}", err=True)
+            sys.exit(1)

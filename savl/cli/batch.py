@@ -13,7 +13,7 @@ from savl.images.format import FORMATS
 from savl.images.processed_file import ProcessedFile
 from savl.inference.device import checked_device
 from savl.inference.enlarge import ImageUpscaler, OnTile, check_scale
-from savl.inference.memory import keep_freed_memory
+from savl.inference.heap import keep_freed_memory
 from savl.inference.upscale_file import upscale_file
 from savl.inference.upscale_image import as_upscaler
 

@@ -16,7 +16,7 @@ from savl.images.errors import ImageFileError
 from savl.images.format import FORMATS, JPEG, PNG, format_of_suffix
 from savl.images.processed_file import ProcessedFile
 from savl.inference.enlarge import OnTile
-from savl.inference.memory import keep_freed_memory
+from savl.inference.heap import keep_freed_memory
 from savl.settings import from_table
 
 

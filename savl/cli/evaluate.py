@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from savl.cli import fused
+from savl.cli import fused, options
 
 if TYPE_CHECKING:
     from savl.evaluation import Fidelity, PairScores
@@ -46,6 +46,7 @@ def evaluate(
     csv_file: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Also write a table with one row per image.")
     ] = None,
+    threads: options.Threads = None,
 ) -> None:
     """Measure PSNR, SSIM and LPIPS of a network, bicubic interpolation beside it.
 
@@ -62,8 +63,11 @@ def evaluate(
 
     from savl.atomic_write import atomic_write
     from savl.evaluation import Fidelity, Lpips, LpipsUnavailable, evaluate_pair, match_pairs
+    from savl.inference.threads import use_threads
     from savl.inference.upscale_image import as_upscaler
+    from savl.out_of_memory import plain_text
 
+    use_threads(threads)
     console = Console(stderr=True)
     try:
         pairs = match_pairs(lr, hr)
@@ -95,8 +99,8 @@ def evaluate(
                 to_json.write(_report(model, lr, hr, means, scores, missing))
             if to_csv is not None:
                 to_csv.write(_rows(scores))
-    except (ValueError, OSError, RuntimeError) as error:
-        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        console.print(f"[red]error:[/red] {escape(plain_text(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
 
     table = Table(title=f"{len(scores)} images", title_justify="left")

@@ -19,6 +19,7 @@ from savl.cli.sources import Found, UsageMistake
 from savl.images.errors import ImageFileError, OutputExists
 from savl.images.processed_file import ProcessedFile
 from savl.inference.enlarge import OnTile
+from savl.out_of_memory import is_out_of_memory, out_of_memory_in_short
 
 _WAIT = 0.2  # seconds between two looks at what other processes have claimed
 
@@ -210,6 +211,8 @@ def _signature(path: Path) -> _Signature | None:
 
 def in_short(error: Exception) -> str:
     """Return an exception as one line for people; its type is told where its text alone may not make sense."""
+    if is_out_of_memory(error):
+        return out_of_memory_in_short(error)
     text = " ".join(str(error).split())[:500]
     if isinstance(error, (ImageFileError, FileNotFoundError, ValueError)) and text:
         return text

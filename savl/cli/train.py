@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from savl.cli import options
+
 if TYPE_CHECKING:
     from savl.training import Trainer
 
@@ -47,6 +49,7 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="TABLE.NAME=VALUE", help="Any setting, as in the file; may be repeated."),
     ] = None,
+    threads: options.Threads = None,
 ) -> None:
     """Train a network, or resume where its run folder left off.
 
@@ -69,8 +72,11 @@ def train(
         TimeRemainingColumn,
     )
 
+    from savl.inference.threads import use_threads
+    from savl.out_of_memory import plain_text
     from savl.training import Trainer, load_config
 
+    use_threads(threads)
     # Of several processes under torchrun the first speaks; errors are everyone's.
     first = os.environ.get("RANK", "0") == "0"
     console = Console(stderr=True)
@@ -107,8 +113,8 @@ def train(
                 bar.update(task, completed=step, total=trainer.expected_steps, note=_loss(losses))
 
             weights = _stoppable(trainer, lambda: trainer.train(on_step))
-    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
-        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+    except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
+        console.print(f"[red]error:[/red] {escape(plain_text(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, (ValueError, FileNotFoundError)) else 1) from None
     if weights is None:
         if first:

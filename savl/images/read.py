@@ -22,11 +22,12 @@ from savl.images.jpeg_decode import decode_jpeg
 from savl.images.metadata import Metadata, take_metadata, with_orientation
 from savl.images.vips_decode import DecodeFailure, UnsupportedKind, among_others, decode
 from savl.images.vips_messages import is_lack_of_memory
+from savl.out_of_memory import can_allocate
 
 if TYPE_CHECKING:
     import pyvips
 
-_NO_MEMORY = "there is not enough memory to read it"
+_NO_MEMORY = "out of memory while it is read; free some"
 _SAMPLE_NAMES = {"uchar": np.uint8, "ushort": np.uint16}
 
 
@@ -174,7 +175,8 @@ def _decode(file: BinaryIO, image_format: ImageFormat, page: int | None) -> tupl
 
 
 def _reason(detail: str, image_format: ImageFormat) -> str:
-    if is_lack_of_memory(detail):
+    # Not every decoder says so.
+    if is_lack_of_memory(detail) or not can_allocate(2**26):
         return _NO_MEMORY
     return f"truncated or corrupt {image_format.title} ({detail or 'its header cannot be read'})"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from savl.out_of_memory import says_out_of_memory
+
 
 def tidy(message: str) -> str:
     """Return libvips' several lines of 'unable to call …' and 'domain: text', down to the most telling text, or ""."""
@@ -15,7 +17,4 @@ def tidy(message: str) -> str:
 
 def is_lack_of_memory(message: str) -> bool:
     """Return whether libvips, or a library it decodes with, failed for want of memory."""
-    return (
-        re.search(r"(out of|insufficient|not enough|allocate) memory|memory allocation|create thread", message, re.I)
-        is not None
-    )
+    return says_out_of_memory(message) or re.search(r"allocate memory|memory allocation", message, re.I) is not None

@@ -21,6 +21,7 @@ from savl.images.tiff_metadata import write_tiff
 from savl.images.vips_decode import among_others
 from savl.images.vips_messages import tidy
 from savl.images.webp_metadata import encode_webp, splice_webp
+from savl.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     import pyvips
@@ -62,6 +63,7 @@ def write_image(
     Raises:
         OutputExists: `path` is there and `overwrite` is False.
         UnwritableImage: the picture does not fit the format, or the disk refuses.
+        MemoryError: the encoder gets no memory.
         ValueError: `pixels` are of a shape or dtype that the format cannot hold.
     """
     check_size(path, pixels.shape[1], pixels.shape[0], image_format)
@@ -78,6 +80,9 @@ def write_image(
             if image_format is TIFF:
                 write_tiff(file, carried, stored)
     except _vips_error() as error:
+        if is_out_of_memory(error):
+            size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+            raise MemoryError(f"out of memory while {size} pixels become a {image_format.title}; free some") from error
         raise UnwritableImage(path, f"cannot be written: {tidy(str(error)) or 'unknown reason'}") from error
 
 
@@ -229,7 +234,11 @@ def _run_killably(image: pyvips.Image, work: Callable[[], object]) -> None:
             failures.append(error)
 
     thread = threading.Thread(target=run, name="savl-encode")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # no memory for its stack, or a limit on threads
+        work()
+        return
     try:
         thread.join()
     except BaseException:

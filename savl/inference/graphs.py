@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from savl.inference.memory import is_out_of_memory
 from savl.ops.switch import current_settings
+from savl.out_of_memory import is_out_of_memory
 
 LIMIT = 16
 """Most graphs a `GraphCache` keeps. A tiled image has up to nine shapes of tiles (corners, edges, inside), and up to

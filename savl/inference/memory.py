@@ -1,31 +1,18 @@
-"""How much memory a tile takes, how much there is, and what running out of it looks like."""
+"""How much memory a tile takes, and how much there is."""
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from pathlib import Path
 
 import torch
 
+from savl.inference.control_group import control_group_folders
+from savl.inference.heap import is_limited
 from savl.network import SAVLConfig
 
 CPU_BUDGET = 1 << 30
 """Most bytes of activations a default tile takes on a CPU: larger tiles are no faster there."""
-
-
-# Allocations that fail inside a library surface under its own words: the CPU allocator's, cuDNN's (which also finds no
-# algorithm when it has no room for one), cuBLAS's and Metal's.
-_OUT_OF_MEMORY_SIGNS = (
-    "out of memory",
-    "not enough memory",
-    "can't allocate memory",
-    "status_alloc_failed",
-    "unable to find a valid cudnn algorithm",
-    "unable to find an engine",
-    "invalid buffer size",
-)
 
 
 def bytes_per_pixel(config: SAVLConfig) -> int:
@@ -55,45 +42,59 @@ def default_tile(config: SAVLConfig, device: torch.device, batch: int = 1) -> in
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         budget = (torch.cuda.mem_get_info(device)[0] + cached) // 2
     else:
-        budget = min(CPU_BUDGET, _available_bytes() // 2)
+        budget = min(CPU_BUDGET, available_bytes() // 2)
     side = int(math.sqrt(budget / batch / bytes_per_pixel(config)))
     return max(side // config.window, 4) * config.window
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that an allocation failed, on any device."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(sign in text for sign in _OUT_OF_MEMORY_SIGNS)
+def available_bytes() -> int:
+    """Return how many bytes this process can still allocate on the CPU, as far as the system says.
+
+    The least of the machine's free memory, of what the process's control group (a container, a job of a cluster) has
+    left, and of what ``ulimit`` leaves it.
+    """
+    limits = [free for free in (_free_on_machine(), _free_in_control_group(), _free_below_limits()) if free is not None]
+    return max(0, min(limits, default=2 * CPU_BUDGET))  # nothing to ask: the budget decides
 
 
-def _available_bytes() -> int:
+def _free_on_machine() -> int | None:
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux: nothing to ask, the budget decides
-    return 2 * CPU_BUDGET
+    except (OSError, ValueError):
+        pass  # not Linux
+    return None
 
 
-def keep_freed_memory() -> bool:
-    """Let this process keep the memory it frees instead of handing every large block back to the system.
+def _free_in_control_group() -> int | None:
+    """The least that any of the groups around this process has left; files in the page cache count as free."""
+    least = None
+    for folder in control_group_folders("memory"):
+        try:
+            version2 = (folder / "memory.max").exists()
+            limit = int((folder / ("memory.max" if version2 else "memory.limit_in_bytes")).read_text())
+            used = int((folder / ("memory.current" if version2 else "memory.usage_in_bytes")).read_text())
+            counts = dict(line.split(maxsplit=1) for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):
+            continue  # no limit is the word max; the root has no files
+        cached = int(counts.get("inactive_file" if version2 else "total_inactive_file", 0))
+        free = limit - used + cached
+        least = free if least is None else min(least, free)
+    return least
 
-    A network allocates large tensors of the same sizes over and over, and new pages from the system cost more than many
-    an operation on them: without this, a third of the time of eager PyTorch on a large image is page faults. The most
-    that the process holds stays about the same. Not for a library to do to its users; `savl upscale` does it for
-    itself.
 
-    Returns:
-        Whether the C library is one that can be told (glibc).
-    """
-    if not sys.platform.startswith("linux"):
-        return False
+def _free_below_limits() -> int | None:
+    """What ``ulimit -v`` and ``ulimit -d`` leave."""
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # musl has none
-        return False
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    return bool(mallopt(trim_threshold, 2**31 - 1)) and bool(mallopt(mmap_max, 0))
+        import resource
+
+        pages = [int(count) for count in Path("/proc/self/statm").read_text().split()]
+        left = [
+            resource.getrlimit(getattr(resource, name))[0] - used * resource.getpagesize()
+            for name, used in (("RLIMIT_AS", pages[0]), ("RLIMIT_DATA", pages[5]))
+            if is_limited(name)
+        ]
+    except (ImportError, OSError, ValueError):
+        return None  # not Linux
+    return min(left, default=None)

@@ -9,6 +9,7 @@ field around it.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,13 +22,15 @@ from savl.images.pixels import check_range
 from savl.inference.device import best_device, indexed
 from savl.inference.flat import keep_flat
 from savl.inference.graphs import CudaCapture, GraphCache, launch_state
-from savl.inference.memory import default_tile, is_out_of_memory
+from savl.inference.heap import return_freed_memory
+from savl.inference.memory import default_tile
 from savl.inference.precision import checked_dtype
 from savl.inference.tiling import Region, feather, split, whole
 from savl.network import DegradationField
 from savl.network.savl import check_image
 from savl.network.unwrap import unwrap
 from savl.ops.switch import fused_by_default
+from savl.out_of_memory import binary_size, is_out_of_memory
 
 _Parts = tuple[Callable[[Tensor], DegradationField | None], Callable[[Tensor, DegradationField | None], Tensor]]
 """`SAVL.estimate` and `SAVL.reconstruct`, or what a compiler made of them."""
@@ -268,7 +271,7 @@ class _Run:
             return out
         margin = min(self.tile_pad, side) // 2
         scale = self.model.config.scale
-        out = torch.zeros(self.lr.shape[0], 3, scale * region.rows.length, scale * region.columns.length)
+        out = _zeros(self.lr.shape[0], 3, scale * region.rows.length, scale * region.columns.length)
         tiles = [core.grown(margin, region) for core in cores]
         ready: dict[int, Tensor] = {}
         if self.graphs is not None:  # the graphs of the others then fit into the memory of the largest
@@ -293,8 +296,8 @@ class _Run:
                     raise
                 if smaller >= side:
                     raise RuntimeError(
-                        f"out of memory even for a tile of {side} LR pixels; use a smaller tile_pad, a smaller model "
-                        f"or another device ({error})"
+                        f"out of memory even for a tile of {side} LR pixels; free some, or use a smaller tile_pad, a "
+                        "smaller model or another device"
                     ) from error
                 self.largest_core = smaller
             self.release_memory()
@@ -360,6 +363,21 @@ class _Run:
             self.graphs.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        else:
+            return_freed_memory()
+
+
+def _zeros(*shape: int) -> Tensor:
+    """The float32 tensor on the CPU that tiles are blended into, which smaller tiles do not make smaller."""
+    try:
+        return torch.zeros(shape)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RuntimeError(
+            f"out of memory: the result of {shape[-1]}x{shape[-2]} pixels takes {binary_size(4 * math.prod(shape))} "
+            "while it is computed; free some, or upscale parts of the image"
+        ) from error
 
 
 def _round_up(value: int, multiple: int) -> int:

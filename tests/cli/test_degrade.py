@@ -373,7 +373,7 @@ def test_an_unexpected_error_fails_its_file_alone(picture: Write, monkeypatch: p
     monkeypatch.setattr(Degradation, "__call__", exhausted)
     result = run("a.png", "b.png", "-o", "out/")
     assert result.exit_code == 1
-    assert "a.png: MemoryError: out of memory" in message(result)
+    assert "a.png: out of memory; free some" in message(result)
     assert files("out") == ["out/b.png"]
 
 

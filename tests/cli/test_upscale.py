@@ -317,7 +317,7 @@ def test_a_failing_network_fails_that_file_and_leaves_nothing(
     picture("a.png")
     done = savl("upscale", "a.png", "-o", "out/a.png")
     assert done.code == 1
-    assert "a.png: MemoryError: out of memory" in done.text
+    assert "a.png: out of memory; free some" in done.text
     assert files() == ["a.png"]
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import savl
-from savl.inference.memory import bytes_per_pixel, default_tile, is_out_of_memory
+from savl.inference.memory import bytes_per_pixel, default_tile
 from savl.network import CONFIGS, SAVL, DegradationField, SAVLConfig
+from savl.out_of_memory import is_out_of_memory
 
 CONFIG = SAVLConfig(
     channels=12,
