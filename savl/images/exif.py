@@ -66,10 +66,10 @@ class ExifBlock:
         self._layout, first = found
         self._directories = {IMAGE: self._parse(first)}
         for name, parent in _PARENTS.items():
-            entry = self.get(parent, name) if parent in self._directories else None
-            if entry is not None and entry.type in (LONG, 13):
+            link = self._directories[parent].entries.get(name) if parent in self._directories else None
+            if link is not None:
                 with contextlib.suppress(ValueError):
-                    self._directories[name] = self._parse(struct.unpack(self.order + "I", entry.data[:4])[0])
+                    self._directories[name] = self._parse(self._number(link))
 
     @property
     def order(self) -> str:
