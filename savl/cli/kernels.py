@@ -14,61 +14,88 @@ from savl.command_line import CommandLine
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from savl.ops import KernelReport
     from savl.ops.equivalence import Verdict
 
 app = CommandLine(no_args_is_help=True, help="Which kernels serve on this machine, whether they are right, and faster.")
 
 
-@app.command()
+@app.command(
+    epilog="[bold]Keys of --json[/bold] savl, torch, threads, instruction_set, gpus; extension (compiler, torch) and "
+    "cuda_library (compiler, architectures), null where they are missing; ops: for each op serves (the backend for cpu "
+    "and for cuda tensors, null without a GPU) and backends (of each its device, dtypes, serves and reason).",
+)
 def info(
     eager: Annotated[bool, typer.Option("--eager", help="As `savl upscale --eager` would run.")] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Block sizes for all dtypes, not for bfloat16 only.")
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Every backend of every op, and the block sizes of the Triton kernels."),
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="As --all, with block sizes for all dtypes, not for bfloat16 only.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object, the keys below.")] = False,
 ) -> None:
-    """Say, per op, which backend serves `savl upscale` and why each other does not; and with which block sizes.
+    """Say, per op, which backend serves `savl upscale` on this machine, and why others do not.
 
-    Then the block sizes of the Triton kernels, for each problem that the named networks pose and each GPU here (without
-    one, for some architectures), and where they come from; and what the CUDA library has code for.
+    With --all: also the block sizes of the Triton kernels, for each problem that the named networks pose and each GPU
+    here (without one, for some architectures), and where they come from; and what the CUDA library has code for.
 
     SAVL_KERNELS in the environment is heeded; docs/environment.md has all variables.
     """
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
     from savl.cli.fused import fused_unless
     from savl.ops import kernel_report
 
+    if as_json and (everything or verbose):
+        raise typer.BadParameter(
+            "it has every backend already; it goes with neither --all nor --verbose", param_hint="--json"
+        )
     with fused_unless(eager):
         report = kernel_report()
-    table = Table()
-    for column in ("op", "backend", "tensors", "serves", "why"):
-        table.add_column(column, overflow="fold")
-    previous = ""
-    for status in report.statuses:
-        op = status.op if status.op != previous else ""
-        style = "bold" if status.serves else "dim"
-        table.add_row(
-            op, status.backend, status.device, "yes" if status.serves else "no", escape(status.reason), style=style
-        )
-        previous = status.op
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(report.as_dict(), indent=1))
+        return
     console = Console()
-    console.print(table)
-    console.print(report.describe_machine(), highlight=False, soft_wrap=True)
-    _print_triton_kernels(console, report.gpus, DTYPES if verbose else ("bfloat16",))
-    _print_cuda_architectures(console, report.gpus, report.build["cuda_architectures"])
+    if everything or verbose:
+        _print_backends(console, report)
+        _print_triton_kernels(console, report.gpus, DTYPES if verbose else ("bfloat16",))
+        _print_cuda_architectures(console, report.gpus, report.build["cuda_architectures"])
+        return
+    console.print(report.overview(max(60, min(console.width, 100))), highlight=False, markup=False, soft_wrap=True)
+    for reason in _unfit_gpus(len(report.gpus)):
+        console.print(reason, highlight=False, markup=False, soft_wrap=True)
+    console.print("--all has every backend and block size, --json is for programs", style="dim", highlight=False)
+
+
+def _unfit_gpus(count: int) -> list[str]:
+    """Return why the kernels for GPUs cannot serve on some that are here, each reason once."""
+    from savl.ops.library import CUDA_UNAVAILABLE, cuda_architecture_unavailable
+    from savl.ops.triton_kernels import why_gpu_unfit, why_triton_unavailable
+
+    found: list[str | None] = []
+    for index in range(count):
+        found.append(why_gpu_unfit(index) if why_triton_unavailable() is None else None)
+        found.append(cuda_architecture_unavailable(index) if CUDA_UNAVAILABLE is None else None)
+    return [reason for reason in dict.fromkeys(found) if reason is not None]
 
 
 @app.command()
 def verify(
+    everything: Annotated[bool, typer.Option("--all", help="More cases, larger ones: 20 s of processor time.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A row for every case.")] = False,
 ) -> None:
     """Hold every fused kernel that serves here against the float64 reference, forward and backward.
 
-    A kernel may be off by twice the error of the eager path in its own dtype, and by half a unit in the last place.
-    Takes about a minute, and a few where Triton compiles its kernels for the first time. Exit code 1 if a kernel is off
-    by more.
+    Every op is tried in every dtype that its kernel takes and with every trait (severity or none, shifted or not, odd
+    sizes, …). A kernel may be off by twice the error of the eager path in its own dtype, and by half a unit in the last
+    place.
+
+    Takes 5 s of processor time, starting included, and longer where Triton compiles its kernels for the first time.
+    Exit code 1 if a kernel is off by more.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -88,7 +115,7 @@ def verify(
                 reason = why_unavailable(op, backend)
                 try:
                     if reason is None:
-                        verdicts[op, backend] = list(verify_op(op, backend))
+                        verdicts[op, backend] = list(verify_op(op, backend, quick=not everything))
                 except KernelUnavailable as error:  # there is a GPU, but it is too old
                     reason = str(error)
                 if reason is not None:
@@ -128,6 +155,27 @@ def _grouped(verdicts: list[Verdict], verbose: bool) -> list[list[Verdict]]:
     return [[verdict for verdict in verdicts if verdict.dtype == dtype] for dtype in dtypes]
 
 
+def _print_backends(console: Console, report: KernelReport) -> None:
+    """Print a row for every backend of every op; op names are never folded."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table()
+    for column in ("op", "backend", "tensors", "serves"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("why", overflow="fold")
+    previous = ""
+    for status in report.statuses:
+        op = status.op if status.op != previous else ""
+        style = "bold" if status.serves else "dim"
+        table.add_row(
+            op, status.backend, status.device, "yes" if status.serves else "no", escape(status.reason), style=style
+        )
+        previous = status.op
+    console.print(table)
+    console.print(report.describe_machine(), highlight=False, soft_wrap=True)
+
+
 def _print_triton_kernels(console: Console, gpus: Sequence[str], dtypes: Sequence[str]) -> None:
     """Block sizes of every Triton kernel: on the GPUs that are here, else by the rule for some architectures."""
     import torch
@@ -156,7 +204,7 @@ def _print_triton_kernels(console: Console, gpus: Sequence[str], dtypes: Sequenc
         caption_justify="left",
     )
     for column in ("networks", "problem", "kernel", *(escape(name) for name in targets)):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "kernel")
     for dtype in dtypes:
         for names, workload in workloads(dtype, tuple(CONFIGS)):
             for stage in configs.STAGES:

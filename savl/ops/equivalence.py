@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +39,10 @@ from savl.ops.window_attention import window_attention
 
 ROUNDINGS = 12
 """How often more the draws are rounded that seem to break the rule."""
+DRAWS = 8
+"""Draws of a case that are judged together."""
+QUICK_DRAWS = 3
+"""The same, of a quick verification."""
 
 Outputs = dict[str, Tensor]
 Compute = Callable[..., Any]
@@ -202,7 +207,7 @@ class Case:
 
 
 def judge(
-    make: Callable[[int], Case], backend: str, draws: int = 8, device: str | torch.device | None = None
+    make: Callable[[int], Case], backend: str, draws: int = DRAWS, device: str | torch.device | None = None
 ) -> list[Budget]:
     """Hold a backend against the rule, outputs and gradients.
 
@@ -371,8 +376,30 @@ def layer_norm_case(
     return Case("layer_norm", arguments, {}, terms, f"{channels} channels")
 
 
+def quick_cases(dtype: torch.dtype) -> Iterator[Callable[[int], Case]]:
+    """Yield what `savl kernels verify` tries in one dtype: every trait of an op, on few windows and heads; by seed."""
+    window, overlapping = window_attention_case, overlapping_window_attention_case
+    posterior = partial(gaussian_posterior_case, dtype, height=12, width=10)
+    yield lambda seed: window(dtype, window=16, shift=8, rows=1, columns=2, heads=1, seed=seed)
+    yield lambda seed: window(dtype, window=16, rows=1, columns=1, head_dim=30, severity=False, seed=seed)
+    yield lambda seed: window(dtype, window=8, shift=4, seed=seed)
+    yield lambda seed: window(dtype, window=5, shift=2, rows=1, columns=3, head_dim=7, seed=seed)
+    yield lambda seed: overlapping(
+        dtype, window=16, key_window=24, rows=1, columns=2, heads=1, severity=False, seed=seed
+    )
+    yield lambda seed: overlapping(dtype, window=8, key_window=12, rows=1, head_dim=30, seed=seed)
+    yield lambda seed: overlapping(dtype, window=5, key_window=9, rows=1, columns=3, head_dim=7, seed=seed)
+    yield lambda seed: posterior(noise="eps", seed=seed)
+    yield lambda seed: posterior(noise="seed", seed=seed)
+    yield lambda seed: posterior(noise="none", channels=5, seed=seed)
+    yield lambda seed: channel_modulation_case(dtype, height=12, width=10, seed=seed)
+    yield lambda seed: channel_modulation_case(dtype, beta=False, channels=7, seed=seed)
+    yield lambda seed: layer_norm_case(dtype, height=12, width=10, seed=seed)
+    yield lambda seed: layer_norm_case(dtype, height=5, width=7, channels=19, seed=seed)
+
+
 def verification_cases(dtype: torch.dtype) -> Iterator[Callable[[int], Case]]:
-    """What `savl kernels verify` tries in one dtype: shapes of the named configurations, and awkward ones; by seed."""
+    """Yield what ``savl kernels verify --all`` tries in one dtype: larger shapes, as networks have them; by seed."""
     window, overlapping = window_attention_case, overlapping_window_attention_case
     yield lambda seed: window(dtype, window=16, shift=8, heads=3, seed=seed)
     yield lambda seed: window(dtype, window=16, heads=3, head_dim=30, severity=False, seed=seed)
@@ -392,7 +419,7 @@ def verification_cases(dtype: torch.dtype) -> Iterator[Callable[[int], Case]]:
 
 
 def interpreter_cases(dtype: torch.dtype) -> Iterator[Callable[[int], Case]]:
-    """What `savl kernels verify` tries under Triton's interpreter, which takes seconds for what a GPU takes no time."""
+    """Yield what is tried under Triton's interpreter, which takes seconds for what a GPU takes no time; by seed."""
     window, overlapping = window_attention_case, overlapping_window_attention_case
     yield lambda seed: window(dtype, window=8, shift=4, heads=1, seed=seed)
     yield lambda seed: window(dtype, window=4, rows=1, columns=1, head_dim=30, severity=False, seed=seed)
@@ -404,7 +431,7 @@ def interpreter_cases(dtype: torch.dtype) -> Iterator[Callable[[int], Case]]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One row of `savl kernels verify`."""
+    """One case that `savl kernels verify` tried."""
 
     case: Case
     dtype: torch.dtype
@@ -412,12 +439,13 @@ class Verdict:
     """The result that uses most of what it is allowed."""
 
 
-def verify(op: str, backend: str) -> Iterator[Verdict]:
+def verify(op: str, backend: str, *, quick: bool = False) -> Iterator[Verdict]:
     """Judge one backend of one op, forward and backward, in all its dtypes and on its own kind of device.
 
     Args:
         op: Name of the op.
         backend: Name of a fused backend.
+        quick: Try fewer and smaller cases, with every trait of the op among them; seconds for all ops.
 
     Yields:
         A verdict for each case.
@@ -428,10 +456,12 @@ def verify(op: str, backend: str) -> Iterator[Verdict]:
     interpreted = INTERPRETED and backend == TRITON
     # Triton's interpreter multiplies matrices of bfloat16 wrongly.
     names = [name for name in FUSED[backend].dtypes if not (interpreted and name == "bfloat16")]
+    cases = interpreter_cases if interpreted else quick_cases if quick else verification_cases
     for dtype in (getattr(torch, name) for name in names):
-        for make in interpreter_cases(dtype) if interpreted else verification_cases(dtype):
+        for make in cases(dtype):
             case = make(0)
             if case.op != op:
                 continue
-            worst = max(judge(make, backend, device=FUSED[backend].device), key=lambda budget: budget.used)
+            draws = QUICK_DRAWS if quick else DRAWS
+            worst = max(judge(make, backend, draws, FUSED[backend].device), key=lambda budget: budget.used)
             yield Verdict(case, dtype, worst)

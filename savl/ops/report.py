@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -29,7 +31,7 @@ class BackendStatus:
 
 @dataclass(frozen=True)
 class KernelReport:
-    """What `kernel_report` returns; as text, a table."""
+    """What `kernel_report` returns; as text, a table of every backend."""
 
     statuses: tuple[BackendStatus, ...]
     build: BuildInfo
@@ -41,7 +43,7 @@ class KernelReport:
     """Names of the GPUs that torch finds."""
 
     def serving(self, op: str, device: str = "cpu") -> str:
-        """Name of the backend that serves an op for tensors of a type of device."""
+        """Return the name of the backend that serves an op for tensors of a type of device."""
         found = (s.backend for s in self.statuses if s.op == op and s.serves and s.device == device)
         return next(found, EAGER)
 
@@ -52,8 +54,78 @@ class KernelReport:
         lines = ["  ".join((*map(str.ljust, row, widths), row[4])) for row in rows]
         return "\n".join([*lines, "", self.describe_machine()])
 
+    def overview(self, width: int = 80) -> str:
+        """Return a table of what serves each op by device, and below it each reason why a backend does not, once.
+
+        Args:
+            width: Columns to wrap the reasons at.
+        """
+        devices = [("cpu", "on the CPU")] + ([("cuda", "on a GPU")] if self.gpus else [])
+        rows = [("op", *(title for _, title in devices))]
+        rows += [(op, *(self._served(op, device) for device, _ in devices)) for op in OPS]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for status in self.statuses:
+            if status.backend != EAGER and not status.serves:
+                reasons.setdefault((status.backend, status.reason), []).append(status.op)
+        causes: dict[tuple[str, str], list[str]] = {}  # of a reason that several backends share, all of them
+        for (backend, reason), ops in reasons.items():
+            everywhere = sum(backend in backends for backends in BACKENDS.values()) == len(ops)
+            causes.setdefault(("" if everywhere else ", ".join(ops), reason), []).append(backend)
+        notes = [
+            f"{' and '.join(backends)} {'do' if backends[1:] else 'does'} not serve{f' {ops}' if ops else ''}: {reason}"
+            for (ops, reason), backends in causes.items()
+        ]
+        notes.append("eager is the reference: it serves other devices and dtypes, and second derivatives")
+        wrapped = [
+            line
+            for note in (*notes, *self.describe_machine().replace("; ", "\n").splitlines())
+            for line in textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
+        ]
+        return "\n".join([*lines, "", *wrapped])
+
+    def _served(self, op: str, device: str) -> str:
+        backend = self.serving(op, device)
+        return backend if backend == EAGER else f"{backend}: {', '.join(FUSED[backend].dtypes)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it as what JSON holds; `savl kernels info --help` explains the keys."""
+        build = self.build
+        by_op: dict[str, list[BackendStatus]] = {op: [] for op in OPS}
+        for status in self.statuses:
+            by_op[status.op].append(status)
+        return {
+            "savl": build["version"],
+            "torch": build["torch"],
+            "threads": self.threads,
+            "instruction_set": self.instruction_set,
+            "gpus": list(self.gpus),
+            "extension": {"compiler": build["compiler"], "torch": build["built_against_torch"]}
+            if build["extension"]
+            else None,
+            "cuda_library": {"compiler": build["cuda_compiler"], "architectures": list(build["cuda_architectures"])}
+            if build["cuda"]
+            else None,
+            "ops": {
+                op: {
+                    "serves": {"cpu": self.serving(op), "cuda": self.serving(op, "cuda") if self.gpus else None},
+                    "backends": {
+                        status.backend: {
+                            "device": status.device,
+                            "dtypes": list(FUSED[status.backend].dtypes) if status.backend != EAGER else None,
+                            "serves": status.serves,
+                            "reason": status.reason,
+                        }
+                        for status in statuses
+                    },
+                }
+                for op, statuses in by_op.items()
+            },
+        }
+
     def describe_machine(self) -> str:
-        """A line on torch, the extension and the processor, and one on GPUs and the CUDA library."""
+        """Return a line on torch, the extension and the processor, and one on GPUs and the CUDA library."""
         build = self.build
         extension = (
             f"extension by {build['compiler']}, headers of torch {build['built_against_torch']}"

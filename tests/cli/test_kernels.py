@@ -54,7 +54,7 @@ def one_case_a_dtype(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             lambda seed: equivalence.layer_norm_case(dtype, height=4, width=5, channels=9, seed=seed),
         ]
 
-    monkeypatch.setattr(equivalence, "verification_cases", cases)
+    monkeypatch.setattr(equivalence, "quick_cases", cases)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -80,25 +80,92 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 def test_info_says_that_the_fused_kernels_serve_unless_told_otherwise(savl: Run) -> None:
     done = savl("kernels", "info")
     assert done.code == 0
-    rows = [line for line in done.text.splitlines() if " cpp " in line]
-    assert len(rows) == len(OPS)
-    assert all(" yes " in row for row in rows)
-    assert all(f" {op} " in done.text for op in OPS)
+    lines = done.text.splitlines()
+    assert [line.split()[:2] for line in lines if "cpp: " in line] == [[op, "cpp:"] for op in OPS]
+    assert "float32, float64, bfloat16" in done.text
     assert f"{build_info()['kernel_instruction_set']} kernels" in done.text
     assert kernel_report().serving(OPS[0]) == "eager", "the command left the switch on"
+
+
+@pytest.mark.parametrize("columns", [80, 100, 200])
+def test_info_is_one_screen_that_splits_no_name_and_repeats_no_reason(
+    savl: Run, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    reasons = {"cpp": "nobody compiled it", "triton": "there is no GPU", "cuda": "there is no GPU"}
+    missing = {key: reasons.get(key[1]) for key in switch._UNAVAILABLE}
+    monkeypatch.setattr(switch, "_UNAVAILABLE", missing)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    done = savl("kernels", "info")
+    assert done.code == 0
+    lines = done.text.splitlines()
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= min(columns, 100)
+    assert [line.split() for line in lines[1:6]] == [[op, "eager"] for op in OPS]
+    assert lines.count("cpp does not serve: nobody compiled it") == 1
+    assert lines.count("triton and cuda do not serve: there is no GPU") == 1
+
+
+def test_info_names_the_ops_of_a_reason_that_is_not_true_of_all(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = dict.fromkeys(switch._UNAVAILABLE) | {("layer_norm", "cpp"): "it is older than this package"}
+    monkeypatch.setattr(switch, "_UNAVAILABLE", missing)
+    assert "cpp does not serve layer_norm: it is older than this package" in savl("kernels", "info").text
+
+
+@needs_extension
+def test_info_with_a_gpu_has_a_column_for_it(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(switch, "_UNAVAILABLE", dict.fromkeys(switch._UNAVAILABLE))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA Test 80GB")
+    monkeypatch.setattr(triton_kernels, "why_triton_unavailable", lambda: None)
+    monkeypatch.setattr(triton_kernels, "why_gpu_unfit", lambda index: "NVIDIA Test 80GB has 7.5")
+    monkeypatch.setattr(library, "CUDA_UNAVAILABLE", "not for this")
+    done = savl("kernels", "info")
+    rows = {line.split()[0]: line for line in done.text.splitlines()[1:6]}
+    assert set(rows) == set(OPS)
+    for op, row in rows.items():
+        assert f"{switch.BACKENDS[op][0]}: float32, bfloat16, float16" in row
+        assert "cpp: float32, float64, bfloat16" in row
+    assert "NVIDIA Test 80GB has 7.5" in done.text
+
+
+def test_info_for_programs_is_json_with_the_keys_that_the_help_names(savl: Run) -> None:
+    found = json.loads(savl("kernels", "info", "--json").text)
+    assert list(found) == ["savl", "torch", "threads", "instruction_set", "gpus", "extension", "cuda_library", "ops"]
+    assert list(found["ops"]) == list(OPS)
+    for op, entry in found["ops"].items():
+        assert list(entry) == ["serves", "backends"]
+        assert list(entry["serves"]) == ["cpu", "cuda"]
+        assert list(entry["backends"]) == [*switch.BACKENDS[op], "eager"]
+        for backend in entry["backends"].values():
+            assert list(backend) == ["device", "dtypes", "serves", "reason"]
+    described = " ".join(savl("kernels", "info", "--help").text.split())
+    for key in (*found, "serves", "backends", "device", "dtypes", "reason", "compiler", "architectures"):
+        assert key in described, key
+    assert savl("kernels", "info", "--json", "--all").code == 2
+
+
+@needs_extension
+def test_all_of_info_has_a_row_for_every_backend_and_splits_no_name(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns in ("80", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        done = savl("kernels", "info", "--all")
+        rows = [line for line in done.text.splitlines() if " cpp " in line]
+        assert len(rows) == len(OPS)
+        assert all(" yes " in row for row in rows)
+        assert all(f" {op} " in done.text for op in OPS)
 
 
 @needs_extension
 def test_info_as_eager_says_that_they_could(savl: Run) -> None:
     done = savl("kernels", "info", "--eager")
     assert done.code == 0
-    assert done.text.count("could serve, but is switched off") == len(OPS)
+    assert "cpp does not serve: could serve, but is switched off" in done.text
 
 
-def test_info_without_the_extension_says_why(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_of_info_without_the_extension_says_why(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = switch._UNAVAILABLE | {(op, "cpp"): "nobody compiled it" for op in OPS}
     monkeypatch.setattr(switch, "_UNAVAILABLE", missing)
-    done = savl("kernels", "info")
+    done = savl("kernels", "info", "--all")
     assert done.code == 0
     assert done.text.count("nobody compiled it") == len(OPS)
 
@@ -115,8 +182,8 @@ def test_info_without_the_extension_says_why(savl: Run, monkeypatch: pytest.Monk
 def test_info_heeds_the_environment(value: str, serving: list[str]) -> None:
     done = command("kernels", "info", SAVL_KERNELS=value)
     assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if " yes " in line]
-    assert [("eager" if " eager " in row else "cpp") for row in rows] == serving, done.stdout
+    rows = [line.split() for line in done.stdout.splitlines()[1:6]]
+    assert [row[1].rstrip(":") for row in rows] == serving, done.stdout
 
 
 @pytest.mark.parametrize("arguments", [("kernels", "info"), ("upscale", "photo.png")], ids="-".join)
@@ -145,6 +212,22 @@ def test_verify_has_a_row_for_every_op_and_dtype_and_ends_well(savl: Run) -> Non
     for dtype in ("float32", "float64", "bfloat16"):
         assert sum(f" {dtype} " in row for row in rows) == len(OPS), dtype
     assert "15 of 15 cases" in done.text
+
+
+@pytest.mark.parametrize(("flags", "quick"), [((), True), (("--all",), False)], ids=["quick", "all"])
+def test_verify_tries_all_cases_only_when_asked(
+    savl: Run, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], quick: bool
+) -> None:
+    monkeypatch.setattr(switch, "_UNAVAILABLE", dict.fromkeys(switch._UNAVAILABLE))
+    asked: list[bool] = []
+
+    def verify(op: str, backend: str, *, quick: bool) -> Iterator[Any]:
+        asked.append(quick)
+        return iter(())
+
+    monkeypatch.setattr(equivalence, "verify", verify)
+    assert savl("kernels", "verify", *flags).code == 0
+    assert asked == [quick] * sum(map(len, switch.BACKENDS.values()))
 
 
 @needs_extension
@@ -181,7 +264,7 @@ def test_verify_passes_over_a_backend_that_is_there_but_cannot_serve_the_gpu(
 ) -> None:
     monkeypatch.setattr(switch, "_UNAVAILABLE", dict.fromkeys(switch._UNAVAILABLE))
 
-    def refuse(op: str, backend: str) -> Iterator[Any]:
+    def refuse(op: str, backend: str, *, quick: bool) -> Iterator[Any]:
         raise KernelUnavailable(f"{op}: this GPU has compute capability 6.1")
         yield
 
@@ -247,7 +330,7 @@ def test_upscale_heeds_the_environment_and_eager_comes_before_it(
 
 def test_info_lists_block_sizes_by_the_rule_where_there_is_no_gpu(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    done = savl("kernels", "info")
+    done = savl("kernels", "info", "--all")
     assert done.code == 0
     for architecture in ("sm_80", "sm_90", "sm_100"):
         assert architecture in done.text
@@ -266,7 +349,7 @@ def test_info_lists_block_sizes_by_the_rule_where_there_is_no_gpu(savl: Run, mon
 def test_info_without_triton_says_so_and_lists_the_block_sizes(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_kernels, "TRITON_MISSING", "nobody installed it")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    done = savl("kernels", "info")
+    done = savl("kernels", "info", "--all")
     assert done.code == 0
     assert "Triton kernels: none can run here: nobody installed it" in done.text.splitlines()
     assert " backward_bias " in done.text
@@ -314,7 +397,7 @@ def test_info_says_where_the_block_sizes_of_a_gpu_come_from(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(triton_kernels, "why_gpu_unfit", lambda index: None)
     with pytest.warns(RuntimeWarning, match="tuned for other kernels"):
-        done = savl("kernels", "info")
+        done = savl("kernels", "info", "--all")
     assert done.code == 0
     assert "NVIDIA Test 80GB" in done.text
     assert "sm_80 " not in done.text.partition("CUDA library (")[0]
@@ -448,5 +531,5 @@ def test_brackets_of_a_reason_are_printed(monkeypatch: pytest.MonkeyPatch, capsy
     missing = "not installed (pip install 'savl[triton]')"
     monkeypatch.setattr(triton_kernels, "why_triton_unavailable", lambda: missing)
     monkeypatch.setenv("COLUMNS", "200")
-    kernels.info(eager=False)
+    kernels.info(eager=False, everything=True)
     assert missing in capsys.readouterr().out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from savl.ops.equivalence import (
     judge,
     measure,
     overlapping_window_attention_case,
+    quick_cases,
     verification_cases,
     window_attention_case,
 )
@@ -200,12 +201,29 @@ def test_a_seed_gives_the_same_case_and_another_seed_another() -> None:
     assert not torch.equal(first, other)
 
 
-def test_verification_covers_every_op_in_forward_and_backward() -> None:
-    cases = [make(0) for make in verification_cases(torch.float32)]
+@pytest.mark.parametrize("cases_of", [quick_cases, verification_cases])
+def test_verification_covers_every_op_in_forward_and_backward(
+    cases_of: Callable[[torch.dtype], Iterator[Callable[[int], Case]]],
+) -> None:
+    cases = [make(0) for make in cases_of(torch.float32)]
     assert {case.op for case in cases} == set(OPS)
     names = set(gaussian_posterior_case(torch.float32, channels=3, height=4, width=4).run("eager"))
     outputs = {"sample", "kl", "severity", "variance", "variance_mean", "variance_var"}
     assert names == outputs | {"d mu", "d logvar", "d eps"}
+
+
+def test_a_quick_verification_has_every_trait_of_the_full_one() -> None:
+    traits = []
+    for cases_of in (quick_cases, verification_cases):
+        found: set[tuple[object, ...]] = set()
+        for make in cases_of(torch.float32):
+            case = make(0)
+            found.add((case.op, *(f"{name} is None" for name, value in case.arguments.items() if value is None)))
+            found.update((case.op, name, value) for name, value in case.options.items())
+            if "severity" in case.arguments:
+                found.add((case.op, case.label))  # window, shift, head dimension
+        traits.append(found)
+    assert traits[0] == traits[1]
 
 
 # Devices and dtypes
