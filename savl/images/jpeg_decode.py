@@ -50,7 +50,7 @@ def decode_jpeg(file: BinaryIO, load: Load) -> pyvips.Image:
             raise DecodeFailure(attempt.jpeg_warning or "its decoder met broken data")
     if attempt.image is None:
         if kind is not None and not is_lack_of_memory(attempt.messages):
-            raise UnsupportedKind(f"is a {kind} JPEG, which savl cannot read")
+            raise UnsupportedKind(f"is a JPEG file of a kind that savl cannot read: {kind}")
         raise DecodeFailure(tidy(attempt.messages))
     return attempt.image
 

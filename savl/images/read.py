@@ -1,7 +1,7 @@
 """Reading image files: the samples as encoded, and all that travels with them.
 
-No colour is ever transformed, CMYK apart, which the networks do not know and which becomes sRGB. Bit depth is
-the sample type of the file, never guessed from its values.
+No colour is transformed but those that the networks do not know: CMYK, CIELab and YCbCr become RGB. Bit depth is the
+sample type of the file, never guessed from its values.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from savl.images.errors import ImageFileError, ImageNotFound, UnreadableImage, U
 from savl.images.format import JPEG, PNG, READABLE, TIFF, ImageFormat, Pixels, format_of_content
 from savl.images.jpeg_decode import decode_jpeg
 from savl.images.metadata import Metadata, take_metadata, with_orientation
+from savl.images.tiff_decode import decode_tiff
+from savl.images.tiff_kind import TiffKind
 from savl.images.vips_decode import DecodeFailure, UnsupportedKind, among_others, decode
-from savl.images.vips_messages import is_lack_of_memory
+from savl.images.vips_messages import is_lack_of_memory, tidy
 from savl.out_of_memory import can_allocate
 
 if TYPE_CHECKING:
@@ -55,12 +57,14 @@ ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 def read_image(source: ImageSource, *, page: int | None = None) -> ImageFile:
     """Return the picture of a PNG, JPEG, WebP or TIFF file, whatever its name ends in.
 
-    Gray, gray+alpha, RGB, RGBA, palette and 1-bit files of 8 or 16 bits per sample; palettes become RGB (RGBA
-    with transparency), 1 to 4 bits become 8, CMYK becomes sRGB. EXIF orientation is applied.
+    Samples are gray, gray+alpha, RGB or RGBA of 8 or 16 bits. Palettes become RGB (RGBA with transparency), 1 to 4
+    bits become 8, CMYK and CIELab become sRGB, YCbCr becomes RGB, and premultiplied alpha becomes straight. EXIF
+    orientation is applied.
 
     Args:
         source: A path, the file's bytes, or a binary file object, which is read to its end.
-        page: The page of a TIFF file of several, counted from 1; None takes the first and says so in `notes`.
+        page: The page of a TIFF file or the frame of an animation, counted from 1. None takes the first page of
+            several and says so in `notes`, and refuses an animation.
 
     Raises:
         ImageNotFound: There is no such file.
@@ -68,6 +72,7 @@ def read_image(source: ImageSource, *, page: int | None = None) -> ImageFile:
         UnsupportedImage: The file is animated, has no such page, has samples that are not 8 or 16 bit, or an exotic
             colour space.
         TypeError: `source` is none of the kinds above.
+        ValueError: `page` is below 1.
     """
     if page is not None and page < 1:
         raise ValueError(f"page must be at least 1, got {page}")
@@ -139,18 +144,32 @@ def _drained(stream: BinaryIO) -> bytes:
 
 
 def _read(path: str, file: BinaryIO, page: int | None) -> ImageFile:
+    import pyvips
+
     image_format = _identify(path, file)
     try:
-        image, notes = _decode(file, image_format, page)
+        kind, directory = TiffKind(), None
+        if image_format is TIFF:
+            image, kind, directory, notes = decode_tiff(file, page, _vips_source)
+        else:
+            image, notes = _decode(file, image_format, page)
         with among_others():
-            image = _upright_rgb(with_orientation(image, file, image_format, page=page))
-            metadata = take_metadata(image, file, image_format, page=page)
+            image = with_orientation(image, file, image_format, page=directory).autorot()
+            if image.interpretation == "cmyk":
+                image, more = _cmyk_to_srgb(image)
+                notes += more
+            elif kind.to_srgb:
+                image = _with_srgb_profile(image)
+            metadata = take_metadata(image, file, image_format, page=directory)
             # Copied, so that the array outlives libvips' buffer and can be written to.
             pixels = np.array(image.numpy()).reshape(image.height, image.width, image.bands)
-    except UnsupportedKind as kind:
-        raise UnsupportedImage(path, str(kind)) from kind
+        pixels = kind.to_rgb(pixels)
+    except UnsupportedKind as refusal:
+        raise UnsupportedImage(path, str(refusal)) from refusal
     except DecodeFailure as failure:
         raise UnreadableImage(path, _reason(str(failure), image_format)) from failure
+    except pyvips.Error as error:
+        raise UnreadableImage(path, _reason(tidy(str(error)), image_format)) from error
     except MemoryError as error:
         raise UnreadableImage(path, _NO_MEMORY) from error
     return ImageFile(pixels, metadata, image_format, notes)
@@ -158,20 +177,18 @@ def _read(path: str, file: BinaryIO, page: int | None) -> ImageFile:
 
 def _decode(file: BinaryIO, image_format: ImageFormat, page: int | None) -> tuple[pyvips.Image, tuple[str, ...]]:
     """Return the image in memory, and what is to be said of it."""
-    notes: tuple[str, ...] = ()
     open_image = _loader(image_format)
 
     def load(fail_on: str) -> pyvips.Image:
-        nonlocal notes
         image = open_image(_vips_source(file), fail_on=fail_on)
-        notes = _check_pages(image, image_format, page)
+        _check_pages(image, page)
         if page is not None and page > 1:
             image = open_image(_vips_source(file), fail_on=fail_on, page=page - 1)
         _check_kind(image)
         return image
 
     image = decode_jpeg(file, load) if image_format is JPEG else decode(load)
-    return image, notes
+    return image, ()
 
 
 def _reason(detail: str, image_format: ImageFormat) -> str:
@@ -181,27 +198,24 @@ def _reason(detail: str, image_format: ImageFormat) -> str:
     return f"truncated or corrupt {image_format.title} ({detail or 'its header cannot be read'})"
 
 
-def _vips_source(file: BinaryIO) -> pyvips.Source:
+def _vips_source(file: BinaryIO | bytes) -> pyvips.Source:
     import pyvips
 
-    file.seek(0)
+    if isinstance(file, bytes):
+        return pyvips.Source.new_from_memory(file)
     if isinstance(file, io.BytesIO):
         return pyvips.Source.new_from_memory(file.getvalue())
+    file.seek(0)
     return pyvips.Source.new_from_descriptor(file.fileno())
 
 
-def _check_pages(image: pyvips.Image, image_format: ImageFormat, page: int | None) -> tuple[str, ...]:
-    """Return what is to be said of the pages that are left out."""
+def _check_pages(image: pyvips.Image, page: int | None) -> None:
     fields = image.get_fields()
     pages = image.get("n-pages") if "n-pages" in fields else 1
-    if image_format is TIFF:
-        if page is None and pages > 1:
-            return (f"page 1 of {pages}; --page picks another",)
-    elif pages > 1:
-        raise UnsupportedKind(f"holds {pages} frames (animated); savl reads single pictures")
+    if pages > 1 and page is None:
+        raise UnsupportedKind(f"holds {pages} frames (animated); savl reads single pictures, and --page picks one")
     if page is not None and page > pages:
         raise UnsupportedKind(f"has no page {page}; it holds {pages} page{'' if pages == 1 else 's'}")
-    return ()
 
 
 def _identify(path: str, file: BinaryIO) -> ImageFormat:
@@ -230,17 +244,31 @@ def _is_animated_png(file: BinaryIO) -> bool:
 def _check_kind(image: pyvips.Image) -> None:
     if image.format not in _SAMPLE_NAMES:
         raise UnsupportedKind(f"has {image.format} samples; savl reads 8-bit and 16-bit unsigned ones")
-    if image.interpretation in ("lab", "labs", "labq", "xyz", "lch"):
-        raise UnsupportedKind(f"is in the {image.interpretation} colour space; convert it to RGB first")
     most = 5 if image.interpretation == "cmyk" else 4
     if image.bands > most:
         raise UnsupportedKind(f"has {image.bands} bands; savl reads gray and RGB, with or without alpha")
 
 
-def _upright_rgb(image: pyvips.Image) -> pyvips.Image:
-    """Applies the orientation, and turns CMYK into sRGB by its own profile or, lacking one, a generic one."""
-    image = image.autorot()
-    if image.interpretation == "cmyk":
-        depth = 16 if image.format == "ushort" else 8
-        image = image.icc_transform("srgb", embedded=True, input_profile="cmyk", depth=depth)
+def _cmyk_to_srgb(image: pyvips.Image) -> tuple[pyvips.Image, tuple[str, ...]]:
+    """Return CMYK as sRGB, by its own profile or, lacking one that works, by a generic one, and what is to be said."""
+    import pyvips
+
+    notes: tuple[str, ...] = ()
+    depth = 16 if image.format == "ushort" else 8
+    inks = image.extract_band(0, n=4).copy(interpretation="cmyk")
+    try:
+        rgb = inks.icc_transform("srgb", embedded=True, input_profile="cmyk", depth=depth).copy_memory()
+    except pyvips.Error:
+        inks.remove("icc-profile-data")
+        rgb = inks.icc_transform("srgb", input_profile="cmyk", depth=depth)
+        notes = ("its CMYK profile is broken; a generic one was taken",)
+    # Apart, because libvips takes the alpha of 16-bit inks for an 8-bit one.
+    return rgb.bandjoin(image.extract_band(4)) if image.bands > 4 else rgb, notes
+
+
+def _with_srgb_profile(image: pyvips.Image) -> pyvips.Image:
+    import pyvips
+
+    image = image.copy()
+    image.set_type(pyvips.GValue.blob_type, "icc-profile-data", bytes(pyvips.Operation.call("profile_load", "srgb")))
     return image

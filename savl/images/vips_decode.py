@@ -12,9 +12,10 @@ import atexit
 import logging
 import re
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from savl.images.vips_messages import tidy
@@ -26,7 +27,7 @@ Load = Callable[[str], "pyvips.Image"]
 """Opens an image anew, with libvips' `fail_on` as given; nothing is decoded yet."""
 
 _G_LOG_LEVEL_WARNING = 16
-_WARNING_COUNT = re.compile(rb"read gave (\d+) warnings")
+_WARNING_COUNT = re.compile(r"read gave (\d+) warnings")
 
 
 class DecodeFailure(Exception):
@@ -45,11 +46,13 @@ class Attempt:
         image: The decoded image in memory, or None where decoding failed.
         warnings: How many warnings the decoder of a JPEG file gave.
         messages: What libvips says; it may be about other files unless no other thread was decoding.
+        logged: What libvips' threads logged meanwhile, among it the warnings of libtiff; of `decode_alone` only.
     """
 
     image: pyvips.Image | None
     warnings: int
     messages: str
+    logged: tuple[str, ...] = ()
 
     @property
     def jpeg_warning(self) -> str:
@@ -118,9 +121,10 @@ def decode_alone(load: Load, *, fail_on: str = "error") -> Attempt:
 
     with _gate.alone():
         pyvips.vips_lib.vips_error_clear()
+        _logged.clear()
         attempt = _attempt(load, fail_on)
         pyvips.vips_lib.vips_error_clear()
-        return attempt
+        return replace(attempt, logged=tuple(_logged))
 
 
 def decode(load: Load) -> pyvips.Image:
@@ -160,6 +164,7 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
+_logged: deque[str] = deque(maxlen=1000)
 _handlers: list[Any] = []
 _handlers_lock = threading.Lock()
 
@@ -174,11 +179,12 @@ def _count_warnings() -> None:
         logger = logging.getLogger("pyvips")
 
         def handle(domain: Any, level: int, message: Any, data: Any) -> None:
-            text = pyvips.ffi.string(message)
+            text = pyvips.ffi.string(message).decode(errors="replace")
             count = _WARNING_COUNT.match(text)
             if count:
                 _thread.warnings += int(count[1])
-            logger.warning("VIPS: %s", text.decode(errors="replace"))
+            _logged.append(text)
+            logger.warning("VIPS: %s", text)
 
         callback = pyvips.ffi.callback("GLogFunc", handle)
         number = pyvips.glib_lib.g_log_set_handler(b"VIPS", _G_LOG_LEVEL_WARNING, callback, pyvips.ffi.NULL)

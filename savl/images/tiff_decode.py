@@ -1,0 +1,95 @@
+"""Decoding one page of a TIFF file to gray or RGB."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, BinaryIO
+
+from savl.images.tiff_kind import COMPRESSION, ORIENTATION, TiffKind, tiff_kind
+from savl.images.tiff_pages import choose_page, with_fields
+from savl.images.vips_decode import DecodeFailure, Load, UnsupportedKind, decode, decode_alone
+from savl.images.vips_messages import tidy
+
+if TYPE_CHECKING:
+    import pyvips
+
+# How libtiff names a compression that it knows and was built without.
+_COMPRESSIONS = {
+    33003: "JPEG 2000",
+    33004: "JPEG 2000",
+    33005: "JPEG 2000",
+    34661: "JBIG",
+    34712: "JPEG 2000",
+    34887: "LERC",
+    34892: "lossy JPEG of camera data",
+    34925: "LZMA",
+    34933: "PNG",
+    34934: "JPEG XR",
+    50000: "Zstandard",
+    50001: "WebP",
+    50002: "JPEG XL",
+    52546: "JPEG XL",
+}
+_NOT_BUILT_IN = re.compile(r"not (configured|implemented|supported)|no \w+ (support|codec)", re.IGNORECASE)
+
+
+def decode_tiff(
+    file: BinaryIO, page: int | None, open_source: Callable[[BinaryIO | bytes], pyvips.Source]
+) -> tuple[pyvips.Image, TiffKind, int, tuple[str, ...]]:
+    """Return a page in memory, how its colours become RGB (`TiffKind.to_rgb`), and its directory, counted from 1.
+
+    The last value is what is to be said of the page.
+
+    Args:
+        file: The TIFF file, seekable.
+        page: Counted from 1; None is the first.
+        open_source: Makes a libvips source of a file or of bytes.
+
+    Raises:
+        DecodeFailure: The file is truncated or corrupt.
+        UnsupportedKind: It has no such page, or one of a kind that savl does not read.
+    """
+    chosen, pages = choose_page(file, page)
+    kind = tiff_kind(chosen)
+    content: bytes | None = None
+    if kind.fields:
+        file.seek(0)
+        content = with_fields(file.read(), chosen, kind.fields)
+
+    def load(fail_on: str) -> pyvips.Image:
+        import pyvips
+
+        source = open_source(file if content is None else content)
+        image = pyvips.Image.tiffload_source(source, fail_on=fail_on, page=chosen.index)
+        if ORIENTATION in kind.fields:
+            image = image.copy()
+            image.set_type(pyvips.GValue.gint_type, "orientation", chosen.number(ORIENTATION, 1))
+        return kind.select(image)
+
+    try:
+        image = _decode_jpeg_streams(load) if kind.is_jpeg else decode(load)
+    except DecodeFailure as failure:
+        if _NOT_BUILT_IN.search(str(failure)):
+            number = chosen.number(COMPRESSION, 1)
+            name = _COMPRESSIONS.get(number, f"scheme {number}")
+            raise UnsupportedKind(f"is compressed by {name}, which this build of libvips cannot read") from None
+        raise
+    notes = kind.notes
+    if page is None and pages > 1:
+        notes = (f"page 1 of {pages}; --page picks another", *notes)
+    return image, kind, chosen.index + 1, notes
+
+
+def _decode_jpeg_streams(load: Load) -> pyvips.Image:
+    """Return a page of JPEG streams in memory, unless their decoder met broken data and made up blocks.
+
+    libtiff decodes strips and logs its warnings; libvips decodes tiles and adds them to its messages.
+    """
+    attempt = decode_alone(load)
+    if attempt.image is None:
+        raise DecodeFailure(tidy(attempt.messages))
+    for line in (*attempt.messages.splitlines(), *attempt.logged):
+        if "Corrupt JPEG data" in line and "extraneous bytes" not in line:
+            raise DecodeFailure(tidy(line))
+    return attempt.image

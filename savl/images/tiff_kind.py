@@ -1,0 +1,196 @@
+"""What the samples of a TIFF page mean: which bands are colour, which is alpha, and what makes sRGB of them.
+
+libvips hands out the samples of some colour spaces as they are stored. Each kind of page is therefore converted here,
+or left to libvips where that converts it, or refused by its name (TIFF 6.0, sections 3 to 6 and 16 to 23).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from savl.images.lab import cielab_to_srgb, icclab_to_srgb
+from savl.images.tiff_pages import TiffPage
+from savl.images.vips_decode import UnsupportedKind
+from savl.images.ycbcr import YCbCrCoding, ycbcr_to_rgb
+
+_BITS, COMPRESSION, _PHOTOMETRIC, ORIENTATION, _SAMPLES = 258, 259, 262, 274, 277
+_PLANAR, _INK_SET, _INKS, _DOT_RANGE, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 284, 332, 334, 336, 338, 339
+_COEFFICIENTS, _SUBSAMPLING, _BLACK_WHITE = 529, 530, 532
+
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, MASK, SEPARATED, YCBCR, CIELAB, ICCLAB = 0, 1, 2, 3, 4, 5, 6, 8, 9
+_REFUSED = {
+    MASK: "is a transparency mask and no picture",
+    10: "is in the ITULAB colour space",
+    32803: "is a colour filter array of raw camera data",
+    32844: "holds LogL samples of high dynamic range",
+    32845: "holds LogLuv samples of high dynamic range",
+    34892: "is LinearRaw camera data",
+    51177: "is a depth map and no picture",
+    52527: "is a semantic mask and no picture",
+}
+_COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, SEPARATED: 4, YCBCR: 3, CIELAB: 3, ICCLAB: 3}
+_NAMES = {RGB: "RGB", PALETTE: "palette", SEPARATED: "CMYK", YCBCR: "YCbCr", CIELAB: "CIELab", ICCLAB: "ICCLab"}
+_FEW_BITS = {WHITE_IS_ZERO: (1, 2, 4), BLACK_IS_ZERO: (1, 2, 4), PALETTE: (1, 2, 4)}
+_OLD_JPEG, _JPEG = 6, 7
+_ASSOCIATED, _UNASSOCIATED, _COREL = 1, 2, 999  # of ExtraSamples; Corel Draw has a number of its own for alpha
+_ALPHA = (_ASSOCIATED, _UNASSOCIATED, _COREL)
+_PIXELS_AT_ONCE = 2**20
+_LIBTIFF_SUBSAMPLING = {(4, 4), (4, 2), (4, 1), (2, 2), (2, 1), (1, 2)}
+
+if TYPE_CHECKING:
+    import pyvips
+
+Convert = Callable[[NDArray[Any]], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class TiffKind:
+    """How a page is read.
+
+    Attributes:
+        extra: how many bands libvips returns behind the colours.
+        alpha: which of these is alpha, from 0, or None.
+        convert: what makes RGB of the colours, (rows, W, 3) uint8 or uint16; None where libvips has done it.
+        to_srgb: whether `convert` leaves the colour space that the file's profile is about.
+        fields: what is written over the page's fields before libvips reads it.
+        is_jpeg: whether the samples are JPEG streams.
+        notes: what is left out or assumed.
+    """
+
+    extra: int = 0
+    alpha: int | None = None
+    convert: Convert | None = None
+    to_srgb: bool = False
+    fields: Mapping[int, int] = field(default_factory=dict)
+    is_jpeg: bool = False
+    notes: tuple[str, ...] = ()
+
+    def select(self, image: pyvips.Image) -> pyvips.Image:
+        """Return what libvips returned without the bands that are neither colour nor alpha."""
+        if self.extra == (0 if self.alpha is None else 1):
+            return image
+        colours = image.bands - self.extra
+        kept = image.extract_band(0, n=colours)
+        if self.alpha is not None:
+            kept = kept.bandjoin(image.extract_band(colours + self.alpha))
+        return kept.copy(interpretation=image.interpretation)
+
+    def to_rgb(self, samples: NDArray[Any]) -> NDArray[Any]:
+        """Return gray or RGB samples, with alpha where there is any, of (H, W, bands) as `select` returns them."""
+        if self.convert is None:
+            return samples
+        rgb = np.empty_like(samples)
+        # In strips: the conversion computes in floats, which take several times the memory of the samples.
+        rows = max(1, _PIXELS_AT_ONCE // samples.shape[1])
+        for top in range(0, samples.shape[0], rows):
+            strip = samples[top : top + rows]
+            rgb[top : top + rows, :, :3] = self.convert(strip[..., :3])
+            rgb[top : top + rows, :, 3:] = strip[..., 3:]
+        return rgb
+
+
+def tiff_kind(page: TiffPage) -> TiffKind:
+    """Return how a page is read.
+
+    Raises:
+        UnsupportedKind: It is not; with its kind's name.
+    """
+    photometric = page.number(_PHOTOMETRIC, BLACK_IS_ZERO)
+    if photometric in _REFUSED:
+        raise UnsupportedKind(f"{_REFUSED[photometric]}; convert it to RGB first")
+    if photometric not in _COLOURS:
+        raise UnsupportedKind(f"has photometric interpretation {photometric}, which savl does not know")
+    bits = _check_samples(page, photometric)
+    colours, samples = _COLOURS[photometric], page.number(_SAMPLES, 1)
+    if samples < colours:
+        raise UnsupportedKind(f"is {_NAMES.get(photometric, 'gray')} with {samples} of {colours} samples per pixel")
+    compression = page.number(COMPRESSION, 1)
+    if compression == _OLD_JPEG:
+        return _by_libtiff
+    extra = samples - colours
+    alpha, notes = _alpha(page, colours, extra)
+    kind = TiffKind(extra, alpha, is_jpeg=compression == _JPEG, notes=notes)
+    if photometric == SEPARATED:
+        _check_inks(page, bits)
+    elif photometric == YCBCR and not kind.is_jpeg:
+        return _ycbcr(page, bits, kind)
+    elif photometric in (CIELAB, ICCLAB):
+        if alpha is not None and _ASSOCIATED in page.numbers(_EXTRA_SAMPLES):
+            raise UnsupportedKind(f"is {_NAMES[photometric]} with premultiplied alpha; convert it to RGB first")
+        convert = cielab_to_srgb if photometric == CIELAB else icclab_to_srgb
+        return replace(kind, convert=convert, to_srgb=True, fields={_PHOTOMETRIC: RGB})
+    return kind
+
+
+def _check_samples(page: TiffPage, photometric: int) -> int:
+    """Return the bits per sample."""
+    every = {int(bits) for bits in page.numbers(_BITS)} or {1}
+    if len(every) > 1:
+        raise UnsupportedKind(f"has samples of {', '.join(map(str, sorted(every)))} bits in one pixel")
+    (bits,) = every
+    formats = {int(number) for number in page.numbers(_SAMPLE_FORMAT)} or {1}
+    # CIELab's a* and b* are signed, and some programs say so.
+    if photometric in (CIELAB, ICCLAB):
+        formats -= {2}
+    for number, name in ((2, "signed integer"), (3, "float"), (5, "complex integer"), (6, "complex float")):
+        if number in formats:
+            raise UnsupportedKind(f"has {bits}-bit {name} samples; savl reads 8-bit and 16-bit unsigned ones")
+    if bits not in (8, 16, *_FEW_BITS.get(photometric, ())) or (photometric == PALETTE and bits > 8):
+        name = _NAMES.get(photometric, "gray")
+        raise UnsupportedKind(f"has {bits}-bit {name} samples; savl reads 8-bit and 16-bit unsigned ones")
+    return bits
+
+
+def _alpha(page: TiffPage, colours: int, extra: int) -> tuple[int | None, tuple[str, ...]]:
+    """Return which of the extra bands is alpha, and what is to be said of them."""
+    if extra == 0:
+        return None, ()
+    kinds = [int(kind) for kind in page.numbers(_EXTRA_SAMPLES)][:extra]
+    if not kinds and extra == 1:
+        # Old programs write alpha so, and other readers take it so.
+        return 0, ("its last band is taken for transparency: the file does not say what it is",)
+    alpha = next((index for index, kind in enumerate(kinds) if kind in _ALPHA), None)
+    others = extra - (alpha is not None)
+    # A gray picture with many bands is a multispectral one, and what has several transparencies none at all.
+    if (colours == 1 and others > 1) or sum(kind in _ALPHA for kind in kinds) > 1:
+        raise UnsupportedKind(f"has {colours + extra} bands; savl reads gray and RGB, with or without alpha")
+    if others == 0:
+        return alpha, ()
+    return alpha, (f"{others} extra band{' that is' if others == 1 else 's that are'} no transparency left out",)
+
+
+def _check_inks(page: TiffPage, bits: int) -> None:
+    if page.number(_INK_SET, 1) != 1:
+        raise UnsupportedKind(
+            f"is separated into {page.number(_INKS, 4)} inks other than CMYK; convert it to RGB first"
+        )
+    dots = page.numbers(_DOT_RANGE)
+    if dots and any(pair != (0, 2**bits - 1) for pair in zip(dots[::2], dots[1::2], strict=False)):
+        raise UnsupportedKind(
+            f"is CMYK with the dot range {', '.join(f'{dot:g}' for dot in dots)}; convert it to RGB first"
+        )
+
+
+def _ycbcr(page: TiffPage, bits: int, kind: TiffKind) -> TiffKind:
+    numbers = page.numbers(_SUBSAMPLING) or (2, 2)
+    subsampling = (int(numbers[0]), int(numbers[-1]))
+    if subsampling == (1, 1):
+        coding = YCbCrCoding.of_tiff(bits, page.numbers(_COEFFICIENTS), page.numbers(_BLACK_WHITE))
+        return replace(kind, convert=partial(ycbcr_to_rgb, coding=coding))
+    planar = page.number(_PLANAR, 1) == 2
+    if bits != 8 or planar or kind.extra or subsampling not in _LIBTIFF_SUBSAMPLING:
+        layout = f"{bits}-bit YCbCr" + (" in planes" if planar else "") + (" with extra bands" if kind.extra else "")
+        raise UnsupportedKind(
+            f"is {layout} and chroma subsampled {subsampling[0]}x{subsampling[1]}; convert it to RGB first"
+        )
+    return _by_libtiff
+
+
+# libtiff makes RGBA of these, where A says nothing. It also turns them by an orientation of its own.
+_by_libtiff = TiffKind(extra=1, fields={ORIENTATION: 1})
