@@ -1,6 +1,7 @@
 """savl: real-world image super-resolution guided by a per-pixel degradation field.
 
-`build` and `load` give networks, `upscale` takes a picture, `use_fused_kernels` makes both fast; see README.md.
+`load` and `build` give networks; `upscale` enlarges a picture and `upscale_file` a file. Both compute with the fused
+kernels where they can serve; a network that is called directly does after `use_fused_kernels()`. See README.md.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from savl.inference import Upscaler, upscale
+    from savl.inference.upscale_file import upscale_file
     from savl.network import CONFIGS, SAVL, DegradationField, SAVLConfig
     from savl.ops import KernelUnavailable, kernel_report, use_fused_kernels
     from savl.weights import build, load, save
@@ -32,12 +34,14 @@ __all__ = [
     "load",
     "save",
     "upscale",
+    "upscale_file",
     "use_fused_kernels",
 ]
 
 # Resolved on first use: `import savl` and `savl --help` load neither torch nor image libraries.
 _HOMES = {
     "savl.inference": ("Upscaler", "upscale"),
+    "savl.inference.upscale_file": ("upscale_file",),
     "savl.network": ("CONFIGS", "SAVL", "DegradationField", "SAVLConfig"),
     "savl.ops": ("KernelUnavailable", "kernel_report", "use_fused_kernels"),
     "savl.weights": ("build", "load", "save"),

@@ -14,7 +14,7 @@ from savl.images.processed_file import ProcessedFile
 from savl.inference.device import checked_device
 from savl.inference.enlarge import ImageUpscaler, OnTile, check_scale
 from savl.inference.heap import keep_freed_memory
-from savl.inference.upscale_file import upscale_file
+from savl.inference.upscale_file import enlarge_file
 from savl.inference.upscale_image import as_upscaler
 
 
@@ -72,7 +72,7 @@ def upscale_batch(arguments: Sequence[str], settings: Settings) -> bool:
     keep_freed_memory()
 
     def work(job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> ProcessedFile:
-        return upscale_file(
+        return enlarge_file(
             job.source,
             target,
             upscaler,

@@ -1,21 +1,116 @@
-"""One image file to another: what the command line does for each input."""
+"""`savl.upscale_file`: one image file to another, as the command line does it for each input."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from savl.images.format import PNG, ImageFormat
+from savl.images.format import FORMATS, PNG, ImageFormat, format_of_suffix
 from savl.images.metadata import losses
 from savl.images.processed_file import ProcessedFile
-from savl.images.read import read_image
 from savl.images.result_mark import SEVERITY_MAP, UPSCALED
 from savl.images.severity_map import draw_severity
 from savl.images.write import check_size, prepare_output, write_image
 from savl.inference.enlarge import ImageUpscaler, OnTile, check_scale, enlarge, output_size
+from savl.inference.upscale_image import as_upscaler, is_image_source, read_source
+
+if TYPE_CHECKING:
+    import torch
+
+    from savl.images.read import ImageSource
+    from savl.inference.upscale_image import Model
 
 
 def upscale_file(
-    source: str | os.PathLike[str],
+    source: ImageSource,
+    target: str | os.PathLike[str],
+    *,
+    model: Model = "savl-tiny",
+    format: str | None = None,
+    scale: float | None = None,
+    quality: int = 95,
+    severity_map: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    page: int | None = None,
+    tile: int | None = None,
+    tile_pad: int = 32,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    on_tile: OnTile | None = None,
+) -> ProcessedFile:
+    """Upscale an image file into another, as `savl upscale` does.
+
+    Bit depth, transparency, colour profile and metadata are kept where the format can hold them; what it cannot is
+    named in the `notes` of the result. The file appears whole or not at all.
+
+    Args:
+        source: the file to read: its path, its content as bytes, or a binary file object, which is read to its end.
+        target: the file to write; missing folders are made.
+        model: as for `savl.upscale`.
+        format: "png", "jpg", "webp" or "tiff"; None is what the suffix of `target` says. JPEG has no transparency,
+            which is flattened onto white; JPEG and WebP hold 8 bits per sample.
+        scale: output pixels per input pixel, any number above 0; None is the network's own.
+        quality: 1 to 100, for JPEG and WebP; WebP at 100 is lossless.
+        severity_map: where to write a plot of the severity map (PNG), or None.
+        overwrite: replace existing files.
+        page: page of a file of several, counted from 1; None takes the first and says so in the `notes`.
+        tile: side of the tiles in input pixels; None chooses for the machine, 0 does not tile.
+        tile_pad: pixels by which tiles overlap their surroundings.
+        device: where to compute, as for `savl.upscale`.
+        dtype: what the network computes in, as for `savl.upscale`.
+        on_tile: called with (tiles done, tiles in all).
+
+    Returns:
+        The sizes in pixels, and notes in full sentences.
+
+    Raises:
+        TypeError, ValueError: an argument is not accepted; the message names it.
+        OutputExists: a file to write is there already and `overwrite` is false.
+        ImageFileError: a file cannot be read or written.
+        RuntimeError: the network ran out of memory or gave NaN.
+    """
+    if not is_image_source(source):
+        raise TypeError(f"source must be a path, bytes or a binary file object, got {type(source).__name__}")
+    image_format = _format_of(target, format)
+    if not isinstance(quality, int) or isinstance(quality, bool) or not 1 <= quality <= 100:
+        raise ValueError(f"quality must be an int from 1 to 100, got {quality!r}")
+    if severity_map is not None and os.path.realpath(severity_map) == os.path.realpath(target):
+        raise ValueError(f"severity_map and target must be two files, got {os.fspath(target)!r} for both")
+    return enlarge_file(
+        source,
+        target,
+        as_upscaler(model, tile=tile, tile_pad=tile_pad, device=device, dtype=dtype),
+        image_format=image_format,
+        scale=scale,
+        quality=quality,
+        severity_map=severity_map,
+        overwrite=overwrite,
+        page=page,
+        on_tile=on_tile,
+    )
+
+
+def _format_of(target: object, name: str | None) -> ImageFormat:
+    if not isinstance(target, (str, os.PathLike)):
+        raise TypeError(f"target must be a path, got {type(target).__name__}")
+    by_suffix = format_of_suffix(Path(target))
+    if name is None:
+        if by_suffix is None:
+            endings = " ".join(suffix for image_format in FORMATS for suffix in image_format.suffixes)
+            raise ValueError(f"target must end in one of {endings}, or format must be given, got {os.fspath(target)!r}")
+        return by_suffix
+    named = format_of_suffix(Path(f"x.{name}")) if isinstance(name, str) else None
+    if named is None:
+        names = ", ".join(image_format.name for image_format in FORMATS)
+        raise ValueError(f"format must be one of {names}, or None, got {name!r}")
+    if by_suffix not in (None, named):
+        raise ValueError(f"format {name!r} contradicts the suffix of target {os.fspath(target)!r}")
+    return named
+
+
+def enlarge_file(
+    source: ImageSource,
     target: str | os.PathLike[str] | None,
     upscaler: ImageUpscaler,
     *,
@@ -24,16 +119,17 @@ def upscale_file(
     quality: int = 95,
     severity_map: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    page: int | None = None,
     on_tile: OnTile | None = None,
 ) -> ProcessedFile:
-    """Reads a picture, upscales it, and writes it with its metadata.
+    """Read a picture, upscale it, and write it with its metadata.
 
     Samples keep their depth where the format can hold it. Transparency is flattened onto white for JPEG,
     which has none: refusing would cost the user the file, and black (what many tools do) ruins cut-outs made
     for paper.
 
     Args:
-        source: the file to read.
+        source: the file to read: its path, its content, or a binary file object.
         target: the file to write, or None to write none; missing folders are made.
         upscaler: the network.
         image_format: the format of `target`.
@@ -41,6 +137,7 @@ def upscale_file(
         quality: 1 to 100, for JPEG and WebP.
         severity_map: where to write the severity map (PNG), or None.
         overwrite: replace existing files.
+        page: page of a file of several, counted from 1; None is the first.
         on_tile: called with (tiles done, tiles in all).
 
     Raises:
@@ -48,7 +145,7 @@ def upscale_file(
         TypeError, ValueError: `scale` is not a finite number above 0, or gives more pixels than memory can hold.
         RuntimeError: the network ran out of memory or gave NaN.
     """
-    picture = read_image(source)
+    picture = read_source(source, page, argument="source")
     height, width, bands = picture.pixels.shape
     new_size = output_size(width, height, upscaler.scale if scale is None else check_scale(scale))
     # What can be known before the minutes of work is not left for after.
@@ -66,7 +163,7 @@ def upscale_file(
         background=1.0 if flatten else None,
         on_tile=on_tile,
     )
-    notes = []
+    notes = list(picture.notes)
     if target is not None:
         notes += losses(picture.metadata, picture.pixels, enlarged.pixels, image_format)
         write_image(

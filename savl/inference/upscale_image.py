@@ -16,8 +16,11 @@ from savl.inference.precision import checked_dtype
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from typing_extensions import TypeIs
 
-    Picture = str | os.PathLike[str] | Image | NDArray[Any] | torch.Tensor
+    from savl.images.read import ImageFile, ImageSource
+
+    Picture = ImageSource | Image | NDArray[Any] | torch.Tensor
     Model = str | os.PathLike[str] | torch.nn.Module | ImageUpscaler
 
 
@@ -26,18 +29,24 @@ def upscale(
     *,
     model: Model = "savl-tiny",
     scale: float | None = None,
+    page: int | None = None,
     tile: int | None = None,
     tile_pad: int = 32,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     on_tile: OnTile | None = None,
 ) -> NDArray[Any]:
-    """Upscales one picture.
+    """Upscale one picture.
+
+    The fused kernels serve unless `savl.use_fused_kernels`, a setting of the model or ``SAVL_KERNELS`` says
+    otherwise.
 
     Args:
         image: one of
-            - a path to a PNG, JPEG, WebP or TIFF file; EXIF orientation is applied, CMYK becomes sRGB;
-            - a PIL image, its samples as they stand;
+            - an image file that `savl upscale` reads: its path, its content as bytes, or a binary file object, which
+              is read to its end; EXIF orientation is applied, CMYK becomes sRGB;
+            - a PIL image: its current frame; EXIF orientation is applied, palettes and transparent colours become
+              RGB and alpha;
             - a numpy array (H, W) gray or (H, W, C), C = 1 gray, 2 gray+alpha, 3 RGB, 4 RGBA;
             - a torch tensor (C, H, W).
             Arrays and tensors are uint8, uint16, or floats in [0, 1]. Alpha is not premultiplied.
@@ -45,6 +54,7 @@ def upscale(
             see `savl.Upscaler`), or an `Upscaler`. Give a loaded one when you upscale many pictures; the other
             settings of an `Upscaler` are its own, so `tile`, `device` and `dtype` must then be left out.
         scale: output pixels per input pixel, any number above 0; None is the network's own.
+        page: page of a file of several, counted from 1; None takes the first. Only for image files.
         tile: side of the tiles in input pixels; None chooses for the machine, 0 does not tile.
         tile_pad: pixels by which tiles overlap their surroundings.
         device: "cpu", "cuda", "cuda:1", "mps"; None or "auto" takes CUDA if there is one, else mps, else cpu.
@@ -61,17 +71,41 @@ def upscale(
     """
     if scale is not None:
         check_scale(scale)
-    if isinstance(image, (str, os.PathLike)):
-        from savl.images.read import read_image
-
-        if "\0" in os.fsdecode(image):
-            raise ValueError(f"image: the path {os.fsdecode(image)!r} has a NUL character in it")
-        pixels: NDArray[Any] = read_image(image).pixels
+    if is_image_source(image):
+        pixels: NDArray[Any] = read_source(image, page, argument="image").pixels
+    elif page is not None:
+        raise ValueError(f"page: only image files have pages, the image is a {type(image).__name__}")
     else:
         pixels = as_pixels(image)
     upscaler = as_upscaler(model, tile=tile, tile_pad=tile_pad, device=device, dtype=dtype)
     enlarged = enlarge(pixels, upscaler, scale=scale, on_tile=on_tile).pixels
     return enlarged[:, :, 0] if isinstance(image, np.ndarray) and image.ndim == 2 else enlarged
+
+
+def is_image_source(image: object) -> TypeIs[ImageSource]:
+    """Return whether `image` is an image file: a path, bytes, or an object to read bytes from."""
+    return isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)) or callable(getattr(image, "read", None))
+
+
+def read_source(source: ImageSource, page: int | None, *, argument: str) -> ImageFile:
+    """Read an image file.
+
+    Args:
+        source: its path, its content, or a binary file object.
+        page: counted from 1; None is the first.
+        argument: what the caller calls `source`, for the messages.
+
+    Raises:
+        TypeError, ValueError: an argument is not accepted; the message names it.
+        ImageFileError: the file cannot be read.
+    """
+    from savl.images.read import read_image
+
+    if page is not None and (not isinstance(page, int) or isinstance(page, bool)):
+        raise TypeError(f"page must be an int, counted from 1, got {type(page).__name__} {page!r}")
+    if isinstance(source, (str, os.PathLike)) and "\0" in os.fsdecode(source):
+        raise ValueError(f"{argument}: the path {os.fsdecode(source)!r} has a NUL character in it")
+    return read_image(source, page=page)
 
 
 def as_upscaler(
@@ -82,7 +116,7 @@ def as_upscaler(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> ImageUpscaler:
-    """Makes what `upscale` and the command line run: weights loaded, device and precision chosen.
+    """Make what `upscale` and the command line run: weights loaded, device and precision chosen.
 
     Args: as for `upscale`.
 
