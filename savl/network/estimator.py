@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from savl.network.config import SAVLConfig
+from savl.network.layers import DilatedConv2d
 
 LOGVAR_LIMIT = 8.0
 """logvar is clamped to ± this, so that exp(logvar) stays finite in every dtype the network runs in."""
@@ -31,7 +32,7 @@ class AmortizedEstimator(nn.Module):
         self.variational = config.degradation_code == "variational"
         layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), nn.LeakyReLU(0.1)]
         for dilation in config.estimator_dilations:
-            layers += [nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation), nn.LeakyReLU(0.1)]
+            layers += [DilatedConv2d(width, width, 3, padding=dilation, dilation=dilation), nn.LeakyReLU(0.1)]
         self.body = nn.Sequential(*layers)
         self.head = nn.Conv2d(width, (2 if self.variational else 1) * config.latent, 1)
         for module in self.body:

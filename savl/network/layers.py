@@ -17,6 +17,25 @@ class ChannelsLastConv2d(nn.Conv2d):
         return super().forward(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+class DilatedConv2d(nn.Conv2d):
+    """A dilated convolution that can be trained in bfloat16 and channels_last on a CPU.
+
+    oneDNN's AVX-512 kernel for the weight gradient, which serves processors without AMX, reads beyond the end of its
+    scratch memory and may crash the process where a dilated bfloat16 convolution in channels_last has more than 16
+    input channels that are no multiple of 16 (seen with torch 2.13). In the contiguous layout another kernel serves.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(B, in_channels, h, w)`` → ``(B, out_channels, h, w)``; contiguous in the case above."""
+        weight = self.weight
+        if input.device.type == "cpu" and self.dilation != (1, 1) and torch.is_grad_enabled() and weight.requires_grad:
+            narrow = torch.is_autocast_enabled("cpu") or input.dtype == torch.bfloat16
+            if narrow:
+                input, weight = input.contiguous(), weight.contiguous()
+        out: Tensor = self._conv_forward(input, weight, self.bias)
+        return out
+
+
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation over the channels of a pixel, by `savl.ops.layer_norm`."""
 
