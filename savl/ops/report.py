@@ -62,7 +62,7 @@ class KernelReport:
         """
         devices = [("cpu", "on the CPU")] + ([("cuda", "on a GPU")] if self.gpus else [])
         rows = [("op", *(title for _, title in devices))]
-        rows += [(op, *(self._served(op, device) for device, _ in devices)) for op in OPS]
+        rows += [(op, *(self.serving(op, device) for device, _ in devices)) for op in OPS]
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         reasons: dict[tuple[str, str], list[str]] = {}
@@ -73,21 +73,19 @@ class KernelReport:
         for (backend, reason), ops in reasons.items():
             everywhere = sum(backend in backends for backends in BACKENDS.values()) == len(ops)
             causes.setdefault(("" if everywhere else ", ".join(ops), reason), []).append(backend)
-        notes = [
+        serving = {backend for row in rows[1:] for backend in row[1:]} - {EAGER}
+        notes = [f"{backend} takes {', '.join(FUSED[backend].dtypes)}" for backend in FUSED if backend in serving]
+        notes += [
             f"{' and '.join(backends)} {'do' if backends[1:] else 'does'} not serve{f' {ops}' if ops else ''}: {reason}"
             for (ops, reason), backends in causes.items()
         ]
-        notes.append("eager is the reference: it serves other devices and dtypes, and second derivatives")
+        notes.append("eager is the reference: it serves whatever no other backend takes")
         wrapped = [
             line
             for note in (*notes, *self.describe_machine().replace("; ", "\n").splitlines())
             for line in textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
         ]
         return "\n".join([*lines, "", *wrapped])
-
-    def _served(self, op: str, device: str) -> str:
-        backend = self.serving(op, device)
-        return backend if backend == EAGER else f"{backend}: {', '.join(FUSED[backend].dtypes)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return all of it as what JSON holds; `savl kernels info --help` explains the keys."""
