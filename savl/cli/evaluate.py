@@ -53,7 +53,9 @@ def evaluate(
     Y: luma, a border as wide as the scale left out. RGB: all channels, whole image. All on 8-bit values.
 
     LPIPS (AlexNet, RGB, lower is better) is measured where torchvision is installed and AlexNet's weights are in
-    torch.hub's cache. Nothing is downloaded; the last line says what is missing.
+    torch.hub's cache, with torchmetrics. Nothing is downloaded; the last line says what is missing.
+
+    Severity maps that `savl degrade` or `savl upscale` wrote beside the pictures are left out.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -70,7 +72,11 @@ def evaluate(
     use_threads(threads)
     console = Console(stderr=True)
     try:
-        pairs = match_pairs(lr, hr)
+        maps: list[Path] = []
+        pairs = match_pairs(lr, hr, on_map=maps.append)
+        if maps:
+            which = f"{len(maps)} severity maps, such as {maps[0]}" if maps[1:] else f"a severity map, {maps[0]}"
+            console.print(f"left out {escape(which)}", highlight=False, soft_wrap=True)
         upscaler = as_upscaler(model, tile=tile, tile_pad=tile_pad, device=device, dtype=dtype)
         if json_file is not None and csv_file is not None and json_file.resolve() == csv_file.resolve():
             raise ValueError(f"--json and --csv must name two files, got {csv_file} for both")

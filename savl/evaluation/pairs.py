@@ -10,6 +10,7 @@ from torch import Tensor
 
 from savl.evaluation.fidelity import Fidelity, fidelity
 from savl.images.folder import find_images, read_rgb
+from savl.images.result_mark import SEVERITY_MAP, read_mark
 from savl.inference.enlarge import ImageUpscaler
 from savl.network.savl import bicubic_upscale
 
@@ -31,25 +32,53 @@ class PairScores:
     bicubic: Fidelity
 
 
-def match_pairs(lr: str | Path, hr: str | Path) -> list[Pair]:
-    """Match two folders by file name, suffixes aside.
+def match_pairs(lr: str | Path, hr: str | Path, *, on_map: Callable[[Path], None] | None = None) -> list[Pair]:
+    """Match two folders by file name, suffixes aside; severity maps that savl wrote beside pictures are left out.
+
+    Args:
+        lr: Folder of low-resolution images.
+        hr: Folder of their originals.
+        on_map: Called with each severity map that is left out.
 
     Raises:
         ValueError: A folder is missing or empty, two files share a name, or a name is on one side only (all are named).
     """
+    found = {argument: find_images([folder], argument=argument) for argument, folder in (("lr", lr), ("hr", hr))}
+    stems = {argument: {path.stem for path in paths} for argument, paths in found.items()}
     by_stem: list[dict[str, Path]] = []
-    for argument, folder in (("lr", lr), ("hr", hr)):
-        paths = find_images([folder], argument=argument)
-        stems = {path.stem: path for path in paths}
-        if len(stems) != len(paths):
-            twice = sorted({path.stem for path in paths if stems[path.stem] != path})
+    for argument, other, folder in (("lr", "hr", lr), ("hr", "lr", hr)):
+        maps = [path for path in found[argument] if _is_severity_map(path, stems[argument], stems[other])]
+        if on_map is not None:
+            for path in maps:
+                on_map(path)
+        paths = [path for path in found[argument] if path not in maps]
+        images = {path.stem: path for path in paths}
+        if len(images) != len(paths):
+            twice = sorted({path.stem for path in paths if images[path.stem] != path})
             raise ValueError(f"{argument}: {folder} has several images named {', '.join(twice)}")
-        by_stem.append(stems)
+        by_stem.append(images)
     lrs, hrs = by_stem
     if lone := sorted(set(lrs) ^ set(hrs)):
         sides = ", ".join(f"{name} (only in {'lr' if name in lrs else 'hr'})" for name in lone)
         raise ValueError(f"lr and hr must hold the same names; unmatched: {sides}")
+    if not lrs:
+        raise ValueError(f"lr and hr hold nothing but severity maps: {lr}, {hr}")
     return [Pair(lrs[name], hrs[name]) for name in sorted(lrs)]
+
+
+def _is_severity_map(path: Path, beside: set[str], opposite: set[str]) -> bool:
+    """Return whether an image is a severity map: by savl's mark in it, else by its name.
+
+    Args:
+        path: Of the image.
+        beside: Names, without suffixes, in its folder.
+        opposite: Those in the other folder: what has a partner there is an image of that name.
+    """
+    mark = read_mark(path)
+    if mark is not None:
+        return mark == SEVERITY_MAP
+    picture = path.stem.removesuffix("_severity")
+    return picture != path.stem and picture in beside and path.stem not in opposite
 
 
 def read_pair(pair: Pair, scale: int) -> tuple[Tensor, Tensor]:

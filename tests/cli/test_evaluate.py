@@ -76,6 +76,14 @@ def evaluate(folder: Path) -> tuple[str, dict[str, Any], list[dict[str, str]]]:
         return result.stdout, json.loads((folder / "scores.json").read_text()), list(csv.DictReader(file))
 
 
+def test_evaluation_says_in_a_line_which_maps_it_leaves_out(folder: Path) -> None:
+    Image.open(folder / "lr" / "a.png").save(folder / "lr" / "a_severity.png")
+    result = run("evaluate", "--lr", folder / "lr", "--hr", folder / "hr", "--model", folder / "weights[1].safetensors")
+    assert result.exit_code == 0, result.stderr
+    assert f"left out a severity map, {folder / 'lr' / 'a_severity.png'}" in result.stderr.splitlines()
+    assert "1 images" in result.stdout
+
+
 def test_evaluation_prints_both_rows_and_writes_every_image(folder: Path) -> None:
     stdout, report, _ = evaluate(folder)
     assert "bicubic" in stdout

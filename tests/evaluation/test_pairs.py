@@ -11,6 +11,9 @@ from PIL import Image
 
 import savl
 from savl.evaluation import evaluate_pair, match_pairs
+from savl.images.format import PNG
+from savl.images.result_mark import DEGRADED, SEVERITY_MAP
+from savl.images.write import write_image
 from savl.network import SAVLConfig
 
 
@@ -52,6 +55,36 @@ def test_two_images_of_one_name_are_refused(folders: tuple[Path, Path]) -> None:
     Image.open(lr / "a.png").save(lr / "a.webp")
     with pytest.raises(ValueError, match="several images named a"):
         match_pairs(lr, hr)
+
+
+def test_severity_maps_beside_pictures_are_left_out(folders: tuple[Path, Path]) -> None:
+    lr, hr = folders
+    grey = np.full((8, 8, 3), 90, np.uint8)
+    write_image(lr / "map of a.png", grey, image_format=PNG, mark=SEVERITY_MAP)  # known by its mark
+    Image.fromarray(grey).save(lr / "b_severity.png")  # by its name
+    left_out: list[Path] = []
+    assert [pair.lr.name for pair in match_pairs(lr, hr, on_map=left_out.append)] == ["a.png", "b.png"]
+    assert sorted(path.name for path in left_out) == ["b_severity.png", "map of a.png"]
+
+
+def test_an_image_that_is_only_named_like_a_map_is_a_pair(folders: tuple[Path, Path]) -> None:
+    lr, hr = folders
+    for folder in folders:  # both sides have it
+        Image.open(folder / "a.png").save(folder / "a_severity.png")
+    write_image(lr / "a_severity.png", np.zeros((8, 8, 3), np.uint8), image_format=PNG, overwrite=True, mark=DEGRADED)
+    assert [pair.lr.stem for pair in match_pairs(lr, hr)] == ["a", "a_severity", "b"]
+    (hr / "a_severity.png").unlink()
+    with pytest.raises(ValueError, match=r"a_severity \(only in lr\)"):  # the mark says that it is a picture
+        match_pairs(lr, hr)
+
+
+def test_folders_of_nothing_but_maps_have_no_pairs(folders: tuple[Path, Path]) -> None:
+    for folder in folders:
+        for name in ("a.png", "b.png"):
+            grey = np.zeros((8, 8, 3), np.uint8)
+            write_image(folder / name, grey, image_format=PNG, overwrite=True, mark=SEVERITY_MAP)
+    with pytest.raises(ValueError, match="nothing but severity maps"):
+        match_pairs(*folders)
 
 
 def test_a_fresh_network_with_an_image_residual_scores_as_bicubic_does(folders: tuple[Path, Path]) -> None:
