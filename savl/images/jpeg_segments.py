@@ -19,6 +19,8 @@ ICC = b"ICC_PROFILE\0"
 MAX_CONTENT = 65533
 """Bytes that a segment's 16-bit length leaves for its content."""
 
+_MAX_STRAY = 2**16
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -31,12 +33,14 @@ class Segment:
 def read_segments(file: BinaryIO) -> Iterator[Segment]:
     """Yield the application segments and comments before the samples, as far as the file can be understood."""
     file.seek(2)
-    while True:
+    stray = 0
+    while stray < _MAX_STRAY:
         byte = file.read(1)
         if not byte:
             return
         if byte != b"\xff":
-            continue  # stray bytes before a marker, which decoders pass over too
+            stray += 1  # bytes before a marker, which decoders pass over too
+            continue
         while byte == b"\xff":
             byte = file.read(1)
         if not byte:

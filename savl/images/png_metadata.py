@@ -15,6 +15,7 @@ from savl.images.icc_profile import primaries_are_sound
 from savl.images.metadata_record import Metadata, PngColour, PngText, Stored
 from savl.images.photoshop import join_resources, split_resources
 from savl.images.png_chunks import (
+    MAX_INFLATED,
     SIGNATURE,
     Chunk,
     encode_chunk,
@@ -59,6 +60,7 @@ class _Found:
     palette: bytes = b""
     colour_type: int = 0
     bits: int = 8
+    characters: int = 0
 
 
 def read_png(file: BinaryIO) -> Metadata:
@@ -206,6 +208,10 @@ def _take_text(found: _Found, chunk: Chunk) -> None:
         found.lost.append("a damaged PNG text")
         return
     keyword, text = decoded
+    found.characters += len(text)
+    if found.characters > MAX_INFLATED:
+        found.lost.append(f"the PNG text {keyword}, which is too long")
+        return
     if keyword.startswith(_RAW_PROFILE):
         _take_raw_profile(found, keyword[len(_RAW_PROFILE) :].lower(), text)
     elif not keyword.startswith(_STALE_KEYWORDS):

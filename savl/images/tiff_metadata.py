@@ -6,6 +6,7 @@ libvips neither reads nor writes it. XMP, IPTC, ICC profile and Photoshop's reso
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import struct
@@ -33,7 +34,7 @@ from savl.images.tiff_directory import (
 )
 
 _ORIENTATION = exif_blocks.ORIENTATION
-_XMP, _IPTC, _PHOTOSHOP, _ICC = 700, 33723, 34377, 34675
+_XMP, _IPTC, _PHOTOSHOP, _ICC = _BLOBS = 700, 33723, 34377, 34675
 _RESOLUTION = (exif_blocks.X_RESOLUTION, exif_blocks.Y_RESOLUTION, exif_blocks.RESOLUTION_UNIT)
 # Entries that describe the picture: what an EXIF block may hold in its first directory.
 _DESCRIPTIVE = frozenset(
@@ -70,6 +71,9 @@ _NAMED_LOSSES = {
 }
 # Descriptions that tell how their program stored the samples: tifffile's shape, libvips' and tiled pyramids' headers.
 _STORAGE_TEXT = re.compile(r'\s*(\{"shape":|<\?xml[^>]*\?>\s*<image xmlns="http://www\.vips)')
+# Microscopes' descriptions (OME-XML) tell the size in pixels, and that of a pixel.
+_OME = re.compile(r"<(?:\w+:)?OME\s")
+_OME_SIZE = re.compile(r"""\b(PhysicalSize|Size)([XY])=(["'])([^"']*)\3""")
 _IMAGEJ_LINE = re.compile(r"(?m)^(images|channels|slices|frames|hyperstack|mode|loop)=.*\n?")
 
 
@@ -175,8 +179,8 @@ def _entries(metadata: Metadata, stored: Stored, order: str) -> Iterable[Entry]:
     block = None if metadata.exif is None else _parsed(metadata.exif)
     if block is not None:
         for entry in block.entries(exif_blocks.IMAGE):
-            if entry.tag in _DESCRIPTIVE:
-                yield entry.reordered(block.order, order)
+            if entry.tag in _DESCRIPTIVE or entry.tag not in _STORAGE | GEO_TAGS | {*_RESOLUTION, *_BLOBS}:
+                yield _resized_text(entry, stored, metadata.scale(stored)).reordered(block.order, order)
     if metadata.resolution is not None:
         number, factor = {"in": (2, 25.4), "cm": (3, 10.0)}.get(metadata.resolution_unit, (1, 1.0))
         for tag, value in zip(_RESOLUTION, metadata.resolution, strict=False):
@@ -256,6 +260,24 @@ def _true_text(entry: Entry) -> Entry | None:
     if text.startswith("ImageJ="):
         return replace(entry, data=_IMAGEJ_LINE.sub("", text).encode() + b"\0")
     return entry
+
+
+def _resized_text(entry: Entry, stored: Stored, scale: tuple[float, float]) -> Entry:
+    """The entry, with the numbers of pixels in an OME-XML description brought up to date."""
+    if entry.tag != exif_blocks.DESCRIPTION or entry.type != ASCII or not _OME.search(text := entry.text()):
+        return entry
+
+    def resized(found: re.Match[str]) -> str:
+        name, axis, quote, value = found.groups()
+        across = axis == "X"
+        if name == "Size":
+            value = str(stored.width if across else stored.height)
+        else:
+            with contextlib.suppress(ValueError):
+                value = f"{float(value) / scale[not across]:.9g}"
+        return f"{name}{axis}={quote}{value}{quote}"
+
+    return replace(entry, data=_OME_SIZE.sub(resized, text).encode() + b"\0")
 
 
 def _blob(entries: dict[int, Entry], tag: int, order: str) -> bytes | None:

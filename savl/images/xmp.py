@@ -5,6 +5,7 @@ A packet is parsed and written anew only where something in it changes, by a par
 
 from __future__ import annotations
 
+import codecs
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from typing import Any
 from xml.dom import minidom
 from xml.parsers.expat import ExpatError
 from xml.sax.saxutils import escape
+
+from savl.images.result_mark import holds_descriptions
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _TIFF, _EXIF = "http://ns.adobe.com/tiff/1.0/", "http://ns.adobe.com/exif/1.0/"
@@ -45,6 +48,8 @@ def parse_xmp(packet: bytes) -> Node:
     Raises:
         ExpatError, ValueError, RecursionError, LookupError: it is damaged, is no XMP, or defines entities.
     """
+    if packet[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        packet = packet.decode("utf-16").encode()
     if b"<!DOCTYPE" in packet:
         raise ValueError("an XMP packet has no document type")
     document = minidom.parseString(packet.strip(b"\0 \r\n\t"))
@@ -71,7 +76,7 @@ def clean_xmp(packet: bytes, *, turned: bool) -> tuple[bytes | None, list[str]]:
     try:
         document = parse_xmp(packet)
         lost: list[str] = []
-        changed = False
+        changed = not holds_descriptions(packet)  # in UTF-16, say, where a mark could not be put
         for node, namespace, name, value, put in list(_properties(document)):
             if (namespace, name) == (_TIFF, "Orientation"):
                 if value.strip() != "1":

@@ -397,6 +397,20 @@ def test_damaged_xmp_is_named_and_the_mark_is_written(tmp_path: Path, junk: byte
     assert lost == ["left out: XMP, which is damaged"]
 
 
+def test_xmp_in_utf_16_travels_with_a_mark(tmp_path: Path) -> None:
+    segment = b"http://ns.adobe.com/xap/1.0/\0" + packet('dc:format="ü"').decode().encode("utf-16")
+    out, lost = through(with_segments(tmp_path / "in", (0xE1, segment)), JPEG)
+    assert 'dc:format="ü"'.encode() in xmp_of(out)
+    assert lost == []
+
+
+def test_texts_that_inflate_beyond_reason_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("savl.images.png_metadata.MAX_INFLATED", 1000)
+    texts = [(b"zTXt", name + b"\0\0" + zlib.compress(bytes(600))) for name in (b"one", b"two")]
+    _, lost = through(with_chunks(tmp_path / "in", *texts), PNG)
+    assert lost == ["left out: the PNG text two, which is too long"]
+
+
 def test_many_fields_are_enumerated_in_one_sentence(tmp_path: Path) -> None:
     source = with_chunks(tmp_path / "in", (b"sBIT", b"\5\5\5"), (b"tEXt", b"a\0b"), (b"sTER", b"\0"))
     _, lost = through(source, JPEG)

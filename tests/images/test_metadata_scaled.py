@@ -273,6 +273,16 @@ def test_a_description_says_nothing_of_how_the_old_samples_were_stored(
     assert Image.open(tmp_path / "out").tag_v2.get(270) == after
 
 
+def test_a_microscopes_description_tells_the_new_size(tmp_path: Path) -> None:
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[270] = '<OME xmlns="x"><Image><Pixels SizeX="8" SizeY="6" SizeC="3" PhysicalSizeX="0.5"/></Image></OME>'
+    Image.new("RGB", (8, 6)).save(tmp_path / "in", "tiff", tiffinfo=info)
+    read = read_image(tmp_path / "in")
+    write_image(tmp_path / "out", read.pixels.repeat(4, 0).repeat(4, 1), read.metadata, image_format=TIFF)
+    described = Image.open(tmp_path / "out").tag_v2[270]
+    assert '<Pixels SizeX="32" SizeY="24" SizeC="3" PhysicalSizeX="0.125"/>' in described
+
+
 def test_bigtiff_holds_all_that_tiff_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("savl.images.write._CLASSIC_TIFF_BYTES", 1)
     exif = Image.Exif()
