@@ -17,6 +17,7 @@ from savl.images.captions import put_captions
 from savl.images.exif import ExifBlock, build_exif, rational, read_orientation, resized_exif, upright_exif
 from savl.images.format import JPEG, PNG, TIFF, WEBP, ImageFormat, Pixels
 from savl.images.geotiff import is_georeferenced
+from savl.images.heif_colour import read_heif_colour
 from savl.images.icc_profile import profile_of, profile_of_cicp
 from savl.images.jpeg_metadata import encode_jpeg, read_jpeg
 from savl.images.metadata_record import Metadata, PngColour, Stored
@@ -206,6 +207,7 @@ def _read(file: BinaryIO, image_format: ImageFormat, page: int | None, image: py
         if field in fields
     }
     comment = str(image.get("gif-comment")) if "gif-comment" in fields else ""
+    cicp = None if "icc-profile-data" in fields else _heif_colour(file)
     # One sample per millimetre is libvips' way of saying that nothing is known.
     known = (image.xres, image.yres) != (1.0, 1.0)
     return Metadata(
@@ -213,7 +215,13 @@ def _read(file: BinaryIO, image_format: ImageFormat, page: int | None, image: py
         xmp=blobs.get("xmp"),
         resolution=(image.xres, image.yres) if known else None,
         comments=(comment,) if comment else (),
+        colour=PngColour(cicp=cicp),
     )
+
+
+def _heif_colour(file: BinaryIO) -> bytes | None:
+    file.seek(4)
+    return read_heif_colour(file) if file.read(4) == b"ftyp" else None
 
 
 def _orientation(found: Metadata, file: BinaryIO, image_format: ImageFormat, page: int | None) -> int:

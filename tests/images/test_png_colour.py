@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, features
 
 from savl.images.format import JPEG, PNG, TIFF, WEBP, ImageFormat
+from savl.images.heif_colour import read_heif_colour
 from savl.images.icc_profile import profile_of
 from savl.images.metadata import losses
 from savl.images.metadata_record import PngColour
@@ -237,3 +238,17 @@ def test_hdr_names_what_a_profile_cannot_say(tmp_path: Path) -> None:
     (sentence,) = losses(picture.metadata, picture.pixels, picture.pixels, JPEG)
     assert "light above PQ's white" in sentence
     assert "mDCV, cLLI" in sentence
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="needs a Pillow that writes AVIF")
+@pytest.mark.parametrize("points", [(12, 13), (9, 16)])
+def test_code_points_of_avif_become_those_of_png(points: tuple[int, int]) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), SAMPLE).save(buffer, "avif", quality=100)
+    content = bytearray(buffer.getvalue())
+    assert read_heif_colour(io.BytesIO(content)) is None, "what viewers assume anyway"
+    at = content.index(b"nclx") + 4
+    content[at : at + 4] = struct.pack(">HH", *points)
+    assert read_heif_colour(io.BytesIO(content)) == bytes([*points, 0, 1])
+    for size in range(0, len(content), 3):
+        read_heif_colour(io.BytesIO(content[:size]))
