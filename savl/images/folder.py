@@ -10,8 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from savl.images.format import READABLE, format_of_suffix
+from savl.images.format import BMP, FORMATS, format_of_suffix
 from savl.images.read import read_image
+
+# BMP because well-known data sets are stored so.
+_FORMATS = (*FORMATS, BMP)
+_TITLES = ", ".join(image_format.title for image_format in _FORMATS)
 
 
 def find_images(folders: Iterable[str | Path], *, argument: str = "data.hr") -> list[Path]:
@@ -36,13 +40,13 @@ def find_images(folders: Iterable[str | Path], *, argument: str = "data.hr") -> 
     # By the place of the name, not of the file: links of two names to one file are two images.
     paths = list({path.parent.resolve() / path.name: path for path in reversed(paths)}.values())[::-1]
     if not paths:
-        raise ValueError(f"{argument}: no images ({READABLE}) in {', '.join(str(root) for root in roots)}")
+        raise ValueError(f"{argument}: no images ({_TITLES}) in {', '.join(str(root) for root in roots)}")
     return paths
 
 
 def _is_image(below: Path, path: Path) -> bool:
     hidden = any(part.startswith(".") for part in below.parts)  # thumbnails and macOS's companions of real images
-    return not hidden and format_of_suffix(path) is not None and path.is_file()
+    return not hidden and format_of_suffix(path, _FORMATS) is not None and path.is_file()
 
 
 def decode_rgb(path: Path) -> NDArray[np.uint8]:

@@ -52,11 +52,21 @@ JPEG = ImageFormat("jpg", "JPEG", (".jpg", ".jpeg", ".jpe", ".jfif"), "jpeg", 65
 WEBP = ImageFormat("webp", "WebP", (".webp",), "webp", 16383, True, False, False)
 TIFF = ImageFormat("tiff", "TIFF", (".tiff", ".tif"), "tiff", 2**31 - 1, True, True, True)
 
+GIF = ImageFormat("gif", "GIF", (".gif",), "gif", 65535, True, False, False, writable=False)
+BMP = ImageFormat("bmp", "BMP", (".bmp", ".dib"), "", 2**31 - 1, True, False, True, writable=False)
+AVIF = ImageFormat("avif", "AVIF", (".avif",), "heif", 65536, True, True, False, writable=False)
+HEIC = ImageFormat("heic", "HEIC", (".heic", ".heif"), "heif", 65536, True, True, False, writable=False)
+
 FORMATS = (PNG, JPEG, WEBP, TIFF)
 """The formats savl writes."""
-READABLE_FORMATS = FORMATS
-"""The formats savl reads."""
+READABLE_FORMATS = (*FORMATS, GIF, BMP, AVIF, HEIC)
+"""The formats savl reads; HEIC, and AVIF, where libvips was built with a decoder for it."""
 READABLE = ", ".join(image_format.title for image_format in READABLE_FORMATS)
+HEAD_BYTES = 64
+"""How many of a file's first bytes `format_of_content` looks at."""
+
+_HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"))
+_BMP_HEADER_SIZES = frozenset((12, 16, 40, 52, 56, 64, 108, 124))
 
 
 def format_of_suffix(path: Path, formats: Sequence[ImageFormat] = FORMATS) -> ImageFormat | None:
@@ -66,7 +76,10 @@ def format_of_suffix(path: Path, formats: Sequence[ImageFormat] = FORMATS) -> Im
 
 
 def format_of_content(head: bytes) -> ImageFormat | None:
-    """Return the format that a file's first 12 bytes announce, whatever the file is called, or None."""
+    """Return the format that a file's first `HEAD_BYTES` announce, whatever the file is called, or None.
+
+    The first 12 bytes are enough for the formats that savl writes.
+    """
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return PNG
     if head.startswith(b"\xff\xd8\xff"):
@@ -76,4 +89,16 @@ def format_of_content(head: bytes) -> ImageFormat | None:
     # Classic and BigTIFF, little and big endian.
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return TIFF
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return GIF
+    if head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in _BMP_HEADER_SIZES:
+        return BMP
+    if head[4:8] == b"ftyp":
+        end = min(len(head), int.from_bytes(head[:4], "big"))
+        # The main brand and, behind its version, the compatible ones.
+        brands = {head[start : start + 4] for start in (8, *range(16, end - 3, 4))}
+        if brands & {b"avif", b"avis"}:
+            return AVIF
+        if brands & _HEIC_BRANDS:
+            return HEIC
     return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,14 +16,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
+from savl.images.bmp_decode import bmp_size, decode_bmp
 from savl.images.errors import ImageFileError, ImageNotFound, UnreadableImage, UnsupportedImage
-from savl.images.format import JPEG, PNG, READABLE, TIFF, ImageFormat, Pixels, format_of_content
+from savl.images.format import (
+    AVIF,
+    BMP,
+    HEAD_BYTES,
+    HEIC,
+    JPEG,
+    PNG,
+    READABLE,
+    TIFF,
+    ImageFormat,
+    Pixels,
+    format_of_content,
+)
 from savl.images.jpeg_decode import decode_jpeg
 from savl.images.metadata import Metadata, take_metadata, with_orientation
 from savl.images.tiff_decode import decode_tiff
 from savl.images.tiff_kind import TiffKind
-from savl.images.vips_decode import DecodeFailure, UnsupportedKind, among_others, decode
+from savl.images.vips_decode import DecodeFailure, UnsupportedKind, among_others, check_page, decode
 from savl.images.vips_messages import is_lack_of_memory, tidy
 from savl.out_of_memory import can_allocate
 
@@ -30,6 +45,7 @@ if TYPE_CHECKING:
     import pyvips
 
 _NO_MEMORY = "out of memory while it is read; free some"
+_NO_DECODER = re.compile("not been built in|unsupported|no decoder|decoding plugin", re.IGNORECASE)
 _SAMPLE_NAMES = {"uchar": np.uint8, "ushort": np.uint16}
 
 
@@ -55,7 +71,7 @@ ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
 
 def read_image(source: ImageSource, *, page: int | None = None) -> ImageFile:
-    """Return the picture of a PNG, JPEG, WebP or TIFF file, whatever its name ends in.
+    """Return the picture of a PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF or HEIC file, whatever its name ends in.
 
     Samples are gray, gray+alpha, RGB or RGBA of 8 or 16 bits. Palettes become RGB (RGBA with transparency), 1 to 4
     bits become 8, CMYK and CIELab become sRGB, YCbCr becomes RGB, and premultiplied alpha becomes straight. EXIF
@@ -89,16 +105,22 @@ def read_size(source: ImageSource) -> tuple[int, int] | None:
 
     try:
         with _opened(source) as (name, file), among_others():
-            image = _loader(_identify(name, file))(_vips_source(file))
+            image_format = _identify(name, file)
+            if image_format is BMP:
+                return bmp_size(file)
+            image = _loader(image_format)(_vips_source(file))
             return image.width, image.height
-    except (ImageFileError, pyvips.Error):
+    except (ImageFileError, UnsupportedKind, pyvips.Error):
         return None
 
 
 def _loader(image_format: ImageFormat) -> Callable[..., pyvips.Image]:
     import pyvips
 
-    loader: Callable[..., pyvips.Image] = getattr(pyvips.Image, f"{image_format.vips_name}load_source")
+    name = f"{image_format.vips_name}load_source"
+    if not pyvips.type_find("VipsOperation", name):
+        raise _no_decoder(image_format)
+    loader: Callable[..., pyvips.Image] = getattr(pyvips.Image, name)
     return loader
 
 
@@ -151,6 +173,8 @@ def _read(path: str, file: BinaryIO, page: int | None) -> ImageFile:
         kind, directory = TiffKind(), None
         if image_format is TIFF:
             image, kind, directory, notes = decode_tiff(file, page, _vips_source)
+        elif image_format is BMP:
+            image, notes = decode_bmp(file, page), ()
         else:
             image, notes = _decode(file, image_format, page)
         with among_others():
@@ -163,7 +187,8 @@ def _read(path: str, file: BinaryIO, page: int | None) -> ImageFile:
             metadata = take_metadata(image, file, image_format, page=directory)
             # Copied, so that the array outlives libvips' buffer and can be written to.
             pixels = np.array(image.numpy()).reshape(image.height, image.width, image.bands)
-        pixels = kind.to_rgb(pixels)
+            bits = image.get("bits-per-sample") if image_format in (AVIF, HEIC) else 16
+        pixels = kind.to_rgb(_over_full_range(pixels, bits))
     except UnsupportedKind as refusal:
         raise UnsupportedImage(path, str(refusal)) from refusal
     except DecodeFailure as failure:
@@ -178,17 +203,34 @@ def _read(path: str, file: BinaryIO, page: int | None) -> ImageFile:
 def _decode(file: BinaryIO, image_format: ImageFormat, page: int | None) -> tuple[pyvips.Image, tuple[str, ...]]:
     """Return the image in memory, and what is to be said of it."""
     open_image = _loader(image_format)
+    several = 1
 
     def load(fail_on: str) -> pyvips.Image:
+        nonlocal several
         image = open_image(_vips_source(file), fail_on=fail_on)
-        _check_pages(image, page)
-        if page is not None and page > 1:
-            image = open_image(_vips_source(file), fail_on=fail_on, page=page - 1)
+        several = _check_pages(image, image_format, page)
+        if page is not None:
+            image = open_image(_vips_source(file), fail_on=fail_on, page=page - 1) if several > 1 else image
         _check_kind(image)
         return image
 
-    image = decode_jpeg(file, load) if image_format is JPEG else decode(load)
+    if image_format is JPEG:
+        return decode_jpeg(file, load), ()
+    try:
+        image = decode(load)
+    except DecodeFailure as failure:
+        if image_format in (AVIF, HEIC) and _NO_DECODER.search(str(failure)):
+            raise _no_decoder(image_format) from None
+        raise
+    if several > 1 and page is None:
+        return image, (f"the main picture of {several}; --page picks another",)
     return image, ()
+
+
+def _no_decoder(image_format: ImageFormat) -> UnsupportedKind:
+    return UnsupportedKind(
+        f"is {image_format.title}, which this build of libvips cannot read; convert it to PNG or JPEG first"
+    )
 
 
 def _reason(detail: str, image_format: ImageFormat) -> str:
@@ -209,17 +251,18 @@ def _vips_source(file: BinaryIO | bytes) -> pyvips.Source:
     return pyvips.Source.new_from_descriptor(file.fileno())
 
 
-def _check_pages(image: pyvips.Image, page: int | None) -> None:
+def _check_pages(image: pyvips.Image, image_format: ImageFormat, page: int | None) -> int:
+    """Return how many pictures the file holds."""
     fields = image.get_fields()
-    pages = image.get("n-pages") if "n-pages" in fields else 1
-    if pages > 1 and page is None:
+    pages: int = image.get("n-pages") if "n-pages" in fields else 1
+    if pages > 1 and page is None and image_format not in (AVIF, HEIC):  # which hold several, of which one is the main
         raise UnsupportedKind(f"holds {pages} frames (animated); savl reads single pictures, and --page picks one")
-    if page is not None and page > pages:
-        raise UnsupportedKind(f"has no page {page}; it holds {pages} page{'' if pages == 1 else 's'}")
+    check_page(page, pages)
+    return pages
 
 
 def _identify(path: str, file: BinaryIO) -> ImageFormat:
-    head = file.read(12)
+    head = file.read(HEAD_BYTES)
     if not head:
         raise UnreadableImage(path, "the file is empty")
     image_format = format_of_content(head)
@@ -247,6 +290,16 @@ def _check_kind(image: pyvips.Image) -> None:
     most = 5 if image.interpretation == "cmyk" else 4
     if image.bands > most:
         raise UnsupportedKind(f"has {image.bands} bands; savl reads gray and RGB, with or without alpha")
+
+
+def _over_full_range(pixels: Pixels, bits: int) -> Pixels:
+    """Return 16-bit samples of which libvips left all but the upper bits 0, so that white is 65535."""
+    if pixels.dtype == np.uint8 or bits >= 16:
+        return pixels
+    codes = np.arange(2**16) >> (16 - bits)
+    table: NDArray[np.uint16] = np.rint(codes * (65535 / (2**bits - 1))).astype(np.uint16)
+    scaled: NDArray[np.uint16] = table[pixels]
+    return scaled
 
 
 def _cmyk_to_srgb(image: pyvips.Image) -> tuple[pyvips.Image, tuple[str, ...]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from savl.images.tiff_directory import SHORT, Entry, Layout, read_directory, read_layout
-from savl.images.vips_decode import DecodeFailure, UnsupportedKind
+from savl.images.vips_decode import DecodeFailure, UnsupportedKind, check_page
 
 _WIDTH, _HEIGHT = 256, 257
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _SUB_DIRECTORIES, _DNG_VERSION = 254, 255, 330, 50706
@@ -87,8 +87,7 @@ def choose_page(file: BinaryIO, page: int | None) -> tuple[TiffPage, int]:
     if not pages and any(_SUB_DIRECTORIES in directory.entries for directory in directories):
         raise UnsupportedKind("holds a thumbnail only, beside a sub-directory as raw camera files have it")
     pages = pages or directories
-    if page is not None and page > len(pages):
-        raise UnsupportedKind(f"has no page {page}; it holds {len(pages)} page{'' if len(pages) == 1 else 's'}")
+    check_page(page, len(pages))
     chosen = pages[0 if page is None else page - 1]
     if not chosen.whole:
         raise DecodeFailure("its directory is cut off")

@@ -38,6 +38,12 @@ class UnsupportedKind(Exception):
     """A sound image is of a kind that savl does not read; the message says which, to follow the file's name."""
 
 
+def check_page(page: int | None, pages: int) -> None:
+    """Raise UnsupportedKind where a file of so many pages has no such page, counted from 1."""
+    if page is not None and page > pages:
+        raise UnsupportedKind(f"has no page {page}; it holds {pages} page{'' if pages == 1 else 's'}")
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One decode.

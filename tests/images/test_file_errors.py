@@ -107,7 +107,7 @@ def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
         read_image(tmp_path / "empty.png")
 
 
-@pytest.mark.parametrize("content", [b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"GIF89a" + bytes(50)])
+@pytest.mark.parametrize("content", [b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"8BPS" + bytes(50)])
 def test_what_is_no_accepted_image_is_told_with_what_is(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(UnreadableImage, match="PNG, JPEG, WebP, TIFF"):
