@@ -20,6 +20,7 @@ _KEYWORDS = {
     "Software": (exif_blocks.SOFTWARE, None),
 }
 _COMMENT = "Comment"
+_NAMED_KEYWORDS = 6
 # What image generators call their prompt in PNG files, and keep in the user comment of others.
 _PARAMETERS = "parameters"
 
@@ -40,6 +41,7 @@ def put_captions(metadata: Metadata, image_format: ImageFormat, lost: list[str])
     captions: dict[str, str] = {}
     comments = list(metadata.comments)
     user_comments: list[tuple[str, str]] = []
+    homeless: list[str] = []
     for text in metadata.text:
         if text.keyword in _KEYWORDS:
             joined = (captions.get(text.keyword), text.text)
@@ -49,16 +51,24 @@ def put_captions(metadata: Metadata, image_format: ImageFormat, lost: list[str])
         elif text.keyword == _PARAMETERS and not user_comments:
             user_comments.append((f"the PNG text {text.keyword}", text.text))
         else:
-            lost.append(f"the PNG text {text.keyword}")
+            homeless.append(text.keyword)
     if image_format is not JPEG:
         user_comments += [("a comment", comment) for comment in comments]
         comments = []
     exif, kept = _with_entries(metadata.exif, captions, user_comments, image_format)
     lost += [name for name, _ in user_comments[kept:]]
+    if homeless:
+        lost.append(_named_texts(list(dict.fromkeys(homeless))))
     packet = add_captions(
         metadata.xmp, **{name: captions.get(keyword, "") for keyword, (_, name) in _KEYWORDS.items() if name}
     )
     return replace(metadata, exif=exif, xmp=packet, comments=tuple(comments), text=())
+
+
+def _named_texts(keywords: list[str]) -> str:
+    more = len(keywords) - _NAMED_KEYWORDS
+    names = ", ".join(keywords[:_NAMED_KEYWORDS]) + (f" ({more} more)" if more > 0 else "")
+    return f"the PNG text{'' if len(keywords) == 1 else 's'} {names}"
 
 
 def _with_entries(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from typing import BinaryIO
 
@@ -24,11 +25,13 @@ from savl.images.jpeg_segments import (
 )
 from savl.images.metadata_record import Metadata
 from savl.images.photoshop import join_resources, split_resources
+from savl.images.tiff_directory import read_directory, read_layout
 from savl.images.xmp_extension import join_extended_xmp, split_extended_xmp
 
 _JFIF = b"JFIF\0"
 _MAX_ICC_PIECES = 255
 _MULTI_PICTURE, _GAIN_MAP, _FLASHPIX = b"MPF\0", b"urn:iso:std:iso:ts:21496:-1\0", b"FPXR\0"
+_PICTURES, _PREVIEWS = 0xB002, (0x010001, 0x010002)  # the list of pictures, and kinds of them
 _MAX_EXTENSION = 256 * 2**20
 # Storage of samples, thumbnails, and encoders' own remarks.
 _PASSED_OVER = (b"JFXX\0", b"Adobe", b"Ducky", _JFIF)
@@ -57,7 +60,7 @@ def read_jpeg(file: BinaryIO) -> Metadata:
             _take_extension(extension, content[len(EXTENDED_XMP) :])
         elif marker == APP13 and content.startswith(PHOTOSHOP):
             resources += content[len(PHOTOSHOP) :]
-        elif not (marker == APP2 and content.startswith(ICC)) and not content.startswith(_PASSED_OVER):
+        elif not content.startswith((ICC, *_PASSED_OVER)) and not _holds_previews_only(content):
             lost[_name(segment)] = None
     if xmp is not None and extension:
         joined = join_extended_xmp(xmp, bytes(extension))
@@ -177,6 +180,19 @@ def _decode(content: bytes) -> str:
         return content.decode()
     except UnicodeDecodeError:
         return content.decode("latin-1")
+
+
+def _holds_previews_only(content: bytes) -> bool:
+    """Whether a segment lists further pictures of the file (CIPA DC-007), all of them smaller copies of the first."""
+    if not content.startswith(_MULTI_PICTURE):
+        return False
+    block = io.BytesIO(content[len(_MULTI_PICTURE) :])
+    found = read_layout(block)
+    entry = None if found is None else read_directory(block, *found, tags=[_PICTURES]).get(_PICTURES)
+    if found is None or entry is None:
+        return False
+    kinds = [struct.unpack_from(found[0].order + "I", entry.data, at)[0] for at in range(0, len(entry.data) - 15, 16)]
+    return all(kind & 0xFFFFFF in _PREVIEWS for kind in kinds[1:])
 
 
 def _name(segment: Segment) -> str:

@@ -329,4 +329,6 @@ def _fits(icc: bytes, stored: Stored) -> bool:
 
 
 def _enumerated(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    """The names as part of a sentence, without the control characters that a file may put into them."""
+    text = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return "".join(character if character.isprintable() else "?" for character in text)

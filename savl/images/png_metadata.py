@@ -151,8 +151,8 @@ def _take(found: _Found, chunk: Chunk) -> None:
         found.bits, found.colour_type = data[8], data[9]
     elif name == _PALETTE:
         found.palette = data
-    elif name == b"eXIf":
-        found.values.setdefault("exif", data)
+    elif name == b"eXIf":  # which ranks before what a text may hold
+        found.values["exif"] = data
     elif name == b"pHYs" and len(data) == 9:
         _take_resolution(found, data)
     elif name in _COLOUR:

@@ -239,7 +239,7 @@ def test_png_texts_become_exif_and_xmp(tmp_path: Path, target: ImageFormat) -> N
     for key in ("Author", "Description", "Copyright"):
         assert TEXTS[key].encode() + b"\0" in raw, f"{key} in EXIF"
     assert user_comment(out) == b"ASCII\0\0\0Steps: 20"
-    assert lost == ["left out: the PNG text workflow and the PNG text prompt"]
+    assert lost == ["left out: the PNG texts workflow, prompt"]
 
 
 def test_several_jpeg_comments_are_kept(tmp_path: Path) -> None:
@@ -369,6 +369,36 @@ def test_other_passengers_of_jpeg_files_are_named(tmp_path: Path) -> None:
         "left out: content credentials or other JUMBF data, application data (APP4) "
         "and the further pictures in the file (MPF)"
     )
+
+
+@pytest.mark.parametrize(("kind", "named"), [(0x010002, False), (0x020002, True), (0, True)])
+def test_previews_of_cameras_go_without_a_word_and_other_pictures_with_one(
+    tmp_path: Path, kind: int, named: bool
+) -> None:
+    pictures = struct.pack(">IIIHH", 0x030000, 900, 0, 0, 0) + struct.pack(">IIIHH", kind, 500, 900, 0, 0)
+    block = b"MM\0*\0\0\0\x08" + struct.pack(">HHHIII", 1, 0xB002, 7, len(pictures), 26, 0) + pictures
+    _, lost = through(with_segments(tmp_path / "in", (0xE2, b"MPF\0" + block)), JPEG)
+    assert lost == (["left out: the further pictures in the file (MPF)"] if named else [])
+
+
+def test_names_from_files_cannot_steer_a_terminal(tmp_path: Path) -> None:
+    texts = [(b"tEXt", b"a\x1b[2J%d\0x" % index) for index in range(9)]
+    _, lost = through(with_chunks(tmp_path / "in", *texts), WEBP)
+    names = ", ".join(f"a?[2J{index}" for index in range(6))
+    assert lost == [f"left out: the PNG texts {names} (3 more)"]
+
+
+def test_an_exif_chunk_ranks_before_exif_in_a_text(tmp_path: Path) -> None:
+    blocks = []
+    for orientation in (3, 6):
+        block = Image.Exif()
+        block[0x0112] = orientation
+        blocks.append(block.tobytes()[6:])
+    text = b"\nexif\n%8d\n%s\n" % (len(blocks[0]), blocks[0].hex().encode())
+    chunks = [(b"tEXt", b"Raw profile type exif\0" + text), (b"eXIf", blocks[1])]
+    for order in (chunks, chunks[::-1]):
+        out, _ = through(with_chunks(tmp_path / "in", *order), PNG)
+        assert Image.open(out).size == (24, 32)
 
 
 def test_unknown_chunks_are_carried_over_where_they_allow_it(tmp_path: Path) -> None:
