@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from savl.cli.jobs import Job, Naming, output_is_file, plan_jobs, refuse_existing, spell_suffix
 from savl.cli.loop import check_arguments, in_short, run_jobs
+from savl.cli.results import ResultRule, leave_out_results
 from savl.cli.sources import UsageMistake, find_sources
 from savl.images.format import FORMATS
 from savl.images.processed_file import ProcessedFile
+from savl.images.result_mark import SEVERITY_MAP, UPSCALED
 from savl.inference.device import checked_device
 from savl.inference.enlarge import ImageUpscaler, OnTile, check_scale
 from savl.inference.heap import keep_freed_memory
@@ -34,6 +37,8 @@ class Settings:
     quality: int
     overwrite: bool
     recursive: bool
+    exclude: tuple[str, ...]
+    include_results: bool
     severity_map: bool
     debug: bool
     started: float  # when the command began, by time.monotonic
@@ -59,7 +64,14 @@ def upscale_batch(arguments: Sequence[str], settings: Settings) -> bool:
     to_file = output_is_file(settings.output, arguments)
     if to_file and output is not None:
         refuse_existing(output, Path(arguments[0]), overwrite=settings.overwrite)
-    found = find_sources(arguments, recursive=settings.recursive, output=None if to_file else output)
+    found = find_sources(
+        arguments, recursive=settings.recursive, output=None if to_file else output, exclude=settings.exclude
+    )
+    if not settings.include_results:
+        suffix = spell_suffix(settings.suffix, beside=False, default="")
+        found = leave_out_results(
+            found, ResultRule(frozenset([UPSCALED, SEVERITY_MAP]), (r"_x\d+(?:\.\d+)?", re.escape(suffix)))
+        )
     upscaler = _load(settings)
     scale = upscaler.scale if settings.scale is None else settings.scale
     naming = Naming(
@@ -68,7 +80,13 @@ def upscale_batch(arguments: Sequence[str], settings: Settings) -> bool:
         format=next((image_format for image_format in FORMATS if image_format.name == settings.format), None),
         severity=(".png",) if settings.severity_map else (),
     )
-    plan = plan_jobs(found.sources, naming, to_file=to_file, overwrite=settings.overwrite)
+    plan = plan_jobs(
+        found.sources,
+        naming,
+        to_file=to_file,
+        overwrite=settings.overwrite,
+        include_results=settings.include_results,
+    )
     keep_freed_memory()
 
     def work(job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> ProcessedFile:

@@ -27,6 +27,8 @@ def degrade(
     inputs: options.Inputs,
     output: options.Output = None,
     recursive: options.Recursive = False,
+    exclude: options.Exclude = None,
+    include_results: options.IncludeResults = False,
     seed: Annotated[
         int,
         typer.Option(
@@ -123,6 +125,8 @@ def degrade(
         format=image_format,
         overwrite=overwrite,
         recursive=recursive,
+        exclude=tuple(exclude or ()),
+        include_results=include_results,
         severity_map=severity_map,
         debug=debug,
         started=started,

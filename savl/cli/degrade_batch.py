@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,12 +10,14 @@ from pathlib import Path
 
 from savl.cli.jobs import Job, Naming, output_is_file, plan_jobs, refuse_existing, spell_suffix
 from savl.cli.loop import check_arguments, run_jobs
+from savl.cli.results import ResultRule, leave_out_results
 from savl.cli.sources import UsageMistake, find_sources
 from savl.degradation import Degradation, DegradationConfig, DegradationUnavailable
 from savl.degradation.degrade_file import degrade_file
 from savl.images.errors import ImageFileError
 from savl.images.format import FORMATS, JPEG, PNG, format_of_suffix
 from savl.images.processed_file import ProcessedFile
+from savl.images.result_mark import DEGRADED, SEVERITY_MAP
 from savl.inference.enlarge import OnTile
 from savl.inference.heap import keep_freed_memory
 from savl.settings import from_table
@@ -33,6 +36,8 @@ class Settings:
     format: str | None
     overwrite: bool
     recursive: bool
+    exclude: tuple[str, ...]
+    include_results: bool
     severity_map: bool
     debug: bool
     started: float  # when the command began, by time.monotonic
@@ -55,7 +60,12 @@ def degrade_batch(arguments: Sequence[str], settings: Settings) -> bool:
         raise UsageMistake(f"-o {output}: JPEG would compress the result once more; name a .png, .webp or .tiff")
     if to_file and output is not None:
         refuse_existing(output, Path(arguments[0]), overwrite=settings.overwrite)
-    found = find_sources(arguments, recursive=settings.recursive, output=None if to_file else output)
+    found = find_sources(
+        arguments, recursive=settings.recursive, output=None if to_file else output, exclude=settings.exclude
+    )
+    if not settings.include_results:
+        suffix = spell_suffix(settings.suffix, beside=False, default="")
+        found = leave_out_results(found, ResultRule(frozenset([DEGRADED, SEVERITY_MAP]), ("_lr", re.escape(suffix))))
     config = DegradationConfig() if settings.config is None else load_degradation(settings.config)
     if settings.spatial:
         config = replace(config, spatial=replace(config.spatial, probability=1.0))
@@ -70,7 +80,13 @@ def degrade_batch(arguments: Sequence[str], settings: Settings) -> bool:
         format=chosen if to_file else chosen or PNG,
         severity=(".png", ".npy") if settings.severity_map else (),
     )
-    plan = plan_jobs(found.sources, naming, to_file=to_file, overwrite=settings.overwrite)
+    plan = plan_jobs(
+        found.sources,
+        naming,
+        to_file=to_file,
+        overwrite=settings.overwrite,
+        include_results=settings.include_results,
+    )
     keep_freed_memory()
 
     def work(job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> ProcessedFile:

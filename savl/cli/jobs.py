@@ -125,7 +125,9 @@ def refuse_existing(output: Path, source: Path, *, overwrite: bool) -> None:
         raise UsageMistake(f"-o {output} exists already; --overwrite replaces it")
 
 
-def plan_jobs(sources: Sequence[Source], naming: Naming, *, to_file: bool, overwrite: bool) -> Plan:
+def plan_jobs(
+    sources: Sequence[Source], naming: Naming, *, to_file: bool, overwrite: bool, include_results: bool = False
+) -> Plan:
     """Pair every input with its output.
 
     Where two inputs of one folder differ in their endings only and would be written to one file, the ending becomes
@@ -158,6 +160,8 @@ def plan_jobs(sources: Sequence[Source], naming: Naming, *, to_file: bool, overw
             kept.append(job)
         elif writer is job:
             raise UsageMistake(f"{source.path} would be written over itself; choose another -o, or --suffix")
+        elif include_results and not overwrite and os.path.isfile(source.path):
+            kept.append(job)  # as it is: the other input's result stands already
         elif source.named and overwrite:
             raise UsageMistake(
                 f"{writer.source} would be written over {source.path}, which is an input too; "

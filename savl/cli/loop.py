@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from savl.cli.claims import claim
 from savl.cli.jobs import Job, Plan
 from savl.cli.report import Report
+from savl.cli.results import left_out_results
 from savl.cli.sources import Found, UsageMistake
 from savl.images.errors import ImageFileError, OutputExists
 from savl.images.processed_file import ProcessedFile
@@ -76,6 +77,10 @@ def run_jobs(
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         with Report(len(found.unreadable) + len(plan.refused) + len(plan.jobs), participle) as report:
+            if skipped := str(found.skipped):
+                report.say(f"skipped: {skipped}", "dim")
+            if found.results:
+                report.say(left_out_results(found.results))
             for path, reason in (found.unreadable | plan.refused).items():
                 report.fail(path, reason)
             for path in plan.left_out:

@@ -10,7 +10,9 @@ OUTPUT_PANEL = "Output"
 
 Inputs = Annotated[
     list[str],
-    typer.Argument(metavar="IN", help="Pictures (PNG, JPEG, WebP, TIFF), folders, or quoted globs."),
+    typer.Argument(
+        metavar="IN", help="Pictures (PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, HEIC), folders, quoted globs."
+    ),
 ]
 Output = Annotated[
     str | None,
@@ -41,6 +43,21 @@ Threads = Annotated[
         metavar="N",
         min=1,
         help="Threads to compute with; if left out, one per processor, or what OMP_NUM_THREADS says.",
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        metavar="GLOB",
+        help="Leave out files and subfolders whose name, or path below the folder given, matches; can be repeated.",
+    ),
+]
+IncludeResults = Annotated[
+    bool,
+    typer.Option(
+        "--include-results",
+        help="Take pictures from folders and globs that savl itself has made, which are left out otherwise.",
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show Python's traceback when something fails.")]

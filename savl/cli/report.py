@@ -93,9 +93,9 @@ class Report:
         """Something the user may not expect about a file."""
         self._line(f"{path}: {text}", "yellow")
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, style: str = "yellow") -> None:
         """Something about the run as a whole."""
-        self._line(text, "yellow")
+        self._line(text, style)
 
     def summary(self) -> None:
         """The last word: counts, and a table of the failures unless it would only repeat the line above."""

@@ -27,6 +27,8 @@ def upscale(
     inputs: options.Inputs,
     output: options.Output = None,
     recursive: options.Recursive = False,
+    exclude: options.Exclude = None,
+    include_results: options.IncludeResults = False,
     scale: Annotated[
         float | None,
         typer.Option(
@@ -164,6 +166,8 @@ def upscale(
         quality=quality,
         overwrite=overwrite,
         recursive=recursive,
+        exclude=tuple(exclude or ()),
+        include_results=include_results,
         severity_map=severity_map,
         debug=debug,
         started=started,

@@ -21,7 +21,7 @@ import savl
 from savl.cli.app import app
 from savl.degradation import Degradation, DegradationConfig
 from savl.degradation.config import SpatialConfig
-from savl.images.format import format_of_suffix
+from savl.images.format import READABLE, format_of_suffix
 from savl.images.read import read_image
 from savl.images.write import write_image
 
@@ -131,7 +131,7 @@ def test_existing_outputs_are_kept(picture: Write) -> None:
     result = run("in", "--seed", 3)
     assert result.exit_code == 0
     assert "1 degraded, 1 kept" in message(result)
-    assert "left out, because it is what another input is degraded to" in message(result)
+    assert "left out 1 result of an earlier run, in/a_lr.png (--include-results takes it)" in message(result)
     assert Path("in/a_lr.png").read_bytes() == before
     assert run("in", "--seed", 3, "--overwrite").exit_code == 0
     assert Path("in/a_lr.png").read_bytes() != before
@@ -335,7 +335,7 @@ def test_an_output_that_cannot_be_written_is_found_out_before_the_work(
         (["a.png", "-o", "out.bmp"], ".bmp is no format"),
         (["a.png", "-o", "out.png", "--format", "webp"], "contradict"),
         (["a.png", "b.png", "-o", "out.png"], "name a folder"),
-        (["*.jpg"], "no PNG, JPEG, WebP, TIFF picture matches"),
+        (["*.jpg"], f"no {READABLE} picture matches"),
         (["void"], "-r looks into its subfolders"),
         (["a.png", "-o", "a.png"], "a.png would be written over itself"),
         (["a.png", "--suffix", "x/y"], "--suffix x/y holds a folder separator"),

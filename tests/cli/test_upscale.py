@@ -15,6 +15,7 @@ import pytest
 from PIL import Image, ImageCms
 
 import savl as savl_package
+from savl.images.format import READABLE
 from savl.images.read import read_image
 
 Run = Callable[..., Any]
@@ -258,7 +259,7 @@ def test_a_missing_severity_map_alone_is_added(savl: Run, picture: Write) -> Non
         (["a.png", "-o", "out.png", "--format", "jpg"], "contradict"),
         (["a.png", "b.png", "-o", "out.png"], "name a folder"),
         ([".", "-o", "out.png"], "name a folder"),
-        (["*.jpg"], "no PNG, JPEG, WebP, TIFF picture matches"),
+        (["*.jpg"], f"no {READABLE} picture matches"),
         (["void"], "-r looks into its subfolders"),
         (["a.png", "-o", "b.png/"], "is a file and not a folder"),
         (["a.png", "b.png", "-o", "plain"], "is a file and not a folder"),

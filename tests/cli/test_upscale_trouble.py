@@ -187,6 +187,7 @@ def test_of_two_inputs_for_one_output_the_first_is_done_and_the_other_refused(sa
         (["a.png", "a.jpg"], [], ["a_x4.png", "a.jpg_x4.png"]),
         (["a.jpg", "a.webp", "a.TIF", "b.jpg"], [], ["a.jpg_x4.png", "a.webp_x4.png", "a.TIF_x4.png", "b_x4.png"]),
         (["a.png", "a.jpg"], ["-o", "out"], ["out/a.png", "out/a.jpg.png"]),
+        (["a.jpg", "a.jpeg"], ["--suffix", ""], ["a.jpg.png", "a.jpeg.png"]),
         (["a.png", "a.jpg"], ["--severity-map"], ["a_x4.png", "a.jpg_x4.png"]),
         (["a.png", "a.PNG"], [], ["a_x4.png", "a_x4.PNG"]),
     ],

@@ -1,0 +1,113 @@
+"""What a folder holds that is no input: counted in one line, and left out on request."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., Any]
+Write = Callable[..., Path]
+
+
+def files(folder: str) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+def fill(picture: Write) -> None:
+    for name in ("in/a.png", "in/b.JPG", "in/deep/c.png", "in/deep/draft/d.png", "in/.cache/e.png", "in/.f.png"):
+        picture(name)
+    for name in ("notes.txt", "more.TXT", "README", "deep/x.psd", ".a_x4.png.00ff.part", ".a_x4.png.12345678.claim"):
+        Path("in", name).write_text("no picture")
+    picture("elsewhere/linked.png")
+    Path("in/link").symlink_to(Path("elsewhere").resolve(), target_is_directory=True)
+
+
+@pytest.mark.parametrize("command", ["upscale", "degrade"])
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "skipped: 2 .txt, 2 hidden, 2 subfolders (-r looks into them), 1 without a suffix"),
+        (["-r"], "skipped: 2 .txt, 2 hidden, 1 .psd, 1 linked folder (not followed), 1 without a suffix"),
+    ],
+)
+def test_what_is_skipped_is_counted_in_one_line(
+    savl: Run, picture: Write, command: str, arguments: list[str], line: str
+) -> None:
+    fill(picture)
+    done = savl(command, "in", "-o", "out", *arguments)
+    lines = [text for text in done.text.splitlines() if text.startswith("skipped")]
+    assert len(lines) == 1
+    assert sorted(lines[0].removeprefix("skipped: ").split(", ")) == sorted(line.removeprefix("skipped: ").split(", "))
+
+
+def test_a_folder_of_pictures_alone_gets_no_such_line(savl: Run, picture: Write) -> None:
+    picture("in/a.png")
+    assert "skipped" not in savl("upscale", "in", "-o", "out").text
+
+
+def test_many_kinds_still_make_one_line(savl: Run, picture: Write) -> None:
+    picture("in/a.png")
+    for number in range(20):
+        Path(f"in/x.k{number}").touch()
+    done = savl("upscale", "in", "-o", "out")
+    assert "12 of other kinds" in done.text
+    assert done.text.count("skipped") == 1
+
+
+def test_a_folder_without_a_picture_says_what_it_has_instead(savl: Run, picture: Write) -> None:
+    fill(picture)
+    Path("void/sub").mkdir(parents=True)
+    Path("void/movie.mp4").touch()
+    done = savl("upscale", "void")
+    assert done.code == 2
+    text = re.sub(r"[\s│]+", " ", done.text)
+    assert "-r looks into its subfolders (skipped: 1 subfolder (-r looks into it), 1 .mp4)" in text
+
+
+@pytest.mark.parametrize(
+    ("patterns", "results"),
+    [
+        (["*.JPG"], ["a.png", "deep/c.png", "deep/draft/d.png"]),
+        (["draft"], ["a.png", "b.JPG", "deep/c.png"]),
+        (["draft/"], ["a.png", "b.JPG", "deep/c.png"]),
+        (["deep"], ["a.png", "b.JPG"]),
+        (["deep/*.png"], ["a.png", "b.JPG"]),
+        (["deep/c.png", "a.*"], ["b.JPG", "deep/draft/d.png"]),
+        (["**/d.png"], ["a.png", "b.JPG", "deep/c.png"]),
+        (["./a.png"], ["b.JPG", "deep/c.png", "deep/draft/d.png"]),
+        (["nothing*"], ["a.png", "b.JPG", "deep/c.png", "deep/draft/d.png"]),
+    ],
+)
+def test_files_and_folders_can_be_excluded(savl: Run, picture: Write, patterns: list[str], results: list[str]) -> None:
+    fill(picture)
+    options = [text for pattern in patterns for text in ("--exclude", pattern)]
+    done = savl("upscale", "in", "-r", "-o", "out", *options)
+    assert done.code == 0
+    assert files("out") == results
+    assert ("by --exclude" in done.text) == (len(results) < 4)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("quoted", [False, True])
+def test_exclusion_holds_for_globs_and_for_named_files(savl: Run, picture: Write, quoted: bool, absolute: bool) -> None:
+    names = [picture(f"in/{name}.png") for name in ("a", "b", "c")]
+    root = Path.cwd() if absolute else Path()
+    arguments = [root / "in/*.png"] if quoted else [root / name for name in names]
+    done = savl("upscale", *arguments, "-o", "out", "--exclude", "b.*")
+    assert done.code == 0
+    assert files("out") == ["a.png", "c.png"]
+    assert "skipped: 1 by --exclude" in done.text
+
+
+def test_when_all_is_excluded_that_is_a_usage_mistake(savl: Run, picture: Write) -> None:
+    picture("in/a.png")
+    for argument in ("in", "in/*.png", "in/a.png"):
+        done = savl("upscale", argument, "-o", "out", "--exclude", "*.png")
+        assert done.code == 2
+        assert "skipped: 1 by --exclude" in re.sub(r"[\s│]+", " ", done.text)
+    assert not os.path.exists("out")
