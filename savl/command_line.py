@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ _SWITCH_WORDS = ("true", "false", "yes", "no", "on", "off")
 
 
 class _PlainHelp:
-    """Help that names options and arguments, and not the Python types they become."""
+    """Help that names options and arguments, and not the Python types they become; and fills the lines it has."""
+
+    help: str | None
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help, paragraphs of the docstring without the line breaks that they have in the source."""
+        paragraphs = inspect.cleandoc(self.help or "").split("\n\n")
+        self.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        super().format_help(ctx, formatter)  # type: ignore[misc]
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters as Typer does, without the ``<bool>`` and ``<list[str]>`` that its help would print."""
@@ -43,7 +52,7 @@ class Command(_PlainHelp, TyperCommand):
         }
         before_end = args[: args.index("--")] if "--" in args else args
         for flag, word in zip(before_end, before_end[1:], strict=False):
-            if flag in flags and word.lower() in _SWITCH_WORDS and not Path(word).exists():
+            if _are_flags(flag, flags) and word.lower() in _SWITCH_WORDS and not Path(word).exists():
                 raise typer.BadParameter(
                     f"a flag takes no value, and there is no file {word!r}: {_remedy(flag, word)}",
                     ctx=ctx,
@@ -72,6 +81,15 @@ class CommandLine(typer.Typer):
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
         """Register a command, as `typer.Typer.command` does."""
         return super().command(name, cls=Command, **settings)
+
+
+def _are_flags(argument: str, flags: Collection[str]) -> bool:
+    """Return whether an argument is a flag, or several short ones in one, such as ``-rv``."""
+    if argument in flags:
+        return True
+    return (
+        len(argument) > 2 and argument[1] != "-" and all(f"{argument[0]}{letter}" in flags for letter in argument[1:])
+    )
 
 
 def _nothing(ctx: Any) -> None:

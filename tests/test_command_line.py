@@ -73,6 +73,23 @@ def test_every_flag_takes_no_value(words: tuple[str, ...], tmp_path: Path, monke
         assert "does not take a value" in equals.stderr
 
 
+def test_short_flags_in_one_take_no_value_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for flags in ("-r", "-rr"):
+        assert "no file 'true'" in run("upscale", flags, "true").stderr
+    assert "a flag takes no value" not in run("upscale", "-o", "true").stderr, "an option that takes one"
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_paragraphs_of_the_help_fill_their_lines(words: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "100"})
+    above, _, _ = result.stdout.partition("╭")
+    for paragraph in re.split(r"\n\s*\n", above.strip()):
+        lines = [line.strip() for line in paragraph.splitlines()]
+        for line, following in zip(lines, lines[1:], strict=False):
+            assert len(f"{line} {following.split()[0]}") > 90, line
+
+
 def test_a_file_of_that_name_is_an_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("true").write_text("no picture")
