@@ -10,9 +10,7 @@ OUTPUT_PANEL = "Output"
 
 Inputs = Annotated[
     list[str],
-    typer.Argument(
-        metavar="IN", help="Pictures (PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, HEIC), folders, quoted globs."
-    ),
+    typer.Argument(metavar="IN", help="Pictures (PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, HEIC), folders, quoted globs."),
 ]
 Output = Annotated[
     str | None,
