@@ -71,6 +71,8 @@ def find_weights(source: str | os.PathLike[str], argument: str = "source") -> Pa
     accepted = f"{argument} must be shipped weights ({', '.join(names) or 'none are shipped'}) or an existing file"
     if os.path.isdir(path):
         raise FileNotFoundError(f"{accepted}, got the folder {name!r}; name a file in it")
+    if "://" in name:
+        raise FileNotFoundError(f"{accepted}, got {name!r}; savl downloads nothing: fetch the file, give its path")
     if name not in CONFIGS:
         folder, last = os.path.split(name)
         known = {other.lower(): other for other in [*_beside(path), *([] if folder else [*CONFIGS, *names])]}

@@ -261,6 +261,11 @@ def test_a_misspelt_name_is_answered_with_the_one_that_was_meant(
         savl.load(name)
 
 
+def test_an_address_is_not_fetched() -> None:
+    with pytest.raises(FileNotFoundError, match=r"savl downloads nothing: fetch the file, give its path$"):
+        savl.load("https://example.org/hat.pth")
+
+
 def test_a_folder_is_named_as_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"got the folder .*; name a file in it"):
         savl.load(tmp_path)

@@ -8,10 +8,12 @@ import pickle
 import tarfile
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -162,6 +164,32 @@ def test_what_a_compiler_of_parts_puts_inside_names_is_taken_away(
 def test_numbers_beside_the_tensors_are_left_out(network: savl.SAVL, weights: State, tmp_path: Path) -> None:
     torch.save({**weights, "epoch": 3, "loss": 0.5, "name": "x", "best": None}, tmp_path / "x.pth")
     check_same(savl.load(tmp_path / "x.pth"), network)
+
+
+def test_numbers_of_numpy_beside_the_tensors_are_left_out(network: savl.SAVL, weights: State, tmp_path: Path) -> None:
+    allowed_before = set(torch.serialization.get_safe_globals())
+    numbers = {"best": np.float64(31.5), "loss": np.float32(0.1), "iter": np.int64(10_000), "done": np.bool_(True)}
+    for content in ({"state_dict": weights, **numbers}, {**weights, **numbers}):
+        for zipped in (True, False):
+            torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+            check_same(savl.load(tmp_path / "x.pth"), network)
+    assert set(torch.serialization.get_safe_globals()) == allowed_before, (
+        "what was allowed for this file stayed allowed"
+    )
+
+
+def test_numbers_of_numpy_load_in_many_threads(network: savl.SAVL, weights: State, tmp_path: Path) -> None:
+    torch.save({"state_dict": weights, "best": np.float64(31.5)}, tmp_path / "x.pth")
+    with ThreadPoolExecutor(8) as threads:
+        for loaded in threads.map(savl.load, [tmp_path / "x.pth"] * 24):
+            check_same(loaded, network)
+
+
+def test_code_beside_numbers_of_numpy_is_never_run(weights: State, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    torch.save({"best": np.float64(1), "params": weights, "extra": Payload(mark)}, tmp_path / "x.pth")
+    assert refusal(tmp_path / "x.pth").startswith("holds pickled code (")
+    assert not mark.exists()
 
 
 def test_other_networks_and_optimizers_beside_it_are_left_out(
