@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from savl.ops import KernelUnavailable, kernel_report, use_fused_kernels
     from savl.weights import build, load, save
 
+from savl.torch_import import register_ops_with_torch
+
 try:
     __version__ = version("savl")
 except PackageNotFoundError:  # run from a source tree that was never installed
@@ -57,3 +59,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+register_ops_with_torch()

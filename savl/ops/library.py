@@ -22,8 +22,6 @@ from savl.settings import EnvironmentVariableError
 
 INSTRUCTION_SET_VARIABLE = "SAVL_CPU_INSTRUCTION_SET"
 
-LIBRARY = torch.library.Library("savl", "DEF")
-
 
 def _load_extension() -> str | None:
     """Load ``savl._C``; returns why its kernels cannot be used, or None.
@@ -113,6 +111,9 @@ CUDA_UNAVAILABLE = _load_cuda()
 """Why the CUDA C++ kernels cannot be used; None where they can, but for what `cuda_architecture_unavailable` says of a
 GPU."""
 
+# After what may raise: a namespace is defined once in a process, and an import that failed may be tried again.
+LIBRARY = torch.library.Library("savl", "DEF")
+
 _architectures: dict[int, str | None] = {}
 
 
@@ -187,3 +188,14 @@ def define(
         raise RuntimeError(f"{name} has no derivative: for second derivatives use savl.use_fused_kernels(False)")
 
     torch.library.register_autograd(name, backward or refuse, setup_context=setup_context, lib=LIBRARY)
+
+    def unavailable(*args: Any) -> Any:
+        device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
+        reason = EXTENSION_UNAVAILABLE if device.type == "cpu" else CUDA_UNAVAILABLE
+        raise NotImplementedError(
+            f"{name} has no kernel for tensors on {device} ({reason or 'savl has kernels for CPUs and CUDA GPUs'}). A "
+            f"program exported with fused kernels needs them: install savl with its kernels, or export the program "
+            f"with savl.use_fused_kernels(False)"
+        )
+
+    LIBRARY.impl(name.removeprefix("savl::"), unavailable, "CompositeExplicitAutograd")  # wherever no kernel is
