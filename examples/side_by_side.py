@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image
 
 import savl
+from savl.images.viridis import viridis
 
 GAP = 12
 """Pixels between the parts."""
@@ -31,8 +31,8 @@ def row(detail: str, model: str, severity: bool) -> Image.Image:
     upscaled = savl.Upscaler(savl.load(model))(pixels)
     parts = [bicubic, _picture(upscaled.sr[0].permute(1, 2, 0).numpy())]
     if severity:
-        colours = matplotlib.colormaps["viridis"](upscaled.severity[0].numpy() / 2)[..., :3]
-        parts.append(_picture(colours).resize(bicubic.size, Image.Resampling.NEAREST))
+        colours = Image.fromarray(viridis(upscaled.severity[0].numpy() / 2))
+        parts.append(colours.resize(bicubic.size, Image.Resampling.NEAREST))
     left, top, side = (4 * int(number) for number in numbers)
     drawn = Image.new("RGB", (len(parts) * (side + GAP) - GAP, side), "white")  # one pixel of the results is one here
     for index, part in enumerate(parts):

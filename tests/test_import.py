@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import savl
 
 
@@ -60,12 +62,13 @@ print(json.dumps(sorted(set(sys.modules) - before)))
     }  # fmt: skip
 
 
-def test_the_help_loads_neither_torch_nor_image_libraries(tmp_path: Path) -> None:
-    code = """
+@pytest.mark.parametrize("command", ["", "upscale", "kernels verify", "profile"])
+def test_the_help_loads_neither_torch_nor_image_libraries(command: str, tmp_path: Path) -> None:
+    code = f"""
 import json, sys
 from savl.cli import main
 try:
-    main(["--help"])
+    main({[*command.split(), "--help"]})
 except SystemExit as stop:
     assert not stop.code
 print(json.dumps(sorted(sys.modules)))

@@ -47,11 +47,12 @@ def match_pairs(lr: str | Path, hr: str | Path, *, on_map: Callable[[Path], None
     stems = {argument: {path.stem for path in paths} for argument, paths in found.items()}
     by_stem: list[dict[str, Path]] = []
     for argument, other, folder in (("lr", "hr", lr), ("hr", "lr", hr)):
-        maps = [path for path in found[argument] if _is_severity_map(path, stems[argument], stems[other])]
-        if on_map is not None:
-            for path in maps:
+        paths = []
+        for path in found[argument]:
+            if not _is_severity_map(path, stems[argument], stems[other]):
+                paths.append(path)
+            elif on_map is not None:
                 on_map(path)
-        paths = [path for path in found[argument] if path not in maps]
         images = {path.stem: path for path in paths}
         if len(images) != len(paths):
             twice = sorted({path.stem for path in paths if images[path.stem] != path})

@@ -79,6 +79,11 @@ class KernelReport:
             f"{' and '.join(backends)} {'do' if backends[1:] else 'does'} not serve{f' {ops}' if ops else ''}: {reason}"
             for (ops, reason), backends in causes.items()
         ]
+        notes += [  # what raises is not served by another
+            f"{status.backend} for {status.op}: {status.reason}"
+            for status in self.statuses
+            if status.serves and status.backend != EAGER and why_unavailable(status.op, status.backend) is not None
+        ]
         notes.append("eager is the reference: it serves whatever no other backend takes")
         wrapped = [
             line

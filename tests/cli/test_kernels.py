@@ -111,6 +111,12 @@ def test_info_names_the_ops_of_a_reason_that_is_not_true_of_all(savl: Run, monke
     assert "cpp does not serve layer_norm: it is older than this package" in savl("kernels", "info").text
 
 
+def test_info_says_what_raises_because_it_was_asked_for_by_name() -> None:
+    done = command("kernels", "info", SAVL_KERNELS="layer_norm=triton", TRITON_INTERPRET="0", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
+    assert "triton for layer_norm: asked for by name, and raises KernelUnavailable: " in done.stdout
+
+
 @needs_extension
 def test_info_with_a_gpu_has_a_column_for_it(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(switch, "_UNAVAILABLE", dict.fromkeys(switch._UNAVAILABLE))
