@@ -166,6 +166,15 @@ def _load_file(path: Path) -> SAVL:
     return model.eval()
 
 
+def _of_configuration(values: Any) -> Any:
+    """Return settings with those of the configuration that their ``name`` names, as in ``[model]`` of `savl train`."""
+    if not isinstance(values, dict) or "name" not in values:
+        return values
+    if values["name"] not in CONFIGS:
+        raise ValueError(f"name must be one of {', '.join(CONFIGS)}, got {values['name']!r}")
+    return CONFIGS[values["name"]].to_dict() | {name: value for name, value in values.items() if name != "name"}
+
+
 def _settings(path: Path, content: Any, metadata: dict[str, str]) -> SAVLConfig:
     """Return the settings of a savl network: from its file, or from one of the same name beside it.
 
@@ -182,8 +191,8 @@ def _settings(path: Path, content: Any, metadata: dict[str, str]) -> SAVLConfig:
             if beside != path and beside.is_file():
                 where = f"{beside.name}, the settings beside it,"
                 values = parse(beside.read_text(encoding="utf-8"))
-                if isinstance(values, dict) and isinstance(values.get("model"), dict):  # a file of `savl train`
-                    values = values["model"]
+                if isinstance(values, dict):
+                    values = _of_configuration(values.get("model", values))
                 break
         if values is not None:
             if not isinstance(values, dict):

@@ -370,6 +370,20 @@ def test_a_state_dict_of_savl_loads_with_its_settings_beside_it(
     check_same(savl.load(tmp_path / "mine.pth"), own)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".json", '{"name": "savl-tiny", "depths": [1]}'),
+        (".toml", 'base = "other.toml"\n[model]\nname = "savl-tiny"\ndepths = [1]\n[data]\nhr = ["x"]\n'),
+    ],
+)
+def test_settings_beside_it_may_name_a_configuration(suffix: str, text: str, tmp_path: Path) -> None:
+    model = savl.build(replace(savl.CONFIGS["savl-tiny"], depths=(1,)))
+    torch.save({"net_g": model.state_dict()}, tmp_path / "mine.pth")
+    (tmp_path / f"mine{suffix}").write_text(text)
+    check_same(savl.load(tmp_path / "mine.pth"), model)
+
+
 @pytest.mark.parametrize("key", ["config", "savl_config"])
 def test_settings_in_the_checkpoint_itself_serve(key: str, own: savl.SAVL, tmp_path: Path) -> None:
     torch.save({"state_dict": own.state_dict(), key: own.config.to_dict(), "epoch": 2}, tmp_path / "mine.pth")
@@ -378,7 +392,13 @@ def test_settings_in_the_checkpoint_itself_serve(key: str, own: savl.SAVL, tmp_p
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("[]", "expected a table"), ("{", "Expecting"), ('{"colour": 1}', "unknown settings"), ('{"scale": 7}', "scale")],
+    [
+        ('{"name": "savl-huge"}', "name must be one of savl-base, savl-tiny"),
+        ("[]", "expected a table"),
+        ("{", "Expecting"),
+        ('{"colour": 1}', "unknown settings"),
+        ('{"scale": 7}', "scale"),
+    ],
 )
 def test_settings_beside_it_that_cannot_be_used_are_refused_by_their_name(
     text: str, words: str, own: savl.SAVL, tmp_path: Path
