@@ -109,6 +109,13 @@ def end_after_some_steps(command: list[str], log: Path, number: signal.Signals, 
     return process.returncode, said
 
 
+def test_a_checkpoint_loads_as_the_network_that_would_be_exported(configuration: Configure, tmp_path: Path) -> None:
+    exported = savl.load(Trainer(configuration(tmp_path / "run")).train() or "")
+    loaded = savl.load(tmp_path / "run" / "checkpoint.pt")
+    assert loaded.config == exported.config
+    assert all(torch.equal(tensor, exported.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+
 def test_a_killed_run_resumes_from_a_whole_checkpoint(photographs: Path, small_tables: Tables, tmp_path: Path) -> None:
     command, output = endless_run(tmp_path, photographs, small_tables, checkpoint_every=1)
     code, said = end_after_some_steps(command, output / "log.jsonl", signal.SIGKILL)
