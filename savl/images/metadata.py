@@ -15,13 +15,13 @@ import numpy as np
 from savl.images import exif as exif_blocks
 from savl.images.captions import put_captions
 from savl.images.exif import ExifBlock, build_exif, rational, read_orientation, resized_exif, upright_exif
-from savl.images.format import JPEG, PNG, TIFF, WEBP, ImageFormat, Pixels
+from savl.images.format import BMP, GIF, JPEG, PNG, TIFF, WEBP, ImageFormat, Pixels
 from savl.images.geotiff import is_georeferenced
-from savl.images.heif_colour import read_heif_colour
 from savl.images.icc_profile import profile_of, profile_of_cicp
 from savl.images.jpeg_metadata import encode_jpeg, read_jpeg
 from savl.images.metadata_record import Metadata, PngColour, Stored
 from savl.images.png_metadata import encode_png, read_png
+from savl.images.read_only_metadata import read_bmp_profile, read_gif, read_heif_colour
 from savl.images.result_mark import add_mark
 from savl.images.tiff_directory import SHORT, Entry
 from savl.images.tiff_metadata import read_tiff, read_tiff_orientation, tiff_losses
@@ -201,27 +201,18 @@ def _read(file: BinaryIO, image_format: ImageFormat, page: int | None, image: py
     if image_format is TIFF:
         return read_tiff(file, page or 1)
     fields = set(image.get_fields())
-    blobs = {
-        name: bytes(image.get(field)) or None
-        for name, field in (("exif", "exif-data"), ("xmp", "xmp-data"))
-        if field in fields
-    }
-    comment = str(image.get("gif-comment")) if "gif-comment" in fields else ""
-    cicp = None if "icc-profile-data" in fields else _heif_colour(file)
+    exif, xmp = (bytes(image.get(name)) or None if name in fields else None for name in ("exif-data", "xmp-data"))
     # One sample per millimetre is libvips' way of saying that nothing is known.
     known = (image.xres, image.yres) != (1.0, 1.0)
-    return Metadata(
-        exif=blobs.get("exif"),
-        xmp=blobs.get("xmp"),
-        resolution=(image.xres, image.yres) if known else None,
-        comments=(comment,) if comment else (),
-        colour=PngColour(cicp=cicp),
-    )
-
-
-def _heif_colour(file: BinaryIO) -> bytes | None:
-    file.seek(4)
-    return read_heif_colour(file) if file.read(4) == b"ftyp" else None
+    found = Metadata(exif=exif, xmp=xmp, resolution=(image.xres, image.yres) if known else None)
+    if image_format is GIF:
+        more = read_gif(file)
+        return replace(found, icc=more.icc, xmp=more.xmp, comments=more.comments)
+    if image_format is BMP:
+        return replace(found, icc=read_bmp_profile(file))
+    # An ICC profile, which ranks behind the code points in PNG files, is the more exact one here.
+    cicp = None if "icc-profile-data" in fields else read_heif_colour(file)
+    return replace(found, colour=PngColour(cicp=cicp))
 
 
 def _orientation(found: Metadata, file: BinaryIO, image_format: ImageFormat, page: int | None) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, IptcImagePlugin, TiffImagePlugin
+from PIL import Image, IptcImagePlugin, TiffImagePlugin, features
 
 from savl.images.format import JPEG, PNG, TIFF, WEBP, ImageFormat
 from savl.images.jpeg_segments import encode_segment, read_segments
@@ -439,6 +439,47 @@ def test_texts_that_inflate_beyond_reason_are_named(tmp_path: Path, monkeypatch:
     texts = [(b"zTXt", name + b"\0\0" + zlib.compress(bytes(600))) for name in (b"one", b"two")]
     _, lost = through(with_chunks(tmp_path / "in", *texts), PNG)
     assert lost == ["left out: the PNG text two, which is too long"]
+
+
+def test_comments_and_xmp_of_gif_travel(tmp_path: Path) -> None:
+    trailer = b"\x01" + bytes(range(255, -1, -1)) + b"\0"
+    buffer = io.BytesIO()
+    picture().convert("P").save(buffer, "gif", comment="zwö".encode())
+    whole = buffer.getvalue()
+    at = whole.index(b"!\xfe")
+    (tmp_path / "in").write_bytes(whole[:at] + b"!\xff\x0bXMP DataXMP" + XMP + trailer + whole[at:])
+    out, lost = through(tmp_path / "in", PNG)
+    assert b'tiff:ImageWidth="32"' in xmp_of(out)
+    assert Image.open(out).info["Comment"] == "zwö"
+    assert lost == []
+
+
+def test_a_profile_in_bmp_travels(tmp_path: Path) -> None:
+    icc = (bytes(16) + b"RGB ").ljust(36, b"\0") + b"acsp" + bytes(100)
+    samples = bytes(3 * 8) * 6
+    header = struct.pack("<IiiHHIIiiII", 124, 8, 6, 1, 24, 0, len(samples), 0, 0, 0, 0).ljust(56, b"\0")
+    header = (header + b"DEBM").ljust(112, b"\0") + struct.pack("<III", 124 + len(samples), len(icc), 0)
+    offset = 14 + len(header)
+    content = struct.pack("<2sIII", b"BM", offset + len(samples) + len(icc), 0, offset) + header + samples + icc
+    (tmp_path / "in").write_bytes(content)
+    out, lost = through(tmp_path / "in", TIFF)
+    assert Image.open(out).info["icc_profile"] == icc
+    assert lost == []
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="needs a Pillow that writes AVIF")
+@pytest.mark.parametrize("target", FORMATS, ids=lambda f: f.name)
+def test_exif_and_xmp_of_avif_travel(tmp_path: Path, target: ImageFormat) -> None:
+    block = Image.Exif()
+    block[0x010F], block[0x0112] = "Maker", 6
+    picture().save(tmp_path / "in", "avif", exif=block, xmp=XMP)
+    out, lost = through(tmp_path / "in", target)
+    opened = Image.open(out)
+    assert opened.size == (24, 32)
+    assert opened.getexif()[0x010F] == "Maker"
+    assert opened.getexif().get(0x0112, 1) == 1
+    assert b'tiff:ImageWidth="24"' in xmp_of(out)
+    assert lost == []
 
 
 def test_many_fields_are_enumerated_in_one_sentence(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image, ImageCms, features
 
 from savl.images.format import JPEG, PNG, TIFF, WEBP, ImageFormat
-from savl.images.heif_colour import read_heif_colour
 from savl.images.icc_profile import profile_of
 from savl.images.metadata import losses
 from savl.images.metadata_record import PngColour
 from savl.images.png_chunks import encode_chunk, read_chunks
 from savl.images.read import read_image
+from savl.images.read_only_metadata import read_heif_colour
 from savl.images.write import write_image
 
 OTHERS = [JPEG, WEBP, TIFF]

@@ -1,0 +1,131 @@
+"""What files of the formats that savl reads and does not write carry, where libvips does not hand it on."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from savl.images.metadata_record import Metadata
+
+_GIF_HEADER, _GIF_DESCRIPTOR = 13, 9
+_MAX_GIF_TEXT = 2**24
+_BMP_HEADER_WITH_PROFILE, _EMBEDDED = 124, b"DEBM"
+_MAX_META = 16 * 2**20
+# Primaries and transfer functions that viewers show as sRGB, or that say nothing.
+_PLAIN_PRIMARIES, _PLAIN_TRANSFERS = (0, 1, 2), (0, 1, 2, 6, 13, 14, 15)
+
+
+def read_gif(file: BinaryIO) -> Metadata:
+    """Return comments, XMP and ICC profile of a GIF file up to its first frame (GIF89a, 23, 24 and 26).
+
+    Args:
+        file: seekable.
+    """
+    file.seek(0)
+    head = file.read(_GIF_HEADER)
+    comments: list[str] = []
+    applications: dict[bytes, bytes] = {}
+    if len(head) == _GIF_HEADER:
+        file.seek(_colour_table(head[10]), os.SEEK_CUR)
+        while file.read(1) == b"!":
+            label = file.read(1)
+            if label == b"\xfe":
+                comments.append(_decoded(b"".join(_sub_blocks(file))))
+            elif label == b"\xff":
+                name = file.read(12)[1:]
+                content = _xmp(file) if name == b"XMP DataXMP" else b"".join(_sub_blocks(file))
+                applications.setdefault(name, content)
+            else:
+                for _ in _sub_blocks(file):
+                    pass
+    return Metadata(
+        icc=applications.get(b"ICCRGBG1012"),
+        xmp=applications.get(b"XMP DataXMP") or None,
+        comments=tuple(comment for comment in comments if comment),
+    )
+
+
+def read_bmp_profile(file: BinaryIO) -> bytes | None:
+    """Return the ICC profile that a BMP file of the fifth version may embed, or None."""
+    file.seek(14)
+    header = file.read(_BMP_HEADER_WITH_PROFILE)
+    if len(header) < _BMP_HEADER_WITH_PROFILE or header[:1] != b"|" or header[56:60] != _EMBEDDED:
+        return None
+    offset, size = struct.unpack_from("<II", header, 112)
+    file.seek(14 + offset)
+    profile = file.read(min(size, _MAX_META))
+    return profile if len(profile) == size and profile[36:40] == b"acsp" else None
+
+
+def read_heif_colour(file: BinaryIO) -> bytes | None:
+    """Return primaries, transfer function, matrix and range as PNG's cICP chunk tells them, for decoded RGB samples.
+
+    Returns:
+        Four bytes, or None where the file tells none, only what viewers assume anyway, or cannot be understood.
+    """
+    meta = next((content for name, content in _boxes(file) if name == b"meta"), b"")
+    properties = _inside(_inside(meta[4:], b"iprp"), b"ipco")
+    for name, content in _boxes(io.BytesIO(properties)):
+        if name == b"colr" and content.startswith(b"nclx") and len(content) >= 11:
+            primaries, transfer = struct.unpack_from(">HH", content, 4)
+            if primaries in _PLAIN_PRIMARIES and transfer in _PLAIN_TRANSFERS:
+                return None
+            # The decoder has applied matrix and range.
+            return bytes([primaries, transfer, 0, 1]) if max(primaries, transfer) < 256 else None
+    return None
+
+
+def _inside(content: bytes, wanted: bytes) -> bytes:
+    return next((held for name, held in _boxes(io.BytesIO(content)) if name == wanted), b"")
+
+
+def _boxes(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Yields type and content of the boxes of a file, of larger ones than metadata can be without the content."""
+    end = file.seek(0, os.SEEK_END)
+    position = 0
+    while position + 8 <= end:
+        file.seek(position)
+        head = file.read(16)
+        size, name = struct.unpack_from(">I4s", head)
+        start = position + 8
+        if size == 1 and len(head) == 16:
+            size, start = struct.unpack_from(">Q", head, 8)[0], position + 16
+        following = end if size == 0 else position + size
+        if following < start or following > end:
+            return
+        file.seek(start)
+        yield name, file.read(following - start) if following - start <= _MAX_META else b""
+        position = following
+
+
+def _colour_table(flags: int) -> int:
+    """Bytes of a colour table of a GIF file, by the flags before it."""
+    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _sub_blocks(file: BinaryIO) -> Iterator[bytes]:
+    """Yields the pieces of a GIF extension, each behind its length, up to the empty one."""
+    total = 0
+    while (size := file.read(1)) not in (b"", b"\0") and total < _MAX_GIF_TEXT:
+        total += size[0]
+        yield file.read(size[0])
+
+
+def _xmp(file: BinaryIO) -> bytes:
+    """A packet, which stands in a GIF file without lengths; to readers of sub-blocks, its letters are lengths.
+
+    257 bytes of falling numbers behind it lead any such reader to the end.
+    """
+    content = b"".join(bytes([len(piece)]) + piece for piece in _sub_blocks(file))
+    end = content.rfind(b"\x01\xff\xfe\xfd")
+    return content[:end] if end > 0 else b""
+
+
+def _decoded(content: bytes) -> str:
+    try:
+        return content.rstrip(b"\0").decode()
+    except UnicodeDecodeError:
+        return content.rstrip(b"\0").decode("latin-1")
