@@ -90,18 +90,10 @@ class ExifBlock:
     def put(self, directory: int, entry: Entry) -> None:
         """Add an entry, in the block's byte order, or replace the one of its tag."""
         held = self._directories.setdefault(directory, _Directory(0, 0, 0, {}))
-        old = held.entries.get(entry.tag)
-        length = len(entry.data)
-        if length <= 4:
+        if len(entry.data) <= 4:
             field = entry.data.ljust(4, b"\0")
-        else:
-            before = self._decode(old) if old is not None else None
-            if old is not None and before is not None and len(before.data) == length:
-                (at,) = struct.unpack_from(self.order + "I", old, 8)
-                self._body[at : at + length] = entry.data
-            else:
-                at = self._append(entry.data)
-            field = struct.pack(self.order + "I", at)
+        else:  # behind all others: what stands at the old place may be shared, in a damaged block with anything
+            field = struct.pack(self.order + "I", self._append(entry.data))
         held.entries[entry.tag] = struct.pack(self.order + "HHI4s", entry.tag, entry.type, entry.count, field)
         held.changed = True
 
@@ -126,7 +118,8 @@ class ExifBlock:
         held.changed = True
 
     def to_bytes(self) -> bytes:
-        """Return the block with its signature."""
+        """Return the block with its signature; an empty one where nothing of a damaged block is left."""
+        sound = {name: self.entries(name) for name in self._directories}
         for name in (INTEROPERABILITY, GPS, PHOTO, IMAGE):
             held = self._directories.get(name)
             if held is None or not held.changed:
@@ -144,7 +137,13 @@ class ExifBlock:
                 else:
                     self.put(_PARENTS[name], Entry(name, LONG, pointer))
             held.changed = False
-        return PREFIX + bytes(self._body)
+        block = PREFIX + bytes(self._body)
+        try:
+            ExifBlock(block)
+        except ValueError:  # directories of a damaged block overlap, and writing one has broken another
+            header = b"II*\0\x08\0\0\0" if self.order == "<" else b"MM\0*\0\0\0\x08"
+            return build_exif(sound, self.order) or PREFIX + header + bytes(6)
+        return block
 
     def _end_of_entries(self) -> int:
         """Where the last directory, or the last of their entries' data, ends."""

@@ -167,8 +167,9 @@ def _take(found: _Found, chunk: Chunk) -> None:
     elif name in _NAMED_LOSSES:
         found.lost.append(_NAMED_LOSSES[name])
     elif name not in _STORAGE | _STALE:
-        # A lower-case fourth letter says that the chunk stays true when samples change (specification, 5.4).
-        if name[3:].islower():
+        # A lower-case first letter says that decoders may do without the chunk, a lower-case fourth one that it stays
+        # true when samples change (specification, 5.4).
+        if name.isalpha() and name[:1].islower() and name[3:].islower():
             found.chunks.append((name, data))
         else:
             found.lost.append(f"the PNG chunk {name.decode('latin-1')}")
