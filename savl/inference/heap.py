@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable
 
@@ -34,7 +35,9 @@ def save_address_space() -> bool:
     """Reserve and keep no memory that is not in use, where ``ulimit -v`` or ``ulimit -d`` limits this process.
 
     Each thread that allocates would reserve 64 MiB for itself, and what large tensors leave behind in the heap can hold
-    neither the stack of a thread nor the code that oneDNN compiles. Best called before there are threads.
+    neither the stack of a thread nor the code that oneDNN compiles. Of that code oneDNN keeps what about one shape of
+    tiles needs, where it would keep several megabytes for each shape. To be called before torch is loaded and before
+    there are threads.
 
     Returns:
         Whether there is such a limit, and a C library that can be told (glibc).
@@ -42,6 +45,7 @@ def save_address_space() -> bool:
     mallopt = _of_glibc("mallopt")
     if mallopt is None or not _address_space_is_limited():
         return False
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     return bool(mallopt(_ARENA_MAX, 1)) and bool(mallopt(_MMAP_THRESHOLD, 2**18))
 
 
