@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from typing import TYPE_CHECKING, Any, cast
 
@@ -103,6 +104,8 @@ def read_source(source: ImageSource, page: int | None, *, argument: str) -> Imag
 
     if page is not None and (not isinstance(page, int) or isinstance(page, bool)):
         raise TypeError(f"page must be an int, counted from 1, got {type(page).__name__} {page!r}")
+    if isinstance(source, io.TextIOBase):
+        raise TypeError(f"{argument}: a file object in text mode; open the file with mode 'rb'")
     if isinstance(source, (str, os.PathLike)) and "\0" in os.fsdecode(source):
         raise ValueError(f"{argument}: the path {os.fsdecode(source)!r} has a NUL character in it")
     return read_image(source, page=page)

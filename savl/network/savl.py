@@ -27,12 +27,13 @@ class SAVL(nn.Module):
     """
 
     rgb_mean: Tensor
+    compile_options: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    """Arguments of the last call of `compile`."""
 
     def __init__(self, config: SAVLConfig) -> None:
         super().__init__()
         self.config = config
         self.kernels: KernelSettings | None = None
-        self.compile_options: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         channels = config.channels
         self.register_buffer("rgb_mean", torch.tensor(config.rgb_mean).view(1, 3, 1, 1), persistent=False)
         self.estimator = AmortizedEstimator(config) if config.degradation_code != "none" else None
@@ -59,6 +60,12 @@ class SAVL(nn.Module):
         """Compile in place, with the arguments of `torch.compile`; an `Upscaler` compiles its parts likewise."""
         super().compile(*args, **kwargs)
         self.compile_options = args, kwargs
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles hold: like torch, without what was compiled, whose options may not pickle."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        state.pop("compile_options", None)
+        return state
 
     @overload
     def forward(self, lr: Tensor, return_field: Literal[False] = False) -> Tensor: ...

@@ -90,7 +90,7 @@ def test_files_of_every_kind_are_taken(source: Callable[[Path], Any], path: Path
         (b"", UnreadableImage, "<bytes>: the file is empty"),
         (b"nothing", UnreadableImage, "<bytes>: not an image"),
         (io.BytesIO(b"nothing"), UnreadableImage, "not an image"),
-        (io.StringIO("text"), TypeError, "binary file object, got StringIO"),
+        (io.StringIO("text"), TypeError, "a file object in text mode; open the file with mode 'rb'"),
         ("missing.png", ImageNotFound, "missing.png: no such file"),
         ("a\0b.png", ValueError, "the path .* has a NUL character"),
     ],
@@ -103,6 +103,11 @@ def test_bad_files_are_refused_by_name(image: Any, error: type[Exception], words
     with pytest.raises(error, match=words):
         savl.upscale_file(image, tmp_path / "out.png", model=Nearest())
     assert not (tmp_path / "out.png").exists()
+
+
+def test_a_file_in_text_mode_is_refused_with_what_to_do(path: Path) -> None:
+    with open(path) as file, pytest.raises(TypeError, match="image: a file object in text mode; open .* mode 'rb'"):
+        savl.upscale(file, model=Nearest())
 
 
 @pytest.mark.parametrize("page", [1, 2, 3])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,13 @@ def test_a_half_precision_compiled_network_is_brought_to_float32(model: SAVL, ra
     assert model.conv_first.weight.dtype == torch.bfloat16
     upscaler(torch.rand(1, 3, 5, 6))
     assert ran
+
+
+def test_a_network_compiled_in_place_can_be_copied_and_pickled(model: SAVL) -> None:
+    model.compile(backend=lambda graph, inputs: graph.forward)
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert again.compile_options is None
+        assert torch.equal(again.conv_first.weight, model.conv_first.weight)
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, AveragedModel])
