@@ -19,7 +19,17 @@ _CORE_HEADER = 12
 _UNPACKED = (0, 3, 6)  # the compressions that leave each row its full length
 _COMPRESSIONS = {4: "JPEG", 5: "PNG", 11: "CMYK", 12: "CMYK", 13: "CMYK"}
 # What Pillow raises over a file that is cut off or lies about itself.
-_UNINTELLIGIBLE = (OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, EOFError, struct.error)
+_UNINTELLIGIBLE = (
+    OSError,
+    OverflowError,
+    SyntaxError,
+    ValueError,
+    IndexError,
+    KeyError,
+    TypeError,
+    EOFError,
+    struct.error,
+)
 
 
 def decode_bmp(file: BinaryIO, page: int | None = None) -> pyvips.Image:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from savl.images.bmp_decode import bmp_size, decode_bmp
 from savl.images.errors import ImageFileError, ImageNotFound, UnreadableImage, UnsupportedImage
@@ -110,7 +109,7 @@ def read_size(source: ImageSource) -> tuple[int, int] | None:
                 return bmp_size(file)
             image = _loader(image_format)(_vips_source(file))
             return image.width, image.height
-    except (ImageFileError, UnsupportedKind, pyvips.Error):
+    except (ImageFileError, UnsupportedKind, pyvips.Error, UnicodeDecodeError):
         return None
 
 
@@ -156,7 +155,10 @@ def _stream_name(stream: BinaryIO) -> str:
 
 def _drained(stream: BinaryIO) -> bytes:
     read = getattr(stream, "read", None)
-    content = read() if callable(read) else None
+    try:
+        content = read() if callable(read) else None
+    except OSError as error:
+        raise UnreadableImage(_stream_name(stream), (error.strerror or str(error)).lower()) from error
     if not isinstance(content, bytes):
         raise TypeError(
             f"source must be a path, bytes or a binary file object, got {type(stream).__name__}"
@@ -188,7 +190,8 @@ def _read(path: str, file: BinaryIO, page: int | None) -> ImageFile:
             # Copied, so that the array outlives libvips' buffer and can be written to.
             pixels = np.array(image.numpy()).reshape(image.height, image.width, image.bands)
             bits = image.get("bits-per-sample") if image_format in (AVIF, HEIC) else 16
-        pixels = kind.to_rgb(_over_full_range(pixels, bits))
+        _spread_over_range(pixels, bits)
+        kind.to_rgb(pixels)
     except UnsupportedKind as refusal:
         raise UnsupportedImage(path, str(refusal)) from refusal
     except DecodeFailure as failure:
@@ -292,14 +295,12 @@ def _check_kind(image: pyvips.Image) -> None:
         raise UnsupportedKind(f"has {image.bands} bands; savl reads gray and RGB, with or without alpha")
 
 
-def _over_full_range(pixels: Pixels, bits: int) -> Pixels:
-    """Return 16-bit samples of which libvips left all but the upper bits 0, so that white is 65535."""
-    if pixels.dtype == np.uint8 or bits >= 16:
-        return pixels
-    codes = np.arange(2**16) >> (16 - bits)
-    table: NDArray[np.uint16] = np.rint(codes * (65535 / (2**bits - 1))).astype(np.uint16)
-    scaled: NDArray[np.uint16] = table[pixels]
-    return scaled
+def _spread_over_range(pixels: Pixels, bits: int) -> None:
+    """Make 65535 white in 16-bit samples of which libvips left all but the upper bits 0, in place."""
+    if pixels.dtype == np.uint16 and bits < 16:
+        codes = np.arange(2**16) >> (16 - bits)
+        table = np.rint(codes * (65535 / (2**bits - 1))).astype(np.uint16)
+        np.take(table, pixels, out=pixels)
 
 
 def _cmyk_to_srgb(image: pyvips.Image) -> tuple[pyvips.Image, tuple[str, ...]]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from savl.images.lab import cielab_to_srgb, icclab_to_srgb
@@ -81,18 +80,15 @@ class TiffKind:
             kept = kept.bandjoin(image.extract_band(colours + self.alpha))
         return kept.copy(interpretation=image.interpretation)
 
-    def to_rgb(self, samples: NDArray[Any]) -> NDArray[Any]:
-        """Return gray or RGB samples, with alpha where there is any, of (H, W, bands) as `select` returns them."""
+    def to_rgb(self, samples: NDArray[Any]) -> None:
+        """Make gray or RGB, with alpha where there is any, of (H, W, bands) as `select` returns them, in place."""
         if self.convert is None:
-            return samples
-        rgb = np.empty_like(samples)
+            return
         # In strips: the conversion computes in floats, which take several times the memory of the samples.
         rows = max(1, _PIXELS_AT_ONCE // samples.shape[1])
         for top in range(0, samples.shape[0], rows):
-            strip = samples[top : top + rows]
-            rgb[top : top + rows, :, :3] = self.convert(strip[..., :3])
-            rgb[top : top + rows, :, 3:] = strip[..., 3:]
-        return rgb
+            strip = samples[top : top + rows, :, :3]
+            strip[...] = self.convert(strip)
 
 
 def tiff_kind(page: TiffPage) -> TiffKind:

@@ -156,13 +156,20 @@ def _attempt(load: Load, fail_on: str) -> Attempt:
     image, messages = None, ""
     try:
         image = load(fail_on).copy_memory()
-    except pyvips.Error as error:
-        messages = str(error)
+    except (pyvips.Error, UnicodeDecodeError) as error:  # the latter where a message quotes the file's bytes
+        messages = str(error) if isinstance(error, pyvips.Error) else _messages()
         # Frees the image that failed: libvips counts its warnings when it is closed, which must be now.
         error.__traceback__ = None
     else:
-        messages = pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer()).decode(errors="replace")
+        messages = _messages()
     return Attempt(image, _thread.warnings, messages)
+
+
+def _messages() -> str:
+    import pyvips
+
+    text: str = pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer()).decode(errors="replace")
+    return text
 
 
 class _Thread(threading.local):
