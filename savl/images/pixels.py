@@ -92,17 +92,16 @@ def _from_pil(image: Any) -> NDArray[Any]:
     image = _upright(_loaded(image))
     mode, transparency = image.mode, image.info.get("transparency")
     if mode == "P":
-        if transparency is not None:
-            image = image.copy()
-            image.apply_transparency()
-        image = image.convert("RGBA" if image.palette.mode.endswith("A") else "RGB")
-    elif mode.startswith("I;16"):
+        return _from_array(_palette_colours(image)[np.asarray(image)])
+    if mode.startswith("I;16"):
         gray = np.asarray(image)
         if isinstance(transparency, int):  # one gray value that is fully transparent
             gray = np.stack([gray, np.where(gray == transparency, 0, 65535).astype(gray.dtype)], axis=2)
         return _from_array(gray)
-    elif mode in ("1", "L", "RGB") and isinstance(transparency, tuple if mode == "RGB" else int):
-        image = image.convert("RGBA" if mode == "RGB" else "LA")
+    if mode in ("1", "L") and isinstance(transparency, int):
+        image = image.convert("LA")
+    elif mode == "RGB" and isinstance(transparency, tuple) and len(transparency) == 3:
+        image = image.convert("RGBA")
     elif mode in _PIL_CONVERTED:
         image = image.convert(_PIL_CONVERTED[mode])
     elif mode not in _PIL_DIRECT:
@@ -110,6 +109,25 @@ def _from_pil(image: Any) -> NDArray[Any]:
         hint = _PIL_HINTS.get(mode, "convert it first")
         raise TypeError(f"image: PIL mode {mode}; accepted modes are {accepted}. For {mode}: {hint}")
     return _from_array(np.asarray(image))
+
+
+def _palette_colours(image: Any) -> NDArray[np.uint8]:
+    """The (256, 3) colours of a palette image, or (256, 4) where some may be transparent.
+
+    Pillow's own conversion fails on a transparent index that the palette does not reach, as many GIF files have.
+    """
+    transparency = image.info.get("transparency")
+    colours = np.full((256, 4), (0, 0, 0, 255), np.uint8)
+    given = np.array(image.getpalette("RGBA") or [], np.uint8).reshape(-1, 4)[:256]
+    colours[: len(given)] = given
+    if isinstance(transparency, bytes):
+        alphas = np.frombuffer(transparency[:256], np.uint8)
+        colours[: len(alphas), 3] = alphas
+    elif isinstance(transparency, int) and 0 <= transparency < 256:
+        colours[transparency, 3] = 0
+    elif not image.palette.mode.endswith("A"):
+        return colours[:, :3]
+    return colours
 
 
 def _loaded(image: Any) -> Any:

@@ -70,6 +70,37 @@ def test_transparency_of_a_palette_becomes_alpha(transparency: int | bytes, alph
     assert image.mode == "P"
 
 
+@pytest.mark.parametrize(
+    ("transparency", "alphas"), [(200, [255, 255, 255]), (b"\x05" * 300, [5, 5, 5]), (b"", [255, 255, 255])]
+)
+def test_transparency_beyond_the_palette_is_taken_as_far_as_it_goes(
+    transparency: int | bytes, alphas: list[int]
+) -> None:
+    image = palette_image()
+    image.info["transparency"] = transparency
+    np.testing.assert_array_equal(as_pixels(image), expected(alphas))
+    if isinstance(transparency, int):
+        np.testing.assert_array_equal(as_pixels(saved(image, "GIF", transparency=200))[..., :3], COLOURS[INDICES])
+
+
+def test_indices_beyond_the_palette_are_black() -> None:
+    image = palette_image()
+    image.putpixel((0, 0), 77)
+    assert as_pixels(image)[0, 0].tolist() == [0, 0, 0]
+    np.testing.assert_array_equal(as_pixels(image), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB", "1", "I;16", "RGBA", "LA", "YCbCr"])
+@pytest.mark.parametrize("transparency", ["x", (1, 2), 1.5, None, [3]])
+def test_a_transparency_that_means_nothing_is_ignored(transparency: Any, mode: str) -> None:
+    image = Image.new(mode, (3, 2))
+    plain = as_pixels(image)
+    image.info["transparency"] = transparency
+    pixels = as_pixels(image)
+    np.testing.assert_array_equal(pixels[..., : plain.shape[2]], plain)
+    assert pixels.shape == plain.shape or (pixels[..., -1] == 255).all()
+
+
 def test_a_palette_beside_an_alpha_band_is_rgba() -> None:
     image = Image.new("PA", (3, 1))
     image.putpalette(COLOURS.tobytes())
