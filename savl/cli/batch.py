@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from savl.cli.jobs import Job, Naming, output_is_file, plan_jobs, refuse_existing, spell_suffix
+from savl.cli.jobs import Job, Naming, output_is_file, plan_jobs, refuse_existing, spell_suffix, written_like
 from savl.cli.loop import check_arguments, in_short, run_jobs
 from savl.cli.results import ResultRule, leave_out_results
 from savl.cli.sources import UsageMistake, find_sources
-from savl.images.format import FORMATS
+from savl.cli.standard import STANDARD, StandardOutput, read_standard_input
+from savl.images.format import FORMATS, PNG
 from savl.images.processed_file import ProcessedFile
 from savl.images.result_mark import SEVERITY_MAP, UPSCALED
 from savl.inference.device import checked_device
@@ -40,6 +41,7 @@ class Settings:
     exclude: tuple[str, ...]
     include_results: bool
     severity_map: bool
+    page: int | None
     debug: bool
     started: float  # when the command began, by time.monotonic
 
@@ -60,24 +62,45 @@ def upscale_batch(arguments: Sequence[str], settings: Settings) -> bool:
             check_scale(settings.scale)
         except ValueError as error:
             raise UsageMistake(str(error)) from error
-    output = None if settings.output is None else Path(settings.output)
     to_file = output_is_file(settings.output, arguments)
-    if to_file and output is not None:
+    if settings.output != STANDARD:
+        return _upscale(arguments, settings, to_file=to_file, standard_output=None)
+    if settings.severity_map:
+        raise UsageMistake("--severity-map makes a second file, and -o - writes one picture; name a file or a folder")
+    with StandardOutput() as standard_output:
+        return _upscale(arguments, settings, to_file=to_file, standard_output=standard_output)
+
+
+def _upscale(
+    arguments: Sequence[str], settings: Settings, *, to_file: bool, standard_output: StandardOutput | None
+) -> bool:
+    output = None if settings.output is None else Path(settings.output)
+    if to_file and output is not None and standard_output is None:
         refuse_existing(output, Path(arguments[0]), overwrite=settings.overwrite)
     found = find_sources(
-        arguments, recursive=settings.recursive, output=None if to_file else output, exclude=settings.exclude
+        arguments,
+        recursive=settings.recursive,
+        output=None if to_file else output,
+        exclude=settings.exclude,
+        standard_input=read_standard_input() if STANDARD in arguments else None,
     )
+    chosen = next((image_format for image_format in FORMATS if image_format.name == settings.format), None)
+    if standard_output is not None:
+        output = standard_output.file((chosen or written_like(found.sources[0]) or PNG).suffixes[0])
     if not settings.include_results:
         suffix = spell_suffix(settings.suffix, beside=False, default="")
         found = leave_out_results(
-            found, ResultRule(frozenset([UPSCALED, SEVERITY_MAP]), (r"_x\d+(?:\.\d+)?", re.escape(suffix)))
+            found, ResultRule(frozenset([UPSCALED, SEVERITY_MAP]), (r"(?:_p\d+)?_x\d+(?:\.\d+)?", re.escape(suffix)))
         )
     upscaler = _load(settings)
     scale = upscaler.scale if settings.scale is None else settings.scale
+    suffix = spell_suffix(settings.suffix, beside=output is None, default=f"x{scale:g}")
+    if settings.page is not None and settings.suffix is None:
+        suffix = f"_p{settings.page}{suffix}"  # each page of a file has a result of its own
     naming = Naming(
         output=output,
-        suffix=spell_suffix(settings.suffix, beside=output is None, default=f"x{scale:g}"),
-        format=next((image_format for image_format in FORMATS if image_format.name == settings.format), None),
+        suffix=suffix,
+        format=chosen,
         severity=(".png",) if settings.severity_map else (),
     )
     plan = plan_jobs(
@@ -90,8 +113,8 @@ def upscale_batch(arguments: Sequence[str], settings: Settings) -> bool:
     keep_freed_memory()
 
     def work(job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> ProcessedFile:
-        return enlarge_file(
-            job.source,
+        result = enlarge_file(
+            job.open(),
             target,
             upscaler,
             image_format=job.format,
@@ -99,8 +122,12 @@ def upscale_batch(arguments: Sequence[str], settings: Settings) -> bool:
             quality=settings.quality,
             severity_map=severity[0] if severity else None,
             overwrite=settings.overwrite,
+            page=settings.page,
             on_tile=on_tile,
         )
+        if standard_output is not None:
+            standard_output.send(job.target)
+        return result
 
     return run_jobs(
         found,
@@ -110,6 +137,7 @@ def upscale_batch(arguments: Sequence[str], settings: Settings) -> bool:
         overwrite=settings.overwrite,
         debug=settings.debug,
         started=settings.started,
+        shown_target=None if standard_output is None else "standard output",
     )
 
 

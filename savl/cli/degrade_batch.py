@@ -12,6 +12,7 @@ from savl.cli.jobs import Job, Naming, output_is_file, plan_jobs, refuse_existin
 from savl.cli.loop import check_arguments, run_jobs
 from savl.cli.results import ResultRule, leave_out_results
 from savl.cli.sources import UsageMistake, find_sources
+from savl.cli.standard import STANDARD, StandardOutput, read_standard_input
 from savl.degradation import Degradation, DegradationConfig, DegradationUnavailable
 from savl.degradation.degrade_file import degrade_file
 from savl.images.errors import ImageFileError
@@ -54,15 +55,33 @@ def degrade_batch(arguments: Sequence[str], settings: Settings) -> bool:
         KeyboardInterrupt: Ctrl-C; the file in work was left as it was before.
     """
     check_arguments(arguments, settings.output)
-    output = None if settings.output is None else Path(settings.output)
     to_file = output_is_file(settings.output, arguments)
+    if settings.output != STANDARD:
+        return _degrade(arguments, settings, to_file=to_file, standard_output=None)
+    if settings.severity_map:
+        raise UsageMistake("--severity-map makes more files, and -o - writes one picture; name a file or a folder")
+    with StandardOutput() as standard_output:
+        return _degrade(arguments, settings, to_file=to_file, standard_output=standard_output)
+
+
+def _degrade(
+    arguments: Sequence[str], settings: Settings, *, to_file: bool, standard_output: StandardOutput | None
+) -> bool:
+    output = None if settings.output is None else Path(settings.output)
     if to_file and output is not None and format_of_suffix(output) is JPEG:
         raise UsageMistake(f"-o {output}: JPEG would compress the result once more; name a .png, .webp or .tiff")
-    if to_file and output is not None:
+    if to_file and output is not None and standard_output is None:
         refuse_existing(output, Path(arguments[0]), overwrite=settings.overwrite)
     found = find_sources(
-        arguments, recursive=settings.recursive, output=None if to_file else output, exclude=settings.exclude
+        arguments,
+        recursive=settings.recursive,
+        output=None if to_file else output,
+        exclude=settings.exclude,
+        standard_input=read_standard_input() if STANDARD in arguments else None,
     )
+    chosen = next((image_format for image_format in FORMATS if image_format.name == settings.format), None)
+    if standard_output is not None:
+        output = standard_output.file((chosen or PNG).suffixes[0])
     if not settings.include_results:
         suffix = spell_suffix(settings.suffix, beside=False, default="")
         found = leave_out_results(found, ResultRule(frozenset([DEGRADED, SEVERITY_MAP]), ("_lr", re.escape(suffix))))
@@ -73,7 +92,6 @@ def degrade_batch(arguments: Sequence[str], settings: Settings) -> bool:
         degradation = Degradation(config, settings.scale)
     except DegradationUnavailable as error:
         raise UsageMistake(str(error)) from error
-    chosen = next((image_format for image_format in FORMATS if image_format.name == settings.format), None)
     naming = Naming(
         output=output,
         suffix=spell_suffix(settings.suffix, beside=output is None, default="lr"),
@@ -99,16 +117,20 @@ def degrade_batch(arguments: Sequence[str], settings: Settings) -> bool:
                 standing, f"exists already, but not {missing[0].name}, which belongs to it; --overwrite makes them anew"
             )
         drawn, values = job.severity or (None, None)
-        return degrade_file(
-            job.source,
+        result = degrade_file(
+            job.open(),
             job.target,
             degradation,
             seed=settings.seed,
+            name=job.source,
             image_format=job.format,
             severity_map=drawn,
             severity_values=values,
             overwrite=settings.overwrite,
         )
+        if standard_output is not None:
+            standard_output.send(job.target)
+        return result
 
     return run_jobs(
         found,
@@ -118,6 +140,7 @@ def degrade_batch(arguments: Sequence[str], settings: Settings) -> bool:
         overwrite=settings.overwrite,
         debug=settings.debug,
         started=settings.started,
+        shown_target=None if standard_output is None else "standard output",
     )
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from glob import has_magic
 from pathlib import Path
+from typing import BinaryIO
 
 from savl.cli.sources import Source, UsageMistake, same_file_key
-from savl.images.format import FORMATS, PNG, ImageFormat, format_of_suffix
+from savl.cli.standard import STANDARD
+from savl.images.format import FORMATS, HEAD_BYTES, PNG, ImageFormat, format_of_content, format_of_suffix
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,27 @@ class Job:
         target: the file to write the result to.
         format: the format of `target`.
         severity: the files to write the severity map to, in the order of `Naming.severity`.
+        content: what to read in place of `source`, which then is the name of standard input.
     """
 
     source: Path
     target: Path
     format: ImageFormat
     severity: tuple[Path, ...]
+    content: bytes | None = None
+
+    @property
+    def missing(self) -> bool:
+        """Whether there is nothing to read."""
+        return self.content is None and not os.path.exists(self.source)
+
+    def open(self) -> Path | BinaryIO:
+        """Return what to read, for `savl.images.read.read_image`."""
+        if self.content is None:
+            return self.source
+        stream = io.BytesIO(self.content)
+        stream.name = str(self.source)  # what messages call it
+        return stream
 
 
 @dataclass(frozen=True)
@@ -85,18 +103,26 @@ def spell_suffix(suffix: str | None, *, beside: bool, default: str) -> str:
 def output_is_file(output: str | None, arguments: Sequence[str]) -> bool:
     """Return whether `-o` names the output file itself rather than a folder.
 
-    It does when there is one argument, that argument is no folder and no glob, and OUT has an image ending.
+    It does when there is one argument, that argument is no folder and no glob, and OUT has an image ending or is `-`.
 
     Raises:
-        UsageMistake: OUT has an image ending but there may be several inputs; or it can be neither a file of a
-            known format nor a folder.
+        UsageMistake: OUT has an image ending or is `-` but there may be several inputs; it can be neither a file of a
+            known format nor a folder; or it is left out, and an input is `-`.
     """
+    first = Path(arguments[0])
+    one_file = len(arguments) == 1 and (
+        arguments[0] == STANDARD or (not os.path.isdir(first) and (os.path.exists(first) or not has_magic(str(first))))
+    )
+    if output == STANDARD:
+        if not one_file:
+            raise UsageMistake("-o - writes one picture to standard output, but there may be several inputs")
+        return True
+    if output is None and STANDARD in arguments:
+        raise UsageMistake("- has no place of its own to write beside: -o - is standard output, -o FILE a file")
     if output is None or os.path.isdir(output):
         return False
     folder = output.endswith(("/", os.sep))
     known = not folder and format_of_suffix(Path(output)) is not None
-    first = Path(arguments[0])
-    one_file = len(arguments) == 1 and not os.path.isdir(first) and (os.path.exists(first) or not has_magic(str(first)))
     if known and not one_file:
         raise UsageMistake(f"-o {output} names a file, but there may be several inputs: name a folder")
     if not known and os.path.exists(Path(output)):
@@ -210,13 +236,22 @@ def _job(source: Source, naming: Naming, to_file: bool) -> Job:
             assert naming.format is not None
             raise UsageMistake(f"-o {target} and --format {naming.format.name} contradict each other")
     else:
-        own_format = format_of_suffix(source.path)
+        own_format = written_like(source)
         image_format = naming.format or own_format or PNG
         # The input's own spelling is kept where it says the right thing: IMG_1.JPG stays .JPG.
-        ending = source.path.suffix if own_format is image_format else image_format.suffixes[0]
+        keeps_ending = own_format is image_format and source.content is None
+        ending = source.path.suffix if keeps_ending else image_format.suffixes[0]
         folder = source.path.parent if naming.output is None else naming.output / source.folder
         target = folder / f"{source.path.stem}{naming.suffix}{ending}"
-    return Job(source.path, target, image_format, _severity(target, target.stem, naming))
+    return Job(source.path, target, image_format, _severity(target, target.stem, naming), source.content)
+
+
+def written_like(source: Source) -> ImageFormat | None:
+    """Return the format of an input, by its name or what standard input holds, if savl can write it."""
+    if source.content is None:
+        return format_of_suffix(source.path)
+    found = format_of_content(source.content[:HEAD_BYTES])
+    return found if found in FORMATS else None
 
 
 def _severity(target: Path, name: str, naming: Naming) -> tuple[Path, ...]:

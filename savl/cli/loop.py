@@ -52,7 +52,15 @@ def check_arguments(arguments: Sequence[str], output: str | None) -> None:
 
 
 def run_jobs(
-    found: Found, plan: Plan, work: Work, *, participle: str, overwrite: bool, debug: bool, started: float
+    found: Found,
+    plan: Plan,
+    work: Work,
+    *,
+    participle: str,
+    overwrite: bool,
+    debug: bool,
+    started: float,
+    shown_target: str | None = None,
 ) -> bool:
     """Work through a plan, and report.
 
@@ -67,6 +75,7 @@ def run_jobs(
         overwrite: replace existing outputs; they are kept otherwise.
         debug: let exceptions through.
         started: when the command began, by `time.monotonic`. What another process has written since is not replaced.
+        shown_target: what the output is called in the report, where its name says nothing.
 
     Returns:
         Whether every file was done or kept.
@@ -86,7 +95,7 @@ def run_jobs(
             for path in plan.left_out:
                 report.note(path, f"left out, because it is what another input is {participle} to")
             try:
-                _Loop(plan.jobs, work, report, overwrite, debug, started).run()
+                _Loop(plan.jobs, work, report, overwrite, debug, started, shown_target).run()
             except KeyboardInterrupt:
                 report.interrupted()
                 raise
@@ -100,7 +109,14 @@ class _Loop:
     """The files that are left to do, and what stood in the places of their outputs when the loop began."""
 
     def __init__(
-        self, jobs: Sequence[Job], work: Work, report: Report, overwrite: bool, debug: bool, started: float
+        self,
+        jobs: Sequence[Job],
+        work: Work,
+        report: Report,
+        overwrite: bool,
+        debug: bool,
+        started: float,
+        shown_target: str | None,
     ) -> None:
         self._jobs = jobs
         self._work = work
@@ -108,6 +124,7 @@ class _Loop:
         self._overwrite = overwrite
         self._debug = debug
         self._started = started
+        self._shown_target = shown_target
         self._before = {path: _signature(path) for job in jobs for path in (job.target, *job.severity)}
 
     def run(self) -> None:
@@ -151,7 +168,7 @@ class _Loop:
     def _nothing_due(self, job: Job) -> bool:
         """Whether all outputs of a file stand; the report gets a line about it."""
         # A missing input is told as missing, even where its output stands from an earlier day.
-        if any(map(self._due, (job.target, *job.severity))) or not os.path.exists(job.source):
+        if any(map(self._due, (job.target, *job.severity))) or job.missing:
             return False
         written_meanwhile = _signature(job.target) != self._before[job.target]
         self._report.kept(job.source, job.target, written_meanwhile=written_meanwhile)
@@ -182,7 +199,7 @@ class _Loop:
             for note in result.notes:
                 self._report.note(job.source, note)
             sizes = f"{result.old_size[0]}x{result.old_size[1]} -> {result.new_size[0]}x{result.new_size[1]}"
-            written = target or (severity[0] if severity else job.target)
+            written = self._shown_target or target or (severity[0] if severity else job.target)
             self._report.done(job.source, written, sizes, time.monotonic() - start)
 
     def _fail(self, job: Job, error: Exception) -> None:

@@ -10,7 +10,10 @@ OUTPUT_PANEL = "Output"
 
 Inputs = Annotated[
     list[str],
-    typer.Argument(metavar="IN", help="Pictures (PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, HEIC), folders, quoted globs."),
+    typer.Argument(
+        metavar="IN",
+        help="Pictures (PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, HEIC), folders, quoted globs; - is standard input.",
+    ),
 ]
 Output = Annotated[
     str | None,
@@ -18,7 +21,8 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="OUT",
-        help="A file for a single picture, else a folder, made if missing. Without it, results go beside the inputs.",
+        help="A file for a single picture, - for standard output, else a folder, made if missing. Without it, results "
+        "go beside the inputs.",
         rich_help_panel=OUTPUT_PANEL,
     ),
 ]

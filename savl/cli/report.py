@@ -69,7 +69,7 @@ class Report:
         """Some tiles of the current file are finished."""
         self._progress.update(self._tiles, completed=done, total=total)
 
-    def done(self, path: Path, target: Path, sizes: str, seconds: float) -> None:
+    def done(self, path: Path, target: Path | str, sizes: str, seconds: float) -> None:
         """A file is finished."""
         self._done += 1
         self._line(f"{path} -> {target}  {sizes}  {seconds:.1f} s")

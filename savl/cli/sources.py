@@ -31,11 +31,13 @@ class Source:
         path: the file, as reached from the user's argument.
         folder: where it goes below an output folder: its place below the folder that was given, else ".".
         named: the user (or the shell) named the file itself, rather than a folder or a glob.
+        content: what standard input held, whose `path` is a mere name; None for files.
     """
 
     path: Path
     folder: Path
     named: bool
+    content: bytes | None = None
 
 
 @dataclass
@@ -88,7 +90,12 @@ class Found:
 
 
 def find_sources(
-    arguments: Sequence[str], *, recursive: bool, output: Path | None, exclude: Sequence[str] = ()
+    arguments: Sequence[str],
+    *,
+    recursive: bool,
+    output: Path | None,
+    exclude: Sequence[str] = (),
+    standard_input: bytes | None = None,
 ) -> Found:
     """List the pictures that the arguments stand for, each once, folders in alphabetical order.
 
@@ -103,6 +110,7 @@ def find_sources(
             again.
         exclude: globs; files and folders are left out whose name, or whose path below the folder that was given,
             matches one of them.
+        standard_input: what `-` stands for; None takes `-` for a file of that name.
 
     Raises:
         UsageMistake: a folder or glob without any picture, or nothing is left of what was named.
@@ -112,7 +120,9 @@ def find_sources(
     skipped = Skipped()
     for argument in arguments:
         path = Path(argument)
-        if os.path.isdir(path):
+        if argument == "-" and standard_input is not None:
+            sources = [Source(Path("stdin"), Path("."), named=True, content=standard_input)]
+        elif os.path.isdir(path):
             errors: list[OSError] = []
             sources = list(_in_folder(path, recursive, output, exclude, skipped, errors))
             unreadable |= {Path(error.filename): (error.strerror or str(error)).lower() for error in errors}

@@ -16,6 +16,7 @@ EXAMPLES = "\n".join(
         "savl upscale photo.jpg -o large.png",
         "savl upscale holiday/ -r -o large/   [dim]a folder with its subfolders[/dim]",
         "savl upscale '*.png' -o out/ --scale 2",
+        "savl upscale - -o - -f png <photo.jpg >large.png   [dim]standard input and output[/dim]",
         "savl upscale scan.tif --model Real_HAT_GAN_SRx4.pth --tile 256",
     ]
 )
@@ -81,6 +82,15 @@ def upscale(
             rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = False,
+    page: Annotated[
+        int | None,
+        typer.Option(
+            "--page",
+            metavar="N",
+            min=1,
+            help="Which page of a file that holds several, such as a scanned TIFF; the first if left out.",
+        ),
+    ] = None,
     model: Annotated[
         str,
         typer.Option(
@@ -169,6 +179,7 @@ def upscale(
         exclude=tuple(exclude or ()),
         include_results=include_results,
         severity_map=severity_map,
+        page=page,
         debug=debug,
         started=started,
     )

@@ -20,7 +20,7 @@ from savl.images.format import PNG, ImageFormat
 from savl.images.metadata import losses
 from savl.images.processed_file import ProcessedFile
 from savl.images.quantise import sample_peak
-from savl.images.read import ImageFile, read_image
+from savl.images.read import ImageFile, ImageSource, read_image
 from savl.images.result_mark import DEGRADED, SEVERITY_MAP
 from savl.images.severity_map import draw_severity
 from savl.images.write import check_size, naming_output, prepare_output, write_image
@@ -35,26 +35,30 @@ def file_seed(seed: int, source: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def degrade_file(
-    source: str | os.PathLike[str],
+    source: ImageSource,
     target: str | os.PathLike[str],
     degradation: Degradation,
     *,
     seed: int,
+    name: str | os.PathLike[str] | None = None,
+    page: int | None = None,
     image_format: ImageFormat = PNG,
     severity_map: str | os.PathLike[str] | None = None,
     severity_values: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> ProcessedFile:
-    """Reads a picture, degrades it, and writes it with its metadata as 8-bit RGB.
+    """Read a picture, degrade it, and write it with its metadata as 8-bit RGB.
 
     Gray becomes RGB, because noise has colour. Transparency is dropped. Sides that are no multiples of the scale are
     cut at the right and at the bottom.
 
     Args:
-        source: the file to read.
+        source: the file to read: its path, its content, or a binary file object.
         target: the file to write; missing folders are made.
         degradation: what becomes of the picture.
         seed: at least 0; see `file_seed`.
+        name: what the draws follow from besides the seed; None is `source`, which then must be a path.
+        page: page of a file of several, counted from 1; None is the first.
         image_format: the format of `target`. WebP is written lossless; JPEG would compress the result once more.
         severity_map: where to draw the ground truth of the severity (PNG), or None.
         severity_values: where to write it as (h, w) float32 in [0, 1], 1 the most degraded (NumPy's .npy), or None.
@@ -62,23 +66,28 @@ def degrade_file(
 
     Raises:
         ImageFileError: a file cannot be read or written, or the picture is smaller than one low-resolution pixel.
+        TypeError: `source` is no path and there is no `name`.
     """
-    picture = read_image(source)
+    if name is None:
+        if not isinstance(source, (str, os.PathLike)):
+            raise TypeError(f"name must be given where source is no path, got {type(source).__name__}")
+        name = source
+    picture = read_image(source, page=page)
     height, width, _ = picture.pixels.shape
     scale = degradation.scale
     new_width, new_height = width // scale, height // scale
     if new_width == 0 or new_height == 0:
-        raise UnsupportedImage(source, f"measures {width}x{height} pixels; scale {scale} needs {scale} on both sides")
+        raise UnsupportedImage(name, f"measures {width}x{height} pixels; scale {scale} needs {scale} on both sides")
     check_size(target, new_width, new_height, image_format)
     for output in (target, severity_map, severity_values):
         if output is not None:
             prepare_output(output, overwrite=overwrite)
-    notes = []
+    notes = list(picture.notes)
     if width % scale or height % scale:
         notes.append(f"cut at the right and bottom to {new_width * scale}x{new_height * scale}, for scale {scale}")
 
     x = _colour(picture)[:, :, : new_height * scale, : new_width * scale]
-    degraded = degradation(x, file_seed(seed, source))
+    degraded = degradation(x, file_seed(seed, name))
     severity = degraded.severity[0].numpy()
     if (severity_map or severity_values) and bool((severity == severity[0, 0]).all()):
         notes.append(f"the severity map is {severity[0, 0]:g} everywhere: nothing varies within the picture")
