@@ -52,7 +52,7 @@ def with_orientation(
     import pyvips
 
     orientation = _orientation(_read(file, image_format, page, image), file, image_format, page)
-    if orientation == 1 or "orientation" in image.get_fields():
+    if orientation == 1 or image.get_typeof("orientation"):
         return image
     image = image.copy()
     image.set_type(pyvips.GValue.gint_type, "orientation", orientation)
@@ -94,10 +94,10 @@ def take_metadata(
         resolution = resolution[::-1]
     if resolution is None and exif is not None:
         resolution, unit = _exif_resolution(exif)
-    icc = bytes(image.get("icc-profile-data")) if "icc-profile-data" in image.get_fields() else found.icc
+    icc = _blob(image, "icc-profile-data") or found.icc
     return replace(
         found,
-        icc=icc or None,
+        icc=icc,
         exif=exif,
         xmp=xmp,
         tiff=tiff,
@@ -200,19 +200,26 @@ def _read(file: BinaryIO, image_format: ImageFormat, page: int | None, image: py
         return read_webp(file)
     if image_format is TIFF:
         return read_tiff(file, page or 1)
-    fields = set(image.get_fields())
-    exif, xmp = (bytes(image.get(name)) or None if name in fields else None for name in ("exif-data", "xmp-data"))
     # One sample per millimetre is libvips' way of saying that nothing is known.
     known = (image.xres, image.yres) != (1.0, 1.0)
-    found = Metadata(exif=exif, xmp=xmp, resolution=(image.xres, image.yres) if known else None)
+    found = Metadata(
+        exif=_blob(image, "exif-data"),
+        xmp=_blob(image, "xmp-data"),
+        resolution=(image.xres, image.yres) if known else None,
+    )
     if image_format is GIF:
         more = read_gif(file)
         return replace(found, icc=more.icc, xmp=more.xmp, comments=more.comments)
     if image_format is BMP:
         return replace(found, icc=read_bmp_profile(file))
     # An ICC profile, which ranks behind the code points in PNG files, is the more exact one here.
-    cicp = None if "icc-profile-data" in fields else read_heif_colour(file)
+    cicp = None if image.get_typeof("icc-profile-data") else read_heif_colour(file)
     return replace(found, colour=PngColour(cicp=cicp))
+
+
+def _blob(image: pyvips.Image, field: str) -> bytes | None:
+    """What libvips read of a file, or None; `get_fields` would fail over the keyword of a PNG text that is no UTF-8."""
+    return bytes(image.get(field)) or None if image.get_typeof(field) else None
 
 
 def _orientation(found: Metadata, file: BinaryIO, image_format: ImageFormat, page: int | None) -> int:

@@ -256,8 +256,8 @@ def _vips_source(file: BinaryIO | bytes) -> pyvips.Source:
 
 def _check_pages(image: pyvips.Image, image_format: ImageFormat, page: int | None) -> int:
     """Return how many pictures the file holds."""
-    fields = image.get_fields()
-    pages: int = image.get("n-pages") if "n-pages" in fields else 1
+    # Not get_fields(), which fails over the keyword of a PNG text that is no UTF-8.
+    pages: int = image.get("n-pages") if image.get_typeof("n-pages") else 1
     if pages > 1 and page is None and image_format not in (AVIF, HEIC):  # which hold several, of which one is the main
         raise UnsupportedKind(f"holds {pages} frames (animated); savl reads single pictures, and --page picks one")
     check_page(page, pages)

@@ -441,6 +441,17 @@ def test_texts_that_inflate_beyond_reason_are_named(tmp_path: Path, monkeypatch:
     assert lost == ["left out: the PNG text two, which is too long"]
 
 
+def test_keywords_in_latin_1_are_read(tmp_path: Path) -> None:
+    texts = [(b"tEXt", b"Gr\xf6\xdfe\0gro\xdf"), (b"tEXt", b"Author\0J\xfcrgen")]
+    source = with_chunks(tmp_path / "in", *texts)
+    out, lost = through(source, PNG)
+    assert Image.open(out).info["Größe"] == "groß"
+    assert lost == []
+    out, lost = through(source, JPEG)
+    assert "Jürgen" in xmp_of(out).decode()
+    assert lost == ["left out: the PNG text Größe"]
+
+
 def test_comments_and_xmp_of_gif_travel(tmp_path: Path) -> None:
     trailer = b"\x01" + bytes(range(255, -1, -1)) + b"\0"
     buffer = io.BytesIO()
