@@ -15,6 +15,7 @@ from torch import Tensor
 
 from savl.ops import library
 from savl.ops.switch import KernelSettings, serves
+from savl.ops.transforms import why_transformed
 from savl.ops.validation import (
     check_same_device,
     check_same_dtype,
@@ -60,8 +61,10 @@ def channel_modulation(
     check_same_dtype(OP, "attended", attended, gamma=gamma, beta=beta)
     check_same_dtype_or_float32(OP, "attended", attended, residual=residual)
     check_same_device(OP, "attended", attended, gamma=gamma, beta=beta, residual=residual)
-    mixed = attended.dtype == torch.float64 and residual.dtype != torch.float64
-    if serves(OP, attended, kernels, "attended is float64 and residual is not" if mixed else None):
+    limit = why_transformed(attended, gamma, beta, residual)
+    if attended.dtype == torch.float64 and residual.dtype != torch.float64:
+        limit = "attended is float64 and residual is not"
+    if serves(OP, attended, kernels, limit):
         fused: Tensor = torch.ops.savl.channel_modulation(attended, gamma, beta, residual)
         return fused
     return channel_modulation_reference(attended, gamma, beta, residual)

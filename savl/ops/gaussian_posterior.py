@@ -22,6 +22,7 @@ from torch import Tensor
 from savl.ops import library
 from savl.ops.philox import standard_normal
 from savl.ops.switch import KernelSettings, serves
+from savl.ops.transforms import why_transformed
 from savl.ops.validation import check_int, check_same_device, check_same_dtype, check_shape, check_tensor
 
 OP = "gaussian_posterior"
@@ -101,7 +102,7 @@ def gaussian_posterior(
         raise ValueError(f"{OP}: offset must satisfy 0 <= offset < 2**62, got {offset}")
     check_same_dtype(OP, "mu", mu, logvar=logvar, eps=eps)
     check_same_device(OP, "mu", mu, logvar=logvar, eps=eps)
-    if serves(OP, mu, kernels):
+    if serves(OP, mu, kernels, why_transformed(mu, logvar, eps)):
         signed = seed if seed is None or seed < 2**63 else seed - 2**64  # the same 64 bits
         sample, *measures = torch.ops.savl.gaussian_posterior(
             mu, logvar, eps, signed, offset, SEVERITY_EPS, SEVERITY_MAX

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from savl.ops import library
 from savl.ops.switch import KernelSettings, serves
+from savl.ops.transforms import why_transformed
 from savl.ops.triton_kernels import INTERPRETED, register_triton
 from savl.ops.validation import check_same_device, check_same_dtype_or_float32, check_shape, check_tensor
 
@@ -54,7 +55,7 @@ def layer_norm(
     if wide:  # CUDA's autocast has all of it in float32
         weight, bias = weight.float(), bias.float()
     _validate(x, weight, bias, eps)
-    limit = None
+    limit = why_transformed(x, weight, bias)
     if x.shape[-1] > MOST_CHANNELS and (x.is_cuda or INTERPRETED):
         limit = f"x has {x.shape[-1]} channels, more than {MOST_CHANNELS}"
     if serves(OP, x, kernels, limit):

@@ -20,6 +20,7 @@ from torch import Tensor
 from savl.ops import library
 from savl.ops.relative_position import gather_bias
 from savl.ops.switch import KernelSettings, serves
+from savl.ops.transforms import why_transformed
 from savl.ops.triton_kernels import empty_log_sum_exp, kept_outputs, register_triton
 from savl.ops.validation import (
     check_heads,
@@ -70,7 +71,7 @@ def overlapping_window_attention(
         KernelUnavailable: A backend was asked for by name and cannot serve.
     """
     _validate(q, kv, bias_table, severity, window, key_window)
-    if serves(OP, q, kernels):
+    if serves(OP, q, kernels, why_transformed(q, kv, bias_table, severity)):
         fused: Tensor = torch.ops.savl.overlapping_window_attention(q, kv, bias_table, severity, window, key_window)[0]
         return fused
     return overlapping_window_attention_reference(q, kv, bias_table, severity, window=window, key_window=key_window)

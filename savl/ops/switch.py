@@ -154,9 +154,9 @@ def use_fused_kernels(enabled: bool | None = True, *, model: nn.Module | None = 
 
     Without fused kernels for a machine, a device or a dtype the eager reference serves silently; `kernel_report` tells.
     Results agree within twice the rounding error of the eager path (`savl kernels verify`). The fused ops have first
-    derivatives only, in reverse mode: the tangents of forward mode end there. Where activations are checkpointed, the
-    backward pass computes them again and belongs into the block too, or the setting to the model. Until a block is
-    entered, its setting is the process's.
+    derivatives only, in reverse mode: under the transforms of `torch.func` (grad, vmap, jvp, ...) and for the tangents
+    of forward mode the reference serves. Where activations are checkpointed, the backward pass computes them again and
+    belongs into the block too, or the setting to the model. Until a block is entered, its setting is the process's.
 
     Args:
         enabled: True for every op that a fused kernel can serve, False for the eager reference everywhere. None, with

@@ -26,6 +26,7 @@ from torch import Tensor
 from savl.ops import library
 from savl.ops.relative_position import gather_bias
 from savl.ops.switch import KernelSettings, serves
+from savl.ops.transforms import why_transformed
 from savl.ops.triton_kernels import empty_log_sum_exp, kept_outputs, register_triton
 from savl.ops.validation import (
     check_heads,
@@ -72,7 +73,7 @@ def window_attention(
         KernelUnavailable: A backend was asked for by name and cannot serve.
     """
     _validate(qkv, bias_table, severity, window, shift)
-    if serves(OP, qkv, kernels):
+    if serves(OP, qkv, kernels, why_transformed(qkv, bias_table, severity)):
         fused: Tensor = torch.ops.savl.window_attention(qkv, bias_table, severity, window, shift)[0]
         return fused
     return window_attention_reference(qkv, bias_table, severity, window=window, shift=shift)

@@ -1,0 +1,29 @@
+"""Which transformations of torch a call is under that no fused kernel has rules for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+# A private name, as torch has no public one for the question. Without it torch raises an error of its own instead.
+_transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+
+def why_transformed(*tensors: Tensor | None) -> str | None:
+    """Return why the fused kernels cannot differentiate or map a call the way that is asked for, or None.
+
+    They have derivatives of the first order in reverse mode. The transforms of `torch.func` (grad, vjp, jvp, jacrev,
+    jacfwd, hessian, vmap) and the tangents of forward mode need the reference.
+
+    Args:
+        tensors: All arguments of the call that are tensors, and None for those left out.
+    """
+    if _transforms_active():
+        return "it is under a transform of torch.func, which savl.use_fused_kernels(False) serves"
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            return "a tensor has a tangent of forward-mode differentiation, which savl.use_fused_kernels(False) serves"
+    return None
