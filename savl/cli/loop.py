@@ -85,7 +85,8 @@ def run_jobs(
     """
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        with Report(len(found.unreadable) + len(plan.refused) + len(plan.jobs), participle) as report:
+        files = len(found.unreadable) + len(plan.refused) + len(plan.jobs)
+        with Report(files, participle, {job.source: _size(job.source) for job in plan.jobs}) as report:
             if skipped := str(found.skipped):
                 report.say(f"skipped: {skipped}", "dim")
             if found.results:
@@ -208,6 +209,13 @@ class _Loop:
         # Beside the input's name, its own trouble needs no second naming; the output's does.
         own = error.reason if isinstance(error, ImageFileError) and error.path == str(job.source) else None
         self._report.fail(job.source, own or in_short(error))
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.path.getsize(path)
+    except (OSError, ValueError):  # missing, or standard input
+        return 0
 
 
 def _counted(jobs: Sequence[Job]) -> str:

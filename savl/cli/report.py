@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-_LONGEST_NAME = 40  # characters of a file name beside a progress bar
+from savl.cli.pace import Pace, spell_seconds
+
+_LONGEST_NAME = 24  # characters of a file name beside a progress bar
+
+
+class _PaceColumn(ProgressColumn):
+    """What a task's `pace` says at the moment of drawing."""
+
+    def render(self, task: Task) -> Text:
+        pace: Callable[[], str] = task.fields["pace"]
+        return Text(pace())
 
 
 class Report:
@@ -19,25 +30,28 @@ class Report:
     Everything goes to standard error. On anything but a terminal there are lines only, no moving display.
     """
 
-    def __init__(self, files: int, participle: str) -> None:
+    def __init__(self, files: int, participle: str, sizes: Mapping[Path, int] | None = None) -> None:
         """Prepare.
 
         Args:
             files: how many there are.
             participle: what becomes of them, such as "upscaled".
+            sizes: bytes of each file that is to be read, for the time that is left.
         """
+        self._pace = Pace(sizes or {})
         self.console = Console(stderr=True, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            _PaceColumn(),
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
         )
-        self._files = self._progress.add_task("files", total=files, visible=files > 1)
-        self._tiles = self._progress.add_task("tiles", total=None)
+        self._files = self._progress.add_task("files", total=files, visible=files > 1, pace=self._files_pace)
+        self._tiles = self._progress.add_task("tiles", total=None, pace=self._tiles_pace)
         self._total = files
         self._participle = participle
         self._done = 0
@@ -63,21 +77,25 @@ class Report:
         name = path.name if len(path.name) <= _LONGEST_NAME else path.name[: _LONGEST_NAME - 1] + "…"
         # A new bar: rich cannot make the old one's total unknown again.
         self._progress.remove_task(self._tiles)
-        self._tiles = self._progress.add_task(name, total=None)
+        self._tiles = self._progress.add_task(name, total=None, pace=self._tiles_pace)
+        self._pace.begin(path)
 
     def on_tile(self, done: int, total: int) -> None:
         """Some tiles of the current file are finished."""
+        self._pace.on_tile(done, total)
         self._progress.update(self._tiles, completed=done, total=total)
 
     def done(self, path: Path, target: Path | str, sizes: str, seconds: float) -> None:
         """A file is finished."""
         self._done += 1
+        self._pace.finish(path, worked=True)
         self._line(f"{path} -> {target}  {sizes}  {seconds:.1f} s")
         self._progress.advance(self._files)
 
     def kept(self, path: Path, target: Path, *, written_meanwhile: bool) -> None:
         """A file's output was there already, or another process has written it since the beginning."""
         self._kept += 1
+        self._pace.finish(path, worked=False)
         why = "which another process has just written" if written_meanwhile else "which exists already"
         hint = "" if written_meanwhile else " (--overwrite replaces it)"
         self._line(f"{path}: kept {target}, {why}{hint}", "dim")
@@ -86,6 +104,7 @@ class Report:
     def fail(self, path: Path, reason: str) -> None:
         """A file could not be processed."""
         self._failures.append((path, reason))
+        self._pace.finish(path, worked=False)
         self._line(f"{path}: {reason}", "red")
         self._progress.advance(self._files)
 
@@ -113,6 +132,13 @@ class Report:
     def interrupted(self) -> None:
         """Ctrl-C."""
         self._line(f"interrupted: {self._done} of {self._total} {self._participle}, no partial file left", "yellow")
+
+    def _files_pace(self) -> str:
+        return spell_seconds(self._pace.seconds)
+
+    def _tiles_pace(self) -> str:
+        rate = self._pace.rate
+        return "" if rate is None else f"{rate:.2g} tiles/s, {spell_seconds(self._pace.file_seconds)}"
 
     def _line(self, text: str, style: str = "") -> None:
         # Text, not markup: file names may hold brackets. soft_wrap: a path must stay one line for grep.
