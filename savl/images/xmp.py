@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import codecs
 import functools
+import html
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 from xml.dom import minidom
 from xml.parsers.expat import ExpatError
-from xml.sax.saxutils import escape
 
 from savl.images.result_mark import holds_descriptions
 
@@ -146,10 +146,8 @@ def add_captions(
     for name, text in wanted.items():
         if text and name not in held:
             kind, language = ("Seq", "") if name == "creator" else ("Alt", ' xml:lang="x-default"')
-            printable = "".join(c for c in text if c in "\n\t" or c >= " ")
-            parts.append(
-                f"<dc:{name}><rdf:{kind}><rdf:li{language}>{escape(printable)}</rdf:li></rdf:{kind}></dc:{name}>"
-            )
+            printable = html.escape("".join(c for c in text if c in "\n\t" or c >= " "), quote=False)
+            parts.append(f"<dc:{name}><rdf:{kind}><rdf:li{language}>{printable}</rdf:li></rdf:{kind}></dc:{name}>")
     if not parts:
         return packet
     description_element = (
