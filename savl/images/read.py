@@ -214,7 +214,7 @@ def _decode(file: BinaryIO, image_format: ImageFormat, page: int | None) -> tupl
         several = _check_pages(image, image_format, page)
         if page is not None:
             image = open_image(_vips_source(file), fail_on=fail_on, page=page - 1) if several > 1 else image
-        _check_kind(image)
+        _check_kind(image, image_format)
         return image
 
     if image_format is JPEG:
@@ -287,11 +287,11 @@ def _is_animated_png(file: BinaryIO) -> bool:
     return False
 
 
-def _check_kind(image: pyvips.Image) -> None:
+def _check_kind(image: pyvips.Image, image_format: ImageFormat) -> None:
     if image.format not in _SAMPLE_NAMES:
         raise UnsupportedKind(f"has {image.format} samples; savl reads 8-bit and 16-bit unsigned ones")
-    most = 5 if image.interpretation == "cmyk" else 4
-    if image.bands > most:
+    # JPEG has no alpha: two components mean whatever their writer thought of.
+    if image.bands > 4 or (image_format is JPEG and image.bands == 2):
         raise UnsupportedKind(f"has {image.bands} bands; savl reads gray and RGB, with or without alpha")
 
 
@@ -307,7 +307,8 @@ def _cmyk_to_srgb(image: pyvips.Image) -> tuple[pyvips.Image, tuple[str, ...]]:
     """Return CMYK as sRGB, by its own profile or, lacking one that works, by a generic one, and what is to be said."""
     import pyvips
 
-    notes: tuple[str, ...] = ()
+    known = "icc-profile-data" in image.get_fields()
+    notes: tuple[str, ...] = () if known else ("it has no CMYK profile; a generic one was taken",)
     depth = 16 if image.format == "ushort" else 8
     inks = image.extract_band(0, n=4).copy(interpretation="cmyk")
     try:

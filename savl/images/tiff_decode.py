@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO
 
 from savl.images.tiff_kind import COMPRESSION, ORIENTATION, TiffKind, tiff_kind
-from savl.images.tiff_pages import choose_page, with_fields
-from savl.images.vips_decode import DecodeFailure, Load, UnsupportedKind, decode, decode_alone
+from savl.images.tiff_pages import TiffPage, choose_page, with_fields
+from savl.images.vips_decode import DecodeFailure, Load, UnsupportedKind, decode, decode_alone, decode_shared
 from savl.images.vips_messages import tidy
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # How libtiff names a compression that it knows and was built without.
 _COMPRESSIONS = {
+    6: "old-style JPEG",
     33003: "JPEG 2000",
     33004: "JPEG 2000",
     33005: "JPEG 2000",
@@ -62,13 +63,13 @@ def decode_tiff(
 
         source = open_source(file if content is None else content)
         image = pyvips.Image.tiffload_source(source, fail_on=fail_on, page=chosen.index)
-        if ORIENTATION in kind.fields:
+        if kind.by_libtiff:
             image = image.copy()
             image.set_type(pyvips.GValue.gint_type, "orientation", chosen.number(ORIENTATION, 1))
         return kind.select(image)
 
     try:
-        image = _decode_jpeg_streams(load) if kind.is_jpeg else decode(load)
+        image = _decode_page(load, kind, chosen)
     except DecodeFailure as failure:
         if _NOT_BUILT_IN.search(str(failure)):
             number = chosen.number(COMPRESSION, 1)
@@ -79,6 +80,25 @@ def decode_tiff(
     if page is None and pages > 1:
         notes = (f"page 1 of {pages}; --page picks another", *notes)
     return image, kind, chosen.index + 1, notes
+
+
+def _decode_page(load: Load, kind: TiffKind, page: TiffPage) -> pyvips.Image:
+    """Return a page in memory."""
+    if kind.is_jpeg:
+        return _decode_jpeg_streams(load)
+    if not page.is_tiled:
+        return decode(load)
+    # libvips leaves tiles black that libtiff cannot decode, unless warnings are failures too; and libtiff itself does,
+    # where it makes RGBA.
+    if not kind.by_libtiff:
+        attempt = decode_shared(load, fail_on="warning")
+        if attempt.image is not None:
+            return attempt.image
+    attempt = decode_alone(load)
+    errors = [line for line in attempt.messages.splitlines() if line.startswith("tiff2vips: ")]
+    if attempt.image is None or errors:
+        raise DecodeFailure(tidy(errors[0] if errors else attempt.messages))
+    return attempt.image
 
 
 def _decode_jpeg_streams(load: Load) -> pyvips.Image:

@@ -59,6 +59,7 @@ class TiffKind:
         to_srgb: whether `convert` leaves the colour space that the file's profile is about.
         fields: what is written over the page's fields before libvips reads it.
         is_jpeg: whether the samples are JPEG streams.
+        by_libtiff: whether libtiff makes RGBA of the samples.
         notes: what is left out or assumed.
     """
 
@@ -68,6 +69,7 @@ class TiffKind:
     to_srgb: bool = False
     fields: Mapping[int, int] = field(default_factory=dict)
     is_jpeg: bool = False
+    by_libtiff: bool = False
     notes: tuple[str, ...] = ()
 
     def select(self, image: pyvips.Image) -> pyvips.Image:
@@ -108,7 +110,7 @@ def tiff_kind(page: TiffPage) -> TiffKind:
         raise UnsupportedKind(f"is {_NAMES.get(photometric, 'gray')} with {samples} of {colours} samples per pixel")
     compression = page.number(COMPRESSION, 1)
     if compression == _OLD_JPEG:
-        return _by_libtiff
+        return _rgba_of_libtiff
     extra = samples - colours
     alpha, notes = _alpha(page, colours, extra)
     kind = TiffKind(extra, alpha, is_jpeg=compression == _JPEG, notes=notes)
@@ -179,14 +181,16 @@ def _ycbcr(page: TiffPage, bits: int, kind: TiffKind) -> TiffKind:
     if subsampling == (1, 1):
         coding = YCbCrCoding.of_tiff(bits, page.numbers(_COEFFICIENTS), page.numbers(_BLACK_WHITE))
         return replace(kind, convert=partial(ycbcr_to_rgb, coding=coding))
+    if page.is_tiled and page.number(COMPRESSION, 1) == 1:
+        raise UnsupportedKind("is YCbCr with subsampled chroma in uncompressed tiles; convert it to RGB first")
     planar = page.number(_PLANAR, 1) == 2
     if bits != 8 or planar or kind.extra or subsampling not in _LIBTIFF_SUBSAMPLING:
         layout = f"{bits}-bit YCbCr" + (" in planes" if planar else "") + (" with extra bands" if kind.extra else "")
         raise UnsupportedKind(
             f"is {layout} and chroma subsampled {subsampling[0]}x{subsampling[1]}; convert it to RGB first"
         )
-    return _by_libtiff
+    return _rgba_of_libtiff
 
 
 # libtiff makes RGBA of these, where A says nothing. It also turns them by an orientation of its own.
-_by_libtiff = TiffKind(extra=1, fields={ORIENTATION: 1})
+_rgba_of_libtiff = TiffKind(extra=1, fields={ORIENTATION: 1}, by_libtiff=True)

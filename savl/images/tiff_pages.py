@@ -10,13 +10,13 @@ from typing import BinaryIO
 from savl.images.tiff_directory import SHORT, Entry, Layout, read_directory, read_layout
 from savl.images.vips_decode import DecodeFailure, UnsupportedKind, check_page
 
-_WIDTH, _HEIGHT = 256, 257
+_WIDTH, _HEIGHT, _TILE_WIDTH = 256, 257, 322
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _SUB_DIRECTORIES, _DNG_VERSION = 254, 255, 330, 50706
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _OLD_REDUCED = 2  # a value of SubfileType
 _MOST_PAGES = 65535
 # What says how the samples are stored and what they mean, and which page is what.
-_TAGS = (254, 255, 256, 257, 258, 259, 262, 274, 277, 284, 330, 332, 334, 336, 338, 339, 529, 530, 532, 50706)
+_TAGS = (254, 255, 256, 257, 258, 259, 262, 274, 277, 284, 322, 330, 332, 334, 336, 338, 339, 529, 530, 532, 50706)
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class TiffPage:
         return int(numbers[0]) if numbers else default
 
     @property
+    def is_tiled(self) -> bool:
+        """Whether the samples are stored in tiles rather than strips."""
+        return _TILE_WIDTH in self.entries
+
+    @property
     def is_by_product(self) -> bool:
         """Whether this is a thumbnail or a transparency mask of another page."""
         by_product = self.number(_NEW_SUBFILE_TYPE, 0) & (_REDUCED | _MASK)
@@ -76,6 +81,9 @@ def choose_page(file: BinaryIO, page: int | None) -> tuple[TiffPage, int]:
         DecodeFailure: The file has no directory, or the page's is cut off.
         UnsupportedKind: There is no such page, or the file is a camera's raw data.
     """
+    file.seek(8)
+    if file.read(2) == b"CR":
+        raise UnsupportedKind("is a CR2 file of raw camera data; convert it to a picture first")
     directories = _read_chain(file)
     if not directories:
         raise DecodeFailure("its directory is missing")

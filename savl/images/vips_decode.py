@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import re
 import threading
 from collections import deque
@@ -71,6 +72,9 @@ class _Gate:
     """Lets many threads decode at once, or one alone."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self._condition = threading.Condition()
         self._sharing = 0
         self._alone = False
@@ -108,6 +112,9 @@ class _Gate:
 
 
 _gate = _Gate()
+if hasattr(os, "register_at_fork"):
+    # The child has no other threads, and whoever decoded in the parent never leaves the child's copy.
+    os.register_at_fork(after_in_child=_gate.reset)
 
 
 def among_others() -> AbstractContextManager[None]:

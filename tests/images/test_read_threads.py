@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from savl.images.errors import UnreadableImage
 from savl.images.format import FORMATS, PNG
 from savl.images.jpeg_decode import decode_jpeg
 from savl.images.read import read_image
+from savl.images.vips_decode import among_others, decode_alone
 from savl.images.write import write_image
 
 ROUNDS = 25
@@ -149,3 +151,40 @@ def test_a_sound_file_is_decoded_once(tmp_path: Path) -> None:
 
     decode_jpeg(io.BytesIO(jpeg(16)), load)
     assert loads == ["warning"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_does_not_wait_for_threads_it_does_not_have() -> None:
+    import pyvips
+
+    entered, leave = threading.Event(), threading.Event()
+
+    def decode() -> None:
+        with among_others():
+            entered.set()
+            leave.wait()
+
+    def fail(fail_on: str) -> pyvips.Image:
+        raise pyvips.Error("no threads of libvips outlive a fork either")
+
+    thread = threading.Thread(target=decode)
+    thread.start()
+    entered.wait()
+    child = os.fork()
+    if child == 0:
+        decode_alone(fail)
+        os._exit(7)
+    try:
+        for _ in range(200):
+            finished, status = os.waitpid(child, os.WNOHANG)
+            if finished:
+                break
+            leave.wait(0.05)
+        else:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+        assert finished, "the child waits"
+        assert os.waitstatus_to_exitcode(status) == 7
+    finally:
+        leave.set()
+        thread.join()

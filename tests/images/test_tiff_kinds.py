@@ -347,6 +347,9 @@ REFUSED = {
     "4-bit RGB samples": tiff(bytes(24 * 16), 16, 16, 2, [4] * 3),
     "samples of 5, 6 bits": tiff(bytes(2 * 16), 16, 1, 2, [5, 6, 5]),
     "premultiplied alpha": tiff(flat([1, 2, 3, 4]), 16, 16, 8, [8] * 4, {338: (SHORT, [1])}),
+    "compressed by old-style JPEG": tiff(
+        b"\xff\xd8\xff\xd9", 16, 16, 6, [8] * 3, {513: (LONG, [8]), 514: (LONG, [4])}, compression=6
+    ),
     "compressed by JPEG 2000": tiff(flat([1]), 16, 16, 1, [8], compression=34712),
 }
 
@@ -356,6 +359,34 @@ def test_what_savl_does_not_read_is_named(name: str) -> None:
     with pytest.raises(UnsupportedImage, match=name) as caught:
         read_image(REFUSED[name])
     assert "truncated" not in str(caught.value)
+
+
+def test_subsampled_ycbcr_in_tiles_is_converted() -> None:
+    y, cb, cr = rounded(ycbcr(*RED))
+    units = bytes([y, y, y, y, cb, cr]) * 64
+    more = {530: (SHORT, [2, 2]), 322: (SHORT, [16]), 323: (SHORT, [16])}
+    near(tiff([units] * 4, 32, 32, 6, [8] * 3, more, compression=8), RED, tolerance=2)
+    with pytest.raises(UnsupportedImage, match="YCbCr with subsampled chroma in uncompressed tiles"):
+        read_image(tiff([units] * 4, 32, 32, 6, [8] * 3, more))
+
+
+LAYOUTS = {
+    "strips": {278: (LONG, [16])},
+    "tiles": {322: (SHORT, [32]), 323: (SHORT, [16])},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("photometric", [2, 6, 8], ids=["RGB", "subsampled YCbCr", "CIELab"])
+def test_a_corrupt_strip_or_tile_is_an_error_and_not_black(photometric: int, layout: str) -> None:
+    size = 32 * 16 * 3 // (2 if photometric == 6 else 1)
+    strips = [np.random.default_rng(number).bytes(size) for number in range(3)]
+    more = LAYOUTS[layout] | ({530: (SHORT, [2, 2])} if photometric == 6 else {})
+    content = bytearray(tiff(strips, 32, 48, photometric, [8] * 3, more, compression=8))
+    assert read_image(bytes(content)).pixels.shape == (48, 32, 3)
+    content[size + 200 : size + 220] = bytes(20)
+    with pytest.raises(UnreadableImage, match="truncated or corrupt TIFF"):
+        read_image(bytes(content))
 
 
 @pytest.mark.parametrize("tile", [False, True], ids=["strips", "tiles"])
@@ -421,6 +452,8 @@ def test_a_small_copy_behind_the_picture_is_no_page_either() -> None:
 def test_a_raw_camera_file_is_named() -> None:
     with pytest.raises(UnsupportedImage, match="DNG file of raw camera data"):
         read_image(pages({254: (LONG, [1]), 50706: (1, [1])} | {50706: (SHORT, [1, 4])}))
+    with pytest.raises(UnsupportedImage, match="CR2 file of raw camera data"):
+        read_image(b"II*\0\x10\0\0\0CR\2\0" + bytes(40))
     with pytest.raises(UnsupportedImage, match="thumbnail only"):
         read_image(pages({254: (LONG, [1]), 330: (LONG, [8])}))
 
