@@ -21,7 +21,7 @@ from savl.images.icc_profile import profile_of, profile_of_cicp
 from savl.images.jpeg_metadata import encode_jpeg, read_jpeg
 from savl.images.metadata_record import Metadata, PngColour, Stored
 from savl.images.png_metadata import encode_png, read_png
-from savl.images.read_only_metadata import read_bmp_profile, read_gif, read_heif_colour
+from savl.images.read_only_metadata import read_bmp_profile, read_gif, read_heif
 from savl.images.result_mark import add_mark
 from savl.images.tiff_directory import SHORT, Entry
 from savl.images.tiff_metadata import read_tiff, read_tiff_orientation, tiff_losses
@@ -212,9 +212,10 @@ def _read(file: BinaryIO, image_format: ImageFormat, page: int | None, image: py
         return replace(found, icc=more.icc, xmp=more.xmp, comments=more.comments)
     if image_format is BMP:
         return replace(found, icc=read_bmp_profile(file))
+    more = read_heif(file)
     # An ICC profile, which ranks behind the code points in PNG files, is the more exact one here.
-    cicp = None if image.get_typeof("icc-profile-data") else read_heif_colour(file)
-    return replace(found, colour=PngColour(cicp=cicp))
+    colour = PngColour() if image.get_typeof("icc-profile-data") else more.colour
+    return replace(found, colour=colour, lost=more.lost)
 
 
 def _blob(image: pyvips.Image, field: str) -> bytes | None:

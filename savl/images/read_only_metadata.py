@@ -8,12 +8,20 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from savl.images.metadata_record import Metadata
+from savl.images.metadata_record import Metadata, PngColour
 
 _GIF_HEADER, _GIF_DESCRIPTOR = 13, 9
 _MAX_GIF_TEXT = 2**24
 _BMP_HEADER_WITH_PROFILE, _EMBEDDED = 124, b"DEBM"
 _MAX_META = 16 * 2**20
+# Types of auxiliary images, and of derived ones, as they stand in the boxes.
+_FURTHER_IMAGES = {
+    b":hdrgainmap": "the HDR gain map",
+    b"tmap": "the HDR gain map",
+    b"urn:mpeg:hevc:2015:auxid:2\0": "the depth map",
+    b"urn:mpeg:mpegB:cicp:systems:auxiliary:depth\0": "the depth map",
+    b":aux:portraiteffectsmatte": "the portrait matte",
+}
 # Primaries and transfer functions that viewers show as sRGB, or that say nothing.
 _PLAIN_PRIMARIES, _PLAIN_TRANSFERS = (0, 1, 2), (0, 1, 2, 6, 13, 14, 15)
 
@@ -60,22 +68,24 @@ def read_bmp_profile(file: BinaryIO) -> bytes | None:
     return profile if len(profile) == size and profile[36:40] == b"acsp" else None
 
 
-def read_heif_colour(file: BinaryIO) -> bytes | None:
-    """Return primaries, transfer function, matrix and range as PNG's cICP chunk tells them, for decoded RGB samples.
+def read_heif(file: BinaryIO) -> Metadata:
+    """Return the colour code points of an AVIF or HEIC file (`colr` boxes), and what is lost with its further images.
 
-    Returns:
-        Four bytes, or None where the file tells none, only what viewers assume anyway, or cannot be understood.
+    The code points are those of decoded RGB samples, as PNG's cICP chunk tells them; none where the file tells none, or
+    only what viewers assume anyway.
     """
     meta = next((content for name, content in _boxes(file) if name == b"meta"), b"")
     properties = _inside(_inside(meta[4:], b"iprp"), b"ipco")
+    cicp: bytes | None = None
     for name, content in _boxes(io.BytesIO(properties)):
         if name == b"colr" and content.startswith(b"nclx") and len(content) >= 11:
             primaries, transfer = struct.unpack_from(">HH", content, 4)
-            if primaries in _PLAIN_PRIMARIES and transfer in _PLAIN_TRANSFERS:
-                return None
+            plain = primaries in _PLAIN_PRIMARIES and transfer in _PLAIN_TRANSFERS
             # The decoder has applied matrix and range.
-            return bytes([primaries, transfer, 0, 1]) if max(primaries, transfer) < 256 else None
-    return None
+            cicp = None if plain or max(primaries, transfer) > 255 else bytes([primaries, transfer, 0, 1])
+            break
+    lost = {words: None for sign, words in _FURTHER_IMAGES.items() if sign in meta}
+    return Metadata(colour=PngColour(cicp=cicp), lost=tuple(lost))
 
 
 def _inside(content: bytes, wanted: bytes) -> bytes:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import codecs
 import functools
-import html
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
-from xml.dom import minidom
 from xml.parsers.expat import ExpatError
 
 from savl.images.result_mark import holds_descriptions
@@ -48,6 +46,8 @@ def parse_xmp(packet: bytes) -> Node:
     Raises:
         ExpatError, ValueError, RecursionError, LookupError: it is damaged, is no XMP, or defines entities.
     """
+    from xml.dom import minidom  # for pictures with XMP alone
+
     if packet[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         packet = packet.decode("utf-16").encode()
     if b"<!DOCTYPE" in packet:
@@ -146,7 +146,8 @@ def add_captions(
     for name, text in wanted.items():
         if text and name not in held:
             kind, language = ("Seq", "") if name == "creator" else ("Alt", ' xml:lang="x-default"')
-            printable = html.escape("".join(c for c in text if c in "\n\t" or c >= " "), quote=False)
+            printable = "".join(c for c in text if c in "\n\t" or c >= " ")
+            printable = printable.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
             parts.append(f"<dc:{name}><rdf:{kind}><rdf:li{language}>{printable}</rdf:li></rdf:{kind}></dc:{name}>")
     if not parts:
         return packet
@@ -163,6 +164,8 @@ def insert_description(packet: bytes | None, description: bytes) -> bytes:
         packet: sound, as `clean_xmp` returns it.
         description: an rdf:Description element that declares its namespaces.
     """
+    from xml.dom import minidom
+
     document = parse_xmp(packet or new_packet())
     element = minidom.parseString(description).documentElement
     rdf = document.getElementsByTagNameNS(RDF, "RDF")[0]

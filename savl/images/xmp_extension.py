@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from xml.dom import minidom
 
 from savl.images.xmp import RDF, UNREADABLE, Node, encode_xmp, insert_description, new_packet, parse_xmp
 
@@ -118,7 +117,7 @@ def _with_namespaces(element: Node) -> Node:
 def _namespaces(element: Node) -> dict[str, str]:
     declared: dict[str, str] = {}
     node = element
-    while node is not None and node.nodeType == minidom.Node.ELEMENT_NODE:
+    while node is not None and node.nodeType == node.ELEMENT_NODE:
         for attribute in node.attributes.values():
             if attribute.name.startswith("xmlns:"):
                 declared.setdefault(attribute.name, attribute.value)

@@ -17,7 +17,7 @@ from savl.images.metadata import losses
 from savl.images.metadata_record import PngColour
 from savl.images.png_chunks import encode_chunk, read_chunks
 from savl.images.read import read_image
-from savl.images.read_only_metadata import read_heif_colour
+from savl.images.read_only_metadata import read_heif
 from savl.images.write import write_image
 
 OTHERS = [JPEG, WEBP, TIFF]
@@ -246,9 +246,27 @@ def test_code_points_of_avif_become_those_of_png(points: tuple[int, int]) -> Non
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16), SAMPLE).save(buffer, "avif", quality=100)
     content = bytearray(buffer.getvalue())
-    assert read_heif_colour(io.BytesIO(content)) is None, "what viewers assume anyway"
+    assert read_heif(io.BytesIO(content)).colour.cicp is None, "what viewers assume anyway"
     at = content.index(b"nclx") + 4
     content[at : at + 4] = struct.pack(">HH", *points)
-    assert read_heif_colour(io.BytesIO(content)) == bytes([*points, 0, 1])
+    assert read_heif(io.BytesIO(content)).colour.cicp == bytes([*points, 0, 1])
     for size in range(0, len(content), 3):
-        read_heif_colour(io.BytesIO(content[:size]))
+        read_heif(io.BytesIO(content[:size]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (b"urn:com:apple:photo:2020:aux:hdrgainmap\0", ("the HDR gain map",)),
+        (b"urn:mpeg:hevc:2015:auxid:2\0", ("the depth map",)),
+        (b"urn:mpeg:hevc:2015:auxid:1\0", ()),
+    ],
+    ids=["gain map", "depth", "alpha"],
+)
+def test_further_images_of_heic_are_named(kind: bytes, words: tuple[str, ...]) -> None:
+    def box(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I4s", 8 + len(content), name) + content
+
+    auxiliary = box(b"iprp", box(b"ipco", box(b"auxC", bytes(4) + kind)))
+    content = box(b"ftyp", b"heic" + bytes(4)) + box(b"meta", bytes(4) + auxiliary)
+    assert read_heif(io.BytesIO(content)).lost == words
