@@ -9,7 +9,7 @@ class ImageFileError(OSError):
     """An image file could not be read or written.
 
     Attributes:
-        path: the file, as the caller named it.
+        path: the file, as the caller named it; "<bytes>" for bytes, and the name of a file object.
         reason: one short human sentence, without the file's name.
     """
 
@@ -28,7 +28,7 @@ class UnreadableImage(ImageFileError):
 
 
 class UnsupportedImage(ImageFileError):
-    """The file is a sound image of a kind savl does not process (animated, float samples, Lab...)."""
+    """The file is a sound image of a kind savl does not process (animated, float samples, raw camera data…)."""
 
 
 class UnwritableImage(ImageFileError):

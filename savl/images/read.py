@@ -189,7 +189,8 @@ def _read(path: str, file: BinaryIO, page: int | None) -> ImageFile:
             metadata = take_metadata(image, file, image_format, page=directory)
             # Copied, so that the array outlives libvips' buffer and can be written to.
             pixels = np.array(image.numpy()).reshape(image.height, image.width, image.bands)
-            bits = image.get("bits-per-sample") if image_format in (AVIF, HEIC) else 16
+            known = image_format in (AVIF, HEIC) and "bits-per-sample" in image.get_fields()
+            bits = image.get("bits-per-sample") if known else 16
         _spread_over_range(pixels, bits)
         kind.to_rgb(pixels)
     except UnsupportedKind as refusal:
