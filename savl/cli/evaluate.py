@@ -52,8 +52,8 @@ def evaluate(
 
     Y: luma, a border as wide as the scale left out. RGB: all channels, whole image. All on 8-bit values.
 
-    LPIPS (AlexNet, RGB, lower is better) is measured where torchvision is installed and AlexNet's weights are in
-    torch.hub's cache, with torchmetrics. Nothing is downloaded; the last line says what is missing.
+    LPIPS (AlexNet, RGB, lower is better) is measured where torchvision and torchmetrics are installed and
+    AlexNet's weights are in torch.hub's cache. Nothing is downloaded; the last line says what is missing.
 
     Severity maps that `savl degrade` or `savl upscale` wrote beside the pictures are left out.
     """

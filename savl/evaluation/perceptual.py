@@ -44,9 +44,11 @@ class Lpips:
         weights = _cached_weights()
         try:
             from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-        except ImportError as error:
+        except ModuleNotFoundError as error:
+            raise LpipsUnavailable("torchmetrics is not installed", "pip install 'savl[lpips]' brings it") from error
+        except Exception as error:  # whatever it imports may be broken
             raise LpipsUnavailable(
-                "torchmetrics is not installed", f"{_first_line(error)}; pip install 'savl[lpips]' brings it"
+                "torchmetrics does not import", f"{_first_line(error)}; pip install 'savl[lpips]' brings one that does"
             ) from error
         try:
             self._metric = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)

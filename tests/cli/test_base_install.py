@@ -71,6 +71,17 @@ def test_lpips_without_torchmetrics_names_the_extra(monkeypatch: pytest.MonkeyPa
     assert caught.value.reason == "torchmetrics is not installed"
 
 
+def test_a_torchmetrics_that_does_not_import_is_told_from_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torchmetrics.py").write_text("raise AttributeError('scipy has no attribute x')")
+    monkeypatch.setattr("savl.evaluation.perceptual._cached_weights", lambda: Path("weights.pth"))
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchmetrics"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(LpipsUnavailable, match="AttributeError: scipy has no attribute x") as caught:
+        Lpips()
+    assert caught.value.reason == "torchmetrics does not import"
+
+
 def test_an_analysis_without_matplotlib_says_so_before_it_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
