@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
-    """Opens a temporary file beside `path` that becomes `path` only when the block ends well.
+    """Open a temporary file beside `path` that becomes `path` only when the block ends well.
 
     The bytes are on the disk (fsync) before the name changes (one atomic rename), so a reader, a crash or a
     power cut sees the old file or the new one. Whatever ends the block early, Ctrl-C included, removes the
@@ -77,7 +77,7 @@ def raise_if_full(file: BinaryIO) -> None:
 
 
 def write_atomically(path: Path, data: bytes | memoryview, *, overwrite: bool = True) -> None:
-    """Writes a whole file at once; see `atomic_write`.
+    """Write a whole file at once; see `atomic_write`.
 
     Raises:
         FileExistsError: the file is there and `overwrite` is False.
@@ -88,7 +88,7 @@ def write_atomically(path: Path, data: bytes | memoryview, *, overwrite: bool = 
 
 
 def write_whole(file: BinaryIO, data: bytes | memoryview) -> None:
-    """Writes all bytes to the unbuffered file of `atomic_write`, of which one write may take only a part.
+    """Write all bytes to the unbuffered file of `atomic_write`, of which one write may take only a part.
 
     Args:
         file: where to, from its position on.

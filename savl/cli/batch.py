@@ -47,7 +47,7 @@ class Settings:
 
 
 def upscale_batch(arguments: Sequence[str], settings: Settings) -> bool:
-    """Upscales everything the arguments stand for.
+    """Upscale everything the arguments stand for.
 
     Returns:
         Whether every file was upscaled or kept.

@@ -29,6 +29,7 @@ def degrade(
     recursive: options.Recursive = False,
     exclude: options.Exclude = None,
     include_results: options.IncludeResults = False,
+    page: options.Page = None,
     seed: Annotated[
         int,
         typer.Option(
@@ -127,6 +128,7 @@ def degrade(
         recursive=recursive,
         exclude=tuple(exclude or ()),
         include_results=include_results,
+        page=page,
         severity_map=severity_map,
         debug=debug,
         started=started,

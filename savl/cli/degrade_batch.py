@@ -39,13 +39,14 @@ class Settings:
     recursive: bool
     exclude: tuple[str, ...]
     include_results: bool
+    page: int | None
     severity_map: bool
     debug: bool
     started: float  # when the command began, by time.monotonic
 
 
 def degrade_batch(arguments: Sequence[str], settings: Settings) -> bool:
-    """Degrades everything the arguments stand for.
+    """Degrade everything the arguments stand for.
 
     Returns:
         Whether every file was degraded or kept.
@@ -84,7 +85,9 @@ def _degrade(
         output = standard_output.file((chosen or PNG).suffixes[0])
     if not settings.include_results:
         suffix = spell_suffix(settings.suffix, beside=False, default="")
-        found = leave_out_results(found, ResultRule(frozenset([DEGRADED, SEVERITY_MAP]), ("_lr", re.escape(suffix))))
+        found = leave_out_results(
+            found, ResultRule(frozenset([DEGRADED, SEVERITY_MAP]), (r"(?:_p\d+)?_lr", re.escape(suffix)))
+        )
     config = DegradationConfig() if settings.config is None else load_degradation(settings.config)
     if settings.spatial:
         config = replace(config, spatial=replace(config.spatial, probability=1.0))
@@ -92,9 +95,12 @@ def _degrade(
         degradation = Degradation(config, settings.scale)
     except DegradationUnavailable as error:
         raise UsageMistake(str(error)) from error
+    suffix = spell_suffix(settings.suffix, beside=output is None, default="lr")
+    if settings.page is not None and settings.suffix is None:
+        suffix = f"_p{settings.page}{suffix}"  # each page of a file has a result of its own
     naming = Naming(
         output=output,
-        suffix=spell_suffix(settings.suffix, beside=output is None, default="lr"),
+        suffix=suffix,
         format=chosen if to_file else chosen or PNG,
         severity=(".png", ".npy") if settings.severity_map else (),
     )
@@ -123,6 +129,7 @@ def _degrade(
             degradation,
             seed=settings.seed,
             name=job.source,
+            page=settings.page,
             image_format=job.format,
             severity_map=drawn,
             severity_values=values,
@@ -145,7 +152,7 @@ def _degrade(
 
 
 def load_degradation(path: Path) -> DegradationConfig:
-    """The [degradation] table of a TOML file; the other tables of a training configuration are not looked at.
+    """Return the [degradation] table of a TOML file; the other tables of a training configuration are not looked at.
 
     Raises:
         UsageMistake: the file cannot be read, is no TOML, has an unknown table, or a setting is refused.

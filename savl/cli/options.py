@@ -47,6 +47,15 @@ Threads = Annotated[
         help="Threads to compute with; if left out, one per processor, or what OMP_NUM_THREADS says.",
     ),
 ]
+Page = Annotated[
+    int | None,
+    typer.Option(
+        "--page",
+        metavar="N",
+        min=1,
+        help="Which page of a file that holds several, such as a scanned TIFF; the first if left out.",
+    ),
+]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(

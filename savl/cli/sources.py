@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -142,7 +142,9 @@ def find_sources(
             sources = [Source(path, Path("."), named=True)]
         for source in sources:
             # A link is a picture of its own beside the file it leads to: both names get a result.
-            found.setdefault(_place(source.path), source)
+            other = found.setdefault(_place(source.path), source)
+            if source.named and not other.named:
+                found[_place(source.path)] = replace(other, named=True)
     if not found and not unreadable:
         raise UsageMistake(f"no picture is left to work on{_in_brackets(skipped)}")
     return Found(tuple(found.values()), unreadable, skipped)

@@ -43,7 +43,8 @@ class _Steady(io.FileIO):
 def steady_streams() -> Iterator[None]:
     """Let the block print to standard output and standard error even where they are closed, full or no longer read.
 
-    What cannot be printed is dropped and raises nothing, neither in the block nor when the interpreter ends. A
+    What cannot be printed is dropped and raises nothing, neither in the block nor when the interpreter ends: the
+    streams are replaced for good. A
     descriptor that was closed when the process began leads to the null device instead, or the first file opened would
     take its number, and with it whatever libraries print.
 
@@ -52,12 +53,11 @@ def steady_streams() -> Iterator[None]:
             enough, such as a full disk: then the answer that was asked for is not where it should be.
     """
     _reopen_closed()
-    before = sys.stdout, sys.stderr
     steady = _Steady(1, "wb", closefd=False) if _replaceable(sys.stdout) else None
     if steady is not None:
-        sys.stdout = _text(steady, before[0])
+        sys.stdout = _text(steady, sys.stdout)
     if _replaceable(sys.stderr):
-        sys.stderr = _text(_Steady(2, "wb", closefd=False), before[1])
+        sys.stderr = _text(_Steady(2, "wb", closefd=False), sys.stderr)
     try:
         yield
     except SystemExit as stop:
@@ -67,10 +67,6 @@ def steady_streams() -> Iterator[None]:
             raise
         print(f"savl: standard output cannot be written: {lost.strerror}", file=sys.stderr)
         raise SystemExit(1) from None
-    finally:
-        _flush(sys.stdout)
-        _flush(sys.stderr)
-        sys.stdout, sys.stderr = before
 
 
 def was_closed(name: str) -> bool:

@@ -82,15 +82,7 @@ def upscale(
             rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = False,
-    page: Annotated[
-        int | None,
-        typer.Option(
-            "--page",
-            metavar="N",
-            min=1,
-            help="Which page of a file that holds several, such as a scanned TIFF; the first if left out.",
-        ),
-    ] = None,
+    page: options.Page = None,
     model: Annotated[
         str,
         typer.Option(

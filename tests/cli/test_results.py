@@ -103,6 +103,14 @@ def test_a_named_result_is_taken(savl: Run, picture: Write) -> None:
     assert read_image("a_x4_x4.png").pixels.shape[0] == 96
 
 
+@pytest.mark.parametrize("arguments", [["t", "t/a_x4.png"], ["t/a_x4.png", "t"]])
+def test_a_result_that_is_named_besides_its_folder_is_taken(savl: Run, picture: Write, arguments: list[str]) -> None:
+    picture("t/a.png")
+    assert savl("upscale", "t").code == 0
+    assert savl("upscale", *arguments, "-o", "out").code == 0
+    assert files("out") == ["out/a.png", "out/a_x4.png"]
+
+
 def test_results_of_degrading_are_inputs_of_upscaling_and_the_other_way_round(savl: Run, picture: Write) -> None:
     picture("hr/a.png", shape=(24, 32, 3))
     assert savl("degrade", "hr", "-o", "lr", "--severity-map").code == 0

@@ -209,3 +209,14 @@ def test_each_page_has_a_result_of_its_own(savl: Run, picture: Write) -> None:
     assert not os.path.exists("out.tif")
     assert savl("upscale", ".", "-o", "out").code == 0
     assert sorted(os.listdir("out")) == ["dot.png", "scan.tif"], "and results of pages are results"
+
+
+def test_degrading_has_pages_as_well(savl: Run, picture: Write) -> None:
+    picture("dot.png")
+    pages = [Image.new("RGB", (16, 16), (value, value, value)) for value in (10, 200)]
+    pages[0].save("scan.tif", save_all=True, append_images=pages[1:])
+    assert "page 1 of 2; --page picks another" in savl("degrade", "scan.tif").text
+    assert savl("degrade", "scan.tif", "--page", 2).code == 0
+    assert read_image("scan_p2_lr.png").pixels.mean() > 100 > read_image("scan_lr.png").pixels.mean()
+    assert savl("degrade", ".", "-o", "out").code == 0
+    assert sorted(os.listdir("out")) == ["dot.png", "scan.png"]
