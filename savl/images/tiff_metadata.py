@@ -25,6 +25,7 @@ from savl.images.tiff_directory import (
     IFD,
     LONG,
     SHORT,
+    TYPE_SIZES,
     UNDEFINED,
     Entry,
     Layout,
@@ -90,14 +91,15 @@ def read_tiff(file: BinaryIO, page: int = 1) -> Metadata:
     layout, offset = found
     for _ in range(page - 1):
         offset = _following(file, layout, offset)
-    entries = read_directory(file, layout, offset)
+    known = _DESCRIPTIVE | GEO_TAGS | {*_BLOBS, *_RESOLUTION, _ORIENTATION, exif_blocks.PHOTO, exif_blocks.GPS}
+    entries = read_directory(file, layout, offset, tags=known)  # not what may be as large as the samples
     order = layout.order
     iptc = _blob(entries, _IPTC, order)
     photoshop = _blob(entries, _PHOTOSHOP, order)
     in_photoshop, others = split_resources(photoshop or b"")
     resolution, unit = _resolution(entries, order)
-    known = _STORAGE | _DESCRIPTIVE | GEO_TAGS | {_XMP, _IPTC, _PHOTOSHOP, _ICC, exif_blocks.PHOTO, exif_blocks.GPS}
-    lost = [_NAMED_LOSSES.get(tag, f"the TIFF tag {tag}") for tag in sorted(entries) if tag not in known]
+    unknown = sorted(set(_tags(file, layout, offset)) - known - _STORAGE)
+    lost = [_NAMED_LOSSES.get(tag, f"the TIFF tag {tag}") for tag in unknown]
     geo = tuple(entries[tag] for tag in sorted(GEO_TAGS & entries.keys()))
     return Metadata(
         exif=_exif(file, layout, entries),
@@ -314,12 +316,21 @@ def _following(file: BinaryIO, layout: Layout, offset: int) -> int:
     return int(struct.unpack(layout.offset, link)[0]) if len(link) == struct.calcsize(layout.offset) else 0
 
 
+def _tags(file: BinaryIO, layout: Layout, offset: int) -> list[int]:
+    """The tags of a directory, as far as it can be understood."""
+    try:
+        raws = _raw_entries(file, layout, offset)
+    except (struct.error, OverflowError, OSError):
+        return []
+    return [tag for tag, raw in raws.items() if struct.unpack_from(layout.order + "H", raw, 2)[0] in TYPE_SIZES]
+
+
 def _raw_entries(file: BinaryIO, layout: Layout, offset: int) -> dict[int, bytes]:
     """The entries of a directory as they stand in the file, by tag."""
     file.seek(offset)
     (count,) = struct.unpack(layout.count, file.read(struct.calcsize(layout.count)))
     size = struct.calcsize(layout.entry)
-    table = file.read(count * size)
+    table = file.read(min(count, 65535) * size)
     raws = (table[at : at + size] for at in range(0, len(table) - size + 1, size))
     return {struct.unpack_from(layout.order + "H", raw)[0]: raw for raw in raws}
 

@@ -146,7 +146,7 @@ def add_captions(
     for name, text in wanted.items():
         if text and name not in held:
             kind, language = ("Seq", "") if name == "creator" else ("Alt", ' xml:lang="x-default"')
-            printable = "".join(c for c in text if c in "\n\t" or c >= " ")
+            printable = "".join(c for c in text if c in "\n\t" or (c >= " " and c not in "\ufffe\uffff"))
             printable = printable.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
             parts.append(f"<dc:{name}><rdf:{kind}><rdf:li{language}>{printable}</rdf:li></rdf:{kind}></dc:{name}>")
     if not parts:
@@ -154,7 +154,10 @@ def add_captions(
     description_element = (
         f'<rdf:Description xmlns:rdf="{RDF}" rdf:about="" xmlns:dc="{_DC}">{"".join(parts)}</rdf:Description>'
     )
-    return insert_description(packet, description_element.encode())
+    try:
+        return insert_description(packet, description_element.encode())
+    except UNREADABLE:  # so deeply nested that it was understood, if at all, nearer to the recursion limit
+        return packet
 
 
 def insert_description(packet: bytes | None, description: bytes) -> bytes:
