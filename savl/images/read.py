@@ -220,6 +220,9 @@ def _decode(file: BinaryIO, image_format: ImageFormat, page: int | None) -> tupl
 
     if image_format is JPEG:
         return decode_jpeg(file, load), ()
+    if image_format is PNG:
+        _check_frames_of_png(file, page)
+        page = None
     try:
         image = decode(load)
     except DecodeFailure as failure:
@@ -272,20 +275,22 @@ def _identify(path: str, file: BinaryIO) -> ImageFormat:
     image_format = format_of_content(head)
     if image_format is None:
         raise UnreadableImage(path, f"not an image savl can read ({READABLE})")
-    if image_format is PNG and _is_animated_png(file):
-        raise UnsupportedImage(path, "animated PNG; savl reads single pictures")
     file.seek(0)
     return image_format
 
 
-def _is_animated_png(file: BinaryIO) -> bool:
-    """Whether an animation chunk stands before the samples; libvips would quietly read the first frame."""
+def _check_frames_of_png(file: BinaryIO, page: int | None) -> None:
+    """Refuse all of an animated PNG but its first picture: libvips would quietly read that."""
+    frames = 1
     file.seek(8)
     while len(header := file.read(8)) == 8 and header[4:] != b"IDAT":
         if header[4:] == b"acTL":
-            return True
+            frames = int.from_bytes(file.read(4), "big")
+            break
         file.seek(int.from_bytes(header[:4], "big") + 4, os.SEEK_CUR)
-    return False
+    check_page(page, frames)
+    if frames > 1 and page != 1:
+        raise UnsupportedKind(f"holds {frames} frames (animated); savl reads single pictures, and here --page 1 only")
 
 
 def _check_kind(image: pyvips.Image, image_format: ImageFormat) -> None:

@@ -120,6 +120,17 @@ def test_an_animation_is_refused_and_its_frames_are_pages(ending: str) -> None:
         read_image(content, page=3)
 
 
+def test_only_the_first_picture_of_an_animated_png_is_read() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+    content = encoded(frames[0], "PNG", save_all=True, append_images=frames[1:])
+    for page in (None, 2):
+        with pytest.raises(UnsupportedImage, match=r"holds 2 frames \(animated\).*--page 1 only"):
+            read_image(content, page=page)
+    assert (read_image(content, page=1).pixels == RED).all()
+    with pytest.raises(UnsupportedImage, match="has no page 3; it holds 2 pages"):
+        read_image(content, page=3)
+
+
 def test_a_truncated_gif_is_an_error() -> None:
     content = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)), "GIF")
     with pytest.raises(UnreadableImage, match="truncated or corrupt GIF"):
