@@ -30,6 +30,7 @@ _SIGNS = (
     "could not execute a primitive",
     # the decoders behind libvips
     "insufficient memory",
+    "failed to allocate",
     # threads, whose stacks are memory; the limits of users and containers on threads look the same
     "can't start new thread",
     "error creating thread",
@@ -98,6 +99,22 @@ def can_allocate(count: int) -> bool:
     except (OSError, ValueError, OverflowError, MemoryError):
         return False
     return True
+
+
+def require_memory(count: int, doing: str) -> None:
+    """Refuse to begin what would be ended halfway, where the system does not give this process ``count`` more bytes.
+
+    For calls of libraries, such as GLib under libvips, that end the process when they get no memory.
+
+    Args:
+        count: Bytes that the work takes, roughly.
+        doing: What the work is, as a clause that begins with "while".
+
+    Raises:
+        MemoryError: There is less.
+    """
+    if not can_allocate(count):
+        raise MemoryError(f"out of memory {doing}, which takes about {binary_size(count)}; free some")
 
 
 def binary_size(count: int) -> str:

@@ -20,12 +20,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from savl.images.vips_messages import tidy
+from savl.out_of_memory import require_memory
 
 if TYPE_CHECKING:
     import pyvips
 
 Load = Callable[[str], "pyvips.Image"]
 """Opens an image anew, with libvips' `fail_on` as given; nothing is decoded yet."""
+
+VIPS_BYTES = 64 * 2**20
+"""What libvips takes beside an image: the stacks and buffers of its threads. Without them it may end the process."""
 
 _G_LOG_LEVEL_WARNING = 16
 _WARNING_COUNT = re.compile(r"read gave (\d+) warnings")
@@ -158,11 +162,12 @@ def decode(load: Load) -> pyvips.Image:
 def _attempt(load: Load, fail_on: str) -> Attempt:
     import pyvips
 
+    require_memory(VIPS_BYTES, "while it is read")
     _count_warnings()
     _thread.warnings = 0
     image, messages = None, ""
     try:
-        image = load(fail_on).copy_memory()
+        image = _in_memory(load(fail_on))
     except (pyvips.Error, UnicodeDecodeError) as error:  # the latter where a message quotes the file's bytes
         messages = str(error) if isinstance(error, pyvips.Error) else _messages()
         # Frees the image that failed: libvips counts its warnings when it is closed, which must be now.
@@ -177,6 +182,13 @@ def _messages() -> str:
 
     text: str = pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer()).decode(errors="replace")
     return text
+
+
+def _in_memory(image: pyvips.Image) -> pyvips.Image:
+    sample_bytes = {"uchar": 1, "char": 1, "ushort": 2, "short": 2}.get(image.format, 8)
+    # The samples, and as much again for decoders that hold the whole image.
+    require_memory(VIPS_BYTES + 2 * image.width * image.height * image.bands * sample_bytes, "while it is read")
+    return image.copy_memory()
 
 
 class _Thread(threading.local):

@@ -18,10 +18,10 @@ from savl.images.jpeg_metadata import encode_jpeg, splice_jpeg
 from savl.images.metadata import Metadata, Stored, settle, stored_as
 from savl.images.png_metadata import encode_png, splice_png
 from savl.images.tiff_metadata import write_tiff
-from savl.images.vips_decode import among_others
+from savl.images.vips_decode import VIPS_BYTES, among_others
 from savl.images.vips_messages import tidy
 from savl.images.webp_metadata import encode_webp, splice_webp
-from savl.out_of_memory import is_out_of_memory
+from savl.out_of_memory import is_out_of_memory, require_memory
 
 if TYPE_CHECKING:
     import pyvips
@@ -69,6 +69,9 @@ def write_image(
     check_size(path, pixels.shape[1], pixels.shape[0], image_format)
     stored = stored_as(pixels, image_format)
     carried, _ = settle(metadata or Metadata(), stored, image_format, mark=mark)
+    size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+    buffers = 4 if image_format is WEBP else 1  # of the size of the picture
+    require_memory(VIPS_BYTES + buffers * pixels.nbytes, f"while {size} pixels become a {image_format.title}")
     try:
         with among_others(), naming_output(path), atomic_write(Path(path), overwrite=overwrite) as file:
             image = _wrap(pixels, image_format)
@@ -81,7 +84,6 @@ def write_image(
                 write_tiff(file, carried, stored)
     except _vips_error() as error:
         if is_out_of_memory(error):
-            size = f"{pixels.shape[1]}x{pixels.shape[0]}"
             raise MemoryError(f"out of memory while {size} pixels become a {image_format.title}; free some") from error
         raise UnwritableImage(path, f"cannot be written: {tidy(str(error)) or 'unknown reason'}") from error
 
@@ -194,7 +196,7 @@ class _SplicedStream:
     """A file being encoded, whose beginning is exchanged while it passes by; the rest is never held in memory."""
 
     def __init__(self, file: BinaryIO, splice: _Splice) -> None:
-        self.failure: OSError | None = None
+        self.failure: OSError | MemoryError | None = None
         self._file = file
         self._splice = splice
         self._head: bytes | None = b""
@@ -210,7 +212,7 @@ class _SplicedStream:
             if begun is not None:
                 self._head = None
                 write_whole(self._file, begun)
-        except OSError as error:  # must not leave a callback of C code
+        except (OSError, MemoryError) as error:  # must not leave a callback of C code
             self.failure = error
             return -1
         return len(data)

@@ -1,0 +1,213 @@
+"""How many threads a command uses, how they wait, and what control groups and limits leave it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from savl.inference import control_group, memory
+from savl.inference.control_group import control_group_folders, processor_quota
+from savl.inference.threads import SPIN_COUNT, limit_spinning, use_threads
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits are set as Linux sets them")
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS", "VIPS_CONCURRENCY")
+
+
+def run(code: str, **environment: str) -> str:
+    """Run a program in a process of its own, with no variable of OpenMP beside those given; return what it prints."""
+    kept = {name: value for name, value in os.environ.items() if name not in WAITING}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+SPINNING = """
+import os
+from savl.inference.threads import limit_spinning
+limit_spinning()
+print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("KMP_BLOCKTIME"), os.environ.get("OMP_WAIT_POLICY"))
+"""
+
+
+def test_commands_bound_how_long_threads_wait_awake() -> None:
+    assert run(SPINNING) == f"{SPIN_COUNT} 1 None"
+
+
+@pytest.mark.parametrize(("name", "value"), [("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "7")])
+def test_what_the_user_says_about_waiting_stays(name: str, value: str) -> None:
+    expected = {"OMP_WAIT_POLICY": "None None ACTIVE", "GOMP_SPINCOUNT": "7 None None"}
+    assert run(SPINNING, **{name: value}) == expected[name]
+
+
+def test_the_environment_is_left_alone_once_torch_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in WAITING:
+        monkeypatch.delenv(name, raising=False)
+    limit_spinning()
+    assert not any(name in os.environ for name in WAITING)
+
+
+def test_importing_the_upscaler_changes_no_setting_of_the_process() -> None:
+    code = """
+import os
+before = dict(os.environ)
+import torch, savl
+threads = torch.get_num_threads()
+savl.Upscaler(savl.build("savl-tiny"))(torch.rand(1, 3, 8, 8))
+print(dict(os.environ) == before, torch.get_num_threads() == threads)
+"""
+    assert run(code) == "True True"
+
+
+def test_the_number_of_threads_is_that_of_torch_and_libvips() -> None:
+    code = """
+import torch
+from savl.inference.threads import use_threads
+assert use_threads(3) == torch.get_num_threads() == 3
+import pyvips
+assert pyvips.vips_lib.vips_concurrency_get() == 3
+use_threads(2)
+print(torch.get_num_threads(), pyvips.vips_lib.vips_concurrency_get())
+"""
+    assert run(code) == "2 2"
+
+
+# What limits leave
+
+
+def test_a_container_that_may_take_one_and_a_half_processors_gets_two_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("savl.inference.threads.processor_quota", lambda: 1.5)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("VIPS_CONCURRENCY", "1")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        assert use_threads() == 2
+        torch.set_num_threads(4)
+        monkeypatch.setenv("OMP_NUM_THREADS", "4")
+        assert use_threads() == 4, "what the user says counts"
+        assert use_threads(3) == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_thread_that_cannot_be_started_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIPS_CONCURRENCY", "1")  # what is chosen for libvips ends with the test
+    before = torch.get_num_threads()
+    started: list[object] = []
+
+    def start(self: object) -> None:
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(self)
+
+    monkeypatch.setattr("threading.Thread.start", start)
+    monkeypatch.setattr("threading.Thread.join", lambda self: None)
+    try:
+        assert use_threads(8) == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def groups(monkeypatch: pytest.MonkeyPatch, root: Path, listing: str, files: dict[str, str]) -> None:
+    """Put files in the place of /sys/fs/cgroup and /proc/self/cgroup."""
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    (root / "listing").write_text(listing)
+    monkeypatch.setattr(control_group, "MOUNT", root)
+    monkeypatch.setattr(control_group, "LISTING", root / "listing")
+
+
+@pytest.mark.parametrize(
+    ("listing", "files", "quota"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "400000 100000\n"}, 4.0),
+        ("0::/a\n", {"a/cpu.max": "max 100000\n"}, None),
+        ("3:cpu,cpuacct:/d\n", {"cpu/d/cpu.cfs_quota_us": "50000", "cpu/d/cpu.cfs_period_us": "100000"}, 0.5),
+        ("3:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        # A container of version 1: the listing names the path outside, mounted in place of the root.
+        ("3:cpu:/docker/1f\n", {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2.0),
+        ("", {}, None),
+    ],
+)
+def test_the_quota_is_the_least_of_all_groups_around(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, listing: str, files: dict[str, str], quota: float | None
+) -> None:
+    groups(monkeypatch, tmp_path, listing, files)
+    assert processor_quota() == quota
+
+
+@pytest.mark.parametrize(
+    ("listing", "prefix", "names"),
+    [
+        ("0::/job\n", "job", ("memory.max", "memory.current", "inactive_file")),
+        (
+            "4:memory:/job\n",
+            "memory/job",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ),
+    ],
+)
+def test_a_tile_fits_what_the_container_has_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, listing: str, prefix: str, names: tuple[str, str, str]
+) -> None:
+    limit, used, cached = names
+    files = {f"{prefix}/{limit}": "300000000", f"{prefix}/{used}": "280000000"}
+    groups(monkeypatch, tmp_path, listing, {**files, f"{prefix}/memory.stat": f"anon 7\n{cached} 30000000\n"})
+    assert [folder.name for folder in control_group_folders("memory")][:1] == ["job"]
+    assert memory.available_bytes() == 50_000_000
+
+
+@linux
+def test_a_tile_fits_what_ulimit_leaves() -> None:
+    code = """
+import resource
+from savl.inference.memory import available_bytes
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, resource.RLIM_INFINITY))
+print(available_bytes() <= 2**26)
+"""
+    assert run(code) == "True"
+
+
+# With too little memory, whatever it is too little for
+
+
+@linux
+@pytest.mark.parametrize("megabytes", [300, 640, 3000])
+def test_a_command_with_too_little_memory_ends_with_a_picture_or_with_one_line(tmp_path: Path, megabytes: int) -> None:
+    code = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, ({megabytes} * 2**20,) * 2)
+from savl.cli.app import main
+main(["upscale", "in.png", "-o", "out.png", "--tile", "0", "--threads", "1"])
+"""
+    pyvips = pytest.importorskip("pyvips")
+    pyvips.Image.black(24, 16, bands=3).pngsave(str(tmp_path / "in.png"))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    lines = done.stderr.splitlines()
+    if done.returncode == 0:
+        assert pyvips.Image.new_from_file(str(tmp_path / "out.png")).width == 96
+        return
+    assert megabytes < 3000, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert "out of memory" in lines[0], done.stderr
+    assert not (tmp_path / "out.png").exists()
