@@ -72,7 +72,7 @@ class Plan:
     Attributes:
         jobs: the files to do, no two of them with an output in common.
         left_out: inputs that are what another input is written to.
-        refused: inputs whose outputs other inputs have already, each with the reason.
+        refused: inputs whose outputs other inputs have already, or which they are themselves, each with the reason.
     """
 
     jobs: tuple[Job, ...]
@@ -158,10 +158,12 @@ def plan_jobs(
 
     Where two inputs of one folder differ in their endings only and would be written to one file, the ending becomes
     part of the name: with `--format png`, a.png and a.jpg give a_x4.png and a.jpg_x4.png. Of others that would be
-    written to one file, the first is done and the rest are refused.
+    written to one file, the first is done and the rest are refused, as is an input that would be
+    written over itself.
 
     Raises:
-        UsageMistake: an input would be overwritten, or `-o` and `--format` contradict each other.
+        UsageMistake: every input is refused, an input would be overwritten by another one, or `-o` and `--format`
+            contradict each other.
     """
     jobs = _with_names_of_their_own([_job(source, naming, to_file) for source in sources], naming)
     by_target: dict[str, Job] = {}
@@ -185,7 +187,7 @@ def plan_jobs(
         if writer is None:
             kept.append(job)
         elif writer is job:
-            raise UsageMistake(f"{source.path} would be written over itself; choose another -o, or --suffix")
+            refused[source.path] = "would be written over itself; choose another -o, or --suffix"
         elif include_results and not overwrite and os.path.isfile(source.path):
             kept.append(job)  # as it is: the other input's result stands already
         elif source.named and overwrite:
@@ -195,6 +197,9 @@ def plan_jobs(
             )
         else:
             left_out.append(source.path)
+    if refused and not kept:
+        path, reason = next(iter(refused.items()))
+        raise UsageMistake(f"{path} {reason}")
     return Plan(tuple(kept), tuple(left_out), refused)
 
 

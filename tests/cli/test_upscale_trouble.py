@@ -235,6 +235,20 @@ def test_an_input_is_never_written_over(savl: Run, picture: Write, arguments: li
     assert Path("a.png").read_bytes() == before
 
 
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_an_input_that_would_be_written_over_itself_costs_itself_alone(
+    savl: Run, picture: Write, overwrite: list[str]
+) -> None:
+    before = picture("in/a.png").read_bytes()
+    picture("in/b.jpg")
+    done = savl("upscale", "in", "-o", "in", "-f", "png", *overwrite)
+    assert done.code == 1
+    assert "in/a.png: would be written over itself; choose another -o, or --suffix" in done.text
+    assert "1 upscaled, 1 failed" in done.text
+    assert Path("in/a.png").read_bytes() == before
+    assert files("in") == ["in/a.png", "in/b.jpg", "in/b.png"]
+
+
 def test_another_input_is_never_written_over(savl: Run, picture: Write) -> None:
     picture("a.png")
     before = picture("a_x4.png", value=9).read_bytes()
