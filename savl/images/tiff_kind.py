@@ -118,6 +118,8 @@ def tiff_kind(page: TiffPage) -> TiffKind:
         _check_inks(page, bits)
     elif photometric == YCBCR and not kind.is_jpeg:
         return _ycbcr(page, bits, kind)
+    elif photometric == YCBCR and extra:
+        raise UnsupportedKind("is YCbCr in JPEG streams with extra bands; convert it to RGB first")
     elif photometric in (CIELAB, ICCLAB):
         if alpha is not None and _ASSOCIATED in page.numbers(_EXTRA_SAMPLES):
             raise UnsupportedKind(f"is {_NAMES[photometric]} with premultiplied alpha; convert it to RGB first")
@@ -180,7 +182,9 @@ def _ycbcr(page: TiffPage, bits: int, kind: TiffKind) -> TiffKind:
     subsampling = (int(numbers[0]), int(numbers[-1]))
     if subsampling == (1, 1):
         coding = YCbCrCoding.of_tiff(bits, page.numbers(_COEFFICIENTS), page.numbers(_BLACK_WHITE))
-        return replace(kind, convert=partial(ycbcr_to_rgb, coding=coding))
+        # libtiff takes extra bands of RGB only, whose samples it hands out alike.
+        fields = {_PHOTOMETRIC: RGB} if kind.extra else {}
+        return replace(kind, convert=partial(ycbcr_to_rgb, coding=coding), fields=fields)
     if page.is_tiled and page.number(COMPRESSION, 1) == 1:
         raise UnsupportedKind("is YCbCr with subsampled chroma in uncompressed tiles; convert it to RGB first")
     planar = page.number(_PLANAR, 1) == 2

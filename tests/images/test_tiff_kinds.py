@@ -195,6 +195,11 @@ def test_ycbcr_of_video_range_and_other_coefficients_is_converted() -> None:
     near(tiff(flat(codes), 16, 16, 6, [8] * 3, more), RED, tolerance=2)
 
 
+def test_ycbcr_keeps_its_alpha() -> None:
+    content = tiff(flat([*rounded(ycbcr(*RED)), 51]), 16, 16, 6, [8] * 4, {530: (SHORT, [1, 1]), 338: (SHORT, [2])})
+    near(content, [*RED, 51], tolerance=2)
+
+
 @pytest.mark.parametrize("subsampling", [(2, 2), (2, 1), (1, 2), (4, 1), (4, 2), (4, 4)])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_subsampled_ycbcr_is_converted_and_stands_upright(subsampling: tuple[int, int], orientation: int) -> None:
@@ -291,6 +296,12 @@ EXTRA = {
     "unspecified, unassociated": ([0, 2], 1),
     "unassociated, unspecified": ([2, 0], 0),
 }
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(0, [*RED]), (2, [*RED, 77])], ids=["other", "alpha"])
+def test_an_extra_band_of_a_palette_is_alpha_where_it_says_so(kind: int, expected: list[int]) -> None:
+    colours = [channel * 257 for channel in RED for _ in range(256)]
+    assert colour(tiff(flat([255, 77]), 16, 16, 3, [8] * 2, {320: (SHORT, colours), 338: (SHORT, [kind])})) == expected
 
 
 @pytest.mark.parametrize("name", EXTRA)
