@@ -18,7 +18,8 @@ DEGRADED = "degraded"
 SEVERITY_MAP = "severity map"
 MARKS = (UPSCALED, DEGRADED, SEVERITY_MAP)
 
-_NAMESPACE = "urn:savl:result:1.0:"
+# Adobe's toolkit, which many programs use, adds a slash to names of namespaces that do not end in one.
+_NAMESPACE = "urn:savl:result:1.0/"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _EMPTY_PACKET = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
@@ -28,9 +29,6 @@ _EMPTY_PACKET = (
 _PREFIX = re.compile(rb"""xmlns:([\w.-]+)\s*=\s*["']""" + re.escape(_NAMESPACE.encode()) + rb"""["']""")
 # The element that holds the descriptions, whatever its prefix; not one that is closed at once.
 _RDF_ELEMENT = re.compile(rb"<(?:[\w.-]+:)?RDF(?:\s[^<>]*)?(?<!/)>")
-_DESCRIPTION = re.compile(
-    rb"<rdf:Description[^<>]*" + re.escape(_NAMESPACE.encode()) + rb"[^<>]*(?:/>|>\s*</rdf:Description>)"
-)
 _XMP_TAG = 700
 _MAX_PACKET = 16 * 2**20
 
@@ -47,13 +45,28 @@ def add_mark(xmp: bytes | None, mark: str) -> bytes:
     """
     if mark not in MARKS:
         raise ValueError(f"mark: {mark!r}; accepted are {', '.join(MARKS)}")
-    packet = _DESCRIPTION.sub(b"", xmp) if xmp is not None and holds_descriptions(xmp) else _EMPTY_PACKET
+    packet = _without_marks(xmp) if xmp is not None and holds_descriptions(xmp) else _EMPTY_PACKET
     element = _RDF_ELEMENT.search(packet)
     assert element is not None  # every packet that gets here has one
-    description = (
+    description = _description(mark)
+    return packet[: element.end()] + description + packet[element.end() :]
+
+
+def _description(mark: str) -> bytes:
+    return (
         f'<rdf:Description xmlns:rdf="{_RDF}" rdf:about="" xmlns:savl="{_NAMESPACE}" savl:result="{mark}"/>'
     ).encode()
-    return packet[: element.end()] + description + packet[element.end() :]
+
+
+def _without_marks(packet: bytes) -> bytes:
+    """The packet without marks: savl's own descriptions, and the property where others put it among theirs."""
+    for mark in MARKS:
+        packet = packet.replace(_description(mark), b"")
+    for prefix in {found.group(1) for found in _PREFIX.finditer(packet)}:
+        name = re.escape(prefix) + rb":result"
+        packet = re.sub(rb"\s" + name + rb"""\s*=\s*("[^"]*"|'[^']*')""", b"", packet)
+        packet = re.sub(rb"<" + name + rb"\s*>[^<]*</" + name + rb"\s*>", b"", packet)
+    return packet
 
 
 def holds_descriptions(xmp: bytes) -> bool:

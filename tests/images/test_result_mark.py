@@ -52,9 +52,28 @@ def test_a_new_mark_takes_the_place_of_the_old_and_leaves_the_packet(tmp_path: P
 
 def test_a_mark_that_another_program_wrote_as_an_element_is_found() -> None:
     packet = PACKET.replace(
-        TITLE, b'<rdf:Description xmlns:ns1="urn:savl:result:1.0:"><ns1:result>upscaled</ns1:result></rdf:Description>'
+        TITLE, b'<rdf:Description xmlns:ns1="urn:savl:result:1.0/"><ns1:result>upscaled</ns1:result></rdf:Description>'
     )
     assert find_mark(packet) == UPSCALED
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        b"<rdf:Description rdf:about='' xmlns:s='urn:savl:result:1.0/' xmlns:dc='http://purl.org/dc/elements/1.1/'"
+        b" s:result='upscaled' dc:format='image/png'/>",
+        b"<rdf:Description rdf:about='' xmlns:s='urn:savl:result:1.0/' xmlns:dc='http://purl.org/dc/elements/1.1/'>"
+        b"<s:result>upscaled</s:result><dc:format>image/png</dc:format></rdf:Description>",
+    ],
+    ids=["attributes", "elements"],
+)
+def test_a_mark_that_another_program_put_among_others_leaves_alone(description: bytes) -> None:
+    packet = PACKET.replace(TITLE, description)
+    assert find_mark(packet) == UPSCALED
+    marked = add_mark(packet, DEGRADED)
+    assert find_mark(marked) == DEGRADED
+    assert UPSCALED.encode() not in marked
+    assert b"dc:format" in marked
 
 
 def test_a_packet_that_is_not_understood_gives_way() -> None:
