@@ -6,12 +6,12 @@ sample type of the file, never guessed from its values.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -123,7 +123,7 @@ def _loader(image_format: ImageFormat) -> Callable[..., pyvips.Image]:
     return loader
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened(source: ImageSource) -> Iterator[tuple[str, BinaryIO]]:
     """Yield what errors call the source, and an open, seekable file at its beginning."""
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -197,7 +197,7 @@ def _read(path: str, file: BinaryIO, page: int | None) -> ImageFile:
         raise UnsupportedImage(path, str(refusal)) from refusal
     except DecodeFailure as failure:
         raise UnreadableImage(path, _reason(str(failure), image_format)) from failure
-    except pyvips.Error as error:
+    except (pyvips.Error, UnicodeDecodeError) as error:  # the latter where a message quotes the file's bytes
         raise UnreadableImage(path, _reason(tidy(str(error)), image_format)) from error
     except MemoryError as error:
         raise UnreadableImage(path, _NO_MEMORY) from error
@@ -313,16 +313,21 @@ def _cmyk_to_srgb(image: pyvips.Image) -> tuple[pyvips.Image, tuple[str, ...]]:
     """Return CMYK as sRGB, by its own profile or, lacking one that works, by a generic one, and what is to be said."""
     import pyvips
 
-    known = "icc-profile-data" in image.get_fields()
-    notes: tuple[str, ...] = () if known else ("it has no CMYK profile; a generic one was taken",)
     depth = 16 if image.format == "ushort" else 8
     inks = image.extract_band(0, n=4).copy(interpretation="cmyk")
-    try:
-        rgb = inks.icc_transform("srgb", embedded=True, input_profile="cmyk", depth=depth).copy_memory()
-    except pyvips.Error:
-        inks.remove("icc-profile-data")
-        rgb = inks.icc_transform("srgb", input_profile="cmyk", depth=depth)
+    notes: tuple[str, ...] = ("it has no CMYK profile; a generic one was taken",)
+    rgb = None
+    if inks.get_typeof("icc-profile-data"):
+        profile = bytes(inks.get("icc-profile-data"))
         notes = ("its CMYK profile is broken; a generic one was taken",)
+        # The signature and the colour space in the header: libvips takes a generic profile without a word.
+        if profile[36:40] == b"acsp" and profile[16:20] == b"CMYK":
+            with contextlib.suppress(pyvips.Error):
+                rgb = inks.icc_transform("srgb", embedded=True, depth=depth).copy_memory()
+                notes = ()
+        inks.remove("icc-profile-data")
+    if rgb is None:
+        rgb = inks.icc_transform("srgb", input_profile="cmyk", depth=depth)
     # Apart, because libvips takes the alpha of 16-bit inks for an 8-bit one.
     return rgb.bandjoin(image.extract_band(4)) if image.bands > 4 else rgb, notes
 

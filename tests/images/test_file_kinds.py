@@ -50,6 +50,31 @@ def test_gray_jpeg_stays_gray() -> None:
     assert (pixels == 90).all()
 
 
+@pytest.mark.parametrize("ending", ["JPEG", "TIFF"])
+@pytest.mark.parametrize(
+    ("profile", "note"),
+    [
+        (None, "it has no CMYK profile; a generic one was taken"),
+        (b"not a profile" * 20, "its CMYK profile is broken; a generic one was taken"),
+        ("cmyk", None),
+    ],
+    ids=["no", "broken", "own"],
+)
+def test_a_generic_cmyk_profile_is_said(ending: str, profile: bytes | str | None, note: str | None) -> None:
+    import pyvips
+
+    if isinstance(profile, str):
+        profile = bytes(pyvips.Operation.call("profile_load", profile))
+    inks = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    picture = read_image(encoded(inks, ending, **({} if profile is None else {"icc_profile": profile})))
+    assert picture.notes == (() if note is None else (note,))
+    red, green, blue = (int(sample) for sample in picture.pixels[8, 8])
+    assert red > 180
+    assert max(green, blue) < 90
+    assert picture.metadata.icc is not None
+    assert picture.metadata.icc[16:20] == b"RGB "
+
+
 FRAMES = {
     "12-bit": (0xC1, 12),
     "lossless": (0xC3, 8),
