@@ -132,12 +132,19 @@ def _palette_colours(image: Any) -> NDArray[np.uint8]:
 
 def _loaded(image: Any) -> Any:
     """The image, decoded: Pillow opens files without reading their samples."""
+    filename = getattr(image, "filename", "")
     try:
+        if image.format == "TIFF" and filename:
+            # Of a file with a name, Pillow maps uncompressed samples into memory, by the sides of the turned picture.
+            image.filename = ""
         image.load()
     except OSError as error:
-        raise UnreadableImage(getattr(image, "filename", "") or "<PIL image>", str(error)) from error
+        raise UnreadableImage(filename or "<PIL image>", str(error)) from error
     except (ValueError, AssertionError, AttributeError) as error:  # what a file that was closed ends in
         raise ValueError(f"image: the PIL image is closed, its samples cannot be read ({error})") from error
+    finally:
+        if filename:
+            image.filename = filename
     return image
 
 

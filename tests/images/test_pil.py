@@ -211,11 +211,12 @@ def test_exif_orientation_is_applied_as_it_is_to_paths(kind: str, orientation: i
     }[kind]()
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for path in (tmp_path / "x.png", tmp_path / "x.tif"):
-        image.save(path, exif=exif, compression="tiff_lzw")
+    for path, compression in ((tmp_path / "x.png", None), (tmp_path / "x.tif", None), (tmp_path / "y.tif", "tiff_lzw")):
+        image.save(path, exif=exif, compression=compression)
         opened = Image.open(path)
         np.testing.assert_array_equal(as_pixels(opened), turned(stored, orientation))
         np.testing.assert_array_equal(as_pixels(opened), turned(stored, orientation), "taken twice, turned twice")
+        assert opened.filename in (path, str(path)), "the caller's image was changed"
         if path.suffix == ".png":
             np.testing.assert_array_equal(read_image(path).pixels, turned(stored, orientation))
     in_memory = image.copy()
