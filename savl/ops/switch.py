@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from savl.ops.library import CUDA_UNAVAILABLE, EXTENSION_UNAVAILABLE, cuda_architecture_unavailable, has_kernel
@@ -215,8 +216,10 @@ class FusedKernels:
         if not self._modules:
             _process.remove(self)  # the call made it for all threads, a block is this thread's own
             # On the thread, not on the object, which threads may share.
-            _thread.outer = [*getattr(_thread, "outer", []), getattr(_thread, "settings", None)]
+            before = getattr(_thread, "settings", None), _of_the_backward_pass()
+            _thread.outer = [*getattr(_thread, "outer", []), before]
             _thread.settings = self._settings
+            _hand_to_backward_passes(self._settings)
         return self
 
     def __exit__(
@@ -227,7 +230,8 @@ class FusedKernels:
                 for module, settings in self._modules:
                     module.kernels = settings  # type: ignore[assignment]
         else:
-            _thread.settings = _thread.outer.pop()
+            _thread.settings, handed_on = _thread.outer.pop()
+            _hand_to_backward_passes(handed_on)
 
 
 class _Process:
@@ -253,9 +257,31 @@ class _Process:
             self.settings = self._calls[-1][1]
 
 
+# A backward pass may run in threads of autograd's own: on a GPU always, on a CPU where reentrant checkpoints nest
+# deeply. What is checkpointed is computed there again, and must find the setting of the block that the pass was started
+# in. Torch hands a thread's state to them, and in it what lies under this key; the functions have no public names.
+_KEY = "savl.ops.switch"
+_HANDS_ON = all(hasattr(torch._C, name) for name in ("_stash_obj_in_tls", "_get_obj_in_tls", "_is_key_in_tls"))
+
+
+def _hand_to_backward_passes(settings: KernelSettings | None) -> None:
+    if _HANDS_ON:
+        torch._C._stash_obj_in_tls(_KEY, settings)
+
+
+def _of_the_backward_pass() -> KernelSettings | None:
+    """What held where the backward pass was started that this thread works on; None without one or without a block."""
+    if torch.compiler.is_compiling() or not _HANDS_ON or not torch._C._is_key_in_tls(_KEY):
+        return None
+    settings: KernelSettings | None = torch._C._get_obj_in_tls(_KEY)
+    return settings
+
+
 def current_settings() -> KernelSettings:
     """Return what holds in this thread for a model without a setting of its own."""
     settings: KernelSettings | None = getattr(_thread, "settings", None)
+    if settings is None:
+        settings = _of_the_backward_pass()
     if settings is None:
         settings = _process.settings
     return getattr(_thread, "default", _EAGER) if settings is None else settings
@@ -263,7 +289,8 @@ def current_settings() -> KernelSettings:
 
 def is_set() -> bool:
     """Return whether a block of this thread, a call, or the environment has said which kernels serve."""
-    return getattr(_thread, "settings", None) is not None or _process.settings is not None
+    settings = getattr(_thread, "settings", None), _of_the_backward_pass(), _process.settings
+    return any(each is not None for each in settings)
 
 
 @contextmanager

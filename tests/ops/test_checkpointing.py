@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from savl import ops
 from savl.network import SAVL, SAVLConfig
 from savl.ops import use_fused_kernels
 from savl.ops.equivalence import Case
+from savl.ops.switch import current_settings
 
 pytestmark = pytest.mark.usefixtures("extension", "one_thread")
 
@@ -180,6 +182,33 @@ def test_a_checkpointed_op_can_be_compiled(name: str, small_cases: dict[str, Cal
     with use_fused_kernels():
         for found, wanted in zip(gradients(compiled, tensors), gradients(function, tensors), strict=True):
             torch.testing.assert_close(found, wanted)
+
+
+def test_threads_of_the_backward_pass_compute_again_by_the_setting_it_was_started_in() -> None:
+    # Torch moves reentrant passes that nest deeper than 60 to other threads; on a GPU it always has threads of its own.
+    seen: list[tuple[int, bool]] = []
+
+    def body(x: Tensor) -> Tensor:
+        with use_fused_kernels(layer_norm=False):
+            pass  # a block inside takes nothing away from what follows it
+        seen.append((threading.get_ident(), current_settings().layer_norm is True))
+        return ops.layer_norm(x, torch.ones(4), torch.zeros(4))
+
+    def deep(x: Tensor) -> Tensor:
+        function = body
+        for _ in range(70):
+            function = partial(checkpoint, function, use_reentrant=True)
+        return function(x)
+
+    x = torch.randn(1, 2, 2, 4, requires_grad=True)
+    for fused in (True, False):
+        with use_fused_kernels(not fused):
+            with use_fused_kernels(fused):
+                deep(x).sum().backward()
+            assert current_settings().layer_norm is not fused
+        assert len({thread for thread, _ in seen}) > 1, "all of it ran in one thread"
+        assert {setting for _, setting in seen} == {fused}
+        seen.clear()
 
 
 # The network
