@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_origin
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -32,6 +33,8 @@ class _PlainHelp:
                 param.metavar = ""
             elif param.param_type_name == "argument":  # Typer has no setting for it
                 param.display_type_rich = _nothing
+            if hasattr(param, "type_descriptor"):  # of typer 0.29 and later
+                param.process_value = partial(_processed, param, type(param).process_value)
         return params
 
 
@@ -81,6 +84,28 @@ class CommandLine(typer.Typer):
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
         """Register a command, as `typer.Typer.command` does."""
         return super().command(name, cls=Command, **settings)
+
+
+def _processed(param: Any, convert: Callable[..., Any], ctx: Any, value: Any) -> Any:
+    """Return the value of a parameter, as it is where it has its type already: text, defaults, and what is left out.
+
+    Typer converts with pydantic, whose import takes as long as upscaling a small picture.
+    """
+    annotation, declared = param.type_descriptor.annotation, param.type_descriptor.parameter_info
+    several = param.multiple or param.nargs == -1
+    if (param.required and param.value_is_missing(value)) or declared.parser is not None:
+        return convert(param, ctx, value)
+    if value is None:
+        value = () if several else None
+    elif several and annotation == list[str]:
+        value = list(value)
+    elif not (
+        (annotation is str and isinstance(value, str))
+        or (get_origin(annotation) is Literal and isinstance(value, str) and value == param.default)
+        or (annotation in (int, float) and type(value) is annotation and value == param.default)
+    ):
+        return convert(param, ctx, value)
+    return value if param.callback is None else param.callback(ctx, param, value)
 
 
 def _are_flags(argument: str, flags: Collection[str]) -> bool:

@@ -8,14 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 import typer
 from typer.testing import CliRunner, Result
 
 from savl.cli.app import app
-from savl.command_line import Group
+from savl.command_line import CommandLine, Group
 from savl.profile.__main__ import app as profile_app
 
 
@@ -125,3 +125,42 @@ def test_the_script_for_the_shell_is_shown() -> None:
         [sys.executable, "-m", "savl", "--show-completion", "bash"], capture_output=True, text=True, check=True
     )
     assert "complete -o default -F _savl_completion savl" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), {"count": 3, "share": 2.0, "name": "a", "kind": "x", "path": None, "words": None, "flag": False}),
+        (("--count", "4", "--share", "1", "--kind", "y"), {"count": 4, "share": 1.0, "kind": "y"}),
+        (("--name", "7", "--words", "b", "--words", "c", "--flag"), {"name": "7", "words": ["b", "c"], "flag": True}),
+        (("--path", "d/e"), {"path": Path("d/e")}),
+        (("--kind", "x"), {"kind": "x"}),
+    ],
+)
+def test_values_have_the_types_that_commands_declare(arguments: tuple[str, ...], expected: dict[str, Any]) -> None:
+    found: dict[str, Any] = {}
+    commands = CommandLine()
+
+    @commands.command()
+    def command(
+        inputs: Annotated[list[str], typer.Argument()],
+        count: Annotated[int, typer.Option(min=0)] = 3,
+        share: Annotated[float, typer.Option()] = 2,
+        name: Annotated[str, typer.Option()] = "a",
+        kind: Annotated[Literal["x", "y"], typer.Option()] = "x",
+        path: Annotated[Path | None, typer.Option()] = None,
+        words: Annotated[list[str] | None, typer.Option()] = None,
+        flag: Annotated[bool, typer.Option("--flag")] = False,
+    ) -> None:
+        found.update(locals())
+
+    command.__annotations__ = {name: eval(text) for name, text in command.__annotations__.items()}
+    result = CliRunner().invoke(commands, ["in", "put", *arguments])
+    assert result.exit_code == 0, result.output
+    assert found["inputs"] == ["in", "put"]
+    for name, value in expected.items():
+        assert found[name] == value, name
+        assert type(found[name]) is type(value), name
+    for wrong in (("--count", "x"), ("--count", "-1"), ("--kind", "z"), ("--share", "much")):
+        assert CliRunner().invoke(commands, ["in", *wrong]).exit_code == 2, wrong
+    assert CliRunner().invoke(commands, []).exit_code == 2, "inputs are required"
