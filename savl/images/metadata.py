@@ -133,6 +133,9 @@ def settle(
     lost = list(metadata.lost)
     settled = _with_profile(_resized(metadata, stored), stored, image_format, lost)
     settled = put_captions(settled, image_format, lost)
+    if image_format is not TIFF and settled.resolution_unit == "none":
+        square = settled.resolution is not None and settled.resolution[0] == settled.resolution[1]
+        settled = replace(settled, resolution=None if square else settled.resolution)
     if image_format is not PNG:
         for name, _ in settled.png_chunks:
             lost.append("the background colour" if name == b"bKGD" else f"the PNG chunk {name.decode('latin-1')}")
@@ -140,7 +143,9 @@ def settle(
     if image_format is not TIFF and settled.tiff is not None:
         lost.append("the georeference (GeoTIFF)" if is_georeferenced(settled.tiff) else "GDAL's metadata")
         settled = replace(settled, tiff=None)
-    if image_format is WEBP:
+    if image_format is WEBP and settled.resolution is not None and settled.resolution_unit == "none":
+        lost.append("the proportions of pixels that are not square")
+    elif image_format is WEBP:
         settled = _with_exif_resolution(settled)
     if mark is not None:
         settled = replace(settled, xmp=add_mark(settled.xmp, mark))
@@ -269,7 +274,7 @@ def _with_profile(metadata: Metadata, stored: Stored, image_format: ImageFormat,
 
 def _with_exif_resolution(metadata: Metadata) -> Metadata:
     """The metadata with the resolution in EXIF, for a format that has no other place for it."""
-    if metadata.resolution is None or metadata.resolution_unit == "none":
+    if metadata.resolution is None:
         return metadata
     if metadata.exif is not None and _exif_resolution(metadata.exif)[0] is not None:
         return metadata

@@ -185,8 +185,9 @@ def _entries(metadata: Metadata, stored: Stored, order: str) -> Iterable[Entry]:
                 yield _resized_text(entry, stored, metadata.scale(stored)).reordered(block.order, order)
     if metadata.resolution is not None:
         number, factor = {"in": (2, 25.4), "cm": (3, 10.0)}.get(metadata.resolution_unit, (1, 1.0))
-        for tag, value in zip(_RESOLUTION, metadata.resolution, strict=False):
-            yield exif_blocks.rational(tag, round(value * factor, 3), order)
+        scale = metadata.scale(stored) if _is_calibrated(block) else (1.0, 1.0)
+        for tag, value, grown in zip(_RESOLUTION, metadata.resolution, scale, strict=False):
+            yield exif_blocks.rational(tag, round(value * factor * grown, 3), order)
         yield Entry(_RESOLUTION[2], SHORT, struct.pack(order + "H", number))
     blobs = {
         (_XMP, BYTE): metadata.xmp,
@@ -282,6 +283,13 @@ def _resized_text(entry: Entry, stored: Stored, scale: tuple[float, float]) -> E
     return replace(entry, data=_OME_SIZE.sub(resized, text).encode() + b"\0")
 
 
+def _is_calibrated(block: ExifBlock | None) -> bool:
+    """Whether the resolution is ImageJ's measure of what a pixel covers, and not a size for printing."""
+    entry = None if block is None else block.get(exif_blocks.IMAGE, exif_blocks.DESCRIPTION)
+    text = "" if entry is None else entry.text()
+    return text.startswith("ImageJ=") and "\nunit=" in text
+
+
 def _blob(entries: dict[int, Entry], tag: int, order: str) -> bytes | None:
     """The bytes of an entry; of one that a program declared as 32-bit words, those in the file's order."""
     entry = entries.get(tag)
@@ -300,7 +308,7 @@ def _resolution(entries: dict[int, Entry], order: str) -> tuple[tuple[float, flo
     unit = entries[_RESOLUTION[2]].numbers(order)[:1] if _RESOLUTION[2] in entries else (2,)
     x, y = values[0][0], values[1][0]
     if unit == (1,):
-        return (None, "in") if x == y else ((x, y), "none")
+        return (None, "in") if x == y == 1 else ((x, y), "none")
     return ((x / 10, y / 10), "cm") if unit == (3,) else ((x / 25.4, y / 25.4), "in")
 
 

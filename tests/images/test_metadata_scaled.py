@@ -11,8 +11,9 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from savl.images.exif import GPS, IMAGE, PHOTO, ExifBlock, build_exif, resized_exif, turn_point, upright_exif
-from savl.images.format import JPEG, PNG, TIFF
+from savl.images.format import JPEG, PNG, TIFF, WEBP
 from savl.images.metadata import losses
+from savl.images.png_chunks import encode_chunk
 from savl.images.read import read_image
 from savl.images.tiff_directory import ASCII, SHORT, UNDEFINED, Entry
 from savl.images.write import write_image
@@ -281,6 +282,39 @@ def test_a_microscopes_description_tells_the_new_size(tmp_path: Path) -> None:
     write_image(tmp_path / "out", read.pixels.repeat(4, 0).repeat(4, 1), read.metadata, image_format=TIFF)
     described = Image.open(tmp_path / "out").tag_v2[270]
     assert '<Pixels SizeX="32" SizeY="24" SizeC="3" PhysicalSizeX="0.125"/>' in described
+
+
+@pytest.mark.parametrize(("unit", "after"), [("unit=um\n", 20.0), ("", 5.0)], ids=["micrometres", "no unit"])
+def test_pixels_per_unit_of_imagej_are_a_measure(tmp_path: Path, unit: str, after: float) -> None:
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[270], info[282], info[283], info[296] = f"ImageJ=1.54\n{unit}", 5.0, 5.0, 1
+    Image.new("RGB", (8, 6)).save(tmp_path / "in", "tiff", tiffinfo=info)
+    read = read_image(tmp_path / "in")
+    enlarged = read.pixels.repeat(4, 0).repeat(4, 1)
+    write_image(tmp_path / "out", enlarged, read.metadata, image_format=TIFF)
+    tags = Image.open(tmp_path / "out").tag_v2
+    assert (float(tags[282]), float(tags[283]), tags[296]) == (after, after, 1)
+    write_image(tmp_path / "out.png", enlarged, read.metadata, image_format=PNG)
+    assert b"pHYs" not in (tmp_path / "out.png").read_bytes()
+
+
+@pytest.mark.parametrize("target", [PNG, JPEG, TIFF], ids=lambda f: f.name)
+def test_pixels_that_are_not_square_stay_so(tmp_path: Path, target: object) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6)).save(buffer, "png")
+    chunk = struct.pack(">IIB", 2, 1, 0)
+    whole = buffer.getvalue()
+    read = read_image(whole[:33] + encode_chunk(b"pHYs", chunk) + whole[33:])
+    (sentence,) = losses(read.metadata, read.pixels, read.pixels, WEBP)
+    assert sentence == "left out: the proportions of pixels that are not square"
+    write_image(tmp_path / "out", read.pixels, read.metadata, image_format=target)  # type: ignore[arg-type]
+    opened = Image.open(tmp_path / "out")
+    if target is PNG:
+        assert opened.info["aspect"] == (2, 1)
+    elif target is JPEG:
+        assert (opened.info["jfif_unit"], opened.info["jfif_density"]) == (0, (2, 1))
+    else:
+        assert (opened.tag_v2[282], opened.tag_v2[283], opened.tag_v2[296]) == (2, 1, 1)
 
 
 def test_bigtiff_holds_all_that_tiff_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
