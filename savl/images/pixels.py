@@ -22,6 +22,7 @@ _PIL_CONVERTED = {"1": "L", "PA": "RGBA", "La": "LA", "RGBa": "RGBA", "RGBX": "R
 _TENSOR_DTYPES = (torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PIL_HINTS = {
     "CMYK": "give the file by its path, which applies its colour profile, or convert it to RGB",
+    "LAB": "give the file by its path, which becomes sRGB",
     "I": "32-bit integers do not say their white; give np.asarray(image) as uint8 or uint16",
     "F": "floats do not say their white; give np.asarray(image) scaled to [0, 1]",
 }
@@ -106,7 +107,7 @@ def _from_pil(image: Any) -> NDArray[Any]:
         image = image.convert(_PIL_CONVERTED[mode])
     elif mode not in _PIL_DIRECT:
         accepted = ", ".join([*_PIL_DIRECT, "P", *_PIL_CONVERTED, "I;16"])
-        hint = _PIL_HINTS.get(mode, "convert it first")
+        hint = _PIL_HINTS.get(mode, "convert it to RGB")
         raise TypeError(f"image: PIL mode {mode}; accepted modes are {accepted}. For {mode}: {hint}")
     return _from_array(np.asarray(image))
 
