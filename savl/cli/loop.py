@@ -83,7 +83,7 @@ def run_jobs(
     Raises:
         KeyboardInterrupt: Ctrl-C; the file in work was left as it was before.
     """
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    previous = {number: signal.signal(number, _terminate) for number in _endings()}
     try:
         files = len(found.unreadable) + len(plan.refused) + len(plan.jobs)
         with Report(files, participle, {job.source: _size(job.source) for job in plan.jobs}) as report:
@@ -103,7 +103,8 @@ def run_jobs(
             report.summary()
             return not report.failed
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class _Loop:
@@ -249,6 +250,13 @@ def in_short(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def _endings() -> list[signal.Signals]:
+    """The signals that ask the process to end: SIGTERM, and unless nohup has it, SIGHUP of a closed terminal."""
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    closed = [] if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN else [hangup]
+    return [signal.SIGTERM, *closed]
+
+
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """Ends on SIGTERM like on Ctrl-C: through every `finally`, so that no partial file stays."""
+    """End like on Ctrl-C: through every `finally`, so that no partial file stays."""
     sys.exit(128 + number)

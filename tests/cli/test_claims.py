@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import savl as savl_package
+from savl.cli import claims
 from savl.cli.claims import claim, claim_path
 from savl.images.format import PNG
 from savl.images.read import read_image
@@ -72,6 +73,13 @@ def test_where_files_cannot_be_locked_every_claim_is_granted(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
+    with claim(tmp_path / "a.png") as claimed:
+        assert claimed.granted
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_on_windows_every_claim_is_granted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "fcntl", None)
     with claim(tmp_path / "a.png") as claimed:
         assert claimed.granted
     assert list(tmp_path.iterdir()) == []

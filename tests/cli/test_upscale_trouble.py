@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,31 @@ def test_a_folder_given_again_through_a_link_is_done_once(savl: Run, picture: Wr
     done = savl("upscale", "in", "same", "-o", "out")
     assert done.code == 0
     assert files("out") == ["out/photo.png"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_is_closed_ends_the_work_cleanly_unless_nohup_keeps_it(
+    savl: Run, picture: Write, monkeypatch: pytest.MonkeyPatch, ignored: bool
+) -> None:
+    from savl.cli import batch
+    from tests.cli.conftest import FakeUpscaler
+
+    class HungUp(FakeUpscaler):
+        def __call__(self, lr: Any, **options: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGHUP)
+            return super().__call__(lr, **options)
+
+    monkeypatch.setattr(batch, "as_upscaler", lambda model, **settings: HungUp())
+    picture("in/a.png")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        done = savl("upscale", "in", "-o", "out")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert done.code == (0 if ignored else 128 + signal.SIGHUP)
+    assert os.path.exists("out") == ignored
+    assert files() == (["in/a.png", "out/a.png"] if ignored else ["in/a.png"])
 
 
 def test_one_bad_file_alone_gets_one_line_and_exit_code_1(savl: Run, picture: Write) -> None:
