@@ -106,6 +106,7 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 library.define(
     "channel_modulation(Tensor attended, Tensor gamma, Tensor? beta, Tensor residual) -> Tensor",
     fake=_fake,
+    reference=channel_modulation_reference,
     backward=_backward,
     setup_context=_keep,
 )

@@ -165,6 +165,21 @@ def normalise_severity(variance: Tensor, mean: Tensor, var: Tensor) -> Tensor:
 # input.
 
 
+def _reference(
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor | None,
+    seed: int | None,
+    offset: int,
+    severity_eps: float,
+    severity_max: float,
+) -> tuple[Tensor, ...]:
+    assert (severity_eps, severity_max) == (SEVERITY_EPS, SEVERITY_MAX)
+    unsigned = None if seed is None else seed % 2**64
+    sample, *measures = gaussian_posterior_reference(mu, logvar, eps, seed=unsigned, offset=offset)
+    return mu.new_empty(0) if eps is None and seed is None else sample, *measures
+
+
 def _empty_field(mu: Tensor) -> Tensor:
     """Strides of a sample: channels last where those of mu are, as the kernel decides it."""
     interleaved = mu.stride(1) == 1 and mu.stride(3) != 1
@@ -258,6 +273,7 @@ library.define(
     "gaussian_posterior(Tensor mu, Tensor logvar, Tensor? eps, SymInt? seed, SymInt offset, float severity_eps, "
     "float severity_max) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_fake,
+    reference=_reference,
     backward=_backward,
     setup_context=_keep,
 )

@@ -80,6 +80,13 @@ def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float)
 # backward pass wants them. With ``wide`` the first is float32 whatever x is.
 
 
+def _reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float, wide: bool) -> tuple[Tensor, Tensor, Tensor]:
+    exact = x if x.dtype == torch.float64 else x.float()
+    var, mean = torch.var_mean(exact, dim=-1, correction=0)
+    out = layer_norm_reference(exact if wide else x, weight, bias, eps=eps)
+    return out, mean, torch.rsqrt(var + eps)
+
+
 def _fake(x: Tensor, weight: Tensor, bias: Tensor, eps: float, wide: bool) -> tuple[Tensor, Tensor, Tensor]:
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     mean, inverse = (x.new_empty(x.shape[:-1], dtype=exact) for _ in range(2))
@@ -106,6 +113,7 @@ def _backward(ctx: Any, grad_out: Tensor, *others: None) -> tuple[Tensor | None,
 library.define(
     "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, bool wide) -> (Tensor, Tensor, Tensor)",
     fake=_fake,
+    reference=_reference,
     backward=_backward,
     setup_context=_keep,
 )

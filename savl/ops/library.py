@@ -168,6 +168,7 @@ def define(
     schema: str,
     *,
     fake: Callable[..., Any],
+    reference: Callable[..., Any] | None = None,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
 ) -> None:
@@ -176,6 +177,8 @@ def define(
     Args:
         schema: As `torch.library.Library.define` takes it, without the namespace.
         fake: Computes outputs without data, of the right shapes, dtypes and strides.
+        reference: Computes outputs by torch's own operations, for the transforms of `torch.func`, which then are under
+            the call of an exported program: the public functions do not get here. None for a backward pass.
         backward: Gradient formula, as `torch.library.register_autograd` takes it; None for an op that is itself a
             backward pass: it says so when it is differentiated.
         setup_context: What the forward pass keeps for ``backward``.
@@ -188,6 +191,9 @@ def define(
         raise RuntimeError(f"{name} has no derivative: for second derivatives use savl.use_fused_kernels(False)")
 
     torch.library.register_autograd(name, backward or refuse, setup_context=setup_context, lib=LIBRARY)
+
+    if reference is not None:  # the key under which torch.func interprets a call, whatever the transform
+        LIBRARY.impl(name.removeprefix("savl::"), reference, "FuncTorchDynamicLayerFrontMode")
 
     def unavailable(*args: Any) -> Any:
         device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))

@@ -109,6 +109,13 @@ def overlapping_window_attention_reference(
 # The op that fused kernels implement; of its results see savl/ops/window_attention.py.
 
 
+def _reference(
+    q: Tensor, kv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, key_window: int
+) -> tuple[Tensor, Tensor]:
+    out = overlapping_window_attention_reference(q, kv, bias_table, severity, window=window, key_window=key_window)
+    return out, empty_log_sum_exp(q, bias_table.shape[1])
+
+
 def _fake(
     q: Tensor, kv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, key_window: int
 ) -> tuple[Tensor, Tensor]:
@@ -146,6 +153,7 @@ library.define(
     "overlapping_window_attention(Tensor q, Tensor kv, Tensor bias_table, Tensor? severity, int window, int key_window)"
     " -> (Tensor, Tensor)",
     fake=_fake,
+    reference=_reference,
     backward=_backward,
     setup_context=_keep,
 )

@@ -116,6 +116,13 @@ def window_attention_reference(
 # The op that fused kernels implement. Its second result is the log-sum-exp that the backward pass of the GPU wants.
 
 
+def _reference(
+    qkv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, shift: int
+) -> tuple[Tensor, Tensor]:
+    out = window_attention_reference(qkv, bias_table, severity, window=window, shift=shift)
+    return out, empty_log_sum_exp(qkv, bias_table.shape[1])
+
+
 def _fake(qkv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, shift: int) -> tuple[Tensor, Tensor]:
     batch, height, width, channels3 = qkv.shape
     out = qkv.new_empty(batch, height, width, channels3 // 3)
@@ -151,6 +158,7 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: None) -> tuple[Tensor | None
 library.define(
     "window_attention(Tensor qkv, Tensor bias_table, Tensor? severity, int window, int shift) -> (Tensor, Tensor)",
     fake=_fake,
+    reference=_reference,
     backward=_backward,
     setup_context=_keep,
 )

@@ -178,6 +178,33 @@ def test_a_compiled_transform_gives_what_the_transform_gives(
             torch.testing.assert_close(value, wanted)
 
 
+class Program(torch.nn.Module):
+    """A function as a module, which `torch.export` asks for."""
+
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return self.function(*tensors)
+
+
+@pytest.mark.parametrize("name", ["window", "overlapping", "posterior-eps", "posterior-seed", "modulation", "norm"])
+def test_an_exported_program_with_fused_ops_is_transformed_as_the_function_is(
+    name: str, small_cases: dict[str, Callable[..., Case]]
+) -> None:
+    function, tensors = call(small_cases[name](torch.float32))
+    with use_fused_kernels():
+        exported = torch.export.export(Program(function), tuple(tensors))
+    assert any("savl" in str(node.target) for node in exported.graph.nodes)
+    program = exported.module()
+    for transform in ("grad", "vjp", "jvp", "vmap", "gradients per sample", "grad over grad"):
+        found = flat(TRANSFORMS[transform](program, tensors))
+        expected = flat(TRANSFORMS[transform](function, tensors))
+        for value, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(value, wanted, msg=lambda m, transform=transform: f"{transform}: {m}")
+
+
 # The network
 
 
