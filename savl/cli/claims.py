@@ -110,6 +110,9 @@ def _lock(path: Path, made: list[Path]) -> int:
         if _is_at(descriptor, path):
             return descriptor
         os.close(descriptor)  # its holder removed it in between: it is no longer what others see
+    # A file system that numbers its files anew each time: whose lock this is cannot be told.
+    with contextlib.suppress(OSError):
+        path.unlink()
     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(path))
 
 

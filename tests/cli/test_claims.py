@@ -78,6 +78,15 @@ def test_where_files_cannot_be_locked_every_claim_is_granted(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_where_files_have_no_fixed_numbers_every_claim_is_granted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os.path, "samestat", lambda one, other: False)
+    with claim(tmp_path / "a.png") as claimed:
+        assert claimed.granted
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_on_windows_every_claim_is_granted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "fcntl", None)
     with claim(tmp_path / "a.png") as claimed:

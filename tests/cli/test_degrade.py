@@ -138,6 +138,18 @@ def test_existing_outputs_are_kept(picture: Write) -> None:
     assert files() == ["in/a.png", "in/a_lr.png", "in/b.png", "in/b_lr.png"]
 
 
+def test_a_named_output_that_exists_is_an_error_unless_it_is_to_be_replaced(picture: Write) -> None:
+    picture("a.png")
+    assert run("a.png", "-o", "out.png").exit_code == 0
+    before = Path("out.png").read_bytes()
+    result = run("a.png", "-o", "out.png", "--seed", 3)
+    assert result.exit_code == 2
+    assert "-o out.png exists already; --overwrite replaces it" in message(result)
+    assert Path("out.png").read_bytes() == before
+    assert run("a.png", "-o", "out.png", "--seed", 3, "--overwrite").exit_code == 0
+    assert Path("out.png").read_bytes() != before
+
+
 @pytest.mark.parametrize(("suffix", "name"), [("small", "a_small.png"), ("-s", "a-s.png"), ("", "a.png")])
 def test_a_suffix_of_ones_own(picture: Write, suffix: str, name: str) -> None:
     picture("a.png")
