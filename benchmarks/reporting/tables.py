@@ -1,4 +1,4 @@
-"""Tables of README.md, of the model cards and of docs/benchmarks.md, from committed results.
+"""Tables of README.md, of the model cards and of docs/, from committed results.
 
 Scores come from `savl evaluate --json`, limits from `benchmarks.limits`, ratios from `benchmarks.ratios`.
 `benchmarks.reporting.report` writes them.
@@ -77,7 +77,7 @@ def documents(readme: Mapping[str, str]) -> dict[Path, str]:
     Args:
         readme: Tables of README.md alone, by marker.
     """
-    found = {ROOT / "README.md": "savl-tiny"}
+    found = {ROOT / "README.md": "savl-tiny", ROOT / "docs" / "models.md": "savl-tiny"}
     found |= {path: path.stem for path in (ROOT / "savl" / "weights").glob("*.md")}
     texts = {}
     for path, model in found.items():
