@@ -36,9 +36,9 @@ from savl.images.jpeg_decode import decode_jpeg
 from savl.images.metadata import Metadata, take_metadata, with_orientation
 from savl.images.tiff_decode import decode_tiff
 from savl.images.tiff_kind import TiffKind
-from savl.images.vips_decode import DecodeFailure, UnsupportedKind, among_others, check_page, decode
+from savl.images.vips_decode import VIPS_BYTES, DecodeFailure, UnsupportedKind, among_others, check_page, decode
 from savl.images.vips_messages import is_lack_of_memory, tidy
-from savl.out_of_memory import can_allocate
+from savl.out_of_memory import can_allocate, require_memory
 
 if TYPE_CHECKING:
     import pyvips
@@ -168,6 +168,7 @@ def _drained(stream: BinaryIO) -> bytes:
 
 
 def _read(path: str, file: BinaryIO, page: int | None) -> ImageFile:
+    require_memory(VIPS_BYTES, "while it is read")  # a library that does not fit is said not to exist
     import pyvips
 
     image_format = _identify(path, file)

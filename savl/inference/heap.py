@@ -46,6 +46,7 @@ def save_address_space() -> bool:
     if mallopt is None or not _address_space_is_limited():
         return False
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, which reserves 32 MiB for each and ends the process
     return bool(mallopt(_ARENA_MAX, 1)) and bool(mallopt(_MMAP_THRESHOLD, 2**18))
 
 

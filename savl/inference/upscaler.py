@@ -30,10 +30,13 @@ from savl.network import DegradationField
 from savl.network.savl import check_image
 from savl.network.unwrap import unwrap
 from savl.ops.switch import fused_by_default
-from savl.out_of_memory import binary_size, is_out_of_memory
+from savl.out_of_memory import binary_size, is_out_of_memory, require_memory
 
 _Parts = tuple[Callable[[Tensor], DegradationField | None], Callable[[Tensor, DegradationField | None], Tensor]]
 """`SAVL.estimate` and `SAVL.reconstruct`, or what a compiler made of them."""
+
+_LIBRARY_BYTES = 32 * 2**20
+"""What must be left for libraries before a tile is begun on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -253,6 +256,7 @@ class _Run:
 
     def field(self, region: Region) -> DegradationField | None:
         """The field of ``region`` and the halo around it, exact inside ``region``."""
+        self.leave_memory()
         crop = region.grown(self.halo, self.image).crop(self.lr, self.image)
         with self.autocast():
             return self.estimate(crop.to(self.device, torch.float32).contiguous())
@@ -310,6 +314,7 @@ class _Run:
 
     def run_network(self, region: Region) -> Tensor:
         """Upscale one rectangle with context around it, in one go: ``(B, 3, scale·rows, scale·columns)``, CPU."""
+        self.leave_memory()
         context = self.context(region)
         halo = context.grown(self.halo, self.image)
         inputs = [halo.crop(self.lr, self.image)]
@@ -356,6 +361,11 @@ class _Run:
         """
         enabled = self.dtype == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+    def leave_memory(self) -> None:
+        """Raise MemoryError where oneDNN, which may crash without memory, would get none for its code and buffers."""
+        if self.device.type == "cpu":
+            require_memory(_LIBRARY_BYTES, "while a tile is computed")
 
     def release_memory(self) -> None:
         """Give cached blocks back, so that smaller ones can be cut from them; those of the graphs too."""
