@@ -44,7 +44,8 @@ Threads = Annotated[
         "--threads",
         metavar="N",
         min=1,
-        help="Threads to compute with; if left out, one per processor, or what OMP_NUM_THREADS says.",
+        help="Threads to compute with. If left out, what OMP_NUM_THREADS says, else one per processor, or the share of "
+        "the processors that a container has.",
     ),
 ]
 Page = Annotated[
@@ -53,7 +54,7 @@ Page = Annotated[
         "--page",
         metavar="N",
         min=1,
-        help="Which page of a file that holds several, such as a scanned TIFF; the first if left out.",
+        help="Which page of a TIFF file, or frame of an animation. If left out, the first page; animations are refused.",
     ),
 ]
 Exclude = Annotated[
