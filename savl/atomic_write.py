@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -102,13 +103,20 @@ def write_whole(file: BinaryIO, data: bytes | memoryview) -> None:
         view = view[file.write(view) :]
 
 
+def name_beginning(name: str) -> str:
+    """Return the beginning of a file name, for the name of a temporary file that goes with it.
+
+    At most 100 bytes, because file systems limit names to 255 or (encrypted ones) 143 bytes; what is no text in the
+    encoding of file names, such as an accented letter in the locale C, is dropped.
+    """
+    return os.fsencode(name)[:100].decode(sys.getfilesystemencoding(), errors="ignore")
+
+
 def _create_part(path: Path, overwrite: bool) -> tuple[Path, Path, int]:
     """The file that `path` leads to, the temporary file made beside it, and the latter's descriptor."""
     target = Path(os.path.realpath(path))
     _check_target(path, target, overwrite)
-    # Bytes are what file systems limit, to 255 or (encrypted ones) 143.
-    name = os.fsencode(target.name)[:100].decode(errors="ignore")
-    part = target.with_name(f".{name}.{secrets.token_hex(4)}.part")
+    part = target.with_name(f".{name_beginning(target.name)}.{secrets.token_hex(4)}.part")
     try:
         # Plain open() mode bits, so that the user's umask decides who may read the file.
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from savl.atomic_write import name_beginning
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -80,9 +82,9 @@ def claim(output: Path) -> Iterator[Claim]:
 def claim_path(output: Path) -> Path:
     """Return the file that is locked to claim an output, the same for all names that lead to the output."""
     target = Path(os.path.realpath(output))
-    name = os.fsencode(target.name)
     # The beginning is for people; the checksum tells long names apart, whose ends do not fit.
-    return target.with_name(f".{name[:100].decode(errors='ignore')}.{zlib.crc32(name):08x}{CLAIM_SUFFIX}")
+    checksum = zlib.crc32(os.fsencode(target.name))
+    return target.with_name(f".{name_beginning(target.name)}.{checksum:08x}{CLAIM_SUFFIX}")
 
 
 def _lock(path: Path, made: list[Path]) -> int:

@@ -143,14 +143,18 @@ class _Loop:
 
     def _finished(self, job: Job) -> bool:
         """Do a file unless another process is at it, in which case return False."""
-        if self._nothing_due(job):
+        try:
+            if self._nothing_due(job):
+                return True
+            with claim(job.target) as claimed:
+                if claimed.granted:
+                    self._forget_what_is_new(job, claimed.time_ns)
+                    if not self._nothing_due(job):
+                        self._do(job)
+                return claimed.granted
+        except Exception as error:  # such as a name that the system does not take
+            self._fail(job, error)
             return True
-        with claim(job.target) as claimed:
-            if claimed.granted:
-                self._forget_what_is_new(job, claimed.time_ns)
-                if not self._nothing_due(job):
-                    self._do(job)
-            return claimed.granted
 
     def _forget_what_is_new(self, job: Job, now: int | None) -> None:
         """Count an output as absent at the beginning if it was written while this process was starting.
