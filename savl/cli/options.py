@@ -54,8 +54,8 @@ Page = Annotated[
         "--page",
         metavar="N",
         min=1,
-        help="Which page of a TIFF file, or frame of an animation. If left out, the first page is taken, and animations "
-        "are refused.",
+        help="Which page of a TIFF file, or frame of an animation. If left out, the first page is taken, and "
+        "animations are refused.",
     ),
 ]
 Exclude = Annotated[
