@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO
 
 from savl.images.tiff_kind import COMPRESSION, ORIENTATION, TiffKind, tiff_kind
-from savl.images.tiff_pages import TiffPage, choose_page, with_fields
+from savl.images.tiff_pages import TiffPage, choose_page
+from savl.images.tiff_rebuild import is_complete, rebuilt
 from savl.images.vips_decode import DecodeFailure, Load, UnsupportedKind, decode, decode_alone, decode_shared
-from savl.images.vips_messages import tidy
+from savl.images.vips_messages import is_lack_of_memory, tidy
 
 if TYPE_CHECKING:
     import pyvips
@@ -32,7 +33,9 @@ _COMPRESSIONS = {
     50002: "JPEG XL",
     52546: "JPEG XL",
 }
-_NOT_BUILT_IN = re.compile(r"not (configured|implemented|supported)|no \w+ (support|codec)", re.IGNORECASE)
+_NOT_BUILT_IN = re.compile(
+    r"(compression|decoding|scheme).*not (configured|implemented|supported)|no \w+ (support|codec)", re.IGNORECASE
+)
 
 
 def decode_tiff(
@@ -51,21 +54,25 @@ def decode_tiff(
         DecodeFailure: The file is truncated or corrupt.
         UnsupportedKind: It has no such page, or one of a kind that savl does not read.
     """
-    chosen, pages = choose_page(file, page)
+    import pyvips
+
+    chosen, pages, masked = choose_page(file, page)
     kind = tiff_kind(chosen)
     content: bytes | None = None
-    if kind.fields:
-        file.seek(0)
-        content = with_fields(file.read(), chosen, kind.fields)
+    if kind.layers is not None:
+        content = kind.layers.rebuilt(file, chosen)
+    elif kind.fields:
+        content = rebuilt(file, chosen, kind.fields)
 
     def load(fail_on: str) -> pyvips.Image:
-        import pyvips
-
-        source = open_source(file if content is None else content)
-        image = pyvips.Image.tiffload_source(source, fail_on=fail_on, page=chosen.index)
-        if kind.by_libtiff:
-            image = image.copy()
-            image.set_type(pyvips.GValue.gint_type, "orientation", chosen.number(ORIENTATION, 1))
+        if content is None:
+            return kind.select(_open(open_source(file), fail_on, chosen.index))
+        images = [
+            _open(open_source(content), fail_on, index) for index in range(kind.layers.pages if kind.layers else 1)
+        ]
+        image = images[0].copy() if kind.layers is None else kind.layers.join(images)
+        orientation = chosen.number(ORIENTATION, 1)
+        image.set_type(pyvips.GValue.gint_type, "orientation", orientation if orientation in range(1, 9) else 1)
         return kind.select(image)
 
     try:
@@ -75,11 +82,27 @@ def decode_tiff(
             number = chosen.number(COMPRESSION, 1)
             name = _COMPRESSIONS.get(number, f"scheme {number}")
             raise UnsupportedKind(f"is compressed by {name}, which this build of libvips cannot read") from None
-        raise
+        if content is not None or is_lack_of_memory(str(failure)) or not is_complete(file, chosen):
+            raise
+        # libtiff also stumbles over fields that say nothing of the samples, as an orientation that is none.
+        content = rebuilt(file, chosen, {})
+        try:
+            image = _decode_page(load, kind, chosen)
+        except DecodeFailure:
+            raise failure from None
     notes = kind.notes
+    if masked:
+        notes = ("its transparency mask is left out", *notes)
     if page is None and pages > 1:
         notes = (f"page 1 of {pages}; --page picks another", *notes)
     return image, kind, chosen.index + 1, notes
+
+
+def _open(source: pyvips.Source, fail_on: str, index: int) -> pyvips.Image:
+    import pyvips
+
+    image: pyvips.Image = pyvips.Image.tiffload_source(source, fail_on=fail_on, page=index)
+    return image
 
 
 def _decode_page(load: Load, kind: TiffKind, page: TiffPage) -> pyvips.Image:

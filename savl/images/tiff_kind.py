@@ -11,14 +11,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from savl.images.lab import cielab_to_srgb, icclab_to_srgb
 from savl.images.tiff_pages import TiffPage
-from savl.images.vips_decode import UnsupportedKind
+from savl.images.tiff_rebuild import Layers
+from savl.images.vips_decode import DecodeFailure, UnsupportedKind
 from savl.images.ycbcr import YCbCrCoding, ycbcr_to_rgb
 
 _BITS, COMPRESSION, _PHOTOMETRIC, ORIENTATION, _SAMPLES = 258, 259, 262, 274, 277
+_PREDICTOR, _COLOUR_MAP = 317, 320
 _PLANAR, _INK_SET, _INKS, _DOT_RANGE, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 284, 332, 334, 336, 338, 339
 _COEFFICIENTS, _SUBSAMPLING, _BLACK_WHITE = 529, 530, 532
 
@@ -37,6 +40,7 @@ _COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, SEPARATED: 4
 _NAMES = {RGB: "RGB", PALETTE: "palette", SEPARATED: "CMYK", YCBCR: "YCbCr", CIELAB: "CIELab", ICCLAB: "ICCLab"}
 _FEW_BITS = {WHITE_IS_ZERO: (1, 2, 4), BLACK_IS_ZERO: (1, 2, 4), PALETTE: (1, 2, 4)}
 _OLD_JPEG, _JPEG = 6, 7
+_WITH_PREDICTOR = (5, 8, 32946, 34925, 50000)  # LZW, Deflate by either number, LZMA, Zstandard
 _ASSOCIATED, _UNASSOCIATED, _COREL = 1, 2, 999  # of ExtraSamples; Corel Draw has a number of its own for alpha
 _ALPHA = (_ASSOCIATED, _UNASSOCIATED, _COREL)
 _PIXELS_AT_ONCE = 2**20
@@ -61,6 +65,7 @@ class TiffKind:
         is_jpeg: whether the samples are JPEG streams.
         by_libtiff: whether libtiff makes RGBA of the samples.
         notes: what is left out or assumed.
+        layers: how the page is put together where libvips cannot read its samples as they lie, or None.
     """
 
     extra: int = 0
@@ -71,6 +76,7 @@ class TiffKind:
     is_jpeg: bool = False
     by_libtiff: bool = False
     notes: tuple[str, ...] = ()
+    layers: Layers | None = None
 
     def select(self, image: pyvips.Image) -> pyvips.Image:
         """Return what libvips returned without the bands that are neither colour nor alpha."""
@@ -98,6 +104,7 @@ def tiff_kind(page: TiffPage) -> TiffKind:
 
     Raises:
         UnsupportedKind: It is not; with its kind's name.
+        DecodeFailure: It is a palette picture without a palette.
     """
     photometric = page.number(_PHOTOMETRIC, BLACK_IS_ZERO)
     if photometric in _REFUSED:
@@ -109,19 +116,40 @@ def tiff_kind(page: TiffPage) -> TiffKind:
     if samples < colours:
         raise UnsupportedKind(f"is {_NAMES.get(photometric, 'gray')} with {samples} of {colours} samples per pixel")
     compression = page.number(COMPRESSION, 1)
+    if compression in _WITH_PREDICTOR:
+        _check_predictor(page, bits)
     if compression == _OLD_JPEG:
         return _rgba_of_libtiff
     extra = samples - colours
     alpha, notes = _alpha(page, colours, extra)
+    premultiplied = alpha is not None and _ASSOCIATED in page.numbers(_EXTRA_SAMPLES)
+    palette = _palette(page, bits) if photometric == PALETTE else None
     kind = TiffKind(extra, alpha, is_jpeg=compression == _JPEG, notes=notes)
+    planar = page.number(_PLANAR, 1) == 2
+    if photometric == YCBCR and kind.is_jpeg and planar:
+        raise UnsupportedKind("is YCbCr in JPEG streams, one a plane; convert it to RGB first")
+    # libvips puts planes together in strips of these alone.
+    apart = planar and (page.is_tiled or kind.is_jpeg or photometric not in (RGB, SEPARATED, YCBCR, CIELAB, ICCLAB))
+    if apart or (samples > 1 and bits < 8):
+        layers = Layers(
+            apart,
+            samples,
+            inverted=photometric == WHITE_IS_ZERO,
+            colours=palette,
+            premultiplied=(colours if palette is None else 3) + (alpha or 0) if premultiplied else None,
+            interpretation={WHITE_IS_ZERO: "b-w", BLACK_IS_ZERO: "b-w", SEPARATED: "cmyk"}.get(photometric, "srgb"),
+        )
+        kind = replace(kind, layers=layers)
     if photometric == SEPARATED:
         _check_inks(page, bits)
+        if premultiplied and bits == 16:  # which libvips divides by an 8-bit alpha
+            raise UnsupportedKind("is 16-bit CMYK with premultiplied alpha; convert it to RGB first")
     elif photometric == YCBCR and not kind.is_jpeg:
         return _ycbcr(page, bits, kind)
     elif photometric == YCBCR and extra:
         raise UnsupportedKind("is YCbCr in JPEG streams with extra bands; convert it to RGB first")
     elif photometric in (CIELAB, ICCLAB):
-        if alpha is not None and _ASSOCIATED in page.numbers(_EXTRA_SAMPLES):
+        if premultiplied:
             raise UnsupportedKind(f"is {_NAMES[photometric]} with premultiplied alpha; convert it to RGB first")
         convert = cielab_to_srgb if photometric == CIELAB else icclab_to_srgb
         return replace(kind, convert=convert, to_srgb=True, fields={_PHOTOMETRIC: RGB})
@@ -145,6 +173,31 @@ def _check_samples(page: TiffPage, photometric: int) -> int:
         name = _NAMES.get(photometric, "gray")
         raise UnsupportedKind(f"has {bits}-bit {name} samples; savl reads 8-bit and 16-bit unsigned ones")
     return bits
+
+
+def _check_predictor(page: TiffPage, bits: int) -> None:
+    predictor = page.number(_PREDICTOR, 1)
+    if predictor == 3:
+        raise UnsupportedKind(f"has the predictor of floating-point samples on {bits}-bit integers")
+    if predictor not in (1, 2):
+        raise UnsupportedKind(f"has predictor {predictor}, which savl does not know")
+    if predictor == 2 and bits < 8:
+        raise UnsupportedKind(f"has a predictor on {bits}-bit samples, which this build of libvips cannot read")
+
+
+def _palette(page: TiffPage, bits: int) -> NDArray[np.uint8]:
+    """Return the (256, 3) colours of sample values that are spread to 8 bits."""
+    numbers = page.numbers(_COLOUR_MAP)
+    if len(numbers) != 3 * 2**bits:
+        raise DecodeFailure(
+            f"its colour map has {len(numbers)} numbers and not {3 * 2**bits}"
+            if numbers
+            else "its colour map is missing"
+        )
+    shift = 8 if max(numbers) > 255 else 0  # some programs write 8-bit colours
+    colours = np.zeros((256, 3), np.uint8)
+    colours[:: 255 // (2**bits - 1)] = np.reshape(numbers, (3, -1)).T.astype(np.uint16) >> shift
+    return colours
 
 
 def _alpha(page: TiffPage, colours: int, extra: int) -> tuple[int | None, tuple[str, ...]]:
@@ -182,8 +235,8 @@ def _ycbcr(page: TiffPage, bits: int, kind: TiffKind) -> TiffKind:
     subsampling = (int(numbers[0]), int(numbers[-1]))
     if subsampling == (1, 1):
         coding = YCbCrCoding.of_tiff(bits, page.numbers(_COEFFICIENTS), page.numbers(_BLACK_WHITE))
-        # libtiff takes extra bands of RGB only, whose samples it hands out alike.
-        fields = {_PHOTOMETRIC: RGB} if kind.extra else {}
+        # libvips takes extra bands and planes of RGB only, whose samples it hands out alike.
+        fields = {_PHOTOMETRIC: RGB} if kind.extra or page.number(_PLANAR, 1) == 2 else {}
         return replace(kind, convert=partial(ycbcr_to_rgb, coding=coding), fields=fields)
     if page.is_tiled and page.number(COMPRESSION, 1) == 1:
         raise UnsupportedKind("is YCbCr with subsampled chroma in uncompressed tiles; convert it to RGB first")

@@ -7,16 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from savl.images.tiff_directory import SHORT, Entry, Layout, read_directory, read_layout
+from savl.images.tiff_directory import Entry, Layout, read_directory, read_layout
 from savl.images.vips_decode import DecodeFailure, UnsupportedKind, check_page
 
-_WIDTH, _HEIGHT, _TILE_WIDTH = 256, 257, 322
+_PHOTOMETRIC, _TILE_WIDTH = 262, 322
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _SUB_DIRECTORIES, _DNG_VERSION = 254, 255, 330, 50706
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
+_TRANSPARENCY_MASK = 4  # a value of PhotometricInterpretation
 _OLD_REDUCED = 2  # a value of SubfileType
 _MOST_PAGES = 65535
 # What says how the samples are stored and what they mean, and which page is what.
-_TAGS = (254, 255, 256, 257, 258, 259, 262, 274, 277, 284, 322, 330, 332, 334, 336, 338, 339, 529, 530, 532, 50706)
+_TAGS = (
+    *(254, 255, 256, 257, 258, 259, 262, 274, 277, 284, 317, 320, 322, 330, 332, 334, 336, 338, 339, 529, 530, 532),
+    _DNG_VERSION,
+)
 
 
 @dataclass(frozen=True)
@@ -53,25 +57,20 @@ class TiffPage:
         return _TILE_WIDTH in self.entries
 
     @property
-    def is_by_product(self) -> bool:
-        """Whether this is a thumbnail or a transparency mask of another page."""
-        by_product = self.number(_NEW_SUBFILE_TYPE, 0) & (_REDUCED | _MASK)
-        return bool(by_product) or self.number(_SUBFILE_TYPE, 0) == _OLD_REDUCED
+    def is_mask(self) -> bool:
+        """Whether this is a transparency mask of another page."""
+        masks = self.number(_NEW_SUBFILE_TYPE, 0) & _MASK
+        return bool(masks) or self.number(_PHOTOMETRIC, -1) == _TRANSPARENCY_MASK
 
-    def is_reduced_copy_of(self, other: TiffPage) -> bool:
-        """Whether this has the proportions of another page, half its size or less, and no field on what it is."""
-        if _NEW_SUBFILE_TYPE in self.entries or _SUBFILE_TYPE in self.entries:
-            return False
-        width, height = self.number(_WIDTH, 0), self.number(_HEIGHT, 0)
-        other_width, other_height = other.number(_WIDTH, 0), other.number(_HEIGHT, 0)
-        if not 0 < 2 * max(width, height) <= max(other_width, other_height):
-            return False
-        scale = max(width, height) / max(other_width, other_height)
-        return abs(other_width * scale - width) < 1 and abs(other_height * scale - height) < 1
+    @property
+    def is_reduced(self) -> bool:
+        """Whether this is a thumbnail or another reduced copy, or the mask of one, as its fields say."""
+        reduced = self.number(_NEW_SUBFILE_TYPE, 0) & _REDUCED
+        return bool(reduced) or self.number(_SUBFILE_TYPE, 0) == _OLD_REDUCED
 
 
-def choose_page(file: BinaryIO, page: int | None) -> tuple[TiffPage, int]:
-    """Return a page, and how many there are; thumbnails and masks are no pages of their own.
+def choose_page(file: BinaryIO, page: int | None) -> tuple[TiffPage, int, bool]:
+    """Return a page, how many there are, and whether a mask goes with it; thumbnails and masks are no pages.
 
     Args:
         file: Seekable.
@@ -89,9 +88,7 @@ def choose_page(file: BinaryIO, page: int | None) -> tuple[TiffPage, int]:
         raise DecodeFailure("its directory is missing")
     if any(_DNG_VERSION in directory.entries for directory in directories):
         raise UnsupportedKind("is a DNG file of raw camera data; convert it to a picture first")
-    pages = [directory for directory in directories if not directory.is_by_product]
-    # Cameras and viewers put a thumbnail behind the picture that nothing marks as one.
-    pages = pages[:1] + [later for later in pages[1:] if not later.is_reduced_copy_of(pages[0])]
+    pages = [directory for directory in directories if not (directory.is_mask or directory.is_reduced)]
     if not pages and any(_SUB_DIRECTORIES in directory.entries for directory in directories):
         raise UnsupportedKind("holds a thumbnail only, beside a sub-directory as raw camera files have it")
     pages = pages or directories
@@ -99,7 +96,9 @@ def choose_page(file: BinaryIO, page: int | None) -> tuple[TiffPage, int]:
     chosen = pages[0 if page is None else page - 1]
     if not chosen.whole:
         raise DecodeFailure("its directory is cut off")
-    return chosen, len(pages)
+    following = next((later.index for later in pages if later.index > chosen.index), len(directories))
+    behind = directories[chosen.index + 1 : following]
+    return chosen, len(pages), any(later.is_mask and not later.is_reduced for later in behind)
 
 
 def _read_chain(file: BinaryIO) -> list[TiffPage]:
@@ -114,14 +113,14 @@ def _read_chain(file: BinaryIO) -> list[TiffPage]:
         entries = read_directory(file, layout, offset, tags=_TAGS)
         if not entries:
             break
-        tags, following = _read_table(file, layout, offset)
+        tags, following = read_table(file, layout, offset)
         whole = following is not None and entries.keys() >= set(_TAGS).intersection(tags)
         chain.append(TiffPage(len(chain), offset, layout, entries, whole))
         offset = following or 0
     return chain
 
 
-def _read_table(file: BinaryIO, layout: Layout, offset: int) -> tuple[list[int], int | None]:
+def read_table(file: BinaryIO, layout: Layout, offset: int) -> tuple[list[int], int | None]:
     """Return the tags of a directory and the offset of the next one, None where the file ends before that."""
     file.seek(offset)
     (count,) = struct.unpack(layout.count, file.read(struct.calcsize(layout.count)))
@@ -130,18 +129,3 @@ def _read_table(file: BinaryIO, layout: Layout, offset: int) -> tuple[list[int],
     field = file.read(struct.calcsize(layout.offset))
     tags = [struct.unpack_from(layout.order + "H", table, start)[0] for start in range(0, len(table) - 1, size)]
     return tags, struct.unpack(layout.offset, field)[0] if len(field) == struct.calcsize(layout.offset) else None
-
-
-def with_fields(content: bytes, page: TiffPage, fields: Mapping[int, int]) -> bytes:
-    """Return a TIFF file in which a page's entries have other values; entries that are missing are not added."""
-    changed = bytearray(content)
-    layout = page.layout
-    width = struct.calcsize(layout.count)
-    (count,) = struct.unpack_from(layout.count, changed, page.offset)
-    for index in range(count):
-        position = page.offset + width + index * struct.calcsize(layout.entry)
-        (tag,) = struct.unpack_from(layout.order + "H", changed, position)
-        if tag in fields:
-            field = struct.pack(layout.order + "H", fields[tag]).ljust(struct.calcsize(layout.offset), b"\0")
-            struct.pack_into(layout.entry, changed, position, tag, SHORT, 1, field)
-    return bytes(changed)

@@ -453,11 +453,10 @@ def colour_of_page(content: bytes, page: int) -> int:
     return int(read_image(content, page=page).pixels[0, 0, 0])
 
 
-def test_a_small_copy_behind_the_picture_is_no_page_either() -> None:
-    small = {256: (SHORT, [4]), 257: (SHORT, [3])}
-    other = {256: (SHORT, [4]), 257: (SHORT, [2])}
-    assert read_image(pages({}, small)).notes == ()
-    assert read_image(pages({}, other)).notes == ("page 1 of 2; --page picks another",)
+def test_a_small_page_that_nothing_calls_a_thumbnail_is_a_page() -> None:
+    content = pages({}, {256: (SHORT, [4]), 257: (SHORT, [3])})
+    assert read_image(content).notes == ("page 1 of 2; --page picks another",)
+    assert read_image(content, page=2).pixels.shape[:2] == (3, 4)
 
 
 def test_a_raw_camera_file_is_named() -> None:

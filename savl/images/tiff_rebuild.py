@@ -1,0 +1,198 @@
+"""TIFF files with new directories for the samples they hold, for what libvips refuses or takes for something else.
+
+A page's samples stay where they are in the file. A new directory, which tells only how they are stored, is put behind
+them: without fields that say nothing of the samples, or one for each plane, or one in which the samples of a pixel are
+pixels of a wider picture.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from savl.images.tiff_directory import LONG, SHORT, Entry, encode_directory, read_directory
+from savl.images.tiff_pages import TiffPage, read_table
+from savl.images.vips_decode import DecodeFailure, UnsupportedKind
+
+if TYPE_CHECKING:
+    import pyvips
+
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES = 256, 257, 258, 262, 277
+_STRIP_OFFSETS, _ROWS, _STRIP_SIZES = 273, 278, 279
+_PLANAR, _COLOUR_MAP, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES = 284, 320, 322, 323, 324, 325
+_EXTRA_SAMPLES, _ICC, _LONG8 = 338, 34675, 16
+_SAMPLE_FIELDS = (_BITS, 280, 281, _COLOUR_MAP, _EXTRA_SAMPLES, 339, 529, 530, 532)  # what they mean, sample by sample
+# How samples are stored, and the colour profile, which libvips hands on.
+_KEPT = {
+    *(_WIDTH, _HEIGHT, 259, _PHOTOMETRIC, 266, _STRIP_OFFSETS, _SAMPLES, _ROWS, _STRIP_SIZES, _PLANAR, 292, 293, 317),
+    *(_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES, 347, _ICC, *range(512, 522), *_SAMPLE_FIELDS),
+}
+_BLACK_IS_ZERO = 1
+_EXTRA_KINDS = (0, 1, 2, 999)  # those of ExtraSamples that libtiff knows
+
+
+@dataclass(frozen=True)
+class Layers:
+    """How a page is put together whose samples libvips cannot read as they lie.
+
+    Attributes:
+        apart: whether each plane is read as a picture of its own; otherwise the samples of a pixel lie side by side,
+            in fewer than 8 bits each, and are read as pixels of a wider picture.
+        samples: how many samples a pixel has.
+        inverted: whether 0 is white in the first one.
+        colours: (256, 3) uint8, what the values of the first one mean, spread to 8 bits; None where it is no palette.
+        premultiplied: which band of the result is alpha that the others were multiplied with, or None.
+        interpretation: libvips' word for the colours, for samples of 8 bits.
+    """
+
+    apart: bool
+    samples: int
+    inverted: bool = False
+    colours: np.ndarray[tuple[int, int], np.dtype[np.uint8]] | None = None
+    premultiplied: int | None = None
+    interpretation: str = "srgb"
+
+    def rebuilt(self, file: BinaryIO, page: TiffPage) -> bytes:
+        """Return the file with directories that `join` wants to be read as pages.
+
+        Raises:
+            DecodeFailure: Samples are missing.
+        """
+        content = _content(file)
+        entries = _storage(content, page)
+        single = {tag: entry for tag, entry in entries.items() if tag not in _SAMPLE_FIELDS}
+        single |= _fields(page, {_SAMPLES: 1, _PHOTOMETRIC: _BLACK_IS_ZERO, _PLANAR: 1, _BITS: page.number(_BITS, 1)})
+        if not self.apart:
+            for tag in {_WIDTH, _TILE_WIDTH} & entries.keys():
+                single[tag] = _numbers(page, tag, [int(entries[tag].numbers(page.layout.order)[0]) * self.samples])
+            return _with_directories(content, page, [single])
+        blocks = _blocks_of_plane(page, entries)
+        directories = []
+        for plane in range(self.samples):
+            directory = dict(single)
+            for tag in _block_tags(entries):
+                numbers = entries[tag].numbers(page.layout.order)[plane * blocks : (plane + 1) * blocks]
+                if len(numbers) < blocks:
+                    raise DecodeFailure("some of its strips or tiles are missing")
+                directory[tag] = _numbers(page, tag, [int(number) for number in numbers])
+            directories.append(directory)
+        return _with_directories(content, page, directories)
+
+    @property
+    def pages(self) -> int:
+        """How many pages `join` wants."""
+        return self.samples if self.apart else 1
+
+    def join(self, pages: Sequence[pyvips.Image]) -> pyvips.Image:
+        """Return the picture as libvips returns one whose samples it can read."""
+        import pyvips
+
+        bands = list(pages)
+        if not self.apart:
+            wide = pages[0].bandfold(factor=self.samples)
+            bands = [wide.extract_band(band) for band in range(self.samples)]
+        if self.inverted:
+            bands[0] = bands[0].invert()
+        if self.colours is not None:
+            table = pyvips.Image.new_from_memory(self.colours.tobytes(), len(self.colours), 1, 3, "uchar")
+            bands[0] = bands[0].maplut(table)
+        joined = bands[0].bandjoin(bands[1:]) if len(bands) > 1 else bands[0]
+        deep = joined.format == "ushort"
+        if self.premultiplied is not None:
+            joined = joined.unpremultiply(max_alpha=65535 if deep else 255, alpha_band=self.premultiplied)
+            joined = joined.cast("ushort" if deep else "uchar")
+        name = {"b-w": "grey16", "srgb": "rgb16"}.get(self.interpretation) if deep else None
+        return joined.copy(interpretation=name or self.interpretation)
+
+
+def rebuilt(file: BinaryIO, page: TiffPage, fields: Mapping[int, int]) -> bytes:
+    """Return a TIFF file of one page, without fields that say nothing of its samples.
+
+    Args:
+        file: Seekable.
+        page: The page.
+        fields: Other values for some of its fields; fields that it has not are not added.
+
+    Raises:
+        DecodeFailure: Samples are missing.
+    """
+    content = _content(file)
+    entries = _storage(content, page)
+    entries |= _fields(page, {tag: value for tag, value in fields.items() if tag in entries})
+    return _with_directories(content, page, [entries])
+
+
+def is_complete(file: BinaryIO, page: TiffPage) -> bool:
+    """Return whether all fields of a page lie within the file."""
+    tags, following = read_table(file, page.layout, page.offset)
+    return following is not None and read_directory(file, page.layout, page.offset).keys() >= set(tags)
+
+
+def _content(file: BinaryIO) -> bytes:
+    file.seek(0, os.SEEK_SET)
+    return file.read()
+
+
+def _storage(content: bytes, page: TiffPage) -> dict[int, Entry]:
+    """Return what says how the samples are stored; they must lie within the file, and not in what is put behind it."""
+    entries = read_directory(io.BytesIO(content), page.layout, page.offset, tags=_KEPT)
+    order = page.layout.order
+    offsets, sizes = (entries[tag].numbers(order) if tag in entries else () for tag in _block_tags(entries))
+    if not offsets or len(sizes) < len(offsets):
+        raise DecodeFailure("the places of its samples are missing")
+    if any(offset + size > len(content) for offset, size in zip(offsets, sizes, strict=False)):
+        raise DecodeFailure("its samples are cut off")
+    if _EXTRA_SAMPLES in entries:
+        kinds = [int(kind) if kind in _EXTRA_KINDS else 0 for kind in entries[_EXTRA_SAMPLES].numbers(order)]
+        entries[_EXTRA_SAMPLES] = Entry(_EXTRA_SAMPLES, SHORT, struct.pack(f"{order}{len(kinds)}H", *kinds))
+    return entries
+
+
+def _block_tags(entries: Mapping[int, Entry]) -> tuple[int, int]:
+    return (_TILE_OFFSETS, _TILE_SIZES) if _TILE_OFFSETS in entries else (_STRIP_OFFSETS, _STRIP_SIZES)
+
+
+def _blocks_of_plane(page: TiffPage, entries: Mapping[int, Entry]) -> int:
+    def number(tag: int, default: int) -> int:
+        found = entries[tag].numbers(page.layout.order) if tag in entries else ()
+        return int(found[0]) if found else default
+
+    width, height = number(_WIDTH, 0), number(_HEIGHT, 0)
+    block_width, block_height = width, min(number(_ROWS, height), height)
+    if _TILE_OFFSETS in entries:
+        block_width, block_height = number(_TILE_WIDTH, 0), number(_TILE_HEIGHT, 0)
+    if min(width, height, block_width, block_height) < 1:
+        raise DecodeFailure("its size is missing")
+    return -(-width // block_width) * -(-height // block_height)
+
+
+def _numbers(page: TiffPage, tag: int, numbers: Sequence[int]) -> Entry:
+    code, kind = ("Q", _LONG8) if page.layout.big else ("I", LONG)
+    return Entry(tag, kind, struct.pack(f"{page.layout.order}{len(numbers)}{code}", *numbers))
+
+
+def _fields(page: TiffPage, fields: Mapping[int, int]) -> dict[int, Entry]:
+    return {tag: Entry(tag, SHORT, struct.pack(page.layout.order + "H", value)) for tag, value in fields.items()}
+
+
+def _with_directories(content: bytes, page: TiffPage, directories: Sequence[Mapping[int, Entry]]) -> bytes:
+    layout = page.layout
+    first = len(content) + len(content) % 2
+    parts = [content, bytes(first - len(content))]
+    at = first
+    for index, directory in enumerate(directories):
+        size = len(encode_directory(directory.values(), layout, at))
+        last = index == len(directories) - 1
+        parts.append(encode_directory(directory.values(), layout, at, next_offset=0 if last else at + size))
+        at += size
+    if not layout.big and at >= 2**32:
+        raise UnsupportedKind("is stored in a way that savl reads in files below 4 GiB; convert it first")
+    changed = bytearray().join(parts)
+    struct.pack_into(layout.offset, changed, layout.header, first)
+    return bytes(changed)
