@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
 from typing import BinaryIO
 
 from savl.images.exif import PREFIX, fit_exif
@@ -23,6 +24,8 @@ from savl.images.jpeg_segments import (
     encode_segment,
     read_segments,
 )
+from savl.images.jpeg_tail import read_tail
+from savl.images.losses import FILM, GAIN_MAP, MULTI_PICTURE, bytes_behind, pictures_behind
 from savl.images.metadata_record import Metadata
 from savl.images.photoshop import join_resources, split_resources
 from savl.images.tiff_directory import read_directory, read_layout
@@ -45,6 +48,7 @@ def read_jpeg(file: BinaryIO) -> Metadata:
     resources = b""
     comments: list[str] = []
     lost: dict[str, None] = {}  # a set that keeps its order
+    told = 0  # of the pictures behind the first
     resolution, unit = None, "in"
     for segment in read_segments(file):
         marker, content = segment.marker, segment.content
@@ -60,13 +64,18 @@ def read_jpeg(file: BinaryIO) -> Metadata:
             _take_extension(extension, content[len(EXTENDED_XMP) :])
         elif marker == APP13 and content.startswith(PHOTOSHOP):
             resources += content[len(PHOTOSHOP) :]
-        elif not content.startswith((ICC, *_PASSED_OVER)) and not _holds_previews_only(content):
+        elif content.startswith(_MULTI_PICTURE) and (kinds := _further_pictures(content)) is not None:
+            told += len(kinds)
+            if not all(kind in _PREVIEWS for kind in kinds):
+                lost[MULTI_PICTURE] = None
+        elif not content.startswith((ICC, *_PASSED_OVER)):
             lost[_name(segment)] = None
     if xmp is not None and extension:
         joined = join_extended_xmp(xmp, bytes(extension))
         if joined is None:
             lost["the extended XMP, which is damaged"] = None
         xmp = joined or xmp
+    lost.update(dict.fromkeys(_names_of_tail(file, told)))
     iptc, photoshop = split_resources(resources)
     return Metadata(
         exif=exif,
@@ -182,26 +191,36 @@ def _decode(content: bytes) -> str:
         return content.decode("latin-1")
 
 
-def _holds_previews_only(content: bytes) -> bool:
-    """Whether a segment lists further pictures of the file (CIPA DC-007), all of them smaller copies of the first."""
-    if not content.startswith(_MULTI_PICTURE):
-        return False
+def _further_pictures(content: bytes) -> list[int] | None:
+    """The kinds of the further pictures that a segment lists (CIPA DC-007); None where it is damaged."""
     block = io.BytesIO(content[len(_MULTI_PICTURE) :])
     found = read_layout(block)
     entry = None if found is None else read_directory(block, *found, tags=[_PICTURES]).get(_PICTURES)
     if found is None or entry is None:
-        return False
-    kinds = [struct.unpack_from(found[0].order + "I", entry.data, at)[0] for at in range(0, len(entry.data) - 15, 16)]
-    return all(kind & 0xFFFFFF in _PREVIEWS for kind in kinds[1:])
+        return None
+    places = range(16, len(entry.data) - 15, 16)
+    return [struct.unpack_from(found[0].order + "I", entry.data, at)[0] & 0xFFFFFF for at in places]
+
+
+def _names_of_tail(file: BinaryIO, told: int) -> Iterator[str]:
+    """Yield what is lost with what stands behind the picture, other than the pictures that a segment told."""
+    tail = read_tail(file)
+    further = tail.pictures - told
+    if further > 0:
+        yield pictures_behind(further)
+    if tail.film:
+        yield FILM
+    if tail.size:
+        yield bytes_behind(tail.size)
 
 
 def _name(segment: Segment) -> str:
     """What is lost with a segment."""
     content = segment.content
     if segment.marker == APP2 and content.startswith(_GAIN_MAP):
-        return "the HDR gain map"
+        return GAIN_MAP
     if segment.marker == APP2 and content.startswith(_MULTI_PICTURE):
-        return "the further pictures in the file (MPF)"
+        return MULTI_PICTURE
     if segment.marker == APP2 and content.startswith(_FLASHPIX):
         return "FlashPix data"
     if segment.marker == APP11:

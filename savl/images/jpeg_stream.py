@@ -12,7 +12,8 @@ _FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 _SEQUENTIAL = frozenset({0xC0, 0xC1, 0xC9})
 _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
 # Entropy-coded data ends at a marker; a stuffed zero and restart markers are part of it.
-_END_OF_SCAN = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
+# (A pattern that begins with one fixed byte is searched many times faster than one with a repeated one.)
+_END_OF_SCAN = re.compile(rb"\xff\xff*[^\x00\xd0-\xd7\xff]")
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 
 _KINDS = {
@@ -95,9 +96,22 @@ def without_stray_bytes(content: bytes, warning: str) -> Iterator[bytes]:
             yield content[: scan.start() - count] + content[scan.start() :]
 
 
+def end_of_picture(content: bytes, start: int = 0) -> int | None:
+    """Return where the JPEG stream that begins at `start` ends, behind its EOI marker, or None when it does not."""
+    for marker, _, _, end in _spans(content, start + 2):
+        if marker == _EOI:
+            return end
+    return None
+
+
 def _segments(content: bytes) -> Iterator[_Segment]:
     """Yield the segments up to the end of the picture; one that is cut off ends them."""
-    position = 2
+    for marker, begin, stop, end in _spans(content, 2):
+        yield _Segment(marker, content[begin:stop], content[stop:end])
+
+
+def _spans(content: bytes, position: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield marker, begin and end of the parameters, and end of the entropy-coded data, of each segment."""
     while True:
         position = content.find(b"\xff", position)
         if position < 0 or position + 2 > len(content):
@@ -108,19 +122,16 @@ def _segments(content: bytes) -> Iterator[_Segment]:
             continue
         position += 2
         if marker == _EOI:
-            yield _Segment(marker, b"")
+            yield marker, position, position, position
             return
         if marker in _WITHOUT_LENGTH:
             continue
         length = int.from_bytes(content[position : position + 2], "big")
-        parameters = content[position + 2 : position + length]
-        if length < 2 or len(parameters) != length - 2:
+        begin, stop = position + 2, position + length
+        if length < 2 or stop > len(content):
             return
-        position += length
-        if marker != _SOS:
-            yield _Segment(marker, parameters)
-            continue
-        end = _END_OF_SCAN.search(content, position)
-        stop = end.start() if end else len(content)
-        yield _Segment(marker, parameters, content[position:stop])
         position = stop
+        if marker == _SOS:
+            found = _END_OF_SCAN.search(content, stop)
+            position = found.start() if found else len(content)
+        yield marker, begin, stop, position

@@ -17,8 +17,10 @@ from savl.images.captions import put_captions
 from savl.images.exif import ExifBlock, build_exif, rational, read_orientation, resized_exif, upright_exif
 from savl.images.format import BMP, GIF, JPEG, PNG, TIFF, WEBP, ImageFormat, Pixels
 from savl.images.geotiff import is_georeferenced
+from savl.images.icc_header import colour_space, fits
 from savl.images.icc_profile import profile_of, profile_of_cicp
 from savl.images.jpeg_metadata import encode_jpeg, read_jpeg
+from savl.images.losses import without_repetitions
 from savl.images.metadata_record import Metadata, PngColour, Stored
 from savl.images.png_metadata import encode_png, read_png
 from savl.images.read_only_metadata import read_bmp_profile, read_gif, read_heif
@@ -84,8 +86,6 @@ def take_metadata(
     if xmp is not None:
         xmp, left = clean_xmp(xmp, turned=orientation != 1)
         lost += left
-        if "the HDR gain map" in lost:  # which is one of the further pictures
-            lost = [what for what in lost if "(MPF)" not in what]
     if tiff is not None and orientation != 1:
         tiff = None
         lost.append("the georeference, as the picture was turned")
@@ -104,7 +104,7 @@ def take_metadata(
         resolution=resolution,
         resolution_unit=unit,
         size=upright,
-        lost=tuple(dict.fromkeys(lost)),
+        lost=tuple(without_repetitions(lost)),
     )
 
 
@@ -185,10 +185,11 @@ def losses(
         )
     stored = stored_as(after, image_format)
     settled, lost = settle(metadata, stored, image_format)
-    if metadata.icc is not None and not _fits(metadata.icc, stored):
+    if metadata.icc is not None and not fits(metadata.icc, stored):
         kind = "gray" if stored.is_gray else "RGB"
         sentences.append(
-            f"the colour profile was left out: it is for {_space(metadata.icc)}, and {title} stores this as {kind}"
+            f"the colour profile was left out: it is for {colour_space(metadata.icc)}, "
+            f"and {title} stores this as {kind}"
         )
     lost += _encoding_losses(settled, stored, image_format)
     if lost:
@@ -253,7 +254,7 @@ def _resized_block(exif: bytes, size: tuple[int, int], scale: tuple[float, float
 
 def _with_profile(metadata: Metadata, stored: Stored, image_format: ImageFormat, lost: list[str]) -> Metadata:
     """The metadata with a profile that suits the stored channels, made of PNG's chunks where there is need."""
-    icc = metadata.icc if metadata.icc is not None and _fits(metadata.icc, stored) else None
+    icc = metadata.icc if metadata.icc is not None and fits(metadata.icc, stored) else None
     if image_format is PNG:
         return replace(metadata, icc=icc)
     colour = metadata.colour
@@ -267,7 +268,7 @@ def _with_profile(metadata: Metadata, stored: Stored, image_format: ImageFormat,
         lost.append("the number of significant bits (sBIT)")
     if colour.mastering:
         lost.append("the mastering display and light levels (mDCV, cLLI)")
-    if made is None and metadata.icc is None:
+    if made is None and icc is None:
         made = profile_of(replace(colour, cicp=None), gray=stored.is_gray)
     return replace(metadata, icc=made or icc, colour=PngColour())
 
@@ -320,16 +321,6 @@ def _encoding_losses(settled: Metadata, stored: Stored, image_format: ImageForma
     if image_format is WEBP:
         return encode_webp(settled)[2]
     return tiff_losses(settled)
-
-
-def _space(icc: bytes) -> str:
-    """The colour space of a profile's data, by its header."""
-    return icc[16:20].decode("latin-1").strip()
-
-
-def _fits(icc: bytes, stored: Stored) -> bool:
-    """Whether a profile is for as many channels as are stored."""
-    return {"GRAY": 1, "CMYK": 4}.get(_space(icc), 3) == (1 if stored.is_gray else 3)
 
 
 def _enumerated(names: list[str]) -> str:

@@ -23,11 +23,13 @@ class Chunk:
         name: four letters, such as b"gAMA".
         data: the content; empty for IDAT, whose samples are the decoder's business.
         after_samples: whether it stands behind the first IDAT.
+        end: where the next chunk begins in the file.
     """
 
     name: bytes
     data: bytes
     after_samples: bool = False
+    end: int = 0
 
 
 def read_chunks(file: BinaryIO, *, stop_at_samples: bool = False) -> Iterator[Chunk]:
@@ -48,7 +50,7 @@ def read_chunks(file: BinaryIO, *, stop_at_samples: bool = False) -> Iterator[Ch
                 return
             after_samples = True
         elif position + 12 + length <= end:
-            yield Chunk(name, file.read(length), after_samples)
+            yield Chunk(name, file.read(length), after_samples, position + 12 + length)
         if name == b"IEND":
             return
         position += 12 + length

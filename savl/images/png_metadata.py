@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import contextlib
+import os
 import struct
 import zlib
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,9 @@ from typing import BinaryIO
 
 from savl.images import exif as exif_blocks
 from savl.images import jpeg_segments
+from savl.images.icc_header import repaired_profile
 from savl.images.icc_profile import primaries_are_sound
+from savl.images.losses import COLOUR_PROFILE, bytes_behind
 from savl.images.metadata_record import Metadata, PngColour, PngText, Stored
 from savl.images.photoshop import join_resources, split_resources
 from savl.images.png_chunks import (
@@ -29,9 +32,7 @@ from savl.images.png_chunks import (
 _RAW_PROFILE = "Raw profile type "
 _HEADER, _PALETTE = b"IHDR", b"PLTE"
 # How samples are stored, and what is written anew.
-_STORAGE = frozenset(
-    {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iDOT", b"hIST", b"iCCP", b"acTL", b"fcTL", b"fdAT"}
-)
+_STORAGE = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iDOT", b"hIST", b"acTL", b"fcTL", b"fdAT"})
 _COLOUR = frozenset({b"cICP", b"sRGB", b"gAMA", b"cHRM", b"sBIT", b"mDCV", b"cLLI"})
 _MASTERING_SIZES = {b"mDCV": 24, b"cLLI": 8}
 # What is tied to the old size, stereo layout or calibration of the samples.
@@ -64,7 +65,7 @@ class _Found:
 
 
 def read_png(file: BinaryIO) -> Metadata:
-    """Return what the chunks of a PNG file say, without an iCCP profile; malformed chunks say nothing.
+    """Return what the chunks of a PNG file say; malformed chunks say nothing.
 
     EXIF is taken from wherever programs put it: before or behind the samples, or in a text that ImageMagick named
     "Raw profile type". So are XMP, IPTC and a profile in such a text.
@@ -72,6 +73,9 @@ def read_png(file: BinaryIO) -> Metadata:
     found = _Found()
     for chunk in read_chunks(file):
         _take(found, chunk)
+        if chunk.name == b"IEND":
+            behind = file.seek(0, os.SEEK_END) - chunk.end
+            found.lost += [bytes_behind(behind)] if behind > 0 else []
     return Metadata(
         icc=found.values.get("icc"),
         exif=found.values.get("exif"),
@@ -99,7 +103,8 @@ def encode_png(metadata: Metadata, stored: Stored) -> tuple[bytes, list[str]]:
     if colour.gamma is not None:
         parts.append(encode_chunk(b"gAMA", struct.pack(">I", colour.gamma)))
     if metadata.icc is not None:
-        parts.append(encode_chunk(b"iCCP", b"icc\0\0" + zlib.compress(metadata.icc)))
+        icc = repaired_profile(metadata.icc) or metadata.icc
+        parts.append(encode_chunk(b"iCCP", b"icc\0\0" + zlib.compress(icc)))
     if colour.significant_bits is not None:
         parts.append(encode_chunk(b"sBIT", _adapted_bits(colour.significant_bits, stored)))
     if colour.intent is not None:
@@ -153,6 +158,8 @@ def _take(found: _Found, chunk: Chunk) -> None:
         found.palette = data
     elif name == b"eXIf":  # which ranks before what a text may hold
         found.values["exif"] = data
+    elif name == b"iCCP":
+        _take_profile(found, chunk)
     elif name == b"pHYs" and len(data) == 9:
         _take_resolution(found, data)
     elif name in _COLOUR:
@@ -173,6 +180,20 @@ def _take(found: _Found, chunk: Chunk) -> None:
             found.chunks.append((name, data))
         else:
             found.lost.append(f"the PNG chunk {name.decode('latin-1')}")
+
+
+def _take_profile(found: _Found, chunk: Chunk) -> None:
+    """Takes a profile also where a decoder of PNG refuses it, for its length or its colour space."""
+    if chunk.after_samples:
+        found.lost.append("a colour profile behind the samples")
+        return
+    _, zero, rest = chunk.data.partition(b"\0")
+    inflated = inflate(rest[1:]) if zero and rest[:1] == b"\0" else None
+    icc = None if inflated is None else repaired_profile(inflated)
+    if icc is None:
+        found.lost.append(COLOUR_PROFILE)
+    else:
+        found.values["icc"] = icc  # which ranks before what a text may hold
 
 
 def _take_resolution(found: _Found, data: bytes) -> None:

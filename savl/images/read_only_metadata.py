@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from savl.images.losses import DEPTH_MAP, GAIN_MAP
 from savl.images.metadata_record import Metadata, PngColour
 
 _GIF_HEADER, _GIF_DESCRIPTOR = 13, 9
@@ -16,10 +17,10 @@ _BMP_HEADER_WITH_PROFILE, _EMBEDDED = 124, b"DEBM"
 _MAX_META = 16 * 2**20
 # Types of auxiliary images, and of derived ones, as they stand in the boxes.
 _FURTHER_IMAGES = {
-    b":hdrgainmap": "the HDR gain map",
-    b"tmap": "the HDR gain map",
-    b"urn:mpeg:hevc:2015:auxid:2\0": "the depth map",
-    b"urn:mpeg:mpegB:cicp:systems:auxiliary:depth\0": "the depth map",
+    b":hdrgainmap": GAIN_MAP,
+    b"tmap": GAIN_MAP,
+    b"urn:mpeg:hevc:2015:auxid:2\0": DEPTH_MAP,
+    b"urn:mpeg:mpegB:cicp:systems:auxiliary:depth\0": DEPTH_MAP,
     b":aux:portraiteffectsmatte": "the portrait matte",
 }
 # Primaries and transfer functions that viewers show as sRGB, or that say nothing.

@@ -6,18 +6,23 @@ import struct
 from typing import BinaryIO
 
 from savl.images.exif import PREFIX
+from savl.images.losses import bytes_behind
 from savl.images.metadata_record import Metadata, Stored
-from savl.images.webp_chunks import encode_chunk, read_chunks
+from savl.images.webp_chunks import encode_chunk, read_chunks, read_unknown
 
 _ICC, _ALPHA, _EXIF, _XMP = 0x20, 0x10, 0x08, 0x04
 
 
 def read_webp(file: BinaryIO) -> Metadata:
-    """Return the EXIF block and the XMP packet of a WebP file."""
+    """Return the EXIF block and the XMP packet of a WebP file, and the names of other data in it."""
     chunks: dict[bytes, bytes] = {}
     for name, content in read_chunks(file):
         chunks.setdefault(name, content)
-    return Metadata(exif=chunks.get(b"EXIF"), xmp=chunks.get(b"XMP "))
+    names, behind = read_unknown(file)
+    lost = [f"the WebP chunk {name.strip()}" for name in dict.fromkeys(names)]
+    if behind:
+        lost.append(bytes_behind(behind))
+    return Metadata(exif=chunks.get(b"EXIF"), xmp=chunks.get(b"XMP "), lost=tuple(lost))
 
 
 def encode_webp(metadata: Metadata) -> tuple[bytes, bytes, list[str]]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from xml.parsers.expat import ExpatError
 
+from savl.images.losses import DEPTH_MAP, FILM, GAIN_MAP
 from savl.images.result_mark import holds_descriptions
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -217,11 +218,11 @@ def _stale(namespace: str, name: str, value: str, turned: bool) -> str | None:
     if (namespace, name) == (_XMP, "Thumbnails") or namespace in _CONTAINERS:
         return ""
     if namespace in _GAIN_MAPS:
-        return "the HDR gain map"
+        return GAIN_MAP
     if namespace.startswith(_DEPTH):
-        return "the depth map"
+        return DEPTH_MAP
     if namespace == _CAMERA and name.startswith(("MotionPhoto", "MicroVideo")):
-        return "the film of a motion photo" if name in ("MotionPhoto", "MicroVideo") and value.strip() == "1" else ""
+        return FILM if name in ("MotionPhoto", "MicroVideo") and value.strip() == "1" else ""
     regions = ((_REGIONS, "Regions"), (_MICROSOFT_PHOTO, "RegionInfo"), (_IPTC_EXTENSION, "ImageRegion"))
     if turned and (namespace, name) in regions:
         return "marked regions, as the picture was turned"

@@ -270,3 +270,73 @@ def test_further_images_of_heic_are_named(kind: bytes, words: tuple[str, ...]) -
     auxiliary = box(b"iprp", box(b"ipco", box(b"auxC", bytes(4) + kind)))
     content = box(b"ftyp", b"heic" + bytes(4)) + box(b"meta", bytes(4) + auxiliary)
     assert read_heif(io.BytesIO(content)).lost == words
+
+
+def icc_of(space: bytes, version: int = 4) -> bytes:
+    """Return a sound profile that says to be for a colour space."""
+    icc = profile_of(PngColour(intent=0), gray=space == b"GRAY")
+    assert icc is not None
+    return icc[:8] + bytes([version]) + icc[9:16] + space + icc[20:]
+
+
+def with_length(icc: bytes, more: int) -> bytes:
+    return struct.pack(">I", len(icc) + more) + icc[4:]
+
+
+PROFILES = {
+    "sound": icc_of(b"RGB "),
+    "4 too long": with_length(icc_of(b"RGB "), 4),
+    "4 too short": with_length(icc_of(b"RGB "), -4),
+    "no multiple of 4": with_length(icc_of(b"RGB "), 1) + b"x",
+    "for GRAY": icc_of(b"GRAY"),
+    "for CMYK": icc_of(b"CMYK"),
+    "for Lab": icc_of(b"Lab "),
+    "junk": b"junk" * 60,
+    "cut": with_length(icc_of(b"RGB ")[:-40], 0),
+}
+
+
+@pytest.mark.parametrize("gray", [False, True])
+@pytest.mark.parametrize("kind", PROFILES)
+@pytest.mark.parametrize("target", [PNG, *OTHERS], ids=lambda f: f.name)
+def test_a_profile_that_png_decoders_refuse_is_kept_or_named(
+    tmp_path: Path, kind: str, target: ImageFormat, gray: bool
+) -> None:
+    source = png(tmp_path / "in", (b"iCCP", b"icc\0\0" + zlib.compress(PROFILES[kind])), gray=gray)
+    read = read_image(source)
+    stored = "gray" if gray and target is not WEBP else "RGB"
+    icc = Image.open(through(source, target)).info.get("icc_profile")
+    lost = losses(read.metadata, read.pixels, read.pixels, target)
+    if kind in ("junk", "cut"):
+        assert icc is None
+        assert lost == ["left out: the colour profile, which is damaged"]
+    elif {"GRAY": "gray", "RGB": "RGB"}.get(kind[4:] if kind.startswith("for") else "RGB") == stored:
+        assert lost == []
+        if kind.startswith("for"):
+            assert icc == PROFILES[kind]
+            return
+        assert icc is not None
+        assert int.from_bytes(icc[:4], "big") == len(icc)
+        assert len(icc) % 4 == 0
+        if not gray:
+            # What littleCMS makes of the repaired profile is what it makes of the sound one.
+            assert shown(icc) == shown(PROFILES["sound"])
+        if target is PNG:  # whose decoder takes it now
+            import pyvips
+
+            assert pyvips.Image.new_from_file(str(tmp_path / "out.png")).get("icc-profile-data") == icc
+    else:
+        space = kind[4:] if kind.startswith("for") else "RGB"
+        assert icc is None
+        assert lost == [
+            f"the colour profile was left out: it is for {space}, and {target.title} stores this as {stored}"
+        ]
+
+
+def test_a_profile_behind_the_samples_says_nothing_and_is_named(tmp_path: Path) -> None:
+    whole = png(tmp_path / "in").read_bytes()
+    chunk = encode_chunk(b"iCCP", b"icc\0\0" + zlib.compress(PROFILES["sound"]))
+    (tmp_path / "in").write_bytes(whole[:-12] + chunk + whole[-12:])
+    read = read_image(tmp_path / "in")
+    assert read.metadata.icc is None
+    assert losses(read.metadata, read.pixels, read.pixels, JPEG) == ["left out: a colour profile behind the samples"]

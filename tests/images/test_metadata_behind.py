@@ -1,0 +1,104 @@
+"""Data behind the end of a picture, and chunks that a format does not define, are named where they stay behind."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from savl.images.format import JPEG, PNG, WEBP, ImageFormat
+from savl.images.jpeg_tail import JpegTail, read_tail
+from savl.images.metadata import losses
+from savl.images.read import read_image
+
+FILM = b"\0\0\0\x18ftypmp42" + b"m" * 200
+SAMSUNG = b"\0\0\x30\x0a\x10\0\0\0MotionPhoto_Data" + FILM + b"SEFHdirectorySEFT"
+
+
+def encoded(name: str, seed: int = 0, **options: Any) -> bytes:
+    """Return a file of random samples, which give entropy-coded data with stuffed bytes."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, name, **options)
+    return buffer.getvalue()
+
+
+def named(tmp_path: Path, content: bytes, source: ImageFormat, target: ImageFormat = PNG) -> list[str]:
+    (tmp_path / "in").write_bytes(content)
+    read = read_image(tmp_path / "in")
+    assert read.format is source
+    return losses(read.metadata, read.pixels, read.pixels, target)
+
+
+@pytest.mark.parametrize(
+    ("tail", "names"),
+    [
+        (b"", ""),
+        (b"\0" * 77 + b"\xff" * 30 + b"\r\n", ""),
+        (SAMSUNG, "the film of a motion photo"),
+        (FILM, "the film of a motion photo"),
+        (encoded("jpeg", 1), "a further picture behind the first"),
+        (b"\xff\0" * 50 + encoded("jpeg", 1), "a further picture behind the first"),
+        (encoded("jpeg", 1) * 3, "3 further pictures behind the first"),
+        (encoded("jpeg", 1) + FILM, "a further picture behind the first and the film of a motion photo"),
+        (b"\0\0some maker's words", "20 bytes behind the picture"),
+        (encoded("jpeg", 1)[:-2], f"{len(encoded('jpeg', 1)) - 2} bytes behind the picture"),
+        (b"w", "1 byte behind the picture"),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}], ids=str)
+def test_what_follows_a_jpeg_picture_is_named(tmp_path: Path, tail: bytes, names: str, options: dict[str, Any]) -> None:
+    expected = [f"left out: {names}"] if names else []
+    for quality in (30, 100):
+        assert named(tmp_path, encoded("jpeg", quality=quality, **options) + tail, JPEG) == expected
+
+
+def test_a_jpeg_tail_is_found_in_files_that_are_no_files_of_the_disk() -> None:
+    assert read_tail(io.BytesIO(encoded("jpeg") + FILM)) == JpegTail(film=True)
+    assert read_tail(io.BytesIO(encoded("jpeg")[:-2])) == JpegTail()
+    assert read_tail(io.BytesIO(b"")) == JpegTail()
+
+
+def test_filling_may_be_longer_than_what_is_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("savl.images.jpeg_tail._STEP", 7)
+    for length in range(15):
+        tail = b"\xff" * length + encoded("jpeg", 1) + b"\0" * length
+        assert read_tail(io.BytesIO(encoded("jpeg") + tail)) == JpegTail(pictures=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pictures", "names"),
+    [
+        (0x010002, 1, ""),
+        (0x010002, 2, "a further picture behind the first"),
+        (0x020002, 1, "the further pictures in the file (MPF)"),
+        (0x020002, 2, "the further pictures in the file (MPF)"),
+    ],
+)
+def test_pictures_that_a_segment_lists_are_named_once(tmp_path: Path, kind: int, pictures: int, names: str) -> None:
+    listed = struct.pack(">IIIHH", 0x030000, 900, 0, 0, 0) + struct.pack(">IIIHH", kind, 500, 900, 0, 0)
+    block = b"MPF\0MM\0*\0\0\0\x08" + struct.pack(">HHHIII", 1, 0xB002, 7, len(listed), 26, 0) + listed
+    whole = encoded("jpeg")
+    segment = struct.pack(">HH", 0xFFE2, len(block) + 2) + block
+    content = whole[:20] + segment + whole[20:] + encoded("jpeg", 1) * pictures
+    assert named(tmp_path, content, JPEG) == ([f"left out: {names}"] if names else [])
+
+
+@pytest.mark.parametrize("target", [PNG, JPEG, WEBP], ids=lambda f: f.name)
+def test_what_follows_a_png_or_webp_picture_is_named(tmp_path: Path, target: ImageFormat) -> None:
+    for name, source in (("png", PNG), ("webp", WEBP)):
+        whole = encoded(name)
+        assert named(tmp_path, whole, source, target) == []
+        assert named(tmp_path, whole + b"words", source, target) == ["left out: 5 bytes behind the picture"]
+
+
+def test_chunks_that_webp_does_not_define_are_named(tmp_path: Path) -> None:
+    whole = encoded("webp", lossless=True, exif=Image.Exif())
+    whole += b"abcd\3\0\0\0xyz\0" + b"EFG \2\0\0\0xy" + b"abcd\0\0\0\0"
+    whole = whole[:4] + struct.pack("<I", len(whole) - 8) + whole[8:]
+    assert named(tmp_path, whole, WEBP) == ["left out: the WebP chunk abcd and the WebP chunk EFG"]
