@@ -19,7 +19,7 @@ _KEYWORDS = {
     "Copyright": (exif_blocks.COPYRIGHT, "rights"),
     "Software": (exif_blocks.SOFTWARE, None),
 }
-_COMMENT = "Comment"
+_COMMENT, _A_COMMENT = "Comment", "a comment"
 _NAMED_KEYWORDS = 6
 # What image generators call their prompt in PNG files, and keep in the user comment of others.
 _PARAMETERS = "parameters"
@@ -53,10 +53,14 @@ def put_captions(metadata: Metadata, image_format: ImageFormat, lost: list[str])
         else:
             homeless.append(text.keyword)
     if image_format is not JPEG:
-        user_comments += [("a comment", comment) for comment in comments]
+        user_comments += [(_A_COMMENT, comment) for comment in comments]
         comments = []
     exif, kept = _with_entries(metadata.exif, captions, user_comments, image_format)
-    lost += [name for name, _ in user_comments[kept:]]
+    left = [name for name, _ in user_comments[kept:]]
+    lost += [name for name in left if name != _A_COMMENT]
+    comments_left = left.count(_A_COMMENT)
+    if comments_left:
+        lost.append(_A_COMMENT if comments_left == 1 else f"{comments_left} comments")
     if homeless:
         lost.append(_named_texts(list(dict.fromkeys(homeless))))
     packet = add_captions(
