@@ -32,6 +32,7 @@ from savl.images.format import (
     Pixels,
     format_of_content,
 )
+from savl.images.heif_sequence import heif_frames
 from savl.images.jpeg_decode import decode_jpeg
 from savl.images.metadata import Metadata, take_metadata, with_orientation
 from savl.images.tiff_decode import decode_tiff
@@ -86,13 +87,15 @@ def read_image(source: ImageSource, *, page: int | None = None) -> ImageFile:
         UnreadableImage: The file is empty, truncated, corrupt, not permitted, no image, or no regular file.
         UnsupportedImage: The file is animated, has no such page, has samples that are not 8 or 16 bit, or an exotic
             colour space.
-        TypeError: `source` is none of the kinds above.
+        TypeError: `source` is none of the kinds above, or `page` is no int.
         ValueError: `page` is below 1.
     """
+    if page is not None and (isinstance(page, bool) or not isinstance(page, (int, np.integer))):
+        raise TypeError(f"page must be an int, counted from 1, got {type(page).__name__} {page!r}")
     if page is not None and page < 1:
         raise ValueError(f"page must be at least 1, got {page}")
     with _opened(source) as (name, file):
-        return _read(name, file, page)
+        return _read(name, file, None if page is None else int(page))
 
 
 def read_size(source: ImageSource) -> tuple[int, int] | None:
@@ -222,7 +225,10 @@ def _decode(file: BinaryIO, image_format: ImageFormat, page: int | None) -> tupl
     if image_format is JPEG:
         return decode_jpeg(file, load), ()
     if image_format is PNG:
-        _check_frames_of_png(file, page)
+        _check_first_frame(_frames_of_png(file), page)
+        page = None
+    elif image_format in (AVIF, HEIC) and (frames := heif_frames(file)) > 1:
+        _check_first_frame(frames, page)
         page = None
     try:
         image = decode(load)
@@ -280,15 +286,17 @@ def _identify(path: str, file: BinaryIO) -> ImageFormat:
     return image_format
 
 
-def _check_frames_of_png(file: BinaryIO, page: int | None) -> None:
-    """Refuse all of an animated PNG but its first picture: libvips would quietly read that."""
-    frames = 1
+def _frames_of_png(file: BinaryIO) -> int:
     file.seek(8)
     while len(header := file.read(8)) == 8 and header[4:] != b"IDAT":
         if header[4:] == b"acTL":
-            frames = int.from_bytes(file.read(4), "big")
-            break
+            return int.from_bytes(file.read(4), "big")
         file.seek(int.from_bytes(header[:4], "big") + 4, os.SEEK_CUR)
+    return 1
+
+
+def _check_first_frame(frames: int, page: int | None) -> None:
+    """Refuse all of an animation but its first picture, where libvips would quietly read that."""
     check_page(page, frames)
     if frames > 1 and page != 1:
         raise UnsupportedKind(f"holds {frames} frames (animated); savl reads single pictures, and here --page 1 only")

@@ -75,10 +75,10 @@ def read_heif(file: BinaryIO) -> Metadata:
     The code points are those of decoded RGB samples, as PNG's cICP chunk tells them; none where the file tells none, or
     only what viewers assume anyway.
     """
-    meta = next((content for name, content in _boxes(file) if name == b"meta"), b"")
+    meta = next((content for name, content in heif_boxes(file) if name == b"meta"), b"")
     properties = _inside(_inside(meta[4:], b"iprp"), b"ipco")
     cicp: bytes | None = None
-    for name, content in _boxes(io.BytesIO(properties)):
+    for name, content in heif_boxes(io.BytesIO(properties)):
         if name == b"colr" and content.startswith(b"nclx") and len(content) >= 11:
             primaries, transfer = struct.unpack_from(">HH", content, 4)
             plain = primaries in _PLAIN_PRIMARIES and transfer in _PLAIN_TRANSFERS
@@ -90,11 +90,11 @@ def read_heif(file: BinaryIO) -> Metadata:
 
 
 def _inside(content: bytes, wanted: bytes) -> bytes:
-    return next((held for name, held in _boxes(io.BytesIO(content)) if name == wanted), b"")
+    return next((held for name, held in heif_boxes(io.BytesIO(content)) if name == wanted), b"")
 
 
-def _boxes(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Yields type and content of the boxes of a file, of larger ones than metadata can be without the content."""
+def heif_boxes(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Yield type and content of the boxes of a file, of larger ones than metadata can be without the content."""
     end = file.seek(0, os.SEEK_END)
     position = 0
     while position + 8 <= end:

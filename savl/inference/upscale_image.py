@@ -102,8 +102,6 @@ def read_source(source: ImageSource, page: int | None, *, argument: str) -> Imag
     """
     from savl.images.read import read_image
 
-    if page is not None and (not isinstance(page, int) or isinstance(page, bool)):
-        raise TypeError(f"page must be an int, counted from 1, got {type(page).__name__} {page!r}")
     if isinstance(source, io.TextIOBase):
         raise TypeError(f"{argument}: a file object in text mode; open the file with mode 'rb'")
     if isinstance(source, (str, os.PathLike)) and "\0" in os.fsdecode(source):

@@ -92,3 +92,14 @@ def test_the_only_page_of_a_file_is_page_one(tmp_path: Path, image_format: Image
 def test_pages_below_one_are_a_mistake(page: int) -> None:
     with pytest.raises(ValueError, match=f"page must be at least 1, got {page}"):
         read_image(b"", page=page)
+
+
+@pytest.mark.parametrize("page", [1.0, "1", True, (1,), np.float32(1)], ids=repr)
+def test_a_page_that_is_no_int_is_named(page: object) -> None:
+    kind = type(page).__name__
+    with pytest.raises(TypeError, match=f"page must be an int, counted from 1, got {kind} "):
+        read_image(b"", page=page)  # type: ignore[arg-type]
+
+
+def test_an_int_of_numpy_is_a_page(three_pages: Path) -> None:
+    assert (read_image(three_pages, page=np.int64(2)).pixels == COLOURS[1]).all()  # type: ignore[arg-type]
