@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -90,6 +90,7 @@ def _from_tensor(tensor: torch.Tensor) -> NDArray[Any]:
 
 def _from_pil(image: Any) -> NDArray[Any]:
     """Samples of the current frame, upright."""
+    coding = _png_coding(image)
     image = _upright(_loaded(image))
     mode, transparency = image.mode, image.info.get("transparency")
     if mode == "P":
@@ -99,10 +100,18 @@ def _from_pil(image: Any) -> NDArray[Any]:
         if isinstance(transparency, int):  # one gray value that is fully transparent
             gray = np.stack([gray, np.where(gray == transparency, 0, 65535).astype(gray.dtype)], axis=2)
         return _from_array(gray)
-    if mode in ("1", "L") and isinstance(transparency, int):
+    if mode == "L" and isinstance(transparency, int):
+        gray = np.asarray(image)
+        key = _spread_key(transparency, gray, coding)
+        return _from_array(np.stack([gray, np.where(gray == key, 0, 255).astype(np.uint8)], axis=2))
+    if mode == "1" and isinstance(transparency, int):
         image = image.convert("LA")
-    elif mode == "RGB" and isinstance(transparency, tuple) and len(transparency) == 3:
-        image = image.convert("RGBA")
+    elif mode == "RGB" and _is_colour(transparency):
+        rgb = np.asarray(image)
+        # Pillow keeps the upper halves of 16-bit samples, and all of the key.
+        deep = coding == "RGB;16B" or (coding == "" and max(transparency) > 255)
+        is_key = (rgb == [part >> 8 if deep else part for part in transparency]).all(axis=2, keepdims=True)
+        return _from_array(np.concatenate([rgb, np.where(is_key, 0, 255).astype(np.uint8)], axis=2))
     elif mode in _PIL_CONVERTED:
         image = image.convert(_PIL_CONVERTED[mode])
     elif mode not in _PIL_DIRECT:
@@ -110,6 +119,29 @@ def _from_pil(image: Any) -> NDArray[Any]:
         hint = _PIL_HINTS.get(mode, "convert it to RGB")
         raise TypeError(f"image: PIL mode {mode}; accepted modes are {accepted}. For {mode}: {hint}")
     return _from_array(np.asarray(image))
+
+
+def _is_colour(value: object) -> TypeGuard[tuple[int, int, int]]:
+    return isinstance(value, tuple) and len(value) == 3 and all(isinstance(part, int) for part in value)
+
+
+def _png_coding(image: Any) -> str | None:
+    """How a PNG file stores the samples, in Pillow's words; "" where it was loaded before, None for other images."""
+    if image.format != "PNG":
+        return None
+    tiles = getattr(image, "tile", None)
+    coding = tiles[0][-1] if tiles else ""
+    return coding if isinstance(coding, str) else ""
+
+
+def _spread_key(key: int, gray: NDArray[Any], coding: str | None) -> int:
+    """The transparent value among samples that Pillow spread from 2 or 4 bits to 8, which it does not do to the key."""
+    factor = {"L;2": 85, "L;4": 17}.get(coding or "", 1)
+    if coding == "" and 0 < key < 16 and not (gray == key).any():
+        # The samples tell: a key of 8 bits that none of them has would be of no use.
+        steps = (step for step in (85, 17) if key * step <= 255 and not (gray % step).any())
+        factor = next(steps, 1)
+    return key * factor
 
 
 def _palette_colours(image: Any) -> NDArray[np.uint8]:

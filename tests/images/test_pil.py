@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,56 @@ def test_one_transparent_colour_becomes_alpha() -> None:
     assert bits.mode == "1"
     white = np.where(INDICES == 1, 255, 0)
     np.testing.assert_array_equal(as_pixels(bits), np.stack([white, 255 - white], axis=2))
+
+
+def png(samples: NDArray[Any], bits: int, key: list[int]) -> bytes:
+    """A gray or RGB PNG file of any depth with one transparent colour; Pillow writes no such."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    height, width, bands = samples.shape
+    single = (samples.reshape(height, -1)[..., None] >> np.arange(bits)[::-1] & 1).reshape(height, -1)
+    rows = np.packbits(single.astype(np.uint8), axis=1)
+    header = struct.pack(">IIBBBBB", width, height, bits, 2 if bands == 3 else 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"tRNS", struct.pack(f">{bands}H", *key))
+        + chunk(b"IDAT", zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes()))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_transparent_gray_of_few_bits_is_found(bits: int) -> None:
+    codes = np.random.default_rng(bits).integers(0, 2**bits, (16, 21, 1))
+    for key in {0, 1, 2**bits // 2, 2**bits - 1}:
+        content = png(codes, bits, [key])
+        wanted = np.concatenate([codes * (255 // (2**bits - 1)), np.where(codes == key, 0, 255)], axis=2)
+        np.testing.assert_array_equal(read_image(content).pixels, wanted)
+        image = Image.open(io.BytesIO(content))
+        np.testing.assert_array_equal(as_pixels(image), wanted)
+        np.testing.assert_array_equal(as_pixels(image), wanted, "taken twice")
+
+
+def test_the_transparent_colour_of_16_bits_is_found_among_the_8_that_pillow_keeps() -> None:
+    codes = np.random.default_rng(0).integers(0, 2**16, (16, 21, 3))
+    key = codes[3, 5].tolist()
+    image = Image.open(io.BytesIO(png(codes, 16, key)))
+    wanted = np.concatenate([codes >> 8, np.where((codes == key).all(axis=2, keepdims=True), 0, 255)], axis=2)
+    assert wanted[..., 3].min() == 0
+    np.testing.assert_array_equal(as_pixels(image), wanted)
+    np.testing.assert_array_equal(as_pixels(image), wanted, "taken twice")
+
+
+def test_a_key_of_8_bits_is_not_spread() -> None:
+    for samples, key in ((INDICES, 2), (INDICES * 17, 17), (INDICES * 85, 170)):
+        image = saved(Image.fromarray(samples), "PNG", transparency=key)
+        np.testing.assert_array_equal(as_pixels(image)[..., 1], np.where(samples == key, 0, 255))
+    made = Image.fromarray(INDICES * 85)
+    made.info["transparency"] = 1
+    assert (as_pixels(made)[..., 1] == 255).all()
 
 
 @pytest.mark.parametrize(
