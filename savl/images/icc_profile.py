@@ -1,11 +1,13 @@
 """ICC profiles made from numbers: primaries, white point and transfer function (ICC.1:2022).
 
-The numbers are those of PNG's cICP, sRGB, gAMA and cHRM chunks, for formats that know profiles alone.
+The numbers are those of PNG's cICP, sRGB, gAMA and cHRM chunks and of TIFF's entries, for formats that know profiles
+alone.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,23 +97,50 @@ def _profile_of_older_chunks(colour: PngColour, *, gray: bool) -> bytes | None:
     curve = _parametric(_SRGB_CURVE if gamma is None else (gamma,))
     primaries: tuple[tuple[float, float], ...] = _BT709
     if colour.chromaticities is not None:
-        x_y = [value / 100000 for value in colour.chromaticities]
-        white, red, green, blue = zip(x_y[::2], x_y[1::2], strict=True)
-        primaries = (red, green, blue, white)
+        primaries = _by_colour(colour.chromaticities)
     name = "sRGB curve" if gamma is None else f"gamma {gamma:.4g}"
     return _profile(f"{name}, {'sRGB' if primaries is _BT709 else 'own'} primaries", primaries, curve, gray=gray)
 
 
+def profile_of_tables(
+    chromaticities: tuple[int, ...], tables: Sequence[NDArray[np.float64]] | None, *, gray: bool
+) -> bytes:
+    """Return the profile of samples whose light stands in tables.
+
+    Args:
+        chromaticities: 100000 times x and y of white, red, green and blue; sound.
+        tables: relative light, 0 to 1, for equally spaced samples: of all channels, or of red, green and blue; None is
+            sRGB's curve.
+        gray: for one-channel samples.
+    """
+    if tables is None:
+        curves = [_parametric(_SRGB_CURVE)]
+    else:
+        places = [np.linspace(0.0, 1.0, min(len(table), _SAMPLES)) for table in tables]
+        curves = [
+            _sampled(np.interp(place, np.linspace(0.0, 1.0, len(table)), table))
+            for place, table in zip(places, tables, strict=True)
+        ]
+    name = "sRGB curve" if tables is None else "own curve"
+    return _profile(f"{name}, own primaries", _by_colour(chromaticities), *curves, gray=gray)
+
+
 def primaries_are_sound(chromaticities: tuple[int, ...]) -> bool:
     """Return whether white, red, green and blue (x and y of each) span colours and give white positive parts."""
-    x_y = [value / 100000 for value in chromaticities]
-    white, red, green, blue = zip(x_y[::2], x_y[1::2], strict=True)
+    red, green, blue, white = _by_colour(chromaticities)
     if any(y <= 0 for _, y in (white, red, green, blue)):
         return False
     columns = np.stack([_xyz(point) for point in (red, green, blue)], axis=1)
     if abs(np.linalg.det(columns)) < 1e-6:
         return False
     return bool((np.linalg.solve(columns, _xyz(white)) > 0).all())
+
+
+def _by_colour(chromaticities: tuple[int, ...]) -> tuple[tuple[float, float], ...]:
+    """x and y of red, green, blue and white, of integers that begin with white."""
+    x_y = [value / 100000 for value in chromaticities]
+    white, red, green, blue = zip(x_y[::2], x_y[1::2], strict=True)
+    return red, green, blue, white
 
 
 def _linear(signal: NDArray[np.float64], transfer: int) -> NDArray[np.float64]:
@@ -140,8 +169,7 @@ def _xyz(point: tuple[float, float]) -> NDArray[np.float64]:
 def _profile(
     name: str,
     primaries: tuple[tuple[float, float], ...],
-    curve: bytes,
-    *,
+    *curves: bytes,
     gray: bool,
     intent: int = 0,
     cicp: bytes | None = None,
@@ -156,13 +184,13 @@ def _profile(
         b"chad": b"sf32\0\0\0\0" + _fixed(adaptation.ravel()),
     }
     if gray:
-        tags[b"kTRC"] = curve
+        tags[b"kTRC"] = curves[0]
     else:
         columns = np.stack([_xyz(point) for point in (red, green, blue)], axis=1)
         columns = adaptation @ columns @ np.diag(np.linalg.solve(columns, _xyz(white)))
-        for letter, column in zip((b"r", b"g", b"b"), columns.T, strict=True):
-            tags[letter + b"XYZ"] = b"XYZ \0\0\0\0" + _fixed(column)
-            tags[letter + b"TRC"] = curve
+        for index, letter in enumerate((b"r", b"g", b"b")):
+            tags[letter + b"XYZ"] = b"XYZ \0\0\0\0" + _fixed(columns.T[index])
+            tags[letter + b"TRC"] = curves[index % len(curves)]
     if cicp is not None and not gray:
         tags[b"cicp"] = b"cicp\0\0\0\0" + cicp
     table, data = struct.pack(">I", len(tags)), b""

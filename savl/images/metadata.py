@@ -21,10 +21,11 @@ from savl.images.icc_header import colour_space, fits
 from savl.images.icc_profile import profile_of, profile_of_cicp
 from savl.images.jpeg_metadata import encode_jpeg, read_jpeg
 from savl.images.losses import without_repetitions
-from savl.images.metadata_record import Metadata, PngColour, Stored
+from savl.images.metadata_record import Metadata, PngColour, Stored, TiffEntries
 from savl.images.png_metadata import encode_png, read_png
 from savl.images.read_only_metadata import read_bmp_profile, read_gif, read_heif
 from savl.images.result_mark import add_mark
+from savl.images.tiff_colour import fitting_entries, has_transfer_function, profile_of_entries
 from savl.images.tiff_directory import SHORT, Entry
 from savl.images.tiff_metadata import read_tiff, read_tiff_orientation, tiff_losses
 from savl.images.webp_metadata import encode_webp, read_webp
@@ -255,6 +256,8 @@ def _resized_block(exif: bytes, size: tuple[int, int], scale: tuple[float, float
 def _with_profile(metadata: Metadata, stored: Stored, image_format: ImageFormat, lost: list[str]) -> Metadata:
     """The metadata with a profile that suits the stored channels, made of PNG's chunks where there is need."""
     icc = metadata.icc if metadata.icc is not None and fits(metadata.icc, stored) else None
+    if icc is None and metadata.tiff_colour is not None:
+        return _with_tiff_colour(metadata, metadata.tiff_colour, stored, image_format, lost)
     if image_format is PNG:
         return replace(metadata, icc=icc)
     colour = metadata.colour
@@ -270,7 +273,24 @@ def _with_profile(metadata: Metadata, stored: Stored, image_format: ImageFormat,
         lost.append("the mastering display and light levels (mDCV, cLLI)")
     if made is None and icc is None:
         made = profile_of(replace(colour, cicp=None), gray=stored.is_gray)
-    return replace(metadata, icc=made or icc, colour=PngColour())
+    kept = (
+        None
+        if metadata.tiff_colour is None or image_format is not TIFF
+        else fitting_entries(metadata.tiff_colour, stored)
+    )
+    return replace(metadata, icc=made or icc, colour=PngColour(), tiff_colour=kept)
+
+
+def _with_tiff_colour(
+    metadata: Metadata, colour: TiffEntries, stored: Stored, image_format: ImageFormat, lost: list[str]
+) -> Metadata:
+    """The metadata with what a TIFF file says of colours, as its entries where they still fit, else as a profile."""
+    kept = fitting_entries(colour, stored) if image_format is TIFF else None
+    if kept is not None and has_transfer_function(kept) == has_transfer_function(colour):
+        return replace(metadata, icc=None, tiff_colour=kept)
+    icc, names = profile_of_entries(colour, gray=stored.is_gray)
+    lost += names
+    return replace(metadata, icc=icc, tiff_colour=kept)
 
 
 def _with_exif_resolution(metadata: Metadata) -> Metadata:

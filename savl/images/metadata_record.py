@@ -69,7 +69,7 @@ class PngColour:
 
 @dataclass(frozen=True)
 class TiffEntries:
-    """Entries of a TIFF file that only TIFF can hold: georeference and names.
+    """Entries of a TIFF file that only TIFF can hold: georeference, names, white point, primaries and curves.
 
     Attributes:
         order: byte order of their data, "<" or ">".
@@ -98,6 +98,7 @@ class Metadata:
         colour: of PNG files.
         png_chunks: names and contents of other chunks that stay true.
         tiff: entries that only TIFF holds.
+        tiff_colour: entries of a TIFF file that say what the samples mean; an ICC profile ranks before them.
         size: width and height of the picture it was read with, upright; None where nothing depends on it.
         lost: what reading left behind, because no output can hold it truly; each a noun phrase.
     """
@@ -114,6 +115,7 @@ class Metadata:
     colour: PngColour = field(default_factory=PngColour)
     png_chunks: tuple[tuple[bytes, bytes], ...] = ()
     tiff: TiffEntries | None = None
+    tiff_colour: TiffEntries | None = None
     size: tuple[int, int] | None = None
     lost: tuple[str, ...] = ()
 

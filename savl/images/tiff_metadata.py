@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 import struct
 from collections.abc import Callable, Iterable
@@ -19,6 +20,7 @@ from savl.images.exif import ExifBlock, build_exif
 from savl.images.geotiff import GEO_TAGS, scaled_georeference
 from savl.images.metadata_record import Metadata, Stored, TiffEntries
 from savl.images.photoshop import split_resources
+from savl.images.tiff_colour import COLOUR_TAGS, read_tiff_colour
 from savl.images.tiff_directory import (
     ASCII,
     BYTE,
@@ -45,6 +47,7 @@ _DESCRIPTIVE = frozenset(
         0x010F,  # Make
         0x0110,  # Model
         0x011D,  # PageName
+        0x0129,  # PageNumber
         0x0131,  # Software
         0x0132,  # DateTime
         0x013B,  # Artist
@@ -56,15 +59,30 @@ _DESCRIPTIVE = frozenset(
         0xC4A5,  # PrintImageMatching
     )
 )
-# How samples are stored (TIFF 6.0, its supplements, and what writers add for themselves): written anew or not needed.
+# How samples are stored (TIFF 6.0 and its supplements): written anew or not needed.
 _STORAGE = frozenset(
-    (*range(254, 267), 266, *range(273, 300), 296, 317, 320, 321, 322, 323, 324, 325, 330, 332, 333, 334, 336, 337, 338)
-    + (*range(339, 348), 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, 559, 34016, 37439, 40976)
+    (254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 288, 289, 292, 293, 317, 320)
+    + (*range(322, 326), 330, 332, 333, 334, 336, 338, 339, 347, *range(512, 516), *range(517, 522))
+    + (*range(529, 533), 559)
 )
+# What would say something of a TIFF file's samples that an EXIF block from elsewhere cannot know.
+_NOT_FROM_EXIF = _STORAGE | GEO_TAGS | {*range(254, 300), 321, 337, *range(340, 347), 34016, 37439, 40976}
+_THRESHOLDING, _PHOTOMETRIC = 263, 262
 _NAMED_LOSSES = {
-    301: "the transfer function",
-    318: "the white point",
-    319: "the primary chromaticities",
+    _THRESHOLDING: "how gray became black and white",
+    264: "how gray became black and white",
+    265: "how gray became black and white",
+    280: "the range of the samples",
+    281: "the range of the samples",
+    286: "the position on the page",
+    287: "the position on the page",
+    290: "the gray response curve",
+    291: "the gray response curve",
+    321: "the halftone hints",
+    337: "the printer that was meant",
+    340: "the range of the samples",
+    341: "the range of the samples",
+    **dict.fromkeys(range(343, 347), "the clipping path"),
     37724: "Photoshop's layers",
     50844: "the RPC georeference",
     50838: "ImageJ's metadata",
@@ -91,15 +109,19 @@ def read_tiff(file: BinaryIO, page: int = 1) -> Metadata:
     layout, offset = found
     for _ in range(page - 1):
         offset = _following(file, layout, offset)
-    known = _DESCRIPTIVE | GEO_TAGS | {*_BLOBS, *_RESOLUTION, _ORIENTATION, exif_blocks.PHOTO, exif_blocks.GPS}
-    entries = read_directory(file, layout, offset, tags=known)  # not what may be as large as the samples
+    known = _DESCRIPTIVE | GEO_TAGS | COLOUR_TAGS | {*_BLOBS, *_RESOLUTION, exif_blocks.PHOTO, exif_blocks.GPS}
+    wanted = known | {_ORIENTATION, _PHOTOMETRIC, _THRESHOLDING}
+    entries = read_directory(file, layout, offset, tags=wanted)  # not what may be as large as the samples
     order = layout.order
     iptc = _blob(entries, _IPTC, order)
     photoshop = _blob(entries, _PHOTOSHOP, order)
     in_photoshop, others = split_resources(photoshop or b"")
     resolution, unit = _resolution(entries, order)
     unknown = sorted(set(_tags(file, layout, offset)) - known - _STORAGE)
+    if _value(entries, _THRESHOLDING, order) == 1:  # that nothing was done
+        unknown.remove(_THRESHOLDING)
     lost = [_NAMED_LOSSES.get(tag, f"the TIFF tag {tag}") for tag in unknown]
+    colour, names = read_tiff_colour(entries, order, _value(entries, _PHOTOMETRIC, order))
     geo = tuple(entries[tag] for tag in sorted(GEO_TAGS & entries.keys()))
     return Metadata(
         exif=_exif(file, layout, entries),
@@ -109,7 +131,8 @@ def read_tiff(file: BinaryIO, page: int = 1) -> Metadata:
         resolution=resolution,
         resolution_unit=unit,
         tiff=TiffEntries(order, geo) if geo else None,
-        lost=tuple(dict.fromkeys(lost)),
+        tiff_colour=colour,
+        lost=tuple(dict.fromkeys(lost + names)),
     )
 
 
@@ -181,7 +204,7 @@ def _entries(metadata: Metadata, stored: Stored, order: str) -> Iterable[Entry]:
     block = None if metadata.exif is None else _parsed(metadata.exif)
     if block is not None:
         for entry in block.entries(exif_blocks.IMAGE):
-            if entry.tag in _DESCRIPTIVE or entry.tag not in _STORAGE | GEO_TAGS | {*_RESOLUTION, *_BLOBS}:
+            if entry.tag in _DESCRIPTIVE or entry.tag not in _NOT_FROM_EXIF | {*_RESOLUTION, *_BLOBS}:
                 yield _resized_text(entry, stored, metadata.scale(stored)).reordered(block.order, order)
     if metadata.resolution is not None:
         number, factor = {"in": (2, 25.4), "cm": (3, 10.0)}.get(metadata.resolution_unit, (1, 1.0))
@@ -201,6 +224,9 @@ def _entries(metadata: Metadata, stored: Stored, order: str) -> Iterable[Entry]:
     if metadata.tiff is not None:
         for entry in scaled_georeference(metadata.tiff, metadata.scale(stored)):
             yield entry.reordered(metadata.tiff.order, order)
+    if metadata.tiff_colour is not None:
+        for entry in metadata.tiff_colour.entries:
+            yield entry.reordered(metadata.tiff_colour.order, order)
 
 
 def _sub_directories(metadata: Metadata, layout: Layout, place: Callable[[bytes], int]) -> dict[int, Entry]:
@@ -288,6 +314,12 @@ def _is_calibrated(block: ExifBlock | None) -> bool:
     entry = None if block is None else block.get(exif_blocks.IMAGE, exif_blocks.DESCRIPTION)
     text = "" if entry is None else entry.text()
     return text.startswith("ImageJ=") and "\nunit=" in text
+
+
+def _value(entries: dict[int, Entry], tag: int, order: str) -> int:
+    """The first number of an entry; -1 where there is none."""
+    numbers = entries[tag].numbers(order) if tag in entries else ()
+    return int(numbers[0]) if numbers and math.isfinite(numbers[0]) else -1
 
 
 def _blob(entries: dict[int, Entry], tag: int, order: str) -> bytes | None:

@@ -255,6 +255,52 @@ def test_unknown_tags_of_tiff_are_named(tmp_path: Path) -> None:
     assert sentence == "left out: ImageJ's metadata, the TIFF tag 65000 and the TIFF tag 65001"
 
 
+# Tags that say how samples lie in the file, with the type and the number that a file of RGB in one strip may have.
+STORAGE = {254: 0, 255: 1, 262: 2, 266: 1, 274: 1, 284: 1, 317: 1, 332: 2, 334: 4, 339: 1}
+KEPT = {*range(269, 273), 282, 283, 285, 296, 297, 301, 305, 306, 315, 316, 318, 319}
+
+
+# Tags that another number would make another picture or a corrupt file, or that have tests of their own.
+ELSEWHERE = {256, 257, 258, 259, 273, 277, 278, 279, 320, 322, 323, 324, 325, 330, 333, 336, 338, 342, 347}
+TAGS = sorted({*range(254, 350), 433, 559, 32781, 34016, 34030, 37439, 40976, 50000} - ELSEWHERE)
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_every_tag_of_tiff_is_storage_or_kept_or_named(tmp_path: Path, tag: int) -> None:
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    text, numbers = tag in KEPT - {282, 283, 296, 297, 301, 318, 319}, dict.fromkeys((282, 283, 286, 287, 318, 319), 5)
+    info.tagtype[tag] = 2 if text else numbers.get(tag, 3)
+    counts = {297: (1, 2), 301: tuple(range(256)), 318: (0.3127, 0.329), 319: (0.68, 0.32, 0.265, 0.69, 0.15, 0.06)}
+    info[tag] = "words" if text else counts.get(tag, STORAGE.get(tag, 2))
+    if tag in (282, 283, 296):
+        info[282], info[283], info[296] = 30.0, 30.0, 2
+    Image.new("RGB", (8, 6)).save(tmp_path / "in", "tiff", tiffinfo=info)
+    assert tag in Image.open(tmp_path / "in").tag_v2
+    read = read_image(tmp_path / "in")
+    write_image(tmp_path / "out", read.pixels, read.metadata, image_format=TIFF)
+    lost = losses(read.metadata, read.pixels, read.pixels, TIFF)
+    if tag in KEPT:
+        assert lost == []
+        assert Image.open(tmp_path / "out").tag_v2[tag] == Image.open(tmp_path / "in").tag_v2[tag]
+    elif tag in STORAGE or tag in (288, 289, 292, 293) or 512 <= tag < 600:
+        assert lost == []
+    else:
+        assert len(lost) == 1
+
+
+def test_fields_about_the_page_and_the_printing_are_named(tmp_path: Path) -> None:
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info.tagtype.update({263: 3, 286: 5, 287: 5, 297: 3, 321: 3, 34016: 2})
+    info[263], info[286], info[287], info[297], info[321], info[34016] = 1, 0.5, 0.5, (1, 3), (10, 240), "site"
+    Image.new("RGB", (8, 6)).save(tmp_path / "in", "tiff", tiffinfo=info)
+    read = read_image(tmp_path / "in")
+    for target in (PNG, TIFF):
+        (sentence,) = losses(read.metadata, read.pixels, read.pixels, target)
+        assert sentence == "left out: the position on the page, the halftone hints and the TIFF tag 34016"
+        write_image(tmp_path / "out", read.pixels, read.metadata, image_format=target, overwrite=True)
+        assert Image.open(tmp_path / "out").getexif()[297] == (1, 3)
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
