@@ -123,6 +123,7 @@ def _upscale(
             severity_map=severity[0] if severity else None,
             overwrite=settings.overwrite,
             page=settings.page,
+            origin=job.origin(settings.page),
             on_tile=on_tile,
         )
         if standard_output is not None:
@@ -135,6 +136,7 @@ def _upscale(
         work,
         participle="upscaled",
         overwrite=settings.overwrite,
+        page=settings.page,
         debug=settings.debug,
         started=settings.started,
         shown_target=None if standard_output is None else "standard output",

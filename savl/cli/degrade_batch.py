@@ -134,6 +134,7 @@ def _degrade(
             severity_map=drawn,
             severity_values=values,
             overwrite=settings.overwrite,
+            origin=job.origin(settings.page),
         )
         if standard_output is not None:
             standard_output.send(job.target)
@@ -145,6 +146,7 @@ def _degrade(
         work,
         participle="degraded",
         overwrite=settings.overwrite,
+        page=settings.page,
         debug=settings.debug,
         started=settings.started,
         shown_target=None if standard_output is None else "standard output",

@@ -14,6 +14,7 @@ from typing import BinaryIO
 from savl.cli.sources import Source, UsageMistake, same_file_key
 from savl.cli.standard import STANDARD
 from savl.images.format import FORMATS, HEAD_BYTES, PNG, ImageFormat, format_of_content, format_of_suffix
+from savl.images.origin import digest_origin
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Job:
         format: the format of `target`.
         severity: the files to write the severity map to, in the order of `Naming.severity`.
         content: what to read in place of `source`, which then is the name of standard input.
+        exact: the user named `target` itself.
+        otherwise: the same under another name, for where a result of another picture stands at `target`; None where
+            there is no other name.
     """
 
     source: Path
@@ -33,11 +37,22 @@ class Job:
     format: ImageFormat
     severity: tuple[Path, ...]
     content: bytes | None = None
+    exact: bool = False
+    otherwise: Job | None = None
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The files to write."""
+        return (self.target, *self.severity)
 
     @property
     def missing(self) -> bool:
         """Whether there is nothing to read."""
         return self.content is None and not os.path.exists(self.source)
+
+    def origin(self, page: int | None) -> str | None:
+        """Return the digest of what is read, for the marks of the outputs; see `savl.images.origin`."""
+        return digest_origin(self.source if self.content is None else self.content, page)
 
     def open(self) -> Path | BinaryIO:
         """Return what to read, for `savl.images.read.read_image`."""
@@ -158,8 +173,8 @@ def plan_jobs(
 
     Where two inputs of one folder differ in their endings only and would be written to one file, the ending becomes
     part of the name: with `--format png`, a.png and a.jpg give a_x4.png and a.jpg_x4.png. Of others that would be
-    written to one file, the first is done and the rest are refused, as is an input that would be
-    written over itself.
+    written to one file, the first is done and the rest are refused, as is an input that would be written over itself or
+    over another one, unless its whole name gives it another output.
 
     Raises:
         UsageMistake: every input is refused, an input would be overwritten by another one, or `-o` and `--format`
@@ -169,7 +184,7 @@ def plan_jobs(
     by_target: dict[str, Job] = {}
     refused: dict[Path, str] = {}
     for job in jobs:
-        outputs = {same_file_key(path): path for path in (job.target, *job.severity)}
+        outputs = {same_file_key(path): path for path in job.outputs}
         clash = next((key for key in outputs if key in by_target), None)
         if clash is None:
             by_target |= dict.fromkeys(outputs, job)
@@ -180,6 +195,7 @@ def plan_jobs(
             )
     left_out = []
     kept = []
+    blocked: dict[Path, Path] = {}
     for source, job in zip(sources, jobs, strict=True):
         writer = by_target.get(same_file_key(source.path))
         if source.path in refused:
@@ -195,12 +211,36 @@ def plan_jobs(
                 f"{writer.source} would be written over {source.path}, which is an input too; "
                 "choose another -o, or --suffix"
             )
-        else:
+        elif include_results or not os.path.isfile(source.path):
             left_out.append(source.path)
+        else:
+            kept.append(job)
+            blocked[writer.source] = source.path
+    taken = {same_file_key(source.path) for source in sources}
+    taken |= {same_file_key(path) for job in jobs for path in job.outputs}
+    jobs, kept = kept, []
+    for job in jobs:
+        other = _under_another_name(job, naming, taken)
+        if job.source not in blocked:
+            kept.append(replace(job, otherwise=other))
+        elif other is not None:
+            kept.append(other)
+        else:
+            refused[job.source] = f"{blocked[job.source]}, which is an input too, stands in the place of its result"
     if refused and not kept:
         path, reason = next(iter(refused.items()))
         raise UsageMistake(f"{path} {reason}")
     return Plan(tuple(kept), tuple(left_out), refused)
+
+
+def _under_another_name(job: Job, naming: Naming, taken: set[str]) -> Job | None:
+    """The job under the input's whole name, or None; the paths in `taken` are no choice, and grow by the new ones."""
+    other = job if job.exact else _with_ending(job, naming)
+    outputs = {same_file_key(path) for path in other.outputs}
+    if other.target == job.target or outputs & taken:
+        return None
+    taken |= outputs
+    return other
 
 
 def _with_names_of_their_own(jobs: list[Job], naming: Naming) -> list[Job]:
@@ -248,7 +288,8 @@ def _job(source: Source, naming: Naming, to_file: bool) -> Job:
         ending = source.path.suffix if keeps_ending else image_format.suffixes[0]
         folder = source.path.parent if naming.output is None else naming.output / source.folder
         target = folder / f"{source.path.stem}{naming.suffix}{ending}"
-    return Job(source.path, target, image_format, _severity(target, target.stem, naming), source.content)
+    severity = _severity(target, target.stem, naming)
+    return Job(source.path, target, image_format, severity, source.content, exact=to_file)
 
 
 def written_like(source: Source) -> ImageFormat | None:

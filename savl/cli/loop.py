@@ -17,8 +17,9 @@ from savl.cli.jobs import Job, Plan
 from savl.cli.report import Report
 from savl.cli.results import left_out_results
 from savl.cli.sources import Found, UsageMistake
-from savl.images.errors import ImageFileError, OutputExists
+from savl.images.errors import ImageFileError, OutputExists, UnwritableImage
 from savl.images.processed_file import ProcessedFile
+from savl.images.result_mark import read_origin
 from savl.inference.enlarge import OnTile
 from savl.out_of_memory import is_out_of_memory, out_of_memory_in_short
 
@@ -58,6 +59,7 @@ def run_jobs(
     *,
     participle: str,
     overwrite: bool,
+    page: int | None,
     debug: bool,
     started: float,
     shown_target: str | None = None,
@@ -73,6 +75,7 @@ def run_jobs(
         work: what is done to each picture.
         participle: what it is called, such as "upscaled".
         overwrite: replace existing outputs; they are kept otherwise.
+        page: the page that is taken of every file, counted from 1; None is the first.
         debug: let exceptions through.
         started: when the command began, by `time.monotonic`. What another process has written since is not replaced.
         shown_target: what the output is called in the report, where its name says nothing.
@@ -96,7 +99,7 @@ def run_jobs(
             for path in plan.left_out:
                 report.note(path, f"left out, because it is what another input is {participle} to")
             try:
-                _Loop(plan.jobs, work, report, overwrite, debug, started, shown_target).run()
+                _Loop(plan.jobs, work, report, overwrite, page, debug, started, shown_target).run()
             except KeyboardInterrupt:
                 report.interrupted()
                 raise
@@ -116,6 +119,7 @@ class _Loop:
         work: Work,
         report: Report,
         overwrite: bool,
+        page: int | None,
         debug: bool,
         started: float,
         shown_target: str | None,
@@ -124,10 +128,13 @@ class _Loop:
         self._work = work
         self._report = report
         self._overwrite = overwrite
+        self._page = page
         self._debug = debug
         self._started = started
         self._shown_target = shown_target
-        self._before = {path: _signature(path) for job in jobs for path in (job.target, *job.severity)}
+        self._exact = {path for job in jobs if job.exact for path in job.outputs}
+        names = [name for job in jobs for name in (job, job.otherwise) if name is not None]
+        self._before = {path: _signature(path) for name in names for path in name.outputs}
 
     def run(self) -> None:
         waiting = list(self._jobs)
@@ -144,14 +151,20 @@ class _Loop:
     def _finished(self, job: Job) -> bool:
         """Do a file unless another process is at it, in which case return False."""
         try:
-            if self._nothing_due(job):
-                return True
-            with claim(job.target) as claimed:
-                if claimed.granted:
+            if self._in_the_way(job) is None:
+                if self._nothing_due(job):
+                    return True
+                with claim(job.target) as claimed:
+                    if not claimed.granted:
+                        return False
                     self._forget_what_is_new(job, claimed.time_ns)
-                    if not self._nothing_due(job):
-                        self._do(job)
-                return claimed.granted
+                    while self._in_the_way(job) is None:
+                        if self._nothing_due(job) or self._do(job):
+                            return True
+            if job.otherwise is not None:
+                return self._finished(job.otherwise)
+            self._fail(job, UnwritableImage(job.source, self._in_the_way(job) or ""))
+            return True
         except Exception as error:  # such as a name that the system does not take
             self._fail(job, error)
             return True
@@ -166,15 +179,38 @@ class _Loop:
         if now is None:
             return
         beginning = now - int((time.monotonic() - self._started) * 1e9)
-        for output in (job.target, *job.severity):
+        for output in job.outputs:
             before = self._before[output]
             if before is not None and before.time_ns > beginning:
                 self._before[output] = None
 
+    def _in_the_way(self, job: Job) -> str | None:
+        """Return why an output that stands and is to stay is no result of this file, or None where all may be its own.
+
+        A result of the same picture counts as its own whatever the settings, and so does one that does not say what
+        it was made of. A file that the user named as the output does not: whoever wrote it may have had other settings.
+        """
+        if job.missing:
+            return None
+        for output in job.outputs:
+            if self._due(output):
+                continue
+            written_meanwhile = _signature(output) != self._before[output]
+            hint = "" if self._overwrite else " (--overwrite replaces it)"
+            if job.exact and (written_meanwhile or output == job.target):
+                return f"{output} exists already, another process has just written it{hint}"
+            origin = read_origin(output)
+            if origin is None or origin == (job.origin(self._page) or origin):
+                continue
+            if written_meanwhile:
+                return f"another process has just written {output}, of another picture{hint}"
+            return f"{output} exists already, made of another picture or page, or before this one was changed{hint}"
+        return None
+
     def _nothing_due(self, job: Job) -> bool:
         """Whether all outputs of a file stand; the report gets a line about it."""
         # A missing input is told as missing, even where its output stands from an earlier day.
-        if any(map(self._due, (job.target, *job.severity))) or job.missing:
+        if any(map(self._due, job.outputs)) or job.missing:
             return False
         written_meanwhile = _signature(job.target) != self._before[job.target]
         self._report.kept(job.source, job.target, written_meanwhile=written_meanwhile)
@@ -183,9 +219,10 @@ class _Loop:
     def _due(self, output: Path) -> bool:
         """Whether an output is to be written: not if it stands and is to be kept, or appeared after the beginning."""
         now = _signature(output)
-        return now is None or (self._overwrite and now == self._before[output])
+        return now is None or (self._overwrite and (output in self._exact or now == self._before[output]))
 
-    def _do(self, job: Job) -> None:
+    def _do(self, job: Job) -> bool:
+        """Do a file, and report; return False where another process has written an output, and nothing is reported."""
         start = time.monotonic()
         try:
             target = job.target if self._due(job.target) else None
@@ -194,10 +231,8 @@ class _Loop:
             result = self._work(job, target, severity, self._report.on_tile)
         except OutputExists as error:
             # A process that knows no claims was faster. What it did not write is still to be done.
-            if error.path in map(str, (job.target, *job.severity)) and not self._due(Path(error.path)):
-                if not self._nothing_due(job):
-                    self._do(job)
-                return
+            if error.path in map(str, job.outputs) and not self._due(Path(error.path)):
+                return False
             self._fail(job, error)
         except Exception as error:
             self._fail(job, error)
@@ -207,6 +242,7 @@ class _Loop:
             sizes = f"{result.old_size[0]}x{result.old_size[1]} -> {result.new_size[0]}x{result.new_size[1]}"
             written = self._shown_target or target or (severity[0] if severity else job.target)
             self._report.done(job.source, written, sizes, time.monotonic() - start)
+        return True
 
     def _fail(self, job: Job, error: Exception) -> None:
         if self._debug:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import zlib
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +49,7 @@ def degrade_file(
     severity_map: str | os.PathLike[str] | None = None,
     severity_values: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    origin: str | None = None,
 ) -> ProcessedFile:
     """Read a picture, degrade it, and write it with its metadata as 8-bit RGB.
 
@@ -63,6 +67,7 @@ def degrade_file(
         severity_map: where to draw the ground truth of the severity (PNG), or None.
         severity_values: where to write it as (h, w) float32 in [0, 1], 1 the most degraded (NumPy's .npy), or None.
         overwrite: replace existing files.
+        origin: the digest of the source that the results carry, of `savl.images.origin.digest_origin`; None for none.
 
     Raises:
         ImageFileError: a file cannot be read or written, or the picture is smaller than one low-resolution pixel.
@@ -91,17 +96,34 @@ def degrade_file(
     severity = degraded.severity[0].numpy()
     if (severity_map or severity_values) and bool((severity == severity[0, 0]).all()):
         notes.append(f"the severity map is {severity[0, 0]:g} everywhere: nothing varies within the picture")
-    # The picture comes last: where it stands, the maps that were asked for stand too.
-    if severity_map is not None:
-        drawn = draw_severity(severity, limits=(0.0, 1.0), label="true severity")
-        write_image(severity_map, drawn, image_format=PNG, overwrite=overwrite, mark=SEVERITY_MAP)
-    if severity_values is not None:
-        _write_array(severity_values, severity, overwrite=overwrite)
     pixels = (degraded.y[0] * 255.0).round().byte().permute(1, 2, 0).numpy()
     metadata = picture.metadata.cropped(new_width * scale, new_height * scale)
     notes += losses(metadata, picture.pixels, pixels, image_format, transparency="dropped")
-    write_image(target, pixels, metadata, image_format=image_format, quality=100, overwrite=overwrite, mark=DEGRADED)
+    marked = partial(write_image, overwrite=overwrite, origin=origin)
+    # The picture comes last: where it stands, the maps that were asked for stand too.
+    with _all_or_none() as written:
+        if severity_map is not None:
+            drawn = draw_severity(severity, limits=(0.0, 1.0), label="true severity")
+            marked(severity_map, drawn, image_format=PNG, mark=SEVERITY_MAP)
+            written.append(severity_map)
+        if severity_values is not None:
+            _write_array(severity_values, severity, overwrite=overwrite)
+            written.append(severity_values)
+        marked(target, pixels, metadata, image_format=image_format, quality=100, mark=DEGRADED)
     return ProcessedFile((width, height), (new_width, new_height), tuple(notes))
+
+
+@contextlib.contextmanager
+def _all_or_none() -> Iterator[list[str | os.PathLike[str]]]:
+    """Remove the files in the list that it gives where the block fails or is interrupted."""
+    written: list[str | os.PathLike[str]] = []
+    try:
+        yield written
+    except BaseException:
+        for path in written:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.realpath(path))  # a link stays, as it stays where it is written through
+        raise
 
 
 def _colour(picture: ImageFile) -> Tensor:

@@ -118,7 +118,12 @@ def stored_as(pixels: Pixels, image_format: ImageFormat) -> Stored:
 
 
 def settle(
-    metadata: Metadata, stored: Stored, image_format: ImageFormat, *, mark: str | None = None
+    metadata: Metadata,
+    stored: Stored,
+    image_format: ImageFormat,
+    *,
+    mark: str | None = None,
+    origin: str | None = None,
 ) -> tuple[Metadata, list[str]]:
     """Return the metadata as a file of a format holds them for a picture, and the names of what it cannot hold.
 
@@ -130,6 +135,7 @@ def settle(
         stored: the picture.
         image_format: the format.
         mark: what the picture is, of `savl.images.result_mark.MARKS`, or None.
+        origin: with a mark, the digest of the picture that it was made of, or None.
     """
     lost = list(metadata.lost)
     settled = _with_profile(_resized(metadata, stored), stored, image_format, lost)
@@ -149,7 +155,7 @@ def settle(
     elif image_format is WEBP:
         settled = _with_exif_resolution(settled)
     if mark is not None:
-        settled = replace(settled, xmp=add_mark(settled.xmp, mark))
+        settled = replace(settled, xmp=add_mark(settled.xmp, mark, origin))
     return settled, lost
 
 

@@ -1,7 +1,8 @@
 """The mark that says a picture was made by savl, so that results are not taken for inputs.
 
 It is one property of the file's XMP packet, in a namespace of savl's own: the same for PNG, JPEG, WebP and TIFF,
-and other programs carry it along. It stands at the beginning of the packet.
+and other programs carry it along. It stands at the beginning of the packet. A second property may say which picture
+the result was made of; see `savl.images.origin`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ MARKS = (UPSCALED, DEGRADED, SEVERITY_MAP)
 # Adobe's toolkit, which many programs use, adds a slash to names of namespaces that do not end in one.
 _NAMESPACE = "urn:savl:result:1.0/"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+# How savl's own description begins, up to the mark.
+_OWN_BEGINNING = f'<rdf:Description xmlns:rdf="{_RDF}" rdf:about="" xmlns:savl="{_NAMESPACE}" savl:result='
 _EMPTY_PACKET = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{_RDF}"></rdf:RDF></x:xmpmeta>'
@@ -33,37 +36,38 @@ _XMP_TAG = 700
 _MAX_PACKET = 16 * 2**20
 
 
-def add_mark(xmp: bytes | None, mark: str) -> bytes:
+def add_mark(xmp: bytes | None, mark: str, origin: str | None = None) -> bytes:
     """Return an XMP packet that carries a mark, and no other one.
 
     Args:
         xmp: the packet to add to; None, or one that is not understood, gives way to a new packet.
         mark: one of `MARKS`.
+        origin: the digest of the source, of `savl.images.origin.digest_origin`; None adds none.
 
     Raises:
-        ValueError: `mark` is none of `MARKS`.
+        ValueError: `mark` is none of `MARKS`, or `origin` is no digest.
     """
     if mark not in MARKS:
         raise ValueError(f"mark: {mark!r}; accepted are {', '.join(MARKS)}")
+    if origin is not None and not origin.isalnum():
+        raise ValueError(f"origin: {origin!r}; a digest in hexadecimal digits is accepted")
     packet = _without_marks(xmp) if xmp is not None and holds_descriptions(xmp) else _EMPTY_PACKET
     element = _RDF_ELEMENT.search(packet)
     assert element is not None  # every packet that gets here has one
-    description = _description(mark)
+    description = _description(mark, origin)
     return packet[: element.end()] + description + packet[element.end() :]
 
 
-def _description(mark: str) -> bytes:
-    return (
-        f'<rdf:Description xmlns:rdf="{_RDF}" rdf:about="" xmlns:savl="{_NAMESPACE}" savl:result="{mark}"/>'
-    ).encode()
+def _description(mark: str, origin: str | None) -> bytes:
+    source = "" if origin is None else f' savl:source="{origin}"'
+    return f'{_OWN_BEGINNING}"{mark}"{source}/>'.encode()
 
 
 def _without_marks(packet: bytes) -> bytes:
-    """The packet without marks: savl's own descriptions, and the property where others put it among theirs."""
-    for mark in MARKS:
-        packet = packet.replace(_description(mark), b"")
+    """The packet without marks: savl's own descriptions, and the properties where others put them among theirs."""
+    packet = re.sub(re.escape(_OWN_BEGINNING.encode()) + rb"""[\w "=:]*/>""", b"", packet)
     for prefix in {found.group(1) for found in _PREFIX.finditer(packet)}:
-        name = re.escape(prefix) + rb":result"
+        name = re.escape(prefix) + rb":(?:result|source)"
         packet = re.sub(rb"\s" + name + rb"""\s*=\s*("[^"]*"|'[^']*')""", b"", packet)
         packet = re.sub(rb"<" + name + rb"\s*>[^<]*</" + name + rb"\s*>", b"", packet)
     return packet
@@ -76,13 +80,13 @@ def holds_descriptions(xmp: bytes) -> bool:
 
 def find_mark(xmp: bytes) -> str | None:
     """Return the mark that an XMP packet carries, as an attribute or as an element, or None."""
-    for prefix in dict.fromkeys(found.group(1) for found in _PREFIX.finditer(xmp)):
-        name = re.escape(prefix) + rb":result"
-        found = re.search(name + rb"""\s*=\s*["']([^"']*)["']|<""" + name + rb"\s*>([^<]*)<", xmp)
-        if found is not None:
-            text = (found.group(1) or found.group(2) or b"").decode("utf-8", errors="replace").strip()
-            return text if text in MARKS else None
-    return None
+    text = _find_property(xmp, b"result")
+    return text if text in MARKS else None
+
+
+def find_origin(xmp: bytes) -> str | None:
+    """Return the digest of the source that an XMP packet with a mark carries, or None."""
+    return None if find_mark(xmp) is None else _find_property(xmp, b"source") or None
 
 
 def read_mark(path: str | os.PathLike[str]) -> str | None:
@@ -90,13 +94,32 @@ def read_mark(path: str | os.PathLike[str]) -> str | None:
 
     Only headers are read. A file that is missing, not readable, damaged or no picture has no mark.
     """
+    packet = _packet_of(path)
+    return None if packet is None else find_mark(packet)
+
+
+def read_origin(path: str | os.PathLike[str]) -> str | None:
+    """Return the digest of the picture that a result was made of, or None where it has none; as `read_mark`."""
+    packet = _packet_of(path)
+    return None if packet is None else find_origin(packet)
+
+
+def _find_property(xmp: bytes, local_name: bytes) -> str | None:
+    for prefix in dict.fromkeys(found.group(1) for found in _PREFIX.finditer(xmp)):
+        name = re.escape(prefix) + b":" + local_name
+        found = re.search(name + rb"""\s*=\s*["']([^"']*)["']|<""" + name + rb"\s*>([^<]*)<", xmp)
+        if found is not None:
+            return (found.group(1) or found.group(2) or b"").decode("utf-8", errors="replace").strip()
+    return None
+
+
+def _packet_of(path: str | os.PathLike[str]) -> bytes | None:
     try:
         with open(path, "rb") as file:
             image_format = format_of_content(file.read(12))
-            packet = None if image_format is None else _read_packet(file, image_format)
+            return None if image_format is None else _read_packet(file, image_format)
     except (OSError, ValueError):
         return None
-    return None if packet is None else find_mark(packet)
 
 
 def _read_packet(file: BinaryIO, image_format: ImageFormat) -> bytes | None:

@@ -45,6 +45,7 @@ def write_image(
     quality: int = 95,
     overwrite: bool = False,
     mark: str | None = None,
+    origin: str | None = None,
 ) -> None:
     """Write an image file atomically: it appears whole, or the old one stays.
 
@@ -57,6 +58,7 @@ def write_image(
         quality: 1 to 100, for JPEG and WebP; WebP at 100 is lossless.
         overwrite: replace an existing file.
         mark: what the picture is, of `savl.images.result_mark.MARKS`, for a result of savl's; None adds none.
+        origin: with a mark, the digest of the picture that it was made of; see `savl.images.origin`.
 
     A TIFF of 2 GiB or more before compression is written as BigTIFF.
 
@@ -68,7 +70,7 @@ def write_image(
     """
     check_size(path, pixels.shape[1], pixels.shape[0], image_format)
     stored = stored_as(pixels, image_format)
-    carried, _ = settle(metadata or Metadata(), stored, image_format, mark=mark)
+    carried, _ = settle(metadata or Metadata(), stored, image_format, mark=mark, origin=origin)
     size = f"{pixels.shape[1]}x{pixels.shape[0]}"
     buffers = 4 if image_format is WEBP else 1  # of the size of the picture
     require_memory(VIPS_BYTES + buffers * pixels.nbytes, f"while {size} pixels become a {image_format.title}")

@@ -120,6 +120,7 @@ def enlarge_file(
     severity_map: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     page: int | None = None,
+    origin: str | None = None,
     on_tile: OnTile | None = None,
 ) -> ProcessedFile:
     """Read a picture, upscale it, and write it with its metadata.
@@ -138,6 +139,7 @@ def enlarge_file(
         severity_map: where to write the severity map (PNG), or None.
         overwrite: replace existing files.
         page: page of a file of several, counted from 1; None is the first.
+        origin: the digest of the source that the results carry, of `savl.images.origin.digest_origin`; None for none.
         on_tile: called with (tiles done, tiles in all).
 
     Raises:
@@ -174,10 +176,11 @@ def enlarge_file(
             quality=quality,
             overwrite=overwrite,
             mark=UPSCALED,
+            origin=origin,
         )
     if severity_map is not None:
         if bool((enlarged.severity == 1).all()):
             notes.append("the severity map is 1 everywhere: this network has no degradation field, or sees none")
         drawn = draw_severity(enlarged.severity)
-        write_image(severity_map, drawn, image_format=PNG, overwrite=overwrite, mark=SEVERITY_MAP)
+        write_image(severity_map, drawn, image_format=PNG, overwrite=overwrite, mark=SEVERITY_MAP, origin=origin)
     return ProcessedFile((width, height), new_size, tuple(notes))

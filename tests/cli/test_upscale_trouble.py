@@ -281,6 +281,16 @@ def test_another_input_is_never_written_over(savl: Run, picture: Write) -> None:
     assert savl("upscale", "a.png", "a_x4.png", "--overwrite").code == 2
     assert Path("a_x4.png").read_bytes() == before
     done = savl("upscale", "a.png", "a_x4.png")
-    assert done.code == 0
-    assert "left out" in done.text
-    assert files() == ["a.png", "a_x4.png"]
+    assert done.code == 1
+    assert "a.png: a_x4.png, which is an input too, stands in the place of its result" in done.text
+    assert files() == ["a.png", "a_x4.png", "a_x4_x4.png"]
+    assert Path("a_x4.png").read_bytes() == before
+    assert read_image("a_x4_x4.png").pixels.max() == 9
+
+
+def test_an_input_in_the_place_of_a_result_is_gone_around_where_the_ending_allows_it(savl: Run, picture: Write) -> None:
+    picture("a.webp", value=50)
+    before = picture("a_x4.png", value=9).read_bytes()
+    assert savl("upscale", "a.webp", "a_x4.png", "-f", "png").code == 0
+    assert files() == ["a.webp", "a.webp_x4.png", "a_x4.png", "a_x4_x4.png"]
+    assert Path("a_x4.png").read_bytes() == before

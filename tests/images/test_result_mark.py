@@ -11,7 +11,8 @@ from PIL import Image
 
 from savl.images.format import FORMATS, JPEG, PNG, ImageFormat
 from savl.images.metadata import Metadata
-from savl.images.result_mark import DEGRADED, MARKS, SEVERITY_MAP, UPSCALED, add_mark, find_mark, read_mark
+from savl.images.origin import digest_origin
+from savl.images.result_mark import DEGRADED, MARKS, SEVERITY_MAP, UPSCALED, add_mark, find_mark, find_origin, read_mark
 from savl.images.write import write_image
 
 PIXELS = np.full((12, 16, 3), 90, np.uint8)
@@ -74,6 +75,36 @@ def test_a_mark_that_another_program_put_among_others_leaves_alone(description: 
     assert find_mark(marked) == DEGRADED
     assert UPSCALED.encode() not in marked
     assert b"dc:format" in marked
+
+
+def test_a_new_digest_of_the_source_takes_the_place_of_the_old_or_goes_with_the_mark() -> None:
+    marked = add_mark(PACKET, UPSCALED, "0123abcd")
+    assert find_origin(marked) == "0123abcd"
+    assert find_mark(marked) == UPSCALED
+    again = add_mark(marked, DEGRADED, "ffff0000")
+    assert (find_mark(again), find_origin(again)) == (DEGRADED, "ffff0000")
+    assert b"0123abcd" not in again
+    assert len(again) == len(marked)
+    none = add_mark(marked, DEGRADED)
+    assert find_origin(none) is None
+    assert none == add_mark(PACKET, DEGRADED)
+
+
+def test_the_digest_of_a_source_follows_from_its_bytes_and_page(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    content = bytes(range(256)) * 1024
+    path.write_bytes(content)
+    first = digest_origin(path)
+    assert first == digest_origin(content) == digest_origin(path, 1)
+    others = {
+        digest_origin(path, 2),
+        digest_origin(content[1:]),
+        digest_origin(content[:-1] + b"x"),
+        digest_origin(b""),
+    }
+    assert len(others - {first, None}) == 4
+    assert digest_origin(tmp_path) is None
+    assert digest_origin(tmp_path / "missing") is None
 
 
 def test_a_packet_that_is_not_understood_gives_way() -> None:
