@@ -9,7 +9,7 @@ from savl.images.exif import ExifBlock, build_exif, text_entry, user_comment
 from savl.images.format import JPEG, PNG, TIFF, ImageFormat
 from savl.images.metadata_record import Metadata
 from savl.images.tiff_directory import Entry
-from savl.images.xmp import add_captions
+from savl.images.xmp import add_captions, captions_of
 
 # PNG's predefined keywords, with the EXIF tag and the Dublin Core property of the same meaning.
 _KEYWORDS = {
@@ -29,7 +29,7 @@ def put_captions(metadata: Metadata, image_format: ImageFormat, lost: list[str])
     """Return the metadata with texts and comments where a format keeps them.
 
     PNG keeps all of them. For others, title, author, description, copyright and software go to EXIF and XMP where
-    these do not tell them already; a comment to a JPEG comment, or else to EXIF's user comment.
+    these do not tell something else; a comment to a JPEG comment, or else to EXIF's user comment.
 
     Args:
         metadata: what travels.
@@ -61,12 +61,27 @@ def put_captions(metadata: Metadata, image_format: ImageFormat, lost: list[str])
     comments_left = left.count(_A_COMMENT)
     if comments_left:
         lost.append(_A_COMMENT if comments_left == 1 else f"{comments_left} comments")
-    if homeless:
-        lost.append(_named_texts(list(dict.fromkeys(homeless))))
     packet = add_captions(
         metadata.xmp, **{name: captions.get(keyword, "") for keyword, (_, name) in _KEYWORDS.items() if name}
     )
+    homeless += [keyword for keyword, text in captions.items() if not _is_told(keyword, text, exif, packet)]
+    if homeless:
+        lost.append(_named_texts(list(dict.fromkeys(homeless))))
     return replace(metadata, exif=exif, xmp=packet, comments=tuple(comments), text=())
+
+
+def _is_told(keyword: str, text: str, exif: bytes | None, packet: bytes | None) -> bool:
+    """Whether EXIF or XMP says what a text says, spaces and control characters aside."""
+    tag, name = _KEYWORDS[keyword]
+    entry = None if exif is None else ExifBlock(exif).get(exif_blocks.IMAGE, tag)
+    held = [] if entry is None else [entry.text()]
+    if name is not None and packet is not None:
+        held += captions_of(packet, name)
+    return not _bare(text) or _bare(text) in [_bare(other) for other in held]
+
+
+def _bare(text: str) -> str:
+    return "".join(character for character in text if character.isprintable() and not character.isspace())
 
 
 def _named_texts(keywords: list[str]) -> str:

@@ -161,6 +161,26 @@ def add_captions(
         return packet
 
 
+def captions_of(packet: bytes, name: str) -> list[str]:
+    """Return the texts of a Dublin Core property, in all languages; none of a packet that is damaged.
+
+    Args:
+        packet: the packet.
+        name: such as "title".
+    """
+    try:
+        document = parse_xmp(packet)
+        texts: list[str] = []
+        for element, namespace, local, value, _ in _properties(document):
+            if (namespace, local) == (_DC, name):
+                texts.append(value)
+                items = element.getElementsByTagNameNS(RDF, "li") if element.localName == name else []
+                texts += ["".join(child.data for child in item.childNodes if hasattr(child, "data")) for item in items]
+        return texts
+    except UNREADABLE:
+        return []
+
+
 def insert_description(packet: bytes | None, description: bytes) -> bytes:
     """Return a packet with one more description, at its beginning; None begins a new packet.
 

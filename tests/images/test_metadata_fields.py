@@ -497,3 +497,59 @@ def test_many_fields_are_enumerated_in_one_sentence(tmp_path: Path) -> None:
     source = with_chunks(tmp_path / "in", (b"sBIT", b"\5\5\5"), (b"tEXt", b"a\0b"), (b"sTER", b"\0"))
     _, lost = through(source, JPEG)
     assert lost == ["left out: the stereo layout, the number of significant bits (sBIT) and the PNG text a"]
+
+
+CONTRADICTED = {
+    "Title": (269, "title"),
+    "Author": (315, "creator"),
+    "Description": (270, "description"),
+    "Copyright": (33432, "rights"),
+    "Software": (305, None),
+}
+
+
+@pytest.mark.parametrize("target", FORMATS, ids=lambda f: f.name)
+@pytest.mark.parametrize("places", ["EXIF", "XMP", "both"])
+@pytest.mark.parametrize("keyword", CONTRADICTED)
+def test_a_png_text_that_exif_or_xmp_contradicts_is_kept_or_named(
+    tmp_path: Path, keyword: str, places: str, target: ImageFormat
+) -> None:
+    tag, name = CONTRADICTED[keyword]
+    chunks = [(b"tEXt", keyword.encode() + b"\0of the text")]
+    if places != "XMP":
+        block = Image.Exif()
+        block[tag] = "of EXIF"
+        chunks.append((b"eXIf", block.tobytes()[6:]))
+    if places != "EXIF":
+        inner = f"<dc:{name}><rdf:Alt><rdf:li>of XMP</rdf:li></rdf:Alt></dc:{name}>" if name else ""
+        chunks.append((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + packet("", inner)))
+    out, lost = through(with_chunks(tmp_path / "in", *chunks), target)
+    opened = Image.open(out)
+    opened.load()
+    in_exif = opened.getexif().get(tag) == "of the text"
+    in_xmp = b">of the text<" in xmp_of(out)
+    if target is PNG:
+        assert opened.info[keyword] == "of the text"
+        assert lost == []
+    else:
+        assert lost == ([] if in_exif or in_xmp else [f"left out: the PNG text {keyword}"])
+        free = {"EXIF": name is not None, "XMP": keyword != "Title" or target is TIFF, "both": False}
+        assert (in_exif or in_xmp) == free[places]
+    if places != "XMP":
+        assert opened.getexif()[tag] == "of EXIF"
+    if places != "EXIF" and name is not None:
+        assert b">of XMP<" in xmp_of(out)
+
+
+@pytest.mark.parametrize("target", [JPEG, WEBP, TIFF], ids=lambda f: f.name)
+def test_a_png_text_that_exif_or_xmp_repeats_is_no_loss(tmp_path: Path, target: ImageFormat) -> None:
+    block = Image.Exif()
+    block[305] = "Editor 2"
+    title = "<dc:title><rdf:Alt><rdf:li>Sea &amp; sky</rdf:li></rdf:Alt></dc:title>"
+    chunks = [
+        (b"tEXt", b"Software\0Editor 2 "),
+        (b"tEXt", b"Title\0Sea & sky"),
+        (b"eXIf", block.tobytes()[6:]),
+        (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + packet("", title)),
+    ]
+    assert through(with_chunks(tmp_path / "in", *chunks), target)[1] == []
