@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from savl.cli import fused, options
+from savl.printable import printable
 
 if TYPE_CHECKING:
     from savl.network import SAVL
@@ -173,7 +174,7 @@ def analyze(
             write_whole(page, render_page(analysis, on_progress))
             write_whole(numbers, report_json(analysis))
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        console.print(f"[red]error:[/red] {escape(plain_text(error))}", highlight=False, soft_wrap=True)
+        console.print(f"[red]error:[/red] {escape(printable(plain_text(error)))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
     print(output / PAGE)
 

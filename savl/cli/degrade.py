@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from savl.cli import options
+from savl.printable import printable
 
 EXAMPLES = "\n".join(
     [
@@ -136,5 +137,5 @@ def degrade(
     try:
         fine = degrade_batch(inputs, settings)
     except UsageMistake as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(printable(str(error))) from error
     raise typer.Exit(0 if fine else 1)

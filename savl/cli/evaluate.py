@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from savl.cli import fused, options
+from savl.printable import printable
 
 if TYPE_CHECKING:
     from savl.evaluation import Fidelity, PairScores
@@ -76,7 +77,7 @@ def evaluate(
         pairs = match_pairs(lr, hr, on_map=maps.append)
         if maps:
             which = f"{len(maps)} severity maps, such as {maps[0]}" if maps[1:] else f"a severity map, {maps[0]}"
-            console.print(f"left out {escape(which)}", highlight=False, soft_wrap=True)
+            console.print(f"left out {escape(printable(which))}", highlight=False, soft_wrap=True)
         upscaler = as_upscaler(model, tile=tile, tile_pad=tile_pad, device=device, dtype=dtype)
         if json_file is not None and csv_file is not None and json_file.resolve() == csv_file.resolve():
             raise ValueError(f"--json and --csv must name two files, got {csv_file} for both")
@@ -106,7 +107,7 @@ def evaluate(
             if to_csv is not None:
                 to_csv.write(_rows(scores))
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        console.print(f"[red]error:[/red] {escape(plain_text(error))}", highlight=False, soft_wrap=True)
+        console.print(f"[red]error:[/red] {escape(printable(plain_text(error)))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
 
     table = Table(title=f"{len(scores)} images", title_justify="left")
@@ -114,7 +115,7 @@ def evaluate(
         table.add_column(column, justify="left" if not column else "right")
     for name, mean in means.items():
         table.add_row(
-            escape(name),
+            escape(printable(name)),
             f"{mean.psnr_y:.2f}",
             f"{mean.ssim_y:.4f}",
             f"{mean.psnr_rgb:.2f}",
@@ -125,7 +126,7 @@ def evaluate(
     output.print(table)
     if note is not None:
         # Text and soft_wrap: brackets are no markup, and a command that is to be copied stays one line.
-        output.print(Text(f"no LPIPS: {note}", style="dim"), soft_wrap=True)
+        output.print(Text(printable(f"no LPIPS: {note}"), style="dim"), soft_wrap=True)
 
 
 def _report(

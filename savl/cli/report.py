@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from savl.cli.pace import Pace, spell_seconds
+from savl.printable import printable
 
 _LONGEST_NAME = 24  # characters of a file name beside a progress bar
 
@@ -74,7 +75,8 @@ class Report:
 
     def begin(self, path: Path) -> None:
         """A file is started."""
-        name = path.name if len(path.name) <= _LONGEST_NAME else path.name[: _LONGEST_NAME - 1] + "…"
+        name = printable(path.name)
+        name = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
         # A new bar: rich cannot make the old one's total unknown again.
         self._progress.remove_task(self._tiles)
         self._tiles = self._progress.add_task(name, total=None, pace=self._tiles_pace)
@@ -124,7 +126,7 @@ class Report:
         if self._failures:
             table = Table("file", "reason", title=f"not {self._participle}", title_justify="left")
             for path, reason in self._failures:
-                table.add_row(Text(str(path), overflow="fold"), Text(reason, overflow="fold"))
+                table.add_row(*(Text(printable(text), overflow="fold") for text in (str(path), reason)))
             self.console.print(table)
         counts = [f"{self._done} {self._participle}", f"{self._kept} kept", f"{len(self._failures)} failed"]
         self._line(", ".join(count for count in counts if not count.startswith("0 ")))
@@ -142,4 +144,4 @@ class Report:
 
     def _line(self, text: str, style: str = "") -> None:
         # Text, not markup: file names may hold brackets. soft_wrap: a path must stay one line for grep.
-        self.console.print(Text(text, style=style), soft_wrap=True)
+        self.console.print(Text(printable(text), style=style), soft_wrap=True)

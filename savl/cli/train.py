@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from savl.cli import options
+from savl.printable import printable
 
 if TYPE_CHECKING:
     from savl.training import Trainer
@@ -104,7 +105,7 @@ def train(
                 )
             bar.remove_task(decoding)
             if trainer.step and first:
-                console.print(f"resuming {escape(run.output)} at step {trainer.step}")
+                console.print(f"resuming {escape(printable(run.output))} at step {trainer.step}")
             if trainer.left_out and first:
                 console.print(f"left out of the images, as smaller than a patch: {trainer.left_out}")
             task = bar.add_task("training", total=trainer.expected_steps, completed=trainer.step, note="")
@@ -114,7 +115,7 @@ def train(
 
             weights = _stoppable(trainer, lambda: trainer.train(on_step))
     except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
-        console.print(f"[red]error:[/red] {escape(plain_text(error))}", highlight=False, soft_wrap=True)
+        console.print(f"[red]error:[/red] {escape(printable(plain_text(error)))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, (ValueError, FileNotFoundError)) else 1) from None
     if weights is None:
         if first:

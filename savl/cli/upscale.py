@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from savl.cli import fused, options
+from savl.printable import printable
 
 EXAMPLES = "\n".join(
     [
@@ -179,5 +180,5 @@ def upscale(
         with fused.fused_unless(eager):
             fine = upscale_batch(inputs, settings)
     except UsageMistake as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(printable(str(error))) from error
     raise typer.Exit(0 if fine else 1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from savl.printable import printable
+
 
 class ImageFileError(OSError):
     """An image file could not be read or written.
@@ -14,7 +16,7 @@ class ImageFileError(OSError):
     """
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
-        super().__init__(f"{os.fspath(path)}: {reason}")
+        super().__init__(printable(f"{os.fspath(path)}: {reason}"))
         self.path = os.fspath(path)
         self.reason = reason
 

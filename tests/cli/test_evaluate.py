@@ -188,3 +188,13 @@ def test_images_too_small_to_score_are_named(folder: Path) -> None:
     result = run("evaluate", "--lr", folder / "lr", "--hr", folder / "hr")
     assert result.exit_code == 2
     assert "a.png: images must be at least 19 pixels" in message(result)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="such names are forbidden there")
+def test_a_name_with_control_characters_is_shown_plainly(folder: Path) -> None:
+    for side in ("lr", "hr"):
+        (folder / side / "new\nline\x1b[31m.png").write_bytes(b"no picture")
+    result = run("evaluate", "--lr", folder / "lr", "--hr", folder / "hr", "--model", folder / "weights[1].safetensors")
+    assert result.exit_code == 1
+    assert r"new\nline\x1b[31m.png" in message(result)
+    assert "\x1b" not in message(result)
