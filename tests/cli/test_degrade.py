@@ -21,7 +21,8 @@ import savl
 from savl.cli.app import app
 from savl.degradation import Degradation, DegradationConfig
 from savl.degradation.config import SpatialConfig
-from savl.images.format import READABLE, format_of_suffix
+from savl.images.errors import UnwritableImage
+from savl.images.format import PNG, READABLE, format_of_suffix
 from savl.images.read import read_image
 from savl.images.write import write_image
 
@@ -412,3 +413,27 @@ def test_help_names_every_option_and_needs_no_image_library() -> None:
     for option in options.split():
         assert f"--{option}" in done.stdout
     assert done.stdout.rstrip().endswith("[]")
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_a_picture_that_cannot_be_written_leaves_no_map_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: list[str]
+) -> None:
+    from savl.degradation import degrade_file
+
+    def full(path: Any, *arguments: Any, mark: str, **options: Any) -> None:
+        if mark == "degraded":
+            raise UnwritableImage(path, "cannot be written: No space left on device")
+        write_image(path, *arguments, mark=mark, **options)
+
+    monkeypatch.chdir(tmp_path)
+    write_image("a.png", np.full((16, 16, 3), 90, np.uint8), image_format=PNG)
+    with monkeypatch.context() as patched:
+        patched.setattr(degrade_file, "write_image", full)
+        done = CliRunner().invoke(app, ["degrade", "a.png", "-o", "out/a.png", "--severity-map", *overwrite])
+        assert done.exit_code == 1
+        assert "No space left on device" in done.stderr
+    assert list(Path("out").glob("*")) == []
+    done = CliRunner().invoke(app, ["degrade", "a.png", "-o", "out/a.png", "--severity-map"])
+    assert done.exit_code == 0, "nothing is in the way of another run"
+    assert sorted(os.listdir("out")) == ["a.png", "a_severity.npy", "a_severity.png"]
