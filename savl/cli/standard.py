@@ -21,13 +21,17 @@ def read_standard_input() -> bytes:
     """Return all of standard input.
 
     Raises:
-        UsageMistake: it is closed, or a terminal, from which no picture comes.
+        UsageMistake: it is closed, a terminal, from which no picture comes, or cannot be read.
     """
     if sys.stdin is None or was_closed("stdin"):
         raise UsageMistake("- reads a picture from standard input, which is closed")
     if sys.stdin.isatty():
         raise UsageMistake("- reads a picture from standard input, which is a terminal; redirect it: - <photo.jpg")
-    return sys.stdin.buffer.read()
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        reason = (error.strerror or "it is not open for reading").lower()
+        raise UsageMistake(f"- reads a picture from standard input, which cannot be read: {reason}") from error
 
 
 class StandardOutput:

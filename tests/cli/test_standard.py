@@ -157,6 +157,20 @@ def test_a_terminal_neither_gives_nor_gets_a_picture(
     assert "redirect it: - <photo.jpg" in re.sub(r"[\s│]+", " ", done.text)
 
 
+@pytest.mark.parametrize("command", ["upscale", "degrade"])
+def test_standard_input_that_is_open_for_writing_only_is_a_usage_mistake(
+    savl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    descriptor = os.open("junk", os.O_WRONLY | os.O_CREAT)
+    with io.TextIOWrapper(io.BufferedReader(io.FileIO(os.dup(descriptor), "rb"))) as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        done = savl(command, "-", "-o", "out.png")
+    os.close(descriptor)
+    assert done.code == 2
+    assert "standard input, which cannot be read: bad file descriptor" in re.sub(r"[\s│]+", " ", done.text)
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_picture_that_does_not_arrive_is_a_failure(savl: Run, picture: Write, redirect: Any) -> None:
     redirect()
