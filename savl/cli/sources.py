@@ -212,10 +212,10 @@ def _in_folder(
                 skipped.add(path, EXCLUDED)
             elif same_file_key(path) == no_input:
                 continue
-            elif not recursive:
-                skipped.add(path, SUBFOLDER)
             elif path.is_symlink():
                 skipped.add(path, LINKED_FOLDER)
+            elif not recursive:
+                skipped.add(path, SUBFOLDER)
             else:
                 entered.append(path.name)
         subfolders[:] = entered

@@ -31,7 +31,11 @@ def fill(picture: Write) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "skipped: 2 .txt, 2 hidden, 2 subfolders (-r looks into them), 1 without a suffix"),
+        (
+            [],
+            "skipped: 2 .txt, 2 hidden, 1 linked folder (not followed), 1 subfolder (-r looks into it), "
+            "1 without a suffix",
+        ),
         (["-r"], "skipped: 2 .txt, 2 hidden, 1 .psd, 1 linked folder (not followed), 1 without a suffix"),
     ],
 )
