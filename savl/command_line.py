@@ -87,6 +87,25 @@ class CommandLine(typer.Typer):
 
 
 def _processed(param: Any, convert: Callable[..., Any], ctx: Any, value: Any) -> Any:
+    """Return the converted value of a parameter.
+
+    Raises:
+        typer.BadParameter: It cannot be converted; the message says what was given, in words that are not pydantic's.
+    """
+    try:
+        return _convert(param, convert, ctx, value)
+    except typer.BadParameter as error:
+        message = error.message.removeprefix("Value error, ")
+        kind = {int: "whole number", float: "number"}.get(param.type_descriptor.annotation)
+        if kind and message.startswith("Input should be a valid"):
+            message = f"{value!r} is not a {kind}"
+        elif message.startswith("Input should be"):
+            message = f"{value!r} should be{message.removeprefix('Input should be')}"
+        error.message = message
+        raise
+
+
+def _convert(param: Any, convert: Callable[..., Any], ctx: Any, value: Any) -> Any:
     """Return the value of a parameter, as it is where it has its type already: text, defaults, and what is left out.
 
     Typer converts with pydantic, whose import takes as long as upscaling a small picture.

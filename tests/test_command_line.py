@@ -161,6 +161,13 @@ def test_values_have_the_types_that_commands_declare(arguments: tuple[str, ...],
     for name, value in expected.items():
         assert found[name] == value, name
         assert type(found[name]) is type(value), name
-    for wrong in (("--count", "x"), ("--count", "-1"), ("--kind", "z"), ("--share", "much")):
-        assert CliRunner().invoke(commands, ["in", *wrong]).exit_code == 2, wrong
+    for wrong, reason in (
+        (("--count", "x"), "'x' is not a whole number"),
+        (("--count", "-1"), "'-1' should be greater than or equal to 0"),
+        (("--kind", "z"), "'z' is not one of 'x', 'y'"),
+        (("--share", "much"), "'much' is not a number"),
+    ):
+        result = CliRunner().invoke(commands, ["in", *wrong])
+        assert result.exit_code == 2, wrong
+        assert f": {reason}" in result.output, "and no name of an exception before it"
     assert CliRunner().invoke(commands, []).exit_code == 2, "inputs are required"
