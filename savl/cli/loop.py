@@ -92,6 +92,8 @@ def run_jobs(
         with Report(files, participle, {job.source: _size(job.source) for job in plan.jobs}) as report:
             if skipped := str(found.skipped):
                 report.say(f"skipped: {skipped}", "dim")
+            for pattern in found.unmatched:
+                report.say(f"--exclude {pattern} matches nothing")
             if found.results:
                 report.say(left_out_results(found.results))
             for path, reason in (found.unreadable | plan.refused).items():

@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from itertools import product
 from pathlib import Path
 
 from savl.cli.claims import CLAIM_SUFFIX
 from savl.images.format import READABLE, READABLE_FORMATS, format_of_suffix
 
 _MOST_KINDS = 8
+_MOST_STARS = 6  # `**/` in one glob; further ones stand for one folder or more
 # savl's own files in work, of another process or of one that was killed: no news for anybody.
 _IN_WORK = re.compile(rf"\..*(\.part|{re.escape(CLAIM_SUFFIX)})")
 
@@ -80,12 +82,14 @@ class Found:
         sources: the pictures.
         unreadable: folders that could not be looked into, each with the reason.
         skipped: what else is there.
+        unmatched: globs to exclude that matched nothing.
         results: pictures left out because savl made them; see `savl.cli.results`.
     """
 
     sources: tuple[Source, ...]
     unreadable: dict[Path, str]
     skipped: Skipped
+    unmatched: tuple[str, ...] = ()
     results: tuple[Path, ...] = ()
 
 
@@ -109,7 +113,8 @@ def find_sources(
         output: an output folder inside an input folder is not searched, so that results are not upscaled
             again.
         exclude: globs; files and folders are left out whose name, or whose path below the folder that was given,
-            matches one of them.
+            matches one of them, and those given that match. `**/` is any number of folders. An absolute glob matches
+            where a file or folder lies.
         standard_input: what `-` stands for; None takes `-` for a file of that name.
 
     Raises:
@@ -118,24 +123,28 @@ def find_sources(
     found: dict[str, Source] = {}
     unreadable: dict[Path, str] = {}
     skipped = Skipped()
+    exclusion = _Exclusion(exclude)
     for argument in arguments:
         path = Path(argument)
         if argument == "-" and standard_input is not None:
             sources = [Source(Path("stdin"), Path("."), named=True, content=standard_input)]
+        elif os.path.isdir(path) and exclusion.covers_argument(path):
+            skipped.add(path, EXCLUDED)
+            sources = []
         elif os.path.isdir(path):
             errors: list[OSError] = []
-            sources = list(_in_folder(path, recursive, output, exclude, skipped, errors))
+            sources = list(_in_folder(path, recursive, output, exclusion, skipped, errors))
             unreadable |= {Path(error.filename): (error.strerror or str(error)).lower() for error in errors}
             if not sources and not errors:
                 below = " or below" if recursive else "; -r looks into its subfolders"
                 raise UsageMistake(f"no {READABLE} picture in folder {argument!r}{below}{_in_brackets(skipped)}")
         elif not os.path.exists(path) and glob.has_magic(argument):
             matches = [path for path in map(Path, sorted(glob.glob(argument, recursive=True))) if os.path.isfile(path)]
-            pictures = _pictures({match: match for match in matches}, exclude, skipped)
+            pictures = _pictures({match: match for match in matches}, exclusion, skipped)
             sources = [Source(match, Path("."), named=False) for match in pictures]
             if not sources:
                 raise UsageMistake(f"no {READABLE} picture matches {argument!r}{_in_brackets(skipped)}")
-        elif _excluded(path, exclude):
+        elif exclusion.covers(path, path):
             skipped.add(path, EXCLUDED)
             sources = []
         else:
@@ -147,7 +156,7 @@ def find_sources(
                 found[_place(source.path)] = replace(other, named=True)
     if not found and not unreadable:
         raise UsageMistake(f"no picture is left to work on{_in_brackets(skipped)}")
-    return Found(tuple(found.values()), unreadable, skipped)
+    return Found(tuple(found.values()), unreadable, skipped, exclusion.unmatched)
 
 
 def same_file_key(path: Path) -> str:
@@ -164,29 +173,68 @@ def _in_brackets(skipped: Skipped) -> str:
     return f" (skipped: {skipped})" if str(skipped) else ""
 
 
-def _excluded(below: Path, exclude: Sequence[str]) -> bool:
-    """Whether a path, or a folder on the way to it, matches a glob by its name or from the beginning."""
-    parts = [part for part in below.parts if part not in (".", below.anchor)]
-    for pattern in exclude:
-        pattern = pattern.removeprefix("./").removeprefix("**/").strip("/")
-        for end, name in enumerate(parts, 1):
-            if fnmatch(name, pattern) or fnmatch("/".join(parts[:end]), pattern):
-                return True
-    return False
+class _Exclusion:
+    """The globs of `--exclude`, and which of them have matched."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self._variants = {pattern: frozenset(_variants(pattern)) for pattern in patterns}
+        self._matched: set[str] = set()
+
+    @property
+    def unmatched(self) -> tuple[str, ...]:
+        """The globs that have matched nothing so far."""
+        return tuple(pattern for pattern in self._variants if pattern not in self._matched)
+
+    def covers(self, path: Path, below: Path) -> bool:
+        """Return whether a glob matches a file or folder, or a folder on the way to it, by name or from the beginning.
+
+        Args:
+            path: the file or folder. Absolute globs are compared to where it lies.
+            below: its path below the folder that was given, which other globs are compared to.
+        """
+        parts = [part for part in below.parts if part not in (".", below.anchor)]
+        return self._match(path, {*parts, *("/".join(parts[:end]) for end in range(1, len(parts) + 1))})
+
+    def covers_argument(self, folder: Path) -> bool:
+        """Return whether a glob matches a folder that was given, by its name or as a whole."""
+        parts = [part for part in folder.parts if part not in (".", folder.anchor)]
+        return self._match(folder, {*parts[-1:], "/".join(parts)} - {""})
+
+    def _match(self, path: Path, names: set[str]) -> bool:
+        place = Path(os.path.abspath(path))
+        places = {parent.as_posix() for parent in (place, *place.parents)}
+        found = False
+        for pattern, variants in self._variants.items():  # all of them, to know which match
+            compared = names | places if os.path.isabs(pattern) else names
+            if any(fnmatch(name, variant) for name in compared for variant in variants):
+                self._matched.add(pattern)
+                found = True
+        return found
 
 
-def _pictures(paths: dict[Path, Path], exclude: Sequence[str], skipped: Skipped) -> Iterator[Path]:
+def _variants(pattern: str) -> Iterator[str]:
+    """The globs to try for one in which `**/` stands for any number of folders, none included."""
+    pattern = pattern.removeprefix("./")
+    absolute = pattern.rstrip("/") if os.path.isabs(pattern) else ""
+    for start in filter(None, {pattern.strip("/"), absolute}):
+        first, *others = start.split("**/", _MOST_STARS)
+        for chosen in product(*((piece, f"*/{piece}") for piece in others)):
+            yield first + "".join(chosen)
+
+
+def _pictures(paths: dict[Path, Path], exclusion: _Exclusion, skipped: Skipped) -> Iterator[Path]:
     """The pictures among files; the others are counted as skipped.
 
     Args:
         paths: the files, each with what `exclude` is compared to.
-        exclude: globs, see `find_sources`.
+        exclusion: the globs of `--exclude`.
         skipped: where to count.
     """
     for path, below in paths.items():
+        excluded = exclusion.covers(path, below)
         if format_of_suffix(path, READABLE_FORMATS) is None:
             skipped.add(path, path.suffix.lower() or NO_SUFFIX)
-        elif _excluded(below, exclude):
+        elif excluded:
             skipped.add(path, EXCLUDED)
         else:
             yield path
@@ -196,7 +244,7 @@ def _in_folder(
     root: Path,
     recursive: bool,
     output: Path | None,
-    exclude: Sequence[str],
+    exclusion: _Exclusion,
     skipped: Skipped,
     errors: list[OSError],
 ) -> Iterator[Source]:
@@ -206,9 +254,10 @@ def _in_folder(
     for folder, subfolders, names in os.walk(root, onerror=errors.append):
         entered = []
         for path in (Path(folder, name) for name in sorted(subfolders)):
+            excluded = exclusion.covers(path, path.relative_to(root))
             if path.name.startswith("."):
                 skipped.add(path, HIDDEN)
-            elif _excluded(path.relative_to(root), exclude):
+            elif excluded:
                 skipped.add(path, EXCLUDED)
             elif same_file_key(path) == no_input:
                 continue
@@ -222,8 +271,9 @@ def _in_folder(
         files = {}
         for path in (Path(folder, name) for name in sorted(names) if not _IN_WORK.fullmatch(name)):
             if path.name.startswith("."):
+                exclusion.covers(path, path.relative_to(root))
                 skipped.add(path, HIDDEN)
             else:
                 files[path] = path.relative_to(root)
-        for path in _pictures(files, exclude, skipped):
+        for path in _pictures(files, exclusion, skipped):
             yield Source(path, path.parent.relative_to(root), named=False)

@@ -83,6 +83,9 @@ def test_a_folder_without_a_picture_says_what_it_has_instead(savl: Run, picture:
         (["deep/*.png"], ["a.png", "b.JPG"]),
         (["deep/c.png", "a.*"], ["b.JPG", "deep/draft/d.png"]),
         (["**/d.png"], ["a.png", "b.JPG", "deep/c.png"]),
+        (["deep/**/*.png"], ["a.png", "b.JPG"]),
+        (["**/deep/**/d.png"], ["a.png", "b.JPG", "deep/c.png"]),
+        (["/deep/c.png"], ["a.png", "b.JPG", "deep/draft/d.png"]),
         (["./a.png"], ["b.JPG", "deep/c.png", "deep/draft/d.png"]),
         (["nothing*"], ["a.png", "b.JPG", "deep/c.png", "deep/draft/d.png"]),
     ],
@@ -94,6 +97,43 @@ def test_files_and_folders_can_be_excluded(savl: Run, picture: Write, patterns: 
     assert done.code == 0
     assert files("out") == results
     assert ("by --exclude" in done.text) == (len(results) < 4)
+    assert ("--exclude nothing* matches nothing" in done.text) == (len(results) == 4)
+
+
+def test_globs_that_match_nothing_are_named_and_no_others(savl: Run, picture: Write) -> None:
+    fill(picture)
+    patterns = ["*.txt", ".cache", "link", "a.png", "a*", "none.png"]
+    done = savl("upscale", "in", "-o", "out", *(text for pattern in patterns for text in ("--exclude", pattern)))
+    assert done.code == 0
+    assert [line for line in done.text.splitlines() if "matches nothing" in line] == [
+        "--exclude none.png matches nothing"
+    ]
+
+
+@pytest.mark.parametrize("pattern", ["deep", "deep/", "in/deep", "d*p", "**/deep", "in/**/deep", "{cwd}/in/deep"])
+def test_a_folder_that_is_named_can_be_excluded(savl: Run, picture: Write, pattern: str) -> None:
+    fill(picture)
+    arguments = ["in/a.png", "in/b.JPG", "in/deep"]
+    done = savl("upscale", *arguments, "-r", "-o", "out", "--exclude", pattern.format(cwd=Path.cwd()))
+    assert done.code == 0
+    assert files("out") == ["a.png", "b.JPG"]
+    assert "skipped: 1 by --exclude" in done.text
+
+
+def test_a_folder_on_the_way_to_the_one_that_is_named_excludes_nothing(savl: Run, picture: Write) -> None:
+    picture("draft/in/a.png")
+    done = savl("upscale", "draft/in", "-o", "out", "--exclude", "draft")
+    assert done.code == 0
+    assert files("out") == ["a.png"]
+
+
+@pytest.mark.parametrize("pattern", ["{cwd}/in/deep", "{cwd}/in/deep/", "{cwd}/**/deep/**", "{cwd}/in/*/*.png"])
+def test_an_absolute_glob_matches_where_files_lie(savl: Run, picture: Write, pattern: str) -> None:
+    fill(picture)
+    done = savl("upscale", "in", "-r", "-o", "out", "--exclude", pattern.format(cwd=Path.cwd()))
+    assert done.code == 0
+    assert files("out") == ["a.png", "b.JPG"]
+    assert "matches nothing" not in done.text
 
 
 @pytest.mark.parametrize("absolute", [False, True])
