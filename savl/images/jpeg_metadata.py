@@ -25,7 +25,7 @@ from savl.images.jpeg_segments import (
     read_segments,
 )
 from savl.images.jpeg_tail import read_tail
-from savl.images.losses import FILM, GAIN_MAP, MULTI_PICTURE, bytes_behind, pictures_behind
+from savl.images.losses import COLOUR_PROFILE, FILM, GAIN_MAP, MULTI_PICTURE, bytes_behind, pictures_behind
 from savl.images.metadata_record import Metadata
 from savl.images.photoshop import join_resources, split_resources
 from savl.images.tiff_directory import read_directory, read_layout
@@ -48,6 +48,7 @@ def read_jpeg(file: BinaryIO) -> Metadata:
     resources = b""
     comments: list[str] = []
     lost: dict[str, None] = {}  # a set that keeps its order
+    pieces: list[bytes] = []  # numbers and counts of the pieces of an ICC profile
     told = 0  # of the pictures behind the first
     resolution, unit = None, "in"
     for segment in read_segments(file):
@@ -68,13 +69,17 @@ def read_jpeg(file: BinaryIO) -> Metadata:
             told += len(kinds)
             if not all(kind in _PREVIEWS for kind in kinds):
                 lost[MULTI_PICTURE] = None
-        elif not content.startswith((ICC, *_PASSED_OVER)):
+        elif content.startswith(ICC):
+            pieces.append(content[len(ICC) : len(ICC) + 2])
+        elif not content.startswith(_PASSED_OVER):
             lost[_name(segment)] = None
     if xmp is not None and extension:
         joined = join_extended_xmp(xmp, bytes(extension))
         if joined is None:
             lost["the extended XMP, which is damaged"] = None
         xmp = joined or xmp
+    if sorted(pieces) != [bytes([number, len(pieces)]) for number in range(1, len(pieces) + 1)]:
+        lost[COLOUR_PROFILE] = None
     lost.update(dict.fromkeys(_names_of_tail(file, told)))
     iptc, photoshop = split_resources(resources)
     return Metadata(

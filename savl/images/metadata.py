@@ -20,7 +20,7 @@ from savl.images.geotiff import is_georeferenced
 from savl.images.icc_header import colour_space, fits
 from savl.images.icc_profile import profile_of, profile_of_cicp
 from savl.images.jpeg_metadata import encode_jpeg, read_jpeg
-from savl.images.losses import without_repetitions
+from savl.images.losses import COLOUR_PROFILE, without_repetitions
 from savl.images.metadata_record import Metadata, PngColour, Stored, TiffEntries
 from savl.images.png_metadata import encode_png, read_png
 from savl.images.read_only_metadata import read_bmp_profile, read_gif, read_heif
@@ -96,6 +96,8 @@ def take_metadata(
     if resolution is None and exif is not None:
         resolution, unit = _exif_resolution(exif)
     icc = _blob(image, "icc-profile-data") or found.icc
+    if icc is not None:  # the decoder, or a text, had one all the same
+        lost = [what for what in lost if what != COLOUR_PROFILE]
     return replace(
         found,
         icc=icc,

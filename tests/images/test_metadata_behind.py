@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from savl.images.format import JPEG, PNG, WEBP, ImageFormat
 from savl.images.jpeg_tail import JpegTail, read_tail
@@ -102,3 +102,21 @@ def test_chunks_that_webp_does_not_define_are_named(tmp_path: Path) -> None:
     whole += b"abcd\3\0\0\0xyz\0" + b"EFG \2\0\0\0xy" + b"abcd\0\0\0\0"
     whole = whole[:4] + struct.pack("<I", len(whole) - 8) + whole[8:]
     assert named(tmp_path, whole, WEBP) == ["left out: the WebP chunk abcd and the WebP chunk EFG"]
+
+
+@pytest.mark.parametrize("numbers", [[(2, 2)], [(0, 0)], [(1, 1)], [(2, 2), (1, 2)]])
+def test_a_profile_in_a_jpeg_file_of_which_pieces_are_missing_is_named(
+    tmp_path: Path, numbers: list[tuple[int, int]]
+) -> None:
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    half = len(icc) // 2
+    whole = encoded("jpeg")
+    segments = b""
+    for number, count in numbers:
+        piece = icc if count < 2 else (icc[:half], icc[half:])[number - 1]
+        content = b"ICC_PROFILE\0" + bytes([number, count]) + piece
+        segments += struct.pack(">HH", 0xFFE2, len(content) + 2) + content
+    lost = named(tmp_path, whole[:20] + segments + whole[20:], JPEG)
+    complete = len(numbers) == numbers[0][1]
+    assert lost == ([] if complete else ["left out: the colour profile, which is damaged"])
+    assert (read_image(tmp_path / "in").metadata.icc == icc) == complete
