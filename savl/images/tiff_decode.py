@@ -61,8 +61,8 @@ def decode_tiff(
     content: bytes | None = None
     if kind.layers is not None:
         content = kind.layers.rebuilt(file, chosen)
-    elif kind.fields:
-        content = rebuilt(file, chosen, kind.fields)
+    elif kind.fields or kind.without:
+        content = rebuilt(file, chosen, kind.fields, without=kind.without)
 
     def load(fail_on: str) -> pyvips.Image:
         if content is None:
@@ -85,7 +85,7 @@ def decode_tiff(
         if content is not None or is_lack_of_memory(str(failure)) or not is_complete(file, chosen):
             raise
         # libtiff also stumbles over fields that say nothing of the samples, as an orientation that is none.
-        content = rebuilt(file, chosen, {})
+        content = rebuilt(file, chosen)
         try:
             image = _decode_page(load, kind, chosen)
         except DecodeFailure:

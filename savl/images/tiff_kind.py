@@ -23,7 +23,7 @@ from savl.images.ycbcr import YCbCrCoding, ycbcr_to_rgb
 _BITS, COMPRESSION, _PHOTOMETRIC, ORIENTATION, _SAMPLES = 258, 259, 262, 274, 277
 _PREDICTOR, _COLOUR_MAP = 317, 320
 _PLANAR, _INK_SET, _INKS, _DOT_RANGE, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 284, 332, 334, 336, 338, 339
-_COEFFICIENTS, _SUBSAMPLING, _BLACK_WHITE = 529, 530, 532
+_COEFFICIENTS, _SUBSAMPLING, _BLACK_WHITE, _MATTEING = 529, 530, 532, 32995
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, MASK, SEPARATED, YCBCR, CIELAB, ICCLAB = 0, 1, 2, 3, 4, 5, 6, 8, 9
 _REFUSED = {
@@ -62,6 +62,7 @@ class TiffKind:
         convert: what makes RGB of the colours, (rows, W, 3) uint8 or uint16; None where libvips has done it.
         to_srgb: whether `convert` leaves the colour space that the file's profile is about.
         fields: what is written over the page's fields before libvips reads it.
+        without: fields that libvips must not see.
         is_jpeg: whether the samples are JPEG streams.
         by_libtiff: whether libtiff makes RGBA of the samples.
         notes: what is left out or assumed.
@@ -73,6 +74,7 @@ class TiffKind:
     convert: Convert | None = None
     to_srgb: bool = False
     fields: Mapping[int, int] = field(default_factory=dict)
+    without: tuple[int, ...] = ()
     is_jpeg: bool = False
     by_libtiff: bool = False
     notes: tuple[str, ...] = ()
@@ -124,7 +126,10 @@ def tiff_kind(page: TiffPage) -> TiffKind:
     alpha, notes = _alpha(page, colours, extra)
     premultiplied = alpha is not None and _ASSOCIATED in page.numbers(_EXTRA_SAMPLES)
     palette = _palette(page, bits) if photometric == PALETTE else None
-    kind = TiffKind(extra, alpha, is_jpeg=compression == _JPEG, notes=notes)
+    # libvips divides by the last colour where the file calls a band alpha that it has not.
+    unfounded = extra == 0 and any(page.number(tag, 0) for tag in (_EXTRA_SAMPLES, _MATTEING))
+    without = (_EXTRA_SAMPLES, _MATTEING) if unfounded else ()
+    kind = TiffKind(extra, alpha, is_jpeg=compression == _JPEG, notes=notes, without=without)
     planar = page.number(_PLANAR, 1) == 2
     if photometric == YCBCR and kind.is_jpeg and planar:
         raise UnsupportedKind("is YCbCr in JPEG streams, one a plane; convert it to RGB first")

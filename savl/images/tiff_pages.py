@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ _MOST_PAGES = 65535
 # What says how the samples are stored and what they mean, and which page is what.
 _TAGS = (
     *(254, 255, 256, 257, 258, 259, 262, 274, 277, 284, 317, 320, 322, 330, 332, 334, 336, 338, 339, 529, 530, 532),
-    _DNG_VERSION,
+    *(32995, _DNG_VERSION),
 )
 
 
@@ -42,9 +43,10 @@ class TiffPage:
     whole: bool
 
     def numbers(self, tag: int) -> tuple[float, ...]:
-        """Return the values of a field, none where it is missing."""
+        """Return the values of a field, none where it is missing or has values that are no numbers, as 0/0."""
         entry = self.entries.get(tag)
-        return () if entry is None else entry.numbers(self.layout.order)
+        numbers = () if entry is None else entry.numbers(self.layout.order)
+        return numbers if all(map(math.isfinite, numbers)) else ()
 
     def number(self, tag: int, default: int) -> int:
         """Return the first value of a field."""

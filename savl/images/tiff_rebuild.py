@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -26,11 +26,25 @@ if TYPE_CHECKING:
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES = 256, 257, 258, 262, 277
 _STRIP_OFFSETS, _ROWS, _STRIP_SIZES = 273, 278, 279
 _PLANAR, _COLOUR_MAP, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES = 284, 320, 322, 323, 324, 325
-_EXTRA_SAMPLES, _ICC, _LONG8 = 338, 34675, 16
-_SAMPLE_FIELDS = (_BITS, 280, 281, _COLOUR_MAP, _EXTRA_SAMPLES, 339, 529, 530, 532)  # what they mean, sample by sample
+_FILL_ORDER, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _ICC, _LONG8 = 266, 338, 339, 34675, 16
+_SAMPLE_FIELDS = (_BITS, _COLOUR_MAP, _EXTRA_SAMPLES, _SAMPLE_FORMAT, 529, 530, 532)  # what they mean, sample by sample
 # How samples are stored, and the colour profile, which libvips hands on.
 _KEPT = {
-    *(_WIDTH, _HEIGHT, 259, _PHOTOMETRIC, 266, _STRIP_OFFSETS, _SAMPLES, _ROWS, _STRIP_SIZES, _PLANAR, 292, 293, 317),
+    *(
+        _WIDTH,
+        _HEIGHT,
+        259,
+        _PHOTOMETRIC,
+        _FILL_ORDER,
+        _STRIP_OFFSETS,
+        _SAMPLES,
+        _ROWS,
+        _STRIP_SIZES,
+        _PLANAR,
+        292,
+        293,
+        317,
+    ),
     *(_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES, 347, _ICC, *range(512, 522), *_SAMPLE_FIELDS),
 }
 _BLACK_IS_ZERO = 1
@@ -73,14 +87,17 @@ class Layers:
                 single[tag] = _numbers(page, tag, [int(entries[tag].numbers(page.layout.order)[0]) * self.samples])
             return _with_directories(content, page, [single])
         blocks = _blocks_of_plane(page, entries)
+        numbers = {
+            tag: [int(number) for number in entries[tag].numbers(page.layout.order)] for tag in _block_tags(entries)
+        }
         directories = []
         for plane in range(self.samples):
             directory = dict(single)
-            for tag in _block_tags(entries):
-                numbers = entries[tag].numbers(page.layout.order)[plane * blocks : (plane + 1) * blocks]
-                if len(numbers) < blocks:
+            for tag, every in numbers.items():
+                own = every[plane * blocks : (plane + 1) * blocks]
+                if len(own) < blocks:
                     raise DecodeFailure("some of its strips or tiles are missing")
-                directory[tag] = _numbers(page, tag, [int(number) for number in numbers])
+                directory[tag] = _numbers(page, tag, own)
             directories.append(directory)
         return _with_directories(content, page, directories)
 
@@ -111,21 +128,24 @@ class Layers:
         return joined.copy(interpretation=name or self.interpretation)
 
 
-def rebuilt(file: BinaryIO, page: TiffPage, fields: Mapping[int, int]) -> bytes:
+def rebuilt(
+    file: BinaryIO, page: TiffPage, fields: Mapping[int, int] | None = None, *, without: Iterable[int] = ()
+) -> bytes:
     """Return a TIFF file of one page, without fields that say nothing of its samples.
 
     Args:
         file: Seekable.
         page: The page.
         fields: Other values for some of its fields; fields that it has not are not added.
+        without: Further fields that are left out.
 
     Raises:
         DecodeFailure: Samples are missing.
     """
     content = _content(file)
     entries = _storage(content, page)
-    entries |= _fields(page, {tag: value for tag, value in fields.items() if tag in entries})
-    return _with_directories(content, page, [entries])
+    entries |= _fields(page, {tag: value for tag, value in (fields or {}).items() if tag in entries})
+    return _with_directories(content, page, [{tag: entries[tag] for tag in entries.keys() - set(without)}])
 
 
 def is_complete(file: BinaryIO, page: TiffPage) -> bool:
@@ -148,6 +168,9 @@ def _storage(content: bytes, page: TiffPage) -> dict[int, Entry]:
         raise DecodeFailure("the places of its samples are missing")
     if any(offset + size > len(content) for offset, size in zip(offsets, sizes, strict=False)):
         raise DecodeFailure("its samples are cut off")
+    for tag, known in ((_FILL_ORDER, (1, 2)), (_SAMPLE_FORMAT, range(1, 7))):
+        if tag in entries and not set(entries[tag].numbers(order)).intersection(known):
+            del entries[tag]
     if _EXTRA_SAMPLES in entries:
         kinds = [int(kind) if kind in _EXTRA_KINDS else 0 for kind in entries[_EXTRA_SAMPLES].numbers(order)]
         entries[_EXTRA_SAMPLES] = Entry(_EXTRA_SAMPLES, SHORT, struct.pack(f"{order}{len(kinds)}H", *kinds))

@@ -190,7 +190,10 @@ def test_a_cut_off_file_is_refused_in_every_layout(bits: int, layout: str) -> No
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "field",
-    [{274: [0]}, {274: [9]}, {296: [0]}, {296: [9]}, {338: [7]}, {274: [65535], 296: [7]}],
+    [
+        *({274: [0]}, {274: [9]}, {296: [0]}, {296: [9]}, {338: [7]}, {274: [65535], 296: [7]}),
+        *({266: [0]}, {280: [1, 2, 3, 4]}, {281: [70000]}, {297: [5]}, {339: [0, 0, 0, 0]}),
+    ],
     ids=str,
 )
 def test_fields_without_sense_do_not_refuse_a_sound_picture(field: dict[int, list[int]], layout: str) -> None:
@@ -203,6 +206,12 @@ def test_an_orientation_that_has_sense_is_kept_beside_a_field_that_has_none() ->
     codes = random_codes(3, 8)
     pixels = read_image(tiff(page(codes, RGB, more={274: [6], 296: [9]}))).pixels
     np.testing.assert_array_equal(pixels, np.rot90(codes, -1))
+
+
+@pytest.mark.parametrize("field", [{338: [PREMULTIPLIED]}, {338: [ALPHA]}, {32995: [1]}], ids=str)
+def test_an_alpha_that_is_announced_and_missing_divides_no_colour(field: dict[int, list[int]]) -> None:
+    codes = random_codes(3, 8)
+    np.testing.assert_array_equal(read_image(tiff(page(codes, RGB, more=field))).pixels, codes)
 
 
 REFUSED: dict[str, tuple[dict[int, list[int]], str]] = {
