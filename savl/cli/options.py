@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from savl.inference.threads import MOST_THREADS
+
 OUTPUT_PANEL = "Output"
 
 Inputs = Annotated[
@@ -44,6 +46,7 @@ Threads = Annotated[
         "--threads",
         metavar="N",
         min=1,
+        max=MOST_THREADS,
         help="Threads to compute with. If left out, what OMP_NUM_THREADS says, else one per processor, or the share of "
         "the processors that a container has.",
     ),

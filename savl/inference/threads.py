@@ -15,6 +15,11 @@ from savl.inference.control_group import processor_quota
 SPIN_COUNT = 500
 """Turns of a loop for which a thread of GNU's OpenMP waits awake, about 50 to 100 microseconds; its own is 300,000."""
 
+MOST_THREADS = max(1024, 4 * (os.cpu_count() or 1))
+"""More than these are a mistake: they only wait for each other, and the runtimes of OpenMP break off on some number."""
+
+_MOST_VIPS_THREADS = 1024  # libvips' own limit, beyond which it warns
+
 # What tells an OpenMP runtime how its threads wait: the standard's variable, GNU's, and that of LLVM and Intel.
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
@@ -45,8 +50,9 @@ def use_threads(count: int | None = None) -> int:
     refuses some of them now, because of a limit on memory or on threads, fewer are used.
 
     Args:
-        count: At least 1. None is what ``OMP_NUM_THREADS`` says, else one per processor that this process may use;
-            where a container may only take the time of fewer (``docker run --cpus``), as many as that.
+        count: At least 1, and more than `MOST_THREADS` count as so many. None is what ``OMP_NUM_THREADS`` says, else
+            one per processor that this process may use; where a container may only take the time of fewer
+            (``docker run --cpus``), as many as that.
 
     Returns:
         How many threads torch uses.
@@ -57,7 +63,7 @@ def use_threads(count: int | None = None) -> int:
     quota = processor_quota()
     if count is None and "OMP_NUM_THREADS" not in os.environ and quota is not None:
         chosen = max(1, min(chosen, math.ceil(quota)))
-    startable = _startable(chosen)
+    startable = _startable(min(chosen, MOST_THREADS))
     if startable != torch.get_num_threads():
         torch.set_num_threads(startable)
     if count is not None or startable < chosen or quota is not None:
@@ -85,6 +91,7 @@ def _startable(count: int) -> int:
 
 
 def _use_vips_threads(count: int) -> None:
+    count = min(count, _MOST_VIPS_THREADS)
     if "pyvips" in sys.modules:
         sys.modules["pyvips"].vips_lib.vips_concurrency_set(count)
     elif "VIPS_CONCURRENCY" not in os.environ:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from savl.inference import control_group, memory
+from savl.cli import main
+from savl.inference import control_group, memory, threads
 from savl.inference.control_group import control_group_folders, processor_quota
-from savl.inference.threads import SPIN_COUNT, limit_spinning, use_threads
+from savl.inference.threads import MOST_THREADS, SPIN_COUNT, limit_spinning, use_threads
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits are set as Linux sets them")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS", "VIPS_CONCURRENCY")
@@ -194,7 +195,7 @@ def test_a_command_with_too_little_memory_ends_with_a_picture_or_with_one_line(t
     code = f"""
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, ({megabytes} * 2**20,) * 2)
-from savl.cli.app import main
+from savl.cli import main
 main(["upscale", "in.png", "-o", "out.png", "--tile", "0", "--threads", "1"])
 """
     pyvips = pytest.importorskip("pyvips")
@@ -211,3 +212,39 @@ main(["upscale", "in.png", "-o", "out.png", "--tile", "0", "--threads", "1"])
     assert len(lines) == 1, done.stderr
     assert "out of memory" in lines[0], done.stderr
     assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "count"),
+    [("upscale", 0), ("upscale", MOST_THREADS + 1)]
+    + [(command, 99999999999) for command in ("upscale", "degrade", "evaluate", "analyze", "train")],
+)
+def test_a_number_of_threads_that_makes_no_sense_is_a_usage_error(
+    command: str, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--threads", str(count)])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "--threads" in said
+    assert str(1 if count < 1 else MOST_THREADS) in said
+
+
+def test_no_more_threads_are_started_than_make_sense(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(threads, "_startable", lambda count: asked.append(count) or 1)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99999999)  # what OMP_NUM_THREADS said
+    monkeypatch.setattr(threads, "_use_vips_threads", asked.append)
+    assert use_threads() == 1
+    assert asked == [MOST_THREADS, 1, 1]
+
+
+def test_libvips_is_asked_for_no_more_threads_than_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    pyvips = pytest.importorskip("pyvips")
+    before = pyvips.vips_lib.vips_concurrency_get()
+    try:
+        threads._use_vips_threads(5000)
+        assert pyvips.vips_lib.vips_concurrency_get() == 1024
+    finally:
+        pyvips.vips_lib.vips_concurrency_set(before)
