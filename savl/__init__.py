@@ -7,7 +7,6 @@ kernels where they can serve; a network that is called directly does after `use_
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,12 +16,9 @@ if TYPE_CHECKING:
     from savl.ops import KernelUnavailable, kernel_report, use_fused_kernels
     from savl.weights import build, load, save
 
-from savl.torch_import import register_ops_with_torch
+    __version__: str
 
-try:
-    __version__ = version("savl")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0+unknown"
+from savl.torch_import import register_ops_with_torch
 
 __all__ = [
     "CONFIGS",
@@ -51,6 +47,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(home), name)
@@ -58,7 +56,16 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__all__, "__version__"])
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # takes longer than the rest of this module
+
+    try:
+        return version("savl")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0+unknown"
 
 
 register_ops_with_torch()

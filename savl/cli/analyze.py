@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from savl.cli import fused, options
+from savl.cli import ctrl_c, fused, options
 from savl.printable import printable
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def analyze(
             photographs = find_images(hr, argument="--hr") if hr else []
         snapshots = find_images(real, argument="--real") if real else []
         models = _load([model, *(compare or ())], device)
-        with _report_files(output) as (page, numbers), bar, fused.fused_unless(eager):
+        with ctrl_c.cleaning_up(), _report_files(output) as (page, numbers), bar, fused.fused_unless(eager):
             analysis = run(
                 models,
                 hr=photographs,

@@ -1,10 +1,9 @@
-"""The command's entry point, and the list of its subcommands."""
+"""The list of the subcommands, and what they run in."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
@@ -34,11 +33,9 @@ app.add_typer(kernels.app, name="kernels")
 def _print_version(wanted: bool) -> None:
     if not wanted:
         return
-    try:
-        number = version("savl")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        number = "0+unknown"
-    typer.echo(f"savl {number}")
+    from savl import __version__  # which is read from the installed package
+
+    typer.echo(f"savl {__version__}")
     raise typer.Exit
 
 
@@ -52,11 +49,8 @@ def savl(
     """Real-world image super-resolution, guided by how degraded each pixel is."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit.
-
-    Exit codes: 0 all done; 1 some file could not be processed; 2 the command itself is wrong; 130
-    interrupted.
+def run(arguments: Sequence[str] | None) -> None:
+    """Run the command line and exit; `savl.cli.main` calls it.
 
     Args:
         arguments: What follows `savl`; None takes them from the process.

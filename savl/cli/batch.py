@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from savl.cli import ctrl_c
 from savl.cli.jobs import Job, Naming, output_is_file, plan_jobs, refuse_existing, spell_suffix, written_like
 from savl.cli.loop import check_arguments, in_short, run_jobs
 from savl.cli.results import ResultRule, leave_out_results
@@ -67,7 +68,7 @@ def upscale_batch(arguments: Sequence[str], settings: Settings) -> bool:
         return _upscale(arguments, settings, to_file=to_file, standard_output=None)
     if settings.severity_map:
         raise UsageMistake("--severity-map makes a second file, and -o - writes one picture; name a file or a folder")
-    with StandardOutput() as standard_output:
+    with ctrl_c.cleaning_up(), StandardOutput() as standard_output:
         return _upscale(arguments, settings, to_file=to_file, standard_output=standard_output)
 
 

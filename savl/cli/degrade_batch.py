@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from savl.cli import ctrl_c
 from savl.cli.jobs import Job, Naming, output_is_file, plan_jobs, refuse_existing, spell_suffix
 from savl.cli.loop import check_arguments, run_jobs
 from savl.cli.results import ResultRule, leave_out_results
@@ -61,7 +62,7 @@ def degrade_batch(arguments: Sequence[str], settings: Settings) -> bool:
         return _degrade(arguments, settings, to_file=to_file, standard_output=None)
     if settings.severity_map:
         raise UsageMistake("--severity-map makes more files, and -o - writes one picture; name a file or a folder")
-    with StandardOutput() as standard_output:
+    with ctrl_c.cleaning_up(), StandardOutput() as standard_output:
         return _degrade(arguments, settings, to_file=to_file, standard_output=standard_output)
 
 

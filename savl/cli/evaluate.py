@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from savl.cli import fused, options
+from savl.cli import ctrl_c, fused, options
 from savl.printable import printable
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def evaluate(
             lpips = Lpips()
         except LpipsUnavailable as error:
             missing, note = error.reason, str(error)
-        with ExitStack() as stack:
+        with ctrl_c.cleaning_up(), ExitStack() as stack:
             # The files are opened first: a folder that cannot be written must not cost the evaluation.
             to_json, to_csv = (
                 None if path is None else stack.enter_context(atomic_write(path, overwrite=True))

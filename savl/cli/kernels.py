@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from savl.cli import ctrl_c
 from savl.cli.tune import DTYPES, config_label, problem_label, tune, workloads
 from savl.command_line import CommandLine
 
@@ -108,7 +109,7 @@ def verify(
     verdicts: dict[tuple[str, str], list[Verdict]] = {}
     skipped: dict[tuple[str, str], str] = {}
     progress = Progress(console=errors, transient=True) if errors.is_terminal else None
-    with progress or nullcontext():
+    with ctrl_c.cleaning_up(), progress or nullcontext():
         bar = progress.add_task("verifying", total=sum(len(BACKENDS[op]) for op in OPS)) if progress else None
         for op in OPS:
             for backend in BACKENDS[op]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, Protocol
 
+from savl.cli import ctrl_c
 from savl.cli.claims import claim
 from savl.cli.jobs import Job, Plan
 from savl.cli.report import Report
@@ -89,7 +90,8 @@ def run_jobs(
     previous = {number: signal.signal(number, _terminate) for number in _endings()}
     try:
         files = len(found.unreadable) + len(plan.refused) + len(plan.jobs)
-        with Report(files, participle, {job.source: _size(job.source) for job in plan.jobs}) as report:
+        sizes = {job.source: _size(job.source) for job in plan.jobs}
+        with ctrl_c.cleaning_up(), Report(files, participle, sizes) as report:
             if skipped := str(found.skipped):
                 report.say(f"skipped: {skipped}", "dim")
             for pattern in found.unmatched:
@@ -104,6 +106,7 @@ def run_jobs(
                 _Loop(plan.jobs, work, report, overwrite, page, debug, started, shown_target).run()
             except KeyboardInterrupt:
                 report.interrupted()
+                ctrl_c.told()
                 raise
             report.summary()
             return not report.failed
@@ -152,6 +155,7 @@ class _Loop:
 
     def _finished(self, job: Job) -> bool:
         """Do a file unless another process is at it, in which case return False."""
+        ctrl_c.check()
         try:
             if self._in_the_way(job) is None:
                 if self._nothing_due(job):
@@ -230,7 +234,7 @@ class _Loop:
             target = job.target if self._due(job.target) else None
             severity = tuple(filter(self._due, job.severity))
             self._report.begin(job.source)
-            result = self._work(job, target, severity, self._report.on_tile)
+            result = self._work(job, target, severity, self._on_tile)
         except OutputExists as error:
             # A process that knows no claims was faster. What it did not write is still to be done.
             if error.path in map(str, job.outputs) and not self._due(Path(error.path)):
@@ -246,7 +250,12 @@ class _Loop:
             self._report.done(job.source, written, sizes, time.monotonic() - start)
         return True
 
+    def _on_tile(self, done: int, total: int) -> None:
+        ctrl_c.check()
+        self._report.on_tile(done, total)
+
     def _fail(self, job: Job, error: Exception) -> None:
+        ctrl_c.check()  # which libraries may turn into errors of their own
         if self._debug:
             raise error
         # Beside the input's name, its own trouble needs no second naming; the output's does.

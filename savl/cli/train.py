@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from savl.cli import options
+from savl.cli import ctrl_c, options
 from savl.printable import printable
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def train(
         run = settings.run
         run = replace(run, output=str(output or run.output), steps=steps or run.steps)
         data = replace(settings.data, hr=tuple(map(str, hr))) if hr else settings.data
-        with bar:
+        with ctrl_c.cleaning_up(), bar:
             decoding = bar.add_task("decoding images", total=None, note="")
             with _cleaning_up():
                 trainer = Trainer(

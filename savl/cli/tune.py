@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from savl.cli import ctrl_c
+
 DTYPES = ("bfloat16", "float16", "float32")
 """Those that the Triton kernels take."""
 
@@ -80,14 +82,16 @@ def tune(
         for each in (stage or configs.STAGES)
     ]
     try:
-        if check:
-            _check(tasks, machine, path)
-        else:
-            _search(tasks, machine, path, force)
+        with ctrl_c.cleaning_up():
+            if check:
+                _check(tasks, machine, path)
+            else:
+                _search(tasks, machine, path, force)
     except KeyboardInterrupt:
         stored = f"; what was found is in {path}, the same command goes on from there"
         stored = stored if path.exists() and not check else ""
         errors.print(f"[yellow]interrupted{escape(stored)}[/yellow]")
+        ctrl_c.told()
         sys.exit(130)
     except (CannotRunError, OSError, ValueError) as error:
         raise stop(str(error), 1) from None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
+from savl.cli import ctrl_c
 from savl.command_line import CommandLine
 from savl.profile.command import EXAMPLES, profile
 from savl.settings import EnvironmentVariableError
@@ -21,11 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: What follows ``python -m savl.profile``; None takes them from the process.
     """
-    try:
-        app(args=None if arguments is None else list(arguments), prog_name="python -m savl.profile")
-    except EnvironmentVariableError as error:
-        typer.echo(f"savl: {error}", err=True)
-        sys.exit(2)
+    with ctrl_c.handled(until_exit=arguments is None):
+        try:
+            app(args=None if arguments is None else list(arguments), prog_name="python -m savl.profile")
+        except EnvironmentVariableError as error:
+            typer.echo(f"savl: {error}", err=True)
+            sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from savl.cli import ctrl_c
+
 if TYPE_CHECKING:
     from savl.profile.workload import Workload
 
@@ -166,7 +168,7 @@ def profile(
         reason, code = str(error), 2
     else:
         try:
-            with _kernels(backend):
+            with ctrl_c.cleaning_up(), _kernels(backend):
                 if capture:
                     _capture(workload, warm_up, steps)
                     return

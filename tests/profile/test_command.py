@@ -16,8 +16,8 @@ import typer
 
 import savl
 from savl.build_info import build_info
+from savl.cli import main as savl_main
 from savl.cli.app import app as savl_app
-from savl.cli.app import main as savl_main
 from savl.command_line import Group
 from savl.ops import switch
 from savl.profile import __main__ as module
