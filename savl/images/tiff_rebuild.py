@@ -166,6 +166,8 @@ def _storage(content: bytes, page: TiffPage) -> dict[int, Entry]:
     offsets, sizes = (entries[tag].numbers(order) if tag in entries else () for tag in _block_tags(entries))
     if not offsets or len(sizes) < len(offsets):
         raise DecodeFailure("the places of its samples are missing")
+    if len(offsets) < _blocks_of_plane(page, entries):  # libvips would say so for each tile, slower with each
+        raise DecodeFailure("some of its strips or tiles are missing")
     if any(offset + size > len(content) for offset, size in zip(offsets, sizes, strict=False)):
         raise DecodeFailure("its samples are cut off")
     for tag, known in ((_FILL_ORDER, (1, 2)), (_SAMPLE_FORMAT, range(1, 7))):

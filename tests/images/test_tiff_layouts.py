@@ -250,3 +250,9 @@ def test_the_transparency_mask_of_a_page_is_named() -> None:
     assert read_image(tiff(picture, of_thumbnail)).notes == ()
     with pytest.raises(UnsupportedImage, match="is a transparency mask and no picture"):
         read_image(tiff(mask))
+
+
+def test_a_page_with_too_few_tiles_for_its_width_is_refused_at_once() -> None:
+    fields, tiles = page(random_codes(3, 8), CIELAB, tile=16)
+    with pytest.raises(UnreadableImage, match="some of its strips or tiles are missing"):
+        read_image(tiff(({**fields, 256: [500_000]}, tiles)))
