@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from savl.network import SAVL, SAVLConfig
 from savl.ops import KernelSettings, KernelUnavailable, kernel_report, use_fused_kernels, window_attention
-from savl.ops.equivalence import interpreter_cases, judge, layer_norm_case, verify
+from savl.ops.equivalence import interpreter_cases, layer_norm_case, verify
 
 
 def op_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
@@ -143,9 +143,9 @@ def verify_tries_both_dtypes_that_the_interpreter_gets_right() -> None:
     assert {make(0).op for make in interpreter_cases(FLOAT32)} == {make(FLOAT32, 0).op for make in small}
     equivalence = import_module("savl.ops.equivalence")
     few = mock.patch.object(equivalence, "interpreter_cases", lambda dtype: [partial(make, dtype) for make in small])
-    with few, mock.patch.object(equivalence, "judge", partial(judge, draws=3)):
+    with few, mock.patch.object(equivalence, "QUICK_DRAWS", 3):
         for op in ("window_attention", "overlapping_window_attention", "layer_norm"):
-            verdicts = list(verify(op, "triton"))
+            verdicts = list(verify(op, "triton", quick=True))
             assert [verdict.dtype for verdict in verdicts] == [FLOAT32, FLOAT16]
             broken = [f"{verdict.worst} in {verdict.dtype}" for verdict in verdicts if not verdict.worst.kept]
             assert not broken, f"{op}: {broken}"
