@@ -13,9 +13,13 @@ from savl.cli.streams import steady_streams
 from savl.command_line import CommandLine
 from savl.inference.heap import save_address_space
 from savl.inference.threads import limit_spinning
-from savl.out_of_memory import is_out_of_memory, out_of_memory_in_short
+from savl.out_of_memory import is_out_of_memory, out_of_memory_in_short, require_memory
 from savl.profile import command as profile
 from savl.settings import EnvironmentVariableError
+
+# The address space that PyTorch, NumPy and libvips take at least. With less, their imports end in many ways, of which
+# OpenBLAS's ends the process.
+_LIBRARY_BYTES = 640 * 2**20
 
 app = CommandLine(name="savl", no_args_is_help=True, add_completion=True)
 
@@ -55,17 +59,20 @@ def run(arguments: Sequence[str] | None) -> None:
     Args:
         arguments: What follows `savl`; None takes them from the process.
     """
+    given = sys.argv[1:] if arguments is None else arguments
     limit_spinning()
-    save_address_space()
+    limited = save_address_space()
     with steady_streams():
         try:
+            if limited and "torch" not in sys.modules and not {"-h", "--help", "--version"} & set(given):
+                require_memory(_LIBRARY_BYTES, "while libraries are loaded")
             app(args=None if arguments is None else list(arguments), prog_name="savl")
         except EnvironmentVariableError as error:
             typer.echo(f"savl: {error}", err=True)
             sys.exit(2)
         except Exception as error:
             # Memory may be too little for the libraries alone, whose imports then fail in many ways.
-            if not is_out_of_memory(error) or "--debug" in (sys.argv if arguments is None else arguments):
+            if not is_out_of_memory(error) or "--debug" in given:
                 raise
             typer.echo(f"savl: {out_of_memory_in_short(error)}", err=True)
             sys.exit(1)
