@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from savl.bicubic import bicubic_upscale
 from savl.evaluation import match_pairs
 from savl.evaluation.fidelity import luma
 from savl.evaluation.pairs import read_pair
-from savl.network.savl import bicubic_upscale
 
 RIDGE = 0.1
 """Added to the diagonal of the normal equations, per pixel, squared 8-bit levels: flat images have no unique filter."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from savl.bicubic import bicubic_upscale
 from savl.evaluation.fidelity import Fidelity, fidelity
 from savl.images.folder import find_images, read_rgb
 from savl.images.result_mark import SEVERITY_MAP, read_mark
 from savl.inference.enlarge import ImageUpscaler
-from savl.network.savl import bicubic_upscale
 
 
 @dataclass(frozen=True)

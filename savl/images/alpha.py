@@ -1,13 +1,17 @@
-"""Colour under transparent pixels: made up from the visible neighbourhood, so that no hidden colour leaks."""
+"""Transparency: fill the colour under transparent pixels, and resize colour weighted by alpha."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
 
+from savl.bicubic import bicubic_resize
+
 # A pixel this opaque keeps its own colour entirely. Fainter ones often hold rounding noise: software that
 # works premultiplied can only recover colour to within 1/alpha levels.
 _TRUSTED_ALPHA = 16 / 255
+# Below this alpha a colour divided by its alpha is mostly rounding noise, and nobody can see it.
+_VISIBLE_ALPHA = 1 / 255
 
 
 def fill_transparent(colour: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
@@ -42,3 +46,21 @@ def fill_transparent(colour: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
         filled = torch.lerp(coarse, own, (weight / _TRUSTED_ALPHA).clamp_max(1))
     # The division undoes the multiplication only up to rounding; trusted colours stay exactly as they were.
     return torch.where(alpha >= _TRUSTED_ALPHA, colour, filled.clamp(0, 1))
+
+
+def resize_premultiplied(colour: torch.Tensor, alpha: torch.Tensor, new_alpha: torch.Tensor) -> torch.Tensor:
+    """Resize colour planes so that every pixel counts in proportion to its alpha (premultiplied space).
+
+    Args:
+        colour: (1, C, H, W) float in [0, 1], not premultiplied, with sensible values under transparent pixels
+            (`fill_transparent`).
+        alpha: (1, 1, H, W) float in [0, 1].
+        new_alpha: (1, 1, H', W') float in [0, 1], alpha already resized.
+
+    Returns:
+        (1, C, H', W') float, not premultiplied, not clamped. Where ``new_alpha`` is below 1/255 it is the colour
+        resized without regard to alpha, which shows no outline of the transparent region.
+    """
+    size = (new_alpha.shape[-2], new_alpha.shape[-1])
+    weighted = bicubic_resize(colour * alpha, size) / new_alpha.clamp_min(_VISIBLE_ALPHA)
+    return torch.where(new_alpha > _VISIBLE_ALPHA, weighted, bicubic_resize(colour, size))

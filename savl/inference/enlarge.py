@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from savl.images.alpha import fill_transparent
+from savl.bicubic import bicubic_resize
+from savl.images.alpha import fill_transparent, resize_premultiplied
 from savl.images.quantise import quantise_plane, sample_peak
-from savl.images.resample import bicubic, bicubic_premultiplied
 
 OnTile = Callable[[int, int], None]
 
@@ -134,26 +134,26 @@ def enlarge(
     gray = colour.shape[1] == 1 or all(torch.equal(colour[:, 0], colour[:, c]) for c in (1, 2))
     if alpha is not None:
         native = (height * upscaler.scale, width * upscaler.scale)
-        alpha = bicubic(alpha[0, 0], native).clamp_(0, 1)
+        alpha = bicubic_resize(alpha, native).clamp_(0, 1)
 
     colour = colour.expand(1, 3, height, width).contiguous()
     upscaled = upscaler(colour, on_tile=on_tile)
     severity = upscaled.severity[0].numpy()
-    planes = [upscaled.sr.mean(dim=1)[0]] if gray else list(upscaled.sr[0])
+    planes = [upscaled.sr.mean(dim=1, keepdim=True)] if gray else list(upscaled.sr.split(1, dim=1))
     del upscaled  # for gray, two thirds of the memory go free here
 
-    new_alpha = None if alpha is None else bicubic(alpha, size).clamp(0, 1)
+    new_alpha = None if alpha is None else bicubic_resize(alpha, size).clamp(0, 1)
     colours = _resampled(planes, alpha, new_alpha, size, background)
     colour_bands = 1 if bands < 3 else 3
     out_bands = colour_bands + (1 if alpha is not None and background is None else 0)
     out = np.empty((*size, out_bands), dtype or pixels.dtype)
     for band, plane in enumerate(colours):
-        quantise_plane(plane, out[..., band])
+        quantise_plane(plane[0, 0], out[..., band])
     if gray and colour_bands == 3:
         out[..., 1] = out[..., 0]
         out[..., 2] = out[..., 0]
     if new_alpha is not None and background is None:
-        quantise_plane(new_alpha, out[..., -1])
+        quantise_plane(new_alpha[0, 0], out[..., -1])
     return Enlarged(out, severity)
 
 
@@ -177,10 +177,10 @@ def _resampled(
     """Colour planes at the output size, one at a time, so that only one extra plane is alive."""
     for plane in planes:
         if alpha is None or new_alpha is None:
-            yield bicubic(plane, size)
+            yield bicubic_resize(plane, size)
             continue
-        if tuple(plane.shape) != size:
-            plane = bicubic_premultiplied(plane, alpha, new_alpha)
+        if tuple(plane.shape[-2:]) != size:
+            plane = resize_premultiplied(plane, alpha, new_alpha)
         if background is not None:
             plane = torch.lerp(torch.full_like(plane, background), plane, new_alpha)
         yield plane

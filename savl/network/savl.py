@@ -6,9 +6,9 @@ from itertools import accumulate
 from typing import Any, Literal, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from savl.bicubic import bicubic_upscale
 from savl.network.config import SAVLConfig
 from savl.network.dsca import Guidance
 from savl.network.estimator import AmortizedEstimator
@@ -162,16 +162,6 @@ class SAVL(nn.Module):
             raise ValueError(
                 f"field.severity must have shape {(batch, height, width)} to fit lr, got {tuple(field.severity.shape)}"
             )
-
-
-def bicubic_upscale(image: Tensor, scale: int) -> Tensor:
-    """Interpolate ``(B, C, h, w)`` to ``(B, C, scale·h, scale·w)`` with the cubic of MATLAB and PIL (a = −0.5).
-
-    ``antialias=True`` selects that cubic; upscaling itself needs no antialiasing. Computed in float32 at least.
-    """
-    wide = image if image.dtype == torch.float64 else image.float()
-    size = (scale * image.shape[-2], scale * image.shape[-1])
-    return F.interpolate(wide, size=size, mode="bicubic", antialias=True, align_corners=False).to(image.dtype)
 
 
 def check_image(name: str, image: object) -> None:

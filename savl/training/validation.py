@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from savl.bicubic import bicubic_upscale
 from savl.degradation import Degradation
 from savl.evaluation import Fidelity, fidelity, match_pairs
 from savl.evaluation.fidelity import smallest_side
 from savl.evaluation.pairs import read_pair
 from savl.images.folder import find_images, read_rgb
 from savl.network import SAVL
-from savl.network.savl import bicubic_upscale
 from savl.training.config import ValidationConfig
 
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from savl import ops
+from savl.bicubic import bicubic_upscale
 from savl.network import CONFIGS, HAB, SAVL, DegradationField, SAVLConfig
 from savl.network import reflect_pad_to_multiple as pad
-from savl.network.savl import bicubic_upscale
 
 Small = Callable[..., SAVLConfig]
 Awaken = Callable[[Any], Any]

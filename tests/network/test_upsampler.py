@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from savl.bicubic import bicubic_upscale
 from savl.network import CONFIGS, SAVL, DegradationField, SAVLConfig
-from savl.network.savl import bicubic_upscale
 
 Small = Callable[..., SAVLConfig]
 Awaken = Callable[[Any], Any]
@@ -93,17 +93,6 @@ def test_a_fresh_network_with_image_residual_is_bicubic_interpolation() -> None:
         picture = Image.fromarray(lr[0, channel].numpy())
         expected = np.asarray(picture.resize((24, 36), Image.Resampling.BICUBIC))
         torch.testing.assert_close(sr[0, channel].detach(), torch.from_numpy(expected.copy()), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("scale", [2, 3, 4, 8])
-def test_bicubic_upscaling_leaves_a_uniform_image_uniform(scale: int) -> None:
-    white = torch.ones(1, 3, 5, 1)
-    torch.testing.assert_close(bicubic_upscale(white, scale), torch.ones(1, 3, 5 * scale, scale), rtol=0, atol=1e-6)
-
-
-def test_bicubic_upscaling_of_bfloat16_is_computed_in_float32() -> None:
-    lr = torch.rand(1, 3, 4, 4).bfloat16()
-    assert torch.equal(bicubic_upscale(lr, 4), bicubic_upscale(lr.float(), 4).bfloat16())
 
 
 def test_the_image_residual_is_added_to_what_the_network_learns(small_config: Small, awaken: Awaken) -> None:
