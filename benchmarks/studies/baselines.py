@@ -5,7 +5,7 @@
 
 Trains every configuration (``configs/baselines/*.toml`` if none is named), each in a folder of its own below
 ``runs/``. A run that was cut off goes on from its checkpoint, and one that is done is not repeated. Then all of them
-are analysed together (`savl.evaluation.analysis`) on photographs none has seen, and upscale the pairs.
+are analysed together (`savl.analysis`) on photographs none has seen, and upscale the pairs.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import savl
+from savl.analysis.report_json import plain
+from savl.analysis.whole import AnalysisConfig, ModelEvidence, analyze
 from savl.evaluation import evaluate_pair, match_pairs
-from savl.evaluation.analysis.report_json import plain
-from savl.evaluation.analysis.whole import AnalysisConfig, ModelEvidence, analyze
 from savl.images.folder import find_images
 from savl.network import SAVL
 from savl.training import Trainer, load_config

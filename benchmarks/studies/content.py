@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import savl
-from savl.evaluation.analysis.collect import FactorialFeatures, collect_factorial
-from savl.evaluation.analysis.evidence import known_of_content, known_of_noise, variation_evidence
-from savl.evaluation.analysis.factorial import NOISE
-from savl.evaluation.analysis.names import distinct_names
-from savl.evaluation.analysis.report_json import plain
-from savl.evaluation.analysis.whole import AnalysisConfig
+from savl.analysis.collect import FactorialFeatures, collect_factorial
+from savl.analysis.evidence import known_of_content, known_of_noise, variation_evidence
+from savl.analysis.factorial import NOISE
+from savl.analysis.names import distinct_names
+from savl.analysis.report_json import plain
+from savl.analysis.whole import AnalysisConfig
 from savl.images.folder import find_images
 
 

@@ -139,13 +139,13 @@ def analyze(
         bar.update(tasks[what], completed=done)
 
     try:
+        from savl.analysis.factors import read_tables
+        from savl.analysis.page import page_template, render_page
+        from savl.analysis.report_json import report_json
+        from savl.analysis.sample_photographs import sample_photographs
+        from savl.analysis.whole import AnalysisConfig
+        from savl.analysis.whole import analyze as run
         from savl.atomic_write import write_whole
-        from savl.evaluation.analysis.factors import read_tables
-        from savl.evaluation.analysis.page import page_template, render_page
-        from savl.evaluation.analysis.report_json import report_json
-        from savl.evaluation.analysis.sample_photographs import sample_photographs
-        from savl.evaluation.analysis.whole import AnalysisConfig
-        from savl.evaluation.analysis.whole import analyze as run
         from savl.images.folder import find_images
 
         if only and not table:
@@ -187,8 +187,8 @@ def _load(names: list[str], device: str) -> dict[str, SAVL]:
         OSError: A file cannot be read.
     """
     import savl
-    from savl.evaluation.analysis.features import check_has_field
-    from savl.evaluation.analysis.names import distinct_names
+    from savl.analysis.features import check_has_field
+    from savl.analysis.names import distinct_names
     from savl.inference.device import checked_device
     from savl.weights import shipped
 
@@ -216,8 +216,8 @@ def _report_files(folder: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         ValueError: The folder cannot be made, or holds files of these names that savl did not write.
         OSError: It cannot be written.
     """
+    from savl.analysis.page import GENERATOR
     from savl.atomic_write import atomic_write
-    from savl.evaluation.analysis.page import GENERATOR
 
     for name, sign in ((PAGE, f'content="{GENERATOR}"'), (NUMBERS, '"savl"')):
         if (folder / name).is_file() and sign.encode() not in (folder / name).read_bytes()[:LONGEST_HEAD]:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from savl.evaluation.analysis.collect import TableFeatures
-from savl.evaluation.analysis.factor_evidence import FactorEvidence, factor_evidence, table_evidence
-from savl.evaluation.analysis.factors import FactorTable
-from savl.evaluation.analysis.features import Features
+from savl.analysis.collect import TableFeatures
+from savl.analysis.factor_evidence import FactorEvidence, factor_evidence, table_evidence
+from savl.analysis.factors import FactorTable
+from savl.analysis.features import Features
 
 N = 60
 RANDOM = np.random.default_rng(0)

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from savl.evaluation.analysis import evidence
-from savl.evaluation.analysis.factors import FactorTable
-from savl.evaluation.analysis.page import render_page
-from savl.evaluation.analysis.report_json import plain, report_json
-from savl.evaluation.analysis.whole import Analysis, AnalysisConfig, analyze
+from savl.analysis import evidence
+from savl.analysis.factors import FactorTable
+from savl.analysis.page import render_page
+from savl.analysis.report_json import plain, report_json
+from savl.analysis.whole import Analysis, AnalysisConfig, analyze
 from savl.evaluation.unavailable import AnalysisUnavailable
 from savl.network import SAVL
 

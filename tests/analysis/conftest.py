@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from savl.evaluation.analysis import evidence
+from savl.analysis import evidence
 from savl.network import SAVL, SAVLConfig
 
 

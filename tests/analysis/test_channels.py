@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from savl.evaluation.analysis.channels import (
+from savl.analysis.channels import (
     SWEEP_LEVELS,
     ChannelResponse,
     channel_response,
@@ -17,8 +17,8 @@ from savl.evaluation.analysis.channels import (
     direction_cosine,
     regress,
 )
-from savl.evaluation.analysis.factorial import NOISE, vary
-from savl.evaluation.analysis.features import Features, measure_fields
+from savl.analysis.factorial import NOISE, vary
+from savl.analysis.features import Features, measure_fields
 from savl.network import SAVL
 
 

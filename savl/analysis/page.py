@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import savl
-from savl.evaluation.analysis import figures
-from savl.evaluation.analysis.channels import ChannelResponse, direction_cosine
-from savl.evaluation.analysis.collect import OnProgress, TableFeatures
-from savl.evaluation.analysis.factor_evidence import known_numbers
-from savl.evaluation.analysis.figures import Colouring
-from savl.evaluation.analysis.names import distinct_names
-from savl.evaluation.analysis.report_json import PUBLISHED
-from savl.evaluation.analysis.severity_pictures import LONGEST, SeverityPicture
-from savl.evaluation.analysis.whole import Analysis
+from savl.analysis import figures
+from savl.analysis.channels import ChannelResponse, direction_cosine
+from savl.analysis.collect import OnProgress, TableFeatures
+from savl.analysis.factor_evidence import known_numbers
+from savl.analysis.figures import Colouring
+from savl.analysis.names import distinct_names
+from savl.analysis.report_json import PUBLISHED
+from savl.analysis.severity_pictures import LONGEST, SeverityPicture
+from savl.analysis.whole import Analysis
 from savl.evaluation.unavailable import AnalysisUnavailable
 from savl.images.severity_map import draw_severity
 
@@ -98,7 +98,7 @@ def page_template() -> Template:
     except ImportError as error:
         raise AnalysisUnavailable("the page of an analysis", "jinja2", error) from error
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    return environment.from_string(files("savl.evaluation.analysis").joinpath("page.html.jinja").read_text("utf-8"))
+    return environment.from_string(files("savl.analysis").joinpath("page.html.jinja").read_text("utf-8"))
 
 
 def _draw(analysis: Analysis, on_progress: OnProgress) -> dict[str, Any]:

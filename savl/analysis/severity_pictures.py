@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from savl.analysis.features import measure_fields, severity_map
 from savl.degradation import Degradation, DegradationConfig
-from savl.evaluation.analysis.features import measure_fields, severity_map
 from savl.evaluation.severity import rank_correlation
 from savl.images.folder import read_rgb
 from savl.network import SAVL

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from savl.evaluation.analysis.channels import ChannelResponse
-from savl.evaluation.analysis.collect import VariedFeatures
-from savl.evaluation.analysis.correlation import Correlation
+from savl.analysis.channels import ChannelResponse
+from savl.analysis.collect import VariedFeatures
+from savl.analysis.correlation import Correlation
 from savl.evaluation.unavailable import AnalysisUnavailable
 
 if TYPE_CHECKING:

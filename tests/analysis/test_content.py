@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from savl.evaluation.analysis.content import describe, principal_content
+from savl.analysis.content import describe, principal_content
 
 
 def crops(count: int) -> Tensor:

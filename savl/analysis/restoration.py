@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from savl.analysis.severity_pictures import read_middle
 from savl.bicubic import bicubic_upscale
 from savl.degradation import Degradation, DegradationConfig
-from savl.evaluation.analysis.severity_pictures import read_middle
 from savl.evaluation.fidelity import Fidelity, fidelity
 from savl.inference.upscaler import Upscaler
 from savl.network import SAVL

@@ -8,15 +8,15 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
-from savl.evaluation.analysis.channels import ChannelResponse, channel_response, deviations
-from savl.evaluation.analysis.collect import (
+from savl.analysis.channels import ChannelResponse, channel_response, deviations
+from savl.analysis.collect import (
     FactorialFeatures,
     OnProgress,
     TableFeatures,
     collect_factorial,
     collect_table,
 )
-from savl.evaluation.analysis.evidence import (
+from savl.analysis.evidence import (
     Agreement,
     FactorialEvidence,
     known_of_content,
@@ -24,13 +24,13 @@ from savl.evaluation.analysis.evidence import (
     probe_kind,
     variation_evidence,
 )
-from savl.evaluation.analysis.factor_evidence import TableEvidence, table_evidence
-from savl.evaluation.analysis.factorial import spread
-from savl.evaluation.analysis.factors import FactorTable
-from savl.evaluation.analysis.features import check_has_field
-from savl.evaluation.analysis.names import distinct_names
-from savl.evaluation.analysis.restoration import Restoration, restore
-from savl.evaluation.analysis.severity_pictures import SeverityPicture, photograph_severity, uneven_severity
+from savl.analysis.factor_evidence import TableEvidence, table_evidence
+from savl.analysis.factorial import spread
+from savl.analysis.factors import FactorTable
+from savl.analysis.features import check_has_field
+from savl.analysis.names import distinct_names
+from savl.analysis.restoration import Restoration, restore
+from savl.analysis.severity_pictures import SeverityPicture, photograph_severity, uneven_severity
 from savl.evaluation.unavailable import AnalysisUnavailable
 from savl.network import SAVL
 from savl.settings import check_types

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from savl.evaluation.analysis.restoration import restore
+from savl.analysis.restoration import restore
 from savl.evaluation.fidelity import fidelity
 from savl.images.folder import read_rgb
 from savl.network import SAVL
@@ -56,7 +56,7 @@ def test_scores_are_against_the_photograph(network: Make, photographs: Write, mo
         seen.append((hr, crop))
         return fidelity(sr, hr, crop=crop)
 
-    monkeypatch.setattr("savl.evaluation.analysis.restoration.fidelity", spy)
+    monkeypatch.setattr("savl.analysis.restoration.fidelity", spy)
     restore([network()], [path], seed=0, on_image=lambda done: None)
     assert len(seen) == 2
     assert all(torch.equal(hr, read_rgb(path)) and crop == 4 for hr, crop in seen)

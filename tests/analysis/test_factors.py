@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from savl.evaluation.analysis.factors import FactorTableError, numbers, read_tables
+from savl.analysis.factors import FactorTableError, numbers, read_tables
 
 
 @pytest.fixture

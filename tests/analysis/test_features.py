@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from savl.evaluation.analysis.features import Features, measure_fields, severity_map
+from savl.analysis.features import Features, measure_fields, severity_map
 from savl.network import SAVL
 
 Make = Callable[..., SAVL]

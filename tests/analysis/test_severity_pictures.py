@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from savl.evaluation.analysis import severity_pictures
-from savl.evaluation.analysis.severity_pictures import photograph_severity, read_middle, uneven_severity
+from savl.analysis import severity_pictures
+from savl.analysis.severity_pictures import photograph_severity, read_middle, uneven_severity
 from savl.evaluation.severity import severity_agreement
 from savl.images.folder import read_rgb
 from savl.network import SAVL

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from savl.evaluation.analysis import figures
-from savl.evaluation.analysis.channels import ChannelResponse
-from savl.evaluation.analysis.figures import Colouring
+from savl.analysis import figures
+from savl.analysis.channels import ChannelResponse
+from savl.analysis.figures import Colouring
 
 RANDOM = np.random.default_rng(0)
 

@@ -11,18 +11,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from savl.evaluation.analysis import evidence
-from savl.evaluation.analysis.collect import FactorialFeatures, VariedFeatures
-from savl.evaluation.analysis.content import Content
-from savl.evaluation.analysis.evidence import (
+from savl.analysis import evidence
+from savl.analysis.collect import FactorialFeatures, VariedFeatures
+from savl.analysis.content import Content
+from savl.analysis.evidence import (
     held_out,
     known_of_content,
     known_of_noise,
     probe_kind,
     variation_evidence,
 )
-from savl.evaluation.analysis.factorial import VARIATIONS
-from savl.evaluation.analysis.features import Features
+from savl.analysis.factorial import VARIATIONS
+from savl.analysis.features import Features
 
 SCENES, CROPS, LEVELS = 12, 4, 5
 SCENE = np.repeat(np.arange(SCENES), CROPS * LEVELS)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from savl.evaluation.analysis.channels import ChannelResponse
-from savl.evaluation.analysis.collect import FactorialFeatures, VariedFeatures
-from savl.evaluation.analysis.correlation import Correlation, spearman
-from savl.evaluation.analysis.restoration import Restoration
+from savl.analysis.channels import ChannelResponse
+from savl.analysis.collect import FactorialFeatures, VariedFeatures
+from savl.analysis.correlation import Correlation, spearman
+from savl.analysis.restoration import Restoration
 from savl.evaluation.club import club
 from savl.evaluation.held_out import FEWEST_GROUPS
 from savl.evaluation.hsic import HSICResult, hsic

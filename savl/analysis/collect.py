@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from savl.evaluation.analysis.content import Content, describe, principal_content
-from savl.evaluation.analysis.factorial import VARIATIONS, Variation, read_scene, spread, vary
-from savl.evaluation.analysis.factors import FactorTable
-from savl.evaluation.analysis.features import Features, measure_fields
+from savl.analysis.content import Content, describe, principal_content
+from savl.analysis.factorial import VARIATIONS, Variation, read_scene, spread, vary
+from savl.analysis.factors import FactorTable
+from savl.analysis.features import Features, measure_fields
 from savl.images.folder import read_rgb
 from savl.images.read import read_size
 from savl.network import SAVL

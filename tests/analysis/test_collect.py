@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from savl.evaluation.analysis.collect import FactorialFeatures, collect_factorial, collect_table
-from savl.evaluation.analysis.factorial import VARIATIONS, read_scene, vary
-from savl.evaluation.analysis.factors import FactorTable
-from savl.evaluation.analysis.features import measure_fields
+from savl.analysis.collect import FactorialFeatures, collect_factorial, collect_table
+from savl.analysis.factorial import VARIATIONS, read_scene, vary
+from savl.analysis.factors import FactorTable
+from savl.analysis.features import measure_fields
 from savl.images.errors import ImageFileError
 from savl.images.folder import read_rgb
 from savl.network import SAVL

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from savl.evaluation.analysis.collect import TableFeatures
-from savl.evaluation.analysis.correlation import Correlation, spearman
-from savl.evaluation.analysis.factors import SCENE, numbers
-from savl.evaluation.analysis.features import Features
+from savl.analysis.collect import TableFeatures
+from savl.analysis.correlation import Correlation, spearman
+from savl.analysis.factors import SCENE, numbers
+from savl.analysis.features import Features
 from savl.evaluation.probe import ProbeResult, linear_probe
 
 FEWEST_OF_A_CLASS = 4

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from savl.evaluation.analysis.factorial import Variation, vary
-from savl.evaluation.analysis.features import Features, measure_fields
+from savl.analysis.factorial import Variation, vary
+from savl.analysis.features import Features, measure_fields
 from savl.network import SAVL
 
 SWEEP_LEVELS = 9

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from savl.evaluation.analysis.correlation import spearman
+from savl.analysis.correlation import spearman
 
 
 def test_the_coefficient_is_that_of_ranks_and_equal_values_share_theirs() -> None:

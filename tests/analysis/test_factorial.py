@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from savl.analysis.factorial import BLUR, JPEG, NOISE, VARIATIONS, Variation, read_scene, spread, vary
 from savl.degradation import Degradation
 from savl.degradation.recipe import Recipe
-from savl.evaluation.analysis.factorial import BLUR, JPEG, NOISE, VARIATIONS, Variation, read_scene, spread, vary
 
 
 def crops() -> Tensor:

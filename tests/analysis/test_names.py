@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from savl.evaluation.analysis.names import distinct_names
+from savl.analysis.names import distinct_names
 
 
 def test_names_are_as_long_as_it_takes_to_tell_files_apart() -> None:

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 import savl
-from savl.evaluation.analysis.factorial import VARIATIONS
-from savl.evaluation.analysis.names import distinct_names
-from savl.evaluation.analysis.whole import Analysis
+from savl.analysis.factorial import VARIATIONS
+from savl.analysis.names import distinct_names
+from savl.analysis.whole import Analysis
 
 VERSION = 2
 """Of the layout of the JSON; it grows when a name goes or changes its meaning."""

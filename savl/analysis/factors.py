@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from savl.evaluation.analysis.names import distinct_names
+from savl.analysis.names import distinct_names
 
 PATH = "path"
 METADATA = "metadata"
