@@ -32,7 +32,7 @@ from savl.training.data import Batch, PairPool, PatchSource
 from savl.training.objectives import Objective
 
 FIXED = ObjectiveConfig(alpha=1.0, beta=1e-3)
-LEARNED = ObjectiveConfig(alpha=0.01, beta=0.01, scale="learned")
+LEARNED = ObjectiveConfig(alpha=0.01, beta=0.01, likelihood_scale="learned")
 SCHEDULED = replace(FIXED, kl_start=200, kl_warmup=200)
 CHOSEN = replace(LEARNED, suppression=1.0, free_bits=1.0, calibration=0.3)
 VARIANTS: dict[str, tuple[ObjectiveConfig, bool]] = {

@@ -13,6 +13,8 @@ from savl.cli import ctrl_c, options
 from savl.printable import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from savl.training import Trainer
 
 EXAMPLES = "\n".join(
@@ -92,7 +94,8 @@ def train(
         disable=not first,
     )
     try:
-        settings = load_config(config, changes or ())
+        with _warnings_in_one_line(console if first else None):
+            settings = load_config(config, changes or ())
         run = settings.run
         run = replace(run, output=str(output or run.output), steps=steps or run.steps)
         data = replace(settings.data, hr=tuple(map(str, hr))) if hr else settings.data
@@ -123,6 +126,22 @@ def train(
         raise typer.Exit(130)
     if first:
         print(weights)
+
+
+@contextmanager
+def _warnings_in_one_line(console: Console | None) -> Iterator[None]:
+    """Print the warnings of the block to a console, each as one line; None discards them."""
+    import warnings
+
+    from rich.markup import escape
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    if console is not None:
+        for warning in caught:
+            text = escape(printable(str(warning.message)))
+            console.print(f"[yellow]warning:[/yellow] {text}", highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-AdversarialLoss = Literal["vanilla", "relativistic"]
-"""``vanilla``: real or fake, each image by itself (Goodfellow et al., 2014, with the non-saturating generator).
-``relativistic``: more real than the fakes are on average (Jolicoeur-Martineau, 2018; ESRGAN, Wang et al., 2018)."""
+from savl.training.config import AdversarialLoss
 
 
 class UNetDiscriminator(nn.Module):

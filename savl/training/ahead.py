@@ -60,7 +60,7 @@ class Ahead:
         if made is not None:
             here = torch.cuda.current_stream(self._device)
             here.wait_event(made)
-            for tensor in (batch.y, batch.x, batch.z, batch.severity):
+            for tensor in (batch.y, batch.x, batch.z, batch.degradation_mask):
                 if tensor is not None:
                     tensor.record_stream(here)  # its memory is of the other stream, which could use it again too early
         return batch

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from savl.atomic_write import write_atomically
-from savl.training.config import TrainingConfig
+from savl.training.config import FORMER_NAMES, TrainingConfig
 
 FORMAT = 1
 
@@ -67,6 +67,7 @@ def check_settings(path: Path, then: dict[str, Any], now: dict[str, Any]) -> Non
     Raises:
         ValueError: They differ; the message names those that do.
     """
+    then = {FORMER_NAMES.get(name, name): value for name, value in then.items()}
     then = {**settings_that_count(TrainingConfig(), 1), **then}
     changed = [name for name in now if now[name] != then.get(name)]
     if changed:

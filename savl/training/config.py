@@ -1,4 +1,4 @@
-"""Settings of a training run: one TOML file, one frozen dataclass a table."""
+"""Settings of a training run: one TOML file, one frozen dataclass per table."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from savl.degradation.config import DegradationConfig
 from savl.network import CONFIGS, SAVLConfig
-from savl.settings import check_types, checked_table, from_table
-from savl.training.adversarial import AdversarialLoss
+from savl.settings import check_types, checked_table, current_names, from_table, renamed
 
+AdversarialLoss = Literal["vanilla", "relativistic"]
+Device = Literal["auto", "cpu"]
+Fidelity = Literal["l1", "l2", "psnr"]
 Likelihood = Literal["laplacian", "gaussian"]
 LikelihoodScale = Literal["fixed", "learned"]
 Method = Literal["adam", "muon"]
-Fidelity = Literal["l1", "l2", "psnr"]
 Schedule = Literal["cosine", "multistep"]
-Place = Literal["auto", "cpu"]
 
 
 def _at_least(low: float, table: str, settings: object, *names: str) -> None:
@@ -35,214 +35,211 @@ def _positive(table: str, settings: object, *names: str) -> None:
             raise ValueError(f"{table}.{name} must be above 0 and finite, got {getattr(settings, name)!r}")
 
 
-def _one_of(table: str, settings: object, name: str, accepted: object) -> None:
-    if getattr(settings, name) not in get_args(accepted):
-        raise ValueError(f"{table}.{name} must be one of {get_args(accepted)}, got {getattr(settings, name)!r}")
-
-
+@renamed("data", alike="images_per_recipe")
 @dataclass(frozen=True)
 class DataConfig:
-    """What to learn from."""
+    """Images to learn from, and how training pairs are made of them."""
 
     hr: tuple[str, ...] = ()
     """Folders of high-resolution images, searched recursively."""
     cache: str = ""
-    """Folder that keeps these images decoded, 3 bytes a pixel, for all processes of a machine to share and for the next
-    run to begin at once. If left out, each process keeps a copy in its memory."""
+    """Folder for decoded images, 3 bytes per pixel. The processes of a machine share it, and later runs read it instead
+    of decoding again. If empty, each process keeps all images in memory."""
     patch: int = 32
-    """Side of the LR patches in pixels; HR patches are ``scale`` times that."""
+    """Side of the LR patches in pixels. The side of the HR patches is ``scale`` times as large."""
     batch: int = 16
     """Patches per step and process."""
     margin: int = 4
-    """LR pixels that are degraded around a patch and cut off again, at a place drawn anew for every patch: borders of
-    filters stay outside, and the grid of JPEG blocks starts anywhere."""
+    """LR pixels that are degraded around each patch and cropped off afterwards, at a position drawn for each recipe, so
+    that patches contain no filter borders and the grid of JPEG blocks starts anywhere."""
     pool: int = 180
-    """Degraded pairs kept to draw batches from. Images degraded together share their resizes; a pool mixes them."""
+    """Number of degraded pairs from which batches are drawn. Pairs that are degraded together share their resize
+    factors; the pool mixes them."""
     fresh: int = 4
-    """Pairs degraded for every step, which replace the oldest in the pool: with ``batch`` patches a step, each pair is
-    learned from about batch / fresh times, turned and mirrored differently."""
-    alike: int = 1
-    """So many images share one recipe and one mask, and come in a batch together: ``objective.content`` compares them.
-    ``batch`` and ``fresh`` are multiples of it."""
+    """Pairs that are degraded at each step and replace the oldest ones in the pool. Each pair is used about
+    batch / fresh times, each time rotated and mirrored at random."""
+    images_per_recipe: int = 1
+    """Number of images that are degraded by one recipe and through one mask. They are in one batch, where
+    ``objective.content`` compares them. Must divide ``batch`` and ``fresh``."""
     workers: int = 0
-    """Processes, of each process that trains, that degrade images ahead of time. 0: a thread of its own does. A small
-    network on a GPU learns faster than one thread can degrade. Needs ``cache``, whose images they share. They
-    import a script that trains anew, which must do so under ``if __name__ == "__main__":`` alone."""
-    degrade_on: Place = "auto"
-    """``auto``: where the network is trained; ``cpu``: beside it. The same recipes, but other noise on a GPU."""
+    """Processes that degrade images in advance, for each training process. 0 degrades in a thread of the training
+    process, which may be too slow for a small network on a GPU. Requires ``cache``. The workers import the main script
+    again, so a script must start training under ``if __name__ == "__main__":``."""
+    degrade_on: Device = "auto"
+    """Device that degrades images. ``auto`` is the device of the network. The recipes are the same on every device, but
+    the noise differs between CPU and GPU."""
 
     def __post_init__(self) -> None:
         check_types(self, "data.")
-        _at_least(1, "data", self, "patch", "batch", "fresh", "alike")
+        _at_least(1, "data", self, "patch", "batch", "fresh", "images_per_recipe")
         _at_least(0, "data", self, "margin", "workers")
-        _one_of("data", self, "degrade_on", Place)
         if self.workers and not self.cache:
-            raise ValueError("data.workers needs data.cache: without it each of them would decode all images")
+            raise ValueError("data.workers requires data.cache: without it every worker would decode all images")
         if self.pool < max(self.batch, self.fresh):
             raise ValueError(
                 f"data.pool must hold at least a batch of {self.batch} and the {self.fresh} fresh pairs of a step, "
                 f"got {self.pool!r}"
             )
-        if self.batch % self.alike or self.fresh % self.alike:
-            raise ValueError(f"data.alike must divide batch={self.batch} and fresh={self.fresh}, got {self.alike!r}")
+        if self.batch % self.images_per_recipe or self.fresh % self.images_per_recipe:
+            raise ValueError(
+                f"data.images_per_recipe must divide batch={self.batch} and fresh={self.fresh}, "
+                f"got {self.images_per_recipe!r}"
+            )
 
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """What the averaged weights are scored on while they are trained; nothing by default."""
+    """Validation of the averaged weights during training; off by default."""
 
     hr: str = ""
-    """Folder of high-resolution images; none for no validation."""
+    """Folder of high-resolution images. If empty, nothing is validated."""
     lr: str = ""
-    """Folder of their low-resolution counterparts, by name; if left out, they are made by the run's degradation."""
+    """Folder of their low-resolution counterparts, matched by name. If empty, the degradation of the run makes them."""
     every: int = 1000
     """Steps between validations."""
     images: int = 10
-    """At most so many images, the first by name."""
+    """Largest number of images; the first ones by name are used."""
     side: int = 512
-    """Larger images are cut to so many HR pixels around their centre."""
+    """Side in HR pixels to which larger images are cropped around their center."""
 
     def __post_init__(self) -> None:
         check_types(self, "validation.")
         _at_least(1, "validation", self, "every", "images")
         if self.lr and not self.hr:
-            raise ValueError("validation.lr needs validation.hr, the originals to compare with")
-        _at_least(32, "validation", self, "side")  # what SSIM needs at the largest scale
+            raise ValueError("validation.lr requires validation.hr, the originals to compare with")
+        _at_least(32, "validation", self, "side")  # SSIM at the largest scale requires it
 
 
+@renamed("objective", scale="likelihood_scale")
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """SR loss + alpha · L_rec + beta · (1 + suppression) · KL, and what else may be asked of the field."""
+    """Loss: fidelity + alpha · L_rec + beta · (1 + suppression) · KL + further terms that constrain the field."""
 
     fidelity: Fidelity = "l1"
-    """Distance of the SR image from its original. ``l1``: mean absolute error, which trains steadily and is the
-    paper's. ``l2``: mean squared error; of all images that an input may have come from it asks for the mean, where
-    ``l1`` asks for the median. ``psnr``: minus the PSNR of each image over 100 dB, mean over images: a tenth less error
-    counts alike in an easy image and in a hopeless one. Its gradient is as large as that of L1 where an image stands at
-    21 dB, and twice as large for every 6 dB more."""
+    """Distance between SR image and original. ``l1``: mean absolute error, as in the paper. ``l2``: mean squared error,
+    whose minimum is the mean of all images that the input may have come from, where that of ``l1`` is their median.
+    ``psnr``: minus the PSNR of each image divided by 100 dB, mean over images, so that a relative reduction of the
+    error counts the same in every image. Its gradient equals that of L1 for an image of 21 dB and doubles every
+    6 dB."""
     alpha: float = 1.0
-    """Weight of the reconstruction of y by the likelihood decoder (mean over pixels and channels). 0 trains neither
-    decoder nor field prior."""
+    """Weight of the reconstruction L_rec of y by the likelihood decoder. 0 trains neither decoder nor prior."""
     beta: float = 1e-3
-    """Weight of KL(q(r|y) ‖ p(r)), mean over pixels, in nats, that the conditional ELBO asks for."""
+    """Weight of KL(q(r|y) ‖ p(r)), nats per pixel, mean over pixels, in the conditional ELBO."""
     suppression: float = 0.0
-    """Lambda of SAVL-MIS: how much more of that divergence the bound on I(r; z) adds."""
+    """Lambda of SAVL-MIS: weight of the bound on I(r; z) relative to ``beta``."""
     likelihood: Likelihood = "laplacian"
-    """``laplacian`` makes L_rec an L1 norm, ``gaussian`` an L2 norm (squared)."""
-    scale: LikelihoodScale = "fixed"
-    """``fixed``: L_rec is the norm, mean over pixels and channels, its weight standing for the scale of the
-    likelihood. ``learned``: the decoder infers the scale of every pixel, and L_rec is the negative log-likelihood in
-    nats per pixel, to be weighed like the divergence: alpha = beta is the exact ELBO."""
+    """Likelihood of y: ``laplacian`` makes L_rec an L1 loss, ``gaussian`` a squared L2 loss."""
+    likelihood_scale: LikelihoodScale = "fixed"
+    """``fixed``: L_rec is the mean loss over pixels and channels, and its weight stands for the scale of the
+    likelihood. ``learned``: the decoder infers the scale at each pixel, and L_rec is the negative log-likelihood in
+    nats per pixel, so that alpha = beta is the exact ELBO."""
     kl_start: int = 0
-    """Steps at the beginning without the divergence. A prior that weighs in before the decoder has learned to read r
-    makes the field collapse to it."""
+    """First step with the KL term. If the prior acts before the decoder has learned to read r, the field collapses to
+    the prior."""
     kl_warmup: int = 0
-    """Steps over which beta then grows from 0."""
+    """Steps from ``kl_start`` over which the weight of the KL term grows linearly from 0."""
     free_bits: float = 0.0
-    """Nats per pixel that cost nothing: KL below it has no gradient (Kingma et al., 2016)."""
+    """KL in nats per pixel below which it has no gradient (Kingma et al., 2016)."""
     calibration: float = 0.0
-    """Weight of |v − (1 − 0.3 · m)|, mean over pixels, which ties the variance of the field to what is known of the
-    degradation that was applied: the prior's where there is none, 0.7 where there is most. m is the known severity
-    scaled by what came of it (`savl.training.objectives.visible_severity`). Not in the paper."""
+    """Weight of |v − (1 − 0.3 · m)|, mean over pixels, which ties the variance v of the field to the degradation: 1, as
+    the prior's, where there was none, and 0.7 where it was strongest. m is the degradation mask scaled by the visible
+    error (`savl.training.objectives.visible_degradation`). Not in the paper."""
     contrast: float = 0.0
-    """Weight of 1 + correlation of v with the known severity over the pixels of an image, mean over the images within
-    which that varies: every mask counts alike, however gentle the recipe it let through. Not in the paper."""
+    """Weight of 1 + correlation of v with the degradation mask within an image, mean over images whose mask varies. It
+    depends on the shape of a mask and not on the strength of its recipe. Not in the paper."""
     club: float = 0.0
-    """Weight of the CLUB upper bound on I(r; z), for the ablation 'deterministic code + CLUB'."""
+    """Weight of the CLUB upper bound on I(r; z), for the ablation of a deterministic code with CLUB."""
     content: float = 0.0
-    """Weight of the share of content: the variance of the images' mean mu among images of one recipe over that among
-    all, mean over channels (`savl.training.objectives.content_share`). What one recipe leaves in several photographs
-    should look alike in the field, and nothing in the ELBO says so. Needs ``data.alike`` of at least 2. Not in the
+    """Weight of the content share: the variance of the images' mean mu within recipes divided by that over all images,
+    mean over channels (`savl.training.objectives.content_share`). It makes the field of different photographs with one
+    degradation similar, which the ELBO does not. Requires ``data.images_per_recipe`` of at least 2. Not in the
     paper."""
     freeze_estimator: bool = False
-    """Stages 2 and 3: train the network on a field that stays as it is. Needs ``run.start``."""
+    """Train the network with a fixed estimator (stages 2 and 3). Requires ``run.initial_weights``."""
     freeze_network: bool = False
-    """Train the estimator alone, by all that is asked of the field; no SR image is made. Cheap, so that batches may be
-    large, and no SR loss asks the field for content. The network is then guided by another field than it has learned
-    from, so what a validation says of its images says little. Needs ``run.start``."""
+    """Train the estimator alone, with the terms above except fidelity. No SR image is computed, which is cheap and
+    allows large batches. The network was trained with another field, so scores of a validation mean little. Requires
+    ``run.initial_weights``."""
 
     def __post_init__(self) -> None:
         check_types(self, "objective.")
         _at_least(0, "objective", self, "alpha", "beta", "suppression", "calibration", "contrast", "club", "content")
         _at_least(0, "objective", self, "kl_start", "kl_warmup", "free_bits")
-        _one_of("objective", self, "fidelity", Fidelity)
-        _one_of("objective", self, "likelihood", Likelihood)
-        _one_of("objective", self, "scale", LikelihoodScale)
         if self.freeze_estimator:
-            if training := self.asked_of_field():
-                given = ", ".join(f"objective.{name} = {getattr(self, name)!r}" for name in training)
+            if weights := self.estimator_weights():
+                given = ", ".join(f"objective.{name} = {getattr(self, name)!r}" for name in weights)
                 raise ValueError(
-                    f"objective.freeze_estimator forbids what trains the estimator: set it to 0, got {given}"
+                    f"objective.freeze_estimator forbids losses that train the estimator: set them to 0, got {given}"
                 )
             if self.freeze_network:
                 raise ValueError("objective.freeze_estimator and freeze_network together leave nothing to train")
-        if self.freeze_network and not self.asked_of_field():
+        if self.freeze_network and not self.estimator_weights():
             raise ValueError(
-                "objective.freeze_network needs something that trains the estimator: alpha, club, calibration, "
-                "contrast and content are all 0"
+                "objective.freeze_network needs a loss that trains the estimator: alpha, club, calibration, contrast "
+                "and content are all 0"
             )
 
-    def asked_of_field(self) -> list[str]:
-        """Names of the weights above 0 by which something is asked of the field, so that the estimator is trained."""
+    def estimator_weights(self) -> list[str]:
+        """Return the names of the weights above 0 whose losses train the estimator beside the fidelity."""
         return [name for name in ("alpha", "club", "calibration", "contrast", "content") if getattr(self, name) > 0]
 
 
 @dataclass(frozen=True)
 class GanConfig:
-    """Stage 3: a discriminator and perceptual distance beside L1."""
+    """Stage 3: an adversarial and a perceptual loss beside the fidelity."""
 
     weight: float = 0.0
     """Weight of the adversarial loss; 0 trains without a discriminator."""
     loss: AdversarialLoss = "vanilla"
-    """``vanilla``, or ``relativistic`` average."""
+    """``vanilla``: each image is judged by itself (Goodfellow et al., 2014, with the non-saturating generator).
+    ``relativistic``: real images are compared with the mean of fake ones and vice versa (Jolicoeur-Martineau, 2018;
+    ESRGAN, Wang et al., 2018)."""
     features: int = 64
-    """Channels of the U-Net discriminator's first layer."""
+    """Channels of the first layer of the U-Net discriminator."""
     learning_rate: float = 1e-4
-    """Of the discriminator."""
+    """Peak learning rate of the discriminator."""
     perceptual: float = 0.0
-    """Weight of the L1 distance of VGG-19 features; needs torchvision and its weights."""
+    """Weight of the L1 distance between VGG-19 features; above 0 it requires torchvision and its weights."""
 
     def __post_init__(self) -> None:
         check_types(self, "gan.")
         _at_least(0, "gan", self, "weight", "perceptual")
         _at_least(1, "gan", self, "features")
-        _one_of("gan", self, "loss", AdversarialLoss)
         _positive("gan", self, "learning_rate")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam or Muon under a warm-up, then half a cosine or steps."""
+    """Optimizer, learning rate schedule and weight averaging."""
 
     method: Method = "adam"
-    """``adam``, the paper's; ``muon``: the matrices inside the network move along orthogonalised momentum, all other
-    weights as with Adam (`savl.training.muon`)."""
+    """``adam``, as in the paper. ``muon``: Muon for the weight matrices inside the network and Adam for all other
+    weights (`savl.training.optimizer`)."""
     learning_rate: float = 1e-3
-    """Peak learning rate. Muon's updates are as large as Adam's, so that one rate does for both."""
+    """Peak learning rate. Updates of Muon have the root mean square of Adam's, so both use the same rate."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Adam's moment decays."""
+    """Decay rates of Adam's first and second moments."""
     momentum: float = 0.95
-    """Share of its momentum that Muon keeps at a step."""
+    """Momentum of Muon."""
     warmup: int = 200
-    """Steps of linear warm-up."""
+    """Steps over which the learning rate grows linearly to its peak."""
     schedule: Schedule = "cosine"
-    """``cosine`` falls to ``final_fraction`` at the last step, ``multistep`` by ``gamma`` at each milestone."""
+    """``cosine``: the learning rate falls to ``final_fraction`` of its peak at the last step. ``multistep``: it is
+    multiplied by ``gamma`` at each milestone."""
     final_fraction: float = 0.01
     """Learning rate of the last step as a fraction of the peak, for ``cosine``."""
     milestones: tuple[int, ...] = (5_000, 7_500, 9_000)
-    """Steps, for ``multistep``."""
+    """Steps at which the learning rate falls, for ``multistep``."""
     gamma: float = 0.5
-    """Factor at each milestone."""
+    """Factor at each milestone, for ``multistep``."""
     clip: float = 1.0
-    """Largest gradient norm."""
+    """Largest norm of the gradient; larger gradients are scaled down to it."""
     ema: float = 0.999
-    """Decay of the averaged weights, which are the ones exported."""
+    """Decay of the exponential moving average of the weights, which is what a run exports."""
 
     def __post_init__(self) -> None:
         check_types(self, "optimizer.")
         _at_least(0, "optimizer", self, "warmup", "final_fraction")
-        _one_of("optimizer", self, "method", Method)
-        _one_of("optimizer", self, "schedule", Schedule)
         _positive("optimizer", self, "learning_rate", "clip", "gamma")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer.betas must be two numbers in [0, 1), got {self.betas!r}")
@@ -254,47 +251,48 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.milestones must be steps of at least 1, got {self.milestones!r}")
 
 
+@renamed("run", start="initial_weights", fresh="reinitialize")
 @dataclass(frozen=True)
 class RunConfig:
-    """How long, from where, and where to."""
+    """Length, initial weights, output and execution of a run."""
 
     steps: int = 10_000
     """Optimizer steps."""
     minutes: float = 0.0
-    """0: ``steps`` alone say when the run ends. Above 0 it ends after so many minutes of training or after ``steps``,
-    whichever comes first, and the cosine of the learning rate ends then: where in it a step is follows from the time
-    passed and the time that steps have taken; the warm-up is counted in steps all the same. Validation, checkpoints and
-    records are part of the time, as are the minutes before a run was resumed; decoding, compiling and filling the pool
-    are not, nor is what is written once the time is over. Such a run does not repeat itself bit for bit."""
+    """Time limit: above 0 the run ends after this many minutes of training or after ``steps``, whichever comes first.
+    The learning rate then follows the expected length of the run, estimated from the time per step so far; the warm-up
+    is still counted in steps. Validation, checkpoints, logs and the time before a resumption count; decoding,
+    compilation, filling the pool and the final export do not. Such a run is not reproducible bit for bit."""
     seed: int = 0
-    """Everything random in a run follows from it, the step number and the rank of the process."""
-    start: str = ""
-    """Weights to begin from, shipped ones or a file, of the network in ``[model]``. Settings that no weight depends on
-    may differ (``cab_neighbourhood``, ``drop_path``, ``spatial_modulation``, the decoder's), and those of parts that
-    are ``fresh``. Random weights if left out."""
-    fresh: tuple[str, ...] = ()
-    """Parts that begin anew all the same, each the name of a module or the beginning of one: ``["estimator."]``, or
-    ``["guidance."]`` for what every DSCA reads from the field."""
+    """Seed of all random numbers, together with the step and the rank of the process."""
+    initial_weights: str = ""
+    """Weights to begin with: a shipped name or a file, of the network in ``[model]``; random weights if empty. Settings
+    may differ that no weight depends on (``cab_neighbourhood``, ``drop_path``, ``spatial_modulation``, those of the
+    decoder), and settings of parts in ``reinitialize``."""
+    reinitialize: tuple[str, ...] = ()
+    """Parts of the network that begin with random weights although there are ``initial_weights``. Each is the name of a
+    module or the beginning of one: ``["estimator."]``, or ``["guidance."]`` for the projections by which every DSCA
+    reads the field."""
     checkpoint_every: int = 250
-    """Steps between checkpoints: what a kill can cost at most."""
+    """Steps between checkpoints, and so the number of steps that a killed run can lose."""
     log_every: int = 25
     """Steps between lines of the log."""
     images_every: int = 500
-    """Steps between pictures in TensorBoard."""
+    """Steps between images in TensorBoard."""
     output: str = "runs/savl"
     """Folder for checkpoint, logs and exported weights."""
-    device: Place = "auto"
-    """``auto``: a GPU where there is one; ``cpu``."""
+    device: Device = "auto"
+    """``auto``: a GPU if there is one, otherwise the CPU."""
     bfloat16: bool = False
-    """Compute in bfloat16 under autocast (weights stay float32)."""
+    """Compute in bfloat16 under autocast; weights stay float32."""
     fused: bool = False
-    """Compute with fused kernels where they serve."""
+    """Use the fused kernels where they can serve."""
     compile: bool = False
     """Compile the network with torch.compile."""
     graph: bool = False
-    """On a GPU, record the network's passes forward and backward once and replay them as CUDA graphs: the CPU cannot
-    launch the many small kernels of a small network as fast as they run. One process alone; with ``compile``, the
-    compiled passes are recorded."""
+    """On a GPU, record the forward and backward passes of the network once and replay them as CUDA graphs, because the
+    CPU launches the many small kernels of a small network more slowly than the GPU runs them. Single process only.
+    Can be combined with ``compile``."""
 
     def __post_init__(self) -> None:
         check_types(self, "run.")
@@ -303,12 +301,11 @@ class RunConfig:
             raise ValueError(f"run.minutes must be at least 0 and finite, got {self.minutes!r}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"run.seed must satisfy 0 <= seed < 2**31, got {self.seed!r}")
-        _one_of("run", self, "device", Place)
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A whole run."""
+    """All settings of a run."""
 
     model: SAVLConfig = CONFIGS["savl-tiny"]
     data: DataConfig = field(default_factory=DataConfig)
@@ -320,55 +317,64 @@ class TrainingConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        code = self.model.degradation_code
-        if self.objective.club > 0 and code != "deterministic":
-            raise ValueError(f"objective.club regularises a deterministic code; model.degradation_code is {code!r}")
-        for name in ("freeze_estimator", "freeze_network", "content"):
-            if getattr(self.objective, name) and code == "none":
-                raise ValueError(f"objective.{name}: the model has no estimator (degradation_code is 'none')")
-        asked = set(self.objective.asked_of_field())
-        if self.objective.freeze_network and code == "deterministic" and asked <= {"calibration", "contrast"}:
+        self._check_degradation_code()
+        self._check_freezing()
+        if self.objective.content > 0 and not 2 <= self.data.images_per_recipe < self.data.batch:
             raise ValueError(
-                "objective.freeze_network: a deterministic code has no variance that calibration or contrast could "
-                "train; set objective.alpha, club or content"
+                f"objective.content compares images of different recipes: data.images_per_recipe must be at least 2 "
+                f"and below data.batch={self.data.batch}, got {self.data.images_per_recipe!r}"
             )
-        if self.objective.content > 0 and not 2 <= self.data.alike < self.data.batch:
-            raise ValueError(
-                f"objective.content compares images of one recipe with those of others: data.alike must be at least 2 "
-                f"and below data.batch={self.data.batch}, got {self.data.alike!r}"
-            )
-        if self.run.fresh and not self.run.start:
-            raise ValueError("run.fresh needs run.start: without weights to start from everything begins at random")
-        anew = any(part.startswith("estimator") or "estimator.".startswith(part) for part in self.run.fresh)
-        if self.objective.freeze_estimator and (not self.run.start or anew):
-            raise ValueError(
-                "objective.freeze_estimator needs run.start, and an estimator that is not in run.fresh: a random one "
-                "would stay random"
-            )
-        if self.objective.freeze_network and not self.run.start:
-            raise ValueError("objective.freeze_network needs run.start: a random network would stay random")
-        if self.objective.freeze_network and self.optimizer.method == "muon":
-            raise ValueError(
-                "objective.freeze_network keeps the matrices that optimizer.method = 'muon' is for: set it to 'adam'"
-            )
-        if self.objective.freeze_network and (self.gan.weight > 0 or self.gan.perceptual > 0):
-            raise ValueError("objective.freeze_network makes no SR image that gan.weight or gan.perceptual could judge")
+        if self.run.reinitialize and not self.run.initial_weights:
+            raise ValueError("run.reinitialize requires run.initial_weights: without them all parts begin at random")
         if self.run.minutes > 0 and self.optimizer.schedule != "cosine":
             raise ValueError(
-                f"run.minutes needs optimizer.schedule = 'cosine', got {self.optimizer.schedule!r}: milestones are "
-                f"steps, and how many there will be is not known"
+                f"run.minutes requires optimizer.schedule = 'cosine', got {self.optimizer.schedule!r}: milestones are "
+                f"steps, and the number of steps is not known"
             )
         side = self.data.patch * self.model.scale
         if self.gan.perceptual > 0 and side < 16:
             raise ValueError(f"gan.perceptual needs HR patches of at least 16 pixels, got {side}")
-        if self.gan.weight > 0 and self.data.patch * self.model.scale % 8:
+        if self.gan.weight > 0 and side % 8:
             raise ValueError(
                 f"gan: the discriminator needs HR patches with sides that are multiples of 8 pixels, got "
                 f"data.patch={self.data.patch} at scale {self.model.scale}"
             )
 
+    def _check_degradation_code(self) -> None:
+        objective, code = self.objective, self.model.degradation_code
+        if objective.club > 0 and code != "deterministic":
+            raise ValueError(f"objective.club regularises a deterministic code; model.degradation_code is {code!r}")
+        for name in ("freeze_estimator", "freeze_network", "content"):
+            if getattr(objective, name) and code == "none":
+                raise ValueError(f"objective.{name}: the model has no estimator (degradation_code is 'none')")
+        weights = set(objective.estimator_weights())
+        if objective.freeze_network and code == "deterministic" and weights <= {"calibration", "contrast"}:
+            raise ValueError(
+                "objective.freeze_network: a deterministic code has no variance that calibration or contrast could "
+                "train; set objective.alpha, club or content"
+            )
+
+    def _check_freezing(self) -> None:
+        objective, run = self.objective, self.run
+        random = any(part.startswith("estimator") or "estimator.".startswith(part) for part in run.reinitialize)
+        if objective.freeze_estimator and (not run.initial_weights or random):
+            raise ValueError(
+                "objective.freeze_estimator requires run.initial_weights, and an estimator that is not in "
+                "run.reinitialize: a random estimator would stay random"
+            )
+        if objective.freeze_network and not run.initial_weights:
+            raise ValueError(
+                "objective.freeze_network requires run.initial_weights: a random network would stay random"
+            )
+        if objective.freeze_network and self.optimizer.method == "muon":
+            raise ValueError(
+                "objective.freeze_network freezes the matrices that optimizer.method = 'muon' is for: set it to 'adam'"
+            )
+        if objective.freeze_network and (self.gan.weight > 0 or self.gan.perceptual > 0):
+            raise ValueError("objective.freeze_network computes no SR image, which gan.weight and gan.perceptual need")
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only."""
+        """Return nested tables of plain types."""
         return asdict(self)
 
 
@@ -381,10 +387,16 @@ TABLES: dict[str, type[Any]] = {
     "validation": ValidationConfig,
     "run": RunConfig,
 }
+FORMER_NAMES = {
+    f"{table}.{old}": f"{table}.{new}"
+    for table, settings in TABLES.items()
+    for old, new in getattr(settings, "FORMER_NAMES", {}).items()
+}
+"""Current names of renamed settings by their former ones, such as ``"data.alike"``."""
 
 
 def parse_config(tables: dict[str, Any]) -> TrainingConfig:
-    """Build a `TrainingConfig` from nested tables as TOML gives them.
+    """Build a `TrainingConfig` from nested tables, as TOML gives them.
 
     ``[model]`` may name a configuration (``name = "savl-tiny"``) and override settings of it.
 
@@ -408,46 +420,55 @@ def parse_config(tables: dict[str, Any]) -> TrainingConfig:
 def load_config(path: str | Path, changes: Sequence[str] = ()) -> TrainingConfig:
     """Read a TOML file.
 
-    A file may begin with ``base = "OTHER.toml"``, a path from where it lies: it then holds what differs from that one.
+    A file may begin with ``base = "OTHER.toml"``, a path relative to its own folder. It then holds the settings that
+    differ from those of that file. Former names of settings are accepted, each with a FutureWarning.
 
     Args:
         path: The file.
-        changes: Settings that take the place of its own, each as ``"table.name=value"`` with the value as in TOML.
+        changes: Settings that replace those of the file, each as ``"table.name=value"`` with the value as in TOML.
 
     Raises:
-        FileNotFoundError: There is no such file, or none that it is based on.
-        ValueError: It is not TOML, is based on itself, or `parse_config` refuses it; the message begins with the path.
-            Or a change cannot be read.
+        FileNotFoundError: The file or its base does not exist.
+        ValueError: The file is not TOML, is based on itself, or `parse_config` refuses it; the message begins with the
+            path. Or a change cannot be parsed.
     """
     parsed = [_parse_change(change) for change in changes]
     try:
         tables = _read(Path(path))
         for change in parsed:
-            _merge(tables, change)
+            _merge(tables, _with_current_names(change))
         return parse_config(tables)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: {_missing(Path(path), error)}") from error
+        raise FileNotFoundError(f"{path}: {_missing_file(Path(path), error)}") from error
     except (ValueError, TypeError) as error:  # TOMLDecodeError is a ValueError
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The tables of a file, over those of the file that its ``base`` names."""
-    if path.resolve() in above:
+def _read(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the tables of a file merged into those of its base; ``derived`` are the files that are based on it."""
+    if path.resolve() in derived:
         raise ValueError(f"base: {path} is based on itself")
     with open(path, "rb") as file:
-        tables = tomllib.load(file)
+        tables = _with_current_names(tomllib.load(file))
     if "base" not in tables:
         return tables
     base = tables.pop("base")
     if not isinstance(base, str):
         raise TypeError(f"base must be the name of a file, got {base!r}")
-    whole = _read(path.parent / base, (*above, path.resolve()))
-    _merge(whole, tables)
-    return whole
+    merged = _read(path.parent / base, (*derived, path.resolve()))
+    _merge(merged, tables)
+    return merged
 
 
-def _missing(path: Path, error: FileNotFoundError) -> str:
+def _with_current_names(tables: dict[str, Any]) -> dict[str, Any]:
+    """Convert the tables of one file before they are merged with those of another, which may use other names."""
+    return {
+        table: current_names(TABLES[table], table, values) if table in TABLES and isinstance(values, dict) else values
+        for table, values in tables.items()
+    }
+
+
+def _missing_file(path: Path, error: FileNotFoundError) -> str:
     named = Path(str(error.filename))
     return "no such file" if named == path else f"base: {named}: no such file"
 
@@ -458,7 +479,7 @@ def _parse_change(text: str) -> dict[str, Any]:
         change = tomllib.loads(f"{name} = {value}")
     except ValueError:
         try:
-            change = tomllib.loads(f"{name} = {json.dumps(value, ensure_ascii=False)}")  # what a shell leaves of "text"
+            change = tomllib.loads(f"{name} = {json.dumps(value, ensure_ascii=False)}")  # a shell removes quotes
         except ValueError:
             change = {}
     if not change or not all(isinstance(table, dict) for table in change.values()):

@@ -33,15 +33,15 @@ class Batch:
     """``(B, 3, scale·h, scale·w)`` high-resolution images."""
     z: Tensor
     """``(B, 3, h, w)`` content code: the clean downsample of x."""
-    severity: Tensor | None = None
-    """``(B, h, w)`` in [0, 1]: how strongly each pixel of y was degraded, where that is known."""
-    alike: int = 1
-    """So many images, one after the other, were degraded by one recipe through one mask."""
+    degradation_mask: Tensor | None = None
+    """``(B, h, w)`` in [0, 1]: how strongly each pixel of y was degraded; None where that is not known."""
+    images_per_recipe: int = 1
+    """Number of consecutive images that were degraded by one recipe through one mask."""
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        severity = None if self.severity is None else self.severity.to(device)
-        return Batch(self.y.to(device), self.x.to(device), self.z.to(device), severity, self.alike)
+        mask = None if self.degradation_mask is None else self.degradation_mask.to(device)
+        return Batch(self.y.to(device), self.x.to(device), self.z.to(device), mask, self.images_per_recipe)
 
 
 class PatchSource:
@@ -113,7 +113,7 @@ class PatchSource:
 
 
 Group = tuple[Tensor, Tensor, Tensor]
-"""LR images, HR images and severity, ``(fresh, channels, …)`` uint8, degraded together."""
+"""LR images, HR images and degradation masks, ``(fresh, channels, …)`` uint8, degraded together."""
 Sent = tuple[NDArray[np.uint8], ...]
 """The same on its way from another process."""
 
@@ -162,15 +162,15 @@ class PairPool:
         """The batch of one step."""
         pool = self._filled(step)
         random = np.random.default_rng((*self._base, 1, step))
-        alike, places = self.settings.alike, len(self._numbers)
+        alike, places = self.settings.images_per_recipe, len(self._numbers)
         recipes = self.settings.fresh // alike  # of a group
         chosen = random.choice(places * recipes, self.settings.batch // alike, replace=False)
         turns = [(int(random.integers(4)), bool(random.random() < 0.5)) for _ in chosen]
         group, within = np.divmod(chosen, recipes)
         first = (step + group) % places * self.settings.fresh + within * alike
         rows = torch.from_numpy((first[:, None] + np.arange(alike)).reshape(-1)).to(self.device)
-        y, x, severity = (_turned(part[rows], turns, alike).float() / 255.0 for part in pool)
-        return Batch(y, x, bicubic_downsample(x, self.scale), severity[:, 0], alike)
+        y, x, mask = (_turned(part[rows], turns, alike).float() / 255.0 for part in pool)
+        return Batch(y, x, bicubic_downsample(x, self.scale), mask[:, 0], alike)
 
     def close(self) -> None:
         """End the processes that degrade; the next call starts others."""
@@ -186,14 +186,14 @@ class PairPool:
                 continue
             group = self._groups(number)
             if self._pool is None:
-                y, x, severity = (part.new_empty(places, *part.shape, device=self.device) for part in group)
-                self._pool = y, x, severity
+                y, x, mask = (part.new_empty(places, *part.shape, device=self.device) for part in group)
+                self._pool = y, x, mask
             for whole, part in zip(self._pool, group, strict=True):
                 whole[place] = part
             self._numbers[place] = number
         assert self._pool is not None
-        y, x, severity = (part.flatten(0, 1) for part in self._pool)
-        return y, x, severity
+        y, x, mask = (part.flatten(0, 1) for part in self._pool)
+        return y, x, mask
 
 
 def _turned(images: Tensor, turns: list[tuple[int, bool]], alike: int) -> Tensor:
@@ -219,11 +219,11 @@ class _Groups(Dataset[Sent]):
         random = np.random.default_rng((*self.base, 0, number))
         whole = self.patches(self.settings.fresh, random).to(self.device)
         seed = int(random.integers(2**63))
-        degraded = self.degradation(whole.float() / 255.0, seed, alike=self.settings.alike)
+        degraded = self.degradation(whole.float() / 255.0, seed, alike=self.settings.images_per_recipe)
         y = torch.cat((degraded.y, degraded.severity[:, None]), dim=1).mul(255.0).round().byte()
         patch, scale = self.settings.patch, self.degradation.scale
         # Images of one recipe are cut at one place: through one mask, and with one grid of JPEG.
-        alike = self.settings.alike
+        alike = self.settings.images_per_recipe
         places = random.integers(0, 2 * self.settings.margin + 1, (self.settings.fresh // alike, 2)).repeat(alike, 0)
         lr = torch.stack([_cut(image, place, patch) for image, place in zip(y, places, strict=True)])
         hr = [_cut(image, scale * place, scale * patch) for image, place in zip(whole, places, strict=True)]
@@ -250,8 +250,8 @@ class _InOtherProcesses:
             self.close()
             self._loaded = self._started(number)
         self._next = number + 1
-        y, x, severity = (torch.from_numpy(part) for part in next(self._loaded))
-        return y, x, severity
+        y, x, mask = (torch.from_numpy(part) for part in next(self._loaded))
+        return y, x, mask
 
     def _started(self, number: int) -> Iterator[Sent]:
         # Not a draw from torch's own generator: a step may be drawing from it.

@@ -36,7 +36,7 @@ class Losses:
     kl: Tensor | None = None
     """KL(q(r|y) ‖ p(r)), nats per pixel."""
     calibration: Tensor | None = None
-    """Mean over pixels of |v − (1 − 0.3 · m)|, m as `visible_severity` has it."""
+    """Mean over pixels of |v − (1 − 0.3 · m)|, m as `visible_degradation` has it."""
     contrast: Tensor | None = None
     """1 + correlation of v with the known severity, mean over the images within which that varies."""
     content: Tensor | None = None
@@ -77,7 +77,7 @@ class Objective(nn.Module):
         self.config = config
         self.model = model
         code = model.config.degradation_code
-        learned = config.scale == "learned"
+        learned = config.likelihood_scale == "learned"
         self.decoder = LikelihoodDecoder(model.config, learned) if code != "none" and config.alpha > 0 else None
         self.critic = ContentCritic(model.config.latent) if config.club > 0 else None
         if config.freeze_network:
@@ -142,14 +142,14 @@ class Objective(nn.Module):
                 terms["kl"] = field.kl.float().mean()
                 total = total + prior_weight(config, step) * terms["kl"].clamp(min=config.free_bits)
         if field.variance is not None and (config.calibration > 0 or config.contrast > 0):
-            if batch.severity is None:
-                raise ValueError("objective.calibration and contrast need batches whose severity is known")
-            wanted = 1.0 - CALIBRATED_RANGE * visible_severity(batch.y, batch.z, batch.severity)
+            if batch.degradation_mask is None:
+                raise ValueError("objective.calibration and contrast need batches with a degradation_mask, got None")
+            wanted = 1.0 - CALIBRATED_RANGE * visible_degradation(batch.y, batch.z, batch.degradation_mask)
             terms["calibration"] = F.l1_loss(field.variance.float(), wanted)
-            terms["contrast"] = 1.0 + correlation_within(field.variance.float(), batch.severity)
+            terms["contrast"] = 1.0 + correlation_within(field.variance.float(), batch.degradation_mask)
             total = total + config.calibration * terms["calibration"] + config.contrast * terms["contrast"]
         if config.content > 0:
-            terms["content"] = content_share(field.mu, batch.alike)
+            terms["content"] = content_share(field.mu, batch.images_per_recipe)
             total = total + config.content * terms["content"]
         if self.critic is not None:
             terms["club"] = self.critic.bound(field.mu, batch.z)
@@ -190,7 +190,7 @@ def fidelity_loss(sr: Tensor, x: Tensor, kind: Fidelity) -> Tensor:
     return error.mean() if kind == "l2" else 0.1 * (error + ROUNDING).log10().mean()
 
 
-def visible_severity(y: Tensor, z: Tensor, severity: Tensor) -> Tensor:
+def visible_degradation(y: Tensor, z: Tensor, degradation_mask: Tensor) -> Tensor:
     """How badly each pixel was degraded, by what the degradation did and not by what it was meant to do.
 
     The severity that the pipeline knows is the share of an image's own recipe that reached a pixel. A gentle recipe at
@@ -201,18 +201,18 @@ def visible_severity(y: Tensor, z: Tensor, severity: Tensor) -> Tensor:
     Args:
         y: ``(B, 3, h, w)`` degraded.
         z: ``(B, 3, h, w)`` clean.
-        severity: ``(B, h, w)`` in [0, 1].
+        degradation_mask: ``(B, h, w)`` in [0, 1].
 
     Returns:
         ``(B, h, w)`` in [0, 1), in the order of the severity within every image.
     """
     error = (y - z).square().mean(dim=(1, 2, 3))
-    share = severity.square().mean(dim=(1, 2)).clamp(min=1e-3)
+    share = degradation_mask.square().mean(dim=(1, 2)).clamp(min=1e-3)
     distortion = (error / share).sqrt()[:, None, None]
-    return 1.0 - torch.exp(-distortion * severity / DISTORTION)
+    return 1.0 - torch.exp(-distortion * degradation_mask / DISTORTION)
 
 
-def content_share(mu: Tensor, alike: int) -> Tensor:
+def content_share(mu: Tensor, images_per_recipe: int) -> Tensor:
     """How much of what tells the images of a batch apart is not their recipe.
 
     The feature is the spatial mean of mu. Of each of its channels, the mean square within recipes over the variance of
@@ -222,39 +222,39 @@ def content_share(mu: Tensor, alike: int) -> Tensor:
 
     Args:
         mu: ``(B, R, h, w)``.
-        alike: So many images, one after the other, share a recipe; below B, which is a multiple of it.
+        images_per_recipe: So many images, one after the other, share a recipe; below B, which is a multiple of it.
 
     Returns:
-        A scalar, the mean over channels, at most (B − 1) / (B − B / alike). A channel that hardly varies at all
-        (standard deviation far below 0.001) counts as 0.
+        A scalar, the mean over channels, at most (B − 1) / (B − B / images_per_recipe). A channel that hardly varies
+        at all (standard deviation far below 0.001) counts as 0.
 
     Raises:
         ValueError: No two images share a recipe, or all do.
     """
-    if not 2 <= alike < mu.shape[0] or mu.shape[0] % alike:
+    if not 2 <= images_per_recipe < mu.shape[0] or mu.shape[0] % images_per_recipe:
         raise ValueError(
             f"objective.content needs batches in which several recipes have several images each, got {mu.shape[0]} "
-            f"images, alike={alike!r}"
+            f"images, images_per_recipe={images_per_recipe!r}"
         )
     feature = mu.float().mean(dim=(2, 3))
-    by_recipe = feature.unflatten(0, (-1, alike))
+    by_recipe = feature.unflatten(0, (-1, images_per_recipe))
     within = (by_recipe - by_recipe.mean(dim=1, keepdim=True)).square().sum(dim=(0, 1))
-    within = within / (by_recipe.shape[0] * (alike - 1))
+    within = within / (by_recipe.shape[0] * (images_per_recipe - 1))
     share: Tensor = within / (feature.var(dim=0) + 1e-6)
     return share.mean()
 
 
-def correlation_within(v: Tensor, severity: Tensor) -> Tensor:
+def correlation_within(v: Tensor, degradation_mask: Tensor) -> Tensor:
     """Pearson's correlation of two maps, mean over the images within which the second varies.
 
     Args:
         v: ``(B, h, w)`` floating.
-        severity: ``(B, h, w)`` in [0, 1]; it varies where its standard deviation is above 0.01.
+        degradation_mask: ``(B, h, w)`` in [0, 1]; it varies where its standard deviation is above 0.01.
 
     Returns:
-        A scalar in [-1, 1]; 0 where no severity varies.
+        A scalar in [-1, 1]; 0 where no mask varies.
     """
-    a, b = (each.flatten(1) - each.flatten(1).mean(dim=1, keepdim=True) for each in (v, severity))
+    a, b = (each.flatten(1) - each.flatten(1).mean(dim=1, keepdim=True) for each in (v, degradation_mask))
     varies = (b.square().mean(dim=1) > 1e-4).to(a.dtype)
     cosine = F.cosine_similarity(a, b, dim=1, eps=1e-6)
     return (cosine * varies).sum() / varies.sum().clamp(min=1.0)

@@ -10,35 +10,39 @@ from savl.weights import load
 
 
 def initial_network(config: TrainingConfig) -> SAVL:
-    """The network to begin with: random, or with the weights of ``run.start`` but for the parts in ``run.fresh``.
+    """Return the network that a run begins with.
+
+    It has random weights, or those of ``run.initial_weights`` except for the parts in ``run.reinitialize``.
 
     Raises:
         ValueError: The weights cannot be read or are of another network, or it has no part of such a name.
     """
-    if not config.run.start:
+    if not config.run.initial_weights:
         return SAVL(config.model)
     try:
-        start = load(config.run.start)
+        start = load(config.run.initial_weights)
     except (OSError, ValueError) as error:
-        raise ValueError(f"run.start: {error}") from error
+        raise ValueError(f"run.initial_weights: {error}") from error
     theirs, ours = start.config.to_dict(), config.model.to_dict()
-    free = _may_differ(config.run.fresh)
+    free = _may_differ(config.run.reinitialize)
     differing = [name for name in ours if theirs[name] != ours[name] and name not in free]
     if differing:
         what = ", ".join(f"{name} is {theirs[name]!r} there" for name in differing)
-        raise ValueError(f"run.start: {config.run.start} holds another network than [model] describes: {what}")
+        raise ValueError(
+            f"run.initial_weights: {config.run.initial_weights} holds another network than [model] describes: {what}"
+        )
     model = SAVL(config.model)
     old, new = start.state_dict(), model.state_dict()
-    for part in config.run.fresh:
+    for part in config.run.reinitialize:
         if not any(_begins_anew(name, (part,)) for name in (*old, *new)):
-            raise ValueError(f"run.fresh: the network has no weight in a part {part!r}")
+            raise ValueError(f"run.reinitialize: the network has no weight in a part {part!r}")
     for setting, of_estimator in (("freeze_estimator", True), ("freeze_network", False)):
         frozen = [name for name in new if name.startswith("estimator.") == of_estimator]
-        random = next((name for name in frozen if _begins_anew(name, config.run.fresh)), None)
+        random = next((name for name in frozen if _begins_anew(name, config.run.reinitialize)), None)
         if getattr(config.objective, setting) and random is not None:
-            raise ValueError(f"run.fresh: {random} would begin at random and stay so (objective.{setting})")
+            raise ValueError(f"run.reinitialize: {random} would begin at random and stay so (objective.{setting})")
     model.load_state_dict(
-        new | {name: tensor for name, tensor in old.items() if not _begins_anew(name, config.run.fresh)}
+        new | {name: tensor for name, tensor in old.items() if not _begins_anew(name, config.run.reinitialize)}
     )
     return model
 

@@ -344,8 +344,7 @@ class Trainer:
         path = self.output / REFUSED_NAME.format(rank)
         self.output.mkdir(parents=True, exist_ok=True)
         whole = step.batch.to(torch.device("cpu"))
-        images = {"y": whole.y, "x": whole.x, "z": whole.z, "severity": whole.severity, "alike": whole.alike}
-        state = {"step": step.done, "seed": step.seed, "losses": losses, **images, "weights": self._weights()}
+        state = {"step": step.done, "seed": step.seed, "losses": losses, **vars(whole), "weights": self._weights()}
         save_checkpoint(path, state)
         raise FloatingPointError(
             f"step {step.done}: {what} is not finite, at losses of {losses}; batch and weights are in {path}; lower "

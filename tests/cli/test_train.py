@@ -64,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_estimator_alone_is_trained_from_given_weights(folder: Path) -> None:
     first = run("train", folder / "config.toml", "--hr", folder / "hr", "-o", folder / "run")
-    changes = [f"run.start={first.stdout.strip()}", "objective.freeze_network=true"]
+    changes = [f"run.initial_weights={first.stdout.strip()}", "objective.freeze_network=true"]
     settings = [argument for change in changes for argument in ("--set", change)]
     result = run("train", folder / "config.toml", "--hr", folder / "hr", "-o", folder / "second", *settings)
     assert result.exit_code == 0, result.output
@@ -100,6 +100,17 @@ def test_training_mistakes_are_told_to_the_letter_and_exit_with_2(
     assert result.exit_code == 2
     assert fragment in message(result)
     assert not (folder / "run").exists(), "nothing was trained, nothing should be there"
+
+
+def test_a_former_name_of_a_setting_is_a_warning_of_one_line(folder: Path) -> None:
+    (folder / "config.toml").write_text(CONFIG.replace("fresh = 1", "fresh = 1\nalike = 1"))
+    result = run("train", folder / "config.toml", "--hr", folder / "hr", "-o", folder / "run", "--steps", 1)
+    assert result.exit_code == 0, result.stderr
+    assert "warning: data.alike is now called data.images_per_recipe" in result.stderr.splitlines()
+    (folder / "config.toml").write_text(CONFIG.replace("fresh = 1", "fresh = 1\nalike = 1\nimages_per_recipe = 1"))
+    result = run("train", folder / "config.toml", "--hr", folder / "hr", "-o", folder / "run")
+    assert result.exit_code == 2
+    assert "data.alike is now called data.images_per_recipe: both were given" in message(result)
 
 
 def test_images_that_are_too_small_are_counted(folder: Path) -> None:

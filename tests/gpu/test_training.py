@@ -59,7 +59,7 @@ def test_recorded_passes_train_as_plain_ones_do(
         objective = ObjectiveConfig(alpha=0.0 if frozen else 1.0, freeze_estimator=frozen)
         run = RunConfig(
             steps=6,
-            start=str(weights),
+            initial_weights=str(weights),
             output=str(tmp_path / f"graph-{graph}"),
             images_every=100,
             fused=True,

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from savl.training.adversarial import AdversarialLoss, UNetDiscriminator, discriminator_loss, generator_loss
+from savl.training.adversarial import UNetDiscriminator, discriminator_loss, generator_loss
+from savl.training.config import AdversarialLoss
 
 KINDS: tuple[AdversarialLoss, ...] = ("vanilla", "relativistic")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from savl.network import CONFIGS
 from savl.training import load_config
-from savl.training.config import OptimizerConfig, parse_config
+from savl.training.config import TABLES, OptimizerConfig, parse_config
 from savl.training.schedule import learning_rate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +50,10 @@ def test_model_settings_override_the_named_configuration() -> None:
         ("[run]\nminutes = inf", "run.minutes must be at least 0 and finite, got inf"),
         ("[run]\nminutes = nan", "run.minutes must be at least 0 and finite, got nan"),
         ("[run]\nminutes = '60'", "run.minutes must be float, got str"),
-        ("[run]\nminutes = 60\n[optimizer]\nschedule = 'multistep'", "run.minutes needs optimizer.schedule = 'cosine'"),
+        (
+            "[run]\nminutes = 60\n[optimizer]\nschedule = 'multistep'",
+            "run.minutes requires optimizer.schedule = 'cosine'",
+        ),
         ("[run]\nbfloat16 = 'no'", "run.bfloat16 must be bool"),
         ("[run]\noutput = 3", "run.output must be str"),
         ("[optimizer]\nbetas = [0.9]", "optimizer.betas must be two numbers"),
@@ -61,44 +65,48 @@ def test_model_settings_override_the_named_configuration() -> None:
         ("[degradation.second.jpeg]\nquality = [0.0, 5.0]", r"\[degradation.second.jpeg\]: jpeg.quality must lie in"),
         ("[degradation.first]\nnoise = 2", r"\[degradation.first.noise\] must be a table"),
         ("[data]\npool = 3", "data.pool must hold at least a batch of 16"),
-        ("[validation]\nlr = 'x'", "validation.lr needs validation.hr"),
+        ("[validation]\nlr = 'x'", "validation.lr requires validation.hr"),
         ("[validation]\nside = 16", "validation.side must be at least 32"),
         ("[optimizer]\nclip = nan", "optimizer.clip must be above 0 and finite"),
         ("[gan]\nperceptual = 1.0\n[data]\npatch = 3", "gan.perceptual needs HR patches of at least 16 pixels, got 12"),
-        ("[run]\nfresh = ['estimator.']", "run.fresh needs run.start"),
+        ("[run]\nreinitialize = ['estimator.']", "run.reinitialize requires run.initial_weights"),
         (
-            "[objective]\nfreeze_estimator = true\nalpha = 0.0\n[run]\nstart = 'savl-tiny'\nfresh = ['estimator.']",
-            "an estimator that is not in run.fresh",
+            "[objective]\nfreeze_estimator = true\nalpha = 0.0\n"
+            "[run]\ninitial_weights = 'savl-tiny'\nreinitialize = ['estimator.']",
+            "an estimator that is not in run.reinitialize",
         ),
         (
             "[objective]\nfreeze_estimator = true",
-            r"objective.freeze_estimator forbids what trains the estimator: .* got objective.alpha = 1.0$",
+            r"objective.freeze_estimator forbids losses that train the estimator: .* got objective.alpha = 1.0$",
         ),
         (
             "[objective]\nfreeze_estimator = true\nalpha = 0.0\ncalibration = 0.1\ncontrast = 0.2",
             r"got objective.calibration = 0.1, objective.contrast = 0.2$",
         ),
-        ("[objective]\nfreeze_estimator = true\nalpha = 0.0", "objective.freeze_estimator needs run.start"),
+        (
+            "[objective]\nfreeze_estimator = true\nalpha = 0.0",
+            "objective.freeze_estimator requires run.initial_weights",
+        ),
         ("[objective]\nfidelity = 'l3'", "objective.fidelity must be one of"),
         ("[objective]\ncontent = -0.1", "objective.content must be at least 0"),
-        ("[objective]\ncontent = 0.1", "data.alike must be at least 2 and below data.batch=16, got 1"),
-        ("[objective]\ncontent = 0.1\n[data]\nalike = 16\nfresh = 16", "below data.batch=16, got 16"),
-        ("[data]\nalike = 3", "data.alike must divide batch=16 and fresh=4, got 3"),
-        ("[data]\nalike = 0", "data.alike must be at least 1"),
+        ("[objective]\ncontent = 0.1", "data.images_per_recipe must be at least 2 and below data.batch=16, got 1"),
+        ("[objective]\ncontent = 0.1\n[data]\nimages_per_recipe = 16\nfresh = 16", "below data.batch=16, got 16"),
+        ("[data]\nimages_per_recipe = 3", "data.images_per_recipe must divide batch=16 and fresh=4, got 3"),
+        ("[data]\nimages_per_recipe = 0", "data.images_per_recipe must be at least 1"),
         (
-            "[objective]\ncontent = 0.1\n[data]\nalike = 2\n[model]\ndegradation_code = 'none'",
+            "[objective]\ncontent = 0.1\n[data]\nimages_per_recipe = 2\n[model]\ndegradation_code = 'none'",
             "objective.content: the model has no estimator",
         ),
         (
             "[objective]\nfreeze_network = true\n[model]\ndegradation_code = 'none'",
             "objective.freeze_network: the model has no estimator",
         ),
-        ("[objective]\nfreeze_network = true", "objective.freeze_network needs run.start"),
+        ("[objective]\nfreeze_network = true", "objective.freeze_network requires run.initial_weights"),
         (
-            "[objective]\nfreeze_network = true\n[run]\nstart = 'x'\n[optimizer]\nmethod = 'muon'",
-            "objective.freeze_network keeps the matrices that optimizer.method = 'muon' is for",
+            "[objective]\nfreeze_network = true\n[run]\ninitial_weights = 'x'\n[optimizer]\nmethod = 'muon'",
+            "objective.freeze_network freezes the matrices that optimizer.method = 'muon' is for",
         ),
-        ("[objective]\nfreeze_network = true\nalpha = 0.0", "freeze_network needs something that trains the estimator"),
+        ("[objective]\nfreeze_network = true\nalpha = 0.0", "freeze_network needs a loss that trains the estimator"),
         (
             "[objective]\nfreeze_network = true\nalpha = 0.0\ncalibration = 0.3\n"
             "[model]\ndegradation_code = 'deterministic'",
@@ -109,8 +117,8 @@ def test_model_settings_override_the_named_configuration() -> None:
             "freeze_estimator and freeze_network together leave nothing to train",
         ),
         (
-            "[objective]\nfreeze_network = true\n[run]\nstart = 'savl-tiny'\n[gan]\nweight = 0.1",
-            "objective.freeze_network makes no SR image",
+            "[objective]\nfreeze_network = true\n[run]\ninitial_weights = 'savl-tiny'\n[gan]\nweight = 0.1",
+            "objective.freeze_network computes no SR image",
         ),
         ("[gan]\nloss = 'hinge'", "gan.loss must be one of"),
         ("[gan]\nlearning_rate = 0.0", "gan.learning_rate must be above 0"),
@@ -119,7 +127,7 @@ def test_model_settings_override_the_named_configuration() -> None:
         ("[optimizer]\nmethod = 'sgd'", "optimizer.method must be one of"),
         ("[optimizer]\nmomentum = 1.0", "optimizer.momentum must satisfy 0 <= momentum < 1"),
         ("[optimizer]\nmilestones = [0]", "optimizer.milestones must be steps of at least 1"),
-        ("[data]\nworkers = 2", "data.workers needs data.cache"),
+        ("[data]\nworkers = 2", "data.workers requires data.cache"),
         ("[data]\nworkers = -1", "data.workers must be at least 0"),
         ("[data]\ndegrade_on = 'gpu'", r"data.degrade_on must be one of \('auto', 'cpu'\)"),
         ("[run]\ndevice = 'tpu'", r"run.device must be one of \('auto', 'cpu'\)"),
@@ -131,6 +139,60 @@ def test_mistakes_are_named_with_the_file(tmp_path: Path, text: str, message: st
     with pytest.raises(ValueError, match=message) as error:
         load_config(path)
     assert str(error.value).startswith(str(path))
+
+
+FORMER = {
+    "data.alike": ("data.images_per_recipe", 4),
+    "objective.scale": ("objective.likelihood_scale", "learned"),
+    "run.start": ("run.initial_weights", "savl-tiny"),
+    "run.fresh": ("run.reinitialize", ("estimator.",)),
+}
+"""Current names of renamed settings by their former names, and a value of each."""
+
+
+def toml(name: str, value: object) -> str:
+    table, _, setting = name.partition(".")
+    other = "\ninitial_weights = 'savl-tiny'" if setting == "fresh" else ""
+    return f"[{table}]\n{setting} = {json.dumps(value)}{other}\n"
+
+
+@pytest.mark.parametrize(("old", "new", "value"), [(old, *given) for old, given in FORMER.items()])
+def test_former_names_of_settings_work_with_a_warning(tmp_path: Path, old: str, new: str, value: object) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(toml(old, value))
+    with pytest.warns(FutureWarning, match=f"^{old} is now called {new}$") as caught:
+        config = load_config(path)
+    assert len(caught) == 1
+    table, _, setting = new.partition(".")
+    assert getattr(getattr(config, table), setting) == value
+    with pytest.warns(FutureWarning, match=f"^{old} is now called {new}$"):
+        built = TABLES[table](**{old.partition(".")[2]: value})
+    assert getattr(built, setting) == value
+    with pytest.warns(FutureWarning, match=f"^{old} is now called {new}$"):
+        assert getattr(built, old.partition(".")[2]) == value
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(("old", "new", "value"), [(old, *given) for old, given in FORMER.items()])
+def test_a_setting_under_both_names_is_refused(tmp_path: Path, old: str, new: str, value: object) -> None:
+    table, _, setting = new.partition(".")
+    (tmp_path / "mine.toml").write_text(
+        f"{toml(old, value)}{setting} = {json.dumps(value)}\n".replace("\ninitial_weights = 'savl-tiny'", "")
+    )
+    message = f"{old} is now called {new}: both were given, keep {setting} alone"
+    with pytest.raises(ValueError, match=message):
+        load_config(tmp_path / "mine.toml")
+    with pytest.raises(ValueError, match=message):
+        TABLES[table](**{old.partition(".")[2]: value, setting: value})
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_former_and_current_names_override_each_other_across_files(tmp_path: Path) -> None:
+    (tmp_path / "old.toml").write_text("[data]\nalike = 4\n")
+    (tmp_path / "new.toml").write_text('base = "old.toml"\n[data]\nimages_per_recipe = 2\n')
+    assert load_config(tmp_path / "new.toml").data.images_per_recipe == 2
+    assert load_config(tmp_path / "old.toml", ["data.images_per_recipe=2"]).data.images_per_recipe == 2
+    assert load_config(tmp_path / "new.toml", ["data.alike=1"]).data.images_per_recipe == 1
 
 
 def test_the_club_ablation_is_a_setting() -> None:

@@ -102,18 +102,18 @@ def test_the_oldest_pairs_leave_the_pool(photographs: Path) -> None:
 
 def test_images_of_one_recipe_come_together_and_are_cut_and_turned_alike(photographs: Path) -> None:
     wave = DegradationConfig(spatial=SpatialConfig(probability=1.0))
-    settings = DataConfig(patch=8, batch=6, margin=1, pool=12, fresh=6, alike=3)
+    settings = DataConfig(patch=8, batch=6, margin=1, pool=12, fresh=6, images_per_recipe=3)
     pairs = PairPool(PatchSource([photographs], 40), Degradation(wave), settings, seed=3)
     several = 0
     for step in range(6):
         batch = pairs(step)
-        assert batch.alike == 3
-        assert batch.severity is not None
-        by_recipe = batch.severity.unflatten(0, (2, 3))
+        assert batch.images_per_recipe == 3
+        assert batch.degradation_mask is not None
+        by_recipe = batch.degradation_mask.unflatten(0, (2, 3))
         assert torch.equal(by_recipe, by_recipe[:, :1].expand_as(by_recipe)), "one mask, one place, one turn"
         assert len({image.numpy().tobytes() for image in batch.x}) == 6
         several += not torch.equal(by_recipe[0], by_recipe[1])
-        assert batch.to(torch.device("cpu")).alike == 3
+        assert batch.to(torch.device("cpu")).images_per_recipe == 3
     assert several == 6
 
 
@@ -121,7 +121,7 @@ def test_images_of_one_recipe_are_their_own_originals_degraded(tmp_path: Path) -
     smooth = np.add.outer(np.arange(120.0), 0.7 * np.arange(160.0))[..., None] * np.array([0.6, 0.5, 0.4])
     Image.fromarray(smooth.astype(np.uint8)).save(tmp_path / "ramp.png")
     nothing = DegradationConfig(strength=(0.0, 0.0))
-    settings = DataConfig(patch=8, batch=12, margin=2, pool=12, fresh=6, alike=3)
+    settings = DataConfig(patch=8, batch=12, margin=2, pool=12, fresh=6, images_per_recipe=3)
     pairs = PairPool(PatchSource([tmp_path], 48), Degradation(nothing), settings, seed=0)(3)
     assert (pairs.y - pairs.z).abs().mean() * 255 < 0.8
     assert (pairs.y - pairs.z.roll(1, dims=0)).abs().mean() * 255 > 3, "others would be told apart"
@@ -150,7 +150,7 @@ def test_other_processes_degrade_as_this_one_does(photographs: Path, tmp_path: P
             ours, theirs = here(step), beside(step)
             assert torch.equal(ours.x, theirs.x)
             assert torch.equal(ours.y, theirs.y)
-            assert torch.equal(ours.severity, theirs.severity)  # type: ignore[arg-type]
+            assert torch.equal(ours.degradation_mask, theirs.degradation_mask)  # type: ignore[arg-type]
         beside.close()
         here.close()  # has none
     finally:

@@ -137,7 +137,14 @@ def test_two_processes_train_the_estimator_alone(folder: Path) -> None:
     assert first is not None
     alone = ("objective.freeze_network=true", "objective.content=0.2", "objective.calibration=0.3", "gan.weight=0.0")
     alone += ('optimizer.method="adam"',)
-    changes = [f"run.start={first}", *alone, "data.alike=2", "data.batch=4", "data.fresh=2", "run.bfloat16=true"]
+    changes = [
+        f"run.initial_weights={first}",
+        *alone,
+        "data.images_per_recipe=2",
+        "data.batch=4",
+        "data.fresh=2",
+        "run.bfloat16=true",
+    ]
     second = train(folder, 2, "second", 3, changes)
     assert second.returncode == 0, second.stderr
     before, after = (savl.load(path).state_dict() for path in (first, second.stdout.strip()))

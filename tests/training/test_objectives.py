@@ -16,7 +16,7 @@ from savl.training.objectives import (
     content_share,
     correlation_within,
     fidelity_loss,
-    visible_severity,
+    visible_degradation,
 )
 from savl.training.schedule import prior_weight
 
@@ -142,7 +142,7 @@ def test_gaussian_likelihood_is_a_squared_norm() -> None:
 
 @pytest.mark.parametrize("likelihood", ["laplacian", "gaussian"])
 def test_a_learned_scale_makes_the_reconstruction_a_log_likelihood(likelihood: str) -> None:
-    model, objective, batch = setup(ObjectiveConfig(likelihood=likelihood, scale="learned"))  # type: ignore[arg-type]
+    model, objective, batch = setup(ObjectiveConfig(likelihood=likelihood, likelihood_scale="learned"))  # type: ignore[arg-type]
     losses = objective(batch, 1, 0).losses
     scale = torch.full_like(batch.y, 8 / 255)  # of a fresh decoder, which also says z
     distribution = (torch.distributions.Laplace if likelihood == "laplacian" else torch.distributions.Normal)(
@@ -153,13 +153,13 @@ def test_a_learned_scale_makes_the_reconstruction_a_log_likelihood(likelihood: s
 
 def test_calibration_asks_for_variance_where_little_was_degraded() -> None:
     model, objective, batch = setup(ObjectiveConfig(alpha=0.0, calibration=2.0))
-    with pytest.raises(ValueError, match="calibration and contrast need batches whose severity is known"):
+    with pytest.raises(ValueError, match="calibration and contrast need batches with a degradation_mask"):
         objective(batch, 1, 0)
-    batch = replace(batch, severity=torch.rand(2, 8, 8))
+    batch = replace(batch, degradation_mask=torch.rand(2, 8, 8))
     field = model.estimate(batch.y, seed=1)
     assert field is not None
     assert field.variance is not None
-    wanted = 1 - 0.3 * visible_severity(batch.y, batch.z, batch.severity)
+    wanted = 1 - 0.3 * visible_degradation(batch.y, batch.z, batch.degradation_mask)
     losses = objective(batch, 1, 0).losses
     torch.testing.assert_close(losses.calibration, (field.variance - wanted).abs().mean())
     torch.testing.assert_close(losses.total - losses.sr, 2 * losses.calibration)
@@ -169,18 +169,18 @@ def test_calibration_asks_for_variance_where_little_was_degraded() -> None:
     assert model.estimator.head.bias.grad[4:].any(), "the log-variances learn nothing from it"
 
 
-def test_visible_severity_is_its_formula_and_keeps_the_order_within_an_image() -> None:
+def test_visible_degradation_is_its_formula_and_keeps_the_order_within_an_image() -> None:
     mask = torch.linspace(0, 1, 64).view(1, 8, 8)
     z = torch.rand(1, 3, 8, 8)
     y = z + 0.03 * mask[:, None] * torch.tensor([1.0, -1.0, 1.0]).view(1, 3, 1, 1)  # d is 0.03 by construction
-    found = visible_severity(y, z, mask)
+    found = visible_degradation(y, z, mask)
     torch.testing.assert_close(found, 1 - torch.exp(-0.03 / 0.06 * mask))
     assert bool((found.flatten().diff() > 0).all())
 
 
-def test_visible_severity_tells_a_harsh_recipe_from_a_gentle_one() -> None:
+def test_visible_degradation_tells_a_harsh_recipe_from_a_gentle_one() -> None:
     z, noise, even = torch.rand(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.ones(2, 8, 8)
-    gentle, harsh = visible_severity(z + noise * torch.tensor([0.005, 0.1]).view(2, 1, 1, 1), z, even)
+    gentle, harsh = visible_degradation(z + noise * torch.tensor([0.005, 0.1]).view(2, 1, 1, 1), z, even)
     assert gentle.max() < 0.15
     assert harsh.min() > 0.7
     torch.testing.assert_close(harsh, harsh[0, 0].expand(8, 8))
@@ -196,7 +196,7 @@ def test_contrast_is_one_more_than_the_correlation_within_images_that_vary() -> 
     assert field is not None
     assert field.variance is not None
     correlation = torch.corrcoef(torch.stack((field.variance[0].flatten(), mask[0].flatten())))[0, 1]
-    losses = objective(replace(batch, severity=mask), 1, 0).losses
+    losses = objective(replace(batch, degradation_mask=mask), 1, 0).losses
     torch.testing.assert_close(losses.contrast, 1 + correlation)
     torch.testing.assert_close(losses.total - losses.sr, 0.5 * losses.contrast)
 
@@ -208,8 +208,8 @@ def test_correlation_within_images_takes_any_scale_and_is_0_where_nothing_varies
     assert correlation_within(torch.ones_like(mask), mask).abs() < 1e-6
 
 
-def test_what_was_not_degraded_has_no_visible_severity_whatever_else_became_of_it() -> None:
-    assert not visible_severity(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8), torch.zeros(2, 8, 8)).any()
+def test_what_was_not_degraded_has_no_visible_degradation_whatever_else_became_of_it() -> None:
+    assert not visible_degradation(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8), torch.zeros(2, 8, 8)).any()
 
 
 def test_every_parameter_of_network_and_decoder_is_trained() -> None:
@@ -279,7 +279,7 @@ def test_the_share_of_content_is_0_where_the_recipe_says_all_and_1_where_it_says
 def test_the_share_of_content_is_asked_for_with_its_weight_and_reaches_the_estimator() -> None:
     for code in ("variational", "deterministic"):
         model, objective, _ = setup(ObjectiveConfig(alpha=0.0, content=0.5), degradation_code=code)
-        batch = Batch(torch.rand(6, 3, 8, 8), torch.rand(6, 3, 32, 32), torch.rand(6, 3, 8, 8), alike=2)
+        batch = Batch(torch.rand(6, 3, 8, 8), torch.rand(6, 3, 32, 32), torch.rand(6, 3, 8, 8), images_per_recipe=2)
         losses = objective(batch, 1, 0).losses
         assert losses.content is not None
         torch.testing.assert_close(losses.total - losses.sr, 0.5 * losses.content)
@@ -289,9 +289,14 @@ def test_the_share_of_content_is_asked_for_with_its_weight_and_reaches_the_estim
         assert model.estimator.head.weight.grad.any()
 
 
-@pytest.mark.parametrize("alike", [1, 4, 6])
-def test_content_needs_several_recipes_of_several_images(alike: int) -> None:
+@pytest.mark.parametrize("images_per_recipe", [1, 4, 6])
+def test_content_needs_several_recipes_of_several_images(images_per_recipe: int) -> None:
     _, objective, _ = setup(ObjectiveConfig(alpha=0.0, content=0.5))
-    batch = Batch(torch.rand(6, 3, 8, 8), torch.rand(6, 3, 32, 32), torch.rand(6, 3, 8, 8), alike=alike)
-    with pytest.raises(ValueError, match=f"several recipes have several images each, got 6 images, alike={alike}"):
+    batch = Batch(
+        torch.rand(6, 3, 8, 8), torch.rand(6, 3, 32, 32), torch.rand(6, 3, 8, 8), images_per_recipe=images_per_recipe
+    )
+    with pytest.raises(
+        ValueError,
+        match=f"several recipes have several images each, got 6 images, images_per_recipe={images_per_recipe}",
+    ):
         objective(batch, 1, 0)

@@ -24,7 +24,7 @@ def test_a_run_starts_from_given_weights_and_keeps_a_frozen_estimator(
     configuration: Configure, tensors: Tensors, tmp_path: Path
 ) -> None:
     first = Trainer(configuration(tmp_path / "first")).train()
-    config = configuration(tmp_path / "second", start=str(first))
+    config = configuration(tmp_path / "second", initial_weights=str(first))
     config = replace(config, objective=replace(config.objective, alpha=0.0, freeze_estimator=True))
     second = Trainer(config).train()
     assert first is not None
@@ -42,8 +42,8 @@ def test_an_estimator_trained_alone_leaves_the_network_and_goes_on_where_it_was_
     assert first is not None
 
     def alone(name: str) -> TrainingConfig:
-        config = configuration(tmp_path / name, start=str(first))
-        data = replace(config.data, batch=4, fresh=2, alike=2)
+        config = configuration(tmp_path / name, initial_weights=str(first))
+        data = replace(config.data, batch=4, fresh=2, images_per_recipe=2)
         objective = replace(config.objective, freeze_network=True, calibration=0.3, content=0.2)
         return replace(config, data=data, objective=objective)
 
@@ -66,10 +66,10 @@ def test_an_estimator_trained_alone_leaves_the_network_and_goes_on_where_it_was_
 @pytest.mark.parametrize("part", ["conv_first.", "guidance.", ""])
 def test_no_part_of_a_frozen_network_begins_at_random(configuration: Configure, tmp_path: Path, part: str) -> None:
     first = Trainer(configuration(tmp_path / "first", steps=1)).train()
-    config = configuration(tmp_path / "second", start=str(first), fresh=[part])
+    config = configuration(tmp_path / "second", initial_weights=str(first), reinitialize=[part])
     config = replace(config, objective=replace(config.objective, freeze_network=True))
     with pytest.raises(
-        ValueError, match=r"run.fresh: \S+ would begin at random and stay so \(objective.freeze_network"
+        ValueError, match=r"run.reinitialize: \S+ would begin at random and stay so \(objective.freeze_network"
     ):
         Trainer(config)
 
@@ -79,14 +79,14 @@ def test_parts_of_the_weights_to_start_from_may_begin_anew(
 ) -> None:
     first = Trainer(configuration(tmp_path / "first")).train()
     assert first is not None
-    config = configuration(tmp_path / "second", start=str(first), fresh=["estimator."])
+    config = configuration(tmp_path / "second", initial_weights=str(first), reinitialize=["estimator."])
     second = Trainer(config).model.state_dict()
     same = {name for name, tensor in tensors(first).items() if torch.equal(tensor, second[name])}
     changed = set(second) - same
     assert all(name.startswith("estimator.") for name in changed)
     assert "estimator.head.weight" in changed
-    with pytest.raises(ValueError, match="run.fresh: the network has no weight in a part 'encoder'"):
-        Trainer(configuration(tmp_path / "second", start=str(first), fresh=["encoder"]))
+    with pytest.raises(ValueError, match="run.reinitialize: the network has no weight in a part 'encoder'"):
+        Trainer(configuration(tmp_path / "second", initial_weights=str(first), reinitialize=["encoder"]))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_rivals_begin_with_one_backbone_that_nothing_guides_yet(
     start = tensors(first)
     guided = {name for name in start if ".guidance." in name}
     assert all(start[name].any() for name in guided), "guidance has not learned"
-    config = configuration(tmp_path / "second", start=str(first), fresh=["estimator.", "guidance."])
+    config = configuration(tmp_path / "second", initial_weights=str(first), reinitialize=["estimator.", "guidance."])
     second = Trainer(replace(config, model=replace(config.model, **change))).model.state_dict()
     for name in guided & set(second):
         assert not second[name].any()
@@ -112,15 +112,15 @@ def test_rivals_begin_with_one_backbone_that_nothing_guides_yet(
 
 def test_no_part_of_a_frozen_estimator_begins_at_random(configuration: Configure, tmp_path: Path) -> None:
     first = Trainer(configuration(tmp_path / "first", steps=1)).train()
-    config = configuration(tmp_path / "second", start=str(first), fresh=["head."])
+    config = configuration(tmp_path / "second", initial_weights=str(first), reinitialize=["head."])
     config = replace(config, objective=replace(config.objective, alpha=0.0, freeze_estimator=True))
-    with pytest.raises(ValueError, match=r"run.fresh: estimator.head.weight would begin at random and stay so"):
+    with pytest.raises(ValueError, match=r"run.reinitialize: estimator.head.weight would begin at random and stay so"):
         Trainer(config)
 
 
 def test_what_a_fresh_part_does_not_hold_must_agree(configuration: Configure, tmp_path: Path) -> None:
     first = Trainer(configuration(tmp_path / "first", steps=1)).train()
-    config = configuration(tmp_path / "second", start=str(first), fresh=["estimator."])
+    config = configuration(tmp_path / "second", initial_weights=str(first), reinitialize=["estimator."])
     for change in ({"channel_modulation": False}, {"latent": 5}):
         with pytest.raises(ValueError, match=f"another network .* {next(iter(change))} is"):
             Trainer(replace(config, model=replace(config.model, **change)))
@@ -128,8 +128,8 @@ def test_what_a_fresh_part_does_not_hold_must_agree(configuration: Configure, tm
 
 def test_weights_of_another_network_are_refused_by_what_differs(configuration: Configure, tmp_path: Path) -> None:
     weights = Trainer(configuration(tmp_path / "first", steps=1)).train()
-    config = configuration(tmp_path / "second", start=str(weights))
-    with pytest.raises(ValueError, match="run.start: .* holds another network .* latent is 4 there"):
+    config = configuration(tmp_path / "second", initial_weights=str(weights))
+    with pytest.raises(ValueError, match="run.initial_weights: .* holds another network .* latent is 4 there"):
         Trainer(replace(config, model=replace(config.model, latent=5)))
 
 
@@ -231,12 +231,12 @@ def test_a_discriminator_that_is_not_finite_stops_the_run_before_it_reaches_the_
 def test_a_run_resumes_though_what_it_started_from_is_gone(configuration: Configure, tmp_path: Path) -> None:
     first = Trainer(configuration(tmp_path / "first", steps=1)).train()
     assert first is not None
-    config = configuration(tmp_path / "second", start=str(first))
+    config = configuration(tmp_path / "second", initial_weights=str(first))
     second = Trainer(config)
     second.train(lambda step, _: second.stop() if step == 2 else None)
     first.unlink()
     assert Trainer(config).step == 2
-    with pytest.raises(ValueError, match="run.start: .*model.safetensors"):
+    with pytest.raises(ValueError, match="run.initial_weights: .*model.safetensors"):
         Trainer(replace(config, run=replace(config.run, output=str(tmp_path / "third"))))
 
 

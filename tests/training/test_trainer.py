@@ -22,7 +22,7 @@ import savl
 from savl.network import SAVL, SAVLConfig
 from savl.training import Trainer, TrainingConfig, TrainingUnavailable
 from savl.training.checkpoint import load_checkpoint, save_checkpoint
-from savl.training.config import ValidationConfig
+from savl.training.config import FORMER_NAMES, ValidationConfig
 from savl.training.data import Batch
 
 Configure = Callable[..., TrainingConfig]
@@ -224,16 +224,23 @@ def test_a_longer_run_goes_on_from_a_finished_one(configuration: Configure, tmp_
     assert longer.step == 8
 
 
-def test_a_checkpoint_of_a_version_with_fewer_settings_goes_on(configuration: Configure, tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_version_with_fewer_settings_and_former_names_resumes(
+    configuration: Configure, tmp_path: Path
+) -> None:
     config = configuration(tmp_path / "run")
     Trainer(config).train()
     path = tmp_path / "run" / "checkpoint.pt"
     state = load_checkpoint(path)
-    del state["settings"]["data.alike"], state["settings"]["objective.fidelity"]
+    settings = state["settings"]
+    del settings["objective.fidelity"]
+    for old, new in FORMER_NAMES.items():
+        settings[old] = settings.pop(new)
     save_checkpoint(path, state)
     assert Trainer(config).step == 6
     with pytest.raises(ValueError, match="another run: objective.fidelity was 'l1' and is 'l2'"):
         Trainer(replace(config, objective=replace(config.objective, fidelity="l2")))
+    with pytest.raises(ValueError, match="another run: objective.likelihood_scale was 'fixed' and is 'learned'"):
+        Trainer(replace(config, objective=replace(config.objective, likelihood_scale="learned")))
 
 
 def test_a_checkpoint_that_lacks_a_part_is_named(configuration: Configure, tmp_path: Path) -> None:
@@ -285,8 +292,8 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(configurat
     saved = load_checkpoint(tmp_path / "run" / "not_finite.pt")
     assert saved["step"] == 3
     assert saved["x"].isnan().all()
-    assert saved["alike"] == 1
-    assert saved["severity"] is None
+    assert saved["images_per_recipe"] == 1
+    assert saved["degradation_mask"] is None
     trainer.plain.load_state_dict(saved["weights"])  # enough to look at the step again
 
 
