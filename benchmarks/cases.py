@@ -22,8 +22,7 @@ from benchmarks.peers import flex, sdpa
 from savl import ops
 from savl.network import CONFIGS
 from savl.network.dsca import DSCA
-from savl.network.hab import HAB
-from savl.network.ocab import OCAB
+from savl.network.rhag import HAB, OCAB
 from savl.ops.switch import BACKENDS, FUSED, OPS, KernelSettings
 
 EAGER = KernelSettings.of(False)

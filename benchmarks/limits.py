@@ -26,7 +26,7 @@ from PIL import Image
 import savl
 from benchmarks import machine
 from savl.atomic_write import write_atomically
-from savl.inference.memory import keep_freed_memory
+from savl.inference.process_settings import keep_freed_memory
 
 MODEL = "savl-tiny"
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import savl
-from savl.images.viridis import viridis
+from savl.images.severity_map import viridis
 
 GAP = 12
 """Pixels between the parts."""

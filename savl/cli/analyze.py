@@ -119,7 +119,7 @@ def analyze(
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-    from savl.inference.threads import use_threads
+    from savl.inference.process_settings import use_threads
     from savl.out_of_memory import plain_text
 
     use_threads(threads)

@@ -11,8 +11,7 @@ import typer
 from savl.cli import analyze, degrade, evaluate, kernels, train, upscale
 from savl.cli.streams import steady_streams
 from savl.command_line import CommandLine
-from savl.inference.heap import save_address_space
-from savl.inference.threads import limit_spinning
+from savl.inference.process_settings import limit_spinning, save_address_space
 from savl.out_of_memory import is_out_of_memory, out_of_memory_in_short, require_memory
 from savl.profile import command as profile
 from savl.settings import EnvironmentVariableError

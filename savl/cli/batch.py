@@ -14,11 +14,11 @@ from savl.cli.results import ResultRule, leave_out_results
 from savl.cli.sources import UsageMistake, find_sources
 from savl.cli.standard import STANDARD, StandardOutput, read_standard_input
 from savl.images.format import FORMATS, PNG
-from savl.images.processed_file import ProcessedFile
 from savl.images.result_mark import SEVERITY_MAP, UPSCALED
+from savl.images.write import ProcessedFile
 from savl.inference.device import checked_device
 from savl.inference.enlarge import ImageUpscaler, OnTile, check_scale
-from savl.inference.heap import keep_freed_memory
+from savl.inference.process_settings import keep_freed_memory
 from savl.inference.upscale_file import enlarge_file
 from savl.inference.upscale_image import as_upscaler
 

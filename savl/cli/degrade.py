@@ -114,7 +114,7 @@ def degrade(
     started = time.monotonic()
     from savl.cli.degrade_batch import Settings, degrade_batch
     from savl.cli.sources import UsageMistake
-    from savl.inference.threads import use_threads
+    from savl.inference.process_settings import use_threads
 
     use_threads(threads)
     settings = Settings(

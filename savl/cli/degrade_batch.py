@@ -18,10 +18,10 @@ from savl.degradation import Degradation, DegradationConfig, DegradationUnavaila
 from savl.degradation.degrade_file import degrade_file
 from savl.images.errors import ImageFileError
 from savl.images.format import FORMATS, JPEG, PNG, format_of_suffix
-from savl.images.processed_file import ProcessedFile
 from savl.images.result_mark import DEGRADED, SEVERITY_MAP
+from savl.images.write import ProcessedFile
 from savl.inference.enlarge import OnTile
-from savl.inference.heap import keep_freed_memory
+from savl.inference.process_settings import keep_freed_memory
 from savl.settings import from_table
 
 

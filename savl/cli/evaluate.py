@@ -66,7 +66,7 @@ def evaluate(
 
     from savl.atomic_write import atomic_write
     from savl.evaluation import Fidelity, Lpips, LpipsUnavailable, evaluate_pair, match_pairs
-    from savl.inference.threads import use_threads
+    from savl.inference.process_settings import use_threads
     from savl.inference.upscale_image import as_upscaler
     from savl.out_of_memory import plain_text
 

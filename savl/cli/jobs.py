@@ -14,7 +14,7 @@ from typing import BinaryIO
 from savl.cli.sources import Source, UsageMistake, same_file_key
 from savl.cli.standard import STANDARD
 from savl.images.format import FORMATS, HEAD_BYTES, PNG, ImageFormat, format_of_content, format_of_suffix
-from savl.images.origin import digest_origin
+from savl.images.result_mark import digest_origin
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Job:
         return self.content is None and not os.path.exists(self.source)
 
     def origin(self, page: int | None) -> str | None:
-        """Return the digest of what is read, for the marks of the outputs; see `savl.images.origin`."""
+        """Return the digest of what is read, for the marks of the outputs; see `savl.images.result_mark`."""
         return digest_origin(self.source if self.content is None else self.content, page)
 
     def open(self) -> Path | BinaryIO:

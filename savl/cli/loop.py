@@ -19,8 +19,8 @@ from savl.cli.report import Report
 from savl.cli.results import left_out_results
 from savl.cli.sources import Found, UsageMistake
 from savl.images.errors import ImageFileError, OutputExists, UnwritableImage
-from savl.images.processed_file import ProcessedFile
 from savl.images.result_mark import read_origin
+from savl.images.write import ProcessedFile
 from savl.inference.enlarge import OnTile
 from savl.out_of_memory import is_out_of_memory, out_of_memory_in_short
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from savl.inference.threads import MOST_THREADS
+from savl.inference.process_settings import MOST_THREADS
 
 OUTPUT_PANEL = "Output"
 

@@ -75,7 +75,7 @@ def train(
         TimeRemainingColumn,
     )
 
-    from savl.inference.threads import use_threads
+    from savl.inference.process_settings import use_threads
     from savl.out_of_memory import plain_text
     from savl.training import Trainer, load_config
 

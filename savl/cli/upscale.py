@@ -144,7 +144,7 @@ def upscale(
     A picture that cannot be read is named and skipped, and makes the exit code 1.
     """
     started = time.monotonic()
-    from savl.inference.precision import checked_dtype
+    from savl.inference.device import checked_dtype
 
     try:
         checked_dtype(dtype)
@@ -153,7 +153,7 @@ def upscale(
 
     from savl.cli.batch import Settings, upscale_batch
     from savl.cli.sources import UsageMistake
-    from savl.inference.threads import use_threads
+    from savl.inference.process_settings import use_threads
 
     use_threads(threads)
     settings = Settings(

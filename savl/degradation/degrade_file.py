@@ -17,16 +17,14 @@ from torch import Tensor
 
 from savl.atomic_write import write_atomically
 from savl.degradation.pipeline import Degradation
-from savl.images.alpha import fill_transparent
 from savl.images.errors import UnsupportedImage
 from savl.images.format import PNG, ImageFormat
 from savl.images.metadata import losses
-from savl.images.processed_file import ProcessedFile
-from savl.images.quantise import sample_peak
+from savl.images.planes import fill_transparent, sample_peak
 from savl.images.read import ImageFile, ImageSource, read_image
 from savl.images.result_mark import DEGRADED, SEVERITY_MAP
 from savl.images.severity_map import draw_severity
-from savl.images.write import check_size, naming_output, prepare_output, write_image
+from savl.images.write import ProcessedFile, check_size, naming_output, prepare_output, write_image
 
 
 def file_seed(seed: int, source: str | os.PathLike[str]) -> tuple[int, int]:
@@ -67,7 +65,7 @@ def degrade_file(
         severity_map: where to draw the ground truth of the severity (PNG), or None.
         severity_values: where to write it as (h, w) float32 in [0, 1], 1 the most degraded (NumPy's .npy), or None.
         overwrite: replace existing files.
-        origin: the digest of the source that the results carry, of `savl.images.origin.digest_origin`; None for none.
+        origin: digest of the source to store in the results (`savl.images.result_mark.digest_origin`); None for none.
 
     Raises:
         ImageFileError: a file cannot be read or written, or the picture is smaller than one low-resolution pixel.

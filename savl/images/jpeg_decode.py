@@ -8,9 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, BinaryIO
 
-from savl.images.jpeg_stream import special_kind, without_harmless_faults, without_stray_bytes
-from savl.images.vips_decode import Attempt, DecodeFailure, Load, UnsupportedKind, decode_alone, decode_shared
-from savl.images.vips_messages import is_lack_of_memory, tidy
+from savl.images.jpeg_structure import special_kind, without_harmless_faults, without_stray_bytes
+from savl.images.vips_decode import (
+    Attempt,
+    DecodeFailure,
+    Load,
+    UnsupportedKind,
+    decode_alone,
+    decode_shared,
+    is_lack_of_memory,
+    tidy,
+)
 
 if TYPE_CHECKING:
     import pyvips

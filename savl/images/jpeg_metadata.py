@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from savl.images.exif import PREFIX, fit_exif
-from savl.images.jpeg_segments import (
+from savl.images.jpeg_structure import (
     APP0,
     APP1,
     APP2,
@@ -23,10 +23,17 @@ from savl.images.jpeg_segments import (
     Segment,
     encode_segment,
     read_segments,
+    read_tail,
 )
-from savl.images.jpeg_tail import read_tail
-from savl.images.losses import COLOUR_PROFILE, FILM, GAIN_MAP, MULTI_PICTURE, bytes_behind, pictures_behind
-from savl.images.metadata_record import Metadata
+from savl.images.metadata_record import (
+    COLOUR_PROFILE,
+    FILM,
+    GAIN_MAP,
+    MULTI_PICTURE,
+    Metadata,
+    bytes_behind,
+    pictures_behind,
+)
 from savl.images.photoshop import join_resources, split_resources
 from savl.images.tiff_directory import read_directory, read_layout
 from savl.images.xmp_extension import join_extended_xmp, split_extended_xmp

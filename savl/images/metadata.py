@@ -17,11 +17,9 @@ from savl.images.captions import put_captions
 from savl.images.exif import ExifBlock, build_exif, rational, read_orientation, resized_exif, upright_exif
 from savl.images.format import BMP, GIF, JPEG, PNG, TIFF, WEBP, ImageFormat, Pixels
 from savl.images.geotiff import is_georeferenced
-from savl.images.icc_header import colour_space, fits
-from savl.images.icc_profile import profile_of, profile_of_cicp
+from savl.images.icc_profile import colour_space, fits, profile_of, profile_of_cicp
 from savl.images.jpeg_metadata import encode_jpeg, read_jpeg
-from savl.images.losses import COLOUR_PROFILE, without_repetitions
-from savl.images.metadata_record import Metadata, PngColour, Stored, TiffEntries
+from savl.images.metadata_record import COLOUR_PROFILE, Metadata, PngColour, Stored, TiffEntries, without_repetitions
 from savl.images.png_metadata import encode_png, read_png
 from savl.images.read_only_metadata import read_bmp_profile, read_gif, read_heif
 from savl.images.result_mark import add_mark

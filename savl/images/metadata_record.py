@@ -1,4 +1,4 @@
-"""What a picture carries besides its samples, as the readers of each format hand it to the writers of each."""
+"""The record in which readers of image formats hand metadata to writers, and the names of what cannot be kept."""
 
 from __future__ import annotations
 
@@ -126,3 +126,34 @@ class Metadata:
     def cropped(self, width: int, height: int) -> Metadata:
         """Return the metadata of a picture that was cut at the right and at the bottom, sides in pixels."""
         return replace(self, size=(width, height))
+
+
+GAIN_MAP = "the HDR gain map"
+DEPTH_MAP = "the depth map"
+FILM = "the film of a motion photo"
+MULTI_PICTURE = "the further pictures in the file (MPF)"
+COLOUR_PROFILE = "the colour profile, which is damaged"
+_BEHIND = "behind the first"
+
+
+def pictures_behind(count: int) -> str:
+    """Return the name of further pictures, one or more, of which nothing else is known."""
+    return f"a further picture {_BEHIND}" if count == 1 else f"{count} further pictures {_BEHIND}"
+
+
+def bytes_behind(count: int) -> str:
+    """Return the name of data behind the end of a picture."""
+    return "1 byte behind the picture" if count == 1 else f"{count} bytes behind the picture"
+
+
+def without_repetitions(lost: list[str]) -> list[str]:
+    """Return the names, each once, less general ones of what another names more exactly.
+
+    Gain maps and depth maps are further pictures in the file.
+    """
+    names = list(dict.fromkeys(lost))
+    if GAIN_MAP in names or DEPTH_MAP in names:
+        names = [name for name in names if name != MULTI_PICTURE and not name.endswith(_BEHIND)]
+    if MULTI_PICTURE in names:
+        names = [name for name in names if not name.endswith(_BEHIND)]
+    return names

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 from savl.images import exif as exif_blocks
-from savl.images import jpeg_segments
-from savl.images.icc_header import repaired_profile
-from savl.images.icc_profile import primaries_are_sound
-from savl.images.losses import COLOUR_PROFILE, bytes_behind
-from savl.images.metadata_record import Metadata, PngColour, PngText, Stored
+from savl.images import jpeg_structure
+from savl.images.icc_profile import primaries_are_sound, repaired_profile
+from savl.images.metadata_record import COLOUR_PROFILE, Metadata, PngColour, PngText, Stored, bytes_behind
 from savl.images.photoshop import join_resources, split_resources
 from savl.images.png_chunks import (
     MAX_INFLATED,
@@ -263,8 +261,8 @@ def _take_raw_profile(found: _Found, kind: str, text: str) -> None:
             content = bytes.fromhex(parts[2])[: int(parts[1])]
     if not content:
         found.lost.append(f"a damaged PNG text ({_RAW_PROFILE}{kind})")
-    elif kind in ("exif", "app1") and content.startswith(jpeg_segments.XMP):
-        found.values.setdefault("xmp", content[len(jpeg_segments.XMP) :])
+    elif kind in ("exif", "app1") and content.startswith(jpeg_structure.XMP):
+        found.values.setdefault("xmp", content[len(jpeg_structure.XMP) :])
     elif kind in ("exif", "app1"):
         found.values.setdefault("exif", content.removeprefix(exif_blocks.PREFIX))
     elif kind == "xmp":
@@ -272,7 +270,7 @@ def _take_raw_profile(found: _Found, kind: str, text: str) -> None:
     elif kind in ("icc", "icm"):
         found.values.setdefault("icc", content)
     elif kind in ("iptc", "8bim"):
-        content = content.removeprefix(jpeg_segments.PHOTOSHOP)
+        content = content.removeprefix(jpeg_structure.PHOTOSHOP)
         iptc, others = split_resources(content) if content.startswith(b"8BIM") else (content, None)
         if iptc is not None:
             found.values.setdefault("iptc", iptc)

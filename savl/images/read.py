@@ -32,13 +32,21 @@ from savl.images.format import (
     Pixels,
     format_of_content,
 )
-from savl.images.heif_sequence import heif_frames
 from savl.images.jpeg_decode import decode_jpeg
 from savl.images.metadata import Metadata, take_metadata, with_orientation
+from savl.images.read_only_metadata import heif_frames
 from savl.images.tiff_decode import decode_tiff
 from savl.images.tiff_kind import TiffKind
-from savl.images.vips_decode import VIPS_BYTES, DecodeFailure, UnsupportedKind, among_others, check_page, decode
-from savl.images.vips_messages import is_lack_of_memory, tidy
+from savl.images.vips_decode import (
+    VIPS_BYTES,
+    DecodeFailure,
+    UnsupportedKind,
+    among_others,
+    check_page,
+    decode,
+    is_lack_of_memory,
+    tidy,
+)
 from savl.out_of_memory import can_allocate, require_memory
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What files of the formats that savl reads and does not write carry, where libvips does not hand it on."""
+"""Metadata of the formats that savl reads but does not write: GIF, BMP, AVIF and HEIC."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from savl.images.losses import DEPTH_MAP, GAIN_MAP
-from savl.images.metadata_record import Metadata, PngColour
+from savl.images.metadata_record import DEPTH_MAP, GAIN_MAP, Metadata, PngColour
 
 _GIF_HEADER, _GIF_DESCRIPTOR = 13, 9
 _MAX_GIF_TEXT = 2**24
@@ -140,3 +139,33 @@ def _decoded(content: bytes) -> str:
         return content.rstrip(b"\0").decode()
     except UnicodeDecodeError:
         return content.rstrip(b"\0").decode("latin-1")
+
+
+def heif_frames(file: BinaryIO) -> int:
+    """Return how many frames the longest sequence of pictures in a file has, 0 where it has none.
+
+    Args:
+        file: The AVIF or HEIC file, seekable; its position afterwards is anywhere.
+    """
+    longest = 0
+    for movie in _all(file, b"moov"):
+        for track in _all(io.BytesIO(movie), b"trak"):
+            for media in _all(io.BytesIO(track), b"mdia"):
+                # Not the alpha or the sound that belongs to another track.
+                if any(handler[8:12] in (b"pict", b"vide") for handler in _all(io.BytesIO(media), b"hdlr")):
+                    longest = max(longest, _samples(media))
+    return longest
+
+
+def _samples(media: bytes) -> int:
+    """Return the number of samples in a track, by its table of their sizes."""
+    for information in _all(io.BytesIO(media), b"minf"):
+        for table in _all(io.BytesIO(information), b"stbl"):
+            for name, content in heif_boxes(io.BytesIO(table)):
+                if name in (b"stsz", b"stz2") and len(content) >= 12:
+                    return int(struct.unpack_from(">I", content, 8)[0])
+    return 0
+
+
+def _all(file: BinaryIO, wanted: bytes) -> list[bytes]:
+    return [content for name, content in heif_boxes(file) if name == wanted]

@@ -1,17 +1,20 @@
-"""The mark that says a picture was made by savl, so that results are not taken for inputs.
+"""Mark results as made by savl, so that a later run does not take them for inputs.
 
-It is one property of the file's XMP packet, in a namespace of savl's own: the same for PNG, JPEG, WebP and TIFF,
-and other programs carry it along. It stands at the beginning of the packet. A second property may say which picture
-the result was made of; see `savl.images.origin`.
+The mark is a property in the file's XMP packet, in a namespace of savl: the same for PNG, JPEG, WebP and TIFF, and
+other programs keep it. It stands at the beginning of the packet. A second property holds a digest of the source
+(`digest_origin`), by which a later run can tell whether a result was made from the picture at hand or from another.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import stat
+import zlib
+from pathlib import Path
 from typing import BinaryIO
 
-from savl.images import jpeg_segments, png_chunks, tiff_directory, webp_chunks
+from savl.images import jpeg_structure, png_chunks, tiff_directory, webp_metadata
 from savl.images.format import JPEG, PNG, TIFF, WEBP, ImageFormat, format_of_content
 
 UPSCALED = "upscaled"
@@ -42,7 +45,7 @@ def add_mark(xmp: bytes | None, mark: str, origin: str | None = None) -> bytes:
     Args:
         xmp: the packet to add to; None, or one that is not understood, gives way to a new packet.
         mark: one of `MARKS`.
-        origin: the digest of the source, of `savl.images.origin.digest_origin`; None adds none.
+        origin: the digest of the source, of `savl.images.result_mark.digest_origin`; None adds none.
 
     Raises:
         ValueError: `mark` is none of `MARKS`, or `origin` is no digest.
@@ -130,11 +133,11 @@ def _read_packet(file: BinaryIO, image_format: ImageFormat) -> bytes | None:
             if packet is not None:
                 return packet[:_MAX_PACKET]
     elif image_format is JPEG:
-        for segment in jpeg_segments.read_segments(file):
-            if segment.marker == jpeg_segments.APP1 and segment.content.startswith(jpeg_segments.XMP):
-                return segment.content[len(jpeg_segments.XMP) :]
+        for segment in jpeg_structure.read_segments(file):
+            if segment.marker == jpeg_structure.APP1 and segment.content.startswith(jpeg_structure.XMP):
+                return segment.content[len(jpeg_structure.XMP) :]
     elif image_format is WEBP:
-        for name, content in webp_chunks.read_chunks(file):
+        for name, content in webp_metadata.read_chunks(file):
             if name == b"XMP ":
                 return content[:_MAX_PACKET]
     elif image_format is TIFF:
@@ -143,3 +146,36 @@ def _read_packet(file: BinaryIO, image_format: ImageFormat) -> bytes | None:
             entry = tiff_directory.read_directory(file, *found, tags=[_XMP_TAG]).get(_XMP_TAG)
             return None if entry is None else entry.data[:_MAX_PACKET]
     return None
+
+
+_PART = 2**16  # bytes at the beginning and at the end: a folder of large files is compared without reading all of it
+
+
+def digest_origin(source: str | os.PathLike[str] | bytes, page: int | None = None) -> str | None:
+    """Return a digest of a picture's bytes and page, or None where they cannot be read.
+
+    It follows from the file's size, its first and last 64 KiB, and the page; not from its name, which stays private,
+    nor from its place, so files can be moved together with their results.
+
+    Args:
+        source: the file, or its content. Only regular files are read: what a pipe gives cannot be had twice.
+        page: page of a file of several, counted from 1; None is the first.
+
+    Returns:
+        Eight hexadecimal digits, or None.
+    """
+    if isinstance(source, bytes):
+        size, first, last = len(source), source[:_PART], source[-_PART:]
+    else:
+        try:
+            if not stat.S_ISREG(os.stat(source).st_mode):
+                return None
+            with Path(source).open("rb") as file:
+                first = file.read(_PART)
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - _PART))
+                last = file.read(_PART)
+        except (OSError, ValueError):
+            return None
+    checksum = zlib.crc32(last, zlib.crc32(first, zlib.crc32(f"{size} {page or 1}".encode())))
+    return f"{checksum:08x}"

@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, BinaryIO
 from savl.images.tiff_kind import COMPRESSION, ORIENTATION, TiffKind, tiff_kind
 from savl.images.tiff_pages import TiffPage, choose_page
 from savl.images.tiff_rebuild import is_complete, rebuilt
-from savl.images.vips_decode import DecodeFailure, Load, UnsupportedKind, decode, decode_alone, decode_shared
-from savl.images.vips_messages import is_lack_of_memory, tidy
+from savl.images.vips_decode import (
+    DecodeFailure,
+    Load,
+    UnsupportedKind,
+    decode,
+    decode_alone,
+    decode_shared,
+    is_lack_of_memory,
+    tidy,
+)
 
 if TYPE_CHECKING:
     import pyvips

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from savl.images.lab import cielab_to_srgb, icclab_to_srgb
+from savl.images.colour_spaces import YCbCrCoding, cielab_to_srgb, icclab_to_srgb, ycbcr_to_rgb
 from savl.images.tiff_pages import TiffPage
 from savl.images.tiff_rebuild import Layers
 from savl.images.vips_decode import DecodeFailure, UnsupportedKind
-from savl.images.ycbcr import YCbCrCoding, ycbcr_to_rgb
 
 _BITS, COMPRESSION, _PHOTOMETRIC, ORIENTATION, _SAMPLES = 258, 259, 262, 274, 277
 _PREDICTOR, _COLOUR_MAP = 317, 320

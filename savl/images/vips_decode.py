@@ -1,4 +1,4 @@
-"""Decoding by libvips with a verdict that belongs to one file, whatever other threads decode.
+"""Decode images with libvips, and tell for each file whether it failed, whatever other threads decode.
 
 libvips collects the messages of all threads in one buffer of the process, so that buffer cannot say which file they
 are about. A file is judged here by what libvips returns for it and, for JPEG, by the number of warnings that libvips
@@ -19,11 +19,28 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from savl.images.vips_messages import tidy
-from savl.out_of_memory import require_memory
+from savl.out_of_memory import require_memory, says_out_of_memory
 
 if TYPE_CHECKING:
     import pyvips
+
+
+# Lines that stand beside the reason of a failure, and also where nothing failed.
+_COMMON = ("unable to call", "source: bad seek")
+
+
+def tidy(message: str) -> str:
+    """Return libvips' several lines of 'unable to call …' and 'domain: text', down to the most telling text, or ""."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(_COMMON) and not line.endswith(": load error")]
+    most = min(telling, key=lambda line: line.startswith("unable to"), default="")
+    return re.sub(r"^\w+: ", "", most)
+
+
+def is_lack_of_memory(message: str) -> bool:
+    """Return whether libvips, or a library it decodes with, failed for want of memory."""
+    return says_out_of_memory(message) or re.search(r"allocate memory|memory allocation", message, re.I) is not None
+
 
 Load = Callable[[str], "pyvips.Image"]
 """Opens an image anew, with libvips' `fail_on` as given; nothing is decoded yet."""

@@ -1,4 +1,4 @@
-"""Writing image files: whole or not at all, with the metadata of the picture they were made from."""
+"""Write image files whole or not at all, with their metadata."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -18,13 +19,13 @@ from savl.images.jpeg_metadata import encode_jpeg, splice_jpeg
 from savl.images.metadata import Metadata, Stored, settle, stored_as
 from savl.images.png_metadata import encode_png, splice_png
 from savl.images.tiff_metadata import write_tiff
-from savl.images.vips_decode import VIPS_BYTES, among_others
-from savl.images.vips_messages import tidy
+from savl.images.vips_decode import VIPS_BYTES, among_others, tidy
 from savl.images.webp_metadata import encode_webp, splice_webp
 from savl.out_of_memory import is_out_of_memory, require_memory
 
 if TYPE_CHECKING:
     import pyvips
+
 
 _INTERPRETATIONS = {
     "uchar": {1: "b-w", 2: "b-w", 3: "srgb", 4: "srgb"},
@@ -34,6 +35,21 @@ _Splice = Callable[[bytes], bytes | None]
 """Returns the new beginning of a file for the encoder's, or None when it needs more of it."""
 # Data that fits a classic TIFF's 32-bit offsets whatever the compression makes of it.
 _CLASSIC_TIFF_BYTES = 2**31
+
+
+@dataclass(frozen=True)
+class ProcessedFile:
+    """Record of one image file that was upscaled or degraded.
+
+    Attributes:
+        old_size: width and height of the input, pixels.
+        new_size: width and height of the output, pixels.
+        notes: full sentences, lower case: what the output could not keep, and what the user may not expect.
+    """
+
+    old_size: tuple[int, int]
+    new_size: tuple[int, int]
+    notes: tuple[str, ...]
 
 
 def write_image(
@@ -58,7 +74,7 @@ def write_image(
         quality: 1 to 100, for JPEG and WebP; WebP at 100 is lossless.
         overwrite: replace an existing file.
         mark: what the picture is, of `savl.images.result_mark.MARKS`, for a result of savl's; None adds none.
-        origin: with a mark, the digest of the picture that it was made of; see `savl.images.origin`.
+        origin: with a mark, the digest of the picture that it was made of; see `savl.images.result_mark`.
 
     A TIFF of 2 GiB or more before compression is written as BigTIFF.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from xml.parsers.expat import ExpatError
 
-from savl.images.losses import DEPTH_MAP, FILM, GAIN_MAP
+from savl.images.metadata_record import DEPTH_MAP, FILM, GAIN_MAP
 from savl.images.result_mark import holds_descriptions
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"

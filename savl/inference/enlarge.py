@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from savl.bicubic import bicubic_resize
-from savl.images.alpha import fill_transparent, resize_premultiplied
-from savl.images.quantise import quantise_plane, sample_peak
+from savl.images.planes import fill_transparent, quantise_plane, resize_premultiplied, sample_peak
 
 OnTile = Callable[[int, int], None]
 

@@ -7,11 +7,18 @@ Origins are multiples of the attention window, so a tile's windows are windows o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from savl.inference.limits import available_bytes
+from savl.network import SAVLConfig
+
+CPU_BUDGET = 1 << 30
+"""Most bytes of activations a default tile takes on a CPU: larger tiles are no faster there."""
 
 
 @dataclass(frozen=True)
@@ -131,3 +138,35 @@ def _ramp(core: Span, region: Span, margin: int, scale: int) -> Tensor:
     if margin > 0 and core.stop < region.stop:
         weight = weight * (((core.stop + margin) * scale - position) / fade).clamp(max=1.0)
     return weight
+
+
+def bytes_per_pixel(config: SAVLConfig) -> int:
+    """Peak activation memory of the eager network in float32 per LR pixel, estimated from above.
+
+    The larger of OCAB's logits (with their softmax and the sum before it) plus unfolded keys, and the upsampler's
+    widest layers, beside a dozen feature maps.
+    """
+    keys = config.key_window**2
+    unfolded = 3 * 2 * config.channels * keys / config.window**2
+    attention = 3 * config.heads * keys + unfolded
+    direct = config.upsampler == "pixelshuffledirect"
+    upsampler = 12 * config.scale**2 if direct else 3 * config.upsample_features * config.scale**2
+    return math.ceil(4 * (max(attention, upsampler) + 12 * config.channels + 4 * config.latent))
+
+
+def default_tile(config: SAVLConfig, device: torch.device, batch: int = 1) -> int:
+    """Side of the largest square tile, context included, that the machine has room for.
+
+    Half of the free memory, on a CPU at most `CPU_BUDGET`, shared by the images of a batch.
+
+    Returns:
+        Pixels, a multiple of the window, at least four windows.
+    """
+    if device.type == "cuda":
+        # What torch holds but does not use is free to it, though the driver does not say so.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        budget = (torch.cuda.mem_get_info(device)[0] + cached) // 2
+    else:
+        budget = min(CPU_BUDGET, available_bytes() // 2)
+    side = int(math.sqrt(budget / batch / bytes_per_pixel(config)))
+    return max(side // config.window, 4) * config.window

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from savl.images.format import FORMATS, PNG, ImageFormat, format_of_suffix
 from savl.images.metadata import losses
-from savl.images.processed_file import ProcessedFile
 from savl.images.result_mark import SEVERITY_MAP, UPSCALED
 from savl.images.severity_map import draw_severity
-from savl.images.write import check_size, prepare_output, write_image
+from savl.images.write import ProcessedFile, check_size, prepare_output, write_image
 from savl.inference.enlarge import ImageUpscaler, OnTile, check_scale, enlarge, output_size
 from savl.inference.upscale_image import as_upscaler, is_image_source, read_source
 
@@ -139,7 +138,7 @@ def enlarge_file(
         severity_map: where to write the severity map (PNG), or None.
         overwrite: replace existing files.
         page: page of a file of several, counted from 1; None is the first.
-        origin: the digest of the source that the results carry, of `savl.images.origin.digest_origin`; None for none.
+        origin: digest of the source to store in the results (`savl.images.result_mark.digest_origin`); None for none.
         on_tile: called with (tiles done, tiles in all).
 
     Raises:

@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from savl.images.pixels import as_pixels
-from savl.inference.device import checked_device
+from savl.inference.device import checked_device, checked_dtype
 from savl.inference.enlarge import ImageUpscaler, OnTile, check_scale, enlarge
-from savl.inference.precision import checked_dtype
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -15,17 +15,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from savl import ops
 from savl.images.pixels import check_range
-from savl.inference.device import best_device, indexed
-from savl.inference.flat import keep_flat
+from savl.inference.device import best_device, checked_dtype, indexed
 from savl.inference.graphs import CudaCapture, GraphCache, launch_state
-from savl.inference.heap import return_freed_memory
-from savl.inference.memory import default_tile
-from savl.inference.precision import checked_dtype
-from savl.inference.tiling import Region, feather, split, whole
+from savl.inference.process_settings import return_freed_memory
+from savl.inference.tiling import Region, default_tile, feather, split, whole
 from savl.network import DegradationField
 from savl.network.savl import check_image
 from savl.network.unwrap import unwrap
@@ -37,6 +35,10 @@ _Parts = tuple[Callable[[Tensor], DegradationField | None], Callable[[Tensor, De
 
 _LIBRARY_BYTES = 32 * 2**20
 """What must be left for libraries before a tile is begun on a CPU."""
+
+
+FLAT_RADIUS = 4
+"""A pixel is flat when all pixels up to this many away, in both directions, have its very colour."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class Upscaler:
     def __call__(self, lr: Tensor, *, on_tile: Callable[[int, int], None] | None = None) -> Upscaled:
         """Upscale a batch of images.
 
-        Where an image is exactly flat its enlargement has exactly its colour (`savl.inference.flat`).
+        Where an image is exactly flat its enlargement has exactly its colour (`restore_flat_areas`).
 
         The fused kernels serve unless `savl.use_fused_kernels`, a setting of the model or ``SAVL_KERNELS`` says
         otherwise. They and the eager reference agree within twice the rounding error of the reference.
@@ -171,7 +173,7 @@ class Upscaler:
             sr = run.assemble(whole(lr), core, run.count)
         if self.graphs is not None and run.largest_core is not None:
             self._largest_cores[lr.shape[0]] = run.largest_core
-        keep_flat(sr, lr.to("cpu", torch.float32))
+        restore_flat_areas(sr, lr.to("cpu", torch.float32))
         severity = torch.ones(lr.shape[0], *lr.shape[-2:]) if run.severity is None else run.severity
         return Upscaled(sr.clamp_(0.0, 1.0), severity)
 
@@ -375,6 +377,33 @@ class _Run:
             torch.cuda.empty_cache()
         else:
             return_freed_memory()
+
+
+def restore_flat_areas(sr: torch.Tensor, lr: torch.Tensor) -> None:
+    """Gives flat parts of the picture their exact colour back, in place.
+
+    A network meets a flat area within a level or two only, and worse at the border of the image, where its
+    convolutions see zeros: clipped skies and paper would come out a little gray. Nothing can be said about such an
+    area but its colour, so that is what it gets. Around it the network's answer stands.
+
+    Args:
+        sr: (B, 3, s*h, s*w) contiguous, written to.
+        lr: (B, 3, h, w), the picture it was made from.
+    """
+    side = 2 * FLAT_RADIUS + 1
+    # max_pool2d ignores positions outside the image.
+    highest = F.max_pool2d(lr, side, stride=1, padding=FLAT_RADIUS)
+    lowest = -F.max_pool2d(-lr, side, stride=1, padding=FLAT_RADIUS)
+    flat = (highest == lowest).all(dim=1, keepdim=True)
+    if not bool(flat.any()):
+        return
+    batch, channels, height, width = lr.shape
+    scale = sr.shape[-1] // width
+    blocks = sr.view(batch, channels, height, scale, width, scale)
+    for row in range(scale):
+        for column in range(scale):
+            subpixels = blocks[:, :, :, row, :, column]
+            subpixels.copy_(torch.where(flat, lr, subpixels))
 
 
 def _zeros(*shape: int) -> Tensor:

@@ -1,14 +1,20 @@
-"""DA-RHAG: the degradation-aware residual hybrid attention group, [DSCA → HAB] × depth → DSCA → OCAB → conv."""
+"""DA-RHAG, the degradation-aware residual hybrid attention group: [DSCA → HAB] × depth → DSCA → OCAB → conv.
+
+DSCA is in `savl.network.dsca`. The other blocks are those of HAT (Chen et al., "Activating More Pixels in Image
+Super-Resolution Transformer", 2023): HAB with its CAB, and OCAB.
+"""
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from savl import ops
 from savl.network.config import SAVLConfig
 from savl.network.dsca import DSCA
-from savl.network.hab import HAB
-from savl.network.layers import ChannelsLastConv2d
-from savl.network.ocab import OCAB
+from savl.network.layers import MLP, ChannelsLastConv2d, DropPath, LayerNorm, relative_bias_table
+from savl.ops import KernelSettings
 
 
 class DARHAG(nn.Module):
@@ -49,4 +55,108 @@ class DARHAG(nn.Module):
                 x = self.dscas[index](x, mu, severity)
             x = block(x)
         out: Tensor = residual + self.conv(x)
+        return out
+
+
+class CAB(nn.Module):
+    """Channel attention block: two 3×3 convolutions, then a gate per channel from an average over the features.
+
+    The average is over the image that the block sees, or, with ``config.cab_neighbourhood``, over so many attention
+    windows around each window, as far as they lie within the image.
+    """
+
+    def __init__(self, config: SAVLConfig) -> None:
+        super().__init__()
+        self.scale = config.cab_scale
+        self.window = config.window
+        self.neighbourhood = config.cab_neighbourhood
+        channels = config.channels
+        compressed = channels // config.cab_compress
+        squeezed = channels // config.cab_squeeze
+        self.compress = ChannelsLastConv2d(channels, compressed, 3, padding=1)
+        self.activation = nn.GELU()
+        self.expand = ChannelsLastConv2d(compressed, channels, 3, padding=1)
+        # On the pooled features linear layers are 1×1 convolutions.
+        self.squeeze = nn.Linear(channels, squeezed)
+        self.excite = nn.Linear(squeezed, channels)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """``residual + cab_scale · gate · features``, all ``(B, H, W, C)``: the sum in one pass over the features.
+
+        H and W are multiples of the window.
+        """
+        features: Tensor = self.expand(self.activation(self.compress(x)))
+        batch, height, width, channels = features.shape
+        rows, columns = (height // self.window, width // self.window) if self.neighbourhood else (1, 1)
+        cut = (batch, rows, height // rows, columns, width // columns, channels)
+        features, residual = features.reshape(cut), residual.reshape(cut)
+        pooled = features.mean(dim=(2, 4))  # (B, rows, columns, C)
+        if self.neighbourhood:
+            pooled = _box_average(pooled, self.neighbourhood)
+        gate: Tensor = self.excite(self.squeeze(pooled).relu()).sigmoid()
+        out = torch.addcmul(residual, features, gate[:, :, None, :, None], value=self.scale)
+        return out.reshape(batch, height, width, channels)
+
+
+def _box_average(x: Tensor, side: int) -> Tensor:
+    """Average ``(B, rows, columns, C)`` over ``side`` × ``side`` neighbours, as far as there are any."""
+    around = F.avg_pool2d(x.permute(0, 3, 1, 2), side, stride=1, padding=side // 2, count_include_pad=False)
+    return around.permute(0, 2, 3, 1)
+
+
+class HAB(nn.Module):
+    """n = LN(x);  x += drop(attention(n)) + cab_scale · CAB(n);  x += drop(MLP(LN(x)))."""
+
+    def __init__(self, config: SAVLConfig, shift: int, drop_path: float) -> None:
+        super().__init__()
+        channels = config.channels
+        self.window = config.window
+        self.shift = shift
+        self.kernels: KernelSettings | None = None
+        self.norm_attention = LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.bias_table = relative_bias_table(config.window, config.window, config.heads)
+        self.proj = nn.Linear(channels, channels)
+        self.cab = CAB(config)
+        self.norm_mlp = LayerNorm(channels)
+        self.mlp = MLP(channels, int(channels * config.mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` → ``(B, H, W, C)``, H and W multiples of the window."""
+        normed = self.norm_attention(x)
+        attended = ops.window_attention(
+            self.qkv(normed), self.bias_table, None, window=self.window, shift=self.shift, kernels=self.kernels
+        )
+        x = x + self.drop_path(self.proj(attended))
+        x = self.cab(normed, x)
+        out: Tensor = x + self.drop_path(self.mlp(self.norm_mlp(x)))
+        return out
+
+
+class OCAB(nn.Module):
+    """x += attention(queries of a window, keys of the larger window around it);  x += MLP(LN(x))."""
+
+    def __init__(self, config: SAVLConfig) -> None:
+        super().__init__()
+        channels = config.channels
+        self.window = config.window
+        self.key_window = config.key_window
+        self.kernels: KernelSettings | None = None
+        self.norm_attention = LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.bias_table = relative_bias_table(config.window, config.key_window, config.heads)
+        self.proj = nn.Linear(channels, channels)
+        self.norm_mlp = LayerNorm(channels)
+        self.mlp = MLP(channels, int(channels * config.mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` → ``(B, H, W, C)``, H and W multiples of the window."""
+        channels = x.shape[-1]
+        q, kv = self.qkv(self.norm_attention(x)).split((channels, 2 * channels), dim=-1)
+        attended = ops.overlapping_window_attention(
+            q, kv, self.bias_table, None, window=self.window, key_window=self.key_window, kernels=self.kernels
+        )
+        x = x + self.proj(attended)
+        out: Tensor = x + self.mlp(self.norm_mlp(x))
         return out

@@ -11,12 +11,9 @@ from torch import Tensor, nn
 from savl.bicubic import bicubic_upscale
 from savl.network.config import SAVLConfig
 from savl.network.dsca import Guidance
-from savl.network.estimator import AmortizedEstimator
-from savl.network.field import DegradationField
-from savl.network.layers import ChannelsLastConv2d, LayerNorm
-from savl.network.padding import reflect_pad_to_multiple
+from savl.network.estimator import AmortizedEstimator, DegradationField
+from savl.network.layers import ChannelsLastConv2d, LayerNorm, reflect_pad_to_multiple
 from savl.network.rhag import DARHAG
-from savl.network.upsampler import build_upsampler
 from savl.ops import KernelSettings
 
 
@@ -176,3 +173,42 @@ def check_image(name: str, image: object) -> None:
         raise TypeError(f"{name} must be a floating torch.Tensor (B, 3, h, w) in [0, 1], got {came}")
     if image.dim() != 4 or image.shape[1] != 3 or 0 in image.shape[2:]:
         raise ValueError(f"{name} must have shape (B, 3, h, w) with h and w at least 1 pixel, got {tuple(image.shape)}")
+
+
+class PixelShuffleUpsampler(nn.Module):
+    """conv → (conv, shuffle) per factor → conv, as in HAT: ×2 once, twice or thrice, or ×3 once."""
+
+    def __init__(self, config: SAVLConfig) -> None:
+        super().__init__()
+        features = config.upsample_features
+        factors = [3] if config.scale == 3 else [2] * (config.scale.bit_length() - 1)
+        self.reduce = nn.Sequential(nn.Conv2d(config.channels, features, 3, padding=1), nn.LeakyReLU(0.01))
+        self.stages = nn.Sequential()
+        for factor in factors:
+            self.stages.append(nn.Conv2d(features, factor**2 * features, 3, padding=1))
+            self.stages.append(nn.PixelShuffle(factor))
+        self.to_image = nn.Conv2d(features, 3, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(B, C, H, W)`` → ``(B, 3, scale·H, scale·W)``."""
+        image: Tensor = self.to_image(self.stages(self.reduce(features)))
+        return image
+
+
+class DirectUpsampler(nn.Module):
+    """One convolution at LR size and one shuffle (SwinIR's lightweight head): no work at HR size."""
+
+    def __init__(self, config: SAVLConfig) -> None:
+        super().__init__()
+        self.to_image = nn.Conv2d(config.channels, 3 * config.scale**2, 3, padding=1)
+        self.shuffle = nn.PixelShuffle(config.scale)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(B, C, H, W)`` → ``(B, 3, scale·H, scale·W)``."""
+        image: Tensor = self.shuffle(self.to_image(features))
+        return image
+
+
+def build_upsampler(config: SAVLConfig) -> PixelShuffleUpsampler | DirectUpsampler:
+    """The upsampler that ``config.upsampler`` names."""
+    return PixelShuffleUpsampler(config) if config.upsampler == "pixelshuffle" else DirectUpsampler(config)

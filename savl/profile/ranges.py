@@ -22,7 +22,7 @@ from savl import ops
 from savl.network import CAB, DARHAG, DSCA, HAB, OCAB, SAVL, AmortizedEstimator, LikelihoodDecoder
 from savl.network.dsca import Guidance
 from savl.network.layers import MLP
-from savl.network.upsampler import DirectUpsampler, PixelShuffleUpsampler
+from savl.network.savl import DirectUpsampler, PixelShuffleUpsampler
 from savl.ops import KernelSettings, KernelUnavailable
 from savl.ops.switch import BACKENDS, EAGER, FUSED, OPS, serves
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -16,10 +17,9 @@ from torch import nn
 from savl.atomic_write import write_atomically
 from savl.network import CONFIGS, SAVL, SAVLConfig
 from savl.network.unwrap import unwrap
-from savl.weights.content import read_content, settings_inside
-from savl.weights.hat import hat_config, hat_state_dict, is_hat
-from savl.weights.state_dicts import find_state_dict, is_savl
-from savl.weights.strict import check_fit
+from savl.weights.checkpoint_file import read_checkpoint
+from savl.weights.hat import hat_config, hat_state_dict
+from savl.weights.state_dicts import check_fit, find_state_dict, is_hat, is_savl
 
 METADATA_KEY = "savl_config"
 """Where a savl file keeps its configuration, as JSON: in the metadata of the safetensors header."""
@@ -150,7 +150,7 @@ def _beside(path: Path) -> list[str]:
 
 
 def _load_file(path: Path) -> SAVL:
-    content, metadata = read_content(path)
+    content, metadata = read_checkpoint(path)
     tensors = find_state_dict(content)
     savl_file = METADATA_KEY in metadata
     if is_hat(tensors) and not savl_file:
@@ -183,7 +183,7 @@ def _settings(path: Path, content: Any, metadata: dict[str, str]) -> SAVLConfig:
     """
     where = f"its {METADATA_KEY} metadata" if METADATA_KEY in metadata else "the settings in it"
     try:
-        values = settings_inside(content, metadata, METADATA_KEY)
+        values = _settings_inside(content, metadata, METADATA_KEY)
         if values is not None:
             values.setdefault("estimator_high_pass", False)  # files from before there was such a setting
         for suffix, parse in () if values is not None else ((".json", json.loads), (".toml", tomllib.loads)):
@@ -204,3 +204,36 @@ def _settings(path: Path, content: Any, metadata: dict[str, str]) -> SAVLConfig:
         "holds the weights of a savl network without its settings: write them with savl.save(model, 'x.safetensors'), "
         f"or put json.dumps(model.config.to_dict()) beside it as {path.with_suffix('.json').name}"
     )
+
+
+def _settings_inside(content: Any, metadata: Mapping[str, str], key: str) -> dict[str, Any] | None:
+    """Find the settings of a savl network in what a file holds.
+
+    Args:
+        content: As `read_checkpoint` returns it.
+        metadata: As `read_checkpoint` returns it.
+        key: Under which `savl.save` keeps them in the metadata.
+
+    Returns:
+        Values for `SAVLConfig.from_dict`: those of `savl.save`, those beside a state dict under ``key`` or ``config``
+        (``torch.save({"state_dict": ..., "config": model.config.to_dict()}, ...)``), or those of a checkpoint of
+        `savl train`; None where there are none.
+
+    Raises:
+        ValueError: What `savl.save` keeps there is no JSON object.
+    """
+    values: Any = None
+    if key in metadata:
+        values = json.loads(metadata[key])
+        if not isinstance(values, dict):
+            raise ValueError(f"expected a JSON object, got {metadata[key][:40]!r}")
+    elif isinstance(content, Mapping):
+        values = next((content[name] for name in (key, "config") if isinstance(content.get(name), Mapping)), None)
+        training = content.get("settings")
+        if values is None and isinstance(training, Mapping):
+            values = {
+                name.removeprefix("model."): value
+                for name, value in training.items()
+                if isinstance(name, str) and name.startswith("model.")
+            } or None
+    return None if values is None else dict(values)

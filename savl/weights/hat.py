@@ -17,7 +17,7 @@ from torch import Tensor
 
 from savl.network import SAVL, SAVLConfig
 from savl.ops.relative_position import relative_position_index
-from savl.weights.strict import check_fit
+from savl.weights.state_dicts import check_fit
 
 # Our layers → HAT's: of the whole, of a HAB, of an OCAB.
 _ROOT = {
@@ -59,11 +59,6 @@ _OUR_HAB = re.compile(r"groups\.(\d+)\.habs\.(\d+)\.(.+)")
 _OUR_OCAB = re.compile(r"groups\.(\d+)\.ocab\.(.+)")
 _OUR_GROUP_CONV = re.compile(r"groups\.(\d+)\.conv\.(.+)")
 _OUR_STAGE = re.compile(r"upsampler\.stages\.(.+)")
-
-
-def is_hat(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict has the marks of a HAT checkpoint."""
-    return "conv_first.weight" in tensors and any("residual_group.overlap_attn" in name for name in tensors)
 
 
 def hat_config(tensors: Mapping[str, Tensor]) -> SAVLConfig:

@@ -1,14 +1,12 @@
-"""State dicts in checkpoints: found wherever training programs put them, their names freed of what wrappers add."""
+"""State dicts: find them in checkpoints, strip what wrappers add to names, and check that they fit a network."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-
-from savl.weights.hat import is_hat
 
 # Where training programs keep the weights, the best first: a moving average is what they evaluate.
 _KEYS = (
@@ -56,6 +54,11 @@ def find_state_dict(content: Any) -> dict[str, Tensor]:
     return max(candidates, key=len)
 
 
+def is_hat(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has the marks of a HAT checkpoint."""
+    return "conv_first.weight" in tensors and any("residual_group.overlap_attn" in name for name in tensors)
+
+
 def is_savl(tensors: Mapping[str, Tensor]) -> bool:
     """Return whether a state dict has the marks of a `SAVL`."""
     return "conv_first.weight" in tensors and any(name.startswith("groups.0.ocab.") for name in tensors)
@@ -91,3 +94,40 @@ def _networks(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         network = {name.removeprefix(prefix): tensor for name, tensor in clean.items() if name.startswith(prefix)}
         if is_hat(network) or is_savl(network):
             yield network
+
+
+SHOWN = 3
+"""How many tensors of a kind an error names."""
+
+
+def check_fit(expected: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor]) -> None:
+    """Check that the names and shapes of a state dict are the expected ones, and its values floating.
+
+    Args:
+        expected: Name → shape.
+        tensors: Name → tensor.
+
+    Raises:
+        ValueError: Tensors are missing, unknown, misshapen or not floating; the message names a few of each.
+    """
+    problems: dict[str, list[str]] = {
+        "missing": [name for name in expected if name not in tensors],
+        "unknown": [name for name in tensors if name not in expected],
+        "misshapen": [],
+        "not floating": [],
+    }
+    for name, shape in expected.items():
+        if name not in tensors:
+            continue
+        tensor = tensors[name]
+        if tuple(tensor.shape) != tuple(shape):
+            problems["misshapen"].append(f"{name} {tuple(tensor.shape)} instead of {tuple(shape)}")
+        if not tensor.is_floating_point():
+            problems["not floating"].append(f"{name} {tensor.dtype}")
+    found = [f"{len(names)} {kind}: {_enumerate(names)}" for kind, names in problems.items() if names]
+    if found:
+        raise ValueError(f"its tensors do not fit the network: {'; '.join(found)}")
+
+
+def _enumerate(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

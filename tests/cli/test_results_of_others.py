@@ -121,8 +121,7 @@ def overtake(monkeypatch: pytest.MonkeyPatch, output: str, source: str) -> None:
     """Let another process write an output, of a source, while the network is loaded."""
     from savl.cli import batch
     from savl.images.format import PNG
-    from savl.images.origin import digest_origin
-    from savl.images.result_mark import UPSCALED
+    from savl.images.result_mark import UPSCALED, digest_origin
     from savl.images.write import write_image
     from tests.cli.conftest import FakeUpscaler
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from savl.images.format import JPEG, PNG, WEBP, ImageFormat
-from savl.images.jpeg_tail import JpegTail, read_tail
+from savl.images.jpeg_structure import JpegTail, read_tail
 from savl.images.metadata import losses
 from savl.images.read import read_image
 
@@ -65,7 +65,7 @@ def test_a_jpeg_tail_is_found_in_files_that_are_no_files_of_the_disk() -> None:
 
 
 def test_filling_may_be_longer_than_what_is_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("savl.images.jpeg_tail._STEP", 7)
+    monkeypatch.setattr("savl.images.jpeg_structure._STEP", 7)
     for length in range(15):
         tail = b"\xff" * length + encoded("jpeg", 1) + b"\0" * length
         assert read_tail(io.BytesIO(encoded("jpeg") + tail)) == JpegTail(pictures=1)

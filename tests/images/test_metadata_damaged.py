@@ -15,7 +15,7 @@ import pyvips
 from PIL import Image, TiffImagePlugin
 
 from savl.images.format import FORMATS, JPEG, PNG, TIFF, WEBP, ImageFormat
-from savl.images.jpeg_segments import encode_segment
+from savl.images.jpeg_structure import encode_segment
 from savl.images.metadata import losses, take_metadata, with_orientation
 from savl.images.png_chunks import encode_chunk
 from savl.images.read import read_image

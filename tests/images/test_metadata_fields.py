@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, IptcImagePlugin, TiffImagePlugin, features
 
 from savl.images.format import JPEG, PNG, TIFF, WEBP, ImageFormat
-from savl.images.jpeg_segments import encode_segment, read_segments
+from savl.images.jpeg_structure import encode_segment, read_segments
 from savl.images.metadata import losses
 from savl.images.png_chunks import encode_chunk, read_chunks
 from savl.images.read import read_image

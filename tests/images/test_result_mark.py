@@ -11,8 +11,17 @@ from PIL import Image
 
 from savl.images.format import FORMATS, JPEG, PNG, ImageFormat
 from savl.images.metadata import Metadata
-from savl.images.origin import digest_origin
-from savl.images.result_mark import DEGRADED, MARKS, SEVERITY_MAP, UPSCALED, add_mark, find_mark, find_origin, read_mark
+from savl.images.result_mark import (
+    DEGRADED,
+    MARKS,
+    SEVERITY_MAP,
+    UPSCALED,
+    add_mark,
+    digest_origin,
+    find_mark,
+    find_origin,
+    read_mark,
+)
 from savl.images.write import write_image
 
 PIXELS = np.full((12, 16, 3), 90, np.uint8)

@@ -16,8 +16,7 @@ from savl.cli.app import app
 from savl.images.folder import read_rgb
 from savl.images.format import PNG
 from savl.images.read import read_image
-from savl.images.severity_map import draw_severity
-from savl.images.viridis import viridis
+from savl.images.severity_map import draw_severity, viridis
 from savl.images.write import write_image
 from savl.network import SAVLConfig
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import savl
-from savl.inference.flat import RADIUS, keep_flat
+from savl.inference.upscaler import FLAT_RADIUS, restore_flat_areas
 
 
 def test_a_flat_area_gets_its_exact_colour_and_the_rest_is_left_alone() -> None:
@@ -15,8 +15,8 @@ def test_a_flat_area_gets_its_exact_colour_and_the_rest_is_left_alone() -> None:
     lr[1, :, :, 10:] = torch.tensor([1.0, 0.5, 0.25])[:, None, None]
     sr = torch.rand(2, 3, 80, 96)
     before = sr.clone()
-    keep_flat(sr, lr)
-    first = 10 + RADIUS  # the first column whose whole neighbourhood is flat; at the border there is less to see
+    restore_flat_areas(sr, lr)
+    first = 10 + FLAT_RADIUS  # the first column whose whole neighbourhood is flat; at the border there is less to see
     assert torch.equal(sr[0], before[0])
     assert torch.equal(sr[1, ..., : 4 * first], before[1, ..., : 4 * first])
     assert torch.equal(sr[1, ..., 4 * first :], lr[1, ..., first:].repeat_interleave(4, 1).repeat_interleave(4, 2))

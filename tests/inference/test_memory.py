@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from savl.inference.heap import keep_freed_memory
+from savl.inference.process_settings import keep_freed_memory
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults are counted as Linux counts them")
 def test_kept_memory_soon_costs_no_page_faults() -> None:
     code = """
 import resource, sys, torch
-from savl.inference.heap import keep_freed_memory
+from savl.inference.process_settings import keep_freed_memory
 
 if not keep_freed_memory():
     sys.exit(77)

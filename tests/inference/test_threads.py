@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from savl.cli import main
-from savl.inference import control_group, memory, threads
-from savl.inference.control_group import control_group_folders, processor_quota
-from savl.inference.threads import MOST_THREADS, SPIN_COUNT, limit_spinning, use_threads
+from savl.inference import limits, process_settings
+from savl.inference.limits import control_group_folders, processor_quota
+from savl.inference.process_settings import MOST_THREADS, SPIN_COUNT, limit_spinning, use_threads
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits are set as Linux sets them")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS", "VIPS_CONCURRENCY")
@@ -36,7 +36,7 @@ def run(code: str, **environment: str) -> str:
 
 SPINNING = """
 import os
-from savl.inference.threads import limit_spinning
+from savl.inference.process_settings import limit_spinning
 limit_spinning()
 print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("KMP_BLOCKTIME"), os.environ.get("OMP_WAIT_POLICY"))
 """
@@ -74,7 +74,7 @@ print(dict(os.environ) == before, torch.get_num_threads() == threads)
 def test_the_number_of_threads_is_that_of_torch_and_libvips() -> None:
     code = """
 import torch
-from savl.inference.threads import use_threads
+from savl.inference.process_settings import use_threads
 assert use_threads(3) == torch.get_num_threads() == 3
 import pyvips
 assert pyvips.vips_lib.vips_concurrency_get() == 3
@@ -90,7 +90,7 @@ print(torch.get_num_threads(), pyvips.vips_lib.vips_concurrency_get())
 def test_a_container_that_may_take_one_and_a_half_processors_gets_two_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("savl.inference.threads.processor_quota", lambda: 1.5)
+    monkeypatch.setattr("savl.inference.process_settings.processor_quota", lambda: 1.5)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("VIPS_CONCURRENCY", "1")
     before = torch.get_num_threads()
@@ -129,8 +129,8 @@ def groups(monkeypatch: pytest.MonkeyPatch, root: Path, listing: str, files: dic
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     (root / "listing").write_text(listing)
-    monkeypatch.setattr(control_group, "MOUNT", root)
-    monkeypatch.setattr(control_group, "LISTING", root / "listing")
+    monkeypatch.setattr(limits, "MOUNT", root)
+    monkeypatch.setattr(limits, "LISTING", root / "listing")
 
 
 @pytest.mark.parametrize(
@@ -171,14 +171,14 @@ def test_a_tile_fits_what_the_container_has_left(
     files = {f"{prefix}/{limit}": "300000000", f"{prefix}/{used}": "280000000"}
     groups(monkeypatch, tmp_path, listing, {**files, f"{prefix}/memory.stat": f"anon 7\n{cached} 30000000\n"})
     assert [folder.name for folder in control_group_folders("memory")][:1] == ["job"]
-    assert memory.available_bytes() == 50_000_000
+    assert limits.available_bytes() == 50_000_000
 
 
 @linux
 def test_a_tile_fits_what_ulimit_leaves() -> None:
     code = """
 import resource
-from savl.inference.memory import available_bytes
+from savl.inference.limits import available_bytes
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, resource.RLIM_INFINITY))
 print(available_bytes() <= 2**26)
@@ -232,10 +232,10 @@ def test_a_number_of_threads_that_makes_no_sense_is_a_usage_error(
 
 def test_no_more_threads_are_started_than_make_sense(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(threads, "_startable", lambda count: asked.append(count) or 1)
+    monkeypatch.setattr(process_settings, "_startable", lambda count: asked.append(count) or 1)
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 99999999)  # what OMP_NUM_THREADS said
-    monkeypatch.setattr(threads, "_use_vips_threads", asked.append)
+    monkeypatch.setattr(process_settings, "_use_vips_threads", asked.append)
     assert use_threads() == 1
     assert asked == [MOST_THREADS, 1, 1]
 
@@ -244,7 +244,7 @@ def test_libvips_is_asked_for_no_more_threads_than_it_has(monkeypatch: pytest.Mo
     pyvips = pytest.importorskip("pyvips")
     before = pyvips.vips_lib.vips_concurrency_get()
     try:
-        threads._use_vips_threads(5000)
+        process_settings._use_vips_threads(5000)
         assert pyvips.vips_lib.vips_concurrency_get() == 1024
     finally:
         pyvips.vips_lib.vips_concurrency_set(before)

@@ -19,9 +19,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 import savl
-from savl.images.alpha import fill_transparent
 from savl.images.errors import UnreadableImage
 from savl.images.format import PNG
+from savl.images.planes import fill_transparent
 from savl.images.write import write_image
 from savl.inference.device import best_device, checked_device
 from savl.inference.enlarge import enlarge, output_size

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import savl
-from savl.inference.memory import bytes_per_pixel, default_tile
+from savl.inference.tiling import bytes_per_pixel, default_tile
 from savl.network import CONFIGS, SAVL, DegradationField, SAVLConfig
 from savl.out_of_memory import is_out_of_memory
 

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import savl
-from savl.weights.hat import hat_config, is_hat, published_overlap_index, reorder_overlap_table
+from savl.weights.hat import hat_config, published_overlap_index, reorder_overlap_table
+from savl.weights.state_dicts import is_hat
 
 GOLDEN = Path(__file__).parent / "golden" / "hat.safetensors"
 TOLERANCE = 1e-4  # of outputs with a standard deviation near 1; float32 rounding alone differs by up to 1e-5

@@ -1,10 +1,80 @@
-"""The markers of a JPEG stream: what kind it is of, and what is wrong with it that harms nothing."""
+"""The structure of JPEG files (ITU-T T.81): segments of metadata, the entropy-coded picture, and data behind it."""
 
 from __future__ import annotations
 
+import os
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
+
+APP0, APP1, APP2, APP11, APP13 = 0xE0, 0xE1, 0xE2, 0xEB, 0xED
+COMMENT = 0xFE
+_START_OF_SCAN = 0xDA
+_END_OF_IMAGE = 0xD9
+EXIF = b"Exif\0\0"
+XMP = b"http://ns.adobe.com/xap/1.0/\0"
+EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
+PHOTOSHOP = b"Photoshop 3.0\0"
+ICC = b"ICC_PROFILE\0"
+MAX_CONTENT = 65533
+"""Bytes that a segment's 16-bit length leaves for its content."""
+
+_MAX_STRAY = 2**16
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment: the second byte of its marker, and its content without marker and length."""
+
+    marker: int
+    content: bytes
+
+
+def read_segments(file: BinaryIO) -> Iterator[Segment]:
+    """Yield the application segments and comments before the samples, as far as the file can be understood."""
+    file.seek(2)
+    stray = 0
+    while stray < _MAX_STRAY:
+        byte = file.read(1)
+        if not byte:
+            return
+        if byte != b"\xff":
+            stray += 1  # bytes before a marker, which decoders pass over too
+            continue
+        while byte == b"\xff":
+            byte = file.read(1)
+        if not byte:
+            return
+        marker = byte[0]
+        if marker in (_START_OF_SCAN, _END_OF_IMAGE):
+            return
+        if marker in (0, 1) or 0xD0 <= marker <= 0xD8:
+            continue  # markers without content
+        size = file.read(2)
+        if len(size) < 2:
+            return
+        length = int.from_bytes(size, "big") - 2
+        if APP0 <= marker <= 0xEF or marker == COMMENT:
+            content = file.read(length) if length > 0 else b""
+            if len(content) < length:
+                return
+            yield Segment(marker, content)
+        else:
+            file.seek(max(length, 0), 1)
+
+
+def encode_segment(marker: int, content: bytes) -> bytes:
+    """Return a segment with its marker and its length.
+
+    Raises:
+        ValueError: `content` is longer than `MAX_CONTENT`.
+    """
+    if len(content) > MAX_CONTENT:
+        raise ValueError(f"content: {len(content)} bytes; a JPEG segment holds at most {MAX_CONTENT}")
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
 
 _SOI, _EOI, _SOS, _APP0, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE
 # Frame headers: 0xC0 to 0xCF without the tables and the reserved marker among them, and JPEG-LS.
@@ -135,3 +205,63 @@ def _spans(content: bytes, position: int) -> Iterator[tuple[int, int, int, int]]
             found = _END_OF_SCAN.search(content, stop)
             position = found.start() if found else len(content)
         yield marker, begin, stop, position
+
+
+_START = b"\xff\xd8\xff"
+_FILM = re.compile(rb"MotionPhoto_Data|\0\0\0[\x08-\x7f]ftyp")  # Samsung's name for one, and how MP4 and MOV begin
+_FILL = b"\0\xff\r\n\t "  # what cameras fill blocks with
+_STEP = 2**20
+_MAX_BYTES = 2**28  # of a file that are looked at; of larger ones, what is behind may stay unknown
+
+
+@dataclass(frozen=True)
+class JpegTail:
+    """What stands behind the picture.
+
+    Attributes:
+        pictures: how many further JPEG pictures follow at once.
+        film: whether the film of a motion photo is behind them.
+        size: bytes behind the further pictures, other than filling; 0 where a film explains them.
+    """
+
+    pictures: int = 0
+    film: bool = False
+    size: int = 0
+
+
+def read_tail(file: BinaryIO) -> JpegTail:
+    """Return what stands behind the picture of a JPEG file; a picture without an end has nothing behind it.
+
+    Args:
+        file: seekable.
+    """
+    whole = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    content = file.read(_MAX_BYTES)
+    end = end_of_picture(content)
+    if end is None:
+        return JpegTail()
+    pictures = 0
+    while True:
+        start = _behind_filling(content, end)
+        further = end_of_picture(content, start) if content[start : start + len(_START)] == _START else None
+        if further is None:
+            break
+        pictures, end = pictures + 1, further
+    if start == whole:
+        return JpegTail(pictures)
+    film = _FILM.search(content, end) is not None
+    return JpegTail(pictures, film, 0 if film else whole - end)
+
+
+def _behind_filling(content: bytes, begin: int) -> int:
+    """Where the next byte that is no filling stands, from `begin` on; 0xFF in front of a picture is none either."""
+    position = begin
+    while position < len(content):
+        piece = content[position : position + _STEP]
+        rest = piece.lstrip(_FILL)
+        position += len(piece) - len(rest)
+        if rest:
+            break
+    begins_picture = content[position : position + 1] == _START[1:2] and position > begin
+    return position - 1 if begins_picture and content[position - 1] == _START[0] else position

@@ -1,4 +1,4 @@
-"""Files of weights read by what they hold, whatever their names end in; what holds none is named in one line."""
+"""Read files of weights by their content, whatever their suffix, and say in one line what another file is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import re
 import threading
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ _OTHER_FILES = {
 _numpy_numbers_allowed = threading.Lock()
 
 
-def read_content(path: Path) -> tuple[Any, dict[str, str]]:
+def read_checkpoint(path: Path) -> tuple[Any, dict[str, str]]:
     """Read a file of weights without running any code in it.
 
     Args:
@@ -169,36 +168,3 @@ def _explain_refusal(error: Exception) -> str:
         return f"holds pickled code ({code[1]}), which savl never runs; save its state dict alone, load that"
     first_sentence = message.partition("\n")[0].partition(". ")[0]
     return f"is damaged or no checkpoint of weights alone ({type(error).__name__}: {first_sentence})"
-
-
-def settings_inside(content: Any, metadata: Mapping[str, str], key: str) -> dict[str, Any] | None:
-    """Find the settings of a savl network in what a file holds.
-
-    Args:
-        content: As `read_content` returns it.
-        metadata: As `read_content` returns it.
-        key: Under which `savl.save` keeps them in the metadata.
-
-    Returns:
-        Values for `SAVLConfig.from_dict`: those of `savl.save`, those beside a state dict under ``key`` or ``config``
-        (``torch.save({"state_dict": ..., "config": model.config.to_dict()}, ...)``), or those of a checkpoint of
-        `savl train`; None where there are none.
-
-    Raises:
-        ValueError: What `savl.save` keeps there is no JSON object.
-    """
-    values: Any = None
-    if key in metadata:
-        values = json.loads(metadata[key])
-        if not isinstance(values, dict):
-            raise ValueError(f"expected a JSON object, got {metadata[key][:40]!r}")
-    elif isinstance(content, Mapping):
-        values = next((content[name] for name in (key, "config") if isinstance(content.get(name), Mapping)), None)
-        training = content.get("settings")
-        if values is None and isinstance(training, Mapping):
-            values = {
-                name.removeprefix("model."): value
-                for name, value in training.items()
-                if isinstance(name, str) and name.startswith("model.")
-            } or None
-    return None if values is None else dict(values)
