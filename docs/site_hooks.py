@@ -1,8 +1,8 @@
 """Hooks of mkdocs: pages that lie outside docs/, and links that lead there.
 
-The Markdown files link to each other relatively, so the file view of the repository can follow them. On the site a link
-to a file outside docs/ becomes a link to its page where it has one (`PAGES`), and otherwise one to the repository. While
-the repository's address is unknown (``repo_url`` in mkdocs.yml), such a link becomes plain text.
+The Markdown files link to each other relatively, so that the repository's file view can follow the links. On the
+site, a link to a file outside docs/ becomes a link to its page if it has one (`PAGES`), and otherwise a link to the
+repository. While the repository's address is unknown (``repo_url`` in mkdocs.yml), such a link becomes plain text.
 """
 
 from __future__ import annotations
