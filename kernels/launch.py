@@ -14,7 +14,7 @@ from torch import Tensor
 
 from savl.kernels import attention, attention_backward
 from savl.kernels.configs import KernelConfig, Problem, config_for
-from savl.ops.triton_kernels import lse_dtype
+from savl.kernels.log_sum_exp import lse_dtype
 
 BIAS_PROGRAMS = 1024
 """How many programs share the sum over windows of `backward_bias`, more or less. Not a function of the GPU: the same
@@ -117,7 +117,7 @@ def forward(call: Attention) -> tuple[Tensor, Tensor]:
 
     Returns:
         The result ``(B, H, W, C)``, dtype of q, and the log-sum-exp of the logits in units of ln 2,
-        ``(B, heads, H, W)`` of `savl.ops.triton_kernels.lse_dtype`.
+        ``(B, heads, H, W)`` of `savl.kernels.log_sum_exp.lse_dtype`.
     """
     batch, height, width, channels = call.q.shape
     out = torch.empty(batch, height, width, channels, dtype=call.q.dtype, device=call.q.device)

@@ -80,18 +80,11 @@ def _late(module: str, name: str) -> Callable[..., Any]:
     return run
 
 
-def lse_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Dtype of the log-sum-exp for tensors of a dtype: float64 for float32, so that its rounding does not show.
-
-    Args:
-        dtype: That of q.
-    """
-    return torch.float64 if dtype == torch.float32 else torch.float32
-
-
 def empty_log_sum_exp(q: Tensor, heads: int) -> Tensor:
     """The op's second result without data: ``(B, heads, H, W)`` where Triton serves, else empty."""
     if q.device.type == "cuda" or INTERPRETED:
+        from savl.kernels.log_sum_exp import lse_dtype
+
         return q.new_empty(q.shape[0], heads, q.shape[1], q.shape[2], dtype=lse_dtype(q.dtype))
     return q.new_empty(0, dtype=torch.float32)
 
