@@ -1,6 +1,6 @@
 """What is measured: ops, blocks, networks, a training step; each several ways, on any device and in any dtype.
 
-Every way of a case computes the same numbers from the same inputs; `benchmarks.measure` sees to that before it times
+Every way of a case computes the same numbers from the same inputs; `benchmarks.timing` sees to that before it times
 anything.
 """
 
@@ -72,7 +72,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchmarkCase:
     """One computation, several ways.
 
     Attributes:
@@ -99,7 +99,7 @@ class Case:
     absent: Mapping[str, str] = field(default_factory=dict)
     items: int = 1
 
-    def only(self, variants: Sequence[str]) -> Case:
+    def only(self, variants: Sequence[str]) -> BenchmarkCase:
         """The case with some of its variants, and eager."""
         kept = {name: call for name, call in self.variants.items() if name in variants or name == "eager"}
         return replace(
@@ -110,7 +110,7 @@ class Case:
 # Ops
 
 
-def window(run: Run, backward: bool = False) -> Case:
+def window(run: Run, backward: bool = False) -> BenchmarkCase:
     """Window attention of savl-base: 16×16 windows, shift 8, 6 heads of 24, severity."""
     side = run.side
     inputs = (
@@ -136,7 +136,7 @@ def window(run: Run, backward: bool = False) -> Case:
     return _attention("window attention", run, inputs, variants, sum(length**2 for length in runs) ** 2, backward)
 
 
-def overlapping(run: Run, backward: bool = False) -> Case:
+def overlapping(run: Run, backward: bool = False) -> BenchmarkCase:
     """Overlapping attention of savl-base: 24×24 keys for 16×16 queries, 6 heads of 24."""
     side = run.side
     inputs = (
@@ -176,7 +176,7 @@ def _attention(
     variants: dict[str, Callable[..., Result]],
     pairs: int,
     backward: bool,
-) -> Case:
+) -> BenchmarkCase:
     # What the definition needs: q k and p v; on the way back q k once more, then gradients of p, q, k and v. Kernels
     # that compute something again do more than that, and do not get a higher rate for it.
     products = 7 if backward else 2
@@ -184,14 +184,16 @@ def _attention(
     moved = 4.0 * size + (8.0 * size if backward else 0)  # q, k, v, out; on the way back these, theirs and delta's
     what += _both(backward)
     absent = {} if run.compiled else dict.fromkeys(("compile", "flex"), "torch.compile was switched off")
-    return Case(what, inputs, variants, run.wide, backward, moved, 2.0 * products * pairs * CHANNELS, absent=absent)
+    return BenchmarkCase(
+        what, inputs, variants, run.wide, backward, moved, 2.0 * products * pairs * CHANNELS, absent=absent
+    )
 
 
 def _both(backward: bool) -> str:
     return ", forward and backward" if backward else ", forward"
 
 
-def posterior(run: Run, noise: bool = True, backward: bool = False) -> Case:
+def posterior(run: Run, noise: bool = True, backward: bool = False) -> BenchmarkCase:
     """The posterior of a 64-channel field, with given noise or the mean as its sample."""
     parts = 3 if noise else 2
     inputs = tuple(0.3 * run.draw(1, LATENT, run.side, run.side, seed=6 + part) for part in range(parts))
@@ -208,7 +210,7 @@ def posterior(run: Run, noise: bool = True, backward: bool = False) -> Case:
     return _elementwise(f"posterior, {'given' if noise else 'no'} noise", run, inputs, call, moved, 25, backward)
 
 
-def modulation(run: Run, backward: bool = False) -> Case:
+def modulation(run: Run, backward: bool = False) -> BenchmarkCase:
     """The modulation of savl-base, without beta as there."""
     inputs = tuple(run.draw(1, run.side, run.side, CHANNELS, seed=9 + part) for part in range(3))
 
@@ -219,7 +221,7 @@ def modulation(run: Run, backward: bool = False) -> Case:
     return _elementwise("modulation", run, inputs, call, moved, 3, backward)
 
 
-def layer_norm(run: Run, backward: bool = False) -> Case:
+def layer_norm(run: Run, backward: bool = False) -> BenchmarkCase:
     """The layer normalisation of savl-base."""
     inputs = (run.draw(1, run.side, run.side, CHANNELS, seed=12), *(run.draw(CHANNELS, seed=13 + i) for i in range(2)))
     moved = (2.0 + (3 if backward else 0)) * inputs[0].nbytes
@@ -234,7 +236,7 @@ def _elementwise(
     moved: float,
     operations: int,
     backward: bool,
-) -> Case:
+) -> BenchmarkCase:
     variants: dict[str, Callable[..., Result]] = {
         "eager": partial(call, kernels=EAGER),
         "fused": partial(call, kernels=run.fused()),
@@ -244,13 +246,13 @@ def _elementwise(
     absent = {} if run.compiled else {"compile": "torch.compile was switched off"}
     flops = float(operations * inputs[0].numel())
     what += _both(backward)
-    return Case(what, inputs, variants, torch.float64, backward, moved, flops, copied=True, absent=absent)
+    return BenchmarkCase(what, inputs, variants, torch.float64, backward, moved, flops, copied=True, absent=absent)
 
 
 # Blocks
 
 
-def block(run: Run, name: str) -> Case:
+def block(run: Run, name: str) -> BenchmarkCase:
     """One block of savl-base.
 
     Args:
@@ -271,7 +273,7 @@ def block(run: Run, name: str) -> Case:
     return _module(run, name, modules[name], inputs)
 
 
-def _module(run: Run, what: str, module: nn.Module, inputs: tuple[Tensor, ...], items: int = 1) -> Case:
+def _module(run: Run, what: str, module: nn.Module, inputs: tuple[Tensor, ...], items: int = 1) -> BenchmarkCase:
     """A module in evaluation mode by eager, SDPA, fused kernels and torch.compile."""
     wide = module.eval().to(run.device).requires_grad_(False)
     narrow = copy.deepcopy(wide).to(run.dtype)
@@ -317,7 +319,7 @@ def _module(run: Run, what: str, module: nn.Module, inputs: tuple[Tensor, ...], 
         variants["fused, CUDA graph"] = _replayed(with_fused, inputs)
     else:
         absent["fused, CUDA graph"] = "CUDA graphs need a CUDA GPU"
-    return Case(what, inputs, variants, run.wide, absent=absent, items=items)
+    return BenchmarkCase(what, inputs, variants, run.wide, absent=absent, items=items)
 
 
 def _exactly(model: nn.Module, *given: Tensor) -> Tensor:
@@ -358,7 +360,7 @@ def _replayed(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Callab
 # Networks
 
 
-def network(run: Run, name: str, batch: int = 1) -> Case:
+def network(run: Run, name: str, batch: int = 1) -> BenchmarkCase:
     """A whole network on one tile, or a batch of them; random weights, since time does not depend on them."""
     torch.manual_seed(0)
     lr = run.draw(batch, 3, run.side, run.side, seed=12, uniform=True)
@@ -366,7 +368,7 @@ def network(run: Run, name: str, batch: int = 1) -> Case:
     return _module(run, what, savl.build(name), (lr,), batch)
 
 
-def image(run: Run, name: str, pixels: int = 2**20, tile: int = 256) -> Case:
+def image(run: Run, name: str, pixels: int = 2**20, tile: int = 256) -> BenchmarkCase:
     """A whole image in tiles, as `savl.upscale` does it: a square one of about so many pixels."""
     torch.manual_seed(0)
     model = savl.build(name).eval().to(run.device)
@@ -382,10 +384,10 @@ def image(run: Run, name: str, pixels: int = 2**20, tile: int = 256) -> Case:
         "eager": upscale,
         "fused": partial(upscale, **run.fused().__dict__),
     }
-    return Case(f"{name}, {side}×{side} in tiles of {tile}", (lr,), variants, None)
+    return BenchmarkCase(f"{name}, {side}×{side} in tiles of {tile}", (lr,), variants, None)
 
 
-def training_step(run: Run, name: str, batch: int = 2) -> Case:
+def training_step(run: Run, name: str, batch: int = 2) -> BenchmarkCase:
     """Forward and backward of a network in training: gradients of all its parameters for an L1 loss; no optimiser."""
     torch.manual_seed(0)
     model = savl.build(name).to(run.device).train()
@@ -403,4 +405,4 @@ def training_step(run: Run, name: str, batch: int = 2) -> Case:
         return loss.detach().float(), norm
 
     variants: dict[str, Callable[..., Result]] = {"eager": step, "fused": partial(step, **run.fused().__dict__)}
-    return Case(f"{name}, training step, {batch} of {run.side}×{run.side}", (lr,), variants, None, items=batch)
+    return BenchmarkCase(f"{name}, training step, {batch} of {run.side}×{run.side}", (lr,), variants, None, items=batch)

@@ -87,14 +87,14 @@ def serve() -> None:
     import torch
 
     import savl
-    from benchmarks import cases, measure
+    from benchmarks import cases, timing
 
     run = cases.Run(torch.device("cpu"), torch.float32, 64, compiled=False)
     calls = {}
     for name in CASES:
         make = cases.window if name.startswith("window") else cases.overlapping
         case = make(run, backward=name.endswith("backward"))
-        calls[name] = measure.computation(case, "fused", case.inputs)
+        calls[name] = timing.computation(case, "fused", case.inputs)
     for line in sys.stdin:
         if line.strip() == "where":
             print(savl.__file__, flush=True)

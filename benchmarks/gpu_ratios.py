@@ -5,7 +5,7 @@
     python -m benchmarks.gpu_ratios --only max-autotune               # against torch.compile at its best, minutes
     python -m benchmarks.gpu_ratios --device cpu --side 32 --no-compile --network savl-tiny   # whether it runs at all
 
-Variants are checked, and times taken, as `benchmarks.measure` does. Results are written after every part. Exit code 0
+Variants are checked, and times taken, as `benchmarks.timing` does. Results are written after every part. Exit code 0
 whatever the table says: it reports.
 """
 
@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from benchmarks import cases, machine
-from benchmarks.cases import Case, NotHereError, Run
-from benchmarks.measure import COPY, ceilings, free, measured, reason, summary
+from benchmarks.cases import BenchmarkCase, NotHereError, Run
+from benchmarks.timing import COPY, ceilings, check_and_time, reason, release_memory, summary
 from savl.atomic_write import write_atomically
 
 
@@ -55,7 +55,7 @@ class Settings:
     rounds: int
     network: str
 
-    def of_network(self, mode: str | None) -> Case:
+    def of_network(self, mode: str | None) -> BenchmarkCase:
         """A network beside SDPA, or beside torch.compile in one of its modes."""
         case = cases.network(self.run, self.network)
         peers = ("sdpa",) if mode is None else ("compile" if mode == "default" else f"compile, {mode}",)
@@ -70,15 +70,15 @@ class Part:
     fastest counts. None: measured, nothing promised.
     """
 
-    case: Callable[[Settings], Case]
+    case: Callable[[Settings], BenchmarkCase]
     wanted: Wanted
     network: bool = False
     compiles: bool = False
     """Whether torch.compile of a network is measured, on CUDA GPUs alone."""
 
 
-def _part(make: Callable[..., Case], wanted: Wanted, **options: Any) -> Part:
-    def case(settings: Settings) -> Case:
+def _part(make: Callable[..., BenchmarkCase], wanted: Wanted, **options: Any) -> Part:
+    def case(settings: Settings) -> BenchmarkCase:
         made = make(settings.run, **options)
         peers = [name for name in (*made.variants, *made.absent) if any(_alike(name, against) for against in wanted)]
         return made.only((*peers, "fused"))
@@ -121,7 +121,7 @@ def measure_part(name: str, settings: Settings, limits: Mapping[str, float]) -> 
     Args:
         name: One of `PARTS`.
         settings: Where, on what and how often.
-        limits: What `benchmarks.measure.ceilings` found.
+        limits: What `benchmarks.timing.ceilings` found.
     """
     part, run = PARTS[name], settings.run
     if part.compiles:
@@ -131,7 +131,7 @@ def measure_part(name: str, settings: Settings, limits: Mapping[str, float]) -> 
             raise NotHereError("torch.compile was switched off")
     case = part.case(settings)
     rounds = max(settings.rounds // 4, min(settings.rounds, 3)) if part.network else settings.rounds
-    records = measured(case, run, rounds, limits)
+    records = check_and_time(case, run, rounds, limits)
     for record in records.values():
         if "seconds" in record:
             record |= summary(record.pop("seconds"))
@@ -208,7 +208,7 @@ def measure(settings: Settings, parts: Iterable[str], report: Report) -> dict[st
             part = {"state": "failed", "why": reason(error), "ratios": []}
         content["parts"][name] = {**part, "seconds": time.perf_counter() - start}
         torch.compiler.reset()
-        free(run)
+        release_memory(run)
         report.write()
     content["complete"] = True
     report.write()

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from benchmarks import cases, machine, peak_memory
-from benchmarks.cases import Case, Run
-from benchmarks.measure import COPY, ceilings, measured
+from benchmarks.cases import BenchmarkCase, Run
 from benchmarks.reporting import tables
+from benchmarks.timing import COPY, ceilings, check_and_time
 from savl.atomic_write import write_atomically
 
 SIDE = 64
@@ -59,7 +59,7 @@ OPS: list[tuple[str, Mapping[str, float]]] = [
 
 
 def of_case(
-    case: Case, wanted: Mapping[str, float], run: Run, rounds: int, limits: Mapping[str, float]
+    case: BenchmarkCase, wanted: Mapping[str, float], run: Run, rounds: int, limits: Mapping[str, float]
 ) -> tuple[list[Ratio], dict[str, Any]]:
     """Measure one case; ``limits`` are the machine's ceilings.
 
@@ -67,7 +67,7 @@ def of_case(
         RuntimeError: A variant that counts could not be measured.
     """
     case = case.only((*wanted, "fused"))
-    records = measured(case, run, rounds, limits)
+    records = check_and_time(case, run, rounds, limits)
     broken = {name: record["failed"] for name, record in records.items() if "failed" in record and name in wanted}
     if broken or "seconds" not in records["fused"]:
         raise RuntimeError(f"{case.what}: {broken or records['fused']}")

@@ -104,7 +104,7 @@ def here(point: Point, limit_gib: float) -> dict[str, Any]:
     import torch
 
     import savl
-    from benchmarks import measure as how
+    from benchmarks import timing
     from benchmarks.cases import HEADS, Run
     from savl import ops
     from savl.ops.switch import KernelSettings
@@ -138,10 +138,10 @@ def here(point: Point, limit_gib: float) -> dict[str, Any]:
         _allow(limit_gib)
     try:
         start = time.perf_counter()
-        _, peak = how.peak_of(run, call)
+        _, peak = timing.peak_of(run, call)
         first = time.perf_counter() - start
         rounds = 0 if first > 10 else 1 if first > 3 else 3 if first > 0.5 else 9
-        times, failed = how.timings({point.variant: call}, run, rounds) if rounds else ({}, {})
+        times, failed = timing.time_in_turn({point.variant: call}, run, rounds) if rounds else ({}, {})
     except (RuntimeError, MemoryError) as error:
         if "alloc" in str(error) or "memory" in str(error).lower() or isinstance(error, MemoryError):
             return {"failed": "out of memory", "limit_gib": limit_gib}

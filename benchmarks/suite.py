@@ -1,7 +1,7 @@
 """What the pytest-benchmark suites share: entries, and a clock that gives back what was measured side by side.
 
 pytest-benchmark times one test after the other. On a machine that others use too, a ratio of two such times says
-little. So the variants of an entry are timed together, in turn (`benchmarks.measure`), when the first of its tests
+little. So the variants of an entry are timed together, in turn (`benchmarks.timing`), when the first of its tests
 runs; every test then hands the times of its own variant to pytest-benchmark, through a clock that is set forward by
 them. Statistics, groups, JSON and comparisons are pytest-benchmark's own.
 """
@@ -19,8 +19,8 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks import machine
-from benchmarks.cases import Case, Run
-from benchmarks.measure import ceilings, free, measured
+from benchmarks.cases import BenchmarkCase, Run
+from benchmarks.timing import ceilings, check_and_time, release_memory
 
 DEVICES = ("cpu", "cuda")
 Records = dict[str, dict[str, Any]]
@@ -51,7 +51,7 @@ class Entry:
     """A case of a suite, and what of it is measured."""
 
     name: str
-    build: Callable[[Run], Case] | None
+    build: Callable[[Run], BenchmarkCase] | None
     variants: tuple[str, ...]
     more: tuple[str, ...] = ()
     """Variants with ``--full``."""
@@ -62,7 +62,7 @@ class Entry:
     sides: tuple[int, int] = (64, 512)
     """Pixels along a side, on a CPU and on a GPU."""
     measure: Callable[[Run, int], Records] | None = None
-    """Measures in place of `benchmarks.measure.measured`, for what is no case."""
+    """Measures in place of `benchmarks.timing.check_and_time`, for what is no case."""
     devices: tuple[str, ...] = DEVICES
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ class Entry:
         case = self.build(run).only(variants)
         return {
             name: {**record, "items": case.items}
-            for name, record in measured(case, run, rounds, limits(device)).items()
+            for name, record in check_and_time(case, run, rounds, limits(device)).items()
         }
 
 
@@ -126,7 +126,7 @@ class Suite:
         if self._measured != (entry.name, device):
             self._records = {}
             torch.compiler.reset()
-            free(entry.run(device))
+            release_memory(entry.run(device))
             self._records = entry.records(device, variants)
             self._measured = (entry.name, device)
         record = self._records.get(variant, {"failed": "it is not among the variants here"})

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmarks import cases
-from benchmarks.measure import COPY
 from benchmarks.suite import Entry
+from benchmarks.timing import COPY
 
 PEERS = ("eager", "sdpa", "sdpa, mask kept", "flex", "compile", "fused")
 ELEMENTWISE = ("eager", "compile", COPY, "fused")

@@ -22,12 +22,12 @@ PROGRAMS = {
 
 def start(run: Run, rounds: int) -> Records:
     """Whole processes, in turn."""
-    from benchmarks import measure
+    from benchmarks import timing
 
     def process(program: str) -> Callable[[], object]:
         return lambda: subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
-    times, failed = measure.timings({name: process(program) for name, program in PROGRAMS.items()}, run, rounds)
+    times, failed = timing.time_in_turn({name: process(program) for name, program in PROGRAMS.items()}, run, rounds)
     return {name: {"seconds": seconds} for name, seconds in times.items()} | {
         name: {"failed": why} for name, why in failed.items()
     }

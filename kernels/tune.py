@@ -5,7 +5,7 @@ out by what the compiler says of them. The others are measured in turn, several 
 at each turn. A pipeline deeper than one stage is tried with the block sizes that are best without. The fastest are held
 against the rule, and one that is faster by more than the noise, and computes the same, is stored; else the rule is.
 
-Nothing here touches a GPU: `savl.kernels.measure` does.
+Nothing here touches a GPU: `savl.kernels.gpu_timing` does.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class CannotRunError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Workload:
+class TuningProblem:
     """A problem as networks pose it."""
 
     problem: Problem
@@ -61,25 +61,27 @@ class Task:
     """One search."""
 
     stage: str
-    workload: Workload
+    tuning_problem: TuningProblem
 
     @property
     def problem(self) -> Problem:
         """What block sizes are looked up by."""
-        return self.workload.problem
+        return self.tuning_problem.problem
 
 
 class Machine(Protocol):
-    """A GPU; `savl.kernels.measure.Gpu` is the one there is."""
+    """A GPU; `savl.kernels.gpu_timing.Gpu` is the one there is."""
 
     name: str
     capability: tuple[int, int]
     triton: str
 
-    def measure(self, stage: str, workload: Workload, config: KernelConfig) -> float:
+    def measure(self, stage: str, tuning_problem: TuningProblem, config: KernelConfig) -> float:
         """Run one kernel a few times, with cold caches; the median, in microseconds. Raises CannotRunError."""
 
-    def disagreement(self, stage: str, workload: Workload, config: KernelConfig, rule: KernelConfig) -> str | None:
+    def disagreement(
+        self, stage: str, tuning_problem: TuningProblem, config: KernelConfig, rule: KernelConfig
+    ) -> str | None:
         """How results differ from those with the block sizes of the rule; None if only as rounding may differ."""
 
 
@@ -256,7 +258,7 @@ class _Trial:
     def measure(self, config: KernelConfig, why: str) -> None:
         if self.on_step is not None:
             self.on_step(self.task, config, why)
-        time = self.machine.measure(self.task.stage, self.task.workload, config)
+        time = self.machine.measure(self.task.stage, self.task.tuning_problem, config)
         self.samples.setdefault(config, []).append(time)
 
     def median(self, config: KernelConfig) -> float:
@@ -290,7 +292,7 @@ class _Trial:
             faster = self.median(config) < (1 - LEAST_GAIN) * self.median(self.rule)
             if not faster or quantiles(self.samples[config], n=4)[2] >= best_quarter:
                 continue
-            if self.machine.disagreement(self.task.stage, self.task.workload, config, self.rule) is None:
+            if self.machine.disagreement(self.task.stage, self.task.tuning_problem, config, self.rule) is None:
                 return config
         return self.rule
 
@@ -352,24 +354,24 @@ def why_unfit(task: Task, config: KernelConfig, capability: tuple[int, int]) -> 
         config: The block sizes.
         capability: Compute capability of the GPU.
     """
-    from savl.kernels import ahead
+    from savl.kernels import compile_ahead_of_time
 
-    workload = task.workload
+    tuning_problem = task.tuning_problem
     try:
-        used = ahead.resources(
+        used = compile_ahead_of_time.resources(
             task.stage,
             task.problem,
             config,
             capability,
-            severity=workload.severity,
-            shifted=workload.shifted,
-            heads=workload.heads,
+            severity=tuning_problem.severity,
+            shifted=tuning_problem.shifted,
+            heads=tuning_problem.heads,
         )
     except Exception as error:  # Triton's own, of many kinds
         return f"does not compile ({type(error).__name__})"
     if used.spills:
         return f"spills {used.stack} bytes of registers a thread"
-    allowed = int(SHARED_MEMORY_SHARE * ahead.shared_memory_limit(capability))
+    allowed = int(SHARED_MEMORY_SHARE * compile_ahead_of_time.shared_memory_limit(capability))
     if used.shared > allowed:
         return f"wants {used.shared} bytes of shared memory, {allowed} are sure to be there"
     if used.programs(capability) < 1:

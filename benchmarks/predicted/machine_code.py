@@ -131,10 +131,10 @@ def count(program: list[Instruction], number: int = 0) -> Counted:
 
 def disassemble(cubin: bytes) -> dict[str, list[Instruction]]:
     """Functions of a binary, by the disassembler that Triton brings."""
-    from savl.kernels import ahead
+    from savl.kernels import compile_ahead_of_time
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        tool = Path(ahead._cuobjdump()).with_name("nvdisasm")
+        tool = Path(compile_ahead_of_time.cuobjdump()).with_name("nvdisasm")
         return functions(subprocess.run([tool, "-c", file.name], capture_output=True, text=True, check=True).stdout)

@@ -38,7 +38,7 @@ from savl.kernels.configs import (
 from savl.network import CONFIGS
 
 if TYPE_CHECKING:
-    from savl.kernels.ahead import Resources
+    from savl.kernels.compile_ahead_of_time import Resources
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "benchmarks/results/kernel-resources/triton.json"
@@ -92,9 +92,11 @@ class Row:
 
     def resources(self) -> Resources:
         """Compile it, in the worst case of severity and shift."""
-        from savl.kernels import ahead  # here: Triton's interpreter and its compiler exclude each other in a process
+        from savl.kernels import (
+            compile_ahead_of_time,  # here: Triton's interpreter and its compiler exclude each other in a process
+        )
 
-        return ahead.resources(
+        return compile_ahead_of_time.resources(
             self.kernel,
             self.problem,
             self.config,
@@ -128,9 +130,9 @@ class NormRow:
 
     def resources(self) -> Resources:
         """Compile it."""
-        from savl.kernels import ahead
+        from savl.kernels import compile_ahead_of_time
 
-        return ahead.layer_norm_resources(self.kernel, self.channels, self.dtype, self.capability)
+        return compile_ahead_of_time.layer_norm_resources(self.kernel, self.channels, self.dtype, self.capability)
 
 
 def norm_rows(capabilities: Iterable[tuple[int, int]] = CAPABILITIES) -> list[NormRow]:
@@ -277,7 +279,7 @@ def dump(content: dict[str, Any]) -> bytes:
 
 def faults(measured: Iterable[dict[str, Any]]) -> list[str]:
     """What no kernel may have: a stack frame, where registers spill to, or more shared memory than there is."""
-    from savl.kernels.ahead import shared_memory_limit
+    from savl.kernels.compile_ahead_of_time import shared_memory_limit
 
     found = []
     for row in measured:

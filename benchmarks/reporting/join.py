@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import shares
+from benchmarks.timing import shares
 
 
 def join(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

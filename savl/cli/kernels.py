@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from savl.cli import ctrl_c
-from savl.cli.tune import DTYPES, config_label, problem_label, tune, workloads
+from savl.cli.tune import DTYPES, config_label, problem_label, tune, tuning_problems
 from savl.command_line import CommandLine
 
 if TYPE_CHECKING:
@@ -207,14 +207,14 @@ def _print_triton_kernels(console: Console, gpus: Sequence[str], dtypes: Sequenc
     for column in ("networks", "problem", "kernel", *(escape(name) for name in targets)):
         table.add_column(column, overflow="fold", no_wrap=column == "kernel")
     for dtype in dtypes:
-        for names, workload in workloads(dtype, tuple(CONFIGS)):
+        for names, tuning_problem in tuning_problems(dtype, tuple(CONFIGS)):
             for stage in configs.STAGES:
                 cells = []
                 for target in targets.values():
-                    config, source = configs.config_for(stage, workload.problem, *target)
+                    config, source = configs.config_for(stage, tuning_problem.problem, *target)
                     cells.append(config_label(config) + (f" · {source}" if here else ""))
                 first = stage == configs.STAGES[0]
-                labels = (", ".join(names), problem_label(workload.problem)) if first else ("", "")
+                labels = (", ".join(names), problem_label(tuning_problem.problem)) if first else ("", "")
                 table.add_row(*labels, stage, *cells, end_section=stage == configs.STAGES[-1])
     console.print(table)
     if not here:

@@ -76,9 +76,9 @@ def tune(
     from savl.kernels.tune import CannotRunError, Task
 
     tasks = [
-        Task(each, workload)
+        Task(each, tuning_problem)
         for chosen in dtype or DTYPES
-        for _, workload in workloads(chosen, network or tuple(CONFIGS))
+        for _, tuning_problem in tuning_problems(chosen, network or tuple(CONFIGS))
         for each in (stage or configs.STAGES)
     ]
     try:
@@ -108,18 +108,18 @@ def _machine() -> Any:
         reason = why_gpu_unfit(0)
     if reason is not None:
         return reason
-    from savl.kernels.measure import Gpu
+    from savl.kernels.gpu_timing import Gpu
 
     return Gpu()
 
 
-def workloads(dtype: str, networks: Sequence[str]) -> list[tuple[list[str], Any]]:
-    """The problems that networks pose, each with their names; a `savl.kernels.tune.Workload` is a problem and more."""
+def tuning_problems(dtype: str, networks: Sequence[str]) -> list[tuple[list[str], Any]]:
+    """Return each `savl.kernels.tune.TuningProblem` that networks pose, with the names of these networks."""
     from savl.kernels.configs import Problem
-    from savl.kernels.tune import Workload
+    from savl.kernels.tune import TuningProblem
     from savl.network import CONFIGS
 
-    found: dict[Problem, tuple[list[str], Workload]] = {}
+    found: dict[Problem, tuple[list[str], TuningProblem]] = {}
     for name in networks:
         config = CONFIGS[name]
         for key_window in (config.window, config.key_window):
@@ -130,7 +130,7 @@ def workloads(dtype: str, networks: Sequence[str]) -> list[tuple[list[str], Any]
             )
             names, before = found.get(problem, ([], None))
             severity = severity or (before is not None and before.severity)
-            found[problem] = [*names, name], Workload(problem, config.heads, severity)
+            found[problem] = [*names, name], TuningProblem(problem, config.heads, severity)
     return list(found.values())
 
 

@@ -20,7 +20,7 @@ The device, the roofline
   near it; half of it or less means that bytes move twice or that the launch takes longer than the kernel. Attention
   lies near the ridge or right of it. It does not come near the flat roof: exponentials and instructions are its limit,
   not products.
-  docs/roofline.md has a floor for each kernel and resource on an H100.
+  docs/predicted-floors.md has a floor for each kernel and resource on an H100.
 
 Nsight Systems: is the GPU busy?
     nsys profile -c cudaProfilerApi --capture-range-end=stop -t cuda,nvtx,osrt -o step --force-overwrite=true \
@@ -84,7 +84,7 @@ Nsight Compute: what limits one kernel?
     short scoreboard or MIO throttle, shared memory or exponentials; math pipe throttle, the units are busy, which is
     good; barrier, warps of a block wait for each other; not selected, enough warps, good.
 
-  What to expect for savl-base at 512×512 in bfloat16 on an H100 stands in docs/roofline.md, predicted: the instructions
+  docs/predicted-floors.md predicts what to expect for savl-base at 512×512 in bfloat16 on an H100: the instructions
   issued are the limit of all attention kernels, then exponentials, and memory takes less than half of their time; the
   posterior and the modulation are limited by memory. A kernel at more than twice its floor there is worth a look.
 """

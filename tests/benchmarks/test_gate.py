@@ -13,12 +13,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks import cases, measure
+from benchmarks import cases, timing
 from savl.ops.switch import why_unavailable
 
 WITHOUT_EXTENSION = why_unavailable("window_attention", "cpp")
 ATTEMPTS = 3
-GATES: dict[str, tuple[Callable[[cases.Run], cases.Case], float]] = {
+GATES: dict[str, tuple[Callable[[cases.Run], cases.BenchmarkCase], float]] = {
     "window attention": (cases.window, 1.8),
     "window attention and gradients": (lambda run: cases.window(run, backward=True), 1.3),
     "overlapping attention": (cases.overlapping, 1.4),
@@ -35,11 +35,11 @@ def test_fused_kernels_are_much_faster_than_eager(name: str) -> None:
     make, least = GATES[name]
     run = cases.Run(torch.device("cpu"), torch.float32, 64, compiled=False)
     case = make(run).only(("fused",))
-    calls, records = measure.check(case, run)
+    calls, records = timing.check(case, run)
     assert set(calls) == {"eager", "fused"}, records
     ratios: list[float] = []
     for _ in range(ATTEMPTS):
-        times, failed = measure.timings(calls, run, rounds=7)
+        times, failed = timing.time_in_turn(calls, run, rounds=7)
         assert not failed
         ratios.append(statistics.median(times["eager"]) / statistics.median(times["fused"]))
         if ratios[-1] >= least:

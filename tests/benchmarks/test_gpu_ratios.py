@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import cases, gpu_ratios, measure
+from benchmarks import cases, gpu_ratios, timing
 from benchmarks.peers import flex, sdpa
 from savl import ops
 from savl.ops.switch import EAGER, FUSED, why_unavailable
@@ -60,7 +60,7 @@ def test_a_run_on_the_cpu_measures_every_op_and_says_what_needs_a_gpu(tmp_path: 
                 continue
             assert "failed" not in record, (name, variant, record)
             assert 0 < record["min_ms"] <= record["median_ms"] <= record["max_ms"]
-            if variant != measure.COPY:
+            if variant != timing.COPY:
                 assert all(error <= most for error, most in zip(record["error"], record["allowed"], strict=True))
         for row in part["ratios"]:
             measured = row["against"] != "flex" and "memory" not in row["what"]
@@ -96,7 +96,7 @@ def test_a_variant_that_computes_something_else_is_not_timed(tmp_path: Path, mon
 def test_a_part_that_fails_leaves_what_was_measured_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ratios.json"
 
-    def cut_off(settings: gpu_ratios.Settings) -> cases.Case:
+    def cut_off(settings: gpu_ratios.Settings) -> cases.BenchmarkCase:
         raise KeyboardInterrupt
 
     monkeypatch.setitem(gpu_ratios.PARTS, "network", gpu_ratios.Part(cut_off, {}))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import allocation, cases, measure, scaling, suite
+from benchmarks import allocation, cases, scaling, suite, timing
 from benchmarks.reporting import compare, figures, join, report
 from benchmarks.suite import CLOCK, Entry
 from savl.ops.switch import why_unavailable
@@ -128,7 +128,7 @@ class FakeBenchmark:
 
 @needs_extension
 def test_a_measurement_has_times_errors_memory_and_shares_of_the_ceilings() -> None:
-    records = measure.measured(cases.window(RUN).only(("sdpa", "fused", "flex")), RUN, 3, CEILINGS)
+    records = timing.check_and_time(cases.window(RUN).only(("sdpa", "fused", "flex")), RUN, 3, CEILINGS)
     assert set(records) == {"eager", "sdpa", "fused", "flex"}
     assert records["flex"] == {"failed": "torch.compile was switched off"}
     for name in ("eager", "sdpa", "fused"):
@@ -155,8 +155,8 @@ def test_the_flops_of_attention_are_those_of_pairs_that_see_each_other() -> None
 
 
 def test_rates_hold_a_time_against_the_nearer_ceiling() -> None:
-    case = cases.Case("it", (), {}, None, moved=1e9, flops=1e9)
-    found = measure.rates(case, 0.5, CEILINGS)
+    case = cases.BenchmarkCase("it", (), {}, None, moved=1e9, flops=1e9)
+    found = timing.rates(case, 0.5, CEILINGS)
     assert found["gb_per_second"] == pytest.approx(2.0)
     assert found["tflops"] == pytest.approx(0.002)
     assert found["of_roofline"] == pytest.approx(0.2), "memory takes 0.1 s, the product 0.01 s"

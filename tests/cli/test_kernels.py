@@ -16,7 +16,7 @@ from rich.console import Console
 
 from savl.build_info import build_info
 from savl.cli import batch, kernels, tune
-from savl.cli.tune import workloads
+from savl.cli.tune import tuning_problems
 from savl.kernels import configs
 from savl.kernels import tune as kernels_tune
 from savl.kernels.configs import STAGES, KernelConfig, Problem, default_config
@@ -341,7 +341,7 @@ def test_info_lists_block_sizes_by_the_rule_where_there_is_no_gpu(savl: Run, mon
         assert architecture in done.text
     assert "By the rule" in done.text
     for stage in STAGES:
-        assert done.text.count(f" {stage} ") == len(workloads("bfloat16", tuple(CONFIGS)))
+        assert done.text.count(f" {stage} ") == len(tuning_problems("bfloat16", tuple(CONFIGS)))
     for name in CONFIGS:
         assert name in done.text
     config = default_config("forward", Problem("bfloat16", 24, 16, 16), (9, 0))
@@ -407,7 +407,7 @@ def test_info_says_where_the_block_sizes_of_a_gpu_come_from(
     assert "NVIDIA Test 80GB" in done.text
     assert "sm_80 " not in done.text.partition("CUDA library (")[0]
     assert done.text.count("· tuned here") == 2
-    assert done.text.count("· rule") == 4 * len(workloads("bfloat16", tuple(CONFIGS))) - 2
+    assert done.text.count("· rule") == 4 * len(tuning_problems("bfloat16", tuple(CONFIGS))) - 2
     assert f"ignored in {fake_gpu}: tuned for other kernels" in done.text
 
 

@@ -15,15 +15,15 @@ import pytest
 
 from savl.kernels import configs, tune
 from savl.kernels.configs import KernelConfig, Problem, default_config
-from savl.kernels.tune import CannotRunError, Task, Workload
+from savl.kernels.tune import CannotRunError, Task, TuningProblem
 from savl.ops.triton_kernels import TRITON_MISSING
 
 needs_triton = pytest.mark.skipif(TRITON_MISSING is not None, reason=str(TRITON_MISSING))
 
 HOPPER = (9, 0)
 PROBLEM = Problem("bfloat16", 24, 16, 16)
-TASK = Task("forward", Workload(PROBLEM, 6, True))
-TASKS = [Task(stage, TASK.workload) for stage in configs.STAGES]
+TASK = Task("forward", TuningProblem(PROBLEM, 6, True))
+TASKS = [Task(stage, TASK.tuning_problem) for stage in configs.STAGES]
 RULE = default_config("forward", PROBLEM, HOPPER)
 BEST = KernelConfig(128, 32, 8, 1)
 
@@ -41,13 +41,15 @@ class FakeGpu:
     triton: str = "3.9.0"
     measured: list[tuple[str, KernelConfig]] = field(default_factory=list)
 
-    def measure(self, stage: str, workload: Workload, config: KernelConfig) -> float:
+    def measure(self, stage: str, tuning_problem: TuningProblem, config: KernelConfig) -> float:
         if config in self.broken:
             raise CannotRunError("out of resources")
         self.measured.append((stage, config))
         return self.times.get(config, 100.0) + self.noise(len(self.measured))
 
-    def disagreement(self, stage: str, workload: Workload, config: KernelConfig, rule: KernelConfig) -> str | None:
+    def disagreement(
+        self, stage: str, tuning_problem: TuningProblem, config: KernelConfig, rule: KernelConfig
+    ) -> str | None:
         return "out differs" if config in self.wrong else None
 
 
@@ -186,10 +188,10 @@ def test_a_rule_that_wins_is_stored_too(store: Path) -> None:
 
 def test_an_interrupted_run_goes_on_where_it_stopped(store: Path) -> None:
     class Interrupted(FakeGpu):
-        def measure(self, stage: str, workload: Workload, config: KernelConfig) -> float:
+        def measure(self, stage: str, tuning_problem: TuningProblem, config: KernelConfig) -> float:
             if stage == TASKS[2].stage:
                 raise KeyboardInterrupt
-            return super().measure(stage, workload, config)
+            return super().measure(stage, tuning_problem, config)
 
     with pytest.raises(KeyboardInterrupt):
         run(Interrupted({BEST: 80.0}), store)
@@ -254,15 +256,15 @@ def test_a_file_of_something_else_is_not_replaced_unless_forced(store: Path, con
 def test_spills_and_shared_memory_speak_against_a_candidate(
     monkeypatch: pytest.MonkeyPatch, used: dict[str, int], fragment: str | None
 ) -> None:
-    from savl.kernels import ahead
+    from savl.kernels import compile_ahead_of_time
 
     asked: list[Any] = []
 
-    def resources(*arguments: Any, **options: Any) -> ahead.Resources:
+    def resources(*arguments: Any, **options: Any) -> compile_ahead_of_time.Resources:
         asked.append((*arguments, options))
-        return ahead.Resources(**({"registers": 128, "stack": 0, "shared": 0, "warps": 4} | used))
+        return compile_ahead_of_time.Resources(**({"registers": 128, "stack": 0, "shared": 0, "warps": 4} | used))
 
-    monkeypatch.setattr(ahead, "resources", resources)
+    monkeypatch.setattr(compile_ahead_of_time, "resources", resources)
     reason = tune.why_unfit(TASK, BEST, HOPPER)
     assert reason is None if fragment is None else fragment in str(reason)
     assert asked == [("forward", PROBLEM, BEST, HOPPER, {"severity": True, "shifted": True, "heads": 6})]
@@ -270,19 +272,19 @@ def test_spills_and_shared_memory_speak_against_a_candidate(
 
 @needs_triton
 def test_what_does_not_compile_is_no_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
-    from savl.kernels import ahead
+    from savl.kernels import compile_ahead_of_time
 
     def fail(*arguments: Any, **options: Any) -> None:
         raise KeyError("no such layout")
 
-    monkeypatch.setattr(ahead, "resources", fail)
+    monkeypatch.setattr(compile_ahead_of_time, "resources", fail)
     assert tune.why_unfit(TASK, BEST, HOPPER) == "does not compile (KeyError)"
 
 
 @needs_triton
 @pytest.mark.slow
 def test_other_processes_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = Task("forward", Workload(Problem("bfloat16", 24, 8, 8), 2, False))
+    task = Task("forward", TuningProblem(Problem("bfloat16", 24, 8, 8), 2, False))
     small = KernelConfig(32, 32, 2, 1)
     monkeypatch.setattr(tune, "candidates", lambda problem: [small])
     with tune.Compilations([task], HOPPER) as unfit:
@@ -297,15 +299,15 @@ def interpreted(code: str) -> list[str]:
     preamble = """
 import warnings; warnings.simplefilter("ignore")
 import torch
-from savl.kernels import measure
+from savl.kernels import gpu_timing
 from savl.kernels.configs import STAGES, KernelConfig, Problem, default_config
-from savl.kernels.tune import Workload
+from savl.kernels.tune import TuningProblem
 torch.set_num_threads(1)
 cpu = torch.device("cpu")
-plain = Workload(Problem("float32", 3, 2, 4), 1, False)
-shifted = Workload(Problem("float16", 3, 2, 2), 1, True)
+plain = TuningProblem(Problem("float32", 3, 2, 4), 1, False)
+shifted = TuningProblem(Problem("float16", 3, 2, 2), 1, True)
 tile = KernelConfig(16, 32, 1, 1)
-def rule(stage, workload): return default_config(stage, workload.problem, (9, 0))
+def rule(stage, tuning_problem): return default_config(stage, tuning_problem.problem, (9, 0))
 """
     done = subprocess.run(
         [sys.executable, "-c", preamble + code],
@@ -331,9 +333,9 @@ def note(call, kernel, programs, *arguments, **constants):
     original(call, kernel, programs, *arguments, **constants)
 launch.Attention.launch = note
 result = {"forward": "out", "backward_q": "d q", "backward_kv": "d k"}
-data = measure.inputs(plain, side=4, device=cpu)
+data = gpu_timing.inputs(plain, side=4, device=cpu)
 for stage in STAGES:
-    results, again = measure.run(stage, data, KernelConfig(32, 16, 1, 1))
+    results, again = gpu_timing.run(stage, data, KernelConfig(32, 16, 1, 1))
     launched.clear()
     if stage in result:
         expected = results[result[stage]].clone()
@@ -348,9 +350,9 @@ for stage in STAGES:
 @pytest.mark.slow
 def test_other_block_sizes_agree_with_the_rule() -> None:
     lines = interpreted("""
-for workload, stages in ((plain, ("forward", "backward_q")), (shifted, ("backward_kv", "backward_bias"))):
+for tuning_problem, stages in ((plain, ("forward", "backward_q")), (shifted, ("backward_kv", "backward_bias"))):
     for stage in stages:
-        print(measure.disagreement(stage, workload, tile, rule(stage, workload), cpu))
+        print(gpu_timing.disagreement(stage, tuning_problem, tile, rule(stage, tuning_problem), cpu))
 """)
     assert lines == ["None"] * 4
 
@@ -373,7 +375,7 @@ def wrong(call, *arguments, **constants):
         original(call, *arguments, **constants)
 rules = {{"forward": None}}
 launch.Attention.launch = wrong
-print(measure.disagreement("forward", shifted, tile, rule("forward", shifted), cpu))
+print(gpu_timing.disagreement("forward", shifted, tile, rule("forward", shifted), cpu))
 """)
     assert line.startswith(f"out differs by {said}")
     assert "allowed are" in line

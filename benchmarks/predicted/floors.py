@@ -1,7 +1,7 @@
 """What the kernels must cost on an H100 or H200, predicted from their machine code and from bytes. Nothing is measured.
 
-    python -m benchmarks.predicted.roofline           # a table, results/predicted/roofline.json, docs/roofline.md
-    python -m benchmarks.predicted.roofline --page    # the page alone, from the committed figures
+    python -m benchmarks.predicted.floors           # a table, results/predicted/floors.json, docs/predicted-floors.md
+    python -m benchmarks.predicted.floors --page    # the page alone, from the committed figures
 
 Wants Triton and, for posterior and modulation, an installed CUDA library (`savl/_cuda.so`); no GPU.
 
@@ -31,8 +31,8 @@ from savl.atomic_write import write_atomically
 from savl.kernels.configs import kernels_hash
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMITTED = ROOT / "benchmarks/results/predicted/roofline.json"
-PAGE = ROOT / "docs/roofline.md"
+COMMITTED = ROOT / "benchmarks/results/predicted/floors.json"
+PAGE = ROOT / "docs/predicted-floors.md"
 SIDE, WINDOW, HEADS, HEAD_DIM, LATENT = 512, 16, 6, 24, 64
 CHANNELS = HEADS * HEAD_DIM
 PIXELS, WINDOWS = SIDE**2, (SIDE // WINDOW) ** 2
@@ -99,11 +99,11 @@ def attention_work(key_window: int, severity: bool, shifted: bool, stages: Itera
         shifted: Whether windows are shifted.
         stages: Which kernels.
     """
-    from savl.kernels import ahead, launch
+    from savl.kernels import compile_ahead_of_time, launch
     from savl.kernels.configs import Problem, default_config
 
     problem = Problem("bfloat16", HEAD_DIM, WINDOW, key_window)
-    launches = ahead.launches(problem, CAPABILITY, severity=severity, shifted=shifted, heads=HEADS)
+    launches = compile_ahead_of_time.launches(problem, CAPABILITY, severity=severity, shifted=shifted, heads=HEADS)
     keys, queries = key_window**2, WINDOW**2
     pairs = WINDOWS * HEADS * queries * keys
     tensor, plane = float(WIDTH * PIXELS * CHANNELS), 4.0 * PIXELS * HEADS
@@ -112,7 +112,9 @@ def attention_work(key_window: int, severity: bool, shifted: bool, stages: Itera
     found = {}
     for stage in stages:
         config = default_config(stage, problem, CAPABILITY)
-        (program,) = disassemble(ahead.compile_launch(launches[stage], CAPABILITY).asm["cubin"]).values()
+        (program,) = disassemble(
+            compile_ahead_of_time.compile_launch(launches[stage], CAPABILITY).asm["cubin"]
+        ).values()
         counted = count(program)
         body = float(counted.loop)
         per_tile = config.block_m * config.block_n / (32 * config.warps)
@@ -192,12 +194,12 @@ def cuda_work(library: Path) -> dict[str, dict[str, Any]]:
     Args:
         library: The CUDA library.
     """
-    from savl.kernels import ahead
+    from savl.kernels import compile_ahead_of_time
 
     programs: dict[str, list[Instruction]] = {}
     if library.is_file():
         with tempfile.TemporaryDirectory() as folder:
-            command = [ahead._cuobjdump(), "-xelf", "sm_90", str(library)]
+            command = [compile_ahead_of_time.cuobjdump(), "-xelf", "sm_90", str(library)]
             subprocess.run(command, cwd=folder, capture_output=True, check=True)
             for each in Path(folder).glob("*.cubin"):
                 programs |= disassemble(each.read_bytes())
@@ -341,13 +343,13 @@ on the GPU.
 
 
 def page(report: Mapping[str, Any]) -> str:
-    """docs/roofline.md."""
+    """docs/predicted-floors.md."""
     lines = [
         "# Predicted, not measured",
         "",
         f"What the kernels of savl-base must cost on {report['side']}×{report['side']} tokens in bfloat16, from their",
         "machine code for sm_90 and from data sheets; nothing on this page was run on a GPU.",
-        "`python -m benchmarks.predicted.roofline` makes it without one, `python -m benchmarks.gpu_ratios` measures",
+        "`python -m benchmarks.predicted.floors` makes it without one, `python -m benchmarks.gpu_ratios` measures",
         "with one. The floors of a kernel are the times that each resource takes alone; the largest is the prediction.",
         "An H200 takes up to four times as long ([performance.md](performance.md#on-a-gpu)).",
         "",
@@ -414,7 +416,9 @@ def main() -> int:
     """Predict, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", default=COMMITTED, help="where to write the figures")
-    parser.add_argument("--page", action="store_true", help="write docs/roofline.md from the committed figures alone")
+    parser.add_argument(
+        "--page", action="store_true", help="write docs/predicted-floors.md from the committed figures alone"
+    )
     arguments = parser.parse_args()
     if not arguments.page:
         report = predict()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from savl.kernels import launch
 from savl.kernels.configs import STAGES, KernelConfig, default_config
-from savl.kernels.tune import CannotRunError, Workload
+from savl.kernels.tune import CannotRunError, TuningProblem
 
 SIDE = 256
 """Height and width in pixels, more or less, of the image that is measured on: enough windows for the largest GPUs."""
@@ -44,12 +44,12 @@ class Gpu:
         self._graph = lru_cache(maxsize=16)(self._capture)
         self._data = lru_cache(maxsize=1)(partial(inputs, side=SIDE, device=self.device))
 
-    def measure(self, stage: str, workload: Workload, config: KernelConfig) -> float:
+    def measure(self, stage: str, tuning_problem: TuningProblem, config: KernelConfig) -> float:
         """Median time of a kernel with cold caches, in microseconds.
 
         Args:
             stage: The kernel.
-            workload: What it computes.
+            tuning_problem: What it computes.
             config: Its block sizes.
 
         Raises:
@@ -57,7 +57,7 @@ class Gpu:
         """
         try:
             with torch.cuda.device(self.device):
-                graph, _ = self._graph(stage, workload, config)
+                graph, _ = self._graph(stage, tuning_problem, config)
                 graph.replay()
                 times = []
                 for _ in range(REPETITIONS):
@@ -73,23 +73,27 @@ class Gpu:
             reason = str(error).partition("\n")[0]
             raise CannotRunError(f"{type(error).__name__}: {reason}") from error
 
-    def disagreement(self, stage: str, workload: Workload, config: KernelConfig, rule: KernelConfig) -> str | None:
+    def disagreement(
+        self, stage: str, tuning_problem: TuningProblem, config: KernelConfig, rule: KernelConfig
+    ) -> str | None:
         """How results differ from those with the block sizes of the rule, None if only as rounding may.
 
         Args:
             stage: The kernel.
-            workload: What it computes.
+            tuning_problem: What it computes.
             config: Its block sizes.
             rule: Those of the rule.
         """
-        return disagreement(stage, workload, config, rule, self.device)
+        return disagreement(stage, tuning_problem, config, rule, self.device)
 
-    def _capture(self, stage: str, workload: Workload, config: KernelConfig) -> tuple[torch.cuda.CUDAGraph, Any]:
+    def _capture(
+        self, stage: str, tuning_problem: TuningProblem, config: KernelConfig
+    ) -> tuple[torch.cuda.CUDAGraph, Any]:
         """A kernel, with what else depends on its block sizes, as a graph: the time of the host does not show.
 
         Also gives what must live as long as the graph: the tensors that it writes to.
         """
-        _, kernel = run(stage, self._data(workload), config)
+        _, kernel = run(stage, self._data(tuning_problem), config)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(torch.cuda.Stream()):
@@ -122,7 +126,7 @@ class _Tried(launch.Attention):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a workload computes with: as `savl.kernels.launch` takes it, results of its forward pass included."""
+    """What a tuning_problem computes with: as `savl.kernels.launch` takes it, results of its forward pass included."""
 
     call: launch.Attention
     out: Tensor
@@ -130,28 +134,28 @@ class Inputs:
     grad_out: Tensor
 
 
-def inputs(workload: Workload, *, side: int, device: torch.device) -> Inputs:
+def inputs(tuning_problem: TuningProblem, *, side: int, device: torch.device) -> Inputs:
     """Random tensors in the layout that networks have them in.
 
     Args:
-        workload: The problem.
+        tuning_problem: The problem.
         side: Of the square image in pixels, rounded down to whole windows, but one window at least.
         device: Where to put them.
     """
-    problem = workload.problem
+    problem = tuning_problem.problem
     dtype = getattr(torch, problem.dtype)
     pixels = max(1, side // problem.window) * problem.window
-    channels = workload.heads * problem.head_dim
+    channels = tuning_problem.heads * problem.head_dim
     draw = partial(torch.randn, generator=torch.Generator(device).manual_seed(0), device=device)
     qkv = draw(1, pixels, pixels, 3 * channels).to(dtype)
     span = problem.window + problem.key_window - 1
     call = launch.Attention(
         *qkv.chunk(3, dim=-1),
-        bias_table=draw(span**2, workload.heads).to(dtype),
-        severity=draw(1, pixels, pixels).abs().to(dtype) if workload.severity else None,
+        bias_table=draw(span**2, tuning_problem.heads).to(dtype),
+        severity=draw(1, pixels, pixels).abs().to(dtype) if tuning_problem.severity else None,
         window=problem.window,
         key_window=problem.key_window,
-        shift=problem.window // 2 if workload.shifted else 0,
+        shift=problem.window // 2 if tuning_problem.shifted else 0,
     )
     out, lse = launch.forward(_with(call, {}))
     return Inputs(call, out, lse, draw(out.shape).to(dtype))
@@ -191,7 +195,7 @@ def run(stage: str, data: Inputs, config: KernelConfig) -> tuple[dict[str, Tenso
 
 
 def disagreement(
-    stage: str, workload: Workload, config: KernelConfig, rule: KernelConfig, device: torch.device
+    stage: str, tuning_problem: TuningProblem, config: KernelConfig, rule: KernelConfig, device: torch.device
 ) -> str | None:
     """How results differ from those with the block sizes of the rule, None if only as rounding may.
 
@@ -200,17 +204,17 @@ def disagreement(
 
     Args:
         stage: The kernel.
-        workload: What it computes, here on three windows by three.
+        tuning_problem: What it computes, here on three windows by three.
         config: Its block sizes.
         rule: Those of the rule.
         device: Where to compute.
     """
-    window = workload.problem.window
-    data = inputs(workload, side=3 * window, device=device)
+    window = tuning_problem.problem.window
+    data = inputs(tuning_problem, side=3 * window, device=device)
     expected, _ = run(stage, data, rule)
     with _nan_in_new_tensors():
         found, _ = run(stage, data, config)
-    terms = 9 * max(window, workload.problem.key_window) ** 2 + workload.problem.head_dim
+    terms = 9 * max(window, tuning_problem.problem.key_window) ** 2 + tuning_problem.problem.head_dim
     for name, reference in expected.items():
         if reference.numel() == 0:
             continue

@@ -1,6 +1,6 @@
 """How much the fields of several networks know of content, over as many scenes as there are.
 
-    python -m benchmarks.studies.content --hr FOLDER [--scenes 100] [--crops 3] [--json FILE] WEIGHTS ...
+    python -m benchmarks.studies.content_probe --hr FOLDER [--scenes 100] [--crops 3] [--json FILE] WEIGHTS ...
 
 As `savl analyze` measures it (docs/analysis.md), and of noisy images alone. Where information about content is to be
 found in scenes that were not fitted on, it is scenes that count, and not crops: of two dozen little can be learned.

@@ -311,7 +311,7 @@ def measure(kernel: Any) -> Resources:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        command = [_cuobjdump(), "-res-usage", file.name]
+        command = [cuobjdump(), "-res-usage", file.name]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     used = {name: int(number) for name, number in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", said)}
     facts = kernel.metadata
@@ -325,6 +325,6 @@ def measure(kernel: Any) -> Resources:
 
 
 @cache
-def _cuobjdump() -> str:
+def cuobjdump() -> str:
     """Triton's own."""
     return str(Path(nvidia.__file__).parent / "bin" / "cuobjdump")

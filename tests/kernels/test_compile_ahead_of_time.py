@@ -127,14 +127,14 @@ def test_configurations_shipped_for_single_gpus_are_in_the_set(tmp_path: Path) -
     [((8, 0), 163), ((8, 6), 99), ((8, 9), 99), ((9, 0), 227), ((10, 0), 227), ((12, 0), 99)],
 )
 def test_shared_memory_of_a_program_is_limited_as_cuda_says(capability: tuple[int, int], kib: int) -> None:
-    from savl.kernels.ahead import shared_memory_limit
+    from savl.kernels.compile_ahead_of_time import shared_memory_limit
 
     assert shared_memory_limit(capability) == kib * 1024
 
 
 @needs_triton
 def test_unknown_gpus_count_as_the_least_of_their_relatives() -> None:
-    from savl.kernels.ahead import shared_memory_limit
+    from savl.kernels.compile_ahead_of_time import shared_memory_limit
 
     assert shared_memory_limit((9, 7)) == 227 * 1024
     assert shared_memory_limit((99, 0)) == 64 * 1024
@@ -156,14 +156,14 @@ def test_unknown_gpus_count_as_the_least_of_their_relatives() -> None:
 def test_programs_a_multiprocessor_are_what_the_scarcest_resource_allows(
     registers: int, shared: int, warps: int, programs: int
 ) -> None:
-    from savl.kernels.ahead import Resources
+    from savl.kernels.compile_ahead_of_time import Resources
 
     assert Resources(registers, 0, shared, warps).programs((9, 0)) == programs
 
 
 @needs_triton
 def test_tensor_memory_limits_programs_on_blackwell() -> None:
-    from savl.kernels.ahead import Resources
+    from savl.kernels.compile_ahead_of_time import Resources
 
     assert Resources(32, 0, 0, 4, tensor_memory=256).programs((10, 0)) == 2
 
@@ -171,7 +171,7 @@ def test_tensor_memory_limits_programs_on_blackwell() -> None:
 @needs_triton
 def test_a_spill_is_seen(compiler_only: Callable[[str], str]) -> None:
     said = compiler_only(
-        "from savl.kernels.ahead import resources\n"
+        "from savl.kernels.compile_ahead_of_time import resources\n"
         "from savl.kernels.configs import KernelConfig, Problem\n"
         "problem = Problem('bfloat16', 24, 16, 16)\n"
         "large = KernelConfig(64, 64, 2, 1)\n"
@@ -188,19 +188,19 @@ def test_kernels_are_compiled_with_the_specialisations_of_a_launch(compiler_only
         "from triton.backends.compiler import GPUTarget\n"
         "from triton.compiler.compiler import make_backend\n"
         "from triton.runtime.jit import create_function_from_signature\n"
-        "from savl.kernels import ahead\n"
+        "from savl.kernels import compile_ahead_of_time\n"
         "from savl.kernels.configs import Problem\n"
         "backend, compared = make_backend(GPUTarget('cuda', 90, 32)), 0\n"
         "for dtype, d, w, o in (('bfloat16', 24, 16, 16), ('float32', 30, 16, 24), ('float16', 30, 8, 8)):\n"
-        "    noted = ahead.launches(Problem(dtype, d, w, o), (9, 0), severity=True, shifted=w == o)\n"
-        "    assert list(noted) == list(ahead.KERNELS)\n"
+        "    noted = compile_ahead_of_time.launches(Problem(dtype, d, w, o), (9, 0), severity=True, shifted=w == o)\n"
+        "    assert list(noted) == list(compile_ahead_of_time.KERNELS)\n"
         "    for launched in noted.values():\n"
         "        kernel = launched.kernel\n"
         "        binder = create_function_from_signature(kernel.signature, kernel.params, backend)\n"
         "        bound, special, options = binder(*launched.arguments, **launched.constants)\n"
         "        _, signature, constants, attributes = kernel._pack_args(\n"
         "            backend, dict(launched.constants), bound, special, options)\n"
-        "        ours, ours_options = ahead.source(launched)\n"
+        "        ours, ours_options = compile_ahead_of_time.source(launched)\n"
         "        assert ours.signature == signature, (ours.signature, signature)\n"
         "        assert ours.constants == constants, (ours.constants, constants)\n"
         "        assert ours.attrs == {k: v for k, v in attributes.items() if v}, (ours.attrs, attributes)\n"
@@ -216,7 +216,7 @@ def test_interpreted_kernels_are_refused(compiler_only: Callable[[str], str]) ->
     said = compiler_only(
         "import os\n"
         "os.environ['TRITON_INTERPRET'] = '1'\n"
-        "from savl.kernels.ahead import resources\n"
+        "from savl.kernels.compile_ahead_of_time import resources\n"
         "from savl.kernels.configs import Problem\n"
         "try:\n"
         "    resources('forward', Problem('bfloat16', 24, 16, 16), None, (9, 0), severity=True, shifted=True)\n"

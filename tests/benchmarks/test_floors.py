@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.predicted import roofline, traffic
+from benchmarks.predicted import floors, traffic
 from benchmarks.predicted.machine_code import Instruction, count, functions, loops, path
 from savl.kernels.configs import kernels_hash
 
-AGAIN = "run `python -m benchmarks.predicted.roofline`"
+AGAIN = "run `python -m benchmarks.predicted.floors`"
 LISTING = """
 .text.first:
         /*0000*/                   MOV R1, c[0x0][0x28] ;
@@ -32,12 +32,12 @@ LISTING = """
 
 @pytest.fixture(scope="module")
 def committed() -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(roofline.COMMITTED.read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads(floors.COMMITTED.read_text(encoding="utf-8"))
     return content
 
 
 def test_the_page_shows_the_committed_figures(committed: dict[str, Any]) -> None:
-    assert roofline.PAGE.read_text(encoding="utf-8") == roofline.page(committed), f"{AGAIN} --page"
+    assert floors.PAGE.read_text(encoding="utf-8") == floors.page(committed), f"{AGAIN} --page"
 
 
 def test_the_committed_figures_are_of_these_kernels(committed: dict[str, Any]) -> None:
@@ -56,15 +56,15 @@ def test_every_promise_that_can_be_predicted_is_there(committed: dict[str, Any])
 
 
 def test_a_prediction_is_the_largest_of_the_floors() -> None:
-    work = roofline.Work(bytes=3.35e6, flops=2 * 989e6, exponentials=0, instructions=132 * 4 * 1755)
-    floors = roofline.H100.floors(work)
-    assert floors == {
+    work = floors.Work(bytes=3.35e6, flops=2 * 989e6, exponentials=0, instructions=132 * 4 * 1755)
+    seconds = floors.H100.floors(work)
+    assert seconds == {
         "memory": pytest.approx(1e-6),
         "tensor cores": pytest.approx(2e-6),
         "exponentials": 0,
         "instructions": pytest.approx(1e-6),
     }
-    assert roofline.H100.seconds(work) == floors["tensor cores"]
+    assert floors.H100.seconds(work) == seconds["tensor cores"]
 
 
 def test_bytes_and_exponentials_are_those_of_the_formula(committed: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
-from benchmarks.cases import Case, NotHereError, Run
+from benchmarks.cases import BenchmarkCase, NotHereError, Run
 
 SLACK = 4
 """How many times eager's error a variant may have. What computes something else is further off; `savl.ops.equivalence`
@@ -39,7 +39,7 @@ COPY = "copy"
 Call = Callable[[], list[Tensor]]
 
 
-def computation(case: Case, variant: str, inputs: tuple[Tensor, ...]) -> Call:
+def computation(case: BenchmarkCase, variant: str, inputs: tuple[Tensor, ...]) -> Call:
     """A call that computes a variant's results, then its gradients where the case has them."""
     call = case.variants[variant]
     if not case.backward:
@@ -72,7 +72,7 @@ def computation(case: Case, variant: str, inputs: tuple[Tensor, ...]) -> Call:
     return forward_and_backward
 
 
-def check(case: Case, run: Run) -> tuple[dict[str, Call], dict[str, dict[str, Any]]]:
+def check(case: BenchmarkCase, run: Run) -> tuple[dict[str, Call], dict[str, dict[str, Any]]]:
     """Run every variant once and compare: the calls that may be timed, and what is known of all.
 
     A variant's record has ``error`` and ``allowed`` for each result, as shares of its largest value, ``peak_bytes``
@@ -89,7 +89,7 @@ def check(case: Case, run: Run) -> tuple[dict[str, Call], dict[str, dict[str, An
     for variant in case.variants:
         record: dict[str, Any] = {}
         records[variant] = record
-        free(run)
+        release_memory(run)
         try:
             call = computation(case, variant, case.inputs)
             start = time.perf_counter()
@@ -140,7 +140,7 @@ def reason(error: Exception) -> str:
     return f"{kind}: {said[0][:300] if said else ''}"
 
 
-def free(run: Run) -> None:
+def release_memory(run: Run) -> None:
     """Give memory back that nobody uses."""
     gc.collect()
     if run.cuda:
@@ -176,7 +176,7 @@ def _resident(key: str) -> int:
     raise OSError(f"/proc/self/status has no {key}")
 
 
-def timings(
+def time_in_turn(
     calls: Mapping[str, Callable[[], object]], run: Run, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Seconds of every call in turn, round after round, with cold caches; and why calls that fail are left out."""
@@ -219,7 +219,7 @@ def ceilings(run: Run) -> dict[str, float]:
     target = torch.empty_like(source)
     a, b = (torch.randn(size, size, device=run.device).to(run.dtype) for _ in range(2))
     calls = {"copy": lambda: target.copy_(source), "product": lambda: a @ b}
-    times, failed = timings(calls, run, 10 if run.cuda else 5)
+    times, failed = time_in_turn(calls, run, 10 if run.cuda else 5)
     if failed:
         raise RuntimeError(f"no ceilings: {failed}")
     return {
@@ -228,7 +228,9 @@ def ceilings(run: Run) -> dict[str, float]:
     }
 
 
-def measured(case: Case, run: Run, rounds: int, ceilings: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+def check_and_time(
+    case: BenchmarkCase, run: Run, rounds: int, ceilings: Mapping[str, float]
+) -> dict[str, dict[str, Any]]:
     """Check a case and time it: a record of each variant.
 
     Args:
@@ -243,7 +245,7 @@ def measured(case: Case, run: Run, rounds: int, ceilings: Mapping[str, float]) -
         for so many operations and bytes. Or ``failed`` and why.
     """
     calls, records = check(case, run)
-    free(run)
+    release_memory(run)
     timed: dict[str, Callable[[], object]] = dict(calls)
     if case.copied:
         source = torch.ones(int(case.moved) // 8, device=run.device)
@@ -251,7 +253,7 @@ def measured(case: Case, run: Run, rounds: int, ceilings: Mapping[str, float]) -
         timed[COPY] = lambda: target.copy_(source)
         records[COPY] = {}
     if rounds:
-        times, failed = timings(timed, run, rounds)
+        times, failed = time_in_turn(timed, run, rounds)
     else:
         times, failed = {name: [records[name]["first_call_seconds"]] for name in calls}, {}
     for variant, why in failed.items():
@@ -262,7 +264,9 @@ def measured(case: Case, run: Run, rounds: int, ceilings: Mapping[str, float]) -
     return records
 
 
-def rates(case: Case, seconds: float, ceilings: Mapping[str, float], computes: bool = True) -> dict[str, float]:
+def rates(
+    case: BenchmarkCase, seconds: float, ceilings: Mapping[str, float], computes: bool = True
+) -> dict[str, float]:
     """What a time means: operations and bytes a second, and shares of the ceilings."""
     found: dict[str, float] = {}
     if case.flops and computes:
