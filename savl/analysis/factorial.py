@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from savl.degradation import Degradation, DegradationConfig, bicubic_downsample
-from savl.degradation.kernels import GaussianKernel, Kernel
+from savl.degradation.blur_kernels import BlurKernel, GaussianBlurKernel
 from savl.degradation.recipe import Noise, Recipe, Resize, Stage
 from savl.images.folder import read_rgb
 
@@ -65,7 +65,7 @@ def vary(z: Tensor, variation: Variation, seed: Sequence[int]) -> Tensor:
         DegradationUnavailable: kornia is not installed.
     """
     amounts = [amount for amount in variation.amounts for _ in range(z.shape[0])]
-    blur: list[Kernel | None] = [None] * len(amounts)
+    blur: list[BlurKernel | None] = [None] * len(amounts)
     noise: list[Noise | None] = [None] * len(amounts)
     quality: list[float | None] = [None] * len(amounts)
     for index, amount in enumerate(amounts):
@@ -74,7 +74,7 @@ def vary(z: Tensor, variation: Variation, seed: Sequence[int]) -> Tensor:
         if variation.name == "noise":
             noise[index] = Noise("gaussian", amount, gray=False)
         elif variation.name == "blur":
-            blur[index] = GaussianKernel("iso", _KERNEL, (amount, amount), 0.0, 1.0)
+            blur[index] = GaussianBlurKernel("iso", _KERNEL, (amount, amount), 0.0, 1.0)
         else:
             quality[index] = 100.0 - amount
     stage = Stage(tuple(blur), Resize(1.0, "area"), tuple(noise), tuple(quality))

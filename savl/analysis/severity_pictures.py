@@ -75,8 +75,8 @@ def uneven_severity(models: Sequence[SAVL], path: Path, seed: tuple[int, int]) -
     pictures = []
     for model in models:
         severity = _severity(model, degraded.y)
-        correlation = rank_correlation(severity[0], degraded.severity[0])
-        truth = _plane(degraded.severity)
+        correlation = rank_correlation(severity[0], degraded.degradation_mask[0])
+        truth = _plane(degraded.degradation_mask)
         pictures.append(SeverityPicture(path.stem, _samples(degraded.y), _plane(severity), truth, correlation))
     return pictures
 

@@ -132,8 +132,8 @@ def _degrade(
             name=job.source,
             page=settings.page,
             image_format=job.format,
-            severity_map=drawn,
-            severity_values=values,
+            mask_image=drawn,
+            mask_array=values,
             overwrite=settings.overwrite,
             origin=job.origin(settings.page),
         )

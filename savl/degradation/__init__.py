@@ -1,7 +1,6 @@
-"""Degradations: from a high-resolution image to the low-resolution one a camera and a codec would have left."""
+"""Degradation of high-resolution images to the low-resolution images that cameras and codecs produce."""
 
 from savl.degradation.config import DegradationConfig
-from savl.degradation.content import bicubic_downsample
-from savl.degradation.pipeline import Degradation, DegradationUnavailable, Degraded
+from savl.degradation.pipeline import Degradation, DegradationUnavailable, Degraded, bicubic_downsample
 
 __all__ = ["Degradation", "DegradationConfig", "DegradationUnavailable", "Degraded", "bicubic_downsample"]

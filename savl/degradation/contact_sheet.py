@@ -1,4 +1,4 @@
-"""Draw what the degradations look like: every operation alone, whole recipes, strengths, and masks.
+"""Draw examples of the degradations: single operations, whole recipes, strengths, and masks.
 
 python -m savl.degradation.contact_sheet examples/teddy.webp -o docs/degradation.webp
 """
@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from savl.degradation.blur_kernels import BlurKernel, GaussianBlurKernel, SincBlurKernel
 from savl.degradation.config import DegradationConfig, SpatialConfig
-from savl.degradation.kernels import GaussianKernel, Kernel, SincKernel
-from savl.degradation.pipeline import Degradation
+from savl.degradation.pipeline import Degradation, bicubic_downsample
 from savl.degradation.recipe import Noise, Recipe, Resize, Stage
 from savl.images.errors import ImageFileError
 from savl.images.folder import decode_rgb
@@ -27,9 +26,9 @@ from savl.images.format import format_of_suffix
 from savl.images.write import write_image
 
 SIDE = 384
-"""Pixels of the photograph that are degraded to SIDE / 4."""
+"""Width and height of the part of the photograph that is degraded, in pixels; the results have SIDE / 4."""
 TILE = 192
-"""Pixels of a tile: a detail of the photograph, or a low-resolution image with pixels doubled."""
+"""Width and height of a tile in pixels: a detail of the photograph, or a low-resolution image enlarged twice."""
 COLUMNS = 6
 _GAP = 8
 _LABEL = 20
@@ -48,23 +47,23 @@ class Section:
 
 
 def sections(x: Tensor, left: int, top: int) -> list[Section]:
-    """All that is drawn.
+    """Return all sections of the sheet.
 
     Args:
         x: ``(1, 3, SIDE, SIDE)`` float32 in [0, 1].
-        left: Of the detail, pixels.
-        top: Of the detail, pixels.
+        left: Left edge of the detail, in pixels.
+        top: Upper edge of the detail, in pixels.
     """
     return [
         Section("Single operations on a detail, before any resizing", tuple(_operations(x, left, top))),
         Section("Whole recipes, ×4, pixels doubled", tuple(_recipes(x))),
         Section("One recipe at several strengths", tuple(_strengths(x))),
-        Section("Through a mask; beside it, the true severity, dark 0 to bright 1", tuple(_masked(x))),
+        Section("Through a mask; beside it, the degradation mask, dark 0 to bright 1", tuple(_masked(x))),
     ]
 
 
 def draw(content: list[Section]) -> Pixels:
-    """The sheet, ``(H, W, 3)``: all tiles in rows of `COLUMNS`, pixel by pixel, on white."""
+    """Draw the sheet, ``(H, W, 3)``: all tiles in rows of `COLUMNS` on a white background."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -85,7 +84,7 @@ def draw(content: list[Section]) -> Pixels:
         top += section_height
     canvas.draw()
     sheet = np.array(canvas.buffer_rgba())[:, :, :3]
-    for y, x, pixels in places:  # pasted, not drawn: the figure would resample them
+    for y, x, pixels in places:  # copied into the array, because matplotlib would resample them
         sheet[y : y + TILE, x : x + TILE] = pixels
     return sheet
 
@@ -94,9 +93,9 @@ def _operations(x: Tensor, left: int, top: int) -> list[tuple[str, Pixels]]:
     detail = x[:, :, top : top + TILE, left : left + TILE]
     alone = Degradation(DegradationConfig(), scale=1)
 
-    def gaussian(first: float, second: float, degrees: float = 0.0) -> Kernel:
+    def gaussian(first: float, second: float, degrees: float = 0.0) -> BlurKernel:
         shape = "iso" if first == second else "aniso"
-        return GaussianKernel(shape, 21, (first, second), math.radians(degrees), 1.0)
+        return GaussianBlurKernel(shape, 21, (first, second), math.radians(degrees), 1.0)
 
     recipes: list[tuple[str, Recipe]] = []
     recipes += [(f"blur, σ {sigma:g}", _only(blur=gaussian(sigma, sigma))) for sigma in (0.5, 1.5, 3.0)]
@@ -105,7 +104,7 @@ def _operations(x: Tensor, left: int, top: int) -> list[tuple[str, Pixels]]:
         for first, second, degrees in ((1.0, 0.3, 0), (2.0, 0.3, 45), (3.0, 0.3, 90))
     ]
     recipes += [
-        (f"sinc, cut-off π/{divisor:g}", _only(blur=SincKernel(21, math.pi / divisor))) for divisor in (1.5, 3, 5)
+        (f"sinc, cut-off π/{divisor:g}", _only(blur=SincBlurKernel(21, math.pi / divisor))) for divisor in (1.5, 3, 5)
     ]
     recipes += [(f"JPEG, quality {quality}", _only(quality=quality)) for quality in (95, 60, 30)]
     for title, kind, amounts, gray in (
@@ -123,8 +122,8 @@ def _operations(x: Tensor, left: int, top: int) -> list[tuple[str, Pixels]]:
     ]
 
 
-def _only(blur: Kernel | None = None, noise: Noise | None = None, quality: float | None = None) -> Recipe:
-    """One operation and nothing else, without a change of size."""
+def _only(blur: BlurKernel | None = None, noise: Noise | None = None, quality: float | None = None) -> Recipe:
+    """Return a recipe of one operation, without a change of size."""
     stage = Stage((blur,), Resize(1.0, "area"), (noise,), (quality,))
     return Recipe(stage, None, "area", (None,), (None,), (False,), (1.0,), (False,))
 
@@ -135,7 +134,7 @@ def _recipes(x: Tensor) -> list[tuple[str, Pixels]]:
 
 
 def _strengths(x: Tensor) -> list[tuple[str, Pixels]]:
-    clean = F.interpolate(x, scale_factor=0.25, mode="bicubic", antialias=True).clamp(0.0, 1.0)
+    clean = bicubic_downsample(x, 4)
     tiles = [("bicubic, for comparison", _pixels(clean, 2))]
     for strength in (0.0, 0.25, 0.5, 0.75, 1.0):
         degradation = Degradation(DegradationConfig(strength=(strength, strength)))
@@ -145,25 +144,25 @@ def _strengths(x: Tensor) -> list[tuple[str, Pixels]]:
 
 def _masked(x: Tensor) -> list[tuple[str, Pixels]]:
     tiles = []
-    # Noisy ones among the recipes above: what a mask does to noise is seen at once, what it does to blur less so.
+    # Recipes with strong noise, on which the effect of a mask is easy to see.
     for seed, ramp in ((1, False), (6, False), (4, True), (7, False), (2, False), (6, True)):
         spatial = SpatialConfig(probability=1.0, ramp_probability=1.0 if ramp else 0.0)
         degraded = Degradation(replace(DegradationConfig(), spatial=spatial))(x, seed)
         tiles.append((f"seed {seed}, {'ramp' if ramp else 'smooth mask'}", _pixels(degraded.y, 2)))
-        tiles.append(("true severity", _coloured(degraded.severity[0])))
+        tiles.append(("degradation mask", _coloured(degraded.degradation_mask[0])))
     return tiles
 
 
 def _pixels(image: Tensor, factor: int) -> Pixels:
-    """``(1, 3, h, w)`` in [0, 1] to 8-bit samples, every pixel ``factor`` times as wide and high."""
+    """Convert ``(1, 3, h, w)`` in [0, 1] to 8-bit samples, every pixel repeated ``factor`` times in both directions."""
     samples = (image[0] * 255.0).round().byte().permute(1, 2, 0).numpy()
     return samples.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _coloured(severity: Tensor) -> Pixels:
+def _coloured(mask: Tensor) -> Pixels:
     from matplotlib import colormaps
 
-    coloured: Pixels = colormaps["viridis"](severity.numpy(), bytes=True)[:, :, :3]
+    coloured: Pixels = colormaps["viridis"](mask.numpy(), bytes=True)[:, :, :3]
     return coloured.repeat(2, axis=0).repeat(2, axis=1)
 
 

@@ -1,4 +1,4 @@
-"""One high-resolution image file to a low-resolution one: what `savl degrade` does for each input."""
+"""Degrade one image file into another, as `savl degrade` does for each input."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from savl.images.write import ProcessedFile, check_size, naming_output, prepare_
 
 
 def file_seed(seed: int, source: str | os.PathLike[str]) -> tuple[int, int]:
-    """What a file's draws follow from: the seed, and the CRC-32 of the file's name without folder and suffix.
+    """Return the seed of a file's draws: the given seed, and the CRC-32 of the file name without folder and suffix.
 
-    So a file is degraded the same alone or among others, in whatever order and folder.
+    A file is therefore degraded in the same way alone or among others, in any order and folder.
     """
     return seed, zlib.crc32(os.fsencode(Path(source).stem))
 
@@ -44,32 +44,35 @@ def degrade_file(
     name: str | os.PathLike[str] | None = None,
     page: int | None = None,
     image_format: ImageFormat = PNG,
-    severity_map: str | os.PathLike[str] | None = None,
-    severity_values: str | os.PathLike[str] | None = None,
+    mask_image: str | os.PathLike[str] | None = None,
+    mask_array: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     origin: str | None = None,
 ) -> ProcessedFile:
-    """Read a picture, degrade it, and write it with its metadata as 8-bit RGB.
+    """Read an image, degrade it, and write the result as 8-bit RGB with its metadata.
 
-    Gray becomes RGB, because noise has colour. Transparency is dropped. Sides that are no multiples of the scale are
-    cut at the right and at the bottom.
+    Gray images become RGB, because noise has colour. Transparency is dropped. Images whose sides are not multiples of
+    the scale are cropped at the right and at the bottom.
 
     Args:
-        source: the file to read: its path, its content, or a binary file object.
-        target: the file to write; missing folders are made.
-        degradation: what becomes of the picture.
-        seed: at least 0; see `file_seed`.
-        name: what the draws follow from besides the seed; None is `source`, which then must be a path.
-        page: page of a file of several, counted from 1; None is the first.
-        image_format: the format of `target`. WebP is written lossless; JPEG would compress the result once more.
-        severity_map: where to draw the ground truth of the severity (PNG), or None.
-        severity_values: where to write it as (h, w) float32 in [0, 1], 1 the most degraded (NumPy's .npy), or None.
-        overwrite: replace existing files.
-        origin: digest of the source to store in the results (`savl.images.result_mark.digest_origin`); None for none.
+        source: File to read: its path, its content, or a binary file object.
+        target: File to write; missing folders are created.
+        degradation: The pipeline to apply.
+        seed: Seed of the random draws, at least 0; see `file_seed`.
+        name: File name that `file_seed` takes; None takes `source`, which then must be a path.
+        page: Page of a file with several pages, counted from 1; None takes the first.
+        image_format: Format of `target`. WebP is written lossless; JPEG would compress the result once more.
+        mask_image: PNG file to draw the degradation mask to, or None.
+        mask_array: NumPy file (.npy) to write the degradation mask to, as (h, w) float32 in [0, 1], or None.
+        overwrite: Replace existing files.
+        origin: Digest of the source, to store in the results (`savl.images.result_mark.digest_origin`); None for none.
+
+    Returns:
+        The sizes in pixels, and notes in full sentences.
 
     Raises:
-        ImageFileError: a file cannot be read or written, or the picture is smaller than one low-resolution pixel.
-        TypeError: `source` is no path and there is no `name`.
+        ImageFileError: A file cannot be read or written, or the image is smaller than one low-resolution pixel.
+        TypeError: `source` is not a path and `name` is missing.
     """
     if name is None:
         if not isinstance(source, (str, os.PathLike)):
@@ -82,7 +85,7 @@ def degrade_file(
     if new_width == 0 or new_height == 0:
         raise UnsupportedImage(name, f"measures {width}x{height} pixels; scale {scale} needs {scale} on both sides")
     check_size(target, new_width, new_height, image_format)
-    for output in (target, severity_map, severity_values):
+    for output in (target, mask_image, mask_array):
         if output is not None:
             prepare_output(output, overwrite=overwrite)
     notes = list(picture.notes)
@@ -91,41 +94,41 @@ def degrade_file(
 
     x = _colour(picture)[:, :, : new_height * scale, : new_width * scale]
     degraded = degradation(x, file_seed(seed, name))
-    severity = degraded.severity[0].numpy()
-    if (severity_map or severity_values) and bool((severity == severity[0, 0]).all()):
-        notes.append(f"the severity map is {severity[0, 0]:g} everywhere: nothing varies within the picture")
+    mask = degraded.degradation_mask[0].numpy()
+    if (mask_image or mask_array) and bool((mask == mask[0, 0]).all()):
+        notes.append(f"the severity map is {mask[0, 0]:g} everywhere: nothing varies within the picture")
     pixels = (degraded.y[0] * 255.0).round().byte().permute(1, 2, 0).numpy()
     metadata = picture.metadata.cropped(new_width * scale, new_height * scale)
     notes += losses(metadata, picture.pixels, pixels, image_format, transparency="dropped")
     marked = partial(write_image, overwrite=overwrite, origin=origin)
-    # The picture comes last: where it stands, the maps that were asked for stand too.
+    # The image is written last: if it exists, the masks that were asked for exist too.
     with _all_or_none() as written:
-        if severity_map is not None:
-            drawn = draw_severity(severity, limits=(0.0, 1.0), label="true severity")
-            marked(severity_map, drawn, image_format=PNG, mark=SEVERITY_MAP)
-            written.append(severity_map)
-        if severity_values is not None:
-            _write_array(severity_values, severity, overwrite=overwrite)
-            written.append(severity_values)
+        if mask_image is not None:
+            drawn = draw_severity(mask, limits=(0.0, 1.0), label="true severity")
+            marked(mask_image, drawn, image_format=PNG, mark=SEVERITY_MAP)
+            written.append(mask_image)
+        if mask_array is not None:
+            _write_array(mask_array, mask, overwrite=overwrite)
+            written.append(mask_array)
         marked(target, pixels, metadata, image_format=image_format, quality=100, mark=DEGRADED)
     return ProcessedFile((width, height), (new_width, new_height), tuple(notes))
 
 
 @contextlib.contextmanager
 def _all_or_none() -> Iterator[list[str | os.PathLike[str]]]:
-    """Remove the files in the list that it gives where the block fails or is interrupted."""
+    """Yield a list of files, which are removed if the block fails or is interrupted."""
     written: list[str | os.PathLike[str]] = []
     try:
         yield written
     except BaseException:
         for path in written:
             with contextlib.suppress(OSError):
-                os.unlink(os.path.realpath(path))  # a link stays, as it stays where it is written through
+                os.unlink(os.path.realpath(path))  # the target of a symbolic link, which is the file that was written
         raise
 
 
 def _colour(picture: ImageFile) -> Tensor:
-    """``(1, 3, H, W)`` float32 in [0, 1], with no hidden colours of transparent pixels."""
+    """Return ``(1, 3, H, W)`` float32 in [0, 1], in which transparent pixels have the colours of their surroundings."""
     samples = np.array(picture.pixels.transpose(2, 0, 1), dtype=np.float32, order="C")
     planes = torch.from_numpy(samples)[None].div_(sample_peak(picture.pixels.dtype))
     if planes.shape[1] in (2, 4):

@@ -1,8 +1,9 @@
-"""The second-order pipeline: images through a recipe, all of a group together, on CPU or GPU."""
+"""The second-order degradation pipeline: applies a recipe to a group of images, on the CPU or a GPU."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,48 +12,68 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from savl.degradation.blur_kernels import SIDE, BlurKernel
 from savl.degradation.config import DegradationConfig
-from savl.degradation.kernels import SIDE, Kernel
 from savl.degradation.masks import draw_mask
 from savl.degradation.recipe import Noise, Recipe, Stage, draw_recipe
 
 
+def bicubic_downsample(x: Tensor, scale: int) -> Tensor:
+    """Compute the content code z = D(x): antialiased bicubic downsampling, as in MATLAB's imresize.
+
+    Args:
+        x: ``(B, 3, H, W)`` in [0, 1], H and W multiples of ``scale``.
+        scale: Factor, at least 1.
+
+    Returns:
+        ``(B, 3, H/scale, W/scale)``, clamped to [0, 1].
+    """
+    size = (x.shape[-2] // scale, x.shape[-1] // scale)
+    return F.interpolate(x, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0.0, 1.0)
+
+
 class DegradationUnavailable(RuntimeError):
-    """kornia, which filters and compresses, is not installed; the message says how to get it."""
+    """kornia, which computes blur and JPEG, is not installed; the message says how to install it."""
 
 
 @dataclass(frozen=True)
 class Degraded:
-    """What became of a group of images."""
+    """A group of degraded images with their ground truth."""
 
     y: Tensor
-    """``(B, 3, h, w)`` float32 in [0, 1], multiples of 1/255."""
-    severity: Tensor
-    """``(B, h, w)`` float32 in [0, 1]: how strongly each pixel was degraded, the ground truth of a severity map. It is
-    the image's strength times the mask it was degraded through, and even where there was no mask."""
+    """Low-resolution images, ``(B, 3, h, w)`` float32 in [0, 1], multiples of 1/255."""
+    degradation_mask: Tensor
+    """How strongly each pixel was degraded, ``(B, h, w)`` float32 in [0, 1]: the image's strength times the mask that
+    it was degraded through, or the strength everywhere if there was no mask. It is the ground truth for severity."""
     recipe: Recipe
-    """What was drawn."""
+    """The random parameters."""
+
+    @property
+    def severity(self) -> Tensor:
+        """Return `degradation_mask`, which had this name before version 0.2."""
+        warnings.warn("Degraded.severity is now called degradation_mask", DeprecationWarning, stacklevel=2)
+        return self.degradation_mask
 
 
 class Degradation:
     """Real-ESRGAN's second-order degradation (Wang et al., 2021), uniform over an image or varying within it.
 
-    Where it varies, the mask is at work inside every operation: blurred and untouched image are blended by it, noise is
-    multiplied by it, compressed and uncompressed image are blended by it. Blending finished versions instead would
-    average their independent noises, and the middle of such a blend would be cleaner than either end while its ground
-    truth said otherwise.
+    Where it varies, the mask is applied in every operation: the blurred image is blended with the unblurred one, the
+    noise is multiplied by the mask, and the compressed image is blended with the uncompressed one. Blending the clean
+    image with the finished result instead would average independent noises: half-way between, the noise would be weaker
+    than on either side, which would contradict the ground truth.
     """
 
     def __init__(self, config: DegradationConfig, scale: int = 4) -> None:
-        """Prepare.
+        """Prepare the pipeline.
 
         Args:
-            config: Ranges and chances.
-            scale: Factor between high and low resolution, at least 1.
+            config: Ranges and probabilities of all operations.
+            scale: High-resolution size divided by low-resolution size, at least 1.
 
         Raises:
             DegradationUnavailable: kornia is not installed.
-            ValueError: ``scale`` is no integer of at least 1.
+            ValueError: ``scale`` is not an integer of at least 1.
         """
         if type(scale) is not int or scale < 1:
             raise ValueError(f"scale must be an integer of at least 1, got {scale!r}")
@@ -60,33 +81,43 @@ class Degradation:
         self.scale = scale
         self._filter, self._jpeg = _kornia()
 
-    def __call__(self, x: Tensor, seed: int | Sequence[int], *, alike: int = 1) -> Degraded:
-        """Degrade a group of images; they share their resizes (see `draw_recipe`).
+    def __call__(
+        self, x: Tensor, seed: int | Sequence[int], *, images_per_recipe: int = 1, alike: int | None = None
+    ) -> Degraded:
+        """Degrade a group of images, which are all resized in the same way (see `draw_recipe`).
 
         Args:
             x: ``(B, 3, H, W)`` float32 in [0, 1], H and W multiples of the scale.
-            seed: What every draw follows from: a number ≥ 0, or several. Another kind of device gives another noise.
-            alike: So many images, one after the other, share everything but the noise itself: recipe and mask.
+            seed: Seed of all random draws: a number ≥ 0, or several. The CPU and GPUs draw different noise from it.
+            images_per_recipe: Number of consecutive images that share a recipe and a mask; only their noise values
+                differ. It must divide B.
+            alike: Deprecated name of ``images_per_recipe``.
 
         Returns:
             Low-resolution images of ``(H/scale, W/scale)`` pixels with their ground truth.
 
         Raises:
-            ValueError: ``x`` has another shape or dtype, or ``alike`` is no integer of at least 1 that divides B.
+            ValueError: ``x`` has another shape or dtype, or ``images_per_recipe`` is not an integer of at least 1 that
+                divides B.
         """
+        if alike is not None:
+            warnings.warn("alike is now called images_per_recipe", DeprecationWarning, stacklevel=2)
+            images_per_recipe = alike
         if x.dim() != 4 or x.shape[1] != 3 or x.dtype != torch.float32:
             raise ValueError(f"x must be float32 (B, 3, H, W) in [0, 1], got {x.dtype} {tuple(x.shape)}")
         if 0 in x.shape or x.shape[2] % self.scale or x.shape[3] % self.scale:
             raise ValueError(f"x must have sides that are multiples of scale={self.scale}, got {tuple(x.shape)}")
-        if type(alike) is not int or alike < 1:
-            raise ValueError(f"alike must be an integer of at least 1, got {alike!r}")
-        if x.shape[0] % alike:
-            raise ValueError(f"x must hold a multiple of alike={alike} images, got {x.shape[0]}")
+        if type(images_per_recipe) is not int or images_per_recipe < 1:
+            raise ValueError(f"images_per_recipe must be an integer of at least 1, got {images_per_recipe!r}")
+        if x.shape[0] % images_per_recipe:
+            raise ValueError(
+                f"x must hold a multiple of images_per_recipe={images_per_recipe} images, got {x.shape[0]}"
+            )
         random = np.random.default_rng(seed)
-        recipe = draw_recipe(self.config, x.shape[0] // alike, random)
+        recipe = draw_recipe(self.config, x.shape[0] // images_per_recipe, random)
         mask = self._mask(recipe, x, random)
-        recipe = recipe.repeated(alike)
-        mask = None if mask is None else mask.repeat_interleave(alike, dim=0)
+        recipe = recipe.repeated(images_per_recipe)
+        mask = None if mask is None else mask.repeat_interleave(images_per_recipe, dim=0)
         noise = torch.Generator(x.device).manual_seed(int(random.integers(2**63)))
         y = self.apply(x, recipe, mask, noise)
         strength = torch.tensor(recipe.strength, device=x.device).view(-1, 1, 1)
@@ -95,13 +126,13 @@ class Degradation:
         return Degraded(y, strength * _at(mask, y)[:, 0], recipe)
 
     def apply(self, x: Tensor, recipe: Recipe, mask: Tensor | None, noise: torch.Generator) -> Tensor:
-        """Degrade by a recipe.
+        """Apply a recipe.
 
         Args:
             x: ``(B, 3, H, W)`` float32 in [0, 1].
-            recipe: For B images.
-            mask: ``(B, 1, H, W)`` in [0, 1], or None for the whole of it everywhere.
-            noise: Source of the noise, on the device of ``x``.
+            recipe: A recipe for B images.
+            mask: ``(B, 1, H, W)`` in [0, 1], or None to degrade every pixel in full.
+            noise: Random number generator of the noise, on the device of ``x``.
 
         Returns:
             ``(B, 3, H/scale, W/scale)`` float32 in [0, 1], multiples of 1/255.
@@ -140,13 +171,13 @@ class Degradation:
         out = _add_noise(out, stage.noise, mask, noise)
         return self._compress(out, stage.quality, mask)
 
-    def _blur(self, x: Tensor, kernels: Sequence[Kernel | None], mask: Tensor | None) -> Tensor:
+    def _blur(self, x: Tensor, kernels: Sequence[BlurKernel | None], mask: Tensor | None) -> Tensor:
         chosen = [index for index, kernel in enumerate(kernels) if kernel is not None]
         if not chosen:
             return x
         values = torch.stack([kernel.values() for kernel in kernels if kernel is not None]).to(x.device)
         margin = SIDE // 2
-        # Reflection needs more pixels than it adds.
+        # Reflection needs an image that is larger than the margin.
         border = "reflect" if min(x.shape[2:]) > margin else "replicate"
         padded = F.pad(x[chosen], (margin,) * 4, mode=border)
         return _blended(x, chosen, self._filter(padded, values, padding="valid"), mask)
@@ -160,7 +191,7 @@ class Degradation:
 
 
 def _blended(x: Tensor, chosen: Sequence[int], changed: Tensor, mask: Tensor | None) -> Tensor:
-    """The images with the chosen ones changed, as far as the mask says."""
+    """Return the images, the chosen ones replaced by their changed versions, blended by the mask."""
     if mask is not None:
         changed = torch.lerp(x[chosen], changed, _at(mask, x)[chosen])
     if len(chosen) == x.shape[0]:
@@ -171,7 +202,7 @@ def _blended(x: Tensor, chosen: Sequence[int], changed: Tensor, mask: Tensor | N
 
 
 def _at(mask: Tensor, x: Tensor) -> Tensor:
-    """The mask at the size of the images."""
+    """Return the mask at the size of the images."""
     if mask.shape[2:] == x.shape[2:]:
         return mask
     return F.interpolate(mask, size=x.shape[2:], mode="area" if mask.shape[2] > x.shape[2] else "bilinear")
@@ -206,9 +237,10 @@ def _add_noise(x: Tensor, noises: Sequence[Noise | None], mask: Tensor | None, g
 
 
 def _shot_noise(x: Tensor, gray: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Difference between Poisson counts and their rates, in [0, 1] units; gray images share that of their luma.
+    """Return the difference between Poisson counts and their rates, in units of [0, 1]; for gray noise, of the luma.
 
-    As published, an image counts as many photons at full brightness as it has 8-bit values, up to a power of two.
+    As in Real-ESRGAN, the number of photons at full brightness is the number of distinct 8-bit values of the image,
+    rounded up to a power of two.
     """
     levels = (x.clamp(0.0, 1.0) * 255.0).round()
     if gray:

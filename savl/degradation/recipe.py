@@ -1,4 +1,4 @@
-"""What a group of images will go through, drawn before any of it happens."""
+"""Recipes: the random parameters of a degradation, drawn for a group of images before it is applied."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from savl.degradation.blur_kernels import BlurKernel, SincBlurKernel, draw_blur_kernel, draw_sinc_blur_kernel
 from savl.degradation.config import (
     METHODS,
     OPERATIONS,
@@ -19,18 +20,18 @@ from savl.degradation.config import (
     StageConfig,
     shares,
 )
-from savl.degradation.kernels import Kernel, SincKernel, draw_kernel, draw_sinc
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Resize:
-    """To a size, by a method of `savl.degradation.config.METHODS`."""
+    """A change of size."""
 
     factor: float
-    """Of the high-resolution size in the first stage, of the low-resolution size in the second."""
+    """New size divided by the high-resolution size in the first stage, by the low-resolution size in the second."""
     method: str
+    """One of `savl.degradation.config.METHODS`."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +40,23 @@ class Noise:
 
     kind: Literal["gaussian", "poisson"]
     amount: float
-    """Standard deviation in 8-bit units, or factor on the shot noise."""
+    """Standard deviation in 8-bit units for Gaussian noise; factor on the shot noise for Poisson noise."""
     gray: bool
-    """Whether all channels share it."""
+    """Whether all channels have the same noise."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Blur, resize, noise, JPEG: one entry an image, None where it is spared."""
+    """Blur, resize, noise and JPEG. The tuples have one entry per image, None where the operation is left out."""
 
-    blur: tuple[Kernel | None, ...]
+    blur: tuple[BlurKernel | None, ...]
     resize: Resize
     noise: tuple[Noise | None, ...]
     quality: tuple[float | None, ...]
+    """JPEG quality, 1 to 100."""
 
     def repeated(self, times: int) -> Stage:
-        """The same for ``times`` images, one after the other, where this one is for one."""
+        """Return the stage for a group in which each image is repeated ``times`` times in a row."""
         return replace(
             self, blur=_each(self.blur, times), noise=_each(self.noise, times), quality=_each(self.quality, times)
         )
@@ -62,22 +64,25 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that is random about the degradation of a group, but for the noise itself."""
+    """All random parameters of the degradation of a group of images, except the noise values themselves."""
 
     first: Stage | None
     second: Stage | None
     method: str
-    """How the group is resized to the low-resolution size."""
-    sinc: tuple[SincKernel | None, ...]
+    """How the group is resized to the low-resolution size, one of `savl.degradation.config.METHODS`."""
+    sinc: tuple[SincBlurKernel | None, ...]
+    """The final sinc filter of each image, or None."""
     quality: tuple[float | None, ...]
+    """The final JPEG quality of each image, or None."""
     jpeg_last: tuple[bool, ...]
+    """Whether the final JPEG comes after the sinc filter."""
     strength: tuple[float, ...]
-    """What everything above has been weakened by already."""
+    """Strength of each image; the parameters above are already weakened by it."""
     spatial: tuple[bool, ...]
-    """Which images are degraded through a mask."""
+    """Whether each image is degraded through a mask."""
 
     def repeated(self, times: int) -> Recipe:
-        """The same for ``times`` images, one after the other, where this one is for one."""
+        """Return the recipe for a group in which each image is repeated ``times`` times in a row."""
         return replace(
             self,
             first=None if self.first is None else self.first.repeated(times),
@@ -91,12 +96,13 @@ class Recipe:
 
 
 def draw_recipe(config: DegradationConfig, count: int, random: np.random.Generator) -> Recipe:
-    """Draw for a group of ``count`` images.
+    """Draw a recipe for a group of ``count`` images.
 
-    A group shares its resizes, since its images must keep one size to be processed together, which stages take place,
-    and whether one operation is all there is; all else is drawn for every image.
+    All images of a group are resized in the same way, because they must have one size to be processed together. They
+    also share which stages take place, and whether only a single operation does. Everything else is drawn for each
+    image.
     """
-    # No draw where there is no choice: a seed keeps its recipe.
+    # Without a choice no number is drawn, so that the recipe of a seed does not depend on this setting.
     if config.single_operation > 0 and random.random() < config.single_operation:
         config = config.alone(str(random.choice(OPERATIONS)))
     strength = [_strength(config, random) for _ in range(count)]
@@ -105,7 +111,9 @@ def draw_recipe(config: DegradationConfig, count: int, random: np.random.Generat
     final = config.final
     method = str(random.choice(METHODS))
     sinc = tuple(
-        draw_sinc(config.second.blur, random).weakened(each) if random.random() < final.sinc_probability else None
+        draw_sinc_blur_kernel(config.second.blur, random).weakened(each)
+        if random.random() < final.sinc_probability
+        else None
         for each in strength
     )
     quality = tuple(_quality(final.jpeg, each, random) for each in strength)
@@ -134,10 +142,10 @@ def _stage(config: StageConfig, strength: Sequence[float], random: np.random.Gen
     return Stage(blur, resize, noise, quality)
 
 
-def _blur(config: BlurConfig, strength: float, random: np.random.Generator) -> Kernel | None:
+def _blur(config: BlurConfig, strength: float, random: np.random.Generator) -> BlurKernel | None:
     if random.random() >= config.probability:
         return None
-    return draw_kernel(config, random).weakened(strength)
+    return draw_blur_kernel(config, random).weakened(strength)
 
 
 def _resize(config: ResizeConfig, strength: float, random: np.random.Generator) -> Resize:
@@ -160,5 +168,5 @@ def _quality(config: JpegConfig, strength: float, random: np.random.Generator) -
     if random.random() >= config.probability:
         return None
     quality = 100.0 - strength * (100.0 - float(random.uniform(*config.quality)))
-    # The best quality still halves the resolution of the colour: no strength at all is no compression at all.
+    # Even the best quality halves the resolution of the colour channels. A strength of 0 must not compress at all.
     return quality if strength > 0 else None

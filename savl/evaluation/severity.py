@@ -67,7 +67,7 @@ def severity_agreement(
             field = model.estimate(degraded.y.to(device))
         assert field is not None
         assert field.severity is not None
-        found, truth = field.severity.float().cpu()[0], degraded.severity[0]
+        found, truth = field.severity.float().cpu()[0], degraded.degradation_mask[0]
         stages = (degraded.recipe.first, degraded.recipe.second)
         noise = [stage.noise[0] for stage in stages if stage is not None]
         kinds = [f"{each.kind} {each.amount:.2g}" for each in noise if each is not None]

@@ -219,8 +219,8 @@ class _Groups(Dataset[Sent]):
         random = np.random.default_rng((*self.base, 0, number))
         whole = self.patches(self.settings.fresh, random).to(self.device)
         seed = int(random.integers(2**63))
-        degraded = self.degradation(whole.float() / 255.0, seed, alike=self.settings.images_per_recipe)
-        y = torch.cat((degraded.y, degraded.severity[:, None]), dim=1).mul(255.0).round().byte()
+        degraded = self.degradation(whole.float() / 255.0, seed, images_per_recipe=self.settings.images_per_recipe)
+        y = torch.cat((degraded.y, degraded.degradation_mask[:, None]), dim=1).mul(255.0).round().byte()
         patch, scale = self.settings.patch, self.degradation.scale
         # Images of one recipe are cut at one place: through one mask, and with one grid of JPEG.
         alike = self.settings.images_per_recipe

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from savl.degradation import Degradation, DegradationConfig
-from savl.degradation.kernels import Kernel
+from savl.degradation.blur_kernels import BlurKernel
 from savl.degradation.recipe import Noise, Recipe, Resize, Stage
 from savl.images.folder import read_rgb
 
@@ -32,7 +32,7 @@ def alone() -> Apply:
 
     def apply(
         x: Tensor,
-        blur: Kernel | None = None,
+        blur: BlurKernel | None = None,
         noise: Noise | None = None,
         quality: float | None = None,
         mask: Tensor | None = None,

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from savl.degradation import Degradation, DegradationConfig, DegradationUnavailable
+from savl.degradation.blur_kernels import GaussianBlurKernel, SincBlurKernel
 from savl.degradation.config import ResizeConfig, SpatialConfig, StageConfig
-from savl.degradation.kernels import GaussianKernel, SincKernel
 from savl.degradation.masks import draw_mask
 from savl.degradation.recipe import Noise, draw_recipe
 
@@ -46,9 +46,9 @@ def test_images_come_back_small_in_8_bits_and_with_their_severity(photo: Tensor,
     for seed in range(5):
         degraded = Degradation(config)(x, seed)
         assert degraded.y.shape == (2, 3, 16, 24)
-        assert degraded.severity.shape == (2, 16, 24)
-        assert degraded.y.dtype == degraded.severity.dtype == torch.float32
-        for values in (degraded.y, degraded.severity):
+        assert degraded.degradation_mask.shape == (2, 16, 24)
+        assert degraded.y.dtype == degraded.degradation_mask.dtype == torch.float32
+        for values in (degraded.y, degraded.degradation_mask):
             assert values.min() >= 0
             assert values.max() <= 1
         assert torch.equal(degraded.y, (degraded.y * 255).round() / 255)
@@ -66,21 +66,21 @@ def test_the_same_seed_gives_the_same_and_another_another(photo: Tensor) -> None
     again = Degradation(SPATIAL)(x, (3, 4))
     assert first.recipe == again.recipe
     assert torch.equal(first.y, again.y)
-    assert torch.equal(first.severity, again.severity)
+    assert torch.equal(first.degradation_mask, again.degradation_mask)
     for seed in (3, (4, 3)):
         other = degradation(x, seed)
         assert not torch.equal(first.y, other.y)
-        assert not torch.equal(first.severity, other.severity)
+        assert not torch.equal(first.degradation_mask, other.degradation_mask)
 
 
 @pytest.mark.parametrize("config", [DegradationConfig(), SPATIAL], ids=["uniform", "spatial"])
-def test_images_that_are_alike_share_all_but_the_noise(photo: Tensor, config: DegradationConfig) -> None:
+def test_images_of_one_recipe_share_all_but_the_noise(photo: Tensor, config: DegradationConfig) -> None:
     x = photo[:, :, :64, :64].repeat(6, 1, 1, 1)
     noisy = 0
     for seed in range(8):
-        degraded = Degradation(config)(x, seed, alike=3)
+        degraded = Degradation(config)(x, seed, images_per_recipe=3)
         assert degraded.recipe == draw_recipe(config, 2, np.random.default_rng(seed)).repeated(3)
-        severity = degraded.severity.unflatten(0, (2, 3))
+        severity = degraded.degradation_mask.unflatten(0, (2, 3))
         assert torch.equal(severity, severity[:, :1].expand_as(severity))
         for first, second, _ in degraded.y.unflatten(0, (2, 3)):
             noisy += not torch.equal(first, second)
@@ -88,17 +88,17 @@ def test_images_that_are_alike_share_all_but_the_noise(photo: Tensor, config: De
 
 
 @pytest.mark.parametrize(
-    ("alike", "message"),
+    ("count", "message"),
     [
-        (2, "x must hold a multiple of alike=2 images, got 3"),
-        (0, "alike must be an integer of at least 1, got 0"),
-        (3.0, "alike must be an integer of at least 1, got 3.0"),
-        (True, "alike must be an integer of at least 1, got True"),
+        (2, "x must hold a multiple of images_per_recipe=2 images, got 3"),
+        (0, "images_per_recipe must be an integer of at least 1, got 0"),
+        (3.0, "images_per_recipe must be an integer of at least 1, got 3.0"),
+        (True, "images_per_recipe must be an integer of at least 1, got True"),
     ],
 )
-def test_so_many_images_as_are_alike(photo: Tensor, alike: object, message: str) -> None:
+def test_images_per_recipe_must_divide_the_number_of_images(photo: Tensor, count: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Degradation(DegradationConfig())(photo[:, :, :64, :64].repeat(3, 1, 1, 1), 0, alike=alike)  # type: ignore[arg-type]
+        Degradation(DegradationConfig())(photo[:, :, :64, :64].repeat(3, 1, 1, 1), 0, images_per_recipe=count)  # type: ignore[arg-type]
 
 
 def test_global_random_states_are_neither_read_nor_moved(photo: Tensor) -> None:
@@ -170,14 +170,14 @@ def test_a_black_image_has_no_shot_noise(alone: Apply) -> None:
 def test_a_blur_is_the_convolution_with_its_kernel(alone: Apply) -> None:
     x = torch.zeros(1, 3, 41, 51)
     x[:, :, 20, 25] = 1.0
-    kernel = GaussianKernel("aniso", 21, (2.0, 0.8), 0.4, 1.0)
+    kernel = GaussianBlurKernel("aniso", 21, (2.0, 0.8), 0.4, 1.0)
     y = alone(x, blur=kernel)[0, :, 10:31, 15:36]
     assert (y - kernel.values()).abs().max() <= 0.5 / 255 + 1e-6
 
 
 def test_a_blur_leaves_flat_images_and_borders_as_they_are(alone: Apply) -> None:
     x = flat(100 / 255, side=32)
-    for kernel in (GaussianKernel("plateau_iso", 21, (3.0, 3.0), 0.0, 1.0), SincKernel(21, math.pi / 3)):
+    for kernel in (GaussianBlurKernel("plateau_iso", 21, (3.0, 3.0), 0.0, 1.0), SincBlurKernel(21, math.pi / 3)):
         assert torch.equal(alone(x, blur=kernel), x)
         assert torch.equal(alone(x[..., :5], blur=kernel), x[..., :5]), "narrower than the kernel"
 
@@ -239,7 +239,7 @@ def test_no_strength_is_the_plain_resize_of_the_recipe(photo: Tensor, spatial: f
         method = degraded.recipe.second.resize.method
         plain = F.interpolate(photo[:, :, :128, :128], size=(32, 32), mode=method).clamp(0, 1)
         assert (degraded.y - plain).abs().max() <= 0.5 / 255 + 1e-5
-        assert torch.count_nonzero(degraded.severity) == 0
+        assert torch.count_nonzero(degraded.degradation_mask) == 0
         methods.add(method)
     assert methods == {"area", "bilinear", "bicubic"}
 
@@ -257,7 +257,7 @@ def test_more_strength_is_further_from_the_clean_image(photo: Tensor) -> None:
 def test_the_severity_of_a_uniform_image_is_its_strength(photo: Tensor) -> None:
     x = photo[:, :, :64, :64].expand(3, -1, -1, -1)
     degraded = Degradation(DegradationConfig(strength=(0.2, 0.9)))(x, 0)
-    for severity, strength in zip(degraded.severity, degraded.recipe.strength, strict=True):
+    for severity, strength in zip(degraded.degradation_mask, degraded.recipe.strength, strict=True):
         torch.testing.assert_close(severity, torch.full((16, 16), strength))
 
 
@@ -271,7 +271,7 @@ def test_the_severity_of_a_spatial_image_is_its_strength_times_the_mask(photo: T
     for index, (spatial, strength) in enumerate(zip(recipe.spatial, recipe.strength, strict=True)):
         mask = draw_mask(config.spatial, 64, 96, random) if spatial else torch.ones(1, 64, 96)
         small = F.avg_pool2d(mask, 4)[0]
-        torch.testing.assert_close(degraded.severity[index], strength * small)
+        torch.testing.assert_close(degraded.degradation_mask[index], strength * small)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "poisson"])
@@ -286,7 +286,9 @@ def test_noise_follows_the_mask(alone: Apply, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "operation", [{"blur": GaussianKernel("iso", 21, (3.0, 3.0), 0.0, 1.0)}, {"quality": 10.0}], ids=["blur", "jpeg"]
+    "operation",
+    [{"blur": GaussianBlurKernel("iso", 21, (3.0, 3.0), 0.0, 1.0)}, {"quality": 10.0}],
+    ids=["blur", "jpeg"],
 )
 def test_blur_and_jpeg_follow_the_mask(alone: Apply, photo: Tensor, operation: dict[str, object]) -> None:
     mask = flat(0.0, 0.5, 1.0, side=384)[:, :1]
@@ -337,7 +339,7 @@ def test_tiny_images_work(config: DegradationConfig, size: tuple[int, int]) -> N
         degraded = degradation(x, seed)
         assert degraded.y.shape == (3, 3, size[0] // 4, size[1] // 4)
         assert torch.isfinite(degraded.y).all()
-        assert torch.isfinite(degraded.severity).all()
+        assert torch.isfinite(degraded.degradation_mask).all()
 
 
 @pytest.mark.parametrize(
@@ -371,3 +373,12 @@ def test_without_kornia_the_message_says_how_to_get_it(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(DegradationUnavailable, match=r"needs kornia.*pip install 'savl\[train\]' brings it"):
         Degradation(DegradationConfig())
+
+
+def test_former_names_still_work_with_a_warning(photo: Tensor) -> None:
+    x = photo[:, :, :16, :16].repeat(2, 1, 1, 1)
+    with pytest.warns(DeprecationWarning, match="alike is now called images_per_recipe"):
+        degraded = Degradation(SPATIAL)(x, 0, alike=2)
+    assert torch.equal(degraded.y, Degradation(SPATIAL)(x, 0, images_per_recipe=2).y)
+    with pytest.warns(DeprecationWarning, match="severity is now called degradation_mask"):
+        assert degraded.severity is degraded.degradation_mask

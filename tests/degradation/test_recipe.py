@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from savl.degradation.blur_kernels import BlurKernel, GaussianBlurKernel, SincBlurKernel
 from savl.degradation.config import (
     METHODS,
     OPERATIONS,
@@ -22,7 +23,6 @@ from savl.degradation.config import (
     SpatialConfig,
     StageConfig,
 )
-from savl.degradation.kernels import GaussianKernel, Kernel, SincKernel
 from savl.degradation.recipe import Noise, Recipe, Stage, draw_recipe
 
 RECIPES, EACH = 4000, 2
@@ -79,8 +79,8 @@ def assert_uniform(values: Sequence[float], low: float, high: float) -> None:
     assert max((places - steps).max(), (steps + 1 / count - places).max()) < 1.96 / math.sqrt(count)
 
 
-def gaussians(recipes: list[Recipe], which: str) -> list[GaussianKernel]:
-    return [k for stage in stages(recipes, which) for k in stage.blur if isinstance(k, GaussianKernel)]
+def gaussians(recipes: list[Recipe], which: str) -> list[GaussianBlurKernel]:
+    return [k for stage in stages(recipes, which) for k in stage.blur if isinstance(k, GaussianBlurKernel)]
 
 
 def noises(recipes: list[Recipe], which: str) -> list[Noise]:
@@ -92,14 +92,14 @@ def test_blur_is_as_likely_as_published_and_a_tenth_of_it_is_sinc(recipes: list[
     kernels = [kernel for stage in stages(recipes, which) for kernel in stage.blur]
     assert_chance((kernel is not None for kernel in kernels), expected(which)[0])
     drawn = [kernel for kernel in kernels if kernel is not None]
-    assert_chance((isinstance(kernel, SincKernel) for kernel in drawn), 0.1)
+    assert_chance((isinstance(kernel, SincBlurKernel) for kernel in drawn), 0.1)
     assert_choice([kernel.size for kernel in drawn], dict.fromkeys(SIZES, 1 / 8))
 
 
 @pytest.mark.parametrize(("small", "low"), [(True, math.pi / 3), (False, math.pi / 5)])
 def test_the_cutoff_of_a_sinc_kernel_depends_on_its_size(recipes: list[Recipe], small: bool, low: float) -> None:
     drawn = [k for which in ("first", "second") for stage in stages(recipes, which) for k in stage.blur]
-    sincs = [kernel for kernel in drawn if isinstance(kernel, SincKernel)]
+    sincs = [kernel for kernel in drawn if isinstance(kernel, SincBlurKernel)]
     assert_uniform([kernel.cutoff for kernel in sincs if (kernel.size < 13) == small], low, math.pi)
     assert {kernel.amount for kernel in sincs} == {1.0}
 
@@ -272,13 +272,13 @@ def test_stages_take_place_by_their_probability() -> None:
     assert {recipe.second for recipe in drawn} == {None}
 
 
-def assert_weakened(whole: Kernel | None, weak: Kernel | None, strength: float) -> None:
+def assert_weakened(whole: BlurKernel | None, weak: BlurKernel | None, strength: float) -> None:
     assert (whole is None) == (weak is None)
-    if isinstance(whole, GaussianKernel):
-        assert isinstance(weak, GaussianKernel)
+    if isinstance(whole, GaussianBlurKernel):
+        assert isinstance(weak, GaussianBlurKernel)
         assert weak.sigma == pytest.approx([strength * sigma for sigma in whole.sigma])
         assert replace(weak, sigma=whole.sigma) == whole
-    elif isinstance(whole, SincKernel):
+    elif isinstance(whole, SincBlurKernel):
         assert weak == replace(whole, amount=strength)
 
 
@@ -360,7 +360,7 @@ def test_beta_stays_within_a_range_on_one_side_of_1(beta: tuple[float, float], e
     config = BlurConfig(shapes=(0, 0, 1.0, 0, 0, 0), beta_generalized=beta, sinc_probability=0.0)
     recipe = draw(DegradationConfig(first=StageConfig(blur=config)), 400)
     assert recipe.first is not None
-    betas = [kernel.beta for kernel in recipe.first.blur if isinstance(kernel, GaussianKernel)]
+    betas = [kernel.beta for kernel in recipe.first.blur if isinstance(kernel, GaussianBlurKernel)]
     assert len(betas) == 400
     assert ends[0] <= min(betas) < ends[0] + 0.05
     assert ends[1] - 0.05 < max(betas) <= ends[1]

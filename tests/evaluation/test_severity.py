@@ -42,7 +42,7 @@ def test_a_network_that_knew_the_truth_would_agree_with_it(monkeypatch: pytest.M
 
     def remembered(self: Degradation, x: Tensor, seed: Any) -> Any:
         degraded = degrade(self, x, seed)
-        truths.append(degraded.severity)
+        truths.append(degraded.degradation_mask)
         return degraded
 
     monkeypatch.setattr(Degradation, "__call__", remembered)

@@ -191,7 +191,7 @@ def test_images_are_degraded_where_the_settings_say(
 ) -> None:
     seen: list[str] = []
 
-    def degrade(x: torch.Tensor, seed: int, alike: int = 1) -> Degraded:
+    def degrade(x: torch.Tensor, seed: int, images_per_recipe: int = 1) -> Degraded:
         seen.append(x.device.type)
         raise NotImplementedError
 

@@ -10,19 +10,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from savl.degradation.blur_kernels import SIDE, BlurKernel, GaussianBlurKernel, SincBlurKernel, draw_blur_kernel
 from savl.degradation.config import SHAPES, BlurConfig
-from savl.degradation.kernels import SIDE, GaussianKernel, Kernel, SincKernel, draw_kernel
 
 MIDDLE = SIDE // 2
 STEPS = torch.arange(SIDE, dtype=torch.float64) - MIDDLE
 
 
-def drawn(count: int) -> list[Kernel]:
+def drawn(count: int) -> list[BlurKernel]:
     random = np.random.default_rng(0)
-    return [draw_kernel(BlurConfig(sinc_probability=0.2), random) for _ in range(count)]
+    return [draw_blur_kernel(BlurConfig(sinc_probability=0.2), random) for _ in range(count)]
 
 
-def published(kernel: GaussianKernel) -> NDArray[np.float64]:
+def published(kernel: GaussianBlurKernel) -> NDArray[np.float64]:
     """As Real-ESRGAN computes it: through the inverse of the covariance matrix."""
     cosine, sine = math.cos(kernel.rotation), math.sin(kernel.rotation)
     turn = np.array([[cosine, -sine], [sine, cosine]])
@@ -34,7 +34,7 @@ def published(kernel: GaussianKernel) -> NDArray[np.float64]:
     return np.asarray(values / values.sum())
 
 
-def spectrum(kernel: Kernel) -> tuple[Tensor, Tensor]:
+def spectrum(kernel: BlurKernel) -> tuple[Tensor, Tensor]:
     """Radial frequencies, radians per pixel, and the kernel's response there."""
     frequencies = 2 * math.pi * torch.fft.fftfreq(128)
     values = torch.zeros(128, 128)
@@ -51,13 +51,13 @@ def test_kernels_add_up_to_1_and_are_symmetric() -> None:
         assert values.dtype == torch.float32
         assert values.double().sum().item() == pytest.approx(1, abs=1e-6)
         torch.testing.assert_close(values, values.rot90(2), rtol=0, atol=1e-7)
-        if not (isinstance(kernel, GaussianKernel) and kernel.shape.endswith("aniso")):
+        if not (isinstance(kernel, GaussianBlurKernel) and kernel.shape.endswith("aniso")):
             torch.testing.assert_close(values, values.T, rtol=0, atol=1e-7)
             torch.testing.assert_close(values, values.flip(0), rtol=0, atol=1e-7)
 
 
 def test_kernels_are_zero_outside_their_size() -> None:
-    for kernel in (GaussianKernel("plateau_iso", 7, (3.0, 3.0), 0.0, 1.0), SincKernel(7, 1.5)):
+    for kernel in (GaussianBlurKernel("plateau_iso", 7, (3.0, 3.0), 0.0, 1.0), SincBlurKernel(7, 1.5)):
         values = kernel.values()
         inner = values[MIDDLE - 3 : MIDDLE + 4, MIDDLE - 3 : MIDDLE + 4]
         assert torch.count_nonzero(inner) == 49
@@ -65,7 +65,7 @@ def test_kernels_are_zero_outside_their_size() -> None:
 
 
 def test_gaussian_kernels_are_those_of_the_published_formula() -> None:
-    kernels = [kernel for kernel in drawn(300) if isinstance(kernel, GaussianKernel)]
+    kernels = [kernel for kernel in drawn(300) if isinstance(kernel, GaussianBlurKernel)]
     assert {kernel.shape for kernel in kernels} == set(SHAPES)
     for kernel in kernels:
         margin = (SIDE - kernel.size) // 2
@@ -75,26 +75,26 @@ def test_gaussian_kernels_are_those_of_the_published_formula() -> None:
 
 @pytest.mark.parametrize("sigma", [0.8, 1.5, 2.5])
 def test_the_second_moment_of_an_isotropic_gaussian_is_sigma_squared(sigma: float) -> None:
-    values = GaussianKernel("iso", 21, (sigma, sigma), 0.0, 1.0).values().double()
+    values = GaussianBlurKernel("iso", 21, (sigma, sigma), 0.0, 1.0).values().double()
     for axis in (0, 1):
         moment = (values.sum(dim=axis) * STEPS.square()).sum().item()
         assert moment == pytest.approx(sigma**2, rel=0.005)
 
 
 def test_the_first_axis_lies_at_the_angle_and_a_quarter_turn_swaps_the_axes() -> None:
-    horizontal = GaussianKernel("aniso", 21, (2.5, 0.8), 0.0, 1.0).values()
+    horizontal = GaussianBlurKernel("aniso", 21, (2.5, 0.8), 0.0, 1.0).values()
     assert horizontal[MIDDLE, MIDDLE + 3] > 100 * horizontal[MIDDLE + 3, MIDDLE]
-    turned = GaussianKernel("aniso", 21, (2.5, 0.8), math.pi / 2, 1.0).values()
+    turned = GaussianBlurKernel("aniso", 21, (2.5, 0.8), math.pi / 2, 1.0).values()
     torch.testing.assert_close(turned, horizontal.T)
     for angle in (0.3, 1.2):
-        one = GaussianKernel("aniso", 21, (2.5, 0.8), angle + math.pi / 2, 1.0).values()
-        other = GaussianKernel("aniso", 21, (0.8, 2.5), angle, 1.0).values()
+        one = GaussianBlurKernel("aniso", 21, (2.5, 0.8), angle + math.pi / 2, 1.0).values()
+        other = GaussianBlurKernel("aniso", 21, (0.8, 2.5), angle, 1.0).values()
         torch.testing.assert_close(one, other)
 
 
 def test_a_larger_beta_gives_a_flatter_top_and_steeper_sides() -> None:
     def ratios(beta: float) -> tuple[float, float]:
-        values = GaussianKernel("generalized_iso", 21, (3.0, 3.0), 0.0, beta).values()[MIDDLE]
+        values = GaussianBlurKernel("generalized_iso", 21, (3.0, 3.0), 0.0, beta).values()[MIDDLE]
         return (values[MIDDLE + 1] / values[MIDDLE]).item(), (values[MIDDLE + 8] / values[MIDDLE]).item()
 
     (near_blunt, far_blunt), (near, far), (near_sharp, far_sharp) = ratios(4.0), ratios(1.0), ratios(0.5)
@@ -104,7 +104,7 @@ def test_a_larger_beta_gives_a_flatter_top_and_steeper_sides() -> None:
 
 @pytest.mark.parametrize("cutoff", [math.pi / 5, math.pi / 3, math.pi / 2])
 def test_sinc_passes_frequencies_below_its_cutoff_and_stops_those_above(cutoff: float) -> None:
-    frequency, response = spectrum(SincKernel(21, cutoff))
+    frequency, response = spectrum(SincBlurKernel(21, cutoff))
     assert response[0, 0].item() == pytest.approx(1, abs=1e-5)
     # Cut to 21 pixels, the edge is about 2 pi / 21 wide, and the ripple of a sharp edge remains.
     assert response[frequency < cutoff - 0.3].min() > 0.8
@@ -113,7 +113,7 @@ def test_sinc_passes_frequencies_below_its_cutoff_and_stops_those_above(cutoff: 
 
 
 def test_sinc_rings() -> None:
-    values = SincKernel(21, math.pi / 3).values()
+    values = SincBlurKernel(21, math.pi / 3).values()
     assert values.min() < 0
     # The first zero of J1 is at 3.83: negative beyond 3.83 / cut-off = 3.66 pixels.
     assert values[MIDDLE, MIDDLE + 3] > 0 > values[MIDDLE, MIDDLE + 4]
@@ -122,14 +122,14 @@ def test_sinc_rings() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("beta", [0.5, 1.0, 4.0])
 def test_a_gaussian_kernel_without_strength_is_a_single_pixel(shape: str, beta: float) -> None:
-    values = GaussianKernel(shape, 21, (3.0, 0.2), 0.7, beta).weakened(0.0).values()
+    values = GaussianBlurKernel(shape, 21, (3.0, 0.2), 0.7, beta).weakened(0.0).values()
     assert values[MIDDLE, MIDDLE] == 1
     assert values.sum().item() == pytest.approx(1, abs=1e-7)
 
 
 @pytest.mark.parametrize("size", [7, 21])
 def test_a_sinc_kernel_without_strength_is_a_single_pixel(size: int) -> None:
-    values = SincKernel(size, math.pi / 3).weakened(0.0).values()
+    values = SincBlurKernel(size, math.pi / 3).weakened(0.0).values()
     assert values[MIDDLE, MIDDLE] == 1
     assert torch.count_nonzero(values) == 1
 
@@ -137,15 +137,17 @@ def test_a_sinc_kernel_without_strength_is_a_single_pixel(size: int) -> None:
 def test_full_strength_changes_no_kernel_and_half_blurs_half_as_far() -> None:
     for kernel in drawn(30):
         assert kernel.weakened(1.0) == kernel
-    weak = GaussianKernel("iso", 21, (2.4, 2.4), 0.0, 1.0).weakened(0.5)
+    weak = GaussianBlurKernel("iso", 21, (2.4, 2.4), 0.0, 1.0).weakened(0.5)
     assert weak.sigma == (1.2, 1.2)
-    frequency, whole = spectrum(SincKernel(21, math.pi / 3))
-    _, half = spectrum(SincKernel(21, math.pi / 3).weakened(0.5))
+    frequency, whole = spectrum(SincBlurKernel(21, math.pi / 3))
+    _, half = spectrum(SincBlurKernel(21, math.pi / 3).weakened(0.5))
     torch.testing.assert_close(half, (whole + 1) / 2, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kernel", [GaussianKernel("plateau_iso", 21, (2.0, 2.0), 0.0, 1.5), SincKernel(15, 1.3)])
-def test_less_strength_keeps_more_of_the_pixel_itself(kernel: Kernel) -> None:
+@pytest.mark.parametrize(
+    "kernel", [GaussianBlurKernel("plateau_iso", 21, (2.0, 2.0), 0.0, 1.5), SincBlurKernel(15, 1.3)]
+)
+def test_less_strength_keeps_more_of_the_pixel_itself(kernel: BlurKernel) -> None:
     centres = [kernel.weakened(strength / 10).values()[MIDDLE, MIDDLE].item() for strength in range(11)]
     assert centres == sorted(centres, reverse=True)
     assert len(set(centres)) > 7
