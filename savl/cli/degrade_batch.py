@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from savl.cli.results import ResultRule, leave_out_results
 from savl.cli.sources import UsageMistake, find_sources
 from savl.cli.standard import STANDARD, StandardOutput, read_standard_input
 from savl.degradation import Degradation, DegradationConfig, DegradationUnavailable
+from savl.degradation.config import load_degradation_config
 from savl.degradation.degrade_file import degrade_file
 from savl.images.errors import ImageFileError
 from savl.images.format import FORMATS, JPEG, PNG, format_of_suffix
@@ -22,7 +22,6 @@ from savl.images.result_mark import DEGRADED, SEVERITY_MAP
 from savl.images.write import ProcessedFile
 from savl.inference.enlarge import OnTile
 from savl.inference.process_settings import keep_freed_memory
-from savl.settings import from_table
 
 
 @dataclass(frozen=True)
@@ -155,21 +154,14 @@ def _degrade(
 
 
 def load_degradation(path: Path) -> DegradationConfig:
-    """Return the [degradation] table of a TOML file; the other tables of a training configuration are not looked at.
+    """Return the table [degradation] of a TOML file, as `load_degradation_config` does.
 
     Raises:
-        UsageMistake: the file cannot be read, is no TOML, has an unknown table, or a setting is refused.
+        UsageMistake: The file cannot be read, or a setting is refused.
     """
-    from savl.training.config import TABLES
-
     try:
-        with open(path, "rb") as file:
-            tables = tomllib.load(file)
-        others = sorted({"model", *TABLES} - {"degradation"})
-        if unknown := sorted(set(tables) - {"degradation", *others}):
-            raise ValueError(f"unknown tables {unknown}; [degradation] is read, and {others} are not looked at")
-        return from_table(DegradationConfig, "degradation", tables.get("degradation", {}))
+        return load_degradation_config(path)
     except OSError as error:
         raise UsageMistake(f"--config {path}: {(error.strerror or str(error)).lower()}") from error
-    except (ValueError, TypeError) as error:  # TOMLDecodeError is a ValueError
+    except (ValueError, TypeError) as error:
         raise UsageMistake(f"--config {path}: {error}") from error

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from savl.degradation.config import SHAPES, BlurConfig, shares
+from savl.degradation.config import SHAPES, BlurConfig, normalised
 
 SIDE = 21
 """Width and height of every blur kernel, in pixels; smaller ones are padded with zeros to form batches."""
@@ -88,7 +88,7 @@ def draw_blur_kernel(config: BlurConfig, random: np.random.Generator) -> BlurKer
     if random.random() < config.sinc_probability:
         low = math.pi / 3 if size < 13 else math.pi / 5
         return SincBlurKernel(size, random.uniform(low, math.pi))
-    shape = str(random.choice(SHAPES, p=shares(config.shapes)))
+    shape = str(random.choice(SHAPES, p=normalised(config.shapes)))
     first = random.uniform(*config.sigma)
     if not shape.endswith("aniso"):
         return GaussianBlurKernel(shape, size, (first, first), 0.0, _draw_beta(shape, config, random))

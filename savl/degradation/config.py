@@ -1,26 +1,30 @@
 """Settings of the degradation pipeline: the published ones of Real-ESRGAN (Wang et al., 2021) by default.
 
-Every range is one of a uniform distribution, both ends included. `DegradationConfig` is the whole; its parts are tables
-of their own in a TOML file: ``[degradation.first.blur]``.
+Every range is the range of a uniform distribution, both ends included. `DegradationConfig` holds all settings; its
+parts are nested tables of a TOML file, such as ``[degradation.first.blur]``.
 """
 
 from __future__ import annotations
 
 import math
+import tomllib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from savl.settings import check_types
+from savl.settings import check_types, from_table
 
 SHAPES = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
-"""Blur kernels by their shape, in the order of `BlurConfig.shapes`."""
+"""Shapes of Gaussian blur kernels, in the order of `BlurConfig.shapes`."""
 METHODS = ("area", "bilinear", "bicubic")
-"""Ways to resize, each as likely as the others."""
+"""Interpolation methods for resizing, all equally likely."""
 OPERATIONS = ("blur", "noise", "jpeg")
-"""What can be all that happens to an image, each as likely as the others (`DegradationConfig.alone`)."""
+"""Operations that can be applied alone, all equally likely (`DegradationConfig.alone`)."""
+CONFIGURATION_TABLES = ("model", "data", "degradation", "objective", "gan", "optimizer", "validation", "run")
+"""Tables of a training configuration (`savl.training.config`); `load_degradation_config` reads only one of them."""
 
 
-def _chances(table: str, settings: Any, *names: str) -> None:
+def _probabilities(table: str, settings: Any, *names: str) -> None:
     for name in names:
         if not 0.0 <= getattr(settings, name) <= 1.0:
             raise ValueError(f"{table}.{name} must lie in [0, 1], got {getattr(settings, name)!r}")
@@ -33,41 +37,41 @@ def _ranges(table: str, settings: Any, *names: str) -> None:
             raise ValueError(f"{table}.{name} must be (low, high) with low <= high, got {value!r}")
 
 
-def _distribution(name: str, chances: tuple[float, ...], count: int) -> None:
-    if len(chances) != count or min(chances) < 0 or not math.isclose(sum(chances), 1.0, abs_tol=1e-6):
-        raise ValueError(f"{name} must be {count} chances that add up to 1, got {chances!r}")
+def _distribution(name: str, probabilities: tuple[float, ...], count: int) -> None:
+    if len(probabilities) != count or min(probabilities) < 0 or not math.isclose(sum(probabilities), 1, abs_tol=1e-6):
+        raise ValueError(f"{name} must be {count} probabilities that add up to 1, got {probabilities!r}")
 
 
-def shares(chances: tuple[float, ...]) -> list[float]:
-    """Chances as NumPy takes them, which asks for a sum closer to 1 than `_distribution` does."""
-    whole = math.fsum(chances)
-    return [chance / whole for chance in chances]
+def normalised(probabilities: tuple[float, ...]) -> list[float]:
+    """Normalise probabilities for NumPy, which requires a sum closer to 1 than `_distribution` does."""
+    total = math.fsum(probabilities)
+    return [probability / total for probability in probabilities]
 
 
 @dataclass(frozen=True)
 class BlurConfig:
-    """A kernel drawn for every image: Gaussian of one of six shapes, or sinc (ringing)."""
+    """A blur kernel, drawn for every image: Gaussian with one of six shapes, or sinc, which causes ringing."""
 
     probability: float = 1.0
-    """Chance that an image is blurred at all."""
+    """Probability that an image is blurred."""
     sizes: tuple[int, ...] = (7, 9, 11, 13, 15, 17, 19, 21)
-    """Sides of the kernels in pixels, odd, at most 21, each as likely as the others."""
+    """Widths of the blur kernels in pixels, odd, at most 21, all equally likely."""
     shapes: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
-    """Chances of the shapes in `SHAPES`; they add up to 1."""
+    """Probabilities of the shapes in `SHAPES`; they add up to 1."""
     sigma: tuple[float, float] = (0.2, 3.0)
-    """Standard deviation along each axis, pixels."""
+    """Standard deviation along each axis, in pixels."""
     rotation: tuple[float, float] = (-math.pi, math.pi)
-    """Angle of the first axis, radians."""
+    """Angle of the first axis, in radians."""
     beta_generalized: tuple[float, float] = (0.5, 4.0)
-    """Exponent of generalized Gaussians; as likely below 1 as above."""
+    """Exponent of generalized Gaussians; below and above 1 are equally likely."""
     beta_plateau: tuple[float, float] = (1.0, 2.0)
-    """Exponent of plateau kernels; as likely below 1 as above, where the range has both sides."""
+    """Exponent of plateau shapes; below and above 1 are equally likely if the range has both sides."""
     sinc_probability: float = 0.1
-    """Chance of a sinc kernel instead. Its cut-off lies in [pi/3, pi] for kernels below 13 pixels, else [pi/5, pi]."""
+    """Probability of a sinc filter instead. Its cut-off lies in [pi/3, pi] for sizes below 13, else in [pi/5, pi]."""
 
     def __post_init__(self) -> None:
         check_types(self, "blur.")
-        _chances("blur", self, "probability", "sinc_probability")
+        _probabilities("blur", self, "probability", "sinc_probability")
         _ranges("blur", self, "sigma", "rotation", "beta_generalized", "beta_plateau")
         if not self.sizes or any(size % 2 == 0 or not 1 <= size <= 21 for size in self.sizes):
             raise ValueError(f"blur.sizes must be odd numbers from 1 to 21, got {self.sizes!r}")
@@ -79,16 +83,16 @@ class BlurConfig:
 
 @dataclass(frozen=True)
 class ResizeConfig:
-    """A factor drawn once for a group of images, which share their size."""
+    """A change of size; the factor is drawn once for a group of images, which must have one size."""
 
     up: float = 0.2
-    """Chance of a factor in [1, high]."""
+    """Probability of a factor in [1, high]."""
     down: float = 0.7
-    """Chance of a factor in [low, 1]."""
+    """Probability of a factor in [low, 1]."""
     keep: float = 0.1
-    """Chance of no change. The three add up to 1."""
+    """Probability of no change. The three probabilities add up to 1."""
     factor: tuple[float, float] = (0.15, 1.5)
-    """Lowest and highest factor, around 1."""
+    """Lowest and highest factor: low <= 1 <= high."""
 
     def __post_init__(self) -> None:
         check_types(self, "resize.")
@@ -103,19 +107,19 @@ class NoiseConfig:
     """Gaussian or Poisson noise, drawn for every image."""
 
     probability: float = 1.0
-    """Chance of any noise."""
+    """Probability of noise."""
     gaussian_probability: float = 0.5
-    """Chance that the noise is Gaussian; Poisson otherwise."""
+    """Probability that the noise is Gaussian; it is Poisson noise otherwise."""
     sigma: tuple[float, float] = (1.0, 30.0)
-    """Standard deviation of Gaussian noise, 8-bit units."""
+    """Standard deviation of Gaussian noise, in 8-bit units."""
     poisson_scale: tuple[float, float] = (0.05, 3.0)
-    """Factor on the shot noise of an image whose brightest value counts 256 photons."""
+    """Factor on the shot noise; an image counts at most 256 photons at full brightness."""
     gray_probability: float = 0.4
-    """Chance that all channels share one noise."""
+    """Probability that all channels have the same noise."""
 
     def __post_init__(self) -> None:
         check_types(self, "noise.")
-        _chances("noise", self, "probability", "gaussian_probability", "gray_probability")
+        _probabilities("noise", self, "probability", "gaussian_probability", "gray_probability")
         _ranges("noise", self, "sigma", "poisson_scale")
         for name in ("sigma", "poisson_scale"):
             if getattr(self, name)[0] < 0:
@@ -124,16 +128,16 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class JpegConfig:
-    """JPEG compression, its quality drawn for every image."""
+    """JPEG compression; its quality is drawn for every image."""
 
     probability: float = 1.0
-    """Chance of compression."""
+    """Probability of compression."""
     quality: tuple[float, float] = (30.0, 95.0)
     """Quality, 1 to 100."""
 
     def __post_init__(self) -> None:
         check_types(self, "jpeg.")
-        _chances("jpeg", self, "probability")
+        _probabilities("jpeg", self, "probability")
         _ranges("jpeg", self, "quality")
         if not 1 <= self.quality[0] <= self.quality[1] <= 100:
             raise ValueError(f"jpeg.quality must lie in [1, 100], got {self.quality!r}")
@@ -141,10 +145,10 @@ class JpegConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """Blur, resize, noise, JPEG."""
+    """One stage of the pipeline: blur, resize, noise, JPEG."""
 
     probability: float = 1.0
-    """Chance, drawn for a group of images, that the stage takes place."""
+    """Probability that the stage takes place, drawn for a group of images."""
     blur: BlurConfig = BlurConfig()
     resize: ResizeConfig = ResizeConfig()
     noise: NoiseConfig = NoiseConfig()
@@ -152,38 +156,38 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "stage.")
-        _chances("stage", self, "probability")
+        _probabilities("stage", self, "probability")
 
 
 @dataclass(frozen=True)
 class FinalConfig:
-    """The way to the low-resolution size: resize and sinc filter, with JPEG before or after them."""
+    """The final step: resize to the low-resolution size and sinc filter, with JPEG before or after them."""
 
     sinc_probability: float = 0.8
-    """Chance of a sinc filter, its cut-off in [pi/3, pi]."""
+    """Probability of a sinc filter; its cut-off is drawn from [pi/3, pi]."""
     jpeg_last: float = 0.5
-    """Chance that JPEG comes last."""
+    """Probability that JPEG comes last."""
     jpeg: JpegConfig = JpegConfig()
 
     def __post_init__(self) -> None:
         check_types(self, "final.")
-        _chances("final", self, "sinc_probability", "jpeg_last")
+        _probabilities("final", self, "sinc_probability", "jpeg_last")
 
 
 @dataclass(frozen=True)
 class SpatialConfig:
-    """Degradation that varies over the image, through a smooth random mask or a ramp as of depth."""
+    """Degradation that varies over the image, by a smooth random mask or a ramp that imitates depth."""
 
     probability: float = 0.0
-    """Chance that an image is degraded so."""
+    """Probability that an image is degraded through a mask."""
     ramp_probability: float = 0.3
-    """Chance of a ramp instead of a smooth random mask."""
+    """Probability of a ramp instead of a smooth random mask."""
     cells: tuple[int, int] = (2, 6)
-    """Smooth masks interpolate a random grid with so many cells along the longer side."""
+    """Number of cells along the longer side of the random grid that a smooth mask interpolates."""
 
     def __post_init__(self) -> None:
         check_types(self, "spatial.")
-        _chances("spatial", self, "probability", "ramp_probability")
+        _probabilities("spatial", self, "probability", "ramp_probability")
         _ranges("spatial", self, "cells")
         if self.cells[0] < 1:
             raise ValueError(f"spatial.cells must be at least 1, got {self.cells!r}")
@@ -195,7 +199,7 @@ SECOND_STAGE = StageConfig(
     noise=NoiseConfig(sigma=(1.0, 25.0), poisson_scale=(0.05, 2.5)),
     jpeg=JpegConfig(probability=0.0),
 )
-"""Real-ESRGAN's second stage. Its JPEG is that of `FinalConfig`, before or after the way to the low-resolution size."""
+"""Real-ESRGAN's second stage. Its JPEG is that of `FinalConfig`."""
 
 
 @dataclass(frozen=True)
@@ -204,33 +208,33 @@ class DegradationConfig:
 
     first: StageConfig = StageConfig()
     second: StageConfig = SECOND_STAGE
-    """Its factors count from the low-resolution size."""
+    """Its resize factors are relative to the low-resolution size."""
     final: FinalConfig = FinalConfig()
     spatial: SpatialConfig = SpatialConfig()
     strength: tuple[float, float] = (1.0, 1.0)
-    """Range of a factor drawn for every image that all of its degradation is weakened by: standard deviations, distance
-    of the quality from 100, logarithm of the resize factors, share of a sinc filter. 1 is the published pipeline, 0
-    resizes only."""
+    """Range of the strength, a factor drawn for every image. It multiplies the standard deviations, the distance of the
+    JPEG quality from 100, the logarithm of the resize factors, and the weight of a sinc filter. 1 is the published
+    pipeline, 0 only resizes."""
     full_strength: float = 0.0
-    """Chance that an image's strength is the upper end of that range instead: a network that learns from every strength
-    sees the published pipeline itself too rarely otherwise."""
+    """Probability that an image's strength is the upper end of that range instead, so that a network that is trained
+    with all strengths sees the published pipeline often enough."""
     single_operation: float = 0.0
-    """Chance, drawn for a group of images, that one of `OPERATIONS` is all that happens to them (see `alone`). In the
-    whole pipeline nearly everything smooths: a network that sees nothing else rarely meets noise on a sharp picture."""
+    """Probability that only one of `OPERATIONS` is applied (see `alone`), drawn for a group of images. Nearly every
+    operation of the whole pipeline smooths, so that a network rarely sees noise on a sharp image otherwise."""
 
     def __post_init__(self) -> None:
         check_types(self, "degradation.")
         _ranges("degradation", self, "strength")
-        _chances("degradation", self, "full_strength", "single_operation")
+        _probabilities("degradation", self, "full_strength", "single_operation")
         if not 0 <= self.strength[0] <= self.strength[1] <= 1:
             raise ValueError(f"degradation.strength must lie in [0, 1], got {self.strength!r}")
 
     def alone(self, operation: str) -> DegradationConfig:
-        """One operation, with its ranges here, beside the way to the low-resolution size and nothing else.
+        """Return settings that apply one operation with its present ranges, resize, and do nothing else.
 
         Args:
-            operation: ``"blur"`` of the first stage, at the high-resolution size; ``"noise"`` of the second stage or
-                the final ``"jpeg"``, at the low-resolution size.
+            operation: ``"blur"``, that of the first stage, at the high-resolution size; ``"noise"``, that of the second
+                stage, or ``"jpeg"``, the final one, at the low-resolution size.
 
         Raises:
             ValueError: There is no such operation.
@@ -251,3 +255,22 @@ class DegradationConfig:
             final=replace(self.final, sinc_probability=0.0, jpeg=self.final.jpeg if operation == "jpeg" else never),
             single_operation=0.0,
         )
+
+
+def load_degradation_config(path: str | Path) -> DegradationConfig:
+    """Read the table ``[degradation]`` of a TOML file, which may be a training configuration.
+
+    Args:
+        path: The file. Without the table the defaults are returned.
+
+    Raises:
+        OSError: The file cannot be read.
+        TypeError: A value has the wrong type.
+        ValueError: The file is not TOML, it has a table that no training configuration has, or a value is not accepted.
+    """
+    with open(path, "rb") as file:
+        tables = tomllib.load(file)
+    others = sorted({*CONFIGURATION_TABLES} - {"degradation"})
+    if unknown := sorted(set(tables) - set(CONFIGURATION_TABLES)):
+        raise ValueError(f"unknown tables {unknown}; [degradation] is read, and {others} are ignored")
+    return from_table(DegradationConfig, "degradation", tables.get("degradation", {}))

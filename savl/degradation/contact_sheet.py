@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from savl.bicubic import bicubic_downsample
 from savl.degradation.blur_kernels import BlurKernel, GaussianBlurKernel, SincBlurKernel
 from savl.degradation.config import DegradationConfig, SpatialConfig
-from savl.degradation.pipeline import Degradation, bicubic_downsample
+from savl.degradation.pipeline import Degradation
 from savl.degradation.recipe import Noise, Recipe, Resize, Stage
 from savl.images.errors import ImageFileError
 from savl.images.folder import decode_rgb

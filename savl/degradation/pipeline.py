@@ -18,20 +18,6 @@ from savl.degradation.masks import draw_mask
 from savl.degradation.recipe import Noise, Recipe, Stage, draw_recipe
 
 
-def bicubic_downsample(x: Tensor, scale: int) -> Tensor:
-    """Compute the content code z = D(x): antialiased bicubic downsampling, as in MATLAB's imresize.
-
-    Args:
-        x: ``(B, 3, H, W)`` in [0, 1], H and W multiples of ``scale``.
-        scale: Factor, at least 1.
-
-    Returns:
-        ``(B, 3, H/scale, W/scale)``, clamped to [0, 1].
-    """
-    size = (x.shape[-2] // scale, x.shape[-1] // scale)
-    return F.interpolate(x, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0.0, 1.0)
-
-
 class DegradationUnavailable(RuntimeError):
     """kornia, which computes blur and JPEG, is not installed; the message says how to install it."""
 

@@ -18,7 +18,7 @@ from savl.degradation.config import (
     NoiseConfig,
     ResizeConfig,
     StageConfig,
-    shares,
+    normalised,
 )
 
 T = TypeVar("T")
@@ -150,7 +150,7 @@ def _blur(config: BlurConfig, strength: float, random: np.random.Generator) -> B
 
 def _resize(config: ResizeConfig, strength: float, random: np.random.Generator) -> Resize:
     low, high = config.factor
-    which = random.choice(3, p=shares((config.up, config.down, config.keep)))
+    which = random.choice(3, p=normalised((config.up, config.down, config.keep)))
     factor = (random.uniform(1.0, high), random.uniform(low, 1.0), 1.0)[which]
     return Resize(float(factor) ** strength, str(random.choice(METHODS)))
 

@@ -11,6 +11,7 @@ import pytest
 
 from savl.degradation import DegradationConfig
 from savl.degradation.config import (
+    CONFIGURATION_TABLES,
     SECOND_STAGE,
     BlurConfig,
     FinalConfig,
@@ -21,6 +22,7 @@ from savl.degradation.config import (
     StageConfig,
 )
 from savl.settings import from_table
+from savl.training.config import TABLES
 
 CHANCES = [
     (BlurConfig, "blur", ("probability", "sinc_probability")),
@@ -77,12 +79,20 @@ def test_ranges_have_finite_ends(name: str, value: float) -> None:
         (BlurConfig, {"sizes": (23,)}, r"blur\.sizes must be odd numbers from 1 to 21, got \(23,\)"),
         (BlurConfig, {"sizes": (-7,)}, r"blur\.sizes must be odd numbers from 1 to 21"),
         (BlurConfig, {"sizes": ()}, r"blur\.sizes must be odd numbers from 1 to 21, got \(\)"),
-        (BlurConfig, {"shapes": (0.5, 0.5)}, r"blur\.shapes must be 6 chances that add up to 1, got \(0\.5, 0\.5\)"),
-        (BlurConfig, {"shapes": (0.2,) * 6}, r"blur\.shapes must be 6 chances that add up to 1"),
-        (BlurConfig, {"shapes": (1.5, -0.5, 0, 0, 0, 0)}, r"blur\.shapes must be 6 chances that add up to 1"),
-        (BlurConfig, {"shapes": ()}, r"blur\.shapes must be 6 chances"),
-        (ResizeConfig, {"up": 0.5}, r"resize\.up, resize\.down and resize\.keep must be 3 chances that add up to 1"),
-        (ResizeConfig, {"up": -0.1, "keep": 0.4}, r"resize\.up, resize\.down and resize\.keep must be 3 chances"),
+        (
+            BlurConfig,
+            {"shapes": (0.5, 0.5)},
+            r"blur\.shapes must be 6 probabilities that add up to 1, got \(0",
+        ),
+        (BlurConfig, {"shapes": (0.2,) * 6}, r"blur\.shapes must be 6 probabilities that add up to 1"),
+        (BlurConfig, {"shapes": (1.5, -0.5, 0, 0, 0, 0)}, r"blur\.shapes must be 6 probabilities that add up to 1"),
+        (BlurConfig, {"shapes": ()}, r"blur\.shapes must be 6 probabilities"),
+        (
+            ResizeConfig,
+            {"up": 0.5},
+            r"resize\.up, resize\.down and resize\.keep must be 3 probabilities",
+        ),
+        (ResizeConfig, {"up": -0.1, "keep": 0.4}, r"resize\.up, resize\.down and resize\.keep must be 3 probabilities"),
         (ResizeConfig, {"factor": (0.0, 1.5)}, r"resize\.factor must be \(low, high\) with 0 < low <= 1 <= high"),
         (ResizeConfig, {"factor": (1.1, 1.5)}, r"0 < low <= 1 <= high, got \(1\.1, 1\.5\)"),
         (ResizeConfig, {"factor": (0.5, 0.9)}, r"0 < low <= 1 <= high, got \(0\.5, 0\.9\)"),
@@ -175,3 +185,7 @@ def test_mistakes_in_nested_tables_are_named_with_the_table(text: str, message: 
 def test_a_wrong_type_in_a_nested_table_is_named_with_the_table() -> None:
     with pytest.raises(TypeError, match=r"^\[degradation\.first\.jpeg\]: jpeg\.quality must be a tuple of float"):
         parse("[degradation.first.jpeg]\nquality = 50")
+
+
+def test_the_tables_that_are_ignored_are_those_of_a_training_configuration() -> None:
+    assert set(CONFIGURATION_TABLES) == {"model", *TABLES}
