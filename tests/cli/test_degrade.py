@@ -224,7 +224,7 @@ def test_the_severity_is_drawn_and_written_as_numbers(picture: Write) -> None:
     severity = np.load("out/a_severity.npy")
     x = torch.from_numpy(pixels("a.png")).permute(2, 0, 1)[None].float() / 255
     config = DegradationConfig(spatial=SpatialConfig(probability=1.0))
-    expected = Degradation(config)(x, (0, zlib.crc32(b"a"))).severity[0]
+    expected = Degradation(config)(x, (0, zlib.crc32(b"a"))).degradation_mask[0]
     assert severity.dtype == np.float32
     np.testing.assert_array_equal(severity, expected)
     drawn = pixels("out/a_severity.png").astype(int)
