@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 from savl.analysis.channels import ChannelResponse
 from savl.analysis.collect import FactorialFeatures, VariedFeatures
-from savl.analysis.correlation import Correlation, spearman
 from savl.analysis.restoration import Restoration
 from savl.evaluation.club import club
 from savl.evaluation.held_out import FEWEST_GROUPS
 from savl.evaluation.hsic import HSICResult, hsic
-from savl.evaluation.intervals import Interval
+from savl.evaluation.intervals import Correlation, Interval, spearman
 from savl.evaluation.mine import mine
 from savl.evaluation.probe import ProbeResult, linear_probe
 

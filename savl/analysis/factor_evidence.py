@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from savl.analysis.collect import TableFeatures
-from savl.analysis.correlation import Correlation, spearman
 from savl.analysis.factors import SCENE, numbers
 from savl.analysis.features import Features
+from savl.evaluation.intervals import Correlation, spearman
 from savl.evaluation.probe import ProbeResult, linear_probe
 
 FEWEST_OF_A_CLASS = 4

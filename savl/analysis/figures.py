@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from savl.analysis.channels import ChannelResponse
 from savl.analysis.collect import VariedFeatures
-from savl.analysis.correlation import Correlation
-from savl.evaluation.unavailable import AnalysisUnavailable
+from savl.evaluation.intervals import AnalysisUnavailable, Correlation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

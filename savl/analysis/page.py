@@ -23,7 +23,7 @@ from savl.analysis.names import distinct_names
 from savl.analysis.report_json import PUBLISHED
 from savl.analysis.severity_pictures import LONGEST, SeverityPicture
 from savl.analysis.whole import Analysis
-from savl.evaluation.unavailable import AnalysisUnavailable
+from savl.evaluation.intervals import AnalysisUnavailable
 from savl.images.severity_map import draw_severity
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
-from savl.evaluation.unavailable import AnalysisUnavailable
+from savl.evaluation.intervals import AnalysisUnavailable
 
 
 def sample_photographs() -> list[Path]:

@@ -31,7 +31,7 @@ from savl.analysis.features import check_has_field
 from savl.analysis.names import distinct_names
 from savl.analysis.restoration import Restoration, restore
 from savl.analysis.severity_pictures import SeverityPicture, photograph_severity, uneven_severity
-from savl.evaluation.unavailable import AnalysisUnavailable
+from savl.evaluation.intervals import AnalysisUnavailable
 from savl.network import SAVL
 from savl.settings import check_types
 

@@ -1,14 +1,13 @@
-"""Evaluation: fidelity of upscaled images against their originals, and what a representation knows of a factor."""
+"""Evaluation: fidelity of upscaled images, and tests of how much a representation encodes about a factor."""
 
 from savl.evaluation.club import club
 from savl.evaluation.fidelity import Fidelity, fidelity
 from savl.evaluation.hsic import HSICResult, hsic
-from savl.evaluation.intervals import Interval
+from savl.evaluation.intervals import AnalysisUnavailable, Interval
 from savl.evaluation.mine import mine
 from savl.evaluation.pairs import Pair, PairScores, evaluate_pair, match_pairs
 from savl.evaluation.perceptual import Lpips, LpipsUnavailable
 from savl.evaluation.probe import ProbeResult, linear_probe
-from savl.evaluation.unavailable import AnalysisUnavailable
 
 __all__ = [
     "AnalysisUnavailable",

@@ -13,27 +13,27 @@ from torch import Tensor
 _SSIM_WINDOW = 11
 _SSIM_SIGMA = 1.5
 _SSIM_BAND = 512
-"""Rows that are compared at once."""
+"""Rows that are compared at a time, which bounds the memory."""
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Scores of one image, or their means over a set. 8-bit values are compared."""
+    """Scores of one image, or their means over a set. Images are compared as 8-bit values."""
 
     psnr_y: float
-    """dB, luma, a border as wide as the scale left out."""
+    """PSNR of luma in dB; a border as wide as the scale is cut off."""
     ssim_y: float
-    """Luma, likewise; Gaussian window of 11 pixels, σ = 1.5."""
+    """SSIM of luma with the same border cut off; Gaussian window of 11 pixels, σ = 1.5."""
     psnr_rgb: float
-    """dB, all channels, whole image."""
+    """PSNR of all channels in dB, whole image."""
     ssim_rgb: float
-    """Mean over channels, whole image."""
+    """SSIM, mean over the channels, whole image."""
     lpips: float | None = None
-    """All channels, whole image, lower is better; None where it was not measured."""
+    """LPIPS, whole image, lower is better; None if it was not measured."""
 
     @staticmethod
     def mean(scores: Sequence[Fidelity]) -> Fidelity:
-        """Mean of every score over a non-empty list; None for LPIPS unless every image has it."""
+        """Return the mean of every score over a non-empty list; LPIPS is None unless every image has it."""
 
         def average(name: str) -> Any:
             values = [getattr(score, name) for score in scores]
@@ -46,15 +46,15 @@ def fidelity(sr: Tensor, hr: Tensor, *, crop: int = 4) -> Fidelity:
     """Compare an upscaled image with its original.
 
     Args:
-        sr: ``(3, H, W)`` floating in [0, 1]; rounded to 8 bits first, since that is what a file would hold.
+        sr: ``(3, H, W)`` floating in [0, 1]; rounded to 8 bits first, as in a file.
         hr: ``(3, H, W)`` floating in [0, 1].
-        crop: Border in pixels left out of the luma scores; the scale factor, by convention.
+        crop: Border in pixels that is cut off for the luma scores; by convention the scale factor.
 
     Returns:
-        The scores, LPIPS aside (`savl.evaluation.Lpips`); identical images have infinite PSNR.
+        The scores except LPIPS (`savl.evaluation.Lpips`); identical images have infinite PSNR.
 
     Raises:
-        ValueError: Shapes differ, or the image is smaller than the SSIM window and border need.
+        ValueError: The shapes differ, or the image is smaller than the SSIM window plus the border.
     """
     sr, hr = as_8_bit(sr, hr)
     smallest = smallest_side(crop)
@@ -65,15 +65,15 @@ def fidelity(sr: Tensor, hr: Tensor, *, crop: int = 4) -> Fidelity:
 
 
 def smallest_side(crop: int) -> int:
-    """Pixels that an image must have on both sides to be scored: the window of SSIM, and the border left out."""
+    """Return the smallest side in pixels of an image that can be scored: the SSIM window plus the border."""
     return _SSIM_WINDOW + 2 * crop
 
 
 def as_8_bit(sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
-    """Both images as files would hold them: ``(3, H, W)`` in [0, 1] → float64 whole numbers in [0, 255].
+    """Round both images to 8 bits: ``(3, H, W)`` in [0, 1] → float64 integers in [0, 255].
 
     Raises:
-        ValueError: Shapes differ, or are not ``(3, H, W)``.
+        ValueError: The shapes differ or are not ``(3, H, W)``.
     """
     if sr.shape != hr.shape or sr.dim() != 3 or sr.shape[0] != 3:
         raise ValueError(f"sr and hr must have the same shape (3, H, W), got {tuple(sr.shape)} and {tuple(hr.shape)}")
@@ -81,7 +81,7 @@ def as_8_bit(sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def luma(image: Tensor) -> Tensor:
-    """BT.601 studio-range luma, as MATLAB's rgb2ycbcr: ``(3, H, W)`` in [0, 255] → ``(1, H, W)`` in [16, 235]."""
+    """Return BT.601 studio-range luma as MATLAB's rgb2ycbcr: ``(3, H, W)`` in [0, 255] → ``(1, H, W)`` in [16, 235]."""
     weights = image.new_tensor([65.481, 128.553, 24.966]) / 255
     return 16 + torch.einsum("c,chw->hw", weights, image)[None]
 
@@ -94,8 +94,8 @@ def _psnr(a: Tensor, b: Tensor) -> float:
 def _ssim(a: Tensor, b: Tensor) -> float:
     """Return the structural similarity of two images (Wang et al., 2004), the mean over pixels and channels.
 
-    The window is Gaussian, images are mirrored at the border, and all is float64: in float32 the variance of a flat
-    bright area is lost in rounding.
+    The window is Gaussian and images are mirrored at the border. The computation is in float64, because rounding to
+    float32 would destroy the variance of a flat bright area.
 
     Args:
         a: ``(C, H, W)`` float64 in [0, 255].
@@ -109,14 +109,14 @@ def _ssim(a: Tensor, b: Tensor) -> float:
     a, b = (torch.nn.functional.pad(image[None], border, mode="reflect")[0] for image in (a, b))
     total = 0.0
     for channel in range(channels):
-        for top in range(0, height, _SSIM_BAND):  # large images in parts, which bounds the memory
+        for top in range(0, height, _SSIM_BAND):
             rows = slice(top, top + _SSIM_BAND + _SSIM_WINDOW - 1)
             total += _similarities(a[channel, rows], b[channel, rows], weights).sum().item()
     return total / (channels * height * width)
 
 
 def _similarities(a: Tensor, b: Tensor, weights: list[float]) -> Tensor:
-    """Return the similarity for every place of the window in ``(h, w)`` images: ``(h - 10, w - 10)``."""
+    """Return the similarity at every position of the window in ``(h, w)`` images: ``(h - 10, w - 10)``."""
     mean_a, mean_b = _windowed(a, weights), _windowed(b, weights)
     variances = (_windowed(a * a, weights) - mean_a**2).clamp_min(0) + (
         _windowed(b * b, weights) - mean_b**2
@@ -128,7 +128,7 @@ def _similarities(a: Tensor, b: Tensor, weights: list[float]) -> Tensor:
 
 
 def _windowed(image: Tensor, weights: list[float]) -> Tensor:
-    """Return the weighted mean over a square window at each place where it fits: the rows first, then the columns."""
+    """Return the weighted mean over a square window at every position where it fits: rows first, then columns."""
     for dim in (0, 1):
         length = image.shape[dim] - len(weights) + 1
         shifted = [image.narrow(dim, start, length) for start in range(len(weights))]

@@ -1,8 +1,9 @@
-"""Fit a network on some samples and measure on others, stopping where it should without being misled by noise."""
+"""Fit small networks on some samples and measure on others, with early stopping that does not bias the measurement."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,56 +18,57 @@ from savl.evaluation.samples import Samples, as_labels, as_variable, check_lengt
 Net = TypeVar("Net", bound=nn.Module)
 
 HELD_OUT = 0.3
-"""Share of the samples that is not fitted on: two halves."""
+"""Share of the samples that is held out of fitting, in two halves."""
 FEWEST = 20
-"""Samples; of fewer, a half would be too small to compare pairs in."""
+"""Smallest number of samples; with fewer, a half would be too small to form pairs."""
 FEWEST_GROUPS = 4
-"""Of groups there must be two to fit on, and one in each half."""
+"""Smallest number of groups: two to fit on and one in each half."""
 CHECK_EVERY = 20
-"""Steps from one look at the held-out halves to the next."""
+"""Steps between evaluations of the held-out halves."""
 PATIENCE = 10
-"""Looks without a better one on either half before fitting ends."""
+"""Number of evaluations without improvement on either half after which fitting ends."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of the samples, each int64, in random order."""
+    """Row numbers of the samples, int64, in random order."""
 
     fit: Tensor
-    """``(n − h,)``"""
+    """``(n − h,)`` rows to fit on."""
     halves: tuple[Tensor, Tensor]
-    """``(⌈h/2⌉,)`` and ``(⌊h/2⌋,)``, h = 0.3·n rounded; of groups, that share of the groups."""
+    """``(⌈h/2⌉,)`` and ``(⌊h/2⌋,)`` held-out rows, h = 0.3·n rounded; with groups, 30 % of the groups."""
 
 
 @dataclass(frozen=True)
 class CrossFit(Generic[Net]):
-    """How a network is fitted, and what is read off it.
+    """Fit a network with early stopping and measure it on samples that played no part in fitting or stopping.
 
-    A few hundred samples are soon learned by heart, so when to stop matters; and it may be judged on neither the
-    samples that are fitted nor those that are measured, since the best of many noisy values is too good. So there are
-    two held-out halves, and each is used twice: the network that scores best on one half is measured on the other, and
-    the other way round. Neither value has seen what it was chosen by; their mean is the result.
+    A network soon memorises a few hundred samples, so fitting must stop in time. The stopping point may be chosen
+    neither on the samples that are fitted nor on those that are measured, because the best of many noisy values is
+    biased upwards. Therefore the network that scores best on one held-out half is measured on the other half, and vice
+    versa; the result is the mean of the two.
     """
 
     loss: Callable[[Net, Tensor], Tensor]
-    """Of a batch ``(b,)`` of rows to fit on, to be lowered."""
+    """Loss of the network on a batch ``(b,)`` of rows."""
     score: Callable[[Net, Tensor], float]
-    """Of a half ``(m,)``, higher is better: says when to stop."""
+    """Score of the network on a half ``(m,)``; the step with the highest score is kept."""
     measure: Callable[[Net, Tensor], float]
-    """Of a half ``(m,)``: the result."""
+    """The quantity of interest, on a half ``(m,)``."""
     steps: int
-    """At most."""
+    """Largest number of steps."""
     batch: int
+    """Batch size; fewer rows if there are not as many."""
     rate: float
-    """Adam's learning rate."""
+    """Learning rate of Adam."""
 
     def __call__(self, net: Net, split: Split, generator: torch.Generator) -> float:
         """Fit the network, which is changed, and measure it.
 
         Args:
-            net: With the weights to begin from, which are a candidate themselves.
-            split: The rows.
-            generator: Draws the batches.
+            net: The network with its initial weights, which are a candidate too.
+            split: Rows to fit on and held-out rows.
+            generator: Generator of the batches.
         """
         optimizer = torch.optim.Adam(net.parameters(), self.rate, fused=True)
         kept, best, stale = [net, net], [-math.inf, -math.inf], 0
@@ -101,16 +103,17 @@ def repeat_on_splits(
     """Average an estimate over random splits of paired samples.
 
     Args:
-        x: As `as_variable` takes them.
-        y: Likewise, row for row.
-        groups: ``(n,)`` labels: a group is held out as a whole. None where samples are independent of each other.
-        estimate: Gets x and y ``(n, d)`` float32, standardised by the rows to fit on, the split, and a generator.
-        repeats: How many splits.
-        seed: Of all draws.
+        x: Samples as `as_variable` accepts them.
+        y: Samples paired with those of x.
+        groups: ``(n,)`` labels; a group is held out as a whole. None if the samples are independent.
+        estimate: Called with x and y ``(n, d)`` float32, standardised by the rows to fit on, the split and a
+            generator.
+        repeats: Number of splits.
+        seed: Seed of all random draws.
 
     Raises:
-        ValueError: Samples that `as_variable` refuses, fewer than `FEWEST`, not as many of x as of y, fewer groups than
-            `FEWEST_GROUPS`, or no repeats.
+        ValueError: `as_variable` refuses the samples, there are fewer than `FEWEST`, x and y have different lengths,
+            there are fewer groups than `FEWEST_GROUPS`, or `repeats` is below 1.
     """
     first, second = as_variable(x, "x"), as_variable(y, "y")
     check_lengths(("x", len(first)), ("y", len(second)))
@@ -126,7 +129,7 @@ def repeat_on_splits(
             raise ValueError(f"groups must be at least {FEWEST_GROUPS}, got {len(names)}")
     seeds = torch.randint(2**62, (repeats,), generator=torch.Generator().manual_seed(seed)).tolist()
     values = []
-    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
+    with torch.inference_mode(False), torch.enable_grad():  # the caller may have disabled gradients
         for each in seeds:
             generator = torch.Generator().manual_seed(each)
             split = split_samples(len(first), generator, members)
@@ -140,9 +143,9 @@ def split_samples(count: int, generator: torch.Generator, groups: Tensor | None 
     """Draw the rows to fit on and the two held-out halves.
 
     Args:
-        count: Of samples.
-        generator: Draws.
-        groups: ``(count,)`` int64 from 0, each number in use: which group a sample is of. No group is in two parts.
+        count: Number of samples.
+        generator: Generator of the draws.
+        groups: ``(count,)`` int64: group of each sample, numbered from 0 without gaps. No group is in two parts.
     """
     units = count if groups is None else int(groups.max()) + 1
     held_out = max(round(HELD_OUT * units), 2)
@@ -156,13 +159,29 @@ def split_samples(count: int, generator: torch.Generator, groups: Tensor | None 
 
 
 def check_settings(rate: float, least: int = 1, **settings: int) -> None:
-    """Refuse what nothing can be fitted with.
+    """Check settings of a fit.
 
     Raises:
-        ValueError: A setting below `least`, or a learning rate that is not above 0; it is named.
+        ValueError: A setting is below `least`, or the learning rate is not above 0; the message names it.
     """
     for name, given in settings.items():
         if given < least:
             raise ValueError(f"{name} must be at least {least}, got {given}")
     if not rate > 0:
         raise ValueError(f"rate must be above 0, got {rate}")
+
+
+def perceptron(widths: tuple[int, ...], generator: torch.Generator) -> nn.Sequential:
+    """Return linear layers with ReLU between them, float32, on the CPU, independent of torch's global generator.
+
+    Args:
+        widths: Widths of the input, the hidden layers and the output.
+        generator: Generator of weights and biases, uniform within ±1/√inputs as in `nn.Linear`.
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
+        for parameter in linear.parameters():
+            nn.init.uniform_(parameter, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs), generator=generator)
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])

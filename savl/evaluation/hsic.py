@@ -1,4 +1,4 @@
-"""HSIC: do two variables depend on each other at all? A kernel statistic and its permutation test."""
+"""HSIC: a kernel statistic of the dependence of two variables, with a permutation test."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from torch import Tensor
 from savl.evaluation.samples import Samples, as_labels, as_variable, check_lengths
 
 MOST = 2000
-"""Samples that are compared, at most: a matrix of them all is 32 MB, and there are about seven at a time."""
+"""Largest number of samples that are compared. A kernel matrix then takes 32 MB; about seven exist at a time."""
 _FEWEST = 4
 _ROUNDING = 1e-12
-"""Relative, of two values that should be equal."""
+"""Relative rounding error of two values that should be equal."""
 _NOTHING = 1e-14
-"""What rounding leaves of a value that should be 0: entries of the matrices are at most 1."""
+"""Rounding error of a value that should be 0; entries of the kernel matrices are at most 1."""
 
 
 @dataclass(frozen=True)
 class HSICResult:
-    """How strongly two variables depend on each other, and whether that can be chance."""
+    """Strength and significance of the dependence of two variables."""
 
     value: float
-    """Around 0, either side, for independent variables."""
+    """HSIC; distributed around 0 for independent variables, so it may be negative."""
     p_value: float
-    """Share of random pairings at least as dependent, the true one counted among them: small for dependent ones."""
+    """Share of pairings (random and true) whose HSIC is at least as large; small for dependent variables."""
     normalised: float
-    """In [-1, 1], 1 for a variable with itself: comparable between codes of different sizes and scales."""
+    """HSIC in [-1, 1], 1 for a variable with itself; comparable between codes of different sizes and scales."""
     samples: int
-    """How many were compared."""
+    """Number of samples that were compared."""
 
     def to_json(self) -> dict[str, Any]:
-        """What JSON can hold."""
+        """Return the fields as JSON has them."""
         return asdict(self)
 
 
@@ -47,37 +47,37 @@ def hsic(
     seed: int = 0,
     bandwidths: tuple[float | None, float | None] = (None, None),
 ) -> HSICResult:
-    """Hilbert–Schmidt independence criterion, unbiased, with Gaussian kernels (Song et al., JMLR 2012, eq. 5).
+    """Compute the unbiased Hilbert–Schmidt independence criterion (Song et al., JMLR 2012, eq. 5) by Gaussian kernels.
 
     With K and L the kernel matrices of x and y, their diagonals set to 0,
     ``HSIC = [tr(KL) + 1ᵀK1·1ᵀL1/((n−1)(n−2)) − 2/(n−2)·1ᵀKL1] / (n(n−3))``,
-    ``k(a, b) = exp(−‖a − b‖²/(2σ²))``, σ the median distance between different samples. In float64.
+    ``k(a, b) = exp(−‖a − b‖²/(2σ²))``, σ the median distance between different samples. Computed in float64.
 
-    The p-value is ``(1 + #{permuted ≥ observed}) / (1 + permutations)`` over random permutations of y against x (so it
-    is never 0), which asks that samples be exchangeable. The normalised value is
-    ``HSIC(x, y) / √(HSIC(x, x)·HSIC(y, y))``, as in CKA (Kornblith et al., ICML 2019, there with biased HSIC).
+    The p-value is ``(1 + #{permuted ≥ observed}) / (1 + permutations)`` over random permutations of y against x, so it
+    is never 0. It requires exchangeable samples. The normalised value is ``HSIC(x, y) / √(HSIC(x, x)·HSIC(y, y))``, as
+    in CKA (Kornblith et al., ICML 2019, who use the biased HSIC).
 
-    Samples of a group are alike, in x and in y, for no other reason than that they are of one group, and the formula
-    takes that for dependence. With `groups` it is groups as wholes that are exchanged, each with one of its own size,
-    row for row; and the value is the formula's less its mean over those exchanges, what such groups have by chance.
+    Samples of one group resemble each other in x and in y merely because they belong together, and the formula counts
+    this as dependence. With `groups`, whole groups are permuted, each with another of the same size, row for row. The
+    mean over these permutations is the value that such groups have by chance; it is subtracted from the result.
 
-    A variable that is constant depends on nothing: value 0, p-value 1.
+    A constant variable has value 0 and p-value 1.
 
     Args:
         x: ``(n, d)`` numbers, ``(n,)`` floating numbers, or ``(n,)`` labels (whole numbers, booleans, strings), which
-            become one-hot codes; n at least 4. Above 2000 samples, 2000 are drawn and the rest is left out.
-        y: Likewise, row for row.
-        groups: ``(n,)`` labels of samples that belong together, photographs say; at least two of one size. None where
-            samples are independent of each other.
-        permutations: Of the test; 0 for none, which leaves a p-value of 1 and which groups do not allow.
-        seed: Of all draws; torch's own generators are left alone.
-        bandwidths: σ of x and of y in their own units, the median where None. Where more than half of the pairs are
-            equal, as for rare labels, the median is that of the others.
+            become one-hot codes; n at least 4. If there are more than 2000 samples, 2000 are drawn.
+        y: Samples paired with those of x.
+        groups: ``(n,)`` labels of samples that belong together, such as crops of one photograph; at least two groups
+            must have the same size. None if the samples are independent.
+        permutations: Number of permutations; 0 omits the test, gives a p-value of 1 and excludes groups.
+        seed: Seed of all random draws; torch's global generators are not used.
+        bandwidths: σ of x and of y in their units; None for the median distance. If more than half of the pairs are
+            equal, as for rare labels, the median of the other distances is used.
 
     Raises:
-        ValueError: Samples that are not finite numbers or labels, too few of them, not as many of x as of y, numbers so
-            far apart that their distances overflow, no two groups of one size, a bandwidth that is not above 0, or too
-            few permutations.
+        ValueError: The samples are not finite numbers or labels, there are too few, x and y have different lengths, the
+            numbers are so far apart that their distances overflow, no two groups have the same size, a bandwidth is
+            not above 0, or there are too few permutations.
     """
     first, second = as_variable(x, "x"), as_variable(y, "y")
     check_lengths(("x", len(first)), ("y", len(second)))
@@ -104,13 +104,13 @@ def hsic(
     centred = centre(K)
     value = _inner(centred, L)
     own = _inner(centred, K), _inner(centre(L), L)
-    # Of kernels that take all samples for equally far apart nothing is left but rounding.
+    # If all samples are equally far apart, only rounding error is left of the centred kernel.
     scale = math.sqrt(own[0] * own[1]) if min(own) > _NOTHING else 0.0
     by_chance = []
     for _ in range(permutations):
         order = torch.randperm(len(L), generator=generator) if exchange is None else exchange(generator)
         by_chance.append(_inner(centred, L[order][:, order]))
-    # Equal values may differ in their last bits, and count.
+    # Values that are equal up to rounding count as equal.
     exceeding = sum(each >= value - _ROUNDING * (scale or 1.0) for each in by_chance)
     p_value = (1 + exceeding) / (1 + permutations)
     if exchange is not None:
@@ -119,23 +119,23 @@ def hsic(
 
 
 class _Exchange:
-    """Random exchanges of whole groups, each with one of its own size, row for row."""
+    """Random permutations of whole groups, each with another of the same size, row for row."""
 
     def __init__(self, members: Tensor) -> None:
-        """``(n,)`` int64: which group a sample is of."""
+        """Collect the groups by size; ``members`` is ``(n,)`` int64, the group of each sample."""
         by_size: dict[int, list[Tensor]] = {}
         for group in members.unique().tolist():
             rows = (members == group).nonzero()[:, 0]
             by_size.setdefault(len(rows), []).append(rows)
         self.blocks = [torch.stack(rows) for rows in by_size.values()]
-        """Of every size ``(groups, size)``."""
+        """Rows of the groups, ``(groups, size)`` for every size."""
         self.count = len(members)
         if all(len(block) < 2 for block in self.blocks):
             sizes = sorted(by_size)
             raise ValueError(f"groups must be two or more of one size, to be exchanged; got sizes {sizes[:10]}")
 
     def __call__(self, generator: torch.Generator) -> Tensor:
-        """``(n,)`` int64: whose y every sample gets."""
+        """Return ``(n,)`` int64: the row whose y each sample receives."""
         order = torch.empty(self.count, dtype=torch.int64)
         for block in self.blocks:
             order[block] = block[torch.randperm(len(block), generator=generator)]
@@ -143,7 +143,7 @@ class _Exchange:
 
 
 def _drawn(count: int, members: Tensor | None, generator: torch.Generator) -> Tensor:
-    """`MOST` rows, or whole groups, drawn one by one, as long as they are not more rows than that."""
+    """Draw `MOST` rows, or whole groups one by one while they have at most `MOST` rows in total."""
     if members is None:
         return torch.randperm(count, generator=generator)[:MOST]
     sizes = members.bincount()
@@ -153,14 +153,14 @@ def _drawn(count: int, members: Tensor | None, generator: torch.Generator) -> Te
 
 
 def kernel(values: Tensor, bandwidth: float | None = None) -> Tensor | None:
-    """Gaussian kernel matrix with a diagonal of 0.
+    """Return the Gaussian kernel matrix with a diagonal of 0.
 
     Args:
         values: ``(n, d)`` float64.
-        bandwidth: σ; None for the median distance between samples that differ from each other, if half of all do not.
+        bandwidth: σ; None for the median distance, or for the median of the positive distances if the median is 0.
 
     Returns:
-        ``(n, n)`` float64, or None where all samples are equal.
+        ``(n, n)`` float64, or None if all samples are equal.
     """
     distances = torch.nn.functional.pdist(values)
     if not bool(distances.square().isfinite().all()):
@@ -178,16 +178,16 @@ def kernel(values: Tensor, bandwidth: float | None = None) -> Tensor | None:
 
 
 def centre(K: Tensor) -> Tensor:
-    """Take from a kernel matrix what its rows and columns explain, the diagonal not counted.
+    """Return the U-centred kernel matrix (Székely and Rizzo, Annals of Statistics 2014).
 
-    The formula of `hsic` is the inner product of the centred K with L, over n(n − 3): one of the two is centred, once
-    for all permutations of the other (Székely and Rizzo, Annals of Statistics 2014, who call it U-centring).
+    The formula of `hsic` is the inner product of the centred K with L, divided by n(n − 3). Only one of the two needs
+    centring, once for all permutations of the other.
 
     Args:
         K: ``(n, n)``, symmetric, with a diagonal of 0; n at least 4.
 
     Returns:
-        ``(n, n)``, symmetric; the diagonal means nothing, and meets that of L, which is 0.
+        ``(n, n)``, symmetric. The diagonal is arbitrary, because the diagonal of L is 0.
     """
     n = len(K)
     rows = K.sum(dim=1) / (n - 2)

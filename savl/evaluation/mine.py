@@ -1,4 +1,4 @@
-"""MINE: a lower bound on the mutual information of two variables, from samples."""
+"""MINE: a lower bound on the mutual information of two variables, estimated from samples."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import math
 import torch
 from torch import Tensor, nn
 
-from savl.evaluation.held_out import CrossFit, Split, check_settings, repeat_on_splits
+from savl.evaluation.held_out import CrossFit, Split, check_settings, perceptron, repeat_on_splits
 from savl.evaluation.intervals import Interval
-from savl.evaluation.perceptron import perceptron
 from savl.evaluation.samples import Samples
 
 _AVERAGE = 0.01
 """Weight of a batch in the moving average of the denominator."""
 _SHIFTS_WHILE_FITTING = 4
+"""Shifts of y against x that the scores for early stopping are averaged over."""
 _PAIRS = 16384
-"""Pairs of the product of the marginals that the final value is averaged over, at most."""
+"""Largest number of pairs of the product of the marginals that the final value is averaged over."""
 
 
 def mine(
@@ -31,44 +31,45 @@ def mine(
     width: int = 400,
     rate: float = 1e-4,
 ) -> Interval:
-    """Mutual information neural estimation, in nats (Belghazi et al., ICML 2018).
+    """Estimate mutual information with a neural network, in nats (MINE; Belghazi et al., ICML 2018).
 
-    ``I(x; y) ≥ E_P[T] − log E_P⊗P[exp T]``, P the joint distribution and P⊗P the product of its marginals: a network
-    T(x, y) of three hidden layers with ReLU is fitted to raise the right-hand side. The gradient divides by a moving
-    average of E[exp T] over batches, weight 0.01, instead of the batch's own, whose inverse is biased (section 3.2).
+    ``I(x; y) ≥ E_P[T] − log E_P⊗P[exp T]``, where P is the joint distribution and P⊗P the product of its marginals. The
+    network T(x, y) has three hidden layers with ReLU and is fitted to maximise the right-hand side. The gradient
+    divides by a moving average of E[exp T] over batches with weight 0.01 instead of by the value of the batch, whose
+    inverse is biased (section 3.2).
 
-    What is reported was measured on samples that T was neither fitted nor chosen on: 70 % of the samples are for
-    fitting, and the other 30 % are two halves, T chosen on one and measured on the other, both ways round
-    (`savl.evaluation.held_out`). So a T that has learned its samples by heart scores nothing, as long as samples are
-    independent of each other, or their `groups` are. Columns are standardised by the samples that are fitted on.
-    Independent variables come out at 0 or slightly below; it is not cut off, since that would lift the mean.
+    The value is measured on samples on which T was neither fitted nor selected: T is fitted on 70 % of the samples,
+    selected on one half of the others and measured on the other half, and vice versa (`savl.evaluation.held_out`).
+    Memorised samples therefore add nothing, provided that the samples, or their `groups`, are independent. Columns are
+    standardised by the samples that T is fitted on. For independent variables the value is 0 or slightly below; it is
+    not clipped at 0, because that would bias the mean.
 
-    Where information is high, or samples are few for their dimensions, the bound is loose: it says "at least", and
-    compares codes at equal n and d only. From 1,000 samples of Gaussian columns correlated at 0.6 it finds 0.77 of 0.89
-    nats in 4 columns, 1.55 of 1.79 in 8, about 2 of 14.3 in 64; and in 2 beside 62 that are noise, nothing.
+    The bound is loose if the information is high or if there are few samples for the number of dimensions. Compare
+    values only for equal n and d. With 1,000 samples of Gaussian columns correlated at 0.6 the estimate is 0.77 of 0.89
+    nats for 4 columns, 1.55 of 1.79 for 8, about 2 of 14.3 for 64, and 0 for 2 such columns beside 62 columns of noise.
 
     Args:
         x: ``(n, d)`` numbers, ``(n,)`` floating numbers, or ``(n,)`` labels (whole numbers, booleans, strings), which
             become one-hot codes; n at least 20.
-        y: Likewise, row for row; information about labels is at most the logarithm of the number of classes (an
-            estimate from few samples may come out a little above).
-        groups: ``(n,)`` labels of samples that belong together, photographs say, at least 4 different ones: each is
-            held out as a whole. Without them, samples that are alike for another reason (levels of one crop) would be
-            on both sides, and a network that knows them by heart would pass for information.
-        steps: Of Adam, at most: fitting ends when neither half has seen a better T in 200 steps.
-        batch: Samples a step, fewer if there are not as many.
-        repeats: How often split and network are drawn anew.
-        seed: Of all draws; torch's own generators are left alone.
-        width: Of the hidden layers.
-        rate: Adam's learning rate.
+        y: Samples paired with those of x. Information about labels is at most the logarithm of the number of classes;
+            an estimate from few samples may be slightly higher.
+        groups: ``(n,)`` labels of samples that belong together, such as crops of one photograph; at least 4 different
+            ones. Each group is held out as a whole. Without groups, similar samples (one crop at several levels) would
+            be on both sides of the split, and memorised samples would count as information.
+        steps: Largest number of steps; fitting ends if T has not improved on either half for 200 steps.
+        batch: Batch size; fewer samples if there are not as many.
+        repeats: Number of repeats, each with a new split and a new network.
+        seed: Seed of all random draws; torch's global generators are not used.
+        width: Width of the hidden layers.
+        rate: Learning rate of Adam.
 
     Returns:
-        Mean and interval over repeats, widened because they share samples.
+        Mean and interval over the repeats; the interval is widened because the repeats share samples.
 
     Raises:
-        ValueError: Samples that are not finite numbers or labels, too few of them or of groups, not as many of x as of
-            y, or a setting out of range.
-        AnalysisUnavailable: scipy is not installed, and there are several repeats.
+        ValueError: The samples are not finite numbers or labels, there are too few samples or groups, x and y have
+            different lengths, or a setting is out of range.
+        AnalysisUnavailable: scipy is not installed and there are several repeats.
     """
     check_settings(rate, steps=steps, width=width)
     check_settings(rate, least=2, batch=batch)
@@ -89,7 +90,7 @@ def mine(
 
 
 class _Objective:
-    """What is lowered: its gradient is that of ``log E_P⊗P[exp T] − E_P[T]``, averaged denominator and all."""
+    """Loss whose gradient is that of ``log E_P⊗P[exp T] − E_P[T]`` with the moving average as the denominator."""
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
         self.x, self.y = x, y
@@ -109,9 +110,9 @@ def _bound(net: nn.Module, x: Tensor, y: Tensor, shifts: int) -> float:
 
 
 def _expectations(net: nn.Module, x: Tensor, y: Tensor, *, shifts: int) -> tuple[Tensor, Tensor]:
-    """E_P[T] and log E_P⊗P[exp T], scalars, of rows in random order.
+    """Return E_P[T] and log E_P⊗P[exp T], scalars, for rows in random order.
 
-    Shifting y by 1, 2, … against x pairs every sample with others and never with itself.
+    Shifting y by 1, 2, … against x pairs every sample with other samples only.
     """
     shifted = torch.cat([y.roll(shift, dims=0) for shift in range(shifts + 1)])
     joint, product = net(torch.cat((x.repeat(shifts + 1, 1), shifted), dim=1)).split((len(x), shifts * len(x)))

@@ -1,4 +1,4 @@
-"""Folders of image pairs: match them by name, score a network and bicubic interpolation beside it."""
+"""Image pairs in two folders: match them by name and score a network and bicubic interpolation on them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from savl.inference.enlarge import ImageUpscaler
 
 @dataclass(frozen=True)
 class Pair:
-    """A low-resolution image and its original."""
+    """Paths of a low-resolution image and of its original."""
 
     lr: Path
     hr: Path
@@ -25,7 +25,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairScores:
-    """What one pair scored."""
+    """Scores of one pair."""
 
     name: str
     model: Fidelity
@@ -33,7 +33,7 @@ class PairScores:
 
 
 def match_pairs(lr: str | Path, hr: str | Path, *, on_map: Callable[[Path], None] | None = None) -> list[Pair]:
-    """Match two folders by file name, suffixes aside; severity maps that savl wrote beside pictures are left out.
+    """Match two folders by file name without suffix; severity maps that savl wrote beside images are left out.
 
     Args:
         lr: Folder of low-resolution images.
@@ -41,7 +41,8 @@ def match_pairs(lr: str | Path, hr: str | Path, *, on_map: Callable[[Path], None
         on_map: Called with each severity map that is left out.
 
     Raises:
-        ValueError: A folder is missing or empty, two files share a name, or a name is on one side only (all are named).
+        ValueError: A folder is missing or empty, two files share a name, or a name is in one folder only; the message
+            lists all such names.
     """
     found = {argument: find_images([folder], argument=argument) for argument, folder in (("lr", lr), ("hr", hr))}
     stems = {argument: {path.stem for path in paths} for argument, paths in found.items()}
@@ -68,12 +69,12 @@ def match_pairs(lr: str | Path, hr: str | Path, *, on_map: Callable[[Path], None
 
 
 def _is_severity_map(path: Path, beside: set[str], opposite: set[str]) -> bool:
-    """Return whether an image is a severity map: by savl's mark in it, else by its name.
+    """Return whether an image is a severity map: by savl's mark in the file, otherwise by its name.
 
     Args:
-        path: Of the image.
-        beside: Names, without suffixes, in its folder.
-        opposite: Those in the other folder: what has a partner there is an image of that name.
+        path: Path of the image.
+        beside: Names without suffix in its folder.
+        opposite: Names without suffix in the other folder; an image with a partner there is no severity map.
     """
     mark = read_mark(path)
     if mark is not None:
@@ -90,7 +91,7 @@ def read_pair(pair: Pair, scale: int) -> tuple[Tensor, Tensor]:
 
     Raises:
         ImageFileError: An image cannot be read.
-        ValueError: The sizes are not in the ratio of the scale.
+        ValueError: The ratio of the sizes is not the scale.
     """
     lr, hr = read_rgb(pair.lr), read_rgb(pair.hr)
     expected = tuple(scale * side for side in lr.shape[1:])
@@ -105,16 +106,17 @@ def read_pair(pair: Pair, scale: int) -> tuple[Tensor, Tensor]:
 def evaluate_pair(
     pair: Pair, upscaler: ImageUpscaler, *, lpips: Callable[[Tensor, Tensor], float | None] | None = None
 ) -> PairScores:
-    """Upscale one image and compare it, and bicubic interpolation, with the original.
+    """Upscale one image and compare the result, and bicubic interpolation, with the original.
 
     Args:
         pair: The two files.
         upscaler: The network.
-        lpips: Compares ``(3, H, W)`` images in [0, 1], the upscaled one first; an `Lpips`, or None to leave it out.
+        lpips: Function of two ``(3, H, W)`` images in [0, 1], the upscaled one first, such as an `Lpips`; None omits
+            LPIPS.
 
     Raises:
         ImageFileError: An image cannot be read.
-        ValueError: The sizes are not in the ratio of the network's scale, or too small to be scored.
+        ValueError: The ratio of the sizes is not the network's scale, or the images are too small to be scored.
     """
     lr, hr = read_pair(pair, upscaler.scale)
     sr = upscaler(lr[None]).sr[0]

@@ -1,4 +1,4 @@
-"""LPIPS: how different two images look to AlexNet. Measured where torchvision and the weights are there already."""
+"""LPIPS: a perceptual distance by AlexNet's features, available if torchvision and its weights are installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from savl.evaluation.fidelity import as_8_bit
 
 SMALLEST = 31
-"""Pixels on a side; of fewer, AlexNet's second pooling leaves nothing."""
+"""Smallest side in pixels; AlexNet's second pooling would reduce a smaller image to nothing."""
 
 _DOWNLOAD = (
     "AlexNet's weights (233 MB): python -c \"import torchvision; torchvision.models.alexnet(weights='DEFAULT')\""
@@ -25,34 +25,34 @@ class LpipsUnavailable(RuntimeError):
     def __init__(self, reason: str, remedy: str) -> None:
         super().__init__(f"{reason}; {remedy}")
         self.reason = reason
-        """Why, in few words and without this machine's paths: fit for a report that is kept."""
+        """Short reason without paths of this machine, for reports that are kept."""
 
 
 class Lpips:
-    """LPIPS of version 0.1 with AlexNet's features; lower is better, 0 is identical.
+    """LPIPS of version 0.1 with AlexNet's features; lower is better, identical images have 0.
 
-    It is computed on the CPU in float32, as the other scores are, so that the device of the network has no say in it.
+    It is computed on the CPU in float32, so that the result does not depend on the device of the network.
     """
 
     def __init__(self) -> None:
-        """Load the network, and download nothing.
+        """Load the network; nothing is downloaded.
 
         Raises:
-            LpipsUnavailable: torchvision or torchmetrics is not installed or does not import; or torch.hub's folder of
-                checkpoints does not hold AlexNet's weights, or not whole.
+            LpipsUnavailable: torchvision or torchmetrics is not installed or cannot be imported, or torch.hub's folder
+                of checkpoints has no complete file of AlexNet's weights.
         """
         weights = _cached_weights()
         try:
             from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
         except ModuleNotFoundError as error:
             raise LpipsUnavailable("torchmetrics is not installed", "pip install 'savl[lpips]' brings it") from error
-        except Exception as error:  # whatever it imports may be broken
+        except Exception as error:  # its dependencies may be broken
             raise LpipsUnavailable(
                 "torchmetrics does not import", f"{_first_line(error)}; pip install 'savl[lpips]' brings one that does"
             ) from error
         try:
             self._metric = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
-        except Exception as error:  # of a damaged file: UnpicklingError, EOFError, RuntimeError, KeyError …
+        except Exception as error:  # damaged file: UnpicklingError, EOFError, RuntimeError, KeyError …
             raise LpipsUnavailable(
                 f"{weights.name} in torch.hub's folder of checkpoints cannot be loaded",
                 f"{_first_line(error)}; remove {weights}, then download {_DOWNLOAD}",
@@ -66,24 +66,24 @@ class Lpips:
             hr: ``(3, H, W)`` floating in [0, 1].
 
         Returns:
-            The distance, or None for images with a side below `SMALLEST`, which AlexNet cannot take.
+            The distance, or None for images with a side below `SMALLEST`, which AlexNet cannot process.
 
         Raises:
-            ValueError: Shapes differ.
+            ValueError: The shapes differ.
         """
         sr, hr = (image[None].float().cpu() / 255 for image in as_8_bit(sr, hr))
         if min(sr.shape[-2:]) < SMALLEST:
             return None
         distance: Tensor = self._metric(sr, hr)
-        self._metric.reset()  # it would keep every score for a mean of its own
+        self._metric.reset()  # it would accumulate all scores
         return distance.item()
 
 
 def _cached_weights() -> Path:
-    """The file that torchvision would load AlexNet from.
+    """Return the file that torchvision would load AlexNet from.
 
     Raises:
-        LpipsUnavailable: It is not there, or there is no torchvision to say which one it is.
+        LpipsUnavailable: The file does not exist, or torchvision, which knows its name, is not available.
     """
     fitting = f"install the torchvision made for torch {torch.__version__}, then download {_DOWNLOAD}"
     try:
@@ -92,9 +92,9 @@ def _cached_weights() -> Path:
         if error.name not in ("torchvision", "torchvision.models"):
             raise _does_not_import(error, fitting) from error
         raise LpipsUnavailable("torchvision is not installed", fitting) from error
-    except Exception as error:  # RuntimeError, where its operators were built for another torch
+    except Exception as error:  # RuntimeError if its operators were built for another torch
         raise _does_not_import(error, fitting) from error
-    # torchmetrics asks for the default weights, and torch.hub keeps files under the last part of their address.
+    # torchmetrics loads the default weights, and torch.hub names files by the last part of their URL.
     name = PurePosixPath(urlsplit(models.AlexNet_Weights.DEFAULT.url).path).name
     path = Path(torch.hub.get_dir(), "checkpoints", name)
     if not path.is_file():

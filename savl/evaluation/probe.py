@@ -1,4 +1,4 @@
-"""Linear probes: can a factor be read off a representation by a linear classifier?"""
+"""Linear probes: how well a linear classifier predicts a factor from a representation."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from typing import Any
 
 import numpy as np
 
-from savl.evaluation.intervals import Interval
+from savl.evaluation.intervals import AnalysisUnavailable, Interval
 from savl.evaluation.samples import Samples, as_features, as_labels, check_lengths
-from savl.evaluation.unavailable import AnalysisUnavailable
 
 _TRIES = 100
-"""Draws of groups for each one that is needed."""
+"""Largest number of draws per split with groups."""
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """How well a linear classifier names the class of samples it has not seen."""
+    """Accuracy of a linear classifier on held-out samples."""
 
     accuracy: Interval
-    """Shares in [0, 1]."""
+    """Share of held-out samples that are classified correctly, in [0, 1]."""
     chance: float
-    """1 / classes: what guessing reaches where classes are equally common."""
+    """1 / classes: the accuracy of guessing if classes are equally common."""
     majority: float
-    """What always naming the most common class of the test samples reaches, mean over repeats. The one to compare with
-    where classes are not equally common; never below `chance`."""
+    """Accuracy of always predicting the most common class of the test samples, mean over repeats; at least `chance`.
+    Compare with this value if classes are not equally common."""
     classes: int
+    """Number of classes."""
     fit_samples: int
-    """Mean over repeats, rounded: groups differ in size."""
+    """Number of samples that are fitted on, mean over repeats, rounded (groups differ in size)."""
     test_samples: int
-    """Likewise."""
+    """Number of held-out samples, mean over repeats, rounded."""
     groups: int | None
-    """How many there were; None where samples were split one by one."""
+    """Number of groups; None if samples were split individually."""
 
     def to_json(self) -> dict[str, Any]:
-        """What JSON can hold."""
+        """Return the fields as JSON has them."""
         return {**asdict(self), "accuracy": self.accuracy.to_json()}
 
 
@@ -52,28 +52,28 @@ def linear_probe(
     test_share: float = 0.3,
     seed: int = 0,
 ) -> ProbeResult:
-    """Fit a multinomial logistic regression on standardised features, and test it on samples left out.
+    """Fit a multinomial logistic regression on standardised features and test it on held-out samples.
 
-    Each repeat splits anew, at random, so that every class is on both sides. Without groups the split is stratified:
-    classes are as common on either side as they can be. With groups it is the groups that are split, and none is on
-    both sides: what names the group is then of no use for naming the class. Statistics of the features are those of
-    the samples that are fitted on; scikit-learn's default penalty (C = 1).
+    Each repeat draws a new random split in which every class is on both sides. Without groups the split is stratified:
+    classes have the same proportions on both sides as far as possible. With groups, whole groups are held out, so
+    features that identify the group do not help to predict the class. Features are standardised by the samples that
+    are fitted on; the penalty is scikit-learn's default (C = 1).
 
     Args:
-        features: ``(n, d)`` finite numbers, one row a sample.
-        labels: ``(n,)`` strings or numbers; equal ones are a class.
-        groups: ``(n,)`` likewise, scenes for example; None to split samples one by one.
-        repeats: How many splits.
-        test_share: Share of the samples, or of the groups, that is left out; in (0, 1).
-        seed: Of the splits.
+        features: ``(n, d)`` finite numbers, one row per sample.
+        labels: ``(n,)`` strings or numbers; equal labels form a class.
+        groups: ``(n,)`` strings or numbers, such as scenes; None to split samples individually.
+        repeats: Number of splits.
+        test_share: Share of the samples, or of the groups, that is held out; in (0, 1).
+        seed: Seed of the splits.
 
     Returns:
-        Accuracy with an interval over repeats, widened because they share samples; and what chance reaches.
+        Accuracy with an interval over repeats (widened because they share samples), and the accuracy of chance.
 
     Raises:
-        ValueError: Features that are not finite, lengths that differ, fewer than two classes, a class of a single
-            sample or in a single group, too few groups or samples to have every class on both sides, or a setting out
-            of range.
+        ValueError: The features are not finite, lengths differ, there are fewer than two classes, a class has a single
+            sample or a single group, there are too few groups or samples to have every class on both sides, or a
+            setting is out of range.
         AnalysisUnavailable: scikit-learn is not installed.
     """
     rows = as_features(features, "features").numpy()
@@ -126,7 +126,10 @@ def _accuracy(features: np.ndarray[Any, Any], classes: Rows, fit: Rows, test: Ro
 
 
 def _stratified(classes: Rows, repeats: int, test_share: float, seed: int) -> Iterator[tuple[Rows, Rows]]:
-    """Of every class at least one sample, and otherwise its share, rounded, is left out."""
+    """Hold out the given share of every class, rounded; at least one sample stays on either side.
+
+    scikit-learn's StratifiedShuffleSplit does not guarantee that rare classes are on both sides.
+    """
     generator = np.random.default_rng(seed)
     members = [np.flatnonzero(classes == number) for number in range(classes.max() + 1)]
     for _ in range(repeats):
@@ -148,7 +151,7 @@ def _grouped(
     test_share: float,
     seed: int,
 ) -> Iterator[tuple[Rows, Rows]]:
-    """Groups are drawn until every class is on both sides."""
+    """Draw groups until every class is on both sides."""
     count = len(group_names)
     if count < 2:
         raise ValueError(f"groups must have at least two groups, got only {group_names[0]!r}")

@@ -1,4 +1,4 @@
-"""Samples as the probe and the estimators take them: checked, on the CPU, labels as numbers or as one-hot codes."""
+"""Samples of the probe and of the estimators: checked, moved to the CPU, labels as numbers or as one-hot codes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 Samples: TypeAlias = Tensor | np.ndarray[Any, Any] | Sequence[Any]
-"""One row or one label a sample."""
+"""One row or one label per sample."""
 
 
 def as_features(values: Samples, argument: str) -> Tensor:
-    """Rows of finite numbers.
+    """Convert samples to rows of finite numbers.
 
     Args:
-        values: ``(n, d)``, or ``(n,)`` for d = 1; whole or floating, on any device. Not changed.
-        argument: What errors call it.
+        values: ``(n, d)``, or ``(n,)`` for d = 1; integer or floating, on any device. Not modified.
+        argument: Name of the argument in error messages.
 
     Returns:
         ``(n, d)`` float64 on the CPU, without a gradient.
 
     Raises:
-        ValueError: Another shape, nothing in it, not numbers, or not finite.
+        ValueError: The shape is another one, the array is empty, or its values are not finite numbers.
     """
     array = _array(values)
     if array.dtype.kind not in "biuf":
@@ -41,17 +41,17 @@ def as_features(values: Samples, argument: str) -> Tensor:
 
 
 def as_labels(values: Samples, argument: str) -> tuple[Tensor, list[Any]]:
-    """Classes, numbered.
+    """Number the classes of labels.
 
     Args:
-        values: ``(n,)`` of whole numbers, booleans, strings, or floating numbers (an aperture, say).
-        argument: What errors call it.
+        values: ``(n,)`` integers, booleans, strings, or floating numbers (such as apertures).
+        argument: Name of the argument in error messages.
 
     Returns:
-        ``(n,)`` int64, and the classes in order: `classes[number]` is what was given.
+        ``(n,)`` int64 class numbers, and the sorted classes: ``classes[number]`` is the label.
 
     Raises:
-        ValueError: Another shape, nothing in it, a mixture of types, or NaN.
+        ValueError: The shape is another one, the array is empty, types are mixed, or a value is NaN.
     """
     array = _array(values)
     if array.ndim != 1 or not array.size:
@@ -63,17 +63,17 @@ def as_labels(values: Samples, argument: str) -> tuple[Tensor, list[Any]]:
 
 
 def as_variable(values: Samples, argument: str) -> Tensor:
-    """A random variable's samples: numbers as `as_features`, labels as one-hot codes.
+    """Convert samples of a random variable: numbers as in `as_features`, labels to one-hot codes.
 
     Args:
-        values: ``(n, d)`` numbers, ``(n,)`` floating numbers, or ``(n,)`` labels: whole numbers, booleans or strings.
-        argument: What errors call it.
+        values: ``(n, d)`` numbers, ``(n,)`` floating numbers, or ``(n,)`` labels: integers, booleans or strings.
+        argument: Name of the argument in error messages.
 
     Returns:
-        ``(n, d)`` float64, d being the number of classes for labels.
+        ``(n, d)`` float64; for labels d is the number of classes.
 
     Raises:
-        ValueError: As `as_features` and `as_labels`.
+        ValueError: `as_features` or `as_labels` refuses the values.
     """
     array = _array(values)
     if array.ndim == 1 and array.size and array.dtype.kind in "biuUS":
@@ -83,10 +83,10 @@ def as_variable(values: Samples, argument: str) -> Tensor:
 
 
 def check_lengths(first: tuple[str, int], second: tuple[str, int]) -> None:
-    """Refuse samples that are not pairs.
+    """Check that two arguments have the same number of samples; each is given as its name and length.
 
     Raises:
-        ValueError: The two lengths differ.
+        ValueError: The lengths differ.
     """
     if first[1] != second[1]:
         raise ValueError(
@@ -97,11 +97,11 @@ def check_lengths(first: tuple[str, int], second: tuple[str, int]) -> None:
 def standardise(values: Tensor, fit: Tensor) -> Tensor:
     """Subtract the mean and divide by the standard deviation of some rows, column by column.
 
-    A column that is constant on those rows is centred only.
+    A column that is constant on those rows is only centred.
 
     Args:
         values: ``(n, d)`` float64.
-        fit: ``(m,)`` int64, the rows whose statistics are used.
+        fit: ``(m,)`` int64, rows whose statistics are used.
 
     Returns:
         ``(n, d)`` float32.

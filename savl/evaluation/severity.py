@@ -1,4 +1,4 @@
-"""Is the severity map true? Images degraded unevenly, and how far the map agrees with where that was done."""
+"""Compare severity maps with known masks: images are degraded unevenly, and the map should follow the mask."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import torch
 from torch import Tensor
 
 from savl.degradation import Degradation, DegradationConfig
+from savl.evaluation import intervals
 from savl.images.folder import read_rgb
 from savl.network import SAVL
 
 
 @dataclass(frozen=True)
 class SeverityAgreement:
-    """One image's severity map against the truth; rank correlations are Spearman's, over all pixels."""
+    """Agreement of the severity map of one image with its mask: Spearman's rank correlation over all pixels."""
 
     name: str
     correlation: float
-    """Between the severity map and the true severity. Positive: the map is high where the image is degraded more."""
+    """Correlation of the severity map with the mask; positive if the map is high where the image is degraded more."""
     smoothed: float
-    """The same with the map averaged over 9×9 pixels, as far as the truth varies."""
+    """The same for the map averaged over 9×9 pixels, a scale at which the mask varies."""
     noise: str
-    """What noise the recipe had, both stages."""
+    """Kind and amount of the noise of both stages of the recipe."""
 
 
 def severity_agreement(
@@ -38,17 +39,18 @@ def severity_agreement(
 
     Args:
         model: A network with a variational field, on any device.
-        images: High-resolution ones; cut to multiples of the scale.
-        config: What becomes of them, the published pipeline if left out; always through a mask.
-        seed: Base of every draw; an image's own follow from its place in the list.
+        images: High-resolution images; their sides are cut to multiples of the scale.
+        config: Degradation; the published pipeline if omitted. A mask is always applied.
+        seed: Base seed; the draws of an image depend on it and on the image's position in the list.
 
     Yields:
-        An entry an image.
+        One entry per image.
 
     Raises:
         ValueError: The network has no severity.
         ImageFileError: An image cannot be read.
         DegradationUnavailable: kornia is not installed.
+        AnalysisUnavailable: scipy is not installed.
     """
     if model.config.degradation_code != "variational":
         raise ValueError(
@@ -77,18 +79,8 @@ def severity_agreement(
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Return Spearman's coefficient of two tensors of the same size, in [-1, 1]; 0 where one of them is constant."""
-    if bool((a == a.flatten()[0]).all()) or bool((b == b.flatten()[0]).all()):
-        return 0.0
-    return float(torch.corrcoef(torch.stack([_ranks(a), _ranks(b)]))[0, 1])
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Return the rank of each value, ``(n,)`` float64; equal values share the mean of their ranks."""
-    _, places, counts = values.flatten().unique(return_inverse=True, return_counts=True)
-    last = counts.double().cumsum(0)
-    ranks: Tensor = last - (counts - 1) / 2
-    return ranks[places]
+    """Return Spearman's coefficient of two tensors of the same size, in [-1, 1]; 0 if one of them is constant."""
+    return intervals.rank_correlation(a.flatten().numpy(), b.flatten().numpy()) or 0.0
 
 
 def _smooth(a: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from savl.analysis.factors import FactorTable
 from savl.analysis.page import render_page
 from savl.analysis.report_json import plain, report_json
 from savl.analysis.whole import Analysis, AnalysisConfig, analyze
-from savl.evaluation.unavailable import AnalysisUnavailable
+from savl.evaluation.intervals import AnalysisUnavailable
 from savl.network import SAVL
 
 Make = Callable[..., SAVL]
