@@ -28,8 +28,9 @@ from savl.evaluation.severity import severity_agreement
 from savl.images.folder import find_images, read_rgb
 from savl.network import CONFIGS, SAVL, DegradationField
 from savl.training.config import DataConfig, ObjectiveConfig
-from savl.training.data import Batch, PairPool, PatchSource
+from savl.training.data import Batch, PairPool
 from savl.training.objectives import Objective
+from savl.training.patches import PatchSource
 
 FIXED = ObjectiveConfig(alpha=1.0, beta=1e-3)
 LEARNED = ObjectiveConfig(alpha=0.01, beta=0.01, likelihood_scale="learned")

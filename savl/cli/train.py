@@ -109,8 +109,8 @@ def train(
             bar.remove_task(decoding)
             if trainer.step and first:
                 console.print(f"resuming {escape(printable(run.output))} at step {trainer.step}")
-            if trainer.left_out and first:
-                console.print(f"left out of the images, as smaller than a patch: {trainer.left_out}")
+            if trainer.too_small and first:
+                console.print(f"left out of the images, as smaller than a patch: {trainer.too_small}")
             task = bar.add_task("training", total=trainer.expected_steps, completed=trainer.step, note="")
 
             def on_step(step: int, losses: dict[str, float]) -> None:

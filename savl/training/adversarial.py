@@ -1,27 +1,33 @@
-"""What a GAN stage adds to training: the discriminator, and what it and the generator are asked for."""
+"""The GAN stage: discriminator, adversarial losses, and the training of the discriminator beside the generator."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from savl.training.config import AdversarialLoss
+from savl.training.config import AdversarialLoss, GanConfig, OptimizerConfig
+from savl.training.perceptual import PerceptualLoss
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class UNetDiscriminator(nn.Module):
-    """The U-Net discriminator with spectral normalisation of Real-ESRGAN (Wang et al., 2021): a verdict per pixel.
+    """The U-Net discriminator with spectral normalisation of Real-ESRGAN (Wang et al., 2021), with one logit per pixel.
 
-    Each forward pass in training mode takes one step of the power iteration behind the spectral norms, so it changes
-    buffers; they are part of ``state_dict``. In evaluation mode nothing changes.
+    In training mode each forward pass takes one step of the power iteration that estimates the spectral norms, and so
+    changes buffers, which are part of ``state_dict``. In evaluation mode nothing changes.
     """
 
     def __init__(self, features: int = 64) -> None:
-        """Build it with random weights.
+        """Build a discriminator with random weights.
 
         Args:
-            features: Channels at full resolution; 2, 4 and 8 times as many at 1/2, 1/4 and 1/8 of it.
+            features: Channels at full resolution; 2, 4 and 8 times as many at 1/2, 1/4 and 1/8 of the resolution.
 
         Raises:
             ValueError: ``features`` is not positive.
@@ -37,13 +43,13 @@ class UNetDiscriminator(nn.Module):
         self.leave = nn.Conv2d(features, 1, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Judge images.
+        """Compute the logits of images being real.
 
         Args:
             images: ``(B, 3, H, W)`` in [0, 1], H and W multiples of 8.
 
         Returns:
-            ``(B, 1, H, W)`` logits; positive where a pixel is taken for real.
+            ``(B, 1, H, W)`` logits, positive where a pixel looks real.
 
         Raises:
             ValueError: ``images`` has another shape.
@@ -65,24 +71,24 @@ class UNetDiscriminator(nn.Module):
 
 
 def generator_loss(kind: AdversarialLoss, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
-    """What the generator minimizes, in nats: log 2 while the discriminator cannot tell.
+    """Compute the loss of the generator in nats; it is log 2 if the discriminator is at chance.
 
     With f, r the logits of fake and real, σ the sigmoid and E the mean over all elements of the batch,
 
     - ``vanilla``: −E[log σ(f)] (Goodfellow et al., 2014, non-saturating);
     - ``relativistic``: −½ E[log σ(f − E[r])] − ½ E[log(1 − σ(r − E[f]))] (Jolicoeur-Martineau, 2018, halved as in
-      the code of ESRGAN, to whose weight of 5e-3 it belongs).
+      the code of ESRGAN, whose weight of 5e-3 applies to it).
 
     Args:
-        kind: Which of the two.
+        kind: ``vanilla`` or ``relativistic``.
         fake_logits: Logits of generated images, any shape.
-        real_logits: Logits of real images, any shape; taken as constants. ``vanilla`` ignores them.
+        real_logits: Logits of real images, any shape, detached here. ``vanilla`` ignores them.
 
     Returns:
         A float32 scalar.
 
     Raises:
-        ValueError: ``kind`` is unknown, or ``relativistic`` got no ``real_logits``.
+        ValueError: ``kind`` is unknown, or ``real_logits`` are missing for ``relativistic``.
     """
     _check_kind(kind)
     fake = fake_logits.float()
@@ -95,18 +101,18 @@ def generator_loss(kind: AdversarialLoss, fake_logits: Tensor, real_logits: Tens
 
 
 def discriminator_loss(kind: AdversarialLoss, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """What the discriminator minimizes, in nats: log 2 while it cannot tell.
+    """Compute the loss of the discriminator in nats; it is log 2 at chance.
 
     With f, r, σ and E as in `generator_loss`,
 
     - ``vanilla``: −½ E[log σ(r)] − ½ E[log(1 − σ(f))] (Goodfellow et al., 2014);
     - ``relativistic``: −½ E[log σ(r − E[f])] − ½ E[log(1 − σ(f − E[r]))] (Jolicoeur-Martineau, 2018).
 
-    Both are half of the published sums, so that one number, log 2, means chance throughout. Generated images must be
-    detached before they are judged, or the generator is trained by this loss too.
+    Both are half of the published sums, so that log 2 means chance everywhere. Generated images must be detached
+    before the discriminator sees them; otherwise this loss also trains the generator.
 
     Args:
-        kind: Which of the two.
+        kind: ``vanilla`` or ``relativistic``.
         real_logits: Logits of real images, any shape.
         fake_logits: Logits of generated images, any shape.
 
@@ -123,11 +129,102 @@ def discriminator_loss(kind: AdversarialLoss, real_logits: Tensor, fake_logits: 
     return 0.5 * (_as_real(real) + _as_fake(fake))
 
 
-class _Conv2d(nn.Conv2d):
-    """A convolution whose weight is normalised in full precision, whatever autocast does around it.
+class Adversary:
+    """The perceptual and adversarial losses of the generator, and the training of the discriminator."""
 
-    On CUDA autocast would run the power iteration in bfloat16, whose products then meet its float32 vectors in an
-    operation that takes one dtype only.
+    def __init__(self, settings: GanConfig, optimizer: OptimizerConfig, accelerator: Accelerator) -> None:
+        """Build the networks that the settings need.
+
+        Raises:
+            PerceptualUnavailable: ``settings.perceptual`` is above 0 and VGG-19 is not available.
+        """
+        self.settings = settings
+        self.accelerator = accelerator
+        self.perceptual = PerceptualLoss().to(accelerator.device) if settings.perceptual > 0 else None
+        self.plain = self.discriminator = None
+        """The discriminator, without and with the wrapper of accelerate; None without an adversarial loss."""
+        if settings.weight > 0:
+            self.plain = UNetDiscriminator(settings.features).train()
+            adam = torch.optim.Adam(self.plain.parameters(), lr=settings.learning_rate, betas=optimizer.betas)
+            self.discriminator, self.optimizer = accelerator.prepare(self.plain, adam)
+
+    def generator_losses(self, sr: Tensor | None, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the losses of the generator.
+
+        Args:
+            sr: ``(B, 3, H, W)`` upscaled images, through which gradients flow; None if the network makes none.
+            x: ``(B, 3, H, W)`` their originals.
+
+        Returns:
+            The weighted sum, and its terms unweighted, by name.
+        """
+        total = x.new_zeros(())
+        terms: dict[str, Tensor] = {}
+        if sr is None:
+            return total, terms
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(sr, x)
+            total = total + self.settings.perceptual * terms["perceptual"]
+        if self.plain is not None:
+            # The bare module, because gradients pass through the discriminator here and do not train it.
+            self.plain.requires_grad_(False)
+            real = self.plain(x).detach() if self.settings.loss == "relativistic" else None
+            terms["adversarial"] = generator_loss(self.settings.loss, self.plain(sr), real)
+            self.plain.requires_grad_(True)
+            total = total + self.settings.weight * terms["adversarial"]
+        return total, terms
+
+    def discriminator_losses(self, sr: Tensor | None, x: Tensor) -> dict[str, Tensor]:
+        """Compute the loss of the discriminator.
+
+        Args:
+            sr: ``(B, 3, H, W)`` upscaled images, detached here; None if the network makes none.
+            x: ``(B, 3, H, W)`` real images.
+
+        Returns:
+            The loss by its name; empty without a discriminator or without images.
+        """
+        if self.discriminator is None or sr is None:
+            return {}
+        # One pass for both: the wrapper for several processes requires one forward pass per backward pass.
+        real, fake = self.discriminator(torch.cat((x, sr.detach()))).chunk(2)
+        return {"discriminator": discriminator_loss(self.settings.loss, real, fake)}
+
+    def backward(self, loss: Tensor) -> bool:
+        """Run the backward pass of the discriminator's loss and return whether all gradients are finite."""
+        assert self.plain is not None
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        return all(bool(p.grad.isfinite().all()) for p in self.plain.parameters() if p.grad is not None)
+
+    def step(self, lr_factor: float) -> None:
+        """Update the discriminator.
+
+        Args:
+            lr_factor: Learning rate as a fraction of the peak.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * lr_factor
+        self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint; empty without a discriminator."""
+        if self.plain is None:
+            return {}
+        return {"discriminator": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
+        if self.plain is not None:
+            self.plain.load_state_dict(state["discriminator"])
+            self.optimizer.load_state_dict(state["optimizer"])
+
+
+class _Conv2d(nn.Conv2d):
+    """A convolution whose weight is normalised in full precision, also under autocast.
+
+    On CUDA, autocast would run the power iteration in bfloat16, and an operation that requires equal dtypes would then
+    receive bfloat16 products and float32 vectors.
     """
 
     def forward(self, input: Tensor) -> Tensor:

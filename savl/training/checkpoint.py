@@ -1,21 +1,24 @@
-"""Checkpoints: everything a run needs to go on, written so that a kill at any moment leaves a whole one."""
+"""Checkpoints and initial weights: the state with which a run begins or resumes."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from savl.atomic_write import write_atomically
+from savl.network import SAVL
 from savl.training.config import FORMER_NAMES, TrainingConfig
+from savl.weights import load
 
 FORMAT = 1
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` (tensors and plain types) atomically.
+    """Write ``state`` (tensors and plain types) atomically, so that a killed process leaves a complete file.
 
     Raises:
         OSError: The disk is full or the folder cannot be written; an existing checkpoint is untouched.
@@ -26,7 +29,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without unpickling code.
+    """Read a checkpoint with ``weights_only=True``, which does not execute pickled code.
 
     Raises:
         ValueError: The file is not a checkpoint of this format; the message names it.
@@ -40,15 +43,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def settings_that_count(config: TrainingConfig, processes: int) -> dict[str, Any]:
-    """What a resumed run must share with the one it resumes: all but its length, its rhythm and where files lie.
+def identity_settings(config: TrainingConfig, processes: int) -> dict[str, Any]:
+    """Return the settings that a resumed run must share with the original one.
+
+    These are all settings except those of length, logging, validation, file locations and execution.
 
     Args:
         config: The run.
-        processes: How many train it together.
+        processes: Number of processes that train it.
 
     Returns:
-        Values by the names of the settings, ``optimizer.betas`` for one; and the ``processes``.
+        Values by the full names of settings, such as ``optimizer.betas``, and ``processes``.
     """
     free = {"run.steps", "run.log_every", "run.checkpoint_every", "run.images_every", "run.output", "run.device"}
     free |= {"run.minutes", "run.fused", "run.compile", "run.graph", "data.hr", "data.cache", "data.workers"}
@@ -56,22 +61,23 @@ def settings_that_count(config: TrainingConfig, processes: int) -> dict[str, Any
     return {"processes": processes, **{name: value for name, value in flat.items() if name not in free}}
 
 
-def check_settings(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """See to it that a run is the one its checkpoint is of.
+def check_settings(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Check that a run is the one of a checkpoint.
 
     Args:
         path: The checkpoint.
-        then: `settings_that_count` when it was written. What an older version did not speak of was as it is by default.
-        now: Those of the run that would go on from it.
+        saved: `identity_settings` of the run that wrote it, possibly under former names. Settings that an older version
+            did not have count as their defaults.
+        current: `identity_settings` of the run that would resume from it.
 
     Raises:
-        ValueError: They differ; the message names those that do.
+        ValueError: They differ; the message names the settings that do.
     """
-    then = {FORMER_NAMES.get(name, name): value for name, value in then.items()}
-    then = {**settings_that_count(TrainingConfig(), 1), **then}
-    changed = [name for name in now if now[name] != then.get(name)]
+    saved = {FORMER_NAMES.get(name, name): value for name, value in saved.items()}
+    saved = {**identity_settings(TrainingConfig(), 1), **saved}
+    changed = [name for name in current if current[name] != saved.get(name)]
     if changed:
-        what = ", ".join(f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in changed)
+        what = ", ".join(f"{name} was {saved.get(name)!r} and is {current[name]!r}" for name in changed)
         raise ValueError(f"{path} belongs to another run: {what}; choose another run.output, or set them back")
 
 
@@ -81,3 +87,60 @@ def _flat(tables: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         for name, value in tables.items()
         for pair in (_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)])
     ]
+
+
+def initial_network(config: TrainingConfig) -> SAVL:
+    """Return the network with which a run begins.
+
+    It has random weights, or those of ``run.initial_weights`` except for the parts in ``run.reinitialize``.
+
+    Raises:
+        ValueError: The weights cannot be read or belong to another network, the network has no such part, or a part
+            that is frozen would stay random.
+    """
+    if not config.run.initial_weights:
+        return SAVL(config.model)
+    try:
+        start = load(config.run.initial_weights)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"run.initial_weights: {error}") from error
+    parts = config.run.reinitialize
+    theirs, ours = start.config.to_dict(), config.model.to_dict()
+    may_differ = _settings_that_may_differ(parts)
+    differing = [name for name in ours if theirs[name] != ours[name] and name not in may_differ]
+    if differing:
+        what = ", ".join(f"{name} is {theirs[name]!r} there" for name in differing)
+        raise ValueError(
+            f"run.initial_weights: {config.run.initial_weights} holds another network than [model] describes: {what}"
+        )
+    model = SAVL(config.model)
+    old, new = start.state_dict(), model.state_dict()
+    for part in parts:
+        if not any(_is_in(name, (part,)) for name in (*old, *new)):
+            raise ValueError(f"run.reinitialize: the network has no weight in a part {part!r}")
+    for setting, freezes_estimator in (("freeze_estimator", True), ("freeze_network", False)):
+        frozen = [name for name in new if name.startswith("estimator.") == freezes_estimator]
+        random = next((name for name in frozen if _is_in(name, parts)), None)
+        if getattr(config.objective, setting) and random is not None:
+            raise ValueError(f"run.reinitialize: {random} would begin at random and stay so (objective.{setting})")
+    model.load_state_dict(new | {name: tensor for name, tensor in old.items() if not _is_in(name, parts)})
+    return model
+
+
+def _is_in(name: str, parts: Sequence[str]) -> bool:
+    """Return whether a weight lies in one of the parts, each a sequence of module names anywhere in its path."""
+    return any(f".{part}" in f".{name}" for part in parts)
+
+
+def _settings_that_may_differ(reinitialize: Sequence[str]) -> set[str]:
+    """Return the settings of the network in which initial weights may differ.
+
+    These are the settings that no weight of the network depends on, and those of parts that are reinitialized.
+    """
+    settings = {"cab_neighbourhood", "drop_path", "spatial_modulation", "decoder_width", "decoder_depth"}
+    estimator, guidance = (any(part.startswith(name) for part in reinitialize) for name in ("estimator.", "guidance."))
+    if estimator:
+        settings |= {"degradation_code", "estimator_width", "estimator_dilations", "estimator_high_pass"}
+    if guidance:
+        settings |= {"channel_modulation", "modulation_shift"}
+    return settings | ({"latent"} if estimator and guidance else set())

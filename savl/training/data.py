@@ -1,14 +1,15 @@
-"""Training pairs: random patches of high-resolution images, degraded as they are drawn, and mixed in a pool."""
+"""Training pairs: patches that are degraded as training goes on, mixed in a pool, and prefetched for the next step."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from savl.degradation import Degradation, bicubic_downsample
-from savl.images.folder import find_images
 from savl.training.config import DataConfig
-from savl.training.decoded_images import cache_file, decode_images, map_images
+from savl.training.patches import PatchSource
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images, float32 in [0, 1]."""
+    """Images of one step, float32 in [0, 1]."""
 
     y: Tensor
     """``(B, 3, h, w)`` degraded low-resolution images."""
@@ -39,92 +39,24 @@ class Batch:
     """Number of consecutive images that were degraded by one recipe through one mask."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
+        """Return the batch on another device."""
         mask = None if self.degradation_mask is None else self.degradation_mask.to(device)
         return Batch(self.y.to(device), self.x.to(device), self.z.to(device), mask, self.images_per_recipe)
 
 
-class PatchSource:
-    """Random patches of all images under some folders, an image as likely as it is large.
-
-    Images are decoded once and kept as 8-bit pixels, 3 bytes a pixel. Where there is a cache, a pickled one holds the
-    name of its file instead of the pixels.
-    """
-
-    def __init__(
-        self,
-        folders: Iterable[str | Path],
-        side: int,
-        on_image: Callable[[int, int], None] | None = None,
-        cache: str | Path = "",
-    ) -> None:
-        """Decode the images.
-
-        Args:
-            folders: Searched recursively for images.
-            side: Of the patches, pixels.
-            on_image: Told (decoded so far, total) after each image.
-            cache: Folder that keeps them decoded, or an empty string; see `decode_images`.
-
-        Raises:
-            ValueError: A folder does not exist, or there is no image, or none large enough.
-            ImageFileError: An image cannot be read.
-            OSError: The cache cannot be written or read.
-        """
-        self.side = side
-        paths = find_images(folders)
-        decoded = decode_images(paths, cache, on_image)
-        self._mapped = None if cache == "" else (cache_file(paths, cache), len(paths))
-        self.images = self._large_enough(decoded)
-        self.left_out = len(decoded) - len(self.images)
-        """Images that are too small."""
-        if not self.images:
-            raise ValueError(
-                f"data.hr: none of the {len(paths)} images is at least {side} pixels on both sides, which "
-                f"(data.patch + 2 · data.margin) · scale needs; use a smaller patch or larger images"
-            )
-        area = np.array([image.shape[0] * image.shape[1] for image in self.images], dtype=np.float64)
-        self.weights = area / area.sum()
-
-    def _large_enough(self, images: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
-        return [pixels for pixels in images if min(pixels.shape[:2]) >= self.side]
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        if self._mapped is not None:
-            del state["images"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        if self._mapped is not None:
-            self.images = self._large_enough(map_images(*self._mapped))
-
-    def __call__(self, count: int, random: np.random.Generator) -> Tensor:
-        """Patches as they stand in the images, ``(count, 3, side, side)`` uint8."""
-        patches = np.stack([self._patch(random) for _ in range(count)])
-        return torch.from_numpy(patches).permute(0, 3, 1, 2)
-
-    def _patch(self, random: np.random.Generator) -> NDArray[np.uint8]:
-        image = self.images[int(random.choice(len(self.images), p=self.weights))]
-        top = int(random.integers(image.shape[0] - self.side + 1))
-        left = int(random.integers(image.shape[1] - self.side + 1))
-        return image[top : top + self.side, left : left + self.side]
-
-
 Group = tuple[Tensor, Tensor, Tensor]
-"""LR images, HR images and degradation masks, ``(fresh, channels, …)`` uint8, degraded together."""
-Sent = tuple[NDArray[np.uint8], ...]
-"""The same on its way from another process."""
+"""LR images, HR images and degradation masks, ``(fresh, channels, …)`` uint8, that were degraded together."""
+GroupArrays = tuple[NDArray[np.uint8], ...]
+"""A `Group` as it is sent between processes."""
 
 
 class PairPool:
-    """Degraded pairs, of which every step replaces the oldest and draws a batch from all.
+    """Pool of degraded pairs: every step replaces the oldest ones and draws a batch from all.
 
-    What a step sees follows from seed, rank and step alone, whatever was asked for before: a resumed run fills the pool
-    with what the uninterrupted one would have had in it. Other processes degrade alike, to the bit where this one
-    computes with a single thread as they do; with more, a pixel in some thousands is rounded to its neighbour. Pairs
-    are kept with 8 bits, on the device.
+    The batch of a step depends on seed, rank and step alone, so that a resumed run continues with the batches of an
+    uninterrupted one. Worker processes give the same pairs as this process, bit for bit if this process computes with a
+    single thread as they do; otherwise about one pixel in thousands is rounded differently. Pairs are kept with 8 bits
+    per channel, on the device.
     """
 
     def __init__(
@@ -137,113 +69,117 @@ class PairPool:
         rank: int = 0,
         device: torch.device | None = None,
     ) -> None:
-        """Set up; the pool is filled at the first call.
+        """Prepare; the pool is filled at the first call.
 
         Args:
-            patches: Gives patches of ``(patch + 2 · margin) · scale`` pixels.
-            degradation: What becomes of them.
-            settings: Sizes, and by how many processes images are degraded.
-            seed: Base of every draw.
-            rank: Of the process; others draw other patches.
-            device: Where pairs are kept, and images degraded unless the settings say otherwise; the CPU if left out.
+            patches: Source of patches of ``(patch + 2 · margin) · scale`` pixels.
+            degradation: Degrades them.
+            settings: Sizes, device of the degradation and number of worker processes.
+            seed: Seed of all draws.
+            rank: Rank of the training process; each rank draws other patches.
+            device: Device of the pairs; the CPU by default.
         """
         self.settings = settings
         self.scale = degradation.scale
         self.device = device or torch.device("cpu")
-        self._base = (seed, rank)
-        place = torch.device("cpu") if settings.degrade_on == "cpu" else self.device
-        here = _Groups(patches, degradation, settings, self._base, place)
-        self._groups: Callable[[int], Group] = _InOtherProcesses(here, settings.workers) if settings.workers else here
+        self._seed = (seed, rank)
+        degrade_on = torch.device("cpu") if settings.degrade_on == "cpu" else self.device
+        groups = _Groups(patches, degradation, settings, self._seed, degrade_on)
+        self._groups: Callable[[int], Group] = (
+            _WorkerProcesses(groups, settings.workers) if settings.workers else groups
+        )
         self._numbers: list[int | None] = [None] * -(-settings.pool // settings.fresh)
-        """Which group lies in a place of the pool."""
+        """Number of the group in each slot of the pool."""
         self._pool: Group | None = None
 
     def __call__(self, step: int) -> Batch:
-        """The batch of one step."""
+        """Return the batch of a step."""
         pool = self._filled(step)
-        random = np.random.default_rng((*self._base, 1, step))
-        alike, places = self.settings.images_per_recipe, len(self._numbers)
-        recipes = self.settings.fresh // alike  # of a group
-        chosen = random.choice(places * recipes, self.settings.batch // alike, replace=False)
+        random = np.random.default_rng((*self._seed, 1, step))
+        per_recipe, slots = self.settings.images_per_recipe, len(self._numbers)
+        recipes = self.settings.fresh // per_recipe  # of a group
+        chosen = random.choice(slots * recipes, self.settings.batch // per_recipe, replace=False)
         turns = [(int(random.integers(4)), bool(random.random() < 0.5)) for _ in chosen]
         group, within = np.divmod(chosen, recipes)
-        first = (step + group) % places * self.settings.fresh + within * alike
-        rows = torch.from_numpy((first[:, None] + np.arange(alike)).reshape(-1)).to(self.device)
-        y, x, mask = (_turned(part[rows], turns, alike).float() / 255.0 for part in pool)
-        return Batch(y, x, bicubic_downsample(x, self.scale), mask[:, 0], alike)
+        first = (step + group) % slots * self.settings.fresh + within * per_recipe
+        rows = torch.from_numpy((first[:, None] + np.arange(per_recipe)).reshape(-1)).to(self.device)
+        y, x, mask = (_rotate_and_mirror(part[rows], turns, per_recipe).float() / 255.0 for part in pool)
+        return Batch(y, x, bicubic_downsample(x, self.scale), mask[:, 0], per_recipe)
 
     def close(self) -> None:
-        """End the processes that degrade; the next call starts others."""
-        if isinstance(self._groups, _InOtherProcesses):
+        """End the worker processes; the next call starts new ones."""
+        if isinstance(self._groups, _WorkerProcesses):
             self._groups.close()
 
     def _filled(self, step: int) -> Group:
-        """The pool of a step, images one after the other."""
-        places = len(self._numbers)
-        for number in range(step, step + places):
-            place = number % places
-            if self._numbers[place] == number:
+        """Return the pool of a step, flattened over its groups."""
+        slots = len(self._numbers)
+        for number in range(step, step + slots):
+            slot = number % slots
+            if self._numbers[slot] == number:
                 continue
             group = self._groups(number)
             if self._pool is None:
-                y, x, mask = (part.new_empty(places, *part.shape, device=self.device) for part in group)
+                y, x, mask = (part.new_empty(slots, *part.shape, device=self.device) for part in group)
                 self._pool = y, x, mask
             for whole, part in zip(self._pool, group, strict=True):
-                whole[place] = part
-            self._numbers[place] = number
+                whole[slot] = part
+            self._numbers[slot] = number
         assert self._pool is not None
         y, x, mask = (part.flatten(0, 1) for part in self._pool)
         return y, x, mask
 
 
-def _turned(images: Tensor, turns: list[tuple[int, bool]], alike: int) -> Tensor:
-    """Every ``alike`` images by so many right angles, and mirrored or not: a blur has a direction."""
+def _rotate_and_mirror(images: Tensor, turns: list[tuple[int, bool]], per_recipe: int) -> Tensor:
+    """Rotate and mirror images; those of one recipe in the same way, because a blur has a direction."""
     for quarter, mirrored in set(turns):
-        these = [k * alike + i for k, turn in enumerate(turns) if turn == (quarter, mirrored) for i in range(alike)]
-        part = torch.rot90(images[these], quarter, (2, 3))
-        images[these] = part.flip(3) if mirrored else part
+        recipes = [index for index, turn in enumerate(turns) if turn == (quarter, mirrored)]
+        rows = [index * per_recipe + image for index in recipes for image in range(per_recipe)]
+        part = torch.rot90(images[rows], quarter, (2, 3))
+        images[rows] = part.flip(3) if mirrored else part
     return images
 
 
 @dataclass(frozen=True)
-class _Groups(Dataset[Sent]):
-    """The pairs that a step brings into the pool, by its number."""
+class _Groups(Dataset[GroupArrays]):
+    """Groups of pairs by their number; group n enters the pool at step n."""
 
     patches: PatchSource
     degradation: Degradation
     settings: DataConfig
-    base: tuple[int, int]
+    seed: tuple[int, int]
     device: torch.device
 
     def __call__(self, number: int) -> Group:
-        random = np.random.default_rng((*self.base, 0, number))
+        random = np.random.default_rng((*self.seed, 0, number))
         whole = self.patches(self.settings.fresh, random).to(self.device)
         seed = int(random.integers(2**63))
-        degraded = self.degradation(whole.float() / 255.0, seed, images_per_recipe=self.settings.images_per_recipe)
+        per_recipe = self.settings.images_per_recipe
+        degraded = self.degradation(whole.float() / 255.0, seed, images_per_recipe=per_recipe)
         y = torch.cat((degraded.y, degraded.degradation_mask[:, None]), dim=1).mul(255.0).round().byte()
         patch, scale = self.settings.patch, self.degradation.scale
-        # Images of one recipe are cut at one place: through one mask, and with one grid of JPEG.
-        alike = self.settings.images_per_recipe
-        places = random.integers(0, 2 * self.settings.margin + 1, (self.settings.fresh // alike, 2)).repeat(alike, 0)
-        lr = torch.stack([_cut(image, place, patch) for image, place in zip(y, places, strict=True)])
-        hr = [_cut(image, scale * place, scale * patch) for image, place in zip(whole, places, strict=True)]
+        # Images of one recipe are cropped at one position, where they share the mask and the grid of JPEG blocks.
+        recipes = self.settings.fresh // per_recipe
+        corners = random.integers(0, 2 * self.settings.margin + 1, (recipes, 2)).repeat(per_recipe, 0)
+        lr = torch.stack([_crop(image, corner, patch) for image, corner in zip(y, corners, strict=True)])
+        hr = [_crop(image, scale * corner, scale * patch) for image, corner in zip(whole, corners, strict=True)]
         return lr[:, :3], torch.stack(hr), lr[:, 3:]
 
-    def __getitem__(self, number: int) -> Sent:
+    def __getitem__(self, number: int) -> GroupArrays:
         return tuple(part.cpu().numpy() for part in self(number))
 
 
-class _InOtherProcesses:
-    """Groups one after the other, made ahead of time by several processes."""
+class _WorkerProcesses:
+    """Consecutive groups that several processes make in advance."""
 
-    AHEAD = 4
-    """Groups that each process may be ahead."""
+    PREFETCH = 4
+    """Groups that each process makes in advance."""
 
     def __init__(self, groups: _Groups, workers: int) -> None:
         self._dataset = groups
         self._workers = workers
         self._next: int | None = None
-        self._loaded: Iterator[Sent] = iter(())
+        self._loaded: Iterator[GroupArrays] = iter(())
 
     def __call__(self, number: int) -> Group:
         if number != self._next:
@@ -253,43 +189,43 @@ class _InOtherProcesses:
         y, x, mask = (torch.from_numpy(part) for part in next(self._loaded))
         return y, x, mask
 
-    def _started(self, number: int) -> Iterator[Sent]:
-        # Not a draw from torch's own generator: a step may be drawing from it.
+    def _started(self, number: int) -> Iterator[GroupArrays]:
+        # Not a draw from torch's global generator: a step may be drawing from it.
         generator = torch.Generator()
         with _signals_blocked(), warnings.catch_warnings():
-            # How many processes are too many for this machine is for the settings to say.
+            # The number of processes is the choice of the user.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             return iter(
                 DataLoader(
                     self._dataset,
                     batch_size=None,
-                    collate_fn=_as_it_is,
+                    collate_fn=_unchanged,
                     sampler=count(number),
                     num_workers=self._workers,
-                    prefetch_factor=self.AHEAD,
+                    prefetch_factor=self.PREFETCH,
                     generator=generator,
                     multiprocessing_context="spawn",  # CUDA does not survive a fork
                 )
             )
 
     def close(self) -> None:
-        """End the processes, which follows from forgetting what they make."""
+        """End the processes, which happens when their iterator is deleted."""
         self._loaded, self._next = iter(()), None
 
 
-def _as_it_is(group: Any) -> Any:
-    """Arrays stay arrays, whose bytes are sent.
+def _unchanged(group: Any) -> Any:
+    """Keep arrays, whose bytes are sent to this process, instead of converting them to tensors.
 
-    Some processes that sent tensors, whose memory is shared from within C++ by a thread, were aborted as they ended.
+    Tensors are sent through shared memory by a thread of C++, and some processes that sent them were aborted at exit.
     """
     return group
 
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Processes that are started meanwhile never see what asks to stop, which reaches a whole group of processes.
+    """Start processes that ignore SIGINT and SIGTERM, which a terminal sends to a whole process group.
 
-    The trainer ends its step in hand, writes a checkpoint, and ends them.
+    The trainer obeys the signal: it completes its step, writes a checkpoint, and ends the processes.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -301,6 +237,66 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _cut(image: Tensor, place: NDArray[np.int64], side: int) -> Tensor:
-    top, left = place.tolist()
+def _crop(image: Tensor, corner: NDArray[np.int64], side: int) -> Tensor:
+    top, left = corner.tolist()
     return image[:, top : top + side, left : left + side]
+
+
+class Prefetcher:
+    """Makes the next batch in a thread while the current step runs, on a GPU in a CUDA stream of its own.
+
+    Copies to and from the GPU make the thread wait for its own stream only. In the stream of the training it would wait
+    for all passes that are enqueued there, and the GPU would idle until the batch is made.
+    """
+
+    def __init__(self, source: Callable[[int], Batch], device: torch.device) -> None:
+        """Prepare; `start` begins the first batch.
+
+        Args:
+            source: Returns the batch of a step.
+            device: Device of the batches.
+        """
+        self._source = source
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)
+            self._stream.wait_stream(torch.cuda.current_stream(device))
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._upcoming: Future[tuple[Batch, torch.cuda.Event | None]] | None = None
+
+    def __enter__(self) -> Prefetcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def start(self, step: int) -> None:
+        """Start to make the batch of a step."""
+        self._upcoming = self._thread.submit(self._make, step)
+
+    def take(self) -> Batch:
+        """Return the batch that was started last, on the device, ready for the current stream.
+
+        Raises:
+            Exception: Whatever the source raised.
+        """
+        assert self._upcoming is not None
+        batch, made = self._upcoming.result()
+        if made is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_event(made)
+            for tensor in (batch.y, batch.x, batch.z, batch.degradation_mask):
+                if tensor is not None:
+                    # The memory belongs to the other stream, which could reuse it while this one still reads it.
+                    tensor.record_stream(current)
+        return batch
+
+    def _make(self, step: int) -> tuple[Batch, torch.cuda.Event | None]:
+        with torch.cuda.stream(self._stream) if self._stream is not None else contextlib.nullcontext():
+            batch = self._source(step).to(self._device)
+        return batch, None if self._stream is None else self._stream.record_event()

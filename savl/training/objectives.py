@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from savl.network import SAVL, DegradationField, LikelihoodDecoder
 from savl.training.config import Fidelity, ObjectiveConfig
 from savl.training.data import Batch
-from savl.training.schedule import prior_weight
 
 CALIBRATED_RANGE = 0.3
 """How far below the prior's variance of 1 the field's is asked to be where an image is degraded most. In 64 channels
@@ -170,6 +169,15 @@ class Objective(nn.Module):
         else:
             nats = 0.5 * error.square() * torch.exp(-2.0 * log_scale) + log_scale + 0.5 * math.log(2.0 * math.pi)
         return nats.sum(dim=1).mean()
+
+
+def prior_weight(settings: ObjectiveConfig, step: int) -> float:
+    """Return the weight of KL at a step: beta · (1 + lambda), 0 before ``kl_start``, and less during the warm-up."""
+    since = step - settings.kl_start
+    if since < 0:
+        return 0.0
+    warm = min(1.0, since / settings.kl_warmup) if settings.kl_warmup else 1.0
+    return warm * settings.beta * (1.0 + settings.suppression)
 
 
 def fidelity_loss(sr: Tensor, x: Tensor, kind: Fidelity) -> Tensor:

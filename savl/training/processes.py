@@ -1,4 +1,4 @@
-"""The processes that train together, one or several under ``torchrun``, and how they agree."""
+"""Processes that train together under ``torchrun``, or a single one, and reductions over them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class TrainingUnavailable(RuntimeError):
-    """A package that training needs is not installed; the message says how to get it."""
+    """A package that training needs is not installed; the message says how to install it."""
 
 
 def join_processes(cpu: bool) -> Accelerator:
-    """Join the processes of this run, of which there is one where no launcher says otherwise.
+    """Join the processes of this run; without a launcher there is a single one.
 
     Args:
-        cpu: Train on the CPU even where there is a GPU.
+        cpu: Train on the CPU even if there is a GPU.
 
     Raises:
         TrainingUnavailable: accelerate is not installed.
@@ -31,14 +31,14 @@ def join_processes(cpu: bool) -> Accelerator:
         raise TrainingUnavailable(
             f"training needs accelerate, which cannot be imported ({error}); pip install 'savl[train]' brings it"
         ) from error
-    # Precision is this package's own business: accelerate would keep the first choice for the whole process. And
-    # processes wait for the first one while it validates.
-    patient = InitProcessGroupKwargs(timeout=timedelta(hours=2))
-    return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[patient])
+    # The trainer sets autocast itself, because accelerate keeps the first choice for the whole process. The timeout is
+    # long because all processes wait while the first one validates.
+    timeout = InitProcessGroupKwargs(timeout=timedelta(hours=2))
+    return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[timeout])
 
 
 def mean_losses(accelerator: Accelerator, losses: dict[str, float]) -> dict[str, float]:
-    """The mean of every loss over all processes, by its name; all have the same names in the same order."""
+    """Return the mean of each loss over all processes, which must have the same losses in the same order."""
     if accelerator.num_processes == 1:
         return losses
     means = accelerator.reduce(torch.tensor(list(losses.values()), device=accelerator.device), "mean")
@@ -47,7 +47,7 @@ def mean_losses(accelerator: Accelerator, losses: dict[str, float]) -> dict[str,
 
 
 def mean_number(accelerator: Accelerator, number: float) -> float:
-    """The mean over all processes, exactly the same for each of them."""
+    """Return the mean of a number over all processes, exactly the same one in each of them."""
     if accelerator.num_processes == 1:
         return number
     mean = accelerator.reduce(torch.tensor(number, dtype=torch.float64, device=accelerator.device), "mean")
@@ -56,7 +56,7 @@ def mean_number(accelerator: Accelerator, number: float) -> float:
 
 
 def any_process(accelerator: Accelerator, true: bool) -> bool:
-    """Whether something is true in any process, the same answer for all of them."""
+    """Return whether a condition is true in any process; all processes get the same answer."""
     if accelerator.num_processes == 1:
         return true
     count = accelerator.reduce(torch.tensor(float(true), device=accelerator.device), "sum")
@@ -65,7 +65,7 @@ def any_process(accelerator: Accelerator, true: bool) -> bool:
 
 
 def of_every_process(accelerator: Accelerator, number: int) -> list[int]:
-    """The number that each process has, by rank."""
+    """Return the number of each process, ordered by rank."""
     numbers = accelerator.gather(torch.tensor([number], device=accelerator.device))
     assert isinstance(numbers, Tensor)
     return [int(each) for each in numbers]

@@ -16,22 +16,24 @@ from torch import Tensor, nn
 from savl.degradation import Degradation
 from savl.network import SAVL
 from savl.ops import use_fused_kernels
-from savl.training.adversary import Adversary
-from savl.training.ahead import Ahead
-from savl.training.averaged_weights import AveragedWeights
-from savl.training.checkpoint import check_settings, load_checkpoint, save_checkpoint, settings_that_count
+from savl.training.adversarial import Adversary
+from savl.training.checkpoint import (
+    check_settings,
+    identity_settings,
+    initial_network,
+    load_checkpoint,
+    save_checkpoint,
+)
 from savl.training.config import TrainingConfig
-from savl.training.data import Batch, PairPool, PatchSource
-from savl.training.finite import Looked, Step
-from savl.training.graphed import graphed_reconstruct
+from savl.training.cuda_graphs import graphed_reconstruct
+from savl.training.data import Batch, PairPool, Prefetcher
+from savl.training.monitoring import RunLog, Validation
 from savl.training.objectives import Objective, Outcome
-from savl.training.optimizer import build_optimizer
+from savl.training.optimizer import AveragedWeights, build_optimizer
+from savl.training.patches import PatchSource
 from savl.training.processes import any_process, join_processes, mean_losses, mean_number, of_every_process
-from savl.training.records import Records
-from savl.training.schedule import learning_rate
-from savl.training.start import initial_network
-from savl.training.training_time import TrainingTime
-from savl.training.validation import Validation
+from savl.training.schedule import TrainingTime, learning_rate_factor
+from savl.training.step import CompletedStep, PendingStep
 from savl.weights import save
 
 if TYPE_CHECKING:
@@ -39,16 +41,17 @@ if TYPE_CHECKING:
 
 CHECKPOINT_NAME = "checkpoint.pt"
 WEIGHTS_NAME = "model.safetensors"
-REFUSED_NAME = "not_finite{}.pt"
+NOT_FINITE_NAME = "not_finite{}.pt"
 
 
 class Trainer:
-    """Train one network by one configuration, from scratch or from the run folder's checkpoint.
+    """Train one network by one configuration, from the beginning or from the checkpoint in the folder of the run.
 
-    One process on a CPU or GPU, or several under ``torchrun``, each with batches of its own. Batches and samples follow
-    from seed, rank and step, so stopping and resuming gives the numbers of a run that never stopped: on a CPU with as
-    many threads, and images degraded by this process or by others all along, to the bit; on a GPU as far as its own
-    operations repeat themselves. Not with ``run.minutes``: its learning rates follow the clock.
+    One process on a CPU or GPU, or several under ``torchrun``, each with its own batches. Batches and samples depend on
+    seed, rank and step alone, so that a run that was stopped and resumed gives the results of an uninterrupted one: bit
+    for bit on a CPU with the same number of threads, if images are degraded either by this process or by workers all
+    along; on a GPU as far as its operations are deterministic. A run with ``run.minutes`` is not reproducible, because
+    its learning rate follows the clock.
     """
 
     def __init__(
@@ -57,27 +60,27 @@ class Trainer:
         source: Callable[[int], Batch] | None = None,
         on_image: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Build everything and pick up the checkpoint if there is one.
+        """Build everything and load the checkpoint if there is one.
 
         Args:
-            config: The run.
-            source: Gives the batch of a step; by default a `PairPool` over ``config.data.hr``.
-            on_image: Told (decoded so far, total) while the images are decoded.
+            config: Settings of the run.
+            source: Returns the batch of a step; by default a `PairPool` of the images in ``config.data.hr``.
+            on_image: Called with (images decoded, images in total) while the images are decoded.
 
         Raises:
             TrainingUnavailable: accelerate is not installed.
             DegradationUnavailable: kornia is not installed.
-            PerceptualUnavailable: A perceptual loss is asked for and torchvision or its weights are missing.
-            ValueError: The data cannot serve, the weights to start from are of another network, or the checkpoint is
+            PerceptualUnavailable: The perceptual loss is used, and torchvision or its weights are missing.
+            ValueError: The images cannot be used, the initial weights belong to another network, or the checkpoint is
                 damaged or belongs to another run.
             ImageFileError: An image cannot be read.
             OSError: ``config.data.cache`` cannot be written or read.
-            RuntimeError: A script trains with ``config.data.workers``, and not only where it is the main program.
+            RuntimeError: A script that uses ``config.data.workers`` trains when it is imported.
         """
         if config.data.workers and getattr(multiprocessing.current_process(), "_inheriting", False):
             raise RuntimeError(
-                "data.workers: the processes that degrade images import the script anew that trains; it must do so "
-                'under `if __name__ == "__main__":` alone'
+                "data.workers: the processes that degrade images import the script that trains again; it must start "
+                'training under `if __name__ == "__main__":`'
             )
         self.config = config
         self.output = Path(config.run.output)
@@ -86,19 +89,19 @@ class Trainer:
         self.main = self.accelerator.is_main_process
         torch.manual_seed(config.run.seed)
         resumed = (self.output / CHECKPOINT_NAME).exists()
-        # What a run started from is not needed, and may be gone, where a checkpoint has all weights.
+        # A checkpoint has all weights, so the initial ones may be gone.
         self.model = (SAVL(config.model) if resumed else initial_network(config)).to(self.device).train()
         if config.run.fused:
             use_fused_kernels(model=self.model)
         objective = Objective(self.model, config.objective).to(self.device).train()
         self.plain = objective
-        """The objective without what `accelerate` wraps around it: the weights, by the names of a single process."""
+        """The objective without the wrapper of accelerate, whose weights have the names of a single process."""
         self.average = AveragedWeights(self.model, config.optimizer.ema)
         self.parameters: list[nn.Parameter] = [p for p in objective.parameters() if p.requires_grad]
-        self.late = _looks_late(config, self.accelerator)
-        """Whether a step is looked at after the next one's passes were enqueued, so that a GPU has no time to idle."""
-        self.bare_optimizer = build_optimizer(objective, config.optimizer, fused=self.late)
-        """Without the wrapping of `accelerate`; where steps are looked at late it can be told to change nothing."""
+        self.deferred_checks = _can_defer_checks(config, self.accelerator)
+        """Whether a step is checked after the passes of the next one were enqueued, so that a GPU does not idle."""
+        self.bare_optimizer = build_optimizer(objective, config.optimizer, fused=self.deferred_checks)
+        """The optimizer without the wrapper of accelerate; with deferred checks it has ``found_inf``."""
         self.autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=config.run.bfloat16, cache_enabled=not config.run.graph
         )
@@ -109,103 +112,103 @@ class Trainer:
                 raise ValueError("run.graph: the passes of several processes cannot be recorded; set it to false")
             side = config.data.patch
             with self.autocast:
-                like = torch.rand(config.data.batch, 3, side, side, device=self.device)
-                self.model.reconstruct = graphed_reconstruct(self.model, like)  # type: ignore[method-assign, assignment]
+                example = torch.rand(config.data.batch, 3, side, side, device=self.device)
+                self.model.reconstruct = graphed_reconstruct(self.model, example)  # type: ignore[method-assign, assignment]
         self.objective, self.optimizer = self.accelerator.prepare(objective, self.bare_optimizer)
         self.adversary = Adversary(config.gan, config.optimizer, self.accelerator)
         self.step = 0
-        self.left_out = 0
-        """Images that are too small to be learned from."""
+        self.too_small = 0
+        """Number of images that are left out because they are smaller than a patch."""
         self.time = TrainingTime(config.run.minutes, partial(mean_number, self.accelerator))
         self._stopping = False
-        self._unseen: Step | None = None
-        """The last step, until it is looked at."""
-        self._looked: list[Looked] = []
-        """Steps that `train` has not told of yet."""
+        self._pending: PendingStep | None = None
+        """The last step, until it is checked."""
+        self._completed: list[CompletedStep] = []
+        """Steps that were checked and have not been reported."""
         if resumed:
             self._resume(load_checkpoint(self.output / CHECKPOINT_NAME))
-        self._check_steps()
+        self._check_equal_steps()
         self.validation = self._validation()
         self.source = source or self._pool(on_image)
 
     def train(self, on_step: Callable[[int, dict[str, float]], None] | None = None) -> Path | None:
-        """Run to the end, or until `stop`.
+        """Train to the end of the run, or until `stop`.
 
         Args:
-            on_step: Told (steps done, losses) of each step, in order; on a GPU often while the next step is under way.
+            on_step: Called with (steps done, losses) for each step, in order; on a GPU often while the next step runs.
 
         Returns:
             Path of the exported averaged weights (savl safetensors); None if the run was stopped before its end.
 
         Raises:
-            FloatingPointError: Loss or gradient is not finite; weights, their average and the checkpoint stay as they
-                were before that step, and the batch is saved.
+            FloatingPointError: The loss or gradient of a step is not finite. Weights, average and checkpoint stay as
+                they were before that step, and its batch is saved.
         """
         run = self.config.run
         self._stopping = False
         if self.main:
             self.output.mkdir(parents=True, exist_ok=True)
-        records = Records(self.output, self.step) if self.main else None
-        started, logged = monotonic(), self.step
+        run_log = RunLog(self.output, self.step) if self.main else None
+        since, logged = monotonic(), self.step
 
-        def log(looked: list[Looked]) -> list[Looked]:
-            """Those that are to be logged become the mean over all processes."""
-            nonlocal started, logged
-            for index, (done, rate, losses) in enumerate(looked):
-                if done % run.log_every and not (done == self.step and self._over):
+        def log(completed: list[CompletedStep]) -> list[CompletedStep]:
+            """Log steps; the losses of a logged step become the mean over all processes."""
+            nonlocal since, logged
+            for index, (number, lr_factor, losses) in enumerate(completed):
+                if number % run.log_every and not (number == self.step and self._over):
                     continue
-                looked[index] = Looked(done, rate, mean_losses(self.accelerator, losses))
-                if records is not None:
-                    speed = (done - logged) / max(monotonic() - started, 1e-9)
-                    peak = self.config.optimizer.learning_rate
-                    values = {"steps_per_second": speed, "lr": rate * peak, **looked[index].losses}
-                    records.scalars(done, values)
-                started, logged = monotonic(), done
-            return looked
+                completed[index] = CompletedStep(number, lr_factor, mean_losses(self.accelerator, losses))
+                if run_log is not None:
+                    speed = (number - logged) / max(monotonic() - since, 1e-9)
+                    rate = lr_factor * self.config.optimizer.learning_rate
+                    run_log.scalars(number, {"steps_per_second": speed, "lr": rate, **completed[index].losses})
+                since, logged = monotonic(), number
+            return completed
 
-        def tell(looked: list[Looked]) -> None:
-            for done, _, losses in looked:
+        def report(completed: list[CompletedStep]) -> None:
+            for number, _, losses in completed:
                 if on_step is not None:
-                    on_step(done, losses)
+                    on_step(number, losses)
 
         with (
             contextlib.closing(self.source) if isinstance(self.source, PairPool) else contextlib.nullcontext(),
-            contextlib.closing(records) if records is not None else contextlib.nullcontext(),
-            Ahead(self.source, self.device) as batches,
+            contextlib.closing(run_log) if run_log is not None else contextlib.nullcontext(),
+            Prefetcher(self.source, self.device) as batches,
         ):
             if not self._over:
-                batches.begin(self.step)
+                batches.start(self.step)
             self.time.begin()
             try:
                 while not self._over and not any_process(self.accelerator, self._stopping):
-                    batch = self._made(batches)
-                    batches.begin(self.step + 1)
-                    outcome = self._step(batch, learning_rate(self.config.optimizer, self.step, self.expected_steps))
+                    batch = self._next_batch(batches)
+                    batches.start(self.step + 1)
+                    factor = learning_rate_factor(self.config.optimizer, self.step, self.expected_steps)
+                    outcome = self._step(batch, factor)
                     self.time.step_done()
                     last = self._over
-                    shown = self.step % run.images_every == 0 or last
-                    validated = self.validation is not None and (self.step % self.config.validation.every == 0 or last)
-                    saved = self.step % run.checkpoint_every == 0 or last
-                    if self.late:
-                        tell(log(self._newly_looked()))  # of the step before this one
-                    if shown or validated or saved:
-                        self._look()
-                    looked = log(self._newly_looked())
-                    if records is not None and shown:
-                        records.images(self.step, batch.y, outcome.sr, batch.x, outcome.severity)
-                    if self.validation is not None and validated:
-                        if records is not None:
-                            records.scalars(self.step, self.validation(self._averaged()), "validation/")
-                        started, logged = monotonic(), self.step
-                    if saved:
+                    shows = self.step % run.images_every == 0 or last
+                    validates = self.validation is not None and (self.step % self.config.validation.every == 0 or last)
+                    saves = self.step % run.checkpoint_every == 0 or last
+                    if self.deferred_checks:
+                        report(log(self._take_completed()))  # the step before this one
+                    if shows or validates or saves:
+                        self._check_pending()
+                    completed = log(self._take_completed())
+                    if run_log is not None and shows:
+                        run_log.images(self.step, batch.y, outcome.sr, batch.x, outcome.severity)
+                    if self.validation is not None and validates:
+                        if run_log is not None:
+                            run_log.scalars(self.step, self.validation(self._averaged()), "validation/")
+                        since, logged = monotonic(), self.step
+                    if saves:
                         self.checkpoint()
-                    tell(looked)
+                    report(completed)
             finally:
-                self._look()
-                rest = self._newly_looked()
-                if self.accelerator.num_processes == 1:  # several would wait for each other, however this one ends
-                    rest = log(rest)
-            tell(rest)
+                self._check_pending()
+                completed = self._take_completed()
+                if self.accelerator.num_processes == 1:  # several would wait for a process that has failed
+                    completed = log(completed)
+            report(completed)
         if not self._over:
             self.checkpoint()
             return None
@@ -213,15 +216,15 @@ class Trainer:
 
     @property
     def expected_steps(self) -> int:
-        """Length of the run, as far as is known: ``run.steps``, or fewer where ``run.minutes`` will end it."""
+        """Expected length of the run: ``run.steps``, or fewer if ``run.minutes`` will end it."""
         return self.time.expected_steps(self.step, self.config.run.steps)
 
     @property
     def _over(self) -> bool:
         return self.step >= self.config.run.steps or self.time.over
 
-    def _made(self, batches: Ahead) -> Batch:
-        """The next batch. Where it cannot be made, a process being out of memory, say, no step is lost with it."""
+    def _next_batch(self, batches: Prefetcher) -> Batch:
+        """Return the next batch; if it cannot be made (for example out of memory), save the steps done so far."""
         try:
             return batches.take()
         except Exception:
@@ -230,21 +233,21 @@ class Trainer:
             raise
 
     def stop(self) -> None:
-        """Ask `train` to finish the step in hand, write a checkpoint and return. Safe to call from a signal handler."""
+        """Make `train` complete the current step, write a checkpoint and return. Safe to call from a signal handler."""
         self._stopping = True
 
     def checkpoint(self) -> None:
-        """Write the state of the run, atomically; the first process does it, the others wait.
+        """Write the state of the run atomically; the first process writes and the others wait.
 
         Raises:
             FloatingPointError: The last step was not finite, and nothing is written.
         """
-        self._look()
+        self._check_pending()
         if self.main:
             state: dict[str, Any] = {
                 "step": self.step,
                 "time": self.time.state_dict(),
-                "settings": settings_that_count(self.config, self.accelerator.num_processes),
+                "settings": identity_settings(self.config, self.accelerator.num_processes),
                 "average": self.average.state_dict(),
                 "objective": self.plain.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -254,12 +257,12 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def export(self) -> Path:
-        """Write the averaged weights as a file that `savl.load` reads.
+        """Write the averaged weights to a file that `savl.load` reads.
 
         Raises:
             FloatingPointError: The last step was not finite, and nothing is written.
         """
-        self._look()
+        self._check_pending()
         path = self.output / WEIGHTS_NAME
         if self.main:
             averaged = SAVL(self.config.model)
@@ -268,86 +271,83 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return path
 
-    def _step(self, batch: Batch, rate: float) -> Outcome:
+    def _step(self, batch: Batch, lr_factor: float) -> Outcome:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.optimizer.learning_rate * rate
-        # A seed of its own per process and step: for the posterior's sample, and for stochastic depth, which draws from
-        # torch.
+            group["lr"] = self.config.optimizer.learning_rate * lr_factor
+        # One seed per process and step, for the sample of the posterior and for stochastic depth, which uses torch's
+        # global generator.
         seed = (self.config.run.seed << 32) + (self.accelerator.process_index << 24) + self.step
         torch.manual_seed(seed)
         with self.autocast:
             outcome: Outcome = self.objective(batch, seed, self.step)
-            more, terms = self.adversary.against(outcome.sr, batch.x)
+            more, terms = self.adversary.generator_losses(outcome.sr, batch.x)
         total = outcome.losses.total + more
         losses = outcome.losses.terms() | {name: term.detach() for name, term in terms.items()}
-        step = Step(self.step, seed, rate, batch, losses | {"total": total.detach()})
-        self._check(step, "the loss", total)
+        step = PendingStep(self.step, seed, lr_factor, batch, losses | {"total": total.detach()})
+        self._require_finite_number(step, "the loss", total)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(total)
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.optimizer.clip)
         assert norm is not None
-        self._check(step, "the gradient", norm)
+        self._require_finite_number(step, "the gradient", norm)
         with self.autocast:
-            judged = self.adversary.judge(outcome.sr, batch.x)
-        for name, loss in judged.items():
+            discriminator_losses = self.adversary.discriminator_losses(outcome.sr, batch.x)
+        for name, loss in discriminator_losses.items():
             step.losses[name] = loss.detach()
-            self._check(step, f"the {name}'s loss", loss)
-            self._all_finite(self.adversary.gradient(loss), step, f"the {name}'s gradient")
-            self.adversary.learn(rate)
-        if self.late:
+            self._require_finite_number(step, f"the {name}'s loss", loss)
+            self._require(self.adversary.backward(loss), step, f"the {name}'s gradient")
+            self.adversary.step(lr_factor)
+        if self.deferred_checks:
             step.send()
             self.bare_optimizer.found_inf = step.found_inf()  # type: ignore[union-attr]
-            # Before the optimizer's step: weights and average are those of the steps that were looked at.
-            self._look()
+            # Before the optimizer's step, while weights and average contain checked steps only.
+            self._check_pending()
         self.optimizer.step()
-        self._unseen = step
+        self._pending = step
         self.step += 1
-        if not self.late:
-            self._look()
+        if not self.deferred_checks:
+            self._check_pending()
         return outcome
 
-    def _check(self, step: Step, what: str, value: Tensor) -> None:
-        """See to it that nothing reaches the weights where a number is not finite."""
-        if self.late:
-            step.checked[what] = value.detach()
+    def _require_finite_number(self, step: PendingStep, name: str, value: Tensor) -> None:
+        """Check a number before it can reach the weights: now, or with deferred checks by the optimizer on the GPU."""
+        if self.deferred_checks:
+            step.checked[name] = value.detach()
         else:
-            self._all_finite(bool(torch.isfinite(value)), step, what)
+            self._require(bool(torch.isfinite(value)), step, name)
 
-    def _look(self) -> None:
-        """Look at the last step, unless that was done: it is refused, or becomes part of the average."""
-        step, self._unseen = self._unseen, None
+    def _check_pending(self) -> None:
+        """Check the last step if that was not done: it is refused, or it becomes part of the average."""
+        step, self._pending = self._pending, None
         if step is None:
             return
         losses, not_finite = step.read()
         if not_finite is not None:
             self._refuse(step, not_finite)
         self.average.update_parameters(self.model)
-        self._looked.append(Looked(step.done + 1, step.rate, losses))
+        self._completed.append(CompletedStep(step.index + 1, step.lr_factor, losses))
 
-    def _newly_looked(self) -> list[Looked]:
-        looked, self._looked = self._looked, []
-        return looked
+    def _take_completed(self) -> list[CompletedStep]:
+        completed, self._completed = self._completed, []
+        return completed
 
-    def _all_finite(self, finite: bool, step: Step, what: str) -> None:
-        """Stop before anything reaches the weights where a process met what is not finite; all of them stop together.
-
-        Each leaves what it takes to see why.
-        """
+    def _require(self, finite: bool, step: PendingStep, name: str) -> None:
+        """Stop all processes before a number reaches the weights that is not finite in one of them."""
         if any_process(self.accelerator, not finite):
-            self._refuse(step, f"{what} of another process" if finite else what)
+            self._refuse(step, f"{name} of another process" if finite else name)
 
-    def _refuse(self, step: Step, what: str) -> NoReturn:
-        """Stop at a step that changed no weight, and leave what it takes to see why."""
-        self.step = step.done
+    def _refuse(self, step: PendingStep, name: str) -> NoReturn:
+        """Stop at a step that has changed no weight, and save what is needed to reproduce it."""
+        self.step = step.index
         losses, _ = step.read()
         rank = f"_{self.accelerator.process_index}" if self.accelerator.num_processes > 1 else ""
-        path = self.output / REFUSED_NAME.format(rank)
+        path = self.output / NOT_FINITE_NAME.format(rank)
         self.output.mkdir(parents=True, exist_ok=True)
-        whole = step.batch.to(torch.device("cpu"))
-        state = {"step": step.done, "seed": step.seed, "losses": losses, **vars(whole), "weights": self._weights()}
+        batch = vars(step.batch.to(torch.device("cpu")))
+        state = {"step": step.index, "seed": step.seed, "losses": losses, **batch, "weights": self._weights()}
         save_checkpoint(path, state)
         raise FloatingPointError(
-            f"step {step.done}: {what} is not finite, at losses of {losses}; batch and weights are in {path}; lower "
+            f"step {step.index}: {name} is not finite, at losses of {losses}; batch and weights are in {path}; lower "
             f"optimizer.learning_rate, or check the data"
         )
 
@@ -363,11 +363,11 @@ class Trainer:
         data, scale = self.config.data, self.config.model.scale
         degradation = Degradation(self.config.degradation, scale)  # before minutes of decoding: it may be unavailable
         with contextlib.ExitStack() as first:
-            if data.cache:  # one process fills it, and one of each machine where each has its own; the others find it
+            if data.cache:  # one process writes it, or one per machine if machines do not share it
                 first.enter_context(self.accelerator.main_process_first())
                 first.enter_context(self.accelerator.local_main_process_first())
             patches = PatchSource(data.hr, (data.patch + 2 * data.margin) * scale, on_image, data.cache)
-        self.left_out = patches.left_out
+        self.too_small = patches.too_small
         rank = self.accelerator.process_index
         return PairPool(patches, degradation, data, seed=self.config.run.seed, rank=rank, device=self.device)
 
@@ -377,19 +377,19 @@ class Trainer:
             return None
         return Validation(settings, Degradation(self.config.degradation, self.config.model.scale), self.config.run.seed)
 
-    def _check_steps(self) -> None:
-        """Whether all processes stand at the same step: those of other machines may not see the run's folder."""
+    def _check_equal_steps(self) -> None:
+        """Check that all processes resume at the same step; other machines may not see the folder of the run."""
         steps = of_every_process(self.accelerator, self.step)
         if len(set(steps)) > 1:
             raise ValueError(
-                f"run.output: {self.output} holds another state for some processes than for others (steps done: "
+                f"run.output: {self.output} holds different checkpoints for different processes (steps done: "
                 f"{steps}); it must be a folder that all of them share"
             )
 
     def _resume(self, state: dict[str, Any]) -> None:
         path = self.output / CHECKPOINT_NAME
         try:
-            check_settings(path, state["settings"], settings_that_count(self.config, self.accelerator.num_processes))
+            check_settings(path, state["settings"], identity_settings(self.config, self.accelerator.num_processes))
             if self.config.run.steps < state["step"]:
                 raise ValueError(
                     f"run.steps must be at least {state['step']}, the steps {path} has done already, "
@@ -401,13 +401,13 @@ class Trainer:
             if "time" in state:  # not in a checkpoint of an older version
                 self.time.load_state_dict(state["time"])
             for group in state["optimizer"]["param_groups"]:
-                group["fused"] = self.bare_optimizer.defaults["fused"]  # as it must be here, where the run goes on
+                group["fused"] = self.bare_optimizer.defaults["fused"]  # depends on the device of this run
             self.optimizer.load_state_dict(state["optimizer"])
             self.adversary.load_state_dict(state["adversary"])
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"{path} cannot be resumed from: {error}") from error
 
 
-def _looks_late(config: TrainingConfig, accelerator: Accelerator) -> bool:
-    """Whether steps are looked at late: on a GPU, unless several processes must agree or two networks learn in turn."""
+def _can_defer_checks(config: TrainingConfig, accelerator: Accelerator) -> bool:
+    """Return whether checks may be deferred: on a GPU, with one process, which need not agree, and one optimizer."""
     return accelerator.device.type == "cuda" and accelerator.num_processes == 1 and config.gan.weight == 0

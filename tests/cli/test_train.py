@@ -122,7 +122,7 @@ def test_images_that_are_too_small_are_counted(folder: Path) -> None:
 
 def test_the_progress_bar_knows_where_the_minutes_will_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, shown = count(0, 10), []
-    monkeypatch.setattr("savl.training.training_time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("savl.training.schedule.monotonic", lambda: float(next(clock)))
 
     def update(_: Progress, task: TaskID, **fields: Any) -> None:
         if "note" in fields:
@@ -144,7 +144,7 @@ def test_sigterm_while_images_are_decoded_leaves_nothing(folder: Path, monkeypat
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
 
-    monkeypatch.setattr("savl.training.decoded_images.decode_rgb", end)
+    monkeypatch.setattr("savl.training.patches.decode_rgb", end)
     settings = ("--set", f'data.cache="{folder / "decoded"}"')
     result = run("train", folder / "config.toml", "--hr", folder / "hr", "-o", folder / "run", *settings)
     assert result.exit_code == 130

@@ -15,10 +15,10 @@ from PIL import Image
 
 from savl.degradation import Degradation
 from savl.network import SAVLConfig
-from savl.training.ahead import Ahead
 from savl.training.checkpoint import load_checkpoint
 from savl.training.config import DataConfig, Method, ObjectiveConfig, OptimizerConfig, RunConfig, TrainingConfig
-from savl.training.data import Batch, PairPool, PatchSource
+from savl.training.data import Batch, PairPool, Prefetcher
+from savl.training.patches import PatchSource
 from savl.training.trainer import Trainer
 
 SIZES = DataConfig(patch=16, batch=2)
@@ -106,7 +106,7 @@ def test_a_step_does_not_wait_for_the_gpu(
     on_gpu = [batches(step).to(torch.device("cuda")) for step in range(4)]
     config = settings(small_config, tmp_path, method, fused=fused, graph=graph, bfloat16=bfloat16)
     trainer = Trainer(config, lambda step: on_gpu[step % 4])
-    assert trainer.late
+    assert trainer.deferred_checks
     told: list[int] = []
 
     def on_step(done: int, _: dict[str, float]) -> None:
@@ -126,7 +126,7 @@ def test_looking_late_changes_no_loss_on_a_gpu(small_config: Callable[..., SAVLC
     losses: dict[bool, list[float]] = {True: [], False: []}
     for late in (True, False):
         trainer = Trainer(settings(small_config, tmp_path / f"late-{late}", checkpoint_every=5), batches)
-        trainer.late = late
+        trainer.deferred_checks = late
         weights = trainer.train(lambda done, terms, late=late: losses[late].append(terms["total"]))  # type: ignore[misc]
         assert weights is not None
         assert int(trainer.average.n_averaged) == 12
@@ -196,11 +196,11 @@ def test_batches_made_ahead_beside_a_busy_gpu_are_the_same(tmp_path: Path, degra
     expected = [alone(step) for step in range(6)]
     busy = torch.rand(4096, 4096, device=device)
     copies = []
-    with Ahead(pool(), device) as ahead:
-        ahead.begin(0)
+    with Prefetcher(pool(), device) as prefetcher:
+        prefetcher.start(0)
         for step in range(6):
-            batch = ahead.take()
-            ahead.begin(step + 1)
+            batch = prefetcher.take()
+            prefetcher.start(step + 1)
             for _ in range(20):
                 busy = (busy @ busy).clamp(0.0, 1.0)
             # Enqueued behind the work above, and read when the batch is gone.

@@ -10,7 +10,7 @@ import pytest
 from savl.network import CONFIGS
 from savl.training import load_config
 from savl.training.config import TABLES, OptimizerConfig, parse_config
-from savl.training.schedule import learning_rate
+from savl.training.schedule import learning_rate_factor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -257,7 +257,7 @@ def test_a_change_that_names_no_setting_of_a_table_is_refused(tmp_path: Path, ch
 
 def test_learning_rates_follow_their_schedule() -> None:
     cosine = OptimizerConfig(warmup=10, final_fraction=0.1)
-    shares = [learning_rate(cosine, step, 110) for step in (0, 9, 10, 60, 110)]
+    shares = [learning_rate_factor(cosine, step, 110) for step in (0, 9, 10, 60, 110)]
     assert shares == pytest.approx([0.1, 1.0, 1.0, 0.55, 0.1])
     steps = OptimizerConfig(warmup=0, schedule="multistep", milestones=(5, 8), gamma=0.5)
-    assert [learning_rate(steps, step, 10) for step in (0, 4, 5, 7, 8)] == [1.0, 1.0, 0.5, 0.5, 0.25]
+    assert [learning_rate_factor(steps, step, 10) for step in (0, 4, 5, 7, 8)] == [1.0, 1.0, 0.5, 0.5, 0.25]

@@ -15,9 +15,10 @@ from savl.degradation import Degradation, DegradationConfig, Degraded, bicubic_d
 from savl.degradation.config import SpatialConfig
 from savl.images.errors import ImageFileError
 from savl.images.folder import decode_rgb
-from savl.training import decoded_images
+from savl.training import patches as patches_module
 from savl.training.config import DataConfig
-from savl.training.data import PairPool, PatchSource
+from savl.training.data import PairPool
+from savl.training.patches import PatchSource
 
 
 @pytest.fixture
@@ -220,7 +221,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(path.name)
         return decode_rgb(path)
 
-    monkeypatch.setattr(decoded_images, "decode_rgb", note)
+    monkeypatch.setattr(patches_module, "decode_rgb", note)
     return names
 
 
@@ -234,7 +235,7 @@ def test_a_cache_has_the_same_images_and_is_made_once(photographs: Path, tmp_pat
     found = PatchSource([photographs], 32, lambda *_: pytest.fail("decoded again"), cache)
     assert not decoded
     for source in (made, found):
-        assert source.left_out == plain.left_out == 1
+        assert source.too_small == plain.too_small == 1
         assert len(source.images) == len(plain.images)
         for image, expected in zip(source.images, plain.images, strict=True):
             assert image.dtype == np.uint8

@@ -16,9 +16,9 @@ from savl.training.objectives import (
     content_share,
     correlation_within,
     fidelity_loss,
+    prior_weight,
     visible_degradation,
 )
-from savl.training.schedule import prior_weight
 
 SMALL = {
     "channels": 6, "depths": (1,), "heads": 1, "window": 4, "cab_compress": 3, "cab_squeeze": 3,

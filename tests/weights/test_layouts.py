@@ -417,7 +417,7 @@ def test_settings_of_another_network_beside_it_are_refused(own: savl.SAVL, tmp_p
 
 
 def test_a_checkpoint_of_training_loads_as_its_averaged_network(own: savl.SAVL, tmp_path: Path) -> None:
-    from savl.training.checkpoint import save_checkpoint, settings_that_count
+    from savl.training.checkpoint import identity_settings, save_checkpoint
     from savl.training.config import TrainingConfig
 
     average = AveragedModel(own)
@@ -427,7 +427,7 @@ def test_a_checkpoint_of_training_loads_as_its_averaged_network(own: savl.SAVL, 
         tmp_path / "checkpoint.pt",
         {
             "step": 3,
-            "settings": settings_that_count(replace(TrainingConfig(), model=SAVL_CONFIG), 1),
+            "settings": identity_settings(replace(TrainingConfig(), model=SAVL_CONFIG), 1),
             "average": average.state_dict(),
             "objective": {f"model.{name}": tensor for name, tensor in other.items()},
         },

@@ -1,4 +1,4 @@
-"""The network's passes forward and backward as CUDA graphs, for training."""
+"""The forward and backward passes of the network as CUDA graphs, for training."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Reconstruct = Callable[[Tensor, DegradationField | None], Tensor]
 
 
 class _Reconstruction(nn.Module):
-    """`SAVL.reconstruct` as a module of tensors, which is what torch records."""
+    """`SAVL.reconstruct` as a module that takes tensors alone, as `torch.cuda.make_graphed_callables` requires."""
 
     def __init__(self, model: SAVL) -> None:
         super().__init__()
-        self.model = model  # whose weights these are
+        self.model = model  # registers its weights
         self.reconstruct = model.reconstruct
 
     def forward(self, lr: Tensor, mu: Tensor | None = None, severity: Tensor | None = None) -> Tensor:
@@ -26,22 +26,22 @@ class _Reconstruction(nn.Module):
 
 
 def graphed_reconstruct(model: SAVL, lr: Tensor) -> Reconstruct:
-    """Record how a network upscales a batch, and what the backward pass makes of it.
+    """Record the forward and backward passes by which a network upscales a batch.
 
-    A replay launches all kernels of a pass at once. It reads weights where they lie, so that an optimizer may change
-    them in place. Nothing else may use the GPU from this process while it is recorded.
+    A replay launches all kernels of a pass at once. It reads the weights at their addresses, so an optimizer may change
+    them in place. Nothing else in this process may use the GPU during the recording.
 
     Args:
-        model: On a GPU, in training mode.
-        lr: ``(B, 3, h, w)`` as all batches will be. Autocast must be as it will be, its cache switched off: a graph
-            holds no weights that were cast before it.
+        model: Network on a GPU, in training mode.
+        lr: ``(B, 3, h, w)``, the shape of all batches. Autocast must be in the state in which the graph will be
+            replayed, with its cache disabled, because the graph does not hold weights that were cast before it.
 
     Returns:
-        What takes the place of ``model.reconstruct`` for batches of that size; it raises ValueError for others. The
-        next call overwrites what a call returned.
+        A replacement for ``model.reconstruct``. It raises ValueError for batches of another shape. Each call overwrites
+        the result of the call before.
 
     Raises:
-        RuntimeError: The passes do what a graph cannot hold, such as waiting for the GPU.
+        RuntimeError: The passes contain an operation that cannot be captured, such as a synchronization.
     """
     given = _tensors(lr, model.estimate(lr, seed=0))
     shapes = [tuple(each.shape) for each in given]
@@ -50,10 +50,10 @@ def graphed_reconstruct(model: SAVL, lr: Tensor) -> Reconstruct:
 
     def reconstruct(lr: Tensor, field: DegradationField | None) -> Tensor:
         tensors = _tensors(lr, field)
-        if [tuple(each.shape) for each in tensors] != shapes:  # a replay would stretch them to fit
-            came = tuple(tensors[0].shape)
+        if [tuple(each.shape) for each in tensors] != shapes:  # a replay would broadcast them
             raise ValueError(
-                f"run.graph: passes were recorded for batches of {shapes[0]} (data.batch, data.patch), got {came}"
+                f"run.graph: passes were recorded for batches of {shapes[0]} (data.batch, data.patch), "
+                f"got {tuple(tensors[0].shape)}"
             )
         return cast(Tensor, run(*tensors))
 

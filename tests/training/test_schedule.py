@@ -13,7 +13,7 @@ import pytest
 
 from savl.training import Trainer, TrainingConfig
 from savl.training.checkpoint import load_checkpoint, save_checkpoint
-from savl.training.training_time import TrainingTime
+from savl.training.schedule import TrainingTime
 
 Configure = Callable[..., TrainingConfig]
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from savl.training import Trainer, TrainingConfig
-from savl.training.averaged_weights import AveragedWeights
 from savl.training.checkpoint import load_checkpoint
 from savl.training.config import GanConfig
 from savl.training.data import Batch
-from savl.training.trainer import _looks_late
+from savl.training.optimizer import AveragedWeights
+from savl.training.trainer import _can_defer_checks
 
 Configure = Callable[..., TrainingConfig]
 Make = Callable[..., Trainer]
@@ -34,13 +34,13 @@ def batches(step: int) -> Batch:
 @pytest.fixture
 def make(configuration: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """Trainers of one run, with the optimizer of a GPU, each into a folder of its name; ``late`` or at once."""
-    monkeypatch.setattr("savl.training.trainer._looks_late", lambda *_: True)
+    monkeypatch.setattr("savl.training.trainer._can_defer_checks", lambda *_: True)
 
     def trainer(name: str, late: bool = True, source: Callable[[int], Batch] = batches, **run: object) -> Trainer:
         settings = {"steps": 7, "checkpoint_every": 3, "images_every": 100} | run
         made = Trainer(configuration(tmp_path / name, **settings), source)
         assert made.bare_optimizer.defaults["fused"]
-        made.late = late
+        made.deferred_checks = late
         return made
 
     threads = torch.get_num_threads()
@@ -232,7 +232,7 @@ def test_a_run_goes_on_where_another_optimizer_of_torch_serves(
     """A run may move from a GPU to a CPU and back."""
 
     def trainer(steps: int, fused: bool) -> Trainer:
-        monkeypatch.setattr("savl.training.trainer._looks_late", lambda *_: fused)
+        monkeypatch.setattr("savl.training.trainer._can_defer_checks", lambda *_: fused)
         return Trainer(configuration(tmp_path / "run", steps=steps), batches)
 
     first = trainer(3, not fused)
@@ -247,7 +247,7 @@ def test_a_run_goes_on_where_another_optimizer_of_torch_serves(
 def test_steps_are_looked_at_late_on_one_gpu_without_a_gan() -> None:
     def late(device: str, processes: int, weight: float = 0.0) -> bool:
         accelerator: Any = SimpleNamespace(device=torch.device(device), num_processes=processes)
-        return _looks_late(TrainingConfig(gan=GanConfig(weight=weight)), accelerator)
+        return _can_defer_checks(TrainingConfig(gan=GanConfig(weight=weight)), accelerator)
 
     assert late("cuda", 1)
     assert not late("cpu", 1)

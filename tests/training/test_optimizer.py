@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from savl.network import CONFIGS, SAVL
 from savl.training import Trainer, TrainingConfig
 from savl.training.config import ObjectiveConfig, OptimizerConfig
-from savl.training.muon import HiddenMatrix, Muon, hidden_matrices, orthogonalise
 from savl.training.objectives import Objective
-from savl.training.optimizer import build_optimizer
+from savl.training.optimizer import HiddenMatrix, Muon, build_optimizer, hidden_matrices, orthogonalise
 
 Configure = Callable[..., TrainingConfig]
 Tensors = Callable[[Path], dict[str, Tensor]]
@@ -179,7 +178,7 @@ def test_stopping_and_resuming_gives_the_numbers_of_never_stopping(
     configuration: Configure, tensors: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
     torch.set_num_threads(1)
-    monkeypatch.setattr("savl.training.trainer._looks_late", lambda *_: late)
+    monkeypatch.setattr("savl.training.trainer._can_defer_checks", lambda *_: late)
     whole = Trainer(with_muon(configuration(tmp_path / "whole"))).train()
     config = with_muon(configuration(tmp_path / "pieces"))
     first = Trainer(config)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from savl.network import SAVL, SAVLConfig
 from savl.training import Trainer, TrainingConfig
-from savl.training.graphed import graphed_reconstruct
+from savl.training.cuda_graphs import graphed_reconstruct
 
 Recorded = list[tuple[nn.Module, tuple[Tensor, ...]]]
 
