@@ -41,6 +41,7 @@ def train(
             help="High-resolution photographs, subfolders included; may be repeated.",
         ),
     ] = None,
+    include_results: options.IncludeResults = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FOLDER", help="Where checkpoint, log and weights go (run.output)."),
@@ -99,6 +100,7 @@ def train(
         run = settings.run
         run = replace(run, output=str(output or run.output), steps=steps or run.steps)
         data = replace(settings.data, hr=tuple(map(str, hr))) if hr else settings.data
+        data = replace(data, include_results=include_results or data.include_results)
         with ctrl_c.cleaning_up(), bar:
             decoding = bar.add_task("decoding images", total=None, note="")
             with _cleaning_up():
@@ -109,6 +111,8 @@ def train(
             bar.remove_task(decoding)
             if trainer.step and first:
                 console.print(f"resuming {escape(printable(run.output))} at step {trainer.step}")
+            if trainer.results and first:
+                console.print(f"left out of the images, as made by savl: {trainer.results} (see --include-results)")
             if trainer.too_small and first:
                 console.print(f"left out of the images, as smaller than a patch: {trainer.too_small}")
             task = bar.add_task("training", total=trainer.expected_steps, completed=trainer.step, note="")

@@ -56,7 +56,8 @@ def identity_settings(config: TrainingConfig, processes: int) -> dict[str, Any]:
         Values by the full names of settings, such as ``optimizer.betas``, and ``processes``.
     """
     free = {"run.steps", "run.log_every", "run.checkpoint_every", "run.images_every", "run.output", "run.device"}
-    free |= {"run.minutes", "run.fused", "run.compile", "run.graph", "data.hr", "data.cache", "data.workers"}
+    free |= {"run.minutes", "run.fused", "run.compile", "run.graph"}
+    free |= {"data.hr", "data.include_results", "data.cache", "data.workers"}
     flat = {name: value for name, value in _flat(config.to_dict()) if not name.startswith("validation.")}
     return {"processes": processes, **{name: value for name, value in flat.items() if name not in free}}
 

@@ -42,6 +42,9 @@ class DataConfig:
 
     hr: tuple[str, ...] = ()
     """Folders of high-resolution images, searched recursively."""
+    include_results: bool = False
+    """Whether to learn from images that savl has made: upscaled and degraded images and severity maps, which carry a
+    mark in their XMP metadata."""
     cache: str = ""
     """Folder for decoded images, 3 bytes per pixel. The processes of a machine share it, and later runs read it instead
     of decoding again. If empty, each process keeps all images in memory."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from savl.atomic_write import atomic_write, write_whole
 from savl.images.errors import ImageFileError
 from savl.images.folder import decode_rgb, find_images
+from savl.images.result_mark import read_mark
 
 SUFFIX = ".images"
 FORMAT = 1
@@ -39,6 +40,7 @@ class PatchSource:
         side: int,
         on_image: OnImage | None = None,
         cache: str | Path = "",
+        include_results: bool = False,
     ) -> None:
         """Decode the images.
 
@@ -47,14 +49,23 @@ class PatchSource:
             side: Side of the patches in pixels.
             on_image: Called with (images decoded, images in total) after each image.
             cache: Folder for the decoded images, or an empty string; see `decode_images`.
+            include_results: Whether to include images that carry a mark of savl (`savl.images.result_mark`).
 
         Raises:
-            ValueError: A folder does not exist, or it contains no image that is large enough.
+            ValueError: A folder does not exist, or the folders contain no image that can be used.
             ImageFileError: An image cannot be read.
             OSError: The cache cannot be written or read.
         """
         self.side = side
-        paths = find_images(folders)
+        found = find_images(folders)
+        paths = found if include_results else [path for path in found if read_mark(path) is None]
+        self.results = len(found) - len(paths)
+        """Number of images that are left out because savl has made them."""
+        if not paths:
+            raise ValueError(
+                f"data.hr: all of the {len(found)} images were made by savl, as their metadata says; use other images, "
+                f"or set data.include_results = true (--include-results)"
+            )
         decoded = decode_images(paths, cache, on_image)
         self._cached = None if cache == "" else (cache_file(paths, cache), len(paths))
         self.images = self._large_enough(decoded)

@@ -119,6 +119,8 @@ class Trainer:
         self.step = 0
         self.too_small = 0
         """Number of images that are left out because they are smaller than a patch."""
+        self.results = 0
+        """Number of images that are left out because savl has made them."""
         self.time = TrainingTime(config.run.minutes, partial(mean_number, self.accelerator))
         self._stopping = False
         self._pending: PendingStep | None = None
@@ -366,8 +368,9 @@ class Trainer:
             if data.cache:  # one process writes it, or one per machine if machines do not share it
                 first.enter_context(self.accelerator.main_process_first())
                 first.enter_context(self.accelerator.local_main_process_first())
-            patches = PatchSource(data.hr, (data.patch + 2 * data.margin) * scale, on_image, data.cache)
-        self.too_small = patches.too_small
+            side = (data.patch + 2 * data.margin) * scale
+            patches = PatchSource(data.hr, side, on_image, data.cache, data.include_results)
+        self.too_small, self.results = patches.too_small, patches.results
         rank = self.accelerator.process_index
         return PairPool(patches, degradation, data, seed=self.config.run.seed, rank=rank, device=self.device)
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 import savl
 from savl.cli.app import app
+from savl.images.result_mark import SEVERITY_MAP, add_mark
 
 CONFIG = """
 [model]
@@ -118,6 +119,19 @@ def test_images_that_are_too_small_are_counted(folder: Path) -> None:
     result = run("train", folder / "config.toml", "--hr", folder / "hr", "-o", folder / "run", "--set", "run.steps=1")
     assert result.exit_code == 0, result.stderr
     assert "left out of the images, as smaller than a patch: 1" in message(result)
+
+
+def test_results_of_savl_are_counted_and_left_out_unless_they_are_included(folder: Path) -> None:
+    random = np.random.default_rng(1)
+    pixels = random.integers(0, 256, (32, 32), np.uint8)
+    Image.fromarray(pixels).save(folder / "hr" / "a_severity.webp", xmp=add_mark(None, SEVERITY_MAP))
+    command = ("train", folder / "config.toml", "--hr", folder / "hr", "--steps", 1, "-o")
+    without = run(*command, folder / "without")
+    assert without.exit_code == 0, without.stderr
+    assert "left out of the images, as made by savl: 1 (see --include-results)" in message(without)
+    included = run(*command, folder / "included", "--include-results")
+    assert included.exit_code == 0, included.stderr
+    assert "left out" not in message(included)
 
 
 def test_the_progress_bar_knows_where_the_minutes_will_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from savl.degradation import Degradation, DegradationConfig, Degraded, bicubic_d
 from savl.degradation.config import SpatialConfig
 from savl.images.errors import ImageFileError
 from savl.images.folder import decode_rgb
+from savl.images.result_mark import DEGRADED, SEVERITY_MAP, UPSCALED, add_mark
 from savl.training import patches as patches_module
 from savl.training.config import DataConfig
 from savl.training.data import PairPool
@@ -210,6 +211,20 @@ def test_images_smaller_than_a_patch_are_left_out(photographs: Path) -> None:
     images = PatchSource([photographs], 32, lambda done, total: seen.append((done, total))).images
     assert len(images) == 2
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_images_that_savl_made_are_left_out_unless_they_are_asked_for(photographs: Path) -> None:
+    pixels = np.asarray(Image.open(photographs / "a.png"))
+    for name, mark in (("up.webp", UPSCALED), ("low.jpg", DEGRADED), ("more/map.webp", SEVERITY_MAP)):
+        Image.fromarray(pixels).save(photographs / name, xmp=add_mark(None, mark))
+    Image.fromarray(pixels).save(photographs / "named_x4.png")  # a result by its name alone is a photograph
+    assert PatchSource([photographs], 32).results == 3
+    assert len(PatchSource([photographs], 32).images) == 3
+    everything = PatchSource([photographs], 32, include_results=True)
+    assert (everything.results, len(everything.images)) == (0, 6)
+    (photographs / "more" / "b.jpg").unlink()
+    with pytest.raises(ValueError, match=r"data.hr: .* 1 images were made by savl.*--include-results"):
+        PatchSource([photographs / "more"], 32)
 
 
 @pytest.fixture
