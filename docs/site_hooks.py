@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "README.md": "readme.md",  # outside the navigation, so that its links are checked too
     "benchmarks/README.md": "measuring.md",
     "examples/README.md": "examples.md",
     "savl/weights/savl-tiny.md": "savl-tiny.md",
@@ -41,6 +42,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Rewrite the page's relative links, which are those of the repository, to those of the site."""
     uri = page.file.src_uri
+    if uri == PAGES["README.md"]:
+        page.meta["search"] = {"exclude": True}
     source = next((outside for outside, inside in PAGES.items() if inside == uri), f"docs/{uri}")
 
     def rewrite(match: re.Match[str]) -> str:
