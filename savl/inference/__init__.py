@@ -1,7 +1,6 @@
-"""Image files, tiling, and the upscaler that ties them to a network.
+"""Upscaling of images and image files with a network, in tiles and in bounded memory.
 
-What is exported here is imported on first use: reading an image file should not load torch, and a network
-should not load libvips.
+The exported names are imported on first use, so that importing this package loads neither torch nor libvips.
 """
 
 from __future__ import annotations

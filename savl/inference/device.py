@@ -1,4 +1,4 @@
-"""The device and the dtype to compute in, from what users write."""
+"""Devices and dtypes to compute in: checked, and chosen where the user does not name them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import torch
 
 
 def best_device() -> torch.device:
-    """CUDA if there is one, else Apple's MPS, else the CPU."""
+    """Return CUDA if available, else Apple's MPS, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def checked_device(name: str) -> torch.device:
-    """Turns "cpu", "cuda", "cuda:1", "mps" or "auto" (`best_device`) into a device that this machine has.
+    """Return the device for "cpu", "cuda", "cuda:1", "mps" or "auto" (`best_device`).
 
     Raises:
-        ValueError: another name, or a device that is not there.
+        ValueError: ``name`` is none of these, or this machine does not have the device.
     """
     if name == "auto":
         return best_device()
@@ -32,11 +32,11 @@ def checked_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def indexed(device: torch.device) -> torch.device:
-    """Give "cuda" the number of the device that is current now; every other device stays as it is.
+def with_device_index(device: torch.device) -> torch.device:
+    """Return ``device``, with the index of the current GPU added to a plain "cuda".
 
-    Tensors on a GPU name its number, so that "cuda" equals the device of none; and which GPU it means would change with
-    `torch.cuda.set_device`.
+    The devices of tensors always have an index, so a plain "cuda" equals none of them. And it would mean another GPU
+    after `torch.cuda.set_device`.
     """
     if device.type == "cuda" and device.index is None and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
@@ -47,10 +47,10 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """Turns "float32" or "bfloat16", with or without a leading "torch.", into the dtype.
+    """Return the dtype for "float32" or "bfloat16", with or without a leading "torch.".
 
     Raises:
-        ValueError: for anything else; for float16 it says why that is refused.
+        ValueError: ``dtype`` is another one. The message for float16 explains why it is refused.
     """
     names = {str(accepted).removeprefix("torch."): accepted for accepted in DTYPES}
     name = str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Samples in, network, samples out: what happens to one picture between its two files."""
+"""Upscale the samples of one image: split alpha, run the network, resize to the requested scale, and quantise."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from savl.images.planes import fill_transparent, quantise_plane, resize_premulti
 
 OnTile = Callable[[int, int], None]
 
-# Nobody's memory holds more: one float32 plane of that many pixels takes 64 GiB.
+# One float32 plane of that many pixels takes 64 GiB.
 _MOST_PIXELS = 2**34
 
 
 class UpscalerOutput(Protocol):
-    """What an upscaler returns; see `savl.inference.upscaler.Upscaled`."""
+    """Result of an upscaler; see `savl.inference.upscaler.Upscaled`."""
 
     @property
     def sr(self) -> torch.Tensor:
-        """(B, 3, s*h, s*w) float32 in [0, 1], CPU."""
+        """Upscaled images, ``(B, 3, scale·h, scale·w)`` float32 in [0, 1], on the CPU."""
 
     @property
     def severity(self) -> torch.Tensor:
-        """(B, h, w) float32 in [0, 2], CPU."""
+        """Severity maps, ``(B, h, w)`` float32 in [0, 2], on the CPU."""
 
 
 class ImageUpscaler(Protocol):
@@ -38,19 +38,19 @@ class ImageUpscaler(Protocol):
 
     @property
     def scale(self) -> int:
-        """The factor."""
+        """Upscaling factor."""
 
     def __call__(self, lr: torch.Tensor, *, on_tile: OnTile | None = None) -> UpscalerOutput:
-        """Upscales (B, 3, h, w) float in [0, 1]."""
+        """Upscale ``(B, 3, h, w)`` float in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Enlarged:
-    """A picture after the network.
+    """An upscaled image.
 
     Attributes:
-        pixels: (H, W, bands), bands as before, or without alpha where a background was given.
-        severity: (h, w) float32 in [0, 2], one value per input pixel.
+        pixels: ``(H, W, bands)``, bands as in the input, without alpha if a background was given.
+        severity: ``(h, w)`` float32 in [0, 2], one value per input pixel.
     """
 
     pixels: NDArray[Any]
@@ -58,10 +58,10 @@ class Enlarged:
 
 
 def output_size(width: int, height: int, scale: float) -> tuple[int, int]:
-    """Width and height in pixels of a picture scaled by `scale`, rounded to nearest, at least 1 each.
+    """Return width and height in pixels of an image scaled by `scale`, rounded to nearest, at least 1 each.
 
     Raises:
-        ValueError: so many pixels that no memory could hold them.
+        ValueError: The result would have more than 2**34 pixels.
     """
     new_width, new_height = max(1, width * scale), max(1, height * scale)
     if new_width * new_height > _MOST_PIXELS:
@@ -73,17 +73,17 @@ def output_size(width: int, height: int, scale: float) -> tuple[int, int]:
 
 
 def check_scale(scale: object) -> float:
-    """Returns `scale` when it is a finite number above 0.
+    """Return `scale` as a float if it is a finite number above 0.
 
     Raises:
-        TypeError: it is no number.
-        ValueError: it is not finite, or not above 0.
+        TypeError: `scale` is not a number.
+        ValueError: `scale` is not finite, or not above 0.
     """
     if not isinstance(scale, Real):
         raise TypeError(f"scale must be a finite number above 0, got {scale!r}")
     try:
         number = float(scale)
-    except OverflowError:  # an int beyond all floats
+    except OverflowError:  # an int larger than any float
         number = math.inf
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"scale must be a finite number above 0, got {number}")
@@ -99,28 +99,29 @@ def enlarge(
     background: float | None = None,
     on_tile: OnTile | None = None,
 ) -> Enlarged:
-    """Upscales one picture, whatever its bands and depth.
+    """Upscale one image, gray or RGB, with or without alpha, of any sample type.
 
-    Gray goes through the network as three equal channels and is averaged afterwards; so is RGB whose channels
-    are all equal, which therefore never gains a tint.
+    Gray is passed to the network as three equal channels, whose results are averaged. RGB with three equal channels is
+    treated likewise, so that it stays neutral.
 
-    Alpha is coverage and not a photograph: it has no noise or blur to take away, and a network can leave specks
-    where it should be exactly 0 or 1. It is resampled bicubically, and colour under transparent pixels is made up
-    from the visible neighbourhood beforehand.
+    Alpha is resized bicubically instead: it has no noise or blur to remove, and a network may leave specks where alpha
+    should be exactly 0 or 1. Before the network runs, colour under transparent pixels is replaced by a continuation of
+    the visible colours around them.
 
     Args:
-        pixels: (H, W, bands) uint8, uint16 or float in [0, 1]; 1 gray, 2 gray+alpha, 3 RGB, 4 RGBA, not
-            premultiplied.
-        upscaler: the network, tiled as it likes.
-        scale: output pixels per input pixel; None is the upscaler's own. Other factors are resampled from the
-            upscaler's own in float, antialiased bicubic, in premultiplied space where there is alpha.
-        dtype: sample type to return; None is the input's.
-        background: flatten alpha onto this value in [0, 1] and return no alpha band; None keeps alpha.
-        on_tile: called with (tiles done, tiles in all).
+        pixels: ``(H, W, bands)`` uint8, uint16 or float in [0, 1]; 1 band is gray, 2 gray and alpha, 3 RGB, 4 RGBA.
+            Colour is not premultiplied.
+        upscaler: The network.
+        scale: Output pixels per input pixel; None is that of the upscaler. For another scale, the upscaler's output is
+            resized in float, antialiased bicubic, in premultiplied space if there is alpha.
+        dtype: Sample type to return; None is that of the input.
+        background: Gray value in [0, 1] onto which alpha is flattened, so that no alpha band is returned; None keeps
+            alpha.
+        on_tile: Callback, called with (tiles done, number of tiles) after every tile.
 
     Raises:
-        TypeError, ValueError: `scale` is not a finite number above 0, or gives more pixels than memory can hold.
-        RuntimeError: the network gave NaN or infinity.
+        TypeError, ValueError: `scale` is not a finite number above 0, or the result would have too many pixels.
+        RuntimeError: The network returned NaN or infinity.
     """
     height, width, bands = pixels.shape
     scale = upscaler.scale if scale is None else check_scale(scale)
@@ -139,7 +140,7 @@ def enlarge(
     upscaled = upscaler(colour, on_tile=on_tile)
     severity = upscaled.severity[0].numpy()
     planes = [upscaled.sr.mean(dim=1, keepdim=True)] if gray else list(upscaled.sr.split(1, dim=1))
-    del upscaled  # for gray, two thirds of the memory go free here
+    del upscaled  # for gray, this frees two thirds of the memory
 
     new_alpha = None if alpha is None else bicubic_resize(alpha, size).clamp(0, 1)
     colours = _resampled(planes, alpha, new_alpha, size, background)
@@ -157,7 +158,7 @@ def enlarge(
 
 
 def _split(pixels: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(H, W, bands) samples to colour (1, C, H, W) and alpha (1, 1, H, W), float32 in [0, 1]."""
+    """Split ``(H, W, bands)`` samples into colour (1, C, H, W) and alpha (1, 1, H, W) or None, float32 in [0, 1]."""
     peak = sample_peak(pixels.dtype)
     copied = np.array(pixels.transpose(2, 0, 1), dtype=np.float32, order="C")
     planes = torch.from_numpy(copied)[None].div_(peak).clamp_(0, 1)
@@ -173,7 +174,7 @@ def _resampled(
     size: tuple[int, int],
     background: float | None,
 ) -> Iterator[torch.Tensor]:
-    """Colour planes at the output size, one at a time, so that only one extra plane is alive."""
+    """Yield colour planes at the output size, one at a time, so that only one additional plane is in memory."""
     for plane in planes:
         if alpha is None or new_alpha is None:
             yield bicubic_resize(plane, size)

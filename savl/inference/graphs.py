@@ -1,11 +1,11 @@
-"""CUDA graphs: a pass over a tile recorded once per shape and replayed, so that the CPU need not launch its kernels.
+"""CUDA graphs: record the pass over a tile once per shape and replay it, so that the CPU need not launch its kernels.
 
-A network of this family launches a thousand and more small kernels a tile. On a fast GPU, and with tiles of a few
-hundred pixels a side, the CPU cannot launch them as fast as the GPU runs them; a replay launches all of them at once.
+A network of this family launches more than a thousand small kernels per tile. With a fast GPU and tiles of a few
+hundred pixels a side, the CPU cannot launch them as fast as the GPU runs them. A replay launches all of them at once.
 
-What a graph has fixed at capture and does not look at again: shapes, the addresses of weights and buffers, which
-kernels serve, and all Python code in between (hooks of modules run at capture alone). `launch_state` sums up what may
-change behind its back and belongs into every key.
+A graph is fixed at capture: shapes, addresses of weights and buffers, the kernels used, and all Python code in between
+(hooks of modules run only at capture). `launch_state` describes the settings that may change afterwards, and must be
+part of every key.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from savl.ops.switch import current_settings
 from savl.out_of_memory import is_out_of_memory
 
 LIMIT = 16
-"""Most graphs a `GraphCache` keeps. A tiled image has up to nine shapes of tiles (corners, edges, inside), and up to
-sixteen where its last row or column of tiles is narrower than the context of the tiles before."""
+"""Maximum number of graphs in a `GraphCache`. The tiles of an image have up to nine shapes (corners, edges, interior),
+or up to sixteen if the last row or column of tiles is narrower than the context of the tiles before it."""
 
 WARM_UPS = 2
-"""Passes before a capture: Triton compiles, cuDNN picks and libraries load at the first launch, none of which a capture
-allows."""
+"""Passes before a capture. At the first launches, Triton compiles, cuDNN chooses algorithms and libraries are loaded,
+which is not allowed during a capture."""
 
-_capturing = threading.Lock()  # torch allows one capture at a time in a process
+_capturing = threading.Lock()  # torch allows only one capture at a time in a process
 
 
 class Capture(Protocol):
-    """What records and replays: `CudaCapture`, or a stand-in where there is no GPU."""
+    """Interface for recording and replaying: `CudaCapture`, or a substitute in tests without a GPU."""
 
     @property
     def device(self) -> torch.device:
-        """Where the buffers are."""
+        """Device of the buffers."""
 
     def record(self, function: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
         """Record ``function``.
 
         Returns:
-            What runs it again, and the tensor that then holds its result.
+            A function that replays the recording, and the tensor that holds the result after each replay.
         """
 
     def release(self) -> None:
-        """Give the memory back that recordings shared; none of them is replayed any more."""
+        """Free the memory that the recordings shared. None of them may be replayed afterwards."""
 
 
 class CudaCapture:
-    """Records CUDA graphs that share one pool of memory, so that together they take about as much as the largest."""
+    """Record CUDA graphs that share one memory pool, so that together they need about as much as the largest one."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -62,14 +62,14 @@ class CudaCapture:
     def record(self, function: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
         """Run ``function`` a few times on a side stream, then capture it.
 
-        Other threads may go on using the GPU meanwhile, but for its random generator.
+        Other threads may use the GPU at the same time, except its random number generator.
 
         Raises:
-            Exception: What ``function`` raises, lack of memory above all.
-            RuntimeError: ``function`` does what a graph cannot hold, such as waiting for the GPU.
+            Exception: Whatever ``function`` raises, most often because memory ran out.
+            RuntimeError: ``function`` does something that a graph cannot contain, such as waiting for the GPU.
         """
         with _capturing, torch.cuda.device(self.device):
-            if self._streams is None:  # the same ones every time: cuBLAS keeps a workspace for every stream it saw
+            if self._streams is None:  # kept, because cuBLAS allocates a workspace for every stream it has seen
                 self._streams = torch.cuda.Stream(self.device), torch.cuda.Stream(self.device)
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
@@ -88,8 +88,8 @@ class CudaCapture:
         graph = torch.cuda.CUDAGraph()
         failure: Exception | None = None
         try:
-            # torch.cuda.graph does not come back from its stream when the capture ends in an error; this block does.
-            # Errors of this thread alone: others may allocate memory while the capture lasts.
+            # torch.cuda.graph does not restore the stream if the capture fails; torch.cuda.stream does.
+            # thread_local: other threads may allocate memory during the capture.
             with (
                 torch.cuda.stream(stream),
                 torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
@@ -100,7 +100,7 @@ class CudaCapture:
                     failure = error
                     raise
         except Exception as error:
-            failure = failure or error  # ending a broken capture fails too, which would hide the reason
+            failure = failure or error  # the first error is the reason; ending a broken capture raises another one
         if failure is None:
             return graph.replay, output
         try:
@@ -110,10 +110,10 @@ class CudaCapture:
                 f"cuda_graph: the network cannot be captured; use cuda_graph=False ({failure})"
             ) from failure
         finally:
-            del failure  # it would hold its traceback, that this frame, and all of them the failed tensors
+            del failure  # its traceback refers to this frame, and would keep the tensors of the failed call alive
 
     def release(self) -> None:
-        """Leave the pool to torch, which frees it with the last graph in it."""
+        """Drop the memory pool; torch frees it together with the last graph in it."""
         self._pool = None
         torch.cuda.empty_cache()
 
@@ -124,7 +124,8 @@ class CapturedCall:
     def __init__(self, capture: Capture, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
         """Record ``function(*inputs)``; arguments as for `GraphCache.run`."""
         self.size = sum(tensor.numel() for tensor in inputs)
-        with torch.inference_mode(False), torch.no_grad():  # later calls write to the buffers in whatever mode they are
+        # Outside inference mode, because later calls in any mode write to the buffers.
+        with torch.inference_mode(False), torch.no_grad():
             buffers = [torch.empty(tensor.shape, dtype=torch.float32, device=capture.device) for tensor in inputs]
             for buffer, tensor in zip(buffers, inputs, strict=True):
                 buffer.copy_(tensor)
@@ -132,7 +133,7 @@ class CapturedCall:
         self._buffers = buffers
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Run it on other values. Returns a copy of the result on the CPU, for which it waits."""
+        """Replay the recording on other values, wait for it, and return a copy of the result on the CPU."""
         with torch.inference_mode(False), torch.no_grad():
             for buffer, tensor in zip(self._buffers, inputs, strict=True):
                 buffer.copy_(tensor)
@@ -141,19 +142,19 @@ class CapturedCall:
 
 
 class GraphCache:
-    """Recordings by key, the least recently used of them dropped.
+    """Recordings by key; the least recently used one is dropped when there are too many.
 
-    They share memory, so one runs at a time: threads wait for each other, from the inputs going in until the result is
-    on the CPU. A recording of more pixels than all before it would find no block of the pool large enough and make it
-    grow by nearly its own size; so the others are dropped first, and the pool with them. Ask for large shapes first.
+    The recordings share memory, so only one runs at a time: threads wait for each other until the result is on the CPU.
+    A recording with more pixels than all before it would not fit into the blocks of the pool, and would enlarge the
+    pool by nearly its own size. All others are therefore dropped first, together with the pool. Run large shapes first.
     """
 
     def __init__(self, capture: Capture, limit: int = LIMIT) -> None:
-        """Start empty.
+        """Create an empty cache.
 
         Args:
-            capture: What records.
-            limit: Most recordings that are kept, at least 1.
+            capture: Records and replays functions.
+            limit: Maximum number of recordings, at least 1.
         """
         self._capture = capture
         self._limit = limit
@@ -161,7 +162,7 @@ class GraphCache:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Recordings there are."""
+        """Return the number of recordings."""
         return len(self._calls)
 
     def run(
@@ -171,22 +172,23 @@ class GraphCache:
         inputs: Sequence[Tensor],
         unchanged: Callable[[], bool] = lambda: True,
     ) -> Tensor:
-        """Compute ``function(*inputs)`` by replaying the recording of ``key``, which is made if there is none.
+        """Compute ``function(*inputs)`` by replaying the recording for ``key``, which is made first if there is none.
 
-        Where memory runs out in making it, all others are dropped and it is tried once more.
+        If memory runs out while recording, all other recordings are dropped, and recording is tried once more.
 
         Args:
-            key: All that ``function`` depends on but the values of its inputs: their shapes, `launch_state`.
-            function: Tensors on the device to one tensor there. Not called where the recording exists.
+            key: Everything that ``function`` depends on, except the values of its inputs: their shapes and
+                `launch_state`.
+            function: Maps tensors on the device to one tensor on the device. It is not called if there is a recording.
             inputs: Tensors on any device; they are copied into float32 buffers.
-            unchanged: Whether ``key`` still says the truth, asked after a recording was made. One made while another
-                thread changed the settings serves this call and is not kept.
+            unchanged: Return whether ``key`` still describes the settings; called after recording. If another thread
+                changed the settings meanwhile, the recording is used for this call but not kept.
 
         Returns:
-            The result on the CPU, a tensor of its own.
+            The result on the CPU, as a new tensor.
 
         Raises:
-            Exception: What ``function`` raises, lack of memory above all; there are no recordings then.
+            Exception: Whatever ``function`` raises, most often because memory ran out. The cache is then empty.
         """
         with self._lock:
             call = self._calls.get(key)
@@ -199,7 +201,7 @@ class GraphCache:
             return call(inputs)
 
     def clear(self) -> None:
-        """Drop all recordings and give their memory back."""
+        """Drop all recordings and free their memory."""
         with self._lock:
             self._drop_all()
 
@@ -216,7 +218,7 @@ class GraphCache:
             self._drop_all()
             if alone or not is_out_of_memory(error):
                 raise
-        # Out of the except block: its traceback would keep the failed tensors alive.
+        # Outside the except block, whose traceback keeps the tensors of the failed call alive.
         self._capture.release()
         try:
             return CapturedCall(self._capture, function, inputs)
@@ -230,11 +232,11 @@ class GraphCache:
 
 
 def launch_state(model: nn.Module) -> Hashable:
-    """All that decides which kernels a pass of ``model`` launches, and on what weights, but the shapes.
+    """Return everything, except shapes, that determines which kernels a pass of ``model`` launches on which weights.
 
-    The fused kernels in force in this thread and those of the model itself; where its weights are, so that one that was
-    moved or given other tensors is another while weights changed in place are the same; evaluation or training; torch's
-    settings of precision and determinism.
+    This comprises the kernel settings of this thread and of the model, the addresses of all weights and buffers,
+    whether the model is in training mode, and torch's settings of precision and determinism. Moving the model or giving
+    it other tensors changes the state; changing weights in place does not.
     """
     kernels: list[object] = []
     addresses: list[int] = []

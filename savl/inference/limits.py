@@ -11,14 +11,14 @@ _UNKNOWN_FREE_BYTES = 2 << 30  # assumed where the system does not say how much 
 
 
 def control_group_folders(controller: str) -> list[Path]:
-    """Return the folders of the groups that hold this process, its own first, of both versions of control groups.
+    """Return the folders of the Linux control groups that contain this process, of version 1 and version 2.
 
     Args:
         controller: "memory" or "cpu".
 
     Returns:
-        Existing folders; none where the system has no control groups. Inside a container the outermost is often the
-        container's own group, mounted in place of the root.
+        Existing folders, the innermost group first; empty if the system has no control groups. Inside a container the
+        last one is often the container's own group, mounted in place of the root.
     """
     try:
         lines = LISTING.read_text().splitlines()
@@ -40,9 +40,10 @@ def control_group_folders(controller: str) -> list[Path]:
 
 
 def processor_quota() -> float | None:
-    """Return how many processors' time the groups around this process may take, or None where nothing limits them.
+    """Return how many processors' time the control groups allow this process, or None without a limit.
 
-    For example 1.5 under ``docker run --cpus 1.5``. Threads beyond it do not run faster, they are stopped together.
+    For example 1.5 under ``docker run --cpus 1.5``. More threads than that do not compute faster: the system stops all
+    of them whenever the quota is used up.
     """
     quotas = []
     for folder in control_group_folders("cpu"):
@@ -54,15 +55,15 @@ def processor_quota() -> float | None:
             if int(quota) > 0 and int(period) > 0:
                 quotas.append(int(quota) / int(period))
         except (OSError, ValueError):
-            continue  # no limit is the word max, or -1; the root has no files
+            continue  # "max" or -1 stands for no limit; the root group has no such files
     return min(quotas, default=None)
 
 
 def available_bytes() -> int:
-    """Return how many bytes this process can still allocate on the CPU, as far as the system says.
+    """Return how many bytes this process can still allocate on the CPU, as far as the system reports it.
 
-    The least of the machine's free memory, of what the process's control group (a container, a job of a cluster) has
-    left, and of what ``ulimit`` leaves it.
+    This is the minimum of the machine's free memory, of what the control groups of the process (a container, a job of
+    a cluster) have left, and of what ``ulimit`` leaves. 2 GiB where the system reports none of them.
     """
     limits = [free for free in (_free_on_machine(), _free_in_control_group(), _free_below_limits()) if free is not None]
     return max(0, min(limits, default=_UNKNOWN_FREE_BYTES))
@@ -79,7 +80,7 @@ def _free_on_machine() -> int | None:
 
 
 def _free_in_control_group() -> int | None:
-    """The least that any of the groups around this process has left; files in the page cache count as free."""
+    """Return the least that any control group of this process has left; inactive page cache counts as free."""
     least = None
     for folder in control_group_folders("memory"):
         try:
@@ -88,7 +89,7 @@ def _free_in_control_group() -> int | None:
             used = int((folder / ("memory.current" if version2 else "memory.usage_in_bytes")).read_text())
             counts = dict(line.split(maxsplit=1) for line in (folder / "memory.stat").read_text().splitlines())
         except (OSError, ValueError):
-            continue  # no limit is the word max; the root has no files
+            continue  # "max" stands for no limit; the root group has no such files
         cached = int(counts.get("inactive_file" if version2 else "total_inactive_file", 0))
         free = limit - used + cached
         least = free if least is None else min(least, free)
@@ -96,7 +97,7 @@ def _free_in_control_group() -> int | None:
 
 
 def _free_below_limits() -> int | None:
-    """What ``ulimit -v`` and ``ulimit -d`` leave."""
+    """Return what ``ulimit -v`` and ``ulimit -d`` leave, or None without such a limit."""
     try:
         import resource
 
@@ -112,7 +113,7 @@ def _free_below_limits() -> int | None:
 
 
 def is_limited(name: str) -> bool:
-    """Return whether ``ulimit`` limits this process in a resource, such as "RLIMIT_AS"."""
+    """Return whether ``ulimit`` limits a resource of this process, such as "RLIMIT_AS"."""
     try:
         import resource
     except ImportError:  # Windows

@@ -22,15 +22,15 @@ _ARENA_MAX = -8
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory it frees instead of handing every large block back to the system.
+    """Keep freed memory in this process instead of returning every large block to the system.
 
-    A network allocates large tensors of the same sizes over and over, and new pages from the system cost more than many
-    an operation on them: without this, a third of the time of eager PyTorch on a large image is page faults. The most
-    that the process holds stays about the same. Not for a library to do to its users; `savl upscale` does it for
-    itself. Nothing is kept where `save_address_space` has work to do.
+    A network allocates large tensors of the same sizes again and again, and getting new pages from the system takes
+    longer than many operations on them: otherwise page faults take a third of the time of eager PyTorch on a large
+    image. Peak memory stays about the same. Libraries should not change this setting for their users; `savl upscale`
+    does it for its own process. Nothing is changed under a limit on address space (see `save_address_space`).
 
     Returns:
-        Whether freed memory is kept from now on; the C library must be glibc for it.
+        Whether freed memory is kept from now on. This needs glibc as the C library.
     """
     mallopt = _of_glibc("mallopt")
     if mallopt is None or _address_space_is_limited():
@@ -39,26 +39,27 @@ def keep_freed_memory() -> bool:
 
 
 def save_address_space() -> bool:
-    """Reserve and keep no memory that is not in use, where ``ulimit -v`` or ``ulimit -d`` limits this process.
+    """Reserve no unused address space if ``ulimit -v`` or ``ulimit -d`` limits this process.
 
-    Each thread that allocates would reserve 64 MiB for itself, and what large tensors leave behind in the heap can hold
-    neither the stack of a thread nor the code that oneDNN compiles. Of that code oneDNN keeps what about one shape of
-    tiles needs, where it would keep several megabytes for each shape. To be called before torch is loaded and before
-    there are threads.
+    By default glibc reserves 64 MiB for each thread that allocates, and keeps the space of freed large tensors in the
+    heap, where neither thread stacks nor code compiled by oneDNN can use it. oneDNN's cache of compiled code is reduced
+    to about the code for one tile shape; by default it keeps several megabytes for each shape. Call this before torch
+    is loaded and before threads are started.
 
     Returns:
-        Whether there is such a limit, and a C library that can be told (glibc).
+        Whether there is such a limit and the C library (glibc) has these settings.
     """
     mallopt = _of_glibc("mallopt")
     if mallopt is None or not _address_space_is_limited():
         return False
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, which reserves 32 MiB for each and ends the process
+    # numpy's OpenBLAS reserves 32 MiB for each thread, and ends the process if it cannot.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     return bool(mallopt(_ARENA_MAX, 1)) and bool(mallopt(_MMAP_THRESHOLD, 2**18))
 
 
 def return_freed_memory() -> None:
-    """Hand the memory that this process has freed back to the system, where the C library can (glibc)."""
+    """Return the memory that this process has freed to the system, if the C library can (glibc)."""
     malloc_trim = _of_glibc("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)
@@ -69,6 +70,7 @@ def _address_space_is_limited() -> bool:
 
 
 def _of_glibc(name: str) -> Callable[..., int] | None:
+    """Return a function of glibc by name, or None if the C library does not have it."""
     if not sys.platform.startswith("linux"):
         return None
     try:
@@ -79,49 +81,47 @@ def _of_glibc(name: str) -> Callable[..., int] | None:
 
 
 SPIN_COUNT = 500
-"""Turns of a loop for which a thread of GNU's OpenMP waits awake, about 50 to 100 microseconds; its own is 300,000."""
+"""Iterations that an idle thread of GNU's OpenMP spins: about 50 to 100 microseconds. The default is 300,000."""
 
 MOST_THREADS = max(1024, 4 * (os.cpu_count() or 1))
-"""More than these are a mistake: they only wait for each other, and the runtimes of OpenMP break off on some number."""
+"""Upper bound of the number of threads. More only wait for each other, and OpenMP runtimes abort at some number."""
 
 _MOST_VIPS_THREADS = 1024  # libvips' own limit, beyond which it warns
 
-# What tells an OpenMP runtime how its threads wait: the standard's variable, GNU's, and that of LLVM and Intel.
+# Variables that set how OpenMP's idle threads wait: that of the standard, GNU's, and that of LLVM and Intel.
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 def limit_spinning() -> None:
-    """Let threads that have nothing to do sleep soon, so that others can have their processors.
+    """Let idle OpenMP threads sleep after about 0.1 ms, so that other processes can use their processors.
 
-    A pass of a network is thousands of parallel loops. Between them, and at the end of each until the last is done,
-    the threads of OpenMP wait in a loop of their own for up to tens of milliseconds. On a processor that somebody else
-    needs, that is time during which nobody gets anything done. With what is set here they wait so for about a tenth of
-    a millisecond, which is longer than most of the gaps within a pass.
+    A forward pass runs thousands of parallel loops. Between two loops, idle OpenMP threads spin for up to tens of
+    milliseconds by default, which wastes processor time that other processes may need. About 0.1 ms is longer than most
+    gaps within a forward pass, so the pass itself does not become slower.
 
-    The runtime reads the environment when torch is loaded, so this does nothing afterwards. It does nothing either
-    where the user has chosen: ``OMP_WAIT_POLICY``, ``GOMP_SPINCOUNT`` or ``KMP_BLOCKTIME`` is set.
+    The OpenMP runtime reads the environment when torch is loaded, so this has no effect afterwards. It changes nothing
+    if the user has set ``OMP_WAIT_POLICY``, ``GOMP_SPINCOUNT`` or ``KMP_BLOCKTIME``.
     """
     if "torch" in sys.modules or any(name in os.environ for name in _WAITING):
         return
     os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
-    os.environ["KMP_BLOCKTIME"] = (
-        "1"  # milliseconds, the least there is beside none; builds of torch with LLVM's runtime
-    )
+    # For builds of torch with LLVM's runtime: milliseconds; 1 is the smallest value above 0.
+    os.environ["KMP_BLOCKTIME"] = "1"
 
 
 def use_threads(count: int | None = None) -> int:
-    """Compute with ``count`` threads from now on, in torch and in libvips, and start torch's.
+    """Set the number of threads of torch and libvips, and start those of torch.
 
-    They are started at once because a runtime of OpenMP that cannot start a thread ends the process. Where the system
-    refuses some of them now, because of a limit on memory or on threads, fewer are used.
+    The threads are started at once, because an OpenMP runtime that cannot start a thread later ends the process. If the
+    system refuses some of them, because of a limit on memory or threads, fewer are used.
 
     Args:
-        count: At least 1, and more than `MOST_THREADS` count as so many. None is what ``OMP_NUM_THREADS`` says, else
-            one per processor that this process may use; where a container may only take the time of fewer
-            (``docker run --cpus``), as many as that.
+        count: At least 1; values above `MOST_THREADS` are reduced to it. None takes ``OMP_NUM_THREADS``; if that is not
+            set, one thread per processor that this process may use, but not more than the processor time that its
+            container allows (``docker run --cpus``), rounded up.
 
     Returns:
-        How many threads torch uses.
+        The number of threads that torch uses.
     """
     import torch
 
@@ -134,12 +134,12 @@ def use_threads(count: int | None = None) -> int:
         torch.set_num_threads(startable)
     if count is not None or startable < chosen or quota is not None:
         _use_vips_threads(startable)
-    torch.ones(1 << 16)  # more than one thread's share: the runtime starts its threads
+    torch.ones(1 << 16)  # large enough to be computed in parallel, so the runtime starts its threads
     return startable
 
 
 def _startable(count: int) -> int:
-    """How many of ``count`` threads, this one among them, the system lets this process have."""
+    """Return how many of ``count`` threads the system lets this process have, the current one included."""
     enough = threading.Event()
     started: list[threading.Thread] = []
     try:
@@ -148,7 +148,7 @@ def _startable(count: int) -> int:
             thread.start()
             started.append(thread)
     except (RuntimeError, MemoryError):
-        pass  # no more than these
+        pass  # the system refuses more threads
     finally:
         enough.set()
         for thread in started:

@@ -1,8 +1,8 @@
-"""Tiles: where they lie, what they read, and how they are blended back into one image.
+"""Tiles of an image: their size, their position, their context, and how they are blended into one image.
 
-A tile owns a *core*; cores partition the image. It reads the core and ``pad`` pixels of context around it. Half of that
-context is thrown away, since it lies too close to the cut; over the other half neighbouring tiles fade into each other.
-Origins are multiples of the attention window, so a tile's windows are windows of the whole image.
+Each tile has a *core*; the cores partition the image. A tile reads its core and ``pad`` pixels of context around it.
+The outer half of the context is discarded, because it is too close to the cut; over the inner half, neighbouring tiles
+are blended. The origins are multiples of the attention window, so a tile's windows are windows of the whole image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from savl.inference.limits import available_bytes
 from savl.network import SAVLConfig
 
 CPU_BUDGET = 1 << 30
-"""Most bytes of activations a default tile takes on a CPU: larger tiles are no faster there."""
+"""Upper bound of the activations of a default tile on a CPU, in bytes: larger tiles are no faster there."""
 
 
 @dataclass(frozen=True)
@@ -30,29 +30,29 @@ class Span:
 
     @property
     def length(self) -> int:
-        """Pixels inside."""
+        """Number of pixels."""
         return self.stop - self.start
 
     def grown(self, margin: int, within: Span) -> Span:
-        """Extended by ``margin`` pixels on both sides, clipped to ``within``."""
+        """Return the span extended by ``margin`` pixels on both sides, clipped to ``within``."""
         return Span(max(self.start - margin, within.start), min(self.stop + margin, within.stop))
 
     def aligned(self, multiple: int, within: Span) -> Span:
-        """Extended to multiples of ``multiple``, clipped to ``within``."""
+        """Return the span extended to multiples of ``multiple``, clipped to ``within``."""
         start = self.start // multiple * multiple
         stop = -(-self.stop // multiple) * multiple
         return Span(max(start, within.start), min(stop, within.stop))
 
     def relative_to(self, origin: Span) -> slice:
-        """As a slice of an array that begins where ``origin`` begins."""
+        """Return the span as a slice of an array that begins where ``origin`` begins."""
         return slice(self.start - origin.start, self.stop - origin.start)
 
     def seen_from(self, origin: Span) -> Span:
-        """In the coordinates of an array that begins where ``origin`` begins."""
+        """Return the span in the coordinates of an array that begins where ``origin`` begins."""
         return Span(self.start - origin.start, self.stop - origin.start)
 
     def scaled(self, factor: int) -> Span:
-        """In the pixels of an image ``factor`` times as large."""
+        """Return the span in the pixels of an image ``factor`` times as large."""
         return Span(self.start * factor, self.stop * factor)
 
 
@@ -64,40 +64,40 @@ class Region:
     columns: Span
 
     def grown(self, margin: int, within: Region) -> Region:
-        """Extended by ``margin`` pixels on all sides, clipped to ``within``."""
+        """Return the rectangle extended by ``margin`` pixels on all sides, clipped to ``within``."""
         return Region(self.rows.grown(margin, within.rows), self.columns.grown(margin, within.columns))
 
     def aligned(self, multiple: int, within: Region) -> Region:
-        """Extended to multiples of ``multiple``, clipped to ``within``."""
+        """Return the rectangle extended to multiples of ``multiple``, clipped to ``within``."""
         return Region(self.rows.aligned(multiple, within.rows), self.columns.aligned(multiple, within.columns))
 
     @property
     def pixels(self) -> int:
-        """Pixels inside."""
+        """Number of pixels."""
         return self.rows.length * self.columns.length
 
     def seen_from(self, origin: Region) -> Region:
-        """In the coordinates of an image that begins where ``origin`` begins."""
+        """Return the rectangle in the coordinates of an image that begins where ``origin`` begins."""
         return Region(self.rows.seen_from(origin.rows), self.columns.seen_from(origin.columns))
 
     def scaled(self, factor: int) -> Region:
-        """In the pixels of an image ``factor`` times as large."""
+        """Return the rectangle in the pixels of an image ``factor`` times as large."""
         return Region(self.rows.scaled(factor), self.columns.scaled(factor))
 
     def crop(self, image: Tensor, origin: Region) -> Tensor:
-        """Cut this rectangle out of ``(..., H, W)``, an image of the rectangle ``origin``. A view."""
+        """Return a view of this rectangle in ``image`` ``(..., H, W)``, which covers the rectangle ``origin``."""
         return image[..., self.rows.relative_to(origin.rows), self.columns.relative_to(origin.columns)]
 
 
 def whole(image: Tensor) -> Region:
-    """The rectangle of all pixels of ``(..., H, W)``."""
+    """Return the rectangle of all pixels of ``(..., H, W)``."""
     return Region(Span(0, image.shape[-2]), Span(0, image.shape[-1]))
 
 
 def split(region: Region, side: int) -> list[Region]:
     """Partition a rectangle into cores of at most ``side`` × ``side`` pixels, row by row.
 
-    Origins lie at multiples of ``side`` from the rectangle's own.
+    The origins of the cores are multiples of ``side`` from the origin of the rectangle.
     """
     return [Region(rows, columns) for rows in _steps(region.rows, side) for columns in _steps(region.columns, side)]
 
@@ -108,17 +108,18 @@ def _steps(span: Span, side: int) -> Iterator[Span]:
 
 
 def feather(core: Region, region: Region, margin: int, scale: int) -> Tensor:
-    """Weights with which a tile enters the blend.
+    """Compute the weights of a tile in the blend.
 
-    Towards each neighbour the weight falls linearly from 1 to 0 across the border of the core, from ``margin`` pixels
-    inside to ``margin`` pixels outside; the neighbour's rises by the same amount, so all weights at a pixel sum to 1.
-    There is no fall towards the edge of ``region``.
+    Towards each neighbour, the weight falls linearly from 1 to 0 across the border of the core: from ``margin`` pixels
+    inside to ``margin`` pixels outside. The neighbour's weight rises by the same amount, so the weights at each pixel
+    sum to 1. The weight does not fall towards the edge of ``region``.
 
     Args:
-        core: The tile's own rectangle, in LR pixels.
-        region: The rectangle being assembled, in LR pixels.
-        margin: Half the width of the fade, in LR pixels; at most half a core's side, or three tiles would meet.
-        scale: LR → output factor.
+        core: The core of the tile, in LR pixels.
+        region: The rectangle that the tiles are blended into, in LR pixels.
+        margin: Half the width of the transition, in LR pixels. At most half a core's side, so that no more than two
+            tiles meet along an axis.
+        scale: Upscaling factor.
 
     Returns:
         ``(rows, columns)`` float32 for the core grown by ``margin`` within ``region``, in output pixels.
@@ -141,10 +142,10 @@ def _ramp(core: Span, region: Span, margin: int, scale: int) -> Tensor:
 
 
 def bytes_per_pixel(config: SAVLConfig) -> int:
-    """Peak activation memory of the eager network in float32 per LR pixel, estimated from above.
+    """Return an upper estimate of the eager network's peak activation memory in float32, in bytes per LR pixel.
 
-    The larger of OCAB's logits (with their softmax and the sum before it) plus unfolded keys, and the upsampler's
-    widest layers, beside a dozen feature maps.
+    It is the larger of two terms, plus a dozen feature maps: OCAB's logits (with their softmax and the sum before it)
+    and unfolded keys; or the widest layers of the upsampler.
     """
     keys = config.key_window**2
     unfolded = 3 * 2 * config.channels * keys / config.window**2
@@ -155,15 +156,15 @@ def bytes_per_pixel(config: SAVLConfig) -> int:
 
 
 def default_tile(config: SAVLConfig, device: torch.device, batch: int = 1) -> int:
-    """Side of the largest square tile, context included, that the machine has room for.
+    """Return the side of the largest square tile, context included, that fits into memory.
 
-    Half of the free memory, on a CPU at most `CPU_BUDGET`, shared by the images of a batch.
+    The tiles of a batch may take half of the free memory, on a CPU at most `CPU_BUDGET`.
 
     Returns:
-        Pixels, a multiple of the window, at least four windows.
+        LR pixels, a multiple of the window, at least four windows.
     """
     if device.type == "cuda":
-        # What torch holds but does not use is free to it, though the driver does not say so.
+        # Memory that torch has cached but does not use is available, though the driver reports it as used.
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         budget = (torch.cuda.mem_get_info(device)[0] + cached) // 2
     else:

@@ -1,4 +1,4 @@
-"""`savl.upscale_file`: one image file to another, as the command line does it for each input."""
+"""`savl.upscale_file`: upscale one image file to another, as `savl upscale` does for each of its inputs."""
 
 from __future__ import annotations
 
@@ -38,36 +38,36 @@ def upscale_file(
     dtype: str | torch.dtype | None = None,
     on_tile: OnTile | None = None,
 ) -> ProcessedFile:
-    """Upscale an image file into another, as `savl upscale` does.
+    """Upscale an image file to another file, as `savl upscale` does.
 
-    Bit depth, transparency, colour profile and metadata are kept where the format can hold them; what it cannot is
-    named in the `notes` of the result. The file appears whole or not at all.
+    Bit depth, transparency, colour profile and metadata are kept as far as the output format supports them; the `notes`
+    of the result name what is lost. The output appears complete or not at all.
 
     Args:
-        source: the file to read: its path, its content as bytes, or a binary file object, which is read to its end.
-        target: the file to write; missing folders are made.
-        model: as for `savl.upscale`.
-        format: "png", "jpg", "webp" or "tiff"; None is what the suffix of `target` says. JPEG has no transparency,
-            which is flattened onto white; JPEG and WebP hold 8 bits per sample.
-        scale: output pixels per input pixel, any number above 0; None is the network's own.
+        source: File to read: its path, its content as bytes, or a binary file object, which is read to its end.
+        target: File to write. Missing folders are created.
+        model: As for `savl.upscale`.
+        format: "png", "jpg", "webp" or "tiff"; None takes the format from the suffix of `target`. JPEG cannot store
+            transparency, which is flattened onto white; JPEG and WebP store 8 bits per sample.
+        scale: Output pixels per input pixel, any number above 0; None is that of the network.
         quality: 1 to 100, for JPEG and WebP; WebP at 100 is lossless.
-        severity_map: where to write a plot of the severity map (PNG), or None.
-        overwrite: replace existing files.
-        page: page of a file of several, counted from 1; None takes the first and says so in the `notes`.
-        tile: side of the tiles in input pixels; None chooses for the machine, 0 does not tile.
-        tile_pad: pixels by which tiles overlap their surroundings.
-        device: where to compute, as for `savl.upscale`.
-        dtype: what the network computes in, as for `savl.upscale`.
-        on_tile: called with (tiles done, tiles in all).
+        severity_map: Where to write a picture of the severity map (PNG), or None.
+        overwrite: Replace existing files.
+        page: Page of a file with several pages, counted from 1; None takes the first, and the `notes` say so.
+        tile: Side of the tiles in input pixels; None chooses it by the free memory, 0 does not tile.
+        tile_pad: Context around each tile, in input pixels.
+        device: Where to compute, as for `savl.upscale`.
+        dtype: Dtype in which the network computes, as for `savl.upscale`.
+        on_tile: Callback, called with (tiles done, number of tiles) after every tile.
 
     Returns:
         The sizes in pixels, and notes in full sentences.
 
     Raises:
-        TypeError, ValueError: an argument is not accepted; the message names it.
-        OutputExists: a file to write is there already and `overwrite` is false.
-        ImageFileError: a file cannot be read or written.
-        RuntimeError: the network ran out of memory or gave NaN.
+        TypeError, ValueError: An argument is not accepted; the message names it.
+        OutputExists: A file to write exists, and `overwrite` is false.
+        ImageFileError: A file cannot be read or written.
+        RuntimeError: Memory ran out, or the network returned NaN.
     """
     if not is_image_source(source):
         raise TypeError(f"source must be a path, bytes or a binary file object, got {type(source).__name__}")
@@ -122,34 +122,33 @@ def enlarge_file(
     origin: str | None = None,
     on_tile: OnTile | None = None,
 ) -> ProcessedFile:
-    """Read a picture, upscale it, and write it with its metadata.
+    """Read an image, upscale it, and write it with its metadata.
 
-    Samples keep their depth where the format can hold it. Transparency is flattened onto white for JPEG,
-    which has none: refusing would cost the user the file, and black (what many tools do) ruins cut-outs made
-    for paper.
+    Samples keep their bit depth if the format supports it. For JPEG, transparency is flattened onto white: an error
+    would leave the user without a result, and black, which many tools use, spoils cut-out images meant for print.
 
     Args:
-        source: the file to read: its path, its content, or a binary file object.
-        target: the file to write, or None to write none; missing folders are made.
-        upscaler: the network.
-        image_format: the format of `target`.
-        scale: output pixels per input pixel; None is the upscaler's own.
+        source: File to read: its path, its content, or a binary file object.
+        target: File to write, or None to write none. Missing folders are created.
+        upscaler: The network.
+        image_format: Format of `target`.
+        scale: Output pixels per input pixel; None is that of the upscaler.
         quality: 1 to 100, for JPEG and WebP.
-        severity_map: where to write the severity map (PNG), or None.
-        overwrite: replace existing files.
-        page: page of a file of several, counted from 1; None is the first.
-        origin: digest of the source to store in the results (`savl.images.result_mark.digest_origin`); None for none.
-        on_tile: called with (tiles done, tiles in all).
+        severity_map: Where to write the severity map (PNG), or None.
+        overwrite: Replace existing files.
+        page: Page of a file with several pages, counted from 1; None is the first.
+        origin: Digest of the source to store in the results (`savl.images.result_mark.digest_origin`); None for none.
+        on_tile: Callback, called with (tiles done, number of tiles) after every tile.
 
     Raises:
-        ImageFileError: a file cannot be read or written.
-        TypeError, ValueError: `scale` is not a finite number above 0, or gives more pixels than memory can hold.
-        RuntimeError: the network ran out of memory or gave NaN.
+        ImageFileError: A file cannot be read or written.
+        TypeError, ValueError: `scale` is not a finite number above 0, or the result would have too many pixels.
+        RuntimeError: Memory ran out, or the network returned NaN.
     """
     picture = read_source(source, page, argument="source")
     height, width, bands = picture.pixels.shape
     new_size = output_size(width, height, upscaler.scale if scale is None else check_scale(scale))
-    # What can be known before the minutes of work is not left for after.
+    # Check everything that can fail before the network runs, which may take minutes.
     if target is not None:
         check_size(target, *new_size, image_format)
     for output in (target, severity_map):

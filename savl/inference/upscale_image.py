@@ -1,4 +1,4 @@
-"""`savl.upscale`: one picture in, one array out."""
+"""`savl.upscale`: upscale one image and return an array."""
 
 from __future__ import annotations
 
@@ -36,38 +36,38 @@ def upscale(
     dtype: str | torch.dtype | None = None,
     on_tile: OnTile | None = None,
 ) -> NDArray[Any]:
-    """Upscale one picture.
+    """Upscale one image.
 
-    The fused kernels serve unless `savl.use_fused_kernels`, a setting of the model or ``SAVL_KERNELS`` says
+    The fused kernels are used unless `savl.use_fused_kernels`, a setting of the model or ``SAVL_KERNELS`` says
     otherwise.
 
     Args:
-        image: one of
-            - an image file that `savl upscale` reads: its path, its content as bytes, or a binary file object, which
-              is read to its end; EXIF orientation is applied, CMYK becomes sRGB;
-            - a PIL image: its current frame; EXIF orientation is applied, palettes and transparent colours become
-              RGB and alpha;
-            - a numpy array (H, W) gray or (H, W, C), C = 1 gray, 2 gray+alpha, 3 RGB, 4 RGBA;
-            - a torch tensor (C, H, W).
-            Arrays and tensors are uint8, uint16, or floats in [0, 1]. Alpha is not premultiplied.
-        model: name of shipped weights ("savl-tiny"), path to savl or HAT weights, a loaded model (compiled or not;
-            see `savl.Upscaler`), or an `Upscaler`. Give a loaded one when you upscale many pictures; the other
-            settings of an `Upscaler` are its own, so `tile`, `device` and `dtype` must then be left out.
-        scale: output pixels per input pixel, any number above 0; None is the network's own.
-        page: page of a file of several, counted from 1; None takes the first. Only for image files.
-        tile: side of the tiles in input pixels; None chooses for the machine, 0 does not tile.
-        tile_pad: pixels by which tiles overlap their surroundings.
-        device: "cpu", "cuda", "cuda:1", "mps"; None or "auto" takes CUDA if there is one, else mps, else cpu.
-        dtype: "float32" or "bfloat16", what the network computes in.
-        on_tile: called with (tiles done, tiles in all).
+        image: One of the following; alpha is not premultiplied:
+            - an image file that `savl upscale` can read: its path, its content as bytes, or a binary file object, which
+              is read to its end; EXIF orientation is applied, CMYK is converted to sRGB;
+            - a PIL image, of which the current frame is used; EXIF orientation is applied, palettes and transparent
+              colours are converted to RGB and alpha;
+            - a numpy array (H, W) gray or (H, W, C), with C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA, of dtype uint8,
+              uint16, or floating in [0, 1];
+            - a torch tensor (C, H, W) of such a dtype.
+        model: The name of shipped weights ("savl-tiny"), the path of savl or HAT weights, a loaded model (compiled or
+            not; see `savl.Upscaler`), or an `Upscaler`. Pass a loaded model to upscale many images. With an `Upscaler`,
+            leave out `tile`, `tile_pad`, `device` and `dtype`, because it has its own settings.
+        scale: Output pixels per input pixel, any number above 0; None is that of the network.
+        page: Page of a file with several pages, counted from 1; None takes the first. Only for image files.
+        tile: Side of the tiles in input pixels; None chooses it by the free memory, 0 does not tile.
+        tile_pad: Context around each tile, in input pixels.
+        device: "cpu", "cuda", "cuda:1" or "mps"; None or "auto" takes CUDA if available, else MPS, else the CPU.
+        dtype: "float32" or "bfloat16", in which the network computes.
+        on_tile: Callback, called with (tiles done, number of tiles) after every tile.
 
     Returns:
-        (round(H * scale), round(W * scale), C) array of the input's dtype, channels as they came; a
-        two-dimensional numpy array comes back two-dimensional. bfloat16 tensors come back as float32.
+        Array (round(H * scale), round(W * scale), C) with the dtype and channels of the input, without the last axis for
+        a numpy array (H, W). For bfloat16 tensors the dtype is float32.
 
     Raises:
-        TypeError, ValueError: an argument is not of the kinds above; the message names it.
-        ImageFileError: the file cannot be read (`savl.images.errors` has the kinds).
+        TypeError, ValueError: An argument is not accepted; the message names it.
+        ImageFileError: The file cannot be read; `savl.images.errors` has the subclasses.
     """
     if scale is not None:
         check_scale(scale)
@@ -83,7 +83,7 @@ def upscale(
 
 
 def is_image_source(image: object) -> TypeIs[ImageSource]:
-    """Return whether `image` is an image file: a path, bytes, or an object to read bytes from."""
+    """Return whether `image` stands for an image file: a path, bytes, or an object with a ``read`` method."""
     return isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)) or callable(getattr(image, "read", None))
 
 
@@ -91,13 +91,13 @@ def read_source(source: ImageSource, page: int | None, *, argument: str) -> Imag
     """Read an image file.
 
     Args:
-        source: its path, its content, or a binary file object.
-        page: counted from 1; None is the first.
-        argument: what the caller calls `source`, for the messages.
+        source: Its path, its content, or a binary file object.
+        page: Page, counted from 1; None is the first.
+        argument: The caller's name for `source`, used in messages.
 
     Raises:
-        TypeError, ValueError: an argument is not accepted; the message names it.
-        ImageFileError: the file cannot be read.
+        TypeError, ValueError: An argument is not accepted; the message names it.
+        ImageFileError: The file cannot be read.
     """
     from savl.images.read import read_image
 
@@ -116,12 +116,10 @@ def as_upscaler(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> ImageUpscaler:
-    """Make what `upscale` and the command line run: weights loaded, device and precision chosen.
-
-    Args: as for `upscale`.
+    """Return the upscaler for the arguments of `upscale`: load weights, and choose device and dtype.
 
     Raises:
-        TypeError, ValueError: an argument is not accepted; the message names it.
+        TypeError, ValueError: An argument is not accepted; the message names it.
         OSError: `model` is a path that cannot be read.
     """
     precision = None if dtype is None else checked_dtype(dtype)

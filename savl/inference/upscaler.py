@@ -1,9 +1,9 @@
-"""The upscaler: a network, a device, and images of any size in bounded memory.
+"""The upscaler: a network on a device that upscales images of any size in bounded memory.
 
-Two passes. The first runs the estimator over the image and keeps the per-pixel variance, so that severity is normalised
-with the statistics of the whole image. The second runs the network tile by tile, each with its part of that severity
-map, and blends the tiles. The degradation field of a tile is exact: the estimator reads a halo as wide as its receptive
-field around it.
+It makes two passes over an image. The first runs the estimator and keeps the per-pixel variance, so that severity is
+normalised with the statistics of the whole image. The second runs the network tile by tile, each tile with its part of
+that severity map, and blends the tiles. The degradation field of a tile is exact, because the estimator also reads the
+pixels around it that lie within its receptive field.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from savl import ops
 from savl.images.pixels import check_range
-from savl.inference.device import best_device, checked_dtype, indexed
+from savl.inference.device import best_device, checked_dtype, with_device_index
 from savl.inference.graphs import CudaCapture, GraphCache, launch_state
 from savl.inference.process_settings import return_freed_memory
 from savl.inference.tiling import Region, default_tile, feather, split, whole
@@ -31,19 +31,19 @@ from savl.ops.switch import fused_by_default
 from savl.out_of_memory import binary_size, is_out_of_memory, require_memory
 
 _Parts = tuple[Callable[[Tensor], DegradationField | None], Callable[[Tensor, DegradationField | None], Tensor]]
-"""`SAVL.estimate` and `SAVL.reconstruct`, or what a compiler made of them."""
+"""`SAVL.estimate` and `SAVL.reconstruct`, or their compiled versions."""
 
 _LIBRARY_BYTES = 32 * 2**20
-"""What must be left for libraries before a tile is begun on a CPU."""
+"""Memory that must be free for libraries before a tile is started on a CPU, in bytes."""
 
 
 FLAT_RADIUS = 4
-"""A pixel is flat when all pixels up to this many away, in both directions, have its very colour."""
+"""A pixel is flat if all pixels at most this far away, horizontally and vertically, have exactly its colour."""
 
 
 @dataclass(frozen=True)
 class Upscaled:
-    """What an `Upscaler` returns, on the CPU."""
+    """Result of an `Upscaler`, on the CPU."""
 
     sr: Tensor
     """``(B, 3, scale·h, scale·w)`` float32 in [0, 1]."""
@@ -52,7 +52,7 @@ class Upscaled:
 
 
 class Upscaler:
-    """Upscale images of any size with one network. Calls do not disturb each other, so threads may share one."""
+    """Upscale images of any size with one network. Several threads may share an upscaler."""
 
     def __init__(
         self,
@@ -67,38 +67,37 @@ class Upscaler:
         """Put the network on its device.
 
         Args:
-            model: The network, a `savl.SAVL`. It is left as it is: one that is in training mode, on another device or
-                not float32 is copied first. Of one compiled by ``torch.compile(model)`` or ``model.compile()``, the
-                two parts that an upscaler runs (`SAVL.estimate` and `SAVL.reconstruct`) are compiled with the same
-                options when they are first called; tiles have up to nine shapes, for which ``dynamic=True`` makes
-                one code. `DataParallel`, `DistributedDataParallel` and `AveragedModel` are taken off: an upscaler
-                computes on one device.
-            tile: Side of the tiles in LR pixels, rounded up to a multiple of the attention window; None chooses by the
-                memory of the device, 0 never tiles.
-            tile_pad: Context around each tile in LR pixels, likewise rounded up.
-            device: Where to compute; None takes the best there is.
-            dtype: torch.float32 (default) or torch.bfloat16, which computes under autocast: faster where the hardware
-                has it, within about one 8-bit level of float32.
-            cuda_graph: Record the network's pass over a tile as a CUDA graph and replay it for every tile of that
-                shape. The result is the same, bit for bit; the CPU's work per tile goes away. The first tile of a shape
-                takes three passes more, so this is for an Upscaler that serves many tiles or images.
+            model: The network, a `savl.SAVL`. It is not modified: a network in training mode, on another device or not
+                in float32 is copied first. If it was compiled with ``torch.compile(model)`` or ``model.compile()``,
+                `SAVL.estimate` and `SAVL.reconstruct`, which an upscaler calls, are compiled with the same options at
+                their first call. Tiles have up to nine shapes; ``dynamic=True`` compiles once for all of them.
+                `DataParallel`, `DistributedDataParallel` and `AveragedModel` are removed, because an upscaler computes
+                on one device.
+            tile: Side of the tiles in LR pixels, rounded up to a multiple of the attention window. None chooses it by
+                the free memory of the device, 0 does not tile.
+            tile_pad: Context around each tile in LR pixels, rounded up likewise.
+            device: Where to compute; None takes CUDA if available, else MPS, else the CPU.
+            dtype: torch.float32 (default) or torch.bfloat16, which computes under autocast: faster on hardware that
+                supports it, and within about one 8-bit level of float32.
+            cuda_graph: Record the network's pass over a tile as a CUDA graph, and replay it for every tile of the same
+                shape. Results are bitwise equal, and the CPU no longer launches every kernel. The first tile of a shape
+                takes three additional passes, so this pays off for many tiles or images.
 
-                Up to `savl.inference.graphs.LIMIT` shapes are kept. Tiles are not made all of one shape, since the
-                network must meet the edge of the image where it does without graphs, and memory gains nothing by it:
-                the graphs share what the largest needs, beside one output of a tile for each. That memory stays taken
-                between calls. A side of tiles that was chosen by the memory (``tile=None``) is kept for later calls,
-                and one that ran out of memory is not tried again.
+                Graphs for up to `savl.inference.graphs.LIMIT` shapes are kept. They share the memory that the largest
+                one needs, plus one output tile each, and keep it between calls. Therefore tiles keep their different
+                shapes: padding all of them to one shape would save no memory, and would change results at the edges of
+                the image. With ``tile=None``, the side chosen at the first call is kept for later calls, and a side
+                that ran out of memory is not tried again.
 
-                Weights changed in place count from the next tile on. Other fused kernels, other settings of torch's
-                precision, and a model that was moved or given other tensors are noticed at the next image and recorded
-                anew. Threads that share the Upscaler take turns at the network.
+                Weights changed in place take effect at the next tile. Graphs are recorded anew at the next image after
+                a change of the fused kernels or of torch's precision settings, and after the model was moved or given
+                other tensors. Threads that share the Upscaler run the network one at a time.
 
         Raises:
-            TypeError: ``model`` is no network of savl, ``tile`` or ``tile_pad`` is not an int, or ``cuda_graph`` is
+            TypeError: ``model`` is not a network of savl, ``tile`` or ``tile_pad`` is not an int, or ``cuda_graph`` is
                 not a bool.
-            ValueError: ``tile`` or ``tile_pad`` is negative, or the dtype is not one of the two. float16 is refused
-                because networks of the HAT family overflow in it. Or ``cuda_graph`` was asked for where there is no
-                CUDA.
+            ValueError: ``tile`` or ``tile_pad`` is negative; or the dtype is not one of the two (float16 is refused
+                because networks of the HAT family overflow in it); or ``cuda_graph`` is set without CUDA.
         """
         unwrapped = unwrap(model)
         if unwrapped is None:
@@ -113,7 +112,7 @@ class Upscaler:
                 raise ValueError(f"{name} must be >= 0 LR pixels, got {pixels}")
         if not isinstance(cuda_graph, bool):
             raise TypeError(f"cuda_graph must be a bool, got {type(cuda_graph).__name__} {cuda_graph!r}")
-        self.device = indexed(torch.device(device) if device is not None else best_device())
+        self.device = with_device_index(torch.device(device) if device is not None else best_device())
         if cuda_graph and self.device.type != "cuda":
             raise ValueError(
                 f"cuda_graph=True needs a CUDA device ('cuda', 'cuda:<number>'), got device {str(self.device)!r}; "
@@ -136,7 +135,7 @@ class Upscaler:
         self.tile_pad = _round_up(tile_pad, network.config.window)
         self.tile = tile if not tile else _round_up(tile, network.config.window)
         self.graphs = GraphCache(CudaCapture(self.device)) if cuda_graph else None
-        # By batch, kept with graphs alone: the default tile, and the side above which memory ran out.
+        # With CUDA graphs only, by batch size: the default tile, and the largest side that did not run out of memory.
         self._default_tiles: dict[int, int] = {}
         self._largest_cores: dict[int, int] = {}
 
@@ -144,22 +143,22 @@ class Upscaler:
     def __call__(self, lr: Tensor, *, on_tile: Callable[[int, int], None] | None = None) -> Upscaled:
         """Upscale a batch of images.
 
-        Where an image is exactly flat its enlargement has exactly its colour (`restore_flat_areas`).
+        Areas of exactly one colour keep exactly that colour (`restore_flat_areas`).
 
-        The fused kernels serve unless `savl.use_fused_kernels`, a setting of the model or ``SAVL_KERNELS`` says
-        otherwise. They and the eager reference agree within twice the rounding error of the reference.
+        The fused kernels are used unless `savl.use_fused_kernels`, a setting of the model or ``SAVL_KERNELS`` says
+        otherwise. They agree with the eager reference within twice the rounding error of the reference.
 
         Args:
             lr: ``(B, 3, h, w)`` floating in [0, 1].
-            on_tile: Told (tiles done, tiles in all) after every tile; once for an untiled image.
+            on_tile: Callback, called with (tiles done, number of tiles) after every tile; once for an untiled image.
 
         Returns:
             The images and their severity maps.
 
         Raises:
             TypeError: ``lr`` is not a floating tensor.
-            ValueError: ``lr`` has another shape, or values outside [0, 1] by more than rounding leaves.
-            RuntimeError: Memory runs out even for the smallest tile.
+            ValueError: ``lr`` has another shape, or values outside [0, 1] by more than rounding errors.
+            RuntimeError: Memory is not sufficient even for the smallest tile.
         """
         check_image("lr", lr)
         if lr.numel() > 0:
@@ -178,7 +177,7 @@ class Upscaler:
         return Upscaled(sr.clamp_(0.0, 1.0), severity)
 
     def _current_device(self) -> AbstractContextManager[object]:
-        """Make the device current: some libraries launch there, whatever the device of the tensors."""
+        """Make the device current: some libraries launch kernels there, whatever the device of their tensors."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def _core_side(self, lr: Tensor) -> int:
@@ -193,7 +192,10 @@ class Upscaler:
         return max(side - 2 * self.tile_pad, 4 * self.model.config.window)
 
     def _default_tile(self, batch: int) -> int:
-        """By the memory there is; with graphs by what there was first, for they take some, and fit one shape each."""
+        """Return the side of tiles chosen by free memory.
+
+        With CUDA graphs the first choice is kept, because graphs take memory themselves and fit one shape each.
+        """
         if self.graphs is None:
             return default_tile(self.model.config, self.device, batch)
         if batch not in self._default_tiles:
@@ -202,7 +204,7 @@ class Upscaler:
 
 
 class _Run:
-    """One call of an upscaler: the image, its severity map, and what was learned about the memory."""
+    """State of one call of an upscaler: the image, its severity map, and the largest tile that fits into memory."""
 
     def __init__(
         self, upscaler: Upscaler, lr: Tensor, cores: list[Region], on_tile: Callable[[int, int], None] | None
@@ -220,18 +222,18 @@ class _Run:
         self.cores = cores
         self.severity: Tensor | None = None
         self.halo = self.model.config.receptive_field // 2 if self.model.estimator is not None else 0
-        self.largest_core: int | None = None  # cores above this side ran out of memory before
+        self.largest_core: int | None = None  # larger cores have run out of memory; None if none has
         self.done = 0
         self.on_tile = on_tile
 
     def count(self) -> None:
-        """A tile of the whole image is done."""
+        """Count one more tile of the image as done, and call ``on_tile``."""
         self.done += 1
         if self.on_tile is not None:
             self.on_tile(self.done, len(self.cores))
 
     def measure_severity(self) -> Tensor | None:
-        """Severity of the whole image ``(B, h, w)`` on the CPU, or None for a network without variances."""
+        """Compute the severity map ``(B, h, w)`` on the CPU; None for a network without a variational field."""
         if self.model.config.degradation_code != "variational":
             return None
         variance = torch.empty(self.lr.shape[0], *self.lr.shape[-2:])
@@ -248,8 +250,9 @@ class _Run:
                 assert field.variance is not None
                 region.crop(variance, self.image).copy_(self.inside(field.variance, region))
                 return
+            # Outside the except block, whose traceback keeps the tensors of the failed call alive.
             self.release_memory()
-            for part in parts:  # out of the except block: its traceback would keep the failed tensors alive
+            for part in parts:
                 measure(part)
 
         for core in self.cores:
@@ -257,18 +260,18 @@ class _Run:
         return ops.normalise_severity(variance, *ops.variance_statistics(variance))
 
     def field(self, region: Region) -> DegradationField | None:
-        """The field of ``region`` and the halo around it, exact inside ``region``."""
+        """Compute the field of ``region`` and the halo around it; it is exact inside ``region``."""
         self.leave_memory()
         crop = region.grown(self.halo, self.image).crop(self.lr, self.image)
         with self.autocast():
             return self.estimate(crop.to(self.device, torch.float32).contiguous())
 
     def inside(self, map_with_halo: Tensor, region: Region) -> Tensor:
-        """``region`` cut out of a map that `field` gave for it."""
+        """Cut ``region`` out of a map that `field` computed for it."""
         return region.crop(map_with_halo, region.grown(self.halo, self.image))
 
     def assemble(self, region: Region, side: int, on_tile: Callable[[], None] | None) -> Tensor:
-        """Blend the tiles of ``region`` into ``(B, 3, scale·rows, scale·columns)`` float32 on the CPU."""
+        """Upscale ``region`` in tiles and blend them into ``(B, 3, scale·rows, scale·columns)`` float32 on the CPU."""
         cores = split(region, side)
         if len(cores) == 1:
             out = self.render(region, side)
@@ -280,7 +283,7 @@ class _Run:
         out = _zeros(self.lr.shape[0], 3, scale * region.rows.length, scale * region.columns.length)
         tiles = [core.grown(margin, region) for core in cores]
         ready: dict[int, Tensor] = {}
-        if self.graphs is not None:  # the graphs of the others then fit into the memory of the largest
+        if self.graphs is not None:  # the largest tile first: the graphs of the others then fit into its memory
             largest = max(range(len(tiles)), key=lambda index: self.context(tiles[index]).pixels)
             ready[largest] = self.render(tiles[largest], side)
         for index, (core, visible) in enumerate(zip(cores, tiles, strict=True)):
@@ -292,7 +295,7 @@ class _Run:
         return out
 
     def render(self, region: Region, side: int) -> Tensor:
-        """Upscale one rectangle with context around it; where memory runs out, by tiles of half the size."""
+        """Upscale one rectangle with context around it; if memory runs out, in tiles of half the side."""
         smaller = _half(side, self.model.config.window)
         if self.largest_core is None or side <= self.largest_core:
             try:
@@ -310,12 +313,12 @@ class _Run:
         return self.assemble(region, min(self.largest_core, smaller), None)
 
     def context(self, region: Region) -> Region:
-        """What the network reads for ``region``, out to window borders: its windows are then those of the image."""
+        """Return what the network reads for ``region``, extended to borders of the image's attention windows."""
         grown = region.grown(self.tile_pad - self.tile_pad // 2, self.image)
         return grown.aligned(self.model.config.window, self.image)
 
     def run_network(self, region: Region) -> Tensor:
-        """Upscale one rectangle with context around it, in one go: ``(B, 3, scale·rows, scale·columns)``, CPU."""
+        """Upscale one rectangle with context around it to ``(B, 3, scale·rows, scale·columns)`` on the CPU, untiled."""
         self.leave_memory()
         context = self.context(region)
         halo = context.grown(self.halo, self.image)
@@ -335,16 +338,18 @@ class _Run:
         return self.graphs.run(key, compute, inputs, lambda: launch_state(self.model) == self.state)
 
     def pass_over(self, crop: Tensor, severity: Tensor | None, context: Region, region: Region) -> Tensor:
-        """All that the device computes for a tile; what else it depends on than the tensors is in a graph's key.
+        """Run the network on a tile; CUDA graphs record this function.
+
+        Everything that the result depends on, except the values of the tensors, must be in the key of the graph.
 
         Args:
             crop: ``(B, 3, h, w)`` float32 on the device: the context and the halo around it.
-            severity: That of the context, or None.
-            context: In the pixels of ``crop``.
-            region: In the pixels of ``crop``.
+            severity: Severity of the context ``(B, h', w')``, or None.
+            context: The context in the pixels of ``crop``.
+            region: The part to return, in the pixels of ``crop``.
 
         Returns:
-            ``region`` upscaled, contiguous: a view would keep the whole tile alive.
+            ``region`` upscaled. It is contiguous, because a view would keep the whole tile alive.
         """
         scale = self.model.config.scale
         origin = whole(crop)
@@ -356,21 +361,21 @@ class _Run:
         return region.scaled(scale).crop(sr, context.scaled(scale)).contiguous()
 
     def autocast(self) -> torch.autocast:
-        """The precision that was asked for.
+        """Return the autocast context for the chosen dtype.
 
-        Without autocast's cache of weights: each is used once a pass, and a graph must not read one that was cast
-        before its capture.
+        Autocast's cache of cast weights is off: each weight is used once per pass, and a graph must not read a weight
+        that was cast before its capture.
         """
         enabled = self.dtype == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
     def leave_memory(self) -> None:
-        """Raise MemoryError where oneDNN, which may crash without memory, would get none for its code and buffers."""
+        """Raise MemoryError if oneDNN, which may crash without memory, could not allocate its code and buffers."""
         if self.device.type == "cpu":
             require_memory(_LIBRARY_BYTES, "while a tile is computed")
 
     def release_memory(self) -> None:
-        """Give cached blocks back, so that smaller ones can be cut from them; those of the graphs too."""
+        """Release cached memory blocks and recorded graphs, so that smaller tiles can use their memory."""
         if self.graphs is not None:
             self.graphs.clear()
         if self.device.type == "cuda":
@@ -380,15 +385,15 @@ class _Run:
 
 
 def restore_flat_areas(sr: torch.Tensor, lr: torch.Tensor) -> None:
-    """Gives flat parts of the picture their exact colour back, in place.
+    """Set flat areas of the upscaled image to their exact colour, in place.
 
-    A network meets a flat area within a level or two only, and worse at the border of the image, where its
-    convolutions see zeros: clipped skies and paper would come out a little gray. Nothing can be said about such an
-    area but its colour, so that is what it gets. Around it the network's answer stands.
+    A network reproduces a flat area only within one or two 8-bit levels, and less exactly at the border of the image,
+    where its convolutions see zeros. Overexposed skies and white paper would become slightly gray. A flat area contains
+    nothing but its colour, so its pixels are copied from the input; all other pixels keep the network's output.
 
     Args:
-        sr: (B, 3, s*h, s*w) contiguous, written to.
-        lr: (B, 3, h, w), the picture it was made from.
+        sr: ``(B, 3, scale·h, scale·w)`` contiguous; modified in place.
+        lr: ``(B, 3, h, w)``, the image that was upscaled.
     """
     side = 2 * FLAT_RADIUS + 1
     # max_pool2d ignores positions outside the image.
@@ -407,7 +412,7 @@ def restore_flat_areas(sr: torch.Tensor, lr: torch.Tensor) -> None:
 
 
 def _zeros(*shape: int) -> Tensor:
-    """The float32 tensor on the CPU that tiles are blended into, which smaller tiles do not make smaller."""
+    """Allocate the float32 tensor on the CPU that tiles are blended into. Smaller tiles would not make it smaller."""
     try:
         return torch.zeros(shape)
     except RuntimeError as error:

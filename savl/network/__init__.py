@@ -1,4 +1,9 @@
-"""The eager reference network. It reads top to bottom like the paper: `savl.network.savl` first."""
+"""The SAVL network in plain PyTorch, structured as in the paper.
+
+Read in this order: `savl.network.savl` (the whole network and its upsamplers), `savl.network.estimator` (the amortized
+estimator and the degradation field), `savl.network.rhag` (DA-RHAG, HAB, OCAB), `savl.network.dsca` (DSCA), and
+`savl.network.decoder` (the likelihood decoder of training). Settings are in `savl.network.config`.
+"""
 
 from savl.network.config import CONFIGS, SAVLConfig
 from savl.network.decoder import LikelihoodDecoder

@@ -13,11 +13,11 @@ Upsampler = Literal["pixelshuffle", "pixelshuffledirect"]
 
 @dataclass(frozen=True)
 class SAVLConfig:
-    """Everything that shapes a SAVL network. Ablations are settings of it, and so is plain HAT.
+    """Settings of a SAVL network. Ablations and plain HAT are settings, too.
 
     Raises:
         TypeError: A setting has another type than its default (an int may stand for a float).
-        ValueError: A setting is out of its range. Both messages name it, what came, and what is accepted.
+        ValueError: A setting is out of its range. Both messages name the setting, its value, and what is accepted.
     """
 
     scale: int = 4
@@ -25,46 +25,46 @@ class SAVLConfig:
     channels: int = 144
     """Feature channels C, a multiple of ``heads``."""
     depths: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
-    """HABs per DA-RHAG; its length is the number of groups."""
+    """Number of HABs in each DA-RHAG; the length of the tuple is the number of groups."""
     heads: int = 6
-    """Attention heads, in every attention of the network."""
+    """Attention heads, the same number in all attention layers."""
     window: int = 16
     """Side of the attention windows in LR pixels, even."""
     overlap: float = 0.5
-    """OCAB key windows are ``window · (1 + overlap)`` pixels wide."""
+    """Side of OCAB's key windows is ``window · (1 + overlap)`` pixels."""
     mlp_ratio: float = 2.0
-    """Hidden width of the MLPs over ``channels``."""
+    """Hidden width of the MLPs as a multiple of ``channels``."""
     cab_compress: int = 24
-    """CAB squeezes C to C / cab_compress channels between its two convolutions."""
+    """CAB has C / cab_compress channels between its two convolutions."""
     cab_squeeze: int = 24
-    """CAB's channel attention squeezes C to C / cab_squeeze."""
+    """CAB's channel attention has C / cab_squeeze channels in its hidden layer."""
     cab_scale: float = 0.01
     """Weight of the CAB branch in a HAB."""
     cab_neighbourhood: int = 0
-    """Side, in attention windows and odd, of the neighbourhood whose average sets CAB's gates. 0 is the whole image, as
-    HAT has it: then a tile is upscaled otherwise than the image it is part of, and a large image otherwise than the
-    patches that were learned from (Chu et al., 2022, arXiv:2112.04491)."""
+    """Side of the neighbourhood that CAB averages over, in attention windows; odd, or 0 for the whole image as in HAT.
+    With 0, the result for a tile differs from that for the whole image, and large images differ in their statistics
+    from the patches used in training (Chu et al., 2022, arXiv:2112.04491)."""
     drop_path: float = 0.1
-    """Stochastic depth of the last HAB while training; earlier ones get proportionally less."""
+    """Drop probability of the last HAB in training (stochastic depth); it grows linearly from 0 at the first HAB."""
     upsampler: Upsampler = "pixelshuffle"
     """``pixelshuffle``: convolutions at ×2 and ×4 (paper, HAT). ``pixelshuffledirect``: one convolution at LR size
-    and one shuffle, several times cheaper on a CPU (SwinIR's lightweight head)."""
+    and one pixel shuffle, several times cheaper on a CPU (SwinIR's lightweight head)."""
     upsample_features: int = 64
     """Channels inside the ``pixelshuffle`` upsampler."""
     image_residual: bool = False
-    """Add the bicubic upscaled input to the output, so that the network learns the difference. Not in the paper;
-    it makes short trainings of small networks converge."""
+    """Add the bicubically upscaled input to the output, so that the network learns the difference. This is not in the
+    paper; it lets small networks converge in short trainings."""
     rgb_mean: tuple[float, float, float] = (0.4488, 0.4371, 0.4040)
-    """Subtracted from the input, added to the output (DIV2K means, as HAT)."""
+    """Mean colour, subtracted from the input and added to the output (means of DIV2K, as in HAT)."""
     degradation_code: DegradationCode = "variational"
-    """``variational``: SAVL's Gaussian field. ``deterministic``: the ablation with a plain code, no variance,
-    severity 1. ``none``: no estimator and no DSCA, which leaves the HAT architecture."""
+    """``variational``: SAVL's Gaussian field. ``deterministic``: the ablation with a plain code without variance;
+    severity is then 1. ``none``: no estimator and no DSCA, which is the HAT architecture."""
     spatial_modulation: bool = True
-    """Reweight DSCA's attention by severity. False is the paper's ablation without the spatial path's guidance."""
+    """Weight DSCA's attention logits by severity. False is the paper's ablation of the spatial path."""
     channel_modulation: bool = True
-    """Modulate DSCA's channels by the field's mean. False is the paper's ablation without the channel path."""
+    """Modulate DSCA's channels by the field's mean. False is the paper's ablation of the channel path."""
     modulation_shift: bool = False
-    """Give the channel path its additive beta next to gamma."""
+    """Add a beta to DSCA's channel path, next to gamma."""
     latent: int = 64
     """Channels R of the degradation field."""
     estimator_width: int = 64
@@ -73,8 +73,8 @@ class SAVLConfig:
     """Dilation of each 3×3 convolution after the estimator's first. Receptive field: 3 + 2 · sum, and 4 more for the
     high-pass filter, at most 41 pixels."""
     estimator_high_pass: bool = True
-    """Show the estimator what differs from a pixel's 5×5 surroundings instead of the image: noise and blur are there,
-    brightness and colour, which are content, are not."""
+    """Subtract the 5×5 average around each pixel before the estimator. The difference keeps noise and blur, and removes
+    brightness and colour, which are content."""
     decoder_width: int = 64
     """Channels inside the training-only likelihood decoder."""
     decoder_depth: int = 4
@@ -140,11 +140,11 @@ class SAVLConfig:
 
     @property
     def receptive_field(self) -> int:
-        """Side in pixels of the neighbourhood one vector of the degradation field is inferred from."""
+        """Side in pixels of the neighbourhood from which the field at one pixel is inferred."""
         return 3 + 2 * sum(self.estimator_dilations) + (4 if self.estimator_high_pass else 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only, ready for JSON; `from_dict` undoes it."""
+        """Return the settings as plain types, ready for JSON; `from_dict` is the inverse."""
         return asdict(self)
 
     @classmethod
@@ -188,4 +188,4 @@ CONFIGS: dict[str, SAVLConfig] = {
     "hat": SAVLConfig(channels=180, cab_compress=3, cab_squeeze=30, degradation_code="none"),
     "hat-l": SAVLConfig(channels=180, depths=(6,) * 12, cab_compress=3, cab_squeeze=30, degradation_code="none"),
 }
-"""Configurations by name. The HAT ones are the published architectures, Real_HAT_GAN being ``hat``."""
+"""Configurations by name. Those of HAT are the published architectures; Real_HAT_GAN has that of ``hat``."""

@@ -9,26 +9,27 @@ from torch import Tensor, nn
 
 from savl.network.config import SAVLConfig
 
-FRESH_LOG_SCALE = math.log(8 / 255)
-"""What an untrained decoder takes for the logarithm of the scale."""
+INITIAL_LOG_SCALE = math.log(8 / 255)
+"""Logarithm of the scale that an untrained decoder predicts."""
 LOG_SCALE_LIMITS = (math.log(0.25 / 255), 0.0)
-"""8-bit rounding alone deviates by a quarter of a step on average."""
+"""Range of the logarithm of the scale. Its lower end is the mean error of rounding to 8 bits, a quarter of a step."""
 
 
 class LikelihoodDecoder(nn.Module):
     """Rebuild the low-resolution image from clean content and a sample of the degradation field.
 
-    The content code z already is a clean image of the right size; the decoder adds what the degradation did to it.
-    Given all of the content, r has no reason to carry any: that is what keeps the field free of it (SAVL-LM).
+    The content code z is a clean image of the right size, and the decoder adds the effect of the degradation. Because
+    z holds all of the content, r need not encode any; this keeps the field independent of content (SAVL-LM).
     """
 
     def __init__(self, config: SAVLConfig, learned_scale: bool = False) -> None:
-        """Build it.
+        """Build a decoder that initially returns z.
 
         Args:
-            config: Widths.
-            learned_scale: Whether the scale of the likelihood is inferred as well, for every pixel and channel: then a
-                field that knows how noisy a pixel is explains it better, and not only one that knows the noise itself.
+            config: Gives the number of channels and layers.
+            learned_scale: Whether to predict the scale of the likelihood for every pixel and channel. A field that
+                encodes only how strong the noise at a pixel is then also raises the likelihood; with a fixed scale, a
+                field must encode the noise itself.
         """
         super().__init__()
         self.learned_scale = learned_scale
@@ -37,24 +38,24 @@ class LikelihoodDecoder(nn.Module):
         for _ in range(config.decoder_depth - 2):
             layers += [nn.Conv2d(width, width, 3, padding=1), nn.LeakyReLU(0.1)]
         last = nn.Conv2d(width, 6 if learned_scale else 3, 3, padding=1)
-        # A fresh decoder says z. One that begins with noise of its own learns to be silent first, about r too, and the
-        # field collapses before it was ever of use.
+        # Zero weights, so that an untrained decoder returns z. With random ones, training first suppresses the random
+        # output, and with it the influence of r: the field then collapses to the prior.
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
         self.body = nn.Sequential(*layers, last)
 
     def forward(self, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Parameters of the likelihood of y.
+        """Compute the parameters of the likelihood of y.
 
         Args:
             z: ``(B, 3, h, w)`` content code D(x) in [0, 1].
             r: ``(B, R, h, w)`` sample of the degradation field.
 
         Returns:
-            Location ``(B, 3, h, w)``: mean of the Gaussian, or median of the Laplacian, over y. And the logarithm of
-            its scale ``(B, 3, h, w)``: standard deviation, or mean absolute deviation; None where the scale is fixed.
+            The location ``(B, 3, h, w)``: mean of the Gaussian or median of the Laplacian. And the logarithm of the
+            scale ``(B, 3, h, w)``: standard deviation or mean absolute deviation; None if the scale is fixed.
         """
         out: Tensor = self.body(torch.cat((z, r), dim=1))
         if not self.learned_scale:
             return z + out, None
-        return z + out[:, :3], (out[:, 3:] + FRESH_LOG_SCALE).clamp(*LOG_SCALE_LIMITS)
+        return z + out[:, :3], (out[:, 3:] + INITIAL_LOG_SCALE).clamp(*LOG_SCALE_LIMITS)

@@ -11,19 +11,19 @@ from savl.ops import KernelSettings
 
 
 class Guidance(nn.Module):
-    """The channel path's reading of the field: a light 1×1 convolution of mu to a vector of C factors per pixel."""
+    """Compute DSCA's channel modulation from mu with a 1×1 convolution: gamma and, optionally, beta per pixel."""
 
     def __init__(self, config: SAVLConfig) -> None:
         super().__init__()
         self.channels = config.channels
         outputs = 2 if config.modulation_shift else 1
-        # On (B, H, W, R) a linear layer is a 1×1 convolution.
+        # On (B, H, W, R), a linear layer is a 1×1 convolution.
         self.project = nn.Linear(config.latent, outputs * config.channels)
-        nn.init.zeros_(self.project.weight)  # gamma = beta = 0: a fresh DSCA starts as plain attention
+        nn.init.zeros_(self.project.weight)  # gamma = beta = 0: an untrained DSCA is plain attention
         nn.init.zeros_(self.project.bias)
 
     def forward(self, mu: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``(B, H, W, R)`` → gamma ``(B, H, W, C)`` and beta ``(B, H, W, C)`` or None."""
+        """Map mu ``(B, H, W, R)`` to gamma ``(B, H, W, C)`` and beta ``(B, H, W, C)`` or None."""
         out: Tensor = self.project(mu)
         if out.shape[-1] == self.channels:
             return out, None
@@ -32,7 +32,7 @@ class Guidance(nn.Module):
 
 
 class DSCA(nn.Module):
-    """Attend within shifted windows by severity, then modulate channels by the type of degradation.
+    """Attend within shifted windows, weighted by severity, then modulate channels by the type of degradation.
 
     spatial path:  attended = proj(window_attention(qkv(LN(x)), severity))
     channel path:  out = x + (1 + gamma(mu)) · attended + beta(mu)
@@ -52,7 +52,7 @@ class DSCA(nn.Module):
         self.guidance = Guidance(config) if config.channel_modulation else None
 
     def forward(self, x: Tensor, mu: Tensor, severity: Tensor | None) -> Tensor:
-        """Guide the features.
+        """Apply both paths to the features.
 
         Args:
             x: ``(B, H, W, C)`` features, H and W multiples of the window.

@@ -1,4 +1,4 @@
-"""The amortized estimator g_psi: y → (mu, logvar), and the degradation field that is made of its output."""
+"""The amortized estimator g_psi: y → (mu, logvar), and the degradation field built from its output."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from savl.network.config import SAVLConfig
 from savl.network.layers import DilatedConv2d
 
 LOGVAR_LIMIT = 8.0
-"""logvar is clamped to ± this, so that exp(logvar) stays finite in every dtype the network runs in."""
+"""Bound of |logvar|: exp(logvar) then stays finite in every dtype that the network runs in."""
 HIGH_PASS_GAIN = 8.0
-"""What is left of a photograph is small: about a tenth of its own contrast."""
-FRESH_MEAN = 0.1
-"""Standard deviation of the weights that give mu, before training: large enough for a sample to say something of it."""
+"""Factor after the high-pass filter, which leaves about a tenth of a photograph's contrast."""
+INITIAL_MEAN_STD = 0.1
+"""Standard deviation of the initial weights that compute mu: large enough that samples of r differ between pixels."""
 
 
 class AmortizedEstimator(nn.Module):
-    """Infer the degradation field from local neighbourhoods, one forward pass for all pixels.
+    """Infer the degradation field of every pixel from its neighbourhood, in one forward pass.
 
-    A stack of 3×3 convolutions of stride 1, some dilated, shares its parameters over pixels; nothing in it looks
-    further than ``config.receptive_field``, and there is no normalisation, so the field of a crop equals the crop of
-    the field away from the border. The means of a fresh field differ from pixel to pixel, its variances are the
-    prior's.
+    The estimator is a stack of 3×3 convolutions of stride 1, some dilated, with a receptive field of
+    ``config.receptive_field`` pixels. It has no normalisation layers, so away from the border the field of a crop
+    equals the crop of the field. Before training, the means differ from pixel to pixel and the variances are those of
+    the prior.
     """
 
     def __init__(self, config: SAVLConfig) -> None:
@@ -44,19 +44,19 @@ class AmortizedEstimator(nn.Module):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
-        nn.init.normal_(self.head.weight[: config.latent], std=FRESH_MEAN)
+        nn.init.normal_(self.head.weight[: config.latent], std=INITIAL_MEAN_STD)
 
     def forward(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
         """Estimate the posterior.
 
         Args:
-            y: ``(B, 3, h, w)`` low-resolution image, its mean colour removed.
+            y: ``(B, 3, h, w)`` low-resolution image with the mean colour subtracted.
 
         Returns:
             mu ``(B, R, h, w)`` and logvar ``(B, R, h, w)``; logvar is None for a deterministic code.
         """
         if self.high_pass:
-            y = HIGH_PASS_GAIN * (y - _surroundings(y))
+            y = HIGH_PASS_GAIN * (y - _binomial_average(y))
         features = self.head(self.body(y))
         if not self.variational:
             return features, None
@@ -64,10 +64,11 @@ class AmortizedEstimator(nn.Module):
         return mu, logvar.clamp(-LOGVAR_LIMIT, LOGVAR_LIMIT)
 
 
-def _surroundings(y: Tensor) -> Tensor:
-    """5×5 binomial average, the border repeated outwards.
+def _binomial_average(y: Tensor) -> Tensor:
+    """Return the 5×5 binomial average of every pixel, with replicated borders.
 
-    By additions: autocast would run a convolution in half precision, and what is wanted of it is a small difference.
+    It is computed with additions, because autocast would run a convolution in half precision, and the caller needs a
+    small difference of large values.
     """
     y = F.pad(y, (2, 2, 2, 2), mode="replicate")
     for axis in (2, 3):
@@ -81,14 +82,14 @@ def _surroundings(y: Tensor) -> Tensor:
 class DegradationField:
     """A Gaussian for every low-resolution pixel, or a plain code for the deterministic ablation.
 
-    Shapes: mu, logvar and sample ``(B, R, h, w)``; kl, severity and variance ``(B, h, w)``. A deterministic code has
-    a mean alone: its logvar, kl, severity and variance are None and its sample is mu.
+    Shapes: mu, logvar and sample are ``(B, R, h, w)``; kl, severity and variance are ``(B, h, w)``. A deterministic
+    code has a mean only: logvar, kl, severity and variance are None, and sample is mu.
     """
 
     mu: Tensor
-    """Posterior mean: the type of degradation."""
+    """Posterior mean; encodes the type of degradation."""
     logvar: Tensor | None = None
-    """Posterior log-variance: its severity."""
+    """Posterior log-variance; encodes how severe the degradation is."""
     sample: Tensor | None = None
     """Reparameterized sample r (mu itself if no seed was given)."""
     kl: Tensor | None = None
@@ -107,13 +108,13 @@ class DegradationField:
         *,
         kernels: ops.KernelSettings | None = None,
     ) -> DegradationField:
-        """Build the field from what the estimator says.
+        """Build the field from the output of the estimator.
 
         Args:
             mu: ``(B, R, h, w)``.
             logvar: ``(B, R, h, w)``, or None for a deterministic code.
             seed: Seed of the sample, 0 ≤ seed < 2**64; None for ``sample = mu``.
-            kernels: Which kernels serve; None follows `savl.use_fused_kernels`.
+            kernels: Kernels to use; None follows `savl.use_fused_kernels`.
         """
         if logvar is None:
             return cls(mu=mu, sample=mu)

@@ -18,10 +18,11 @@ from savl.ops import KernelSettings
 
 
 class DARHAG(nn.Module):
-    """A residual group. Without a degradation code the DSCA stages are absent and this is HAT's RHAG.
+    """Degradation-aware residual hybrid attention group.
 
-    HABs shift their windows in every second block, as in Swin. Each DSCA uses the partition its block does not, so
-    that every [DSCA → block] pair has seen both.
+    Every second HAB shifts its windows by half a window, as in Swin. Each DSCA uses the other partition than the block
+    after it, so that every [DSCA → block] pair attends within both. With ``degradation_code="none"`` there are no DSCA
+    stages, and this is HAT's RHAG.
     """
 
     def __init__(self, config: SAVLConfig, drop_paths: list[float]) -> None:
@@ -32,7 +33,7 @@ class DARHAG(nn.Module):
         self.habs = nn.ModuleList(
             HAB(config, shift, drop_path) for shift, drop_path in zip(hab_shifts, drop_paths, strict=True)
         )
-        self.ocab = OCAB(config)  # never shifted
+        self.ocab = OCAB(config)  # its windows are never shifted
         self.dscas = nn.ModuleList()
         if config.degradation_code != "none":
             self.dscas.extend(DSCA(config, half - shift) for shift in (*hab_shifts, 0))
@@ -58,54 +59,11 @@ class DARHAG(nn.Module):
         return out
 
 
-class CAB(nn.Module):
-    """Channel attention block: two 3×3 convolutions, then a gate per channel from an average over the features.
-
-    The average is over the image that the block sees, or, with ``config.cab_neighbourhood``, over so many attention
-    windows around each window, as far as they lie within the image.
-    """
-
-    def __init__(self, config: SAVLConfig) -> None:
-        super().__init__()
-        self.scale = config.cab_scale
-        self.window = config.window
-        self.neighbourhood = config.cab_neighbourhood
-        channels = config.channels
-        compressed = channels // config.cab_compress
-        squeezed = channels // config.cab_squeeze
-        self.compress = ChannelsLastConv2d(channels, compressed, 3, padding=1)
-        self.activation = nn.GELU()
-        self.expand = ChannelsLastConv2d(compressed, channels, 3, padding=1)
-        # On the pooled features linear layers are 1×1 convolutions.
-        self.squeeze = nn.Linear(channels, squeezed)
-        self.excite = nn.Linear(squeezed, channels)
-
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """``residual + cab_scale · gate · features``, all ``(B, H, W, C)``: the sum in one pass over the features.
-
-        H and W are multiples of the window.
-        """
-        features: Tensor = self.expand(self.activation(self.compress(x)))
-        batch, height, width, channels = features.shape
-        rows, columns = (height // self.window, width // self.window) if self.neighbourhood else (1, 1)
-        cut = (batch, rows, height // rows, columns, width // columns, channels)
-        features, residual = features.reshape(cut), residual.reshape(cut)
-        pooled = features.mean(dim=(2, 4))  # (B, rows, columns, C)
-        if self.neighbourhood:
-            pooled = _box_average(pooled, self.neighbourhood)
-        gate: Tensor = self.excite(self.squeeze(pooled).relu()).sigmoid()
-        out = torch.addcmul(residual, features, gate[:, :, None, :, None], value=self.scale)
-        return out.reshape(batch, height, width, channels)
-
-
-def _box_average(x: Tensor, side: int) -> Tensor:
-    """Average ``(B, rows, columns, C)`` over ``side`` × ``side`` neighbours, as far as there are any."""
-    around = F.avg_pool2d(x.permute(0, 3, 1, 2), side, stride=1, padding=side // 2, count_include_pad=False)
-    return around.permute(0, 2, 3, 1)
-
-
 class HAB(nn.Module):
-    """n = LN(x);  x += drop(attention(n)) + cab_scale · CAB(n);  x += drop(MLP(LN(x)))."""
+    """Hybrid attention block: window attention beside channel attention, then an MLP.
+
+    n = LN(x);  x = x + drop(attention(n)) + cab_scale · CAB(n);  x = x + drop(MLP(LN(x)))
+    """
 
     def __init__(self, config: SAVLConfig, shift: int, drop_path: float) -> None:
         super().__init__()
@@ -123,7 +81,7 @@ class HAB(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, H, W, C)`` → ``(B, H, W, C)``, H and W multiples of the window."""
+        """Map ``(B, H, W, C)`` to ``(B, H, W, C)``; H and W are multiples of the window."""
         normed = self.norm_attention(x)
         attended = ops.window_attention(
             self.qkv(normed), self.bias_table, None, window=self.window, shift=self.shift, kernels=self.kernels
@@ -134,8 +92,57 @@ class HAB(nn.Module):
         return out
 
 
+class CAB(nn.Module):
+    """Channel attention block: two 3×3 convolutions, then a gate per channel computed from averaged features.
+
+    The average is taken over the whole input. With ``config.cab_neighbourhood`` = n > 0, each attention window has its
+    own average, over the n × n windows around it that lie within the input.
+    """
+
+    def __init__(self, config: SAVLConfig) -> None:
+        super().__init__()
+        self.scale = config.cab_scale
+        self.window = config.window
+        self.neighbourhood = config.cab_neighbourhood
+        channels = config.channels
+        compressed = channels // config.cab_compress
+        squeezed = channels // config.cab_squeeze
+        self.compress = ChannelsLastConv2d(channels, compressed, 3, padding=1)
+        self.activation = nn.GELU()
+        self.expand = ChannelsLastConv2d(compressed, channels, 3, padding=1)
+        # On pooled features, linear layers are 1×1 convolutions.
+        self.squeeze = nn.Linear(channels, squeezed)
+        self.excite = nn.Linear(squeezed, channels)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Return ``residual + cab_scale · gate · features``, all ``(B, H, W, C)``; H and W are multiples of the window.
+
+        The sum is computed here so that it takes one pass over the features.
+        """
+        features: Tensor = self.expand(self.activation(self.compress(x)))
+        batch, height, width, channels = features.shape
+        rows, columns = (height // self.window, width // self.window) if self.neighbourhood else (1, 1)
+        cut = (batch, rows, height // rows, columns, width // columns, channels)
+        features, residual = features.reshape(cut), residual.reshape(cut)
+        pooled = features.mean(dim=(2, 4))  # (B, rows, columns, C)
+        if self.neighbourhood:
+            pooled = _box_average(pooled, self.neighbourhood)
+        gate: Tensor = self.excite(self.squeeze(pooled).relu()).sigmoid()
+        out = torch.addcmul(residual, features, gate[:, :, None, :, None], value=self.scale)
+        return out.reshape(batch, height, width, channels)
+
+
+def _box_average(x: Tensor, side: int) -> Tensor:
+    """Average ``(B, rows, columns, C)`` over ``side`` × ``side`` neighbours, leaving out those beyond the border."""
+    around = F.avg_pool2d(x.permute(0, 3, 1, 2), side, stride=1, padding=side // 2, count_include_pad=False)
+    return around.permute(0, 2, 3, 1)
+
+
 class OCAB(nn.Module):
-    """x += attention(queries of a window, keys of the larger window around it);  x += MLP(LN(x))."""
+    """Overlapping cross-attention block: queries of a window attend to keys of the larger window around it.
+
+    x = x + attention(LN(x));  x = x + MLP(LN(x))
+    """
 
     def __init__(self, config: SAVLConfig) -> None:
         super().__init__()
@@ -151,7 +158,7 @@ class OCAB(nn.Module):
         self.mlp = MLP(channels, int(channels * config.mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, H, W, C)`` → ``(B, H, W, C)``, H and W multiples of the window."""
+        """Map ``(B, H, W, C)`` to ``(B, H, W, C)``; H and W are multiples of the window."""
         channels = x.shape[-1]
         q, kv = self.qkv(self.norm_attention(x)).split((channels, 2 * channels), dim=-1)
         attended = ops.overlapping_window_attention(

@@ -25,7 +25,7 @@ class SAVL(nn.Module):
 
     rgb_mean: Tensor
     compile_options: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-    """Arguments of the last call of `compile`."""
+    """Positional and keyword arguments of the last call of `compile`; None if there was none."""
 
     def __init__(self, config: SAVLConfig) -> None:
         super().__init__()
@@ -49,17 +49,20 @@ class SAVL(nn.Module):
             if isinstance(module, nn.Linear) and module not in zero_initialised:
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        if config.image_residual:  # a fresh network then is bicubic interpolation
+        if config.image_residual:  # an untrained network is then exactly bicubic interpolation
             nn.init.zeros_(self.upsampler.to_image.weight)
             nn.init.zeros_(self.upsampler.to_image.bias)  # type: ignore[arg-type]
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile in place, with the arguments of `torch.compile`; an `Upscaler` compiles its parts likewise."""
+        """Compile in place, with the arguments of `torch.compile`.
+
+        They are kept, so that a `savl.Upscaler` can compile `estimate` and `reconstruct` with the same options.
+        """
         super().compile(*args, **kwargs)
         self.compile_options = args, kwargs
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copies and pickles hold: like torch, without what was compiled, whose options may not pickle."""
+        """Return the state for copies and pickles, without the options of `compile`, which may not be picklable."""
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         state.pop("compile_options", None)
         return state
@@ -71,18 +74,18 @@ class SAVL(nn.Module):
     def forward(self, lr: Tensor, return_field: Literal[True]) -> tuple[Tensor, DegradationField | None]: ...
 
     def forward(self, lr: Tensor, return_field: bool = False) -> Tensor | tuple[Tensor, DegradationField | None]:
-        """Upscale.
+        """Upscale a batch of images.
 
         Args:
             lr: ``(B, 3, h, w)`` in [0, 1], dtype of the network, any h and w from 1 pixel up.
             return_field: Also return the degradation field.
 
         Returns:
-            ``(B, 3, scale·h, scale·w)``, nominally in [0, 1] but not clamped; with ``return_field`` a pair of it and
-            the `DegradationField`, which is None for a network without one.
+            ``(B, 3, scale·h, scale·w)``, nominally in [0, 1] but not clamped. With ``return_field``, a pair of it and
+            the `DegradationField`; the latter is None for a network with ``degradation_code="none"``.
 
         Raises:
-            TypeError: ``lr`` is not a floating tensor, or of another dtype than the network outside autocast.
+            TypeError: ``lr`` is not a floating tensor, or outside autocast has another dtype than the network.
             ValueError: ``lr`` is not ``(B, 3, h, w)`` with h, w ≥ 1.
         """
         check_image("lr", lr)
@@ -101,7 +104,7 @@ class SAVL(nn.Module):
             seed: Seed of ``field.sample``; None makes the sample the mean.
 
         Returns:
-            The field at LR size, its severity normalised over this image; None for a network without one.
+            The field at LR size, its severity normalised over this image; None for ``degradation_code="none"``.
         """
         if self.estimator is None:
             return None
@@ -127,7 +130,7 @@ class SAVL(nn.Module):
         window = self.config.window
         mu = severity = None
         if field is not None:
-            # Every DSCA reads it: turned to channels last once.
+            # Converted to channels last once, because every DSCA reads it.
             mu = reflect_pad_to_multiple(field.mu, window).permute(0, 2, 3, 1).contiguous()
             severity = None if field.severity is None else reflect_pad_to_multiple(field.severity, window)
 
@@ -176,7 +179,7 @@ def check_image(name: str, image: object) -> None:
 
 
 class PixelShuffleUpsampler(nn.Module):
-    """conv → (conv, shuffle) per factor → conv, as in HAT: ×2 once, twice or thrice, or ×3 once."""
+    """Upsample as HAT does: conv, then a conv and a pixel shuffle per step (×2 each, or one ×3), then conv."""
 
     def __init__(self, config: SAVLConfig) -> None:
         super().__init__()
@@ -190,13 +193,16 @@ class PixelShuffleUpsampler(nn.Module):
         self.to_image = nn.Conv2d(features, 3, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(B, C, H, W)`` → ``(B, 3, scale·H, scale·W)``."""
+        """Map ``(B, C, H, W)`` to ``(B, 3, scale·H, scale·W)``."""
         image: Tensor = self.to_image(self.stages(self.reduce(features)))
         return image
 
 
 class DirectUpsampler(nn.Module):
-    """One convolution at LR size and one shuffle (SwinIR's lightweight head): no work at HR size."""
+    """Upsample with one convolution at LR size and one pixel shuffle, as SwinIR's lightweight head does.
+
+    Nothing is computed at HR size.
+    """
 
     def __init__(self, config: SAVLConfig) -> None:
         super().__init__()
@@ -204,11 +210,11 @@ class DirectUpsampler(nn.Module):
         self.shuffle = nn.PixelShuffle(config.scale)
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(B, C, H, W)`` → ``(B, 3, scale·H, scale·W)``."""
+        """Map ``(B, C, H, W)`` to ``(B, 3, scale·H, scale·W)``."""
         image: Tensor = self.shuffle(self.to_image(features))
         return image
 
 
 def build_upsampler(config: SAVLConfig) -> PixelShuffleUpsampler | DirectUpsampler:
-    """The upsampler that ``config.upsampler`` names."""
+    """Build the upsampler that ``config.upsampler`` names."""
     return PixelShuffleUpsampler(config) if config.upsampler == "pixelshuffle" else DirectUpsampler(config)

@@ -14,30 +14,30 @@ from torch.optim.swa_utils import AveragedModel
 from savl.network.savl import SAVL
 
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""Compiles a function."""
+"""A function that compiles another function."""
 
 
 @dataclass(frozen=True)
 class Unwrapped:
-    """What `unwrap` finds."""
+    """Result of `unwrap`."""
 
     model: SAVL
     """The network inside, not a copy."""
     compile: Compile | None
-    """Compiles a function with the options that the network was compiled with; None for one that was not compiled."""
+    """Compiles a function with the same options as the network; None if the network was not compiled."""
 
 
 def unwrap(model: object) -> Unwrapped | None:
-    """Find the network inside the wrappers of PyTorch.
+    """Find the network inside wrappers of PyTorch.
 
-    They are ``torch.compile(model)``, ``DataParallel``, ``DistributedDataParallel`` and ``AveragedModel``, nested in
-    any order. A network compiled in place (``model.compile()``) counts as compiled.
+    The wrappers are ``torch.compile(model)``, ``DataParallel``, ``DistributedDataParallel`` and ``AveragedModel``,
+    nested in any order. A network compiled in place (``model.compile()``) counts as compiled.
 
     Args:
         model: Any object.
 
     Returns:
-        The network and how it was compiled; None where there is no `SAVL` inside.
+        The network and how it was compiled; None if there is no `SAVL` inside.
     """
     compile_as: Compile | None = None
     while not isinstance(model, SAVL):
@@ -54,7 +54,7 @@ def unwrap(model: object) -> Unwrapped | None:
 
 
 def _compiled_in_place(model: SAVL) -> Compile | None:
-    """Return what ``model.compile(...)`` was called with, as a function that compiles; None if it was not called."""
+    """Return a function that compiles with the arguments of ``model.compile(...)``; None if it was not called."""
     if model._compiled_call_impl is None or model.compile_options is None:
         return None
     arguments, options = model.compile_options

@@ -1,4 +1,4 @@
-"""Weights: build networks, load and save their files, and the weights that ship with the package."""
+"""Build networks by name, load and save their weights, and list the weights that are shipped with the package."""
 
 from savl.weights.files import build, load, save, shipped
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-_HEAD = 1024  # bytes that tell what a file is
+_HEAD = 1024  # bytes read to recognise the kind of a file
 
-# Beginnings of files that people give by mistake, or forget to unpack.
+# First bytes of files that are often given by mistake or not yet unpacked.
 _OTHER_FILES = {
     b"\x1f\x8b": "a gzip archive; unpack it first",
     b"BZh": "a bzip2 archive; unpack it first",
@@ -37,15 +37,15 @@ def read_checkpoint(path: Path) -> tuple[Any, dict[str, str]]:
     """Read a file of weights without running any code in it.
 
     Args:
-        path: A safetensors file, or what ``torch.save`` wrote, as a zip file or in the older format.
+        path: A safetensors file, or a file written by ``torch.save``, as a zip archive or in the older format.
 
     Returns:
-        What it holds, most often a dict that has tensors by name somewhere in it; and the metadata of a safetensors
-        file, empty for others.
+        The content, usually a dict that contains tensors by name at some level; and the metadata of a safetensors file,
+        which are empty for other files.
 
     Raises:
-        ValueError: The file is something else, damaged, or holds pickled code. The message says which, in one line
-            without the file's name.
+        ValueError: The file is of another kind, damaged, or contains pickled code. The message says which, in one line
+            without the name of the file.
         OSError: The file cannot be read.
     """
     with open(path, "rb") as file:
@@ -64,7 +64,7 @@ def read_checkpoint(path: Path) -> tuple[Any, dict[str, str]]:
 
 
 def _other_kind(head: bytes) -> str | None:
-    """Say what a file that is no weights is, by its beginning; None where that does not tell."""
+    """Return what kind of file this is, if its first bytes show that it contains no weights; else None."""
     if head.startswith(b"version https://git-lfs"):
         size = re.search(rb"\nsize (\d+)", head)
         stands_for = f"{int(size[1])} bytes" if size else "the file"
@@ -92,7 +92,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
 
 
 def _why_cut_off(path: Path) -> str | None:
-    """Say how much of a truncated safetensors file is there; None where that is not what ails it."""
+    """Return how much of a truncated safetensors file is present; None if it is not truncated."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -108,10 +108,10 @@ def _why_cut_off(path: Path) -> str | None:
 
 
 def _check_zip(path: Path) -> None:
-    """Check that a zip file is one of ``torch.save``.
+    """Check that a zip file was written by ``torch.save``.
 
     Raises:
-        ValueError: It is another.
+        ValueError: It was not; the message says what it is.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -140,7 +140,8 @@ def _read_torch(path: Path) -> Any:
         if not re.search(r"GLOBAL numpy\S*\.scalar ", str(error)):
             raise ValueError(_explain_refusal(error)) from error
     try:
-        # Numbers of numpy, such as the best score so far, hold no code. torch keeps what it allows process-wide.
+        # Numbers of numpy, such as the best score so far, contain no code. The lock is needed because torch keeps its
+        # list of allowed types for the whole process.
         with _numpy_numbers_allowed, torch.serialization.safe_globals(_numpy_numbers()):
             return _torch_load(path)
     except OSError:
@@ -150,19 +151,19 @@ def _read_torch(path: Path) -> Any:
 
 
 def _torch_load(path: Path) -> Any:
-    with open(path, "rb") as file:  # of a path, torch takes the ending for the format
+    with open(path, "rb") as file:  # given a path, torch would take its suffix for the format
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _numpy_numbers() -> list[Any]:
-    """What pickles of numpy's numbers name: their constructor, as numpy 1 and 2 call it, and the types of numbers."""
+    """Return what pickles of numpy's numbers refer to: their constructor under numpy 1 and 2, and the number types."""
     make = np.float64(0).__reduce__()[0]
     constructors = [(make, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     return [*constructors, np.dtype, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}]
 
 
 def _explain_refusal(error: Exception) -> str:
-    """Say in one line why torch refused; its own message runs over many and explains how to run the code."""
+    """Return in one line why torch refused the file. Its own message is long, and explains how to run pickled code."""
     message = str(error)
     if code := re.search(r"GLOBAL (\S+)", message):
         return f"holds pickled code ({code[1]}), which savl never runs; save its state dict alone, load that"

@@ -1,4 +1,4 @@
-"""Networks from names and files, and back. Loading never unpickles code."""
+"""Build, find, load and save networks. Loading never runs pickled code."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from savl.weights.hat import hat_config, hat_state_dict
 from savl.weights.state_dicts import check_fit, find_state_dict, is_hat, is_savl
 
 METADATA_KEY = "savl_config"
-"""Where a savl file keeps its configuration, as JSON: in the metadata of the safetensors header."""
+"""Key in the metadata of the safetensors header under which a savl file stores its configuration as JSON."""
 
 _TRAINED_BY = {"savl-base": "configs/base_stage1.toml", "savl-tiny": "configs/savl_tiny.toml"}
 
 
 def build(config: str | SAVLConfig) -> SAVL:
-    """Make a network with random weights, in training mode.
+    """Build a network with random weights, in training mode.
 
     Args:
-        config: A name out of ``savl.CONFIGS``, or a configuration.
+        config: A name in ``savl.CONFIGS``, or a configuration.
 
     Raises:
         ValueError: The name is unknown.
-        TypeError: Neither a name nor a configuration.
+        TypeError: ``config`` is neither a name nor a configuration.
     """
     if isinstance(config, SAVLConfig):
         return SAVL(config)
@@ -47,21 +47,21 @@ def build(config: str | SAVLConfig) -> SAVL:
 
 
 def shipped() -> dict[str, Path]:
-    """Weights that come with the package: name → safetensors file."""
+    """Return the weights that are shipped with the package: name → safetensors file."""
     folder = Path(str(files("savl.weights")))
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
 def find_weights(source: str | os.PathLike[str], argument: str = "source") -> Path:
-    """Return the file of weights that a name or path stands for.
+    """Return the file of weights for a name or path.
 
     Args:
         source: The name of shipped weights, or the path of a file.
-        argument: What the caller calls it, for the message.
+        argument: The caller's name for ``source``, used in the message.
 
     Raises:
-        FileNotFoundError: Neither a shipped name nor an existing file; the message says what there is, or how to get
-            weights for a configuration without any.
+        FileNotFoundError: ``source`` is neither a shipped name nor an existing file. The message says what is
+            available, or how to get weights for a configuration without shipped ones.
     """
     name = os.fspath(source)
     names = shipped()
@@ -93,22 +93,22 @@ def load(source: str | os.PathLike[str]) -> SAVL:
     """Load a network with its weights, in evaluation mode, float32, on the CPU.
 
     Args:
-        source: The name of shipped weights (``savl.weights.shipped()`` lists them), or the path of a file, whatever
-            its name ends in: what `save` wrote, a checkpoint of `savl train`, or a published HAT checkpoint (HAT-S,
-            HAT, HAT-L, Real_HAT_GAN; ×2, ×3, ×4) as safetensors or as ``torch.save`` wrote it.
+        source: The name of shipped weights (``savl.weights.shipped()`` lists them), or the path of a file with any
+            suffix: written by `save`, a checkpoint of `savl train`, or a published HAT checkpoint (HAT-S, HAT, HAT-L,
+            Real_HAT_GAN; ×2, ×3, ×4), as safetensors or in the format of ``torch.save``.
 
-            The tensors may lie under ``params_ema``, ``params``, ``state_dict``, ``model``, ``net_g`` and the like,
-            and their names may begin with ``module.``, ``_orig_mod.``, ``net_g.`` and the like; a moving average is
-            preferred. A savl state dict that ``torch.save`` wrote has no settings in it: they are then read from a
-            file beside it, ``x.json`` or ``x.toml`` for ``x.pth``, that has the fields of `SAVLConfig`.
+            The tensors may be stored under keys such as ``params_ema``, ``params``, ``state_dict``, ``model`` or
+            ``net_g``, and their names may have prefixes such as ``module.``, ``_orig_mod.`` or ``net_g.``. A moving
+            average is preferred. A savl state dict written by ``torch.save`` contains no settings; they are then read
+            from a file beside it with the fields of `SAVLConfig`: ``x.json`` or ``x.toml`` for ``x.pth``.
 
     Returns:
-        The network. HAT checkpoints become a `SAVL` without a degradation code.
+        The network; for a HAT checkpoint, a `SAVL` with ``degradation_code="none"``.
 
     Raises:
-        FileNotFoundError: Neither a shipped name nor an existing file.
-        ValueError: The file is damaged, holds pickled code, or is neither a savl nor a HAT checkpoint; or its
-            tensors do not fit the network exactly. The message names the file and what is wrong in it.
+        FileNotFoundError: ``source`` is neither a shipped name nor an existing file.
+        ValueError: The file is damaged, contains pickled code, or is neither a savl nor a HAT checkpoint; or its
+            tensors do not fit the network exactly. The message names the file and the reason.
         OSError: The file cannot be read.
     """
     path = find_weights(source)
@@ -119,16 +119,16 @@ def load(source: str | os.PathLike[str]) -> SAVL:
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a network as safetensors with its configuration inside, atomically.
+    """Write a network and its configuration to a safetensors file, atomically.
 
     Args:
-        model: Any `SAVL`, also compiled, in `DataParallel` or in `AveragedModel`; its dtype is kept.
-        path: Must end in ``.safetensors``. An existing file is replaced only by a whole new one.
+        model: A `SAVL`, also compiled, in `DataParallel` or in `AveragedModel`. Its dtype is kept.
+        path: File to write, ending in ``.safetensors``. An existing file is replaced only once the new one is complete.
 
     Raises:
-        TypeError: ``model`` is no `SAVL`.
-        ValueError: The path has another suffix.
-        OSError: The disk is full or the folder cannot be written; an existing file is untouched.
+        TypeError: ``model`` is not a `SAVL`.
+        ValueError: ``path`` has another suffix.
+        OSError: The disk is full or the folder is not writable; an existing file stays unchanged.
     """
     target = Path(path)
     if target.suffix != ".safetensors":
@@ -142,7 +142,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def _beside(path: Path) -> list[str]:
-    """Names of the files in the folder of a path; none where it cannot be read."""
+    """Return the names of the files in the folder of a path; none if it cannot be read."""
     try:
         return os.listdir(path.parent)
     except (OSError, ValueError):
@@ -167,7 +167,7 @@ def _load_file(path: Path) -> SAVL:
 
 
 def _of_configuration(values: Any) -> Any:
-    """Return settings with those of the configuration that their ``name`` names, as in ``[model]`` of `savl train`."""
+    """Return settings, completed by those of the configuration given by ``name``, as in ``[model]`` of `savl train`."""
     if not isinstance(values, dict) or "name" not in values:
         return values
     if values["name"] not in CONFIGS:
@@ -176,16 +176,16 @@ def _of_configuration(values: Any) -> Any:
 
 
 def _settings(path: Path, content: Any, metadata: dict[str, str]) -> SAVLConfig:
-    """Return the settings of a savl network: from its file, or from one of the same name beside it.
+    """Return the settings of a savl network, from its file or from a settings file beside it.
 
     Raises:
-        ValueError: There are none, or they cannot be used.
+        ValueError: There are no settings, or they are not valid.
     """
     where = f"its {METADATA_KEY} metadata" if METADATA_KEY in metadata else "the settings in it"
     try:
         values = _settings_inside(content, metadata, METADATA_KEY)
         if values is not None:
-            values.setdefault("estimator_high_pass", False)  # files from before there was such a setting
+            values.setdefault("estimator_high_pass", False)  # for files older than this setting
         for suffix, parse in () if values is not None else ((".json", json.loads), (".toml", tomllib.loads)):
             beside = path.with_suffix(suffix)
             if beside != path and beside.is_file():
@@ -207,20 +207,20 @@ def _settings(path: Path, content: Any, metadata: dict[str, str]) -> SAVLConfig:
 
 
 def _settings_inside(content: Any, metadata: Mapping[str, str], key: str) -> dict[str, Any] | None:
-    """Find the settings of a savl network in what a file holds.
+    """Find the settings of a savl network in the content of a file.
 
     Args:
-        content: As `read_checkpoint` returns it.
-        metadata: As `read_checkpoint` returns it.
-        key: Under which `savl.save` keeps them in the metadata.
+        content: Content as returned by `read_checkpoint`.
+        metadata: Metadata as returned by `read_checkpoint`.
+        key: Key in the metadata under which `savl.save` stores the settings.
 
     Returns:
-        Values for `SAVLConfig.from_dict`: those of `savl.save`, those beside a state dict under ``key`` or ``config``
-        (``torch.save({"state_dict": ..., "config": model.config.to_dict()}, ...)``), or those of a checkpoint of
-        `savl train`; None where there are none.
+        Values for `SAVLConfig.from_dict`, or None if there are none. They are stored by `savl.save`, by `savl train`, or
+        beside a state dict under ``key`` or ``config``, as in
+        ``torch.save({"state_dict": ..., "config": model.config.to_dict()}, ...)``.
 
     Raises:
-        ValueError: What `savl.save` keeps there is no JSON object.
+        ValueError: The metadata contain something other than a JSON object under ``key``.
     """
     values: Any = None
     if key in metadata:

@@ -1,9 +1,8 @@
-"""Published HAT checkpoints: read the architecture off the tensors, and give the tensors our names.
+"""Convert published HAT checkpoints: derive the configuration from tensor shapes, and rename the tensors.
 
-Names and layouts are those of the public HAT release (Chen et al., 2023; XPixelGroup/HAT). Besides names,
-three things differ from `savl.network`: two index buffers lie beside the weights, CAB's gate is made of 1×1
-convolutions where ours has linear layers, and OCAB's bias table has its rows in another order
-(`reorder_overlap_table`).
+Names and layouts are those of the public HAT release (Chen et al., 2023; XPixelGroup/HAT). Apart from names, three
+things differ from `savl.network`: HAT stores two index buffers beside the weights; its CAB computes the gate with 1×1
+convolutions instead of linear layers; and the rows of OCAB's bias table have another order (`reorder_overlap_table`).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from savl.network import SAVL, SAVLConfig
 from savl.ops.relative_position import relative_position_index
 from savl.weights.state_dicts import check_fit
 
-# Our layers → HAT's: of the whole, of a HAB, of an OCAB.
+# Names of layers in savl → in HAT: outside the blocks, in a HAB, in an OCAB.
 _ROOT = {
     "conv_first": "conv_first",
     "norm_first": "patch_embed.norm",
@@ -62,17 +61,17 @@ _OUR_STAGE = re.compile(r"upsampler\.stages\.(.+)")
 
 
 def hat_config(tensors: Mapping[str, Tensor]) -> SAVLConfig:
-    """Read the hyper-parameters off the shapes.
+    """Derive the configuration from the shapes of the tensors.
 
     Args:
         tensors: State dict of a HAT checkpoint.
 
     Returns:
-        A configuration without degradation code. What no tensor shows is what every published HAT has: CAB
-        weight 0.01, DIV2K's mean colour, shifts of half a window.
+        A configuration with ``degradation_code="none"``. Values that no shape shows are those of every published HAT:
+        CAB weight 0.01, the mean colour of DIV2K, shifts of half a window.
 
     Raises:
-        ValueError: A tensor that is needed is missing or has the wrong rank, or its size is impossible.
+        ValueError: A required tensor is missing, or has a wrong rank or an impossible size.
     """
     group, block = "layers.0.residual_group.", "layers.0.residual_group.blocks.0."
     channels, colours, *_ = _shape(tensors, "conv_first.weight", 4)
@@ -105,18 +104,18 @@ def hat_config(tensors: Mapping[str, Tensor]) -> SAVLConfig:
 
 
 def hat_state_dict(tensors: Mapping[str, Tensor], model: SAVL) -> dict[str, Tensor]:
-    """Turn a HAT state dict into that of a network built with `hat_config` of it.
+    """Convert a HAT state dict for a network built from its `hat_config`.
 
     Args:
-        tensors: State dict of a HAT checkpoint. Its index buffers may be missing: the windows imply them.
-        model: Gives names and shapes; its values are not touched.
+        tensors: State dict of a HAT checkpoint. The index buffers may be missing, because the windows determine them.
+        model: The network, which gives names and shapes. It is not modified.
 
     Returns:
-        What ``model.load_state_dict`` takes.
+        A state dict for ``model.load_state_dict``.
 
     Raises:
-        ValueError: Tensors are missing, unknown or misshapen (the message has their published names), or an
-            index buffer is not the published one, so that the bias tables would mean something else.
+        ValueError: Tensors are missing, unknown or of another shape (the message has their published names), or an
+            index buffer differs from the published one, so that the rows of the bias tables have another meaning.
     """
     window, key_window = model.config.window, model.config.key_window
     ours = model.state_dict()
@@ -139,7 +138,7 @@ def hat_state_dict(tensors: Mapping[str, Tensor], model: SAVL) -> dict[str, Tens
 
 
 def published_name(name: str) -> str:
-    """Name in a HAT checkpoint of a tensor of a `SAVL` without degradation code."""
+    """Return the name that a tensor of a `SAVL` without degradation code has in a HAT checkpoint."""
     if match := _OUR_HAB.fullmatch(name):
         return f"layers.{match[1]}.residual_group.blocks.{match[2]}.{_translate(match[3], _HAB)}"
     if match := _OUR_OCAB.fullmatch(name):
@@ -152,9 +151,9 @@ def published_name(name: str) -> str:
 
 
 def published_overlap_index(window: int, key_window: int) -> Tensor:
-    """HAT's OCAB index: the row of its table for each (query, key), negative where it counts from the end.
+    """Return HAT's OCAB index: the row of its bias table for each (query, key). Negative rows count from the end.
 
-    With query and key coordinates counted from the first pixel of their own window and span = w + o − 1,
+    With the coordinates of queries and keys counted from the first pixel of their own window, and span = w + o − 1,
 
         HAT's index = (ky − qy + w − o + 1) · span + (kx − qx + w − o + 1)
         our index   = (qy − ky + o − 1) · span + (qx − kx + o − 1)
@@ -172,9 +171,9 @@ def published_overlap_index(window: int, key_window: int) -> Tensor:
 
 
 def reorder_overlap_table(table: Tensor, window: int, key_window: int) -> Tensor:
-    """Reorder HAT's OCAB bias table into ours (`savl.ops.relative_position`).
+    """Reorder the rows of HAT's OCAB bias table as savl has them (`savl.ops.relative_position`).
 
-    Our row r is HAT's row w·(w + o) − r, modulo the number of rows (see `published_overlap_index`): the table
+    Our row r is HAT's row w·(w + o) − r, modulo the number of rows (see `published_overlap_index`): the table is
     reversed, then rotated.
 
     Args:
@@ -223,6 +222,6 @@ def _square_root(value: int, what: str) -> int:
 
 
 def _ratio(part: int, whole: int) -> float:
-    """The ratio from which ``int(ratio · whole)`` gives back ``part``, in spite of rounding."""
+    """Return a ratio for which ``int(ratio · whole)`` is exactly ``part``, in spite of rounding."""
     ratio = part / whole
     return ratio if int(ratio * whole) == part else math.nextafter(ratio, math.inf)

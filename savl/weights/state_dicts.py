@@ -1,4 +1,4 @@
-"""State dicts: find them in checkpoints, strip what wrappers add to names, and check that they fit a network."""
+"""State dicts: find them in checkpoints, remove the prefixes that wrappers add, and check that they fit a network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-# Where training programs keep the weights, the best first: a moving average is what they evaluate.
+# Keys under which training programs store weights, the preferred ones first: moving averages are the better weights.
 _KEYS = (
     "params_ema",
     "params-ema",
@@ -22,26 +22,26 @@ _KEYS = (
     "generator",
 )
 _DEEPEST = 4
-# Components of names that wrappers put between those of the network: compilers, FSDP, checkpointing.
+# Components that wrappers (compilers, FSDP, activation checkpointing) insert into names.
 _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _FIRST = re.compile(r"(?:^|\.)conv_first\.weight$")
 
 
 def find_state_dict(content: Any) -> dict[str, Tensor]:
-    """Find the weights of a HAT or savl network in what a checkpoint holds.
+    """Find the weights of a HAT or savl network in the content of a checkpoint.
 
-    They may be plain or nested, as under ``params_ema``, ``params``, ``state_dict``, ``model`` or ``net_g``, beside
-    numbers, optimizers and other networks. Prefixes of their names such as ``module.``, ``_orig_mod.`` or ``net_g.``
-    are taken away. A moving average comes before the weights that it averages.
+    The weights may be at the top level or nested under keys such as ``params_ema``, ``params``, ``state_dict``,
+    ``model`` or ``net_g``, beside numbers, optimizers and other networks. Prefixes of names such as ``module.``,
+    ``_orig_mod.`` or ``net_g.`` are removed. A moving average is preferred to the weights that it averages.
 
     Args:
-        content: What the file holds.
+        content: Content of the file, as returned by `savl.weights.checkpoint_file.read_checkpoint`.
 
     Returns:
-        Tensors by name; of a checkpoint without such a network those of its largest state dict.
+        Tensors by name. If there is no such network, those of the largest state dict.
 
     Raises:
-        ValueError: It holds no tensors by name.
+        ValueError: There are no tensors by name.
     """
     candidates = list(_candidates(content, 0))
     for candidate in candidates:
@@ -55,17 +55,17 @@ def find_state_dict(content: Any) -> dict[str, Tensor]:
 
 
 def is_hat(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict has the marks of a HAT checkpoint."""
+    """Return whether a state dict has the tensor names of a HAT checkpoint."""
     return "conv_first.weight" in tensors and any("residual_group.overlap_attn" in name for name in tensors)
 
 
 def is_savl(tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether a state dict has the marks of a `SAVL`."""
+    """Return whether a state dict has the tensor names of a `SAVL`."""
     return "conv_first.weight" in tensors and any(name.startswith("groups.0.ocab.") for name in tensors)
 
 
 def _candidates(content: Any, depth: int) -> Iterator[dict[str, Tensor]]:
-    """All dicts of tensors by name in ``content``, the most promising first."""
+    """Yield all dicts of tensors by name in ``content``, in order of preference."""
     if not isinstance(content, Mapping) or depth > _DEEPEST:
         return
     named = {name: value for name, value in content.items() if isinstance(name, str)}
@@ -87,7 +87,7 @@ def _is_average(name: str) -> bool:
 
 
 def _networks(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The HAT and savl networks in a state dict, under their own names; averaged ones first, then outer ones."""
+    """Yield the HAT and savl networks in a state dict, without prefixes: moving averages first, then outer ones."""
     clean = {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
     prefixes = {name[: -len("conv_first.weight")] for name in clean if _FIRST.search(name)}
     for prefix in sorted(prefixes, key=lambda prefix: (not _is_average(prefix), len(prefix), prefix)):
@@ -97,18 +97,18 @@ def _networks(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 SHOWN = 3
-"""How many tensors of a kind an error names."""
+"""Maximum number of tensors of one kind that an error message names."""
 
 
 def check_fit(expected: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor]) -> None:
-    """Check that the names and shapes of a state dict are the expected ones, and its values floating.
+    """Check that the names and shapes of a state dict are as expected, and that its tensors are floating.
 
     Args:
         expected: Name → shape.
         tensors: Name → tensor.
 
     Raises:
-        ValueError: Tensors are missing, unknown, misshapen or not floating; the message names a few of each.
+        ValueError: Tensors are missing, unknown, of another shape or not floating. The message names some of each kind.
     """
     problems: dict[str, list[str]] = {
         "missing": [name for name in expected if name not in tensors],

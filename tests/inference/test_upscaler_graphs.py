@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import savl
-from savl.inference.device import indexed
+from savl.inference.device import with_device_index
 from savl.inference.graphs import GraphCache
 from savl.network import SAVL, DegradationField
 from savl.ops.switch import current_settings
@@ -312,9 +312,9 @@ def test_without_the_argument_nothing_is_recorded(make_model: Callable[..., SAVL
 def test_cuda_is_the_device_that_is_current_at_construction(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    assert indexed(torch.device("cuda")) == torch.device("cuda", 1)
-    assert indexed(torch.device("cuda", 0)) == torch.device("cuda", 0)
-    assert indexed(torch.device("cpu")) == torch.device("cpu")
+    assert with_device_index(torch.device("cuda")) == torch.device("cuda", 1)
+    assert with_device_index(torch.device("cuda", 0)) == torch.device("cuda", 0)
+    assert with_device_index(torch.device("cpu")) == torch.device("cpu")
 
 
 def test_calls_make_the_device_of_the_upscaler_current(
