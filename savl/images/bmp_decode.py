@@ -1,4 +1,4 @@
-"""Decoding BMP files, which libvips does not read, by Pillow."""
+"""Decode BMP files with Pillow, because libvips does not read them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 _MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB", "RGBA": "RGBA"}
 _CORE_HEADER = 12
-_UNPACKED = (0, 3, 6)  # the compressions that leave each row its full length
+_UNPACKED = (0, 3, 6)  # compressions in which every row has its full length
 _COMPRESSIONS = {4: "JPEG", 5: "PNG", 11: "CMYK", 12: "CMYK", 13: "CMYK"}
-# What Pillow raises over a file that is cut off or lies about itself.
+# Errors that Pillow raises for a truncated or inconsistent file.
 _UNINTELLIGIBLE = (
     OSError,
     OverflowError,
@@ -33,11 +33,11 @@ _UNINTELLIGIBLE = (
 
 
 def decode_bmp(file: BinaryIO, page: int | None = None) -> pyvips.Image:
-    """Return the picture of a BMP file in memory, as 8-bit gray, RGB or RGBA.
+    """Decode a BMP file to an image in memory, 8-bit gray, RGB or RGBA.
 
     Raises:
         DecodeFailure: The file is truncated or corrupt.
-        UnsupportedKind: It is compressed in a way that Pillow does not read, or `page` is not 1.
+        UnsupportedKind: Pillow does not support its compression, or `page` is above 1.
     """
     import pyvips
     from PIL.BmpImagePlugin import BmpImageFile
@@ -46,7 +46,7 @@ def decode_bmp(file: BinaryIO, page: int | None = None) -> pyvips.Image:
     _check_length(file)
     file.seek(0)
     try:
-        # Not Image.open, which refuses pictures by their size and warns through filters that all threads share.
+        # Not Image.open, which refuses large images, and warns through filters that all threads share.
         with BmpImageFile(file) as picture:
             dpi = picture.info.get("dpi", (0.0, 0.0))
             samples = np.array(picture.convert(_MODES[picture.mode]))
@@ -59,16 +59,16 @@ def decode_bmp(file: BinaryIO, page: int | None = None) -> pyvips.Image:
 
 
 def bmp_size(file: BinaryIO) -> tuple[int, int]:
-    """Return width and height by the header, in pixels."""
+    """Return width and height from the header, in pixels."""
     header = _read_header(file)
     return header.width, abs(header.height)
 
 
 @dataclass(frozen=True)
 class _Header:
-    offset: int  # of the samples
+    offset: int  # position of the samples in the file
     width: int
-    height: int  # negative where the first row is the upper one
+    height: int  # negative if rows are stored from top to bottom
     bits: int
     compression: int
 
@@ -85,7 +85,7 @@ def _read_header(file: BinaryIO) -> _Header:
 
 
 def _check_length(file: BinaryIO) -> None:
-    """Compare the file's length with what its header promises: Pillow fills up what is missing if a program says so."""
+    """Raise DecodeFailure if the file is shorter than its header says: Pillow may fill in missing samples silently."""
     header = _read_header(file)
     if header.compression in _COMPRESSIONS:
         raise UnsupportedKind(

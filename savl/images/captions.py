@@ -1,4 +1,4 @@
-"""Texts and comments of PNG, JPEG and GIF files, brought to where another format keeps such things."""
+"""Convert texts and comments of PNG, JPEG and GIF files to the fields in which another format stores them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from savl.images.metadata_record import Metadata
 from savl.images.tiff_directory import Entry
 from savl.images.xmp import add_captions, captions_of
 
-# PNG's predefined keywords, with the EXIF tag and the Dublin Core property of the same meaning.
+# PNG's predefined keywords → EXIF tag and Dublin Core property of the same meaning.
 _KEYWORDS = {
     "Title": (exif_blocks.DOCUMENT_NAME, "title"),
     "Author": (exif_blocks.ARTIST, "creator"),
@@ -21,20 +21,23 @@ _KEYWORDS = {
 }
 _COMMENT, _A_COMMENT = "Comment", "a comment"
 _NAMED_KEYWORDS = 6
-# What image generators call their prompt in PNG files, and keep in the user comment of others.
+# Keyword of prompts in PNG files by image generators, which store them in EXIF's user comment in other formats.
 _PARAMETERS = "parameters"
 
 
 def put_captions(metadata: Metadata, image_format: ImageFormat, lost: list[str]) -> Metadata:
-    """Return the metadata with texts and comments where a format keeps them.
+    """Move texts and comments to the fields in which a format stores them.
 
-    PNG keeps all of them. For others, title, author, description, copyright and software go to EXIF and XMP where
-    these do not tell something else; a comment to a JPEG comment, or else to EXIF's user comment.
+    PNG stores all of them. For other formats, title, author, description, copyright and software go to EXIF and XMP
+    unless these contain another value; a comment goes to a JPEG comment, or else to EXIF's user comment.
 
     Args:
-        metadata: what travels.
-        image_format: the format to write.
-        lost: gets the names of what finds no place.
+        metadata: Metadata of the image.
+        image_format: Format to write.
+        lost: List to which the names of texts without a place are appended.
+
+    Returns:
+        The metadata with these fields.
     """
     if image_format is PNG:
         return metadata
@@ -71,7 +74,7 @@ def put_captions(metadata: Metadata, image_format: ImageFormat, lost: list[str])
 
 
 def _is_told(keyword: str, text: str, exif: bytes | None, packet: bytes | None) -> bool:
-    """Whether EXIF or XMP says what a text says, spaces and control characters aside."""
+    """Return whether EXIF or XMP contains the text, apart from spaces and control characters."""
     tag, name = _KEYWORDS[keyword]
     entry = None if exif is None else ExifBlock(exif).get(exif_blocks.IMAGE, tag)
     held = [] if entry is None else [entry.text()]
@@ -93,11 +96,11 @@ def _named_texts(keywords: list[str]) -> str:
 def _with_entries(
     exif: bytes | None, captions: dict[str, str], user_comments: list[tuple[str, str]], image_format: ImageFormat
 ) -> tuple[bytes | None, int]:
-    """The block with captions and the first of the user comments added, and how many of these it took."""
+    """Add captions and the first user comment to an EXIF block; return it and the number of comments added."""
     order = "<" if exif is None else ExifBlock(exif).order
     image: list[Entry] = []
     for keyword, text in captions.items():
-        # The title has its place in XMP; EXIF's document name is TIFF's own.
+        # The title is stored in XMP; EXIF's document name is used by TIFF only.
         if text and (keyword != "Title" or image_format is TIFF):
             image.append(text_entry(_KEYWORDS[keyword][0], text))
     photo = [user_comment(text, order) for _, text in user_comments[:1]]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Of linear sRGB to XYZ relative to D50, with Bradford's adaptation of sRGB's D65: what the ICC's sRGB profiles hold.
+# Linear sRGB to XYZ relative to D50, with Bradford's adaptation from D65, as in the ICC's sRGB profiles.
 _FROM_LINEAR_SRGB = np.array(
     [[0.4360747, 0.3850649, 0.1430804], [0.2225045, 0.7168786, 0.0606169], [0.0139322, 0.0971045, 0.7141733]]
 )
@@ -18,9 +18,9 @@ _D50 = _FROM_LINEAR_SRGB.sum(axis=1)
 
 
 def cielab_to_srgb(samples: NDArray[Any]) -> NDArray[Any]:
-    """Return sRGB of TIFF's CIELab: (H, W, 3) uint8 or uint16 in and out.
+    """Convert TIFF's CIELab to sRGB: (H, W, 3) uint8 or uint16 to the same dtype.
 
-    L* is 0 to 100 over all codes; a* and b* are signed, and in 16 bits have 8 bits of fraction.
+    L* from 0 to 100 covers the range of the dtype. a* and b* are signed; in 16 bits they have 8 fractional bits.
     """
     peak = np.iinfo(samples.dtype).max
     signed = np.ascontiguousarray(samples[..., 1:]).view(np.int8 if peak == 255 else np.int16).astype(np.float32)
@@ -29,7 +29,7 @@ def cielab_to_srgb(samples: NDArray[Any]) -> NDArray[Any]:
 
 
 def icclab_to_srgb(samples: NDArray[Any]) -> NDArray[Any]:
-    """Return sRGB of TIFF's ICCLab: (H, W, 3) uint8 or uint16 in and out.
+    """Convert TIFF's ICCLab to sRGB: (H, W, 3) uint8 or uint16 to the same dtype.
 
     a* and b* are stored with 128 added; in 16 bits, 0xFF00 stands for L* = 100.
     """
@@ -39,7 +39,7 @@ def icclab_to_srgb(samples: NDArray[Any]) -> NDArray[Any]:
 
 
 def _srgb(lab: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return sRGB of the given dtype of (H, W, 3) L*, a*, b*; colours outside sRGB are clipped."""
+    """Convert L*, a*, b* (H, W, 3) to sRGB of the given dtype; colours outside sRGB are clipped."""
     fy = (lab[..., 0] + 16) / 116
     f = np.stack([fy + lab[..., 1] / 500, fy, fy - lab[..., 2] / 200], axis=-1)
     xyz = np.where(f > 6 / 29, f**3, (f - 4 / 29) * (3 * (6 / 29) ** 2)) * _D50.astype(np.float32)
@@ -54,8 +54,8 @@ class YCbCrCoding:
     """How YCbCr samples are coded.
 
     Attributes:
-        luma: what red, green and blue contribute to Y; ITU-R BT.601 unless a file says otherwise.
-        black_white: the codes of black and white for Y, and of 0 and the greatest value for Cb and Cr.
+        luma: Weights of red, green and blue in Y; those of ITU-R BT.601 unless a file defines others.
+        black_white: Codes of black and white for Y, and of 0 and the largest value for Cb and Cr.
     """
 
     luma: tuple[float, float, float]
@@ -63,7 +63,7 @@ class YCbCrCoding:
 
     @staticmethod
     def of_tiff(bits: int, coefficients: Sequence[float], black_white: Sequence[float]) -> YCbCrCoding:
-        """Return the coding of a TIFF page; fields that are missing or senseless have their defaults."""
+        """Return the coding of a TIFF page, with defaults for missing and invalid fields."""
         peak, middle = float(2**bits - 1), float(2 ** (bits - 1))
         luma = (0.299, 0.587, 0.114)
         if len(coefficients) == 3 and all(0 < part < 1 for part in coefficients):
@@ -75,7 +75,7 @@ class YCbCrCoding:
 
 
 def ycbcr_to_rgb(samples: NDArray[Any], coding: YCbCrCoding) -> NDArray[Any]:
-    """Return RGB of (H, W, 3) YCbCr samples, uint8 or uint16, in the same dtype."""
+    """Convert YCbCr samples (H, W, 3), uint8 or uint16, to RGB of the same dtype."""
     peak = float(np.iinfo(samples.dtype).max)
     low, high = np.reshape(coding.black_white, (3, 2)).T.astype(np.float32)
     ranges = np.array([peak, (peak - 1) / 2, (peak - 1) / 2], np.float32)

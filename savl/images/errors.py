@@ -1,4 +1,4 @@
-"""What can go wrong with an image file, each with the file's name and the reason in it."""
+"""Errors of reading and writing image files. Each names the file and the reason."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class ImageFileError(OSError):
     """An image file could not be read or written.
 
     Attributes:
-        path: the file, as the caller named it; "<bytes>" for bytes, and the name of a file object.
-        reason: one short human sentence, without the file's name.
+        path: The file, as the caller named it; "<bytes>" for bytes, or the name of a file object.
+        reason: One short sentence for people, without the name of the file.
     """
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
@@ -22,20 +22,20 @@ class ImageFileError(OSError):
 
 
 class ImageNotFound(ImageFileError, FileNotFoundError):
-    """There is no file of that name."""
+    """The file does not exist."""
 
 
 class UnreadableImage(ImageFileError):
-    """The file is empty, truncated, corrupt, not permitted to be read, or no image at all."""
+    """The file is empty, truncated, corrupt or not an image, or there is no permission to read it."""
 
 
 class UnsupportedImage(ImageFileError):
-    """The file is a sound image of a kind savl does not process (animated, float samples, raw camera data…)."""
+    """The file is a valid image of a kind that savl does not process (animation, float samples, raw camera data…)."""
 
 
 class UnwritableImage(ImageFileError):
-    """The output cannot be written: the disk, the permissions, or a limit of the format."""
+    """The output cannot be written, because of the disk, permissions, or a limit of the format."""
 
 
 class OutputExists(ImageFileError, FileExistsError):
-    """The output is already there and overwriting was not asked for."""
+    """The output exists already, and overwriting was not requested."""

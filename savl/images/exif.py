@@ -1,7 +1,7 @@
-"""EXIF blocks, edited in place (Exif 3.0; a block is a TIFF structure behind a six-byte signature).
+"""Read and edit EXIF blocks in place (Exif 3.0; a block is a TIFF structure after a six-byte signature).
 
-What an edit does not concern keeps its bytes and its place: makers' notes hold offsets into the block, which no
-general program can adjust.
+An edit keeps the position of all other bytes, because makers' notes contain offsets into the block that only software
+of the manufacturer could adjust.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from savl.images.tiff_directory import (
 
 PREFIX = b"Exif\0\0"
 IMAGE, PHOTO, GPS, INTEROPERABILITY = 0, 0x8769, 0x8825, 0xA005
-"""The directories of a block, by the tag that points at them; the image's is the first."""
+"""Directories of a block, by the tag that refers to them; that of the image is the first directory."""
 _PARENTS = {PHOTO: IMAGE, GPS: IMAGE, INTEROPERABILITY: PHOTO}
 
 ORIENTATION, DESCRIPTION, DOCUMENT_NAME, SOFTWARE, ARTIST, COPYRIGHT = 0x0112, 0x010E, 0x010D, 0x0131, 0x013B, 0x8298
@@ -36,7 +36,7 @@ X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 USER_COMMENT = 0x9286
 _SUBJECT_AREA, _SUBJECT_LOCATION = 0x9214, 0xA214
 _FOCAL_PLANE = (0xA20E, 0xA20F)
-# Width and height of the picture, in each directory that may tell them.
+# Tags of width and height, for each directory that may contain them.
 _SIZES = {IMAGE: (0x0100, 0x0101), PHOTO: (0xA002, 0xA003), INTEROPERABILITY: (0x1001, 0x1002)}
 _THUMBNAIL_OFFSET, _THUMBNAIL_LENGTH = 0x0201, 0x0202
 _ENTRY = 12
@@ -45,17 +45,17 @@ _ENTRY = 12
 @dataclass
 class _Directory:
     offset: int
-    room: int  # entries that fit where it stands
+    room: int  # number of entries that fit at its current position
     following: int
     entries: dict[int, bytes]
     changed: bool = False
 
 
 class ExifBlock:
-    """An EXIF block that entries are read from, put into and taken out of.
+    """An EXIF block whose entries can be read, added, replaced and removed.
 
     Raises:
-        ValueError: the block is damaged.
+        ValueError: The block is damaged.
     """
 
     def __init__(self, block: bytes) -> None:
@@ -77,33 +77,33 @@ class ExifBlock:
         return self._layout.order
 
     def get(self, directory: int, tag: int) -> Entry | None:
-        """Return an entry, or None when it is missing or damaged."""
+        """Return an entry, or None if it is missing or damaged."""
         raw = self._directories[directory].entries.get(tag) if directory in self._directories else None
         return None if raw is None else self._decode(raw)
 
     def entries(self, directory: int) -> list[Entry]:
-        """Return the sound entries of a directory without the links to other directories."""
+        """Return the undamaged entries of a directory, without links to other directories."""
         raws = self._directories[directory].entries if directory in self._directories else {}
         decoded = (self._decode(raw) for tag, raw in raws.items() if tag not in _PARENTS)
         return [entry for entry in decoded if entry is not None]
 
     def put(self, directory: int, entry: Entry) -> None:
-        """Add an entry, in the block's byte order, or replace the one of its tag."""
+        """Add an entry in the block's byte order, or replace the one with the same tag."""
         held = self._directories.setdefault(directory, _Directory(0, 0, 0, {}))
         if len(entry.data) <= 4:
             field = entry.data.ljust(4, b"\0")
-        else:  # behind all others: what stands at the old place may be shared, in a damaged block with anything
+        else:  # append the data: those at the old place may be shared with other entries
             field = struct.pack(self.order + "I", self._append(entry.data))
         held.entries[entry.tag] = struct.pack(self.order + "HHI4s", entry.tag, entry.type, entry.count, field)
         held.changed = True
 
     def remove(self, directory: int, tag: int) -> None:
-        """Take an entry out, if it is there."""
+        """Remove an entry if it exists."""
         if directory in self._directories and self._directories[directory].entries.pop(tag, None) is not None:
             self._directories[directory].changed = True
 
     def cut_thumbnail(self) -> None:
-        """Take out the thumbnail: it shows the picture as it was."""
+        """Remove the thumbnail, which shows the old image."""
         held = self._directories[IMAGE]
         if not held.following:
             return
@@ -118,7 +118,7 @@ class ExifBlock:
         held.changed = True
 
     def to_bytes(self) -> bytes:
-        """Return the block with its signature; an empty one where nothing of a damaged block is left."""
+        """Return the block with its signature; an empty block if a damaged one cannot be saved."""
         sound = {name: self.entries(name) for name in self._directories}
         for name in (INTEROPERABILITY, GPS, PHOTO, IMAGE):
             held = self._directories.get(name)
@@ -140,13 +140,13 @@ class ExifBlock:
         block = PREFIX + bytes(self._body)
         try:
             ExifBlock(block)
-        except ValueError:  # directories of a damaged block overlap, and writing one has broken another
+        except ValueError:  # directories of a damaged block overlap, so that writing one broke another
             header = b"II*\0\x08\0\0\0" if self.order == "<" else b"MM\0*\0\0\0\x08"
             return build_exif(sound, self.order) or PREFIX + header + bytes(6)
         return block
 
     def _end_of_entries(self) -> int:
-        """Where the last directory, or the last of their entries' data, ends."""
+        """Return the end of the last directory or of the last entry's data, whichever is later."""
         end = 8
         for held in self._directories.values():
             end = max(end, held.offset + 2 + _ENTRY * held.room + 4)
@@ -195,7 +195,7 @@ class ExifBlock:
 
 
 def build_exif(directories: dict[int, list[Entry]], order: str) -> bytes | None:
-    """Return a new block of the given directories, their data in byte order `order`; None when all are empty."""
+    """Build a block from directories whose data are in byte order `order`; return None if all are empty."""
     if not any(directories.values()):
         return None
     layout = Layout(order, False)
@@ -209,7 +209,7 @@ def build_exif(directories: dict[int, list[Entry]], order: str) -> bytes | None:
         own = [Entry(child, LONG, link) for child, link in links.items() if _PARENTS[child] == name]
         return [entry for entry in directories.get(name, []) if entry.tag not in _PARENTS] + own
 
-    # The links' values do not change a directory's length, so the places are known before they are written.
+    # The values of links do not change the length of a directory, so all positions are known in advance.
     at = len(body) + len(encode_directory(linked(IMAGE), layout, 8))
     places: dict[int, int] = {}
     for name in children:
@@ -223,7 +223,7 @@ def build_exif(directories: dict[int, list[Entry]], order: str) -> bytes | None:
 
 
 def read_orientation(block: bytes) -> int:
-    """Return the orientation of a block, 1 to 8; 1 when it tells none or is damaged."""
+    """Return the orientation in a block, 1 to 8; 1 if it contains none or is damaged."""
     try:
         exif = ExifBlock(block)
     except ValueError:
@@ -234,15 +234,15 @@ def read_orientation(block: bytes) -> int:
 
 
 def upright_exif(block: bytes, orientation: int, stored_size: tuple[int, int]) -> bytes:
-    """Return a block for a picture that `orientation` was applied to, without the thumbnail.
+    """Return the block for an image to which `orientation` was applied, without the thumbnail.
 
     Args:
         block: EXIF block, with or without its signature.
-        orientation: what was applied, 1 to 8.
-        stored_size: width and height before.
+        orientation: The applied orientation, 1 to 8.
+        stored_size: Width and height before, in pixels.
 
     Raises:
-        ValueError: the block is damaged.
+        ValueError: The block is damaged.
     """
     exif = ExifBlock(block)
     exif.cut_thumbnail()
@@ -262,7 +262,7 @@ def upright_exif(block: bytes, orientation: int, stored_size: tuple[int, int]) -
 
 
 def turn_point(x: float, y: float, size: tuple[int, int], orientation: int) -> tuple[float, float]:
-    """Return where a pixel of a picture of `size` (width, height) lies after `orientation` was applied."""
+    """Return the position of a pixel after `orientation` was applied to an image of `size` (width, height)."""
     right, bottom = size[0] - 1 - x, size[1] - 1 - y
     return {
         2: (right, y),
@@ -276,17 +276,17 @@ def turn_point(x: float, y: float, size: tuple[int, int], orientation: int) -> t
 
 
 def resized_exif(block: bytes, new_size: tuple[int, int], scale: tuple[float, float]) -> bytes:
-    """Return a block that is true for the picture at another size.
+    """Return the block for the image at another size.
 
-    Sizes are told anew where they are told; positions in pixels and the focal plane's pixels per unit are scaled.
+    Sizes in the block are updated; positions in pixels and the focal plane resolution are scaled.
 
     Args:
         block: EXIF block.
-        new_size: width and height, pixels.
-        scale: new pixels per old pixel, horizontally and vertically.
+        new_size: Width and height, in pixels.
+        scale: New pixels per old pixel, horizontally and vertically.
 
     Raises:
-        ValueError: the block is damaged.
+        ValueError: The block is damaged.
     """
     exif = ExifBlock(block)
     for directory, tags in _SIZES.items():
@@ -299,7 +299,7 @@ def resized_exif(block: bytes, new_size: tuple[int, int], scale: tuple[float, fl
     for tag in (_SUBJECT_AREA, _SUBJECT_LOCATION):
         area = _positions(exif, tag)
         if area is not None:
-            # A circle has one diameter after x and y, a rectangle has two sides.
+            # After x and y, a circle has one diameter and a rectangle has two sides.
             factors = [*scale, *(scale if len(area) == 4 else [math.sqrt(scale[0] * scale[1])])]
             exif.put(PHOTO, _shorts(exif, tag, [value * f for value, f in zip(area, factors, strict=False)]))
     for tag, factor in zip(_FOCAL_PLANE, scale, strict=True):
@@ -311,25 +311,25 @@ def resized_exif(block: bytes, new_size: tuple[int, int], scale: tuple[float, fl
 
 
 def rational(tag: int, value: float, order: str) -> Entry:
-    """Return an entry that holds a positive number as a fraction, to three or more places."""
+    """Return an entry with a positive number as a fraction, with at least three digits."""
     denominator = 1 if value == int(value) else 1000 if value < 4e6 else 1
     return Entry(tag, RATIONAL, struct.pack(order + "II", round(value * denominator), denominator))
 
 
 def text_entry(tag: int, text: str) -> Entry:
-    """Return an entry of UTF-8 text, as programs write and read it although Exif 2 knows ASCII alone."""
+    """Return an entry of UTF-8 text, which programs write and read although Exif 2 allows ASCII only."""
     return Entry(tag, ASCII, text.encode() + b"\0")
 
 
 def user_comment(text: str, order: str) -> Entry:
-    """Return a user comment: ASCII where that holds it, else UTF-16 in the block's byte order."""
+    """Return a user comment, in ASCII if possible, else in UTF-16 in the block's byte order."""
     if text.isascii():
         return Entry(USER_COMMENT, UNDEFINED, b"ASCII\0\0\0" + text.encode())
     return Entry(USER_COMMENT, UNDEFINED, b"UNICODE\0" + text.encode("utf-16-le" if order == "<" else "utf-16-be"))
 
 
 def fit_exif(block: bytes, limit: int) -> tuple[bytes | None, list[str]]:
-    """Return a block of at most `limit` bytes and the names of the entries left out for it, largest first."""
+    """Reduce a block to at most `limit` bytes; return it and the names of the removed entries, largest first."""
     if len(block) <= limit:
         return block, []
     from PIL import ExifTags

@@ -1,4 +1,4 @@
-"""Folders of images as plain 8-bit RGB: what training and evaluation read."""
+"""Find and read images in folders as 8-bit RGB, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch import Tensor
 from savl.images.format import BMP, FORMATS, format_of_suffix
 from savl.images.read import read_image
 
-# BMP because well-known data sets are stored so.
+# BMP is included because well-known data sets use it.
 _FORMATS = (*FORMATS, BMP)
 _TITLES = ", ".join(image_format.title for image_format in _FORMATS)
 
 
 def find_images(folders: Iterable[str | Path], *, argument: str = "data.hr") -> list[Path]:
-    """All image files under the folders, sorted; hidden files and folders are left out.
+    """Return all image files in folders and their subfolders, sorted, without hidden files and folders.
 
-    What lies in several of the folders, one of them within another, is there once.
+    A file that is found through several of the folders is returned once.
 
     Args:
-        folders: Searched recursively.
-        argument: What the caller calls them, for the messages.
+        folders: Folders to search.
+        argument: The caller's name for `folders`, used in messages.
 
     Raises:
-        ValueError: No folder given, one does not exist, or there is no image.
+        ValueError: No folder is given, one does not exist, or there are no images.
     """
     roots = [Path(folder) for folder in folders]
     if not roots:
@@ -37,7 +37,7 @@ def find_images(folders: Iterable[str | Path], *, argument: str = "data.hr") -> 
         if not root.is_dir():
             raise ValueError(f"{argument}: {root} is not a folder")
     paths = sorted(path for root in roots for path in root.rglob("*") if _is_image(path.relative_to(root), path))
-    # By the place of the name, not of the file: links of two names to one file are two images.
+    # Compare the paths without resolving links: two links to the same file count as two images.
     paths = list({path.parent.resolve() / path.name: path for path in reversed(paths)}.values())[::-1]
     if not paths:
         raise ValueError(f"{argument}: no images ({_TITLES}) in {', '.join(str(root) for root in roots)}")
@@ -45,12 +45,12 @@ def find_images(folders: Iterable[str | Path], *, argument: str = "data.hr") -> 
 
 
 def _is_image(below: Path, path: Path) -> bool:
-    hidden = any(part.startswith(".") for part in below.parts)  # thumbnails and macOS's companions of real images
+    hidden = any(part.startswith(".") for part in below.parts)  # thumbnails, and macOS's "._" files beside images
     return not hidden and format_of_suffix(path, _FORMATS) is not None and path.is_file()
 
 
 def decode_rgb(path: Path) -> NDArray[np.uint8]:
-    """Decode an image to ``(H, W, 3)`` uint8: upright, gray repeated, transparency dropped.
+    """Decode an image to ``(H, W, 3)`` uint8, upright. Gray is repeated to three channels, and alpha is dropped.
 
     Raises:
         ImageFileError: The file cannot be read; the message names it.

@@ -1,4 +1,4 @@
-"""The georeference of a TIFF file, kept true while the picture changes its size (OGC GeoTIFF 1.1; GDAL's tags)."""
+"""Update the georeference of a TIFF file for a new image size (OGC GeoTIFF 1.1, and tags of GDAL)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _RASTER_TYPE_KEY, _PIXEL_IS_POINT = 1025, 2
 
 
 def scaled_georeference(tiff: TiffEntries, scale: tuple[float, float]) -> Iterator[Entry]:
-    """Yield the entries for a picture of another size, in their byte order.
+    """Yield the entries for the image at another size, in their byte order.
 
-    A pixel covers less ground, and the ground under the picture stays the same. Where pixels stand for areas, (0, 0)
-    is the corner of the first pixel, which stays where it is; where they stand for points, it is the first pixel's
-    centre, which moves.
+    The image as a whole covers the same ground as before, so each pixel covers less. If pixels represent areas, (0, 0)
+    is the corner of the first pixel, which does not move. If pixels represent points, (0, 0) is the centre of the first
+    pixel, which moves.
 
     Args:
-        tiff: the entries of the picture as it was.
-        scale: new pixels per old pixel, horizontally and vertically.
+        tiff: The entries of the image at its old size.
+        scale: New pixels per old pixel, horizontally and vertically.
     """
     order = tiff.order
-    # What is added to a raster coordinate of the old picture to count it from the corner.
+    # Offset that converts a raster coordinate of the old image to one counted from the corner.
     shift = 0.5 if _pixels_are_points(tiff) else 0.0
     for entry in tiff.entries:
         values = entry.numbers(order)
@@ -45,12 +45,12 @@ def scaled_georeference(tiff: TiffEntries, scale: tuple[float, float]) -> Iterat
 
 
 def is_georeferenced(tiff: TiffEntries) -> bool:
-    """Return whether the entries place the picture on the ground, and are not GDAL's remarks alone."""
+    """Return whether the entries contain a georeference, not only GDAL's metadata."""
     return any(entry.tag not in (_GDAL_METADATA, _GDAL_NODATA) for entry in tiff.entries)
 
 
 def _scaled_matrix(matrix: list[float], scale: tuple[float, float], shift: float) -> list[float]:
-    """The row-major matrix from raster to ground for old = (new + shift) / scale - shift."""
+    """Return the row-major matrix from raster to ground coordinates for old = (new + shift) / scale - shift."""
     for row in range(3):
         first = 4 * row
         x, y = matrix[first], matrix[first + 1]
@@ -60,7 +60,7 @@ def _scaled_matrix(matrix: list[float], scale: tuple[float, float], shift: float
 
 
 def _pixels_are_points(tiff: TiffEntries) -> bool:
-    """Whether the raster type among the GeoKeys (four numbers a key, the first four a header) is points."""
+    """Return whether pixels represent points, by the raster type in the GeoKeys (four numbers each, after a header)."""
     for entry in tiff.entries:
         keys = entry.numbers(tiff.order) if entry.tag == _KEYS else ()
         for at in range(4, len(keys) - 3, 4):

@@ -18,7 +18,7 @@ _HEADER = 128
 _VERSION_AT, _SIGNATURE_AT, _ID_AT = 8, 36, 84
 _CHANNELS = {"GRAY": 1, "RGB": 3}
 _OTHER_SPACES = ("CMYK", "CMY", "Lab", "XYZ", "Luv", "YCbr", "Yxy", "HSV", "HLS")
-# Kinds that do not say what the samples of a picture mean: device links and lists of named colours.
+# Profile classes that do not define the colours of an image: device links and lists of named colours.
 _OTHER_CLASSES = (b"link", b"nmcl")
 
 
@@ -28,11 +28,11 @@ def colour_space(icc: bytes) -> str:
 
 
 def fits(icc: bytes, stored: Stored) -> bool:
-    """Return whether a profile is for the channels that are stored; one without a known space gets the doubt's benefit.
+    """Return whether a profile suits the channels of a stored image; a profile of an unknown colour space does.
 
     Args:
-        icc: the profile.
-        stored: the picture.
+        icc: The profile.
+        stored: The stored image.
     """
     space = colour_space(icc)
     if space in _CHANNELS:
@@ -41,13 +41,13 @@ def fits(icc: bytes, stored: Stored) -> bool:
 
 
 def repaired_profile(icc: bytes) -> bytes | None:
-    """Return a profile whose length field is true; None when it is damaged or does not describe samples.
+    """Correct the length field of a profile; return None if the profile is damaged or does not describe samples.
 
-    Decoders of PNG files refuse a wrong length, and since version 4 one that is no multiple of four; others do not
-    mind. A profile without these faults is returned as it is.
+    Decoders of PNG refuse a profile whose length field is wrong or, since version 4, no multiple of four; other
+    decoders accept it. A profile without such faults is returned unchanged.
 
     Args:
-        icc: the profile, as it stood in a file.
+        icc: The profile as stored in a file.
     """
     if len(icc) < _HEADER + 4 or icc[_SIGNATURE_AT : _SIGNATURE_AT + 4] != b"acsp" or icc[12:16] in _OTHER_CLASSES:
         return None
@@ -66,7 +66,7 @@ def repaired_profile(icc: bytes) -> bytes | None:
     if length == true_length == len(icc):
         return icc
     body = icc[:true_length].ljust(true_length, b"\0")
-    # The identifier is a checksum; zeros say that none was calculated.
+    # The profile ID is a checksum; zeros mean that it was not computed.
     return struct.pack(">I", true_length) + body[4:_ID_AT] + bytes(16) + body[_ID_AT + 16 :]
 
 
@@ -75,7 +75,7 @@ _D65 = (0.3127, 0.3290)
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _BT709 = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06), _D65)
 _SMPTE170 = ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070), _D65)
-# x and y of red, green, blue and white by ITU-T H.273, table 2.
+# x and y of red, green, blue and white (ITU-T H.273, table 2).
 _PRIMARIES = {
     1: _BT709,
     4: ((0.67, 0.33), (0.21, 0.71), (0.14, 0.08), (0.310, 0.316)),
@@ -90,7 +90,7 @@ _PRIMARIES = {
 }
 _SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 _BT709_CURVE = (1 / 0.45, 1 / 1.099297, 0.099297 / 1.099297, 1 / 4.5, 0.081243)
-# (gamma, a, b, c, d) of (a·v + b)^gamma from d on and c·v below, by H.273, table 3; one number is a plain exponent.
+# (gamma, a, b, c, d) of the curve (a·v + b)^gamma for v ≥ d and c·v below (H.273, table 3). One number is an exponent.
 _CURVES: dict[int, tuple[float, ...]] = {
     1: _BT709_CURVE,
     4: (2.2,),
@@ -110,23 +110,23 @@ _SAMPLES = 4096
 
 
 def profile_of(colour: PngColour, *, gray: bool) -> bytes | None:
-    """Return the profile that means the same as the chunks of a PNG file, by the specification's precedence.
+    """Build a profile equivalent to the colour chunks of a PNG file, with the precedence of the PNG specification.
 
     Args:
-        colour: what the chunks say; an ICC profile ranks behind cICP and before the others, which is the caller's
-            business.
-        gray: for one-channel samples.
+        colour: Values of the chunks. The caller must handle an ICC profile, which has precedence over all chunks but
+            cICP.
+        gray: Whether the image has one colour channel.
 
     Returns:
-        The profile, or None where the chunks say nothing or use a transfer function or primaries without numbers.
-        Perceptual quantiser and hybrid log-gamma become curves whose white is the reference white of 203 cd/m², with
-        brighter values cut off, and a `cicp` tag for programs that can do better.
+        The profile, or None if there are no such chunks, or their transfer function or primaries have no formula.
+        Perceptual quantiser and hybrid log-gamma become curves whose white is the reference white of 203 cd/m² and
+        which clip brighter values. A `cicp` tag is added for programs that support these transfer functions.
     """
     return profile_of_cicp(colour, gray=gray) or _profile_of_older_chunks(colour, gray=gray)
 
 
 def profile_of_cicp(colour: PngColour, *, gray: bool) -> bytes | None:
-    """Return the profile that a cICP chunk stands for, or None; see `profile_of`."""
+    """Build a profile equivalent to a cICP chunk, or return None; see `profile_of`."""
     if colour.cicp is None:
         return None
     primaries, transfer, _, full_range = colour.cicp
@@ -136,7 +136,7 @@ def profile_of_cicp(colour: PngColour, *, gray: bool) -> bytes | None:
         curve = _parametric(_CURVES[transfer])
     else:
         signal = np.linspace(0.0, 1.0, _SAMPLES)
-        if not full_range:  # black at 16 and white at 235 of 255
+        if not full_range:  # black is 16 and white is 235 of 255
             signal = np.clip((signal * 255 - 16) / 219, 0.0, 1.0)
         curve = _sampled(_linear(signal, transfer))
     name = f"cICP {primaries}/{transfer}"
@@ -144,7 +144,7 @@ def profile_of_cicp(colour: PngColour, *, gray: bool) -> bytes | None:
 
 
 def _profile_of_older_chunks(colour: PngColour, *, gray: bool) -> bytes | None:
-    """By sRGB, else by gAMA and cHRM, of which a missing one is taken for sRGB's."""
+    """Build a profile from the sRGB chunk, else from gAMA and cHRM; a missing one of these is taken from sRGB."""
     if colour.intent is not None:
         return _profile("sRGB", _BT709, _parametric(_SRGB_CURVE), gray=gray, intent=colour.intent)
     if colour.gamma is None and (colour.chromaticities is None or gray):
@@ -161,13 +161,13 @@ def _profile_of_older_chunks(colour: PngColour, *, gray: bool) -> bytes | None:
 def profile_of_tables(
     chromaticities: tuple[int, ...], tables: Sequence[NDArray[np.float64]] | None, *, gray: bool
 ) -> bytes:
-    """Return the profile of samples whose light stands in tables.
+    """Build a profile from tables of linear light.
 
     Args:
-        chromaticities: 100000 times x and y of white, red, green and blue; sound.
-        tables: relative light, 0 to 1, for equally spaced samples: of all channels, or of red, green and blue; None is
-            sRGB's curve.
-        gray: for one-channel samples.
+        chromaticities: 100000 times x and y of white, red, green and blue, checked by `primaries_are_sound`.
+        tables: Linear light, 0 to 1, for equally spaced samples: one table for all channels, or three for red, green
+            and blue; None is sRGB's curve.
+        gray: Whether the image has one colour channel.
     """
     if tables is None:
         curves = [_parametric(_SRGB_CURVE)]
@@ -182,7 +182,7 @@ def profile_of_tables(
 
 
 def primaries_are_sound(chromaticities: tuple[int, ...]) -> bool:
-    """Return whether white, red, green and blue (x and y of each) span colours and give white positive parts."""
+    """Return whether the primaries span a colour space in which white has positive red, green and blue components."""
     red, green, blue, white = _by_colour(chromaticities)
     if any(y <= 0 for _, y in (white, red, green, blue)):
         return False
@@ -193,20 +193,20 @@ def primaries_are_sound(chromaticities: tuple[int, ...]) -> bool:
 
 
 def _by_colour(chromaticities: tuple[int, ...]) -> tuple[tuple[float, float], ...]:
-    """x and y of red, green, blue and white, of integers that begin with white."""
+    """Return x and y of red, green, blue and white from integers in the order white, red, green, blue."""
     x_y = [value / 100000 for value in chromaticities]
     white, red, green, blue = zip(x_y[::2], x_y[1::2], strict=True)
     return red, green, blue, white
 
 
 def _linear(signal: NDArray[np.float64], transfer: int) -> NDArray[np.float64]:
-    """Relative light of a signal in [0, 1]; 1 is white."""
+    """Return the linear light of a signal in [0, 1]; 1 is white."""
     if transfer == _PQ:  # SMPTE ST 2084
         m1, m2, c1, c2, c3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
         power = signal ** (1 / m2)
         light = (np.maximum(power - c1, 0) / (c2 - c3 * power)) ** (1 / m1)
         return np.minimum(light * 10000 / _REFERENCE_WHITE, 1.0)
-    if transfer == _HLG:  # BT.2100, with the display's exponent of 1.2 on each channel
+    if transfer == _HLG:  # BT.2100, with the display's exponent of 1.2 applied to each channel
         a, b, c = 0.17883277, 0.28466892, 0.55991073
         scene = np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
         return np.minimum(scene**1.2 * _HLG_PEAK / _REFERENCE_WHITE, 1.0)
@@ -288,11 +288,11 @@ def _sampled(light: NDArray[np.float64]) -> bytes:
 
 
 def _fixed(values: NDArray[np.float64]) -> bytes:
-    """Numbers as s15Fixed16."""
+    """Encode numbers as s15Fixed16."""
     return bytes(np.round(np.clip(values, -32768, 32767) * 65536).astype(">i4").tobytes())
 
 
 def _text(text: str) -> bytes:
-    """A multi-localised text of one language."""
+    """Encode a multi-localised text in one language."""
     content = text.encode("utf-16-be")
     return b"mluc\0\0\0\0" + struct.pack(">II2s2sII", 1, 12, b"en", b"US", len(content), 28) + content

@@ -1,7 +1,7 @@
-"""Decoding JPEG files, less those whose decoder met broken data and went on with made-up blocks.
+"""Decode JPEG files, and refuse those in which the decoder replaced broken data by invented blocks.
 
-libjpeg calls broken data a warning, and so does it call the stray bytes that many cameras leave before a marker, which
-harm nothing: only the former are refused.
+libjpeg reports broken data as a warning. It warns likewise of harmless faults, such as the stray bytes that many
+cameras write before a marker. Files with harmless faults are decoded.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 
 def decode_jpeg(file: BinaryIO, load: Load) -> pyvips.Image:
-    """Return the image in memory.
+    """Decode a JPEG file to an image in memory.
 
-    Nearly every file is decoded once. After a warning, the stream is decoded again without what harms nothing, and
-    is refused when the decoder still warns.
+    Nearly all files are decoded once. After a warning, the file is decoded again with its harmless faults removed, and
+    is refused if the decoder still warns.
 
     Args:
         file: The JPEG file, seekable.
-        load: Opens it.
+        load: Opens the file with libvips.
 
     Raises:
         DecodeFailure: The file is truncated or corrupt.
-        UnsupportedKind: It is of a kind that libvips cannot decode.
+        UnsupportedKind: libvips cannot decode this kind of JPEG file.
     """
     attempt = decode_shared(load, fail_on="warning")
     if attempt.image is not None and not attempt.warnings:
@@ -72,5 +72,5 @@ def _decode_alone(content: bytes) -> Attempt:
     for _ in range(5):
         attempt = decode_alone(load)
         if not attempt.warnings or attempt.jpeg_warning:
-            break  # otherwise code outside savl has cleared the messages
+            break  # otherwise code outside savl has cleared the messages, so decode once more
     return attempt

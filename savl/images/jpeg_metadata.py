@@ -1,4 +1,4 @@
-"""What JPEG files carry besides samples: segments read into `Metadata`, and `Metadata` written as segments."""
+"""Metadata of JPEG files: read segments into `Metadata`, and write `Metadata` as segments."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ from savl.images.xmp_extension import join_extended_xmp, split_extended_xmp
 _JFIF = b"JFIF\0"
 _MAX_ICC_PIECES = 255
 _MULTI_PICTURE, _GAIN_MAP, _FLASHPIX = b"MPF\0", b"urn:iso:std:iso:ts:21496:-1\0", b"FPXR\0"
-_PICTURES, _PREVIEWS = 0xB002, (0x010001, 0x010002)  # the list of pictures, and kinds of them
+_PICTURES, _PREVIEWS = 0xB002, (0x010001, 0x010002)  # tag of the list of images, and types of previews
 _MAX_EXTENSION = 256 * 2**20
-# Storage of samples, thumbnails, and encoders' own remarks.
+# Segments that concern the storage of samples, thumbnails, and remarks of encoders.
 _PASSED_OVER = (b"JFXX\0", b"Adobe", b"Ducky", _JFIF)
 
 
 def read_jpeg(file: BinaryIO) -> Metadata:
-    """Return what the segments of a JPEG file say, without an ICC profile; malformed segments say nothing."""
+    """Return the metadata in the segments of a JPEG file, except the ICC profile. Malformed segments are ignored."""
     exif: bytes | None = None
     xmp: bytes | None = None
     extension = bytearray()
     resources = b""
     comments: list[str] = []
-    lost: dict[str, None] = {}  # a set that keeps its order
-    pieces: list[bytes] = []  # numbers and counts of the pieces of an ICC profile
-    told = 0  # of the pictures behind the first
+    lost: dict[str, None] = {}  # used as an ordered set
+    pieces: list[bytes] = []  # number and count bytes of the pieces of an ICC profile
+    told = 0  # number of further images that a segment declares
     resolution, unit = None, "in"
     for segment in read_segments(file):
         marker, content = segment.marker, segment.content
@@ -102,7 +102,7 @@ def read_jpeg(file: BinaryIO) -> Metadata:
 
 
 def encode_jpeg(metadata: Metadata) -> tuple[bytes, list[str]]:
-    """Return the segments that stand before the samples, and the names of what does not fit."""
+    """Return the segments to write before the samples, and the names of what does not fit."""
     lost: list[str] = []
     parts = [encode_segment(APP0, _encode_density(metadata.resolution, metadata.resolution_unit))]
     if metadata.exif is not None:
@@ -139,11 +139,11 @@ def encode_jpeg(metadata: Metadata) -> tuple[bytes, list[str]]:
 
 
 def splice_jpeg(head: bytes, segments: bytes) -> bytes | None:
-    """Return the beginning of an encoded JPEG file with other metadata; None when more of the file is needed.
+    """Replace the metadata in the beginning of an encoded JPEG file; return None if more of the file is needed.
 
     Args:
-        head: the file's first bytes, as an encoder wrote them.
-        segments: what is to stand before the samples; the encoder's own JFIF segment is left out.
+        head: First bytes of the file, as written by an encoder.
+        segments: Segments to write before the samples. The encoder's JFIF segment is removed.
     """
     position = 2
     while position + 4 <= len(head):
@@ -154,7 +154,7 @@ def splice_jpeg(head: bytes, segments: bytes) -> bytes | None:
 
 
 def _density(content: bytes) -> tuple[tuple[float, float] | None, str]:
-    """Resolution and its unit from a JFIF segment; square pixels of no unit are the default, and say nothing."""
+    """Return resolution and unit from a JFIF segment; None for square pixels without a unit, the default."""
     unit, x, y = struct.unpack_from(">BHH", content, 7)
     if not x or not y or unit > 2 or (unit == 0 and x == y):
         return None, "in"
@@ -173,7 +173,7 @@ def _encode_density(resolution: tuple[float, float] | None, unit: str) -> bytes:
 
 
 def _take_extension(extension: bytearray, content: bytes) -> None:
-    """Puts one piece of the extended XMP to its place: GUID, whole length, offset, and the piece."""
+    """Store one piece of extended XMP at its offset. `content` is GUID, whole length, offset, and the piece."""
     if len(content) < 40:
         return
     length, offset = struct.unpack_from(">II", content, 32)
@@ -204,7 +204,7 @@ def _decode(content: bytes) -> str:
 
 
 def _further_pictures(content: bytes) -> list[int] | None:
-    """The kinds of the further pictures that a segment lists (CIPA DC-007); None where it is damaged."""
+    """Return the types of the further images listed in a segment (CIPA DC-007); None if it is damaged."""
     block = io.BytesIO(content[len(_MULTI_PICTURE) :])
     found = read_layout(block)
     entry = None if found is None else read_directory(block, *found, tags=[_PICTURES]).get(_PICTURES)
@@ -215,7 +215,7 @@ def _further_pictures(content: bytes) -> list[int] | None:
 
 
 def _names_of_tail(file: BinaryIO, told: int) -> Iterator[str]:
-    """Yield what is lost with what stands behind the picture, other than the pictures that a segment told."""
+    """Yield the names of data after the image that are lost, except the `told` images that a segment declares."""
     tail = read_tail(file)
     further = tail.pictures - told
     if further > 0:
@@ -227,7 +227,7 @@ def _names_of_tail(file: BinaryIO, told: int) -> Iterator[str]:
 
 
 def _name(segment: Segment) -> str:
-    """What is lost with a segment."""
+    """Return the name of what is lost with a segment."""
     content = segment.content
     if segment.marker == APP2 and content.startswith(_GAIN_MAP):
         return GAIN_MAP

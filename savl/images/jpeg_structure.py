@@ -1,4 +1,4 @@
-"""The structure of JPEG files (ITU-T T.81): segments of metadata, the entropy-coded picture, and data behind it."""
+"""The structure of JPEG files (ITU-T T.81): metadata segments, the entropy-coded image, and data after its end."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 PHOTOSHOP = b"Photoshop 3.0\0"
 ICC = b"ICC_PROFILE\0"
 MAX_CONTENT = 65533
-"""Bytes that a segment's 16-bit length leaves for its content."""
+"""Maximum size of a segment's content in bytes, by its 16-bit length field."""
 
 _MAX_STRAY = 2**16
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment: the second byte of its marker, and its content without marker and length."""
+    """One segment: the second byte of its marker, and the content without marker and length."""
 
     marker: int
     content: bytes
 
 
 def read_segments(file: BinaryIO) -> Iterator[Segment]:
-    """Yield the application segments and comments before the samples, as far as the file can be understood."""
+    """Yield the application segments and comments before the samples, up to the first malformed one."""
     file.seek(2)
     stray = 0
     while stray < _MAX_STRAY:
@@ -41,7 +41,7 @@ def read_segments(file: BinaryIO) -> Iterator[Segment]:
         if not byte:
             return
         if byte != b"\xff":
-            stray += 1  # bytes before a marker, which decoders pass over too
+            stray += 1  # a stray byte before a marker, which decoders also skip
             continue
         while byte == b"\xff":
             byte = file.read(1)
@@ -66,7 +66,7 @@ def read_segments(file: BinaryIO) -> Iterator[Segment]:
 
 
 def encode_segment(marker: int, content: bytes) -> bytes:
-    """Return a segment with its marker and its length.
+    """Return a segment with its marker and length.
 
     Raises:
         ValueError: `content` is longer than `MAX_CONTENT`.
@@ -77,12 +77,12 @@ def encode_segment(marker: int, content: bytes) -> bytes:
 
 
 _SOI, _EOI, _SOS, _APP0, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE
-# Frame headers: 0xC0 to 0xCF without the tables and the reserved marker among them, and JPEG-LS.
+# Frame headers: 0xC0 to 0xCF except for tables and a reserved marker, and that of JPEG-LS.
 _FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 _SEQUENTIAL = frozenset({0xC0, 0xC1, 0xC9})
 _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
-# Entropy-coded data ends at a marker; a stuffed zero and restart markers are part of it.
-# (A pattern that begins with one fixed byte is searched many times faster than one with a repeated one.)
+# Entropy-coded data end at a marker; stuffed zeros and restart markers are part of the data.
+# (A pattern that begins with one fixed byte is found many times faster than one that begins with a repeated byte.)
 _END_OF_SCAN = re.compile(rb"\xff\xff*[^\x00\xd0-\xd7\xff]")
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 
@@ -103,7 +103,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class _Segment:
-    """A marker with what follows it up to the next: its parameters, and after SOS the entropy-coded data."""
+    """A marker with its parameters and, after SOS, the entropy-coded data up to the next marker."""
 
     marker: int
     parameters: bytes
@@ -111,7 +111,7 @@ class _Segment:
 
 
 def special_kind(content: bytes) -> str | None:
-    """Return what is unusual about a JPEG file ("lossless", "12-bit"…), or None for one that every decoder reads."""
+    """Return the name of an unusual kind of JPEG ("lossless", "12-bit"…), or None if every decoder supports it."""
     frame = next((segment for segment in _segments(content) if segment.marker in _FRAMES), None)
     if frame is None or len(frame.parameters) < 6:
         return None
@@ -123,11 +123,11 @@ def special_kind(content: bytes) -> str | None:
 
 
 def without_harmless_faults(content: bytes) -> bytes:
-    """Return a JPEG stream whose decoder has nothing to warn of but faults in the picture itself.
+    """Return a JPEG stream without harmless faults, so that a decoder warns only of broken image data.
 
-    Many cameras and programs leave stray bytes before a marker, unknown version numbers, or scan parameters that mean
-    nothing in a sequential file. libjpeg warns of each, as it does of broken data, and ignores it. So they are removed
-    or set to what libjpeg assumes in their place.
+    Many cameras and programs write stray bytes before a marker, unknown version numbers, or scan parameters without a
+    meaning in sequential files. libjpeg ignores these faults, but warns of them as it does of broken data. Here they
+    are removed, or replaced by the values that libjpeg assumes.
     """
     parts = [b"\xff\xd8"]
     sequential = False
@@ -151,11 +151,11 @@ def without_harmless_faults(content: bytes) -> bytes:
 
 
 def without_stray_bytes(content: bytes, warning: str) -> Iterator[bytes]:
-    """Yield the stream without the stray bytes after a scan that libjpeg warned of, once for each scan they may be in.
+    """Yield variants of the stream without stray bytes after a scan, one for each scan that may be concerned.
 
     Args:
-        content: As `without_harmless_faults` returns it.
-        warning: Libjpeg's message; one about anything else yields nothing.
+        content: The stream, as returned by `without_harmless_faults`.
+        warning: Warning of libjpeg. Nothing is yielded unless it is about such bytes.
     """
     told = _STRAY.search(warning)
     if told is None:
@@ -167,7 +167,7 @@ def without_stray_bytes(content: bytes, warning: str) -> Iterator[bytes]:
 
 
 def end_of_picture(content: bytes, start: int = 0) -> int | None:
-    """Return where the JPEG stream that begins at `start` ends, behind its EOI marker, or None when it does not."""
+    """Return the position after the EOI marker of the JPEG stream that begins at `start`, or None without one."""
     for marker, _, _, end in _spans(content, start + 2):
         if marker == _EOI:
             return end
@@ -175,13 +175,13 @@ def end_of_picture(content: bytes, start: int = 0) -> int | None:
 
 
 def _segments(content: bytes) -> Iterator[_Segment]:
-    """Yield the segments up to the end of the picture; one that is cut off ends them."""
+    """Yield the segments up to the end of the image or to a truncated segment."""
     for marker, begin, stop, end in _spans(content, 2):
         yield _Segment(marker, content[begin:stop], content[stop:end])
 
 
 def _spans(content: bytes, position: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield marker, begin and end of the parameters, and end of the entropy-coded data, of each segment."""
+    """Yield for each segment its marker, begin and end of the parameters, and end of the entropy-coded data."""
     while True:
         position = content.find(b"\xff", position)
         if position < 0 or position + 2 > len(content):
@@ -208,20 +208,20 @@ def _spans(content: bytes, position: int) -> Iterator[tuple[int, int, int, int]]
 
 
 _START = b"\xff\xd8\xff"
-_FILM = re.compile(rb"MotionPhoto_Data|\0\0\0[\x08-\x7f]ftyp")  # Samsung's name for one, and how MP4 and MOV begin
-_FILL = b"\0\xff\r\n\t "  # what cameras fill blocks with
+_FILM = re.compile(rb"MotionPhoto_Data|\0\0\0[\x08-\x7f]ftyp")  # Samsung's marker, and the beginning of MP4 and MOV
+_FILL = b"\0\xff\r\n\t "  # bytes with which cameras fill blocks
 _STEP = 2**20
-_MAX_BYTES = 2**28  # of a file that are looked at; of larger ones, what is behind may stay unknown
+_MAX_BYTES = 2**28  # data after the image are looked for only in this many bytes of a file
 
 
 @dataclass(frozen=True)
 class JpegTail:
-    """What stands behind the picture.
+    """Data after the end of the image in a JPEG file.
 
     Attributes:
-        pictures: how many further JPEG pictures follow at once.
-        film: whether the film of a motion photo is behind them.
-        size: bytes behind the further pictures, other than filling; 0 where a film explains them.
+        pictures: Number of JPEG images that follow directly.
+        film: Whether the film of a motion photo follows them.
+        size: Number of bytes after these images, without filling; 0 if they are a film.
     """
 
     pictures: int = 0
@@ -230,10 +230,10 @@ class JpegTail:
 
 
 def read_tail(file: BinaryIO) -> JpegTail:
-    """Return what stands behind the picture of a JPEG file; a picture without an end has nothing behind it.
+    """Find the data after the end of the image in a JPEG file; there are none if the image has no end.
 
     Args:
-        file: seekable.
+        file: The JPEG file, seekable.
     """
     whole = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -255,7 +255,7 @@ def read_tail(file: BinaryIO) -> JpegTail:
 
 
 def _behind_filling(content: bytes, begin: int) -> int:
-    """Where the next byte that is no filling stands, from `begin` on; 0xFF in front of a picture is none either."""
+    """Return the position of the first byte from `begin` on that is not filling; 0xFF before an image is not."""
     position = begin
     while position < len(content):
         piece = content[position : position + _STEP]

@@ -1,8 +1,8 @@
-"""What a picture carries besides its samples, taken from one file and put into another.
+"""Copy the metadata of an image from one file to another.
 
-The samples are processed as encoded and what says how to understand them travels along, so colours mean the same
-before and after. So does all else that stays true; what does not is corrected (orientation, sizes, positions in
-pixels) or left out (thumbnails), and what a format cannot hold is named.
+Samples are processed as they are encoded, and the metadata that define their colours are copied, so colours stay the
+same. Other metadata are copied if they are still valid, updated (orientation, sizes, positions in pixels), or left out
+(thumbnails). What the output format cannot store is named.
 """
 
 from __future__ import annotations
@@ -40,15 +40,18 @@ _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
 def with_orientation(
     image: pyvips.Image, file: BinaryIO, image_format: ImageFormat, *, page: int | None = None
 ) -> pyvips.Image:
-    """Return the decoded picture with the orientation that its file tells, also where libvips does not look.
+    """Set the orientation of a decoded image from its file, also where libvips does not look for it.
 
-    That is EXIF behind the samples of a PNG file or in one of its texts.
+    libvips ignores EXIF that comes after the samples of a PNG file or in one of its texts.
 
     Args:
-        image: the picture as libvips decoded it, not yet turned.
-        file: the file it was decoded from, seekable.
-        image_format: the format of the file.
-        page: of a TIFF file, counted from 1; None is the first.
+        image: The image as decoded by libvips, not yet rotated.
+        file: The file, seekable.
+        image_format: Format of the file.
+        page: Page of a TIFF file, counted from 1; None is the first.
+
+    Returns:
+        The image with its orientation.
     """
     import pyvips
 
@@ -63,13 +66,13 @@ def with_orientation(
 def take_metadata(
     image: pyvips.Image, file: BinaryIO, image_format: ImageFormat, *, page: int | None = None
 ) -> Metadata:
-    """Return what is to travel to the output.
+    """Read the metadata that are copied to the output.
 
     Args:
-        image: the decoded picture, upright (orientation already applied).
-        file: the file it was decoded from, seekable; its position afterwards is anywhere.
-        image_format: the format of the file.
-        page: of a TIFF file, counted from 1; None is the first.
+        image: The decoded image, upright (orientation already applied).
+        file: The file, seekable. Its position afterwards is undefined.
+        image_format: Format of the file.
+        page: Page of a TIFF file, counted from 1; None is the first.
     """
     found = _read(file, image_format, page, image)
     orientation = _orientation(found, file, image_format, page)
@@ -94,7 +97,7 @@ def take_metadata(
     if resolution is None and exif is not None:
         resolution, unit = _exif_resolution(exif)
     icc = _blob(image, "icc-profile-data") or found.icc
-    if icc is not None:  # the decoder, or a text, had one all the same
+    if icc is not None:  # found by the decoder, or in a text
         lost = [what for what in lost if what != COLOUR_PROFILE]
     return replace(
         found,
@@ -110,7 +113,7 @@ def take_metadata(
 
 
 def stored_as(pixels: Pixels, image_format: ImageFormat) -> Stored:
-    """Return how a file of a format stores the pixels, (H, W, bands) uint8 or uint16."""
+    """Return how a file of this format stores the pixels, (H, W, bands) uint8 or uint16."""
     height, width, bands = pixels.shape
     if bands < 3 and not image_format.holds_gray:
         bands += 2
@@ -125,17 +128,20 @@ def settle(
     mark: str | None = None,
     origin: str | None = None,
 ) -> tuple[Metadata, list[str]]:
-    """Return the metadata as a file of a format holds them for a picture, and the names of what it cannot hold.
+    """Convert metadata to the form in which a format stores them.
 
-    Sizes and positions are those of the picture as it is stored. Colour chunks of PNG become a profile for other
-    formats, texts become EXIF and XMP where these have a place for them.
+    Sizes and positions are updated for the stored image. For formats other than PNG, PNG's colour chunks become a
+    profile, and texts become EXIF and XMP fields of the same meaning.
 
     Args:
-        metadata: as `take_metadata` returned it.
-        stored: the picture.
-        image_format: the format.
-        mark: what the picture is, of `savl.images.result_mark.MARKS`, or None.
-        origin: with a mark, the digest of the picture that it was made of, or None.
+        metadata: Metadata as returned by `take_metadata`.
+        stored: The image to be stored.
+        image_format: Format of the file.
+        mark: One of `savl.images.result_mark.MARKS`, or None.
+        origin: Digest of the source to store with the mark, or None.
+
+    Returns:
+        The converted metadata, and the names of what the format cannot store.
     """
     lost = list(metadata.lost)
     settled = _with_profile(_resized(metadata, stored), stored, image_format, lost)
@@ -167,14 +173,14 @@ def losses(
     *,
     transparency: str = "flattened onto white",
 ) -> list[str]:
-    """Return what a picture loses on its way into a file: one sentence a kind of thing, lower case.
+    """Return notes on what is lost when an image is written: one lower-case sentence for each kind of loss.
 
     Args:
-        metadata: of the picture as it was read.
-        before: the picture as it was read.
-        after: the picture as it is to be written.
-        image_format: the format to write.
-        transparency: what became of it, where the picture had it and the result has not.
+        metadata: Metadata of the image as it was read.
+        before: Pixels as they were read.
+        after: Pixels as they will be written.
+        image_format: Format to write.
+        transparency: What happened to transparency, for an image whose result has none any more.
     """
     title = image_format.title
     sentences = []
@@ -213,7 +219,7 @@ def _read(file: BinaryIO, image_format: ImageFormat, page: int | None, image: py
         return read_webp(file)
     if image_format is TIFF:
         return read_tiff(file, page or 1)
-    # One sample per millimetre is libvips' way of saying that nothing is known.
+    # libvips reports one sample per millimetre if the resolution is unknown.
     known = (image.xres, image.yres) != (1.0, 1.0)
     found = Metadata(
         exif=_blob(image, "exif-data"),
@@ -226,20 +232,20 @@ def _read(file: BinaryIO, image_format: ImageFormat, page: int | None, image: py
     if image_format is BMP:
         return replace(found, icc=read_bmp_profile(file))
     more = read_heif(file)
-    # An ICC profile, which ranks behind the code points in PNG files, is the more exact one here.
+    # In PNG files, code points have precedence over an ICC profile; here the profile is more exact.
     colour = PngColour() if image.get_typeof("icc-profile-data") else more.colour
     return replace(found, colour=colour, lost=more.lost)
 
 
 def _blob(image: pyvips.Image, field: str) -> bytes | None:
-    """What libvips read of a file, or None; `get_fields` would fail over the keyword of a PNG text that is no UTF-8."""
+    """Return a field that libvips has read, or None. `get_fields` fails if a keyword of a PNG text is not UTF-8."""
     return bytes(image.get(field)) or None if image.get_typeof(field) else None
 
 
 def _orientation(found: Metadata, file: BinaryIO, image_format: ImageFormat, page: int | None) -> int:
     if image_format is TIFF:
         return read_tiff_orientation(file, page or 1)
-    # Others' decoders have turned the picture themselves, whatever a block says.
+    # The decoders of other formats have already applied the orientation.
     if image_format not in (PNG, JPEG, WEBP) or found.exif is None:
         return 1
     return read_orientation(found.exif)
@@ -260,7 +266,7 @@ def _resized_block(exif: bytes, size: tuple[int, int], scale: tuple[float, float
 
 
 def _with_profile(metadata: Metadata, stored: Stored, image_format: ImageFormat, lost: list[str]) -> Metadata:
-    """The metadata with a profile that suits the stored channels, made of PNG's chunks where there is need."""
+    """Return the metadata with a profile for the stored channels, built from PNG's chunks if necessary."""
     icc = metadata.icc if metadata.icc is not None and fits(metadata.icc, stored) else None
     if icc is None and metadata.tiff_colour is not None:
         return _with_tiff_colour(metadata, metadata.tiff_colour, stored, image_format, lost)
@@ -290,7 +296,7 @@ def _with_profile(metadata: Metadata, stored: Stored, image_format: ImageFormat,
 def _with_tiff_colour(
     metadata: Metadata, colour: TiffEntries, stored: Stored, image_format: ImageFormat, lost: list[str]
 ) -> Metadata:
-    """The metadata with what a TIFF file says of colours, as its entries where they still fit, else as a profile."""
+    """Return the metadata with TIFF's colour entries if they still fit, else with an equivalent profile."""
     kept = fitting_entries(colour, stored) if image_format is TIFF else None
     if kept is not None and has_transfer_function(kept) == has_transfer_function(colour):
         return replace(metadata, icc=None, tiff_colour=kept)
@@ -300,7 +306,7 @@ def _with_tiff_colour(
 
 
 def _with_exif_resolution(metadata: Metadata) -> Metadata:
-    """The metadata with the resolution in EXIF, for a format that has no other place for it."""
+    """Return the metadata with the resolution in EXIF, for a format without another field for it."""
     if metadata.resolution is None:
         return metadata
     if metadata.exif is not None and _exif_resolution(metadata.exif)[0] is not None:
@@ -322,7 +328,7 @@ def _with_exif_resolution(metadata: Metadata) -> Metadata:
 
 
 def _exif_resolution(exif: bytes) -> tuple[tuple[float, float] | None, str]:
-    """Samples per millimetre by an EXIF block, and the unit they are stored in."""
+    """Return the resolution in an EXIF block, in samples per millimetre, and the unit in which it is stored."""
     try:
         block = ExifBlock(exif)
     except ValueError:
@@ -350,6 +356,6 @@ def _encoding_losses(settled: Metadata, stored: Stored, image_format: ImageForma
 
 
 def _enumerated(names: list[str]) -> str:
-    """The names as part of a sentence, without the control characters that a file may put into them."""
+    """Join names for use in a sentence, without control characters that a file may put into them."""
     text = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     return "".join(character if character.isprintable() else "?" for character in text)

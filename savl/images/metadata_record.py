@@ -9,13 +9,13 @@ from savl.images.tiff_directory import Entry
 
 @dataclass(frozen=True)
 class Stored:
-    """How a picture will be stored.
+    """How an image will be stored in a file.
 
     Attributes:
-        width: pixels.
-        height: pixels.
-        bands: 1 gray, 2 gray+alpha, 3 RGB, 4 RGBA, as the file stores it.
-        bits: per sample, 8 or 16.
+        width: Width in pixels.
+        height: Height in pixels.
+        bands: Number of bands in the file: 1 for gray, 2 for gray and alpha, 3 for RGB, 4 for RGBA.
+        bits: Bits per sample, 8 or 16.
     """
 
     width: int
@@ -34,10 +34,10 @@ class PngText:
     """A text of a PNG file.
 
     Attributes:
-        keyword: such as "Copyright", "parameters" or "workflow".
-        text: the text.
-        name: the chunk it stood in: b"tEXt", b"zTXt" or b"iTXt".
-        data: the chunk's content, to be carried over as it is.
+        keyword: Keyword, such as "Copyright", "parameters" or "workflow".
+        text: The text.
+        name: Name of the chunk: b"tEXt", b"zTXt" or b"iTXt".
+        data: Content of the chunk, to be copied unchanged.
     """
 
     keyword: str
@@ -48,15 +48,15 @@ class PngText:
 
 @dataclass(frozen=True)
 class PngColour:
-    """What the chunks of a PNG file say of the meaning of its samples, other than an ICC profile.
+    """Chunks of a PNG file, other than an ICC profile, that define the meaning of its samples.
 
     Attributes:
-        cicp: primaries, transfer function, matrix and range as ITU-T H.273 numbers them (cICP).
-        intent: rendering intent of sRGB samples (sRGB), 0 to 3.
-        gamma: 100000 times the exponent that encoded the samples (gAMA).
+        cicp: Primaries, transfer function, matrix and range, numbered as in ITU-T H.273 (cICP).
+        intent: Rendering intent of sRGB samples, 0 to 3 (sRGB).
+        gamma: 100000 times the exponent with which the samples are encoded (gAMA).
         chromaticities: 100000 times x and y of white, red, green and blue (cHRM).
-        significant_bits: of each channel of the original (sBIT).
-        mastering: chunks mDCV and cLLI, which describe the display and the light levels of HDR pictures.
+        significant_bits: Number of significant bits in each channel of the original (sBIT).
+        mastering: Chunks mDCV and cLLI, which describe the display and the light levels of HDR images.
     """
 
     cicp: bytes | None = None
@@ -69,11 +69,11 @@ class PngColour:
 
 @dataclass(frozen=True)
 class TiffEntries:
-    """Entries of a TIFF file that only TIFF can hold: georeference, names, white point, primaries and curves.
+    """Entries of a TIFF file that only TIFF can store: georeference, names, white point, primaries and curves.
 
     Attributes:
-        order: byte order of their data, "<" or ">".
-        entries: one a tag.
+        order: Byte order of their data, "<" or ">".
+        entries: The entries, one per tag.
     """
 
     order: str
@@ -82,25 +82,25 @@ class TiffEntries:
 
 @dataclass(frozen=True)
 class Metadata:
-    """Everything that travels from a file to the one made from it, for an upright picture.
+    """Metadata that are copied from a file to a result made from it. They describe the upright image.
 
     Attributes:
         icc: ICC profile.
-        exif: EXIF block with its six-byte `Exif` signature; its orientation says nothing, its thumbnail is gone.
-        xmp: XMP packet; the extended part that JPEG files may have is in it.
+        exif: EXIF block with its six-byte `Exif` signature, without thumbnail; its orientation is to be ignored.
+        xmp: XMP packet, including the extended part that JPEG files may have.
         iptc: IPTC-IIM block.
         photoshop: Photoshop's image resources other than IPTC, without thumbnails.
-        resolution: horizontal and vertical samples per millimetre, None where the file tells none. With the unit
-            "none" only their ratio means something.
-        resolution_unit: "in", "cm" or "none": what the resolution is stored in.
-        comments: of JPEG and GIF files.
-        text: of PNG files.
-        colour: of PNG files.
-        png_chunks: names and contents of other chunks that stay true.
-        tiff: entries that only TIFF holds.
-        tiff_colour: entries of a TIFF file that say what the samples mean; an ICC profile ranks before them.
-        size: width and height of the picture it was read with, upright; None where nothing depends on it.
-        lost: what reading left behind, because no output can hold it truly; each a noun phrase.
+        resolution: Horizontal and vertical samples per millimetre, None if the file contains none. With the unit
+            "none", only their ratio is defined.
+        resolution_unit: Unit in which the resolution is stored: "in", "cm" or "none".
+        comments: Comments of JPEG and GIF files.
+        text: Texts of PNG files.
+        colour: Colour chunks of PNG files.
+        png_chunks: Names and contents of other PNG chunks that are still valid for the result.
+        tiff: Entries that only TIFF can store.
+        tiff_colour: Entries of a TIFF file that define its colours; an ICC profile has precedence over them.
+        size: Width and height of the image that was read, upright; None if nothing depends on it.
+        lost: Noun phrases for metadata that were dropped while reading, because no output could store them correctly.
     """
 
     icc: bytes | None = None
@@ -120,11 +120,11 @@ class Metadata:
     lost: tuple[str, ...] = ()
 
     def scale(self, stored: Stored) -> tuple[float, float]:
-        """Return new pixels per old pixel, horizontally and vertically; 1 where the old size is not known."""
+        """Return new pixels per old pixel, horizontally and vertically; 1 if the old size is not known."""
         return (1.0, 1.0) if self.size is None else (stored.width / self.size[0], stored.height / self.size[1])
 
     def cropped(self, width: int, height: int) -> Metadata:
-        """Return the metadata of a picture that was cut at the right and at the bottom, sides in pixels."""
+        """Return the metadata for the image cropped at the right and bottom to `width` x `height` pixels."""
         return replace(self, size=(width, height))
 
 
@@ -137,19 +137,19 @@ _BEHIND = "behind the first"
 
 
 def pictures_behind(count: int) -> str:
-    """Return the name of further pictures, one or more, of which nothing else is known."""
+    """Return the name of further images in a file, of which only the number (at least 1) is known."""
     return f"a further picture {_BEHIND}" if count == 1 else f"{count} further pictures {_BEHIND}"
 
 
 def bytes_behind(count: int) -> str:
-    """Return the name of data behind the end of a picture."""
+    """Return the name of data after the end of an image."""
     return "1 byte behind the picture" if count == 1 else f"{count} bytes behind the picture"
 
 
 def without_repetitions(lost: list[str]) -> list[str]:
-    """Return the names, each once, less general ones of what another names more exactly.
+    """Return the names without repetitions, and without general names if a more exact name is present.
 
-    Gain maps and depth maps are further pictures in the file.
+    For example, gain maps and depth maps are further images in a file.
     """
     names = list(dict.fromkeys(lost))
     if GAIN_MAP in names or DEPTH_MAP in names:

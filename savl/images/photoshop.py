@@ -1,4 +1,4 @@
-"""Photoshop's image resources ("8BIM" blocks), in which JPEG files keep IPTC (Adobe Photoshop File Formats)."""
+"""Photoshop's image resources ("8BIM" blocks), in which JPEG files store IPTC (Adobe Photoshop File Formats)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import struct
 from collections.abc import Iterator
 
 _IPTC = 0x0404
-# Thumbnails, and what describes the layers, guides and slices of the picture as it was; copies of the ICC profile,
-# EXIF and XMP, which travel by themselves and would contradict what was updated.
+# Resources to drop: thumbnails; layers, guides and slices of the old image; and copies of the ICC profile, EXIF and
+# XMP, which are handled separately and would contradict their updated versions.
 _STALE = frozenset({1024, 1026, 1032, 1033, 1036, 1039, 1050, 1058, 1059, 1060, 1069, 1072, 1080})
 
 
 def split_resources(data: bytes) -> tuple[bytes | None, bytes | None]:
-    """Return the IPTC block and the other resources that stay true, either None when there is none."""
+    """Return the IPTC block, and the other resources that are still valid for the new image; either may be None."""
     iptc: bytes | None = None
     others = b""
     for number, name, content in _read(data):
@@ -24,13 +24,13 @@ def split_resources(data: bytes) -> tuple[bytes | None, bytes | None]:
 
 
 def join_resources(iptc: bytes | None, others: bytes | None) -> bytes | None:
-    """Return resources with an IPTC block in them; None when there is nothing."""
+    """Return resources including an IPTC block; None if both are None."""
     block = b"" if iptc is None else _encode(_IPTC, b"\0\0", iptc)
     return block + (others or b"") or None
 
 
 def _read(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Yields number, name (a padded Pascal string) and content, as far as the blocks can be understood."""
+    """Yield number, name (a padded Pascal string) and content of the blocks, up to the first malformed one."""
     position = 0
     while data[position : position + 4] == b"8BIM" and position + 12 <= len(data):
         (number,) = struct.unpack_from(">H", data, position + 4)

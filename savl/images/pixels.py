@@ -1,4 +1,4 @@
-"""The pictures `savl.upscale` takes from Python, brought to one layout."""
+"""Convert the images that `savl.upscale` accepts (PIL images, numpy arrays, torch tensors) to one layout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ACCEPTED = (
     "floats in [0, 1]"
 )
 _PIL_DIRECT = ("L", "LA", "RGB", "RGBA")
-# What Pillow converts without loss: the mode, and the mode that holds the same picture.
+# Lossless conversions by Pillow: mode → mode that represents the same image.
 _PIL_CONVERTED = {"1": "L", "PA": "RGBA", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "YCbCr": "RGB"}
 _TENSOR_DTYPES = (torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PIL_HINTS = {
@@ -27,26 +27,26 @@ _PIL_HINTS = {
     "F": "floats do not say their white; give np.asarray(image) scaled to [0, 1]",
 }
 _ORIENTATION_TAG = 0x0112
-# Bicubic resizing and float round trips leave values this far outside [0, 1]; they are clamped, not refused.
+# Bicubic resizing and conversions of floats produce values this far outside [0, 1]; they are clamped, not refused.
 _SLACK = 1e-3
 
 
 def as_pixels(image: object) -> NDArray[Any]:
-    """Turn a PIL image, numpy array or torch tensor into (H, W, 1 to 4 channels) samples.
+    """Convert a PIL image, numpy array or torch tensor to samples (H, W, C), C from 1 to 4.
 
-    Channels are 1 gray, 2 gray+alpha, 3 RGB, 4 RGBA, alpha not premultiplied. Of a PIL image the current frame is
-    taken, turned as its EXIF orientation says; its palette and its transparent colour become alpha.
+    C is 1 for gray, 2 for gray and alpha, 3 for RGB, 4 for RGBA. Colour is not premultiplied. For a PIL image, the
+    current frame is used and its EXIF orientation is applied; a palette and a transparent colour become RGB and alpha.
 
     Raises:
-        TypeError: `image` is of another type, or of a dtype or PIL mode that is not accepted.
-        ValueError: the shape is not accepted, float values leave [0, 1], or a PIL image is closed.
-        UnreadableImage: the file behind a PIL image cannot be decoded.
+        TypeError: `image` has another type, or a dtype or PIL mode that is not accepted.
+        ValueError: The shape is not accepted, float values are outside [0, 1], or a PIL image is closed.
+        UnreadableImage: The file of a PIL image cannot be decoded.
     """
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if isinstance(image, torch.Tensor):
         return _from_tensor(image)
-    # Only where Pillow is loaded already can the caller hold one of its images.
+    # If Pillow is not loaded, the image cannot be one of its images.
     pil = sys.modules.get("PIL.Image")
     if pil is not None and isinstance(image, pil.Image):
         return _from_pil(image)
@@ -89,7 +89,7 @@ def _from_tensor(tensor: torch.Tensor) -> NDArray[Any]:
 
 
 def _from_pil(image: Any) -> NDArray[Any]:
-    """Samples of the current frame, upright."""
+    """Return the samples of the current frame, upright."""
     coding = _png_coding(image)
     image = _upright(_loaded(image))
     mode, transparency = image.mode, image.info.get("transparency")
@@ -108,7 +108,7 @@ def _from_pil(image: Any) -> NDArray[Any]:
         image = image.convert("LA")
     elif mode == "RGB" and _is_colour(transparency):
         rgb = np.asarray(image)
-        # Pillow keeps the upper halves of 16-bit samples, and all of the key.
+        # Pillow keeps only the upper bytes of 16-bit samples, but both bytes of the transparent colour.
         deep = coding == "RGB;16B" or (coding == "" and max(transparency) > 255)
         is_key = (rgb == [part >> 8 if deep else part for part in transparency]).all(axis=2, keepdims=True)
         return _from_array(np.concatenate([rgb, np.where(is_key, 0, 255).astype(np.uint8)], axis=2))
@@ -126,7 +126,7 @@ def _is_colour(value: object) -> TypeGuard[tuple[int, int, int]]:
 
 
 def _png_coding(image: Any) -> str | None:
-    """How a PNG file stores the samples, in Pillow's words; "" where it was loaded before, None for other images."""
+    """Return Pillow's name for the sample type of a PNG file; "" if it was loaded before, None for other images."""
     if image.format != "PNG":
         return None
     tiles = getattr(image, "tile", None)
@@ -135,19 +135,19 @@ def _png_coding(image: Any) -> str | None:
 
 
 def _spread_key(key: int, gray: NDArray[Any], coding: str | None) -> int:
-    """The transparent value among samples that Pillow spread from 2 or 4 bits to 8, which it does not do to the key."""
+    """Scale the transparent gray value to 8 bits, because Pillow scales samples of 2 or 4 bits but not this value."""
     factor = {"L;2": 85, "L;4": 17}.get(coding or "", 1)
     if coding == "" and 0 < key < 16 and not (gray == key).any():
-        # The samples tell: a key of 8 bits that none of them has would be of no use.
+        # Decide by the samples: an 8-bit value that no sample has would make nothing transparent.
         steps = (step for step in (85, 17) if key * step <= 255 and not (gray % step).any())
         factor = next(steps, 1)
     return key * factor
 
 
 def _palette_colours(image: Any) -> NDArray[np.uint8]:
-    """The (256, 3) colours of a palette image, or (256, 4) where some may be transparent.
+    """Return the colours of a palette image, (256, 3), or (256, 4) if some may be transparent.
 
-    Pillow's own conversion fails on a transparent index that the palette does not reach, as many GIF files have.
+    Pillow's conversion fails if the transparent index is beyond the palette, as in many GIF files.
     """
     transparency = image.info.get("transparency")
     colours = np.full((256, 4), (0, 0, 0, 255), np.uint8)
@@ -164,16 +164,16 @@ def _palette_colours(image: Any) -> NDArray[np.uint8]:
 
 
 def _loaded(image: Any) -> Any:
-    """The image, decoded: Pillow opens files without reading their samples."""
+    """Return the decoded image: Pillow opens files without reading their samples."""
     filename = getattr(image, "filename", "")
     try:
         if image.format == "TIFF" and filename:
-            # Of a file with a name, Pillow maps uncompressed samples into memory, by the sides of the turned picture.
+            # Pillow maps uncompressed samples of a named file into memory, with the sides of the rotated image.
             image.filename = ""
         image.load()
     except OSError as error:
         raise UnreadableImage(filename or "<PIL image>", str(error)) from error
-    except (ValueError, AssertionError, AttributeError) as error:  # what a file that was closed ends in
+    except (ValueError, AssertionError, AttributeError) as error:  # raised for a closed file
         raise ValueError(f"image: the PIL image is closed, its samples cannot be read ({error})") from error
     finally:
         if filename:
@@ -182,28 +182,28 @@ def _loaded(image: Any) -> Any:
 
 
 def _upright(image: Any) -> Any:
-    """The image turned as its EXIF orientation says, as files read by their path are."""
+    """Return the image with its EXIF orientation applied, as it is for files read by path."""
     from PIL import ImageOps
 
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # a damaged EXIF block can fail in any way, and says nothing then
+    except Exception:  # a damaged EXIF block can fail in any way; it is then ignored
         return image
     return image if orientation == 1 else ImageOps.exif_transpose(image)
 
 
 def check_range(name: str, low: float, high: float) -> None:
-    """Check that the floats of an image lie in [0, 1], but for what resizing and rounding leave outside.
+    """Check that the floats of an image are in [0, 1], with a tolerance for resizing and rounding.
 
     Args:
-        name: The argument that holds the image.
-        low: Its lowest value; NaN if there is one.
-        high: Its highest value; NaN if there is one.
+        name: The caller's name for the image, used in the message.
+        low: Lowest value; NaN if any value is NaN.
+        high: Highest value; NaN if any value is NaN.
 
     Raises:
-        ValueError: They do not; the message names the argument and the values.
+        ValueError: They are not; the message names the argument and the values.
     """
-    if not (low >= -_SLACK and high <= 1 + _SLACK):  # written so that NaN fails it too
+    if not (low >= -_SLACK and high <= 1 + _SLACK):  # written so that NaN is refused, too
         raise ValueError(
             f"{name}: float values from {low:g} to {high:g}; floats must lie in [0, 1] "
             "(divide 8-bit values by 255, or pass them as uint8)"

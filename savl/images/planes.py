@@ -11,30 +11,29 @@ from torch.nn import functional as F
 
 from savl.bicubic import bicubic_resize
 
-# A pixel this opaque keeps its own colour entirely. Fainter ones often hold rounding noise: software that
-# works premultiplied can only recover colour to within 1/alpha levels.
+# From this alpha on, a pixel keeps its own colour. At lower alpha the colour is often rounding noise: software that
+# computes with premultiplied colour recovers it only to within 1/alpha levels.
 _TRUSTED_ALPHA = 16 / 255
 # Below this alpha a colour divided by its alpha is mostly rounding noise, and nobody can see it.
 _VISIBLE_ALPHA = 1 / 255
 
 
 def fill_transparent(colour: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """Replaces colours that transparency hides by a smooth continuation of the visible ones.
+    """Replace the colours of transparent pixels by a smooth continuation of the visible colours.
 
-    A network and a resampling kernel look at neighbours, so whatever an editor left under transparent pixels
-    (often black, white or green) would bleed into the visible edge as a fringe. The continuation is a
-    normalised convolution over a pyramid ("pull-push", Gortler et al., The Lumigraph, 1996): colours are
-    averaged in premultiplied space down to one pixel, then each level fills the holes of the next finer one.
-    Its cost is one and a third times the picture.
+    A network and a resampling filter read neighbouring pixels, so the colours that an editor left under transparent
+    pixels (often black, white or green) would appear as a fringe along visible edges. The continuation is a normalised
+    convolution over a pyramid ("pull-push", Gortler et al., The Lumigraph, 1996): colours are averaged in premultiplied
+    space down to one pixel, then each level fills the holes of the next finer one. It takes the memory of one and a
+    third images.
 
     Args:
         colour: (1, C, H, W) float in [0, 1], not premultiplied.
         alpha: (1, 1, H, W) float in [0, 1].
 
     Returns:
-        (1, C, H, W): `colour` wherever alpha is at least 16/255, the continuation wherever it is 0, and a mix
-        in between. All zeros where the whole picture is fully transparent. Channels that are equal stay
-        equal.
+        (1, C, H, W): `colour` where alpha is at least 16/255, the continuation where it is 0, and a mixture in between.
+        Zeros if the whole image is transparent. Channels that are equal stay equal.
     """
     if bool((alpha >= _TRUSTED_ALPHA).all()):
         return colour
@@ -48,7 +47,7 @@ def fill_transparent(colour: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
         size = (weight.shape[-2], weight.shape[-1])
         coarse = F.interpolate(filled, size=size, mode="bilinear", align_corners=False)
         filled = torch.lerp(coarse, own, (weight / _TRUSTED_ALPHA).clamp_max(1))
-    # The division undoes the multiplication only up to rounding; trusted colours stay exactly as they were.
+    # Multiplying and dividing by alpha rounds, so visible colours are copied to stay exactly as they were.
     return torch.where(alpha >= _TRUSTED_ALPHA, colour, filled.clamp(0, 1))
 
 
@@ -74,22 +73,21 @@ _STRIP_ROWS = 256
 
 
 def sample_peak(dtype: np.dtype[Any]) -> float:
-    """The sample value that stands for 1.0: 255, 65535, or 1.0 for floats."""
+    """Return the sample value that stands for 1.0: 255, 65535, or 1.0 for floats."""
     return float(np.iinfo(dtype).max) if dtype.kind == "u" else 1.0
 
 
 def quantise_plane(plane: torch.Tensor, out: NDArray[Any]) -> None:
-    """Writes a plane into an array: clamped to [0, 1], scaled to the array's dtype, rounded to nearest.
+    """Write a plane into an array: clamp it to [0, 1], scale it to the array's dtype, and round to nearest.
 
-    Rounding, not truncation, keeps white at 255. Strips keep the temporaries at a few megabytes beside a
-    plane of hundreds.
+    The plane is processed in strips, so that temporary tensors take a few megabytes even for planes of hundreds.
 
     Args:
         plane: (H, W) float.
         out: (H, W) uint8, uint16 or float; may be a strided view.
 
     Raises:
-        RuntimeError: the plane holds NaN or infinity.
+        RuntimeError: The plane contains NaN or infinity.
     """
     peak = sample_peak(out.dtype)
     for top in range(0, plane.shape[0], _STRIP_ROWS):

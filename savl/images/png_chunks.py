@@ -1,4 +1,4 @@
-"""The chunks of a PNG file (PNG specification, third edition, sections 5 and 11)."""
+"""Read and write chunks of PNG files (PNG specification, third edition, sections 5 and 11)."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import BinaryIO
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 XMP_KEYWORD = b"XML:com.adobe.xmp"
-# Text is inflated to at most this many bytes: a few kilobytes in a file can stand for gigabytes.
+# Maximum size of decompressed text: a few kilobytes in a file can expand to gigabytes.
 MAX_INFLATED = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """One chunk, without its samples.
+    """One chunk of a PNG file.
 
     Attributes:
-        name: four letters, such as b"gAMA".
-        data: the content; empty for IDAT, whose samples are the decoder's business.
-        after_samples: whether it stands behind the first IDAT.
-        end: where the next chunk begins in the file.
+        name: Four letters, such as b"gAMA".
+        data: Content; empty for IDAT, because the samples are read by a decoder.
+        after_samples: Whether the chunk comes after the first IDAT.
+        end: Position of the next chunk in the file.
     """
 
     name: bytes
@@ -33,11 +33,11 @@ class Chunk:
 
 
 def read_chunks(file: BinaryIO, *, stop_at_samples: bool = False) -> Iterator[Chunk]:
-    """Yield the chunks of a PNG file in order, as far as the file can be understood.
+    """Yield the chunks of a PNG file in order, up to the first malformed one.
 
     Args:
-        file: seekable; the signature is not checked.
-        stop_at_samples: end before the first IDAT.
+        file: The PNG file, seekable. Its signature is not checked.
+        stop_at_samples: Whether to stop before the first IDAT.
     """
     file.seek(0, os.SEEK_END)
     end = file.tell()
@@ -57,12 +57,12 @@ def read_chunks(file: BinaryIO, *, stop_at_samples: bool = False) -> Iterator[Ch
 
 
 def encode_chunk(name: bytes, data: bytes) -> bytes:
-    """Return a chunk with its length and its checksum."""
+    """Return a chunk with its length and checksum."""
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def inflate(data: bytes) -> bytes | None:
-    """Return the inflated data, or None when it is corrupt, truncated or larger than `MAX_INFLATED`."""
+    """Return decompressed data, or None if they are corrupt, truncated or larger than `MAX_INFLATED`."""
     inflater = zlib.decompressobj()
     try:
         inflated = inflater.decompress(data, MAX_INFLATED)
@@ -72,7 +72,7 @@ def inflate(data: bytes) -> bytes | None:
 
 
 def international_text(data: bytes) -> tuple[bytes, bytes] | None:
-    """Return keyword and UTF-8 text of an iTXt chunk, or None when it is malformed."""
+    """Return keyword and UTF-8 text of an iTXt chunk, or None if it is malformed."""
     keyword, zero, rest = data.partition(b"\0")
     if not zero or len(rest) < 2:
         return None
@@ -86,9 +86,9 @@ def international_text(data: bytes) -> tuple[bytes, bytes] | None:
 
 
 def xmp_packet(chunk: Chunk) -> bytes | None:
-    """Return the XMP packet of a text chunk, or None when the chunk holds none.
+    """Return the XMP packet in a text chunk, or None if there is none.
 
-    The specification wants iTXt; libvips writes zTXt.
+    The specification requires iTXt, but libvips writes zTXt.
     """
     if chunk.name == b"iTXt":
         text = international_text(chunk.data)

@@ -1,4 +1,4 @@
-"""What PNG files carry besides samples: chunks read into `Metadata`, and `Metadata` written as chunks."""
+"""Metadata of PNG files: read chunks into `Metadata`, and write `Metadata` as chunks."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from savl.images.png_chunks import (
 
 _RAW_PROFILE = "Raw profile type "
 _HEADER, _PALETTE = b"IHDR", b"PLTE"
-# How samples are stored, and what is written anew.
+# Chunks that tell how samples are stored, and chunks that are written anew.
 _STORAGE = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iDOT", b"hIST", b"acTL", b"fcTL", b"fdAT"})
 _COLOUR = frozenset({b"cICP", b"sRGB", b"gAMA", b"cHRM", b"sBIT", b"mDCV", b"cLLI"})
 _MASTERING_SIZES = {b"mDCV": 24, b"cLLI": 8}
-# What is tied to the old size, stereo layout or calibration of the samples.
+# Chunks that depend on the old size, stereo layout or calibration of the samples.
 _NAMED_LOSSES = {
     b"caBX": "content credentials (C2PA)",
     b"sTER": "the stereo layout",
@@ -41,13 +41,13 @@ _NAMED_LOSSES = {
     b"sCAL": "the physical scale (sCAL)",
     b"oFFs": "the offset on the page (oFFs)",
 }
-_STALE = frozenset({b"vpAg", b"caNv", b"orNT"})  # ImageMagick's canvas of the old size
+_STALE = frozenset({b"vpAg", b"caNv", b"orNT"})  # ImageMagick's canvas, which has the old size
 _STALE_KEYWORDS = ("Thumb::", "exif:ExifImage", "exif:PixelX", "exif:PixelY", "exif:Orientation", "exif:thumbnail:")
 
 
 @dataclass
 class _Found:
-    """What was met on the way through a file."""
+    """Values found so far while reading a file."""
 
     values: dict[str, bytes] = field(default_factory=dict)  # exif, xmp, iptc, photoshop, icc
     text: list[PngText] = field(default_factory=list)
@@ -63,10 +63,10 @@ class _Found:
 
 
 def read_png(file: BinaryIO) -> Metadata:
-    """Return what the chunks of a PNG file say; malformed chunks say nothing.
+    """Return the metadata in the chunks of a PNG file. Malformed chunks are ignored.
 
-    EXIF is taken from wherever programs put it: before or behind the samples, or in a text that ImageMagick named
-    "Raw profile type". So are XMP, IPTC and a profile in such a text.
+    EXIF is read before or after the samples, or from a text named "Raw profile type" as written by ImageMagick. XMP,
+    IPTC and a colour profile are read from such texts, too.
     """
     found = _Found()
     for chunk in read_chunks(file):
@@ -90,7 +90,7 @@ def read_png(file: BinaryIO) -> Metadata:
 
 
 def encode_png(metadata: Metadata, stored: Stored) -> tuple[bytes, list[str]]:
-    """Return the chunks that stand between header and samples, and what they cannot hold."""
+    """Return the chunks to write between header and samples, and the names of what they cannot store."""
     colour = metadata.colour
     parts: list[bytes] = []
     if colour.cicp is not None:
@@ -126,11 +126,11 @@ def encode_png(metadata: Metadata, stored: Stored) -> tuple[bytes, list[str]]:
 
 
 def splice_png(head: bytes, chunks: bytes) -> bytes | None:
-    """Return the beginning of an encoded PNG file with other metadata; None when more of the file is needed.
+    """Replace the metadata in the beginning of an encoded PNG file; return None if more of the file is needed.
 
     Args:
-        head: the file's first bytes, as an encoder wrote them.
-        chunks: what is to stand between header and samples; the encoder's own is left out.
+        head: First bytes of the file, as written by an encoder.
+        chunks: Chunks to write between header and samples. Those of the encoder are removed.
     """
     position = len(SIGNATURE)
     kept: list[bytes] = []
@@ -154,7 +154,7 @@ def _take(found: _Found, chunk: Chunk) -> None:
         found.bits, found.colour_type = data[8], data[9]
     elif name == _PALETTE:
         found.palette = data
-    elif name == b"eXIf":  # which ranks before what a text may hold
+    elif name == b"eXIf":  # has precedence over a text
         found.values["exif"] = data
     elif name == b"iCCP":
         _take_profile(found, chunk)
@@ -172,8 +172,8 @@ def _take(found: _Found, chunk: Chunk) -> None:
     elif name in _NAMED_LOSSES:
         found.lost.append(_NAMED_LOSSES[name])
     elif name not in _STORAGE | _STALE:
-        # A lower-case first letter says that decoders may do without the chunk, a lower-case fourth one that it stays
-        # true when samples change (specification, 5.4).
+        # A lower-case first letter means that decoders may ignore the chunk, and a lower-case fourth letter that it is
+        # still valid after samples change (specification, 5.4).
         if name.isalpha() and name[:1].islower() and name[3:].islower():
             found.chunks.append((name, data))
         else:
@@ -181,7 +181,7 @@ def _take(found: _Found, chunk: Chunk) -> None:
 
 
 def _take_profile(found: _Found, chunk: Chunk) -> None:
-    """Takes a profile also where a decoder of PNG refuses it, for its length or its colour space."""
+    """Store a profile, including profiles that a PNG decoder refuses for their length or colour space."""
     if chunk.after_samples:
         found.lost.append("a colour profile behind the samples")
         return
@@ -191,7 +191,7 @@ def _take_profile(found: _Found, chunk: Chunk) -> None:
     if icc is None:
         found.lost.append(COLOUR_PROFILE)
     else:
-        found.values["icc"] = icc  # which ranks before what a text may hold
+        found.values["icc"] = icc  # has precedence over a text
 
 
 def _take_resolution(found: _Found, data: bytes) -> None:
@@ -202,7 +202,7 @@ def _take_resolution(found: _Found, data: bytes) -> None:
 
 
 def _with_colour(colour: PngColour, name: bytes, data: bytes) -> PngColour:
-    """Takes one chunk's word, unless it is malformed: then it is passed over, as browsers do."""
+    """Return `colour` with the values of one chunk. A malformed chunk is ignored, as browsers do."""
     if name == b"cICP" and len(data) == 4 and data[2] == 0 and data[3] in (0, 1):
         return replace(colour, cicp=data)
     if name == b"sRGB" and len(data) == 1 and data[0] <= 3:
@@ -239,7 +239,7 @@ def _take_text(found: _Found, chunk: Chunk) -> None:
 
 
 def _decode_text(chunk: Chunk) -> tuple[str, str] | None:
-    """Keyword and text of a chunk, or None when it is malformed."""
+    """Return keyword and text of a chunk, or None if it is malformed."""
     if chunk.name == b"iTXt":
         international = international_text(chunk.data)
         if international is None:
@@ -253,7 +253,7 @@ def _decode_text(chunk: Chunk) -> tuple[str, str] | None:
 
 
 def _take_raw_profile(found: _Found, kind: str, text: str) -> None:
-    """Takes a block that stands in hexadecimal digits behind its name and its length, as ImageMagick writes it."""
+    """Store a block written by ImageMagick as text: its name, its length, and the data in hexadecimal digits."""
     parts = text.split(maxsplit=2)
     content = None
     if len(parts) == 3:
@@ -281,7 +281,7 @@ def _take_raw_profile(found: _Found, kind: str, text: str) -> None:
 
 
 def _raw_profile(kind: bytes, content: bytes) -> bytes:
-    """Content of a zTXt chunk that holds a block as ImageMagick and ExifTool read it."""
+    """Return the content of a zTXt chunk with a block in the form that ImageMagick and ExifTool read."""
     digits = binascii.hexlify(content)
     lines = b"\n".join(digits[at : at + 72] for at in range(0, len(digits), 72))
     text = b"\n%s\n%8d\n%s\n" % (kind, len(content), lines)
@@ -301,7 +301,7 @@ def _physical_size(resolution: tuple[float, float], unit: str) -> bytes:
 
 
 def _adapted_bits(bits: bytes, stored: Stored) -> bytes:
-    """Significant bits for other channels and depth: no channel has more than it is stored with."""
+    """Return the significant bits for the stored channels; none has more bits than are stored."""
     colours, alpha = (bits[:1], bits[1:]) if len(bits) < 3 else (bits[:3], bits[3:])
     if stored.is_gray:
         colours = bytes([max(colours)])
@@ -313,7 +313,7 @@ def _adapted_bits(bits: bytes, stored: Stored) -> bytes:
 
 
 def _background(found: _Found, data: bytes) -> bytes | None:
-    """A background colour as one (gray) or three 16-bit samples, or None when it is malformed."""
+    """Return the background colour as one (gray) or three 16-bit samples, or None if it is malformed."""
     if found.colour_type == 3:
         colour = found.palette[3 * data[0] : 3 * data[0] + 3] if len(data) == 1 else b""
         return struct.pack(">3H", *(value * 257 for value in colour)) if len(colour) == 3 else None
@@ -325,7 +325,7 @@ def _background(found: _Found, data: bytes) -> bytes | None:
 
 
 def _adapted_background(background: bytes, stored: Stored) -> bytes:
-    """What `_background` returns, for the channels and the depth of a file."""
+    """Convert the colour returned by `_background` to the channels and bit depth of the stored image."""
     samples = list(struct.unpack(f">{len(background) // 2}H", background))
     if stored.is_gray and len(samples) == 3:
         samples = [round(0.2126 * samples[0] + 0.7152 * samples[1] + 0.0722 * samples[2])]

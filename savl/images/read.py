@@ -1,7 +1,7 @@
-"""Reading image files: the samples as encoded, and all that travels with them.
+"""Read image files: samples as they are encoded, and metadata.
 
-No colour is transformed but those that the networks do not know: CMYK, CIELab and YCbCr become RGB. Bit depth is the
-sample type of the file, never guessed from its values.
+Colours are converted only from spaces that the networks cannot process: CMYK, CIELab and YCbCr become RGB. The bit
+depth is that of the file's sample type, never guessed from the values.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class ImageFile:
     """A decoded image file.
 
     Attributes:
-        pixels: (H, W, bands) uint8 or uint16, upright; bands 1 gray, 2 gray+alpha, 3 RGB, 4 RGBA.
-        metadata: what is to travel to the output.
-        format: the format of the file, by its content.
-        notes: one lower-case sentence for each thing that reading left out or assumed.
+        pixels: (H, W, bands) uint8 or uint16, upright; 1 band is gray, 2 gray and alpha, 3 RGB, 4 RGBA.
+        metadata: Metadata to copy to the output.
+        format: Format of the file, by its content.
+        notes: One lower-case sentence for everything that was left out or assumed while reading.
     """
 
     pixels: Pixels
@@ -75,27 +75,28 @@ class ImageFile:
 
 
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
-"""What `read_image` reads: a path, the bytes of a file, or a binary file object."""
+"""Sources of `read_image`: a path, the bytes of a file, or a binary file object."""
 
 
 def read_image(source: ImageSource, *, page: int | None = None) -> ImageFile:
-    """Return the picture of a PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF or HEIC file, whatever its name ends in.
+    """Read a PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF or HEIC file. The format is recognised by content, not by suffix.
 
-    Samples are gray, gray+alpha, RGB or RGBA of 8 or 16 bits. Palettes become RGB (RGBA with transparency), 1 to 4
-    bits become 8, CMYK and CIELab become sRGB, YCbCr becomes RGB, and premultiplied alpha becomes straight. EXIF
-    orientation is applied.
+    The result is gray, gray and alpha, RGB or RGBA, with 8 or 16 bits. Palettes are converted to RGB (RGBA with
+    transparency), 1 to 4 bits to 8 bits, CMYK and CIELab to sRGB, YCbCr to RGB, and premultiplied colour to straight
+    colour. EXIF orientation is applied.
 
     Args:
         source: A path, the file's bytes, or a binary file object, which is read to its end.
-        page: The page of a TIFF file or the frame of an animation, counted from 1. None takes the first page of
-            several and says so in `notes`, and refuses an animation.
+        page: Page of a TIFF file or frame of an animation, counted from 1. With None, the first of several pages is
+            read and `notes` say so, but an animation is refused.
 
     Raises:
-        ImageNotFound: There is no such file.
-        UnreadableImage: The file is empty, truncated, corrupt, not permitted, no image, or no regular file.
-        UnsupportedImage: The file is animated, has no such page, has samples that are not 8 or 16 bit, or an exotic
-            colour space.
-        TypeError: `source` is none of the kinds above, or `page` is no int.
+        ImageNotFound: The file does not exist.
+        UnreadableImage: The file is empty, truncated, corrupt, not an image or not a regular file, or there is no
+            permission to read it.
+        UnsupportedImage: The file is an animation, has no such page, or has a sample type or colour space that is not
+            supported.
+        TypeError: `source` is none of these kinds, or `page` is not an int.
         ValueError: `page` is below 1.
     """
     if page is not None and (isinstance(page, bool) or not isinstance(page, (int, np.integer))):
@@ -107,9 +108,9 @@ def read_image(source: ImageSource, *, page: int | None = None) -> ImageFile:
 
 
 def read_size(source: ImageSource) -> tuple[int, int] | None:
-    """Return width and height by a file's header, in pixels, which an orientation may exchange; None where it has none.
+    """Return width and height from the header of a file, in pixels, before orientation; None without a valid header.
 
-    Nothing is decoded, so a file whose header is sound may still be corrupt.
+    Nothing is decoded, so a file with a valid header may still be corrupt.
     """
     import pyvips
 
@@ -136,7 +137,7 @@ def _loader(image_format: ImageFormat) -> Callable[..., pyvips.Image]:
 
 @contextlib.contextmanager
 def _opened(source: ImageSource) -> Iterator[tuple[str, BinaryIO]]:
-    """Yield what errors call the source, and an open, seekable file at its beginning."""
+    """Yield the name of the source for error messages, and an open, seekable file at its beginning."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         yield "<bytes>", io.BytesIO(source)
         return
@@ -146,9 +147,9 @@ def _opened(source: ImageSource) -> Iterator[tuple[str, BinaryIO]]:
     path = os.fspath(source)
     try:
         mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):  # to open a pipe could wait forever
+        if not stat.S_ISREG(mode):  # opening a pipe could block forever
             raise UnreadableImage(path, "is a directory" if stat.S_ISDIR(mode) else "is not a regular file")
-        # Unbuffered: libvips reads through the same descriptor, and must find it where seek() left it.
+        # Unbuffered, because libvips reads through the same descriptor and needs it at the position set by seek().
         with open(path, "rb", buffering=0) as file:
             yield path, file
     except ImageFileError:
@@ -179,7 +180,7 @@ def _drained(stream: BinaryIO) -> bytes:
 
 
 def _read(path: str, file: BinaryIO, page: int | None) -> ImageFile:
-    require_memory(VIPS_BYTES, "while it is read")  # a library that does not fit is said not to exist
+    require_memory(VIPS_BYTES, "while it is read")  # otherwise loading a library could fail as if it did not exist
     import pyvips
 
     image_format = _identify(path, file)
@@ -199,7 +200,7 @@ def _read(path: str, file: BinaryIO, page: int | None) -> ImageFile:
             elif kind.to_srgb:
                 image = _with_srgb_profile(image)
             metadata = take_metadata(image, file, image_format, page=directory)
-            # Copied, so that the array outlives libvips' buffer and can be written to.
+            # Copied, so that the array is writable and does not depend on libvips' buffer.
             pixels = np.array(image.numpy()).reshape(image.height, image.width, image.bands)
             known = image_format in (AVIF, HEIC) and "bits-per-sample" in image.get_fields()
             bits = image.get("bits-per-sample") if known else 16
@@ -209,7 +210,7 @@ def _read(path: str, file: BinaryIO, page: int | None) -> ImageFile:
         raise UnsupportedImage(path, str(refusal)) from refusal
     except DecodeFailure as failure:
         raise UnreadableImage(path, _reason(str(failure), image_format)) from failure
-    except (pyvips.Error, UnicodeDecodeError) as error:  # the latter where a message quotes the file's bytes
+    except (pyvips.Error, UnicodeDecodeError) as error:  # UnicodeDecodeError: a message quotes bytes of the file
         raise UnreadableImage(path, _reason(tidy(str(error)), image_format)) from error
     except MemoryError as error:
         raise UnreadableImage(path, _NO_MEMORY) from error
@@ -217,7 +218,7 @@ def _read(path: str, file: BinaryIO, page: int | None) -> ImageFile:
 
 
 def _decode(file: BinaryIO, image_format: ImageFormat, page: int | None) -> tuple[pyvips.Image, tuple[str, ...]]:
-    """Return the image in memory, and what is to be said of it."""
+    """Return the decoded image in memory, and notes for the user."""
     open_image = _loader(image_format)
     several = 1
 
@@ -256,7 +257,7 @@ def _no_decoder(image_format: ImageFormat) -> UnsupportedKind:
 
 
 def _reason(detail: str, image_format: ImageFormat) -> str:
-    # Not every decoder says so.
+    # Not every decoder reports this.
     if is_lack_of_memory(detail) or not can_allocate(2**26):
         return _NO_MEMORY
     return f"truncated or corrupt {image_format.title} ({detail or 'its header cannot be read'})"
@@ -274,10 +275,10 @@ def _vips_source(file: BinaryIO | bytes) -> pyvips.Source:
 
 
 def _check_pages(image: pyvips.Image, image_format: ImageFormat, page: int | None) -> int:
-    """Return how many pictures the file holds."""
-    # Not get_fields(), which fails over the keyword of a PNG text that is no UTF-8.
+    """Check that the file has the page, or is no animation if no page is given; return the number of its images."""
+    # Not get_fields(), which fails if the keyword of a PNG text is not UTF-8.
     pages: int = image.get("n-pages") if image.get_typeof("n-pages") else 1
-    if pages > 1 and page is None and image_format not in (AVIF, HEIC):  # which hold several, of which one is the main
+    if pages > 1 and page is None and image_format not in (AVIF, HEIC):  # these mark one image as the main one
         raise UnsupportedKind(f"holds {pages} frames (animated); savl reads single pictures, and --page picks one")
     check_page(page, pages)
     return pages
@@ -304,7 +305,7 @@ def _frames_of_png(file: BinaryIO) -> int:
 
 
 def _check_first_frame(frames: int, page: int | None) -> None:
-    """Refuse all of an animation but its first picture, where libvips would quietly read that."""
+    """Raise an error unless the first frame is requested: libvips would read that one without a warning."""
     check_page(page, frames)
     if frames > 1 and page != 1:
         raise UnsupportedKind(f"holds {frames} frames (animated); savl reads single pictures, and here --page 1 only")
@@ -313,13 +314,13 @@ def _check_first_frame(frames: int, page: int | None) -> None:
 def _check_kind(image: pyvips.Image, image_format: ImageFormat) -> None:
     if image.format not in _SAMPLE_NAMES:
         raise UnsupportedKind(f"has {image.format} samples; savl reads 8-bit and 16-bit unsigned ones")
-    # JPEG has no alpha: two components mean whatever their writer thought of.
+    # JPEG has no alpha, and the meaning of two components is not defined.
     if image.bands > 4 or (image_format is JPEG and image.bands == 2):
         raise UnsupportedKind(f"has {image.bands} bands; savl reads gray and RGB, with or without alpha")
 
 
 def _spread_over_range(pixels: Pixels, bits: int) -> None:
-    """Make 65535 white in 16-bit samples of which libvips left all but the upper bits 0, in place."""
+    """Scale 16-bit samples in place so that white is 65535: libvips fills only their upper bits."""
     if pixels.dtype == np.uint16 and bits < 16:
         codes = np.arange(2**16) >> (16 - bits)
         table = np.rint(codes * (65535 / (2**bits - 1))).astype(np.uint16)
@@ -327,7 +328,7 @@ def _spread_over_range(pixels: Pixels, bits: int) -> None:
 
 
 def _cmyk_to_srgb(image: pyvips.Image) -> tuple[pyvips.Image, tuple[str, ...]]:
-    """Return CMYK as sRGB, by its own profile or, lacking one that works, by a generic one, and what is to be said."""
+    """Convert CMYK to sRGB with its profile, or with a generic one if there is none that works; also return notes."""
     import pyvips
 
     depth = 16 if image.format == "ushort" else 8
@@ -337,7 +338,7 @@ def _cmyk_to_srgb(image: pyvips.Image) -> tuple[pyvips.Image, tuple[str, ...]]:
     if inks.get_typeof("icc-profile-data"):
         profile = bytes(inks.get("icc-profile-data"))
         notes = ("its CMYK profile is broken; a generic one was taken",)
-        # The signature and the colour space in the header: libvips takes a generic profile without a word.
+        # Check signature and colour space in the header, because libvips falls back to a generic profile silently.
         if profile[36:40] == b"acsp" and profile[16:20] == b"CMYK":
             with contextlib.suppress(pyvips.Error):
                 rgb = inks.icc_transform("srgb", embedded=True, depth=depth).copy_memory()
@@ -345,7 +346,7 @@ def _cmyk_to_srgb(image: pyvips.Image) -> tuple[pyvips.Image, tuple[str, ...]]:
         inks.remove("icc-profile-data")
     if rgb is None:
         rgb = inks.icc_transform("srgb", input_profile="cmyk", depth=depth)
-    # Apart, because libvips takes the alpha of 16-bit inks for an 8-bit one.
+    # Alpha is handled separately, because libvips would treat it as 8 bits beside 16-bit inks.
     return rgb.bandjoin(image.extract_band(4)) if image.bands > 4 else rgb, notes
 
 

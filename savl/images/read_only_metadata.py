@@ -14,7 +14,7 @@ _GIF_HEADER, _GIF_DESCRIPTOR = 13, 9
 _MAX_GIF_TEXT = 2**24
 _BMP_HEADER_WITH_PROFILE, _EMBEDDED = 124, b"DEBM"
 _MAX_META = 16 * 2**20
-# Types of auxiliary images, and of derived ones, as they stand in the boxes.
+# Types of auxiliary and derived images as they appear in the boxes → name of the loss.
 _FURTHER_IMAGES = {
     b":hdrgainmap": GAIN_MAP,
     b"tmap": GAIN_MAP,
@@ -22,15 +22,15 @@ _FURTHER_IMAGES = {
     b"urn:mpeg:mpegB:cicp:systems:auxiliary:depth\0": DEPTH_MAP,
     b":aux:portraiteffectsmatte": "the portrait matte",
 }
-# Primaries and transfer functions that viewers show as sRGB, or that say nothing.
+# Primaries and transfer functions that viewers treat as sRGB, and those that mean "unspecified".
 _PLAIN_PRIMARIES, _PLAIN_TRANSFERS = (0, 1, 2), (0, 1, 2, 6, 13, 14, 15)
 
 
 def read_gif(file: BinaryIO) -> Metadata:
-    """Return comments, XMP and ICC profile of a GIF file up to its first frame (GIF89a, 23, 24 and 26).
+    """Return comments, XMP and ICC profile of a GIF file, up to its first frame (GIF89a, sections 23, 24 and 26).
 
     Args:
-        file: seekable.
+        file: The GIF file, seekable.
     """
     file.seek(0)
     head = file.read(_GIF_HEADER)
@@ -57,7 +57,7 @@ def read_gif(file: BinaryIO) -> Metadata:
 
 
 def read_bmp_profile(file: BinaryIO) -> bytes | None:
-    """Return the ICC profile that a BMP file of the fifth version may embed, or None."""
+    """Return the ICC profile that a BMP file of version 5 may contain, or None."""
     file.seek(14)
     header = file.read(_BMP_HEADER_WITH_PROFILE)
     if len(header) < _BMP_HEADER_WITH_PROFILE or header[:1] != b"|" or header[56:60] != _EMBEDDED:
@@ -69,10 +69,10 @@ def read_bmp_profile(file: BinaryIO) -> bytes | None:
 
 
 def read_heif(file: BinaryIO) -> Metadata:
-    """Return the colour code points of an AVIF or HEIC file (`colr` boxes), and what is lost with its further images.
+    """Return the colour code points of an AVIF or HEIC file (`colr` boxes), and the names of its further images.
 
-    The code points are those of decoded RGB samples, as PNG's cICP chunk tells them; none where the file tells none, or
-    only what viewers assume anyway.
+    The code points describe decoded RGB samples, as in PNG's cICP chunk. There are none if the file contains none, or
+    only those that viewers assume by default.
     """
     meta = next((content for name, content in heif_boxes(file) if name == b"meta"), b"")
     properties = _inside(_inside(meta[4:], b"iprp"), b"ipco")
@@ -81,7 +81,7 @@ def read_heif(file: BinaryIO) -> Metadata:
         if name == b"colr" and content.startswith(b"nclx") and len(content) >= 11:
             primaries, transfer = struct.unpack_from(">HH", content, 4)
             plain = primaries in _PLAIN_PRIMARIES and transfer in _PLAIN_TRANSFERS
-            # The decoder has applied matrix and range.
+            # The decoder has already applied matrix and range.
             cicp = None if plain or max(primaries, transfer) > 255 else bytes([primaries, transfer, 0, 1])
             break
     lost = {words: None for sign, words in _FURTHER_IMAGES.items() if sign in meta}
@@ -93,7 +93,7 @@ def _inside(content: bytes, wanted: bytes) -> bytes:
 
 
 def heif_boxes(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Yield type and content of the boxes of a file, of larger ones than metadata can be without the content."""
+    """Yield type and content of the boxes in a file; the content is empty for boxes too large for metadata."""
     end = file.seek(0, os.SEEK_END)
     position = 0
     while position + 8 <= end:
@@ -112,12 +112,12 @@ def heif_boxes(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _colour_table(flags: int) -> int:
-    """Bytes of a colour table of a GIF file, by the flags before it."""
+    """Return the size of a GIF colour table in bytes, from the flags before it."""
     return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
 
 
 def _sub_blocks(file: BinaryIO) -> Iterator[bytes]:
-    """Yields the pieces of a GIF extension, each behind its length, up to the empty one."""
+    """Yield the sub-blocks of a GIF extension, each preceded by its length, up to the empty one."""
     total = 0
     while (size := file.read(1)) not in (b"", b"\0") and total < _MAX_GIF_TEXT:
         total += size[0]
@@ -125,9 +125,10 @@ def _sub_blocks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _xmp(file: BinaryIO) -> bytes:
-    """A packet, which stands in a GIF file without lengths; to readers of sub-blocks, its letters are lengths.
+    """Return an XMP packet, which GIF files store without lengths.
 
-    257 bytes of falling numbers behind it lead any such reader to the end.
+    Readers of sub-blocks take some of its letters for lengths; 257 bytes of decreasing numbers after the packet lead
+    any such reader to the end.
     """
     content = b"".join(bytes([len(piece)]) + piece for piece in _sub_blocks(file))
     end = content.rfind(b"\x01\xff\xfe\xfd")
@@ -142,23 +143,25 @@ def _decoded(content: bytes) -> str:
 
 
 def heif_frames(file: BinaryIO) -> int:
-    """Return how many frames the longest sequence of pictures in a file has, 0 where it has none.
+    """Return the number of frames in the longest image sequence of a file, 0 if there is none (ISO/IEC 14496-12).
+
+    libvips reads only the still image beside such a sequence.
 
     Args:
-        file: The AVIF or HEIC file, seekable; its position afterwards is anywhere.
+        file: The AVIF or HEIC file, seekable. Its position afterwards is undefined.
     """
     longest = 0
     for movie in _all(file, b"moov"):
         for track in _all(io.BytesIO(movie), b"trak"):
             for media in _all(io.BytesIO(track), b"mdia"):
-                # Not the alpha or the sound that belongs to another track.
+                # Skip tracks of alpha and sound, which belong to another track.
                 if any(handler[8:12] in (b"pict", b"vide") for handler in _all(io.BytesIO(media), b"hdlr")):
                     longest = max(longest, _samples(media))
     return longest
 
 
 def _samples(media: bytes) -> int:
-    """Return the number of samples in a track, by its table of their sizes."""
+    """Return the number of samples in a track, from its table of sample sizes."""
     for information in _all(io.BytesIO(media), b"minf"):
         for table in _all(io.BytesIO(information), b"stbl"):
             for name, content in heif_boxes(io.BytesIO(table)):

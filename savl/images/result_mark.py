@@ -22,10 +22,10 @@ DEGRADED = "degraded"
 SEVERITY_MAP = "severity map"
 MARKS = (UPSCALED, DEGRADED, SEVERITY_MAP)
 
-# Adobe's toolkit, which many programs use, adds a slash to names of namespaces that do not end in one.
+# It ends in a slash because Adobe's toolkit, which many programs use, adds one to namespaces without it.
 _NAMESPACE = "urn:savl:result:1.0/"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
-# How savl's own description begins, up to the mark.
+# Beginning of savl's own description, up to the mark.
 _OWN_BEGINNING = f'<rdf:Description xmlns:rdf="{_RDF}" rdf:about="" xmlns:savl="{_NAMESPACE}" savl:result='
 _EMPTY_PACKET = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
@@ -33,22 +33,22 @@ _EMPTY_PACKET = (
     '<?xpacket end="w"?>'
 ).encode()
 _PREFIX = re.compile(rb"""xmlns:([\w.-]+)\s*=\s*["']""" + re.escape(_NAMESPACE.encode()) + rb"""["']""")
-# The element that holds the descriptions, whatever its prefix; not one that is closed at once.
+# The element that contains the descriptions, with any prefix, but not an empty element.
 _RDF_ELEMENT = re.compile(rb"<(?:[\w.-]+:)?RDF(?:\s[^<>]*)?(?<!/)>")
 _XMP_TAG = 700
 _MAX_PACKET = 16 * 2**20
 
 
 def add_mark(xmp: bytes | None, mark: str, origin: str | None = None) -> bytes:
-    """Return an XMP packet that carries a mark, and no other one.
+    """Return an XMP packet with this mark instead of any other.
 
     Args:
-        xmp: the packet to add to; None, or one that is not understood, gives way to a new packet.
-        mark: one of `MARKS`.
-        origin: the digest of the source, of `savl.images.result_mark.digest_origin`; None adds none.
+        xmp: The packet to extend. None, or a packet that cannot be parsed, is replaced by a new packet.
+        mark: One of `MARKS`.
+        origin: Digest of the source (`digest_origin`), or None.
 
     Raises:
-        ValueError: `mark` is none of `MARKS`, or `origin` is no digest.
+        ValueError: `mark` is not in `MARKS`, or `origin` is not a digest.
     """
     if mark not in MARKS:
         raise ValueError(f"mark: {mark!r}; accepted are {', '.join(MARKS)}")
@@ -56,7 +56,7 @@ def add_mark(xmp: bytes | None, mark: str, origin: str | None = None) -> bytes:
         raise ValueError(f"origin: {origin!r}; a digest in hexadecimal digits is accepted")
     packet = _without_marks(xmp) if xmp is not None and holds_descriptions(xmp) else _EMPTY_PACKET
     element = _RDF_ELEMENT.search(packet)
-    assert element is not None  # every packet that gets here has one
+    assert element is not None  # `holds_descriptions` has checked it, and `_EMPTY_PACKET` has one
     description = _description(mark, origin)
     return packet[: element.end()] + description + packet[element.end() :]
 
@@ -67,7 +67,7 @@ def _description(mark: str, origin: str | None) -> bytes:
 
 
 def _without_marks(packet: bytes) -> bytes:
-    """The packet without marks: savl's own descriptions, and the properties where others put them among theirs."""
+    """Return the packet without marks: neither savl's descriptions nor its properties in those of other programs."""
     packet = re.sub(re.escape(_OWN_BEGINNING.encode()) + rb"""[\w "=:]*/>""", b"", packet)
     for prefix in {found.group(1) for found in _PREFIX.finditer(packet)}:
         name = re.escape(prefix) + rb":(?:result|source)"
@@ -77,32 +77,32 @@ def _without_marks(packet: bytes) -> bytes:
 
 
 def holds_descriptions(xmp: bytes) -> bool:
-    """Return whether an XMP packet is one that a description can be added to."""
+    """Return whether a description can be added to an XMP packet."""
     return _RDF_ELEMENT.search(xmp) is not None
 
 
 def find_mark(xmp: bytes) -> str | None:
-    """Return the mark that an XMP packet carries, as an attribute or as an element, or None."""
+    """Return the mark in an XMP packet, stored as an attribute or an element, or None."""
     text = _find_property(xmp, b"result")
     return text if text in MARKS else None
 
 
 def find_origin(xmp: bytes) -> str | None:
-    """Return the digest of the source that an XMP packet with a mark carries, or None."""
+    """Return the digest of the source in an XMP packet with a mark, or None."""
     return None if find_mark(xmp) is None else _find_property(xmp, b"source") or None
 
 
 def read_mark(path: str | os.PathLike[str]) -> str | None:
-    """Return the mark of an image file, or None where there is none.
+    """Return the mark of an image file, or None.
 
-    Only headers are read. A file that is missing, not readable, damaged or no picture has no mark.
+    Only headers are read. A file that is missing, unreadable, damaged or not an image has no mark.
     """
     packet = _packet_of(path)
     return None if packet is None else find_mark(packet)
 
 
 def read_origin(path: str | os.PathLike[str]) -> str | None:
-    """Return the digest of the picture that a result was made of, or None where it has none; as `read_mark`."""
+    """Return the digest of the source that is stored in a result, or None; otherwise like `read_mark`."""
     packet = _packet_of(path)
     return None if packet is None else find_origin(packet)
 
@@ -126,7 +126,7 @@ def _packet_of(path: str | os.PathLike[str]) -> bytes | None:
 
 
 def _read_packet(file: BinaryIO, image_format: ImageFormat) -> bytes | None:
-    """The XMP packet that stands before the samples; of JPEG files its main part."""
+    """Return the XMP packet before the samples; for JPEG files its main part."""
     if image_format is PNG:
         for chunk in png_chunks.read_chunks(file, stop_at_samples=True):
             packet = png_chunks.xmp_packet(chunk)
@@ -148,18 +148,18 @@ def _read_packet(file: BinaryIO, image_format: ImageFormat) -> bytes | None:
     return None
 
 
-_PART = 2**16  # bytes at the beginning and at the end: a folder of large files is compared without reading all of it
+_PART = 2**16  # bytes read at the beginning and at the end, so that large files need not be read completely
 
 
 def digest_origin(source: str | os.PathLike[str] | bytes, page: int | None = None) -> str | None:
-    """Return a digest of a picture's bytes and page, or None where they cannot be read.
+    """Compute a digest of the bytes and the page of an image file; return None if it cannot be read.
 
-    It follows from the file's size, its first and last 64 KiB, and the page; not from its name, which stays private,
-    nor from its place, so files can be moved together with their results.
+    The digest depends on the size of the file, its first and last 64 KiB, and the page. It does not depend on the name,
+    which stays private, nor on the folder, so files can be moved together with their results.
 
     Args:
-        source: the file, or its content. Only regular files are read: what a pipe gives cannot be had twice.
-        page: page of a file of several, counted from 1; None is the first.
+        source: The file, or its content. Only regular files are read, because data from a pipe cannot be read twice.
+        page: Page of a file with several pages, counted from 1; None is the first.
 
     Returns:
         Eight hexadecimal digits, or None.

@@ -1,4 +1,4 @@
-"""Draw severity maps as pictures, in colours, with a colour bar."""
+"""Draw severity maps as images in the colours of viridis, with a colour bar."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 
-# Small maps are enlarged by a whole factor to about this many pixels, or the bar's labels would dwarf them.
+# Small maps are enlarged by an integer factor to about this many pixels, so that the colour bar does not dominate.
 _LONG_SIDE = 512
 _MARGIN = 12
 _BAR_WIDTH = 20
@@ -24,20 +24,20 @@ _INK = (0, 0, 0)
 def draw_severity(
     severity: NDArray[np.float32], limits: tuple[float, float] = (0.0, 2.0), label: str = "severity"
 ) -> NDArray[np.uint8]:
-    """Draw a severity map in viridis, with a colour bar at its right.
+    """Draw a severity map in viridis, with a colour bar on its right.
 
-    The range is fixed so that colours mean the same from picture to picture. Pixels stay squares of one colour,
-    one per input pixel, so that nothing is shown that was not measured.
+    The range is fixed, so that a colour has the same meaning in all images. Each pixel of the map is drawn as a square
+    of one colour, without interpolation.
 
     Args:
-        severity: (h, w) float; values outside the limits are drawn as the nearest end.
-        limits: What the ends of the colour bar stand for. [0, 2] is for maps as networks give them, where 1 is
-            the picture's average severity; the ground truth of a degradation lies in [0, 1].
-        label: What stands beside the colour bar.
+        severity: (h, w) float. Values outside the limits are drawn in the colour of the nearest limit.
+        limits: Values at the ends of the colour bar. [0, 2] is the range of severity maps from a network, where 1 is
+            the average of the image; ground-truth degradation masks are in [0, 1].
+        label: Label of the colour bar.
 
     Returns:
-        (H, W, 3) uint8 RGB on white; the map itself starts at pixel (12, 12) from the top left and measures a
-        whole multiple of (h, w).
+        (H, W, 3) uint8 RGB on white. The map begins at pixel (12, 12) from the top left, and its size is an integer
+        multiple of (h, w).
     """
     factor = max(1, round(_LONG_SIDE / max(severity.shape)))
     height, width = (side * factor for side in severity.shape)
@@ -49,14 +49,14 @@ def draw_severity(
     picture[_MARGIN : _MARGIN + height, _MARGIN : _MARGIN + width] = coloured.repeat(factor, axis=0).repeat(
         factor, axis=1
     )
-    # Drawn apart and pasted: of a large map Pillow would copy every pixel back and forth.
+    # Draw the colour bar separately and insert it, because Pillow would copy all pixels of a large map.
     left = _MARGIN + width + _MARGIN
     picture[:, left:] = np.asarray(_colour_bar(bar_height, limits, label))
     return picture
 
 
 def _colour_bar(height: int, limits: tuple[float, float], label: str) -> Picture:
-    """Return the bar with five labelled ticks and its name, margins above and below included."""
+    """Return the colour bar with five labelled ticks and its label, including margins above and below."""
     from PIL import Image, ImageDraw, ImageFont
 
     bar = Image.new("RGB", (_BAR_WIDTH + _LABEL_WIDTH, _MARGIN + height + _MARGIN), "white")
@@ -109,13 +109,13 @@ def viridis(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Return the colours of values in [0, 1], dark violet for 0 and yellow for 1.
 
     Args:
-        values: Of any shape, floating; values outside the range get the colour of the nearest end, NaN gets black.
+        values: Floating, of any shape. Values outside the range get the colour of the nearest end, NaN gets black.
 
     Returns:
         RGB, ``(*values.shape, 3)`` uint8.
     """
     undefined = np.isnan(values)
-    # As matplotlib does it: 256 bins of equal width, of which the last includes 1.
+    # As in matplotlib: 256 bins of equal width, the last of which includes 1.
     bins = np.clip(np.where(undefined, 0, values) * 256, 0, 255).astype(np.uint8)
     colours: NDArray[np.uint8] = _VIRIDIS[bins]
     colours[undefined] = 0

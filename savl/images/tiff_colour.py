@@ -1,4 +1,4 @@
-"""What entries of a TIFF file say of the meaning of its samples, other than an ICC profile (TIFF 6.0, section 20)."""
+"""Entries of a TIFF file, other than an ICC profile, that define the colours of its samples (TIFF 6.0, section 20)."""
 
 from __future__ import annotations
 
@@ -19,29 +19,32 @@ _NAMES = {
     _PRIMARIES: "the primary chromaticities",
     _TRANSFER_RANGE: "the transfer range",
 }
-_WHITE_IS_ZERO, _CONVERTED = 0, (5, 8, 9)  # photometric interpretations; CMYK and both Lab become sRGB
+_WHITE_IS_ZERO, _CONVERTED = (
+    0,
+    (5, 8, 9),
+)  # photometric interpretations; CMYK and both kinds of Lab are converted to sRGB
 _D65 = (0.3127, 0.3290)
 _SRGB_PRIMARIES = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
 
 
 def read_tiff_colour(entries: dict[int, Entry], order: str, photometric: int) -> tuple[TiffEntries | None, list[str]]:
-    """Return the entries as they hold for the samples as savl reads them, and the names of those that do not.
+    """Return the entries that apply to the samples as savl reads them, and the names of those that do not.
 
     Args:
-        entries: of a directory, by tag.
-        order: byte order of their data.
-        photometric: the interpretation that the directory tells.
+        entries: Entries of a directory, by tag.
+        order: Byte order of their data.
+        photometric: Photometric interpretation of the directory.
     """
     held = [entries[tag] for tag in sorted(COLOUR_TAGS & entries.keys())]
     if photometric in _CONVERTED:
         return None, [_NAMES[entry.tag] for entry in held]
-    if photometric == _WHITE_IS_ZERO:  # which is read the other way round
+    if photometric == _WHITE_IS_ZERO:  # the samples are inverted when they are read
         held = [_turned_round(entry) if entry.tag == _TRANSFER_FUNCTION else entry for entry in held]
     return (TiffEntries(order, tuple(held)) if held else None), []
 
 
 def fitting_entries(colour: TiffEntries, stored: Stored) -> TiffEntries | None:
-    """Return the entries that a TIFF file may hold for a picture: a transfer function is for one depth of samples."""
+    """Return the entries that fit the stored image: a transfer function is defined for one bit depth only."""
     tables = _tables(colour)
     fits = tables is not None and len(tables[0]) == 2**stored.bits and not (stored.is_gray and len(tables) == 3)
     kept = [entry for entry in colour.entries if fits or entry.tag in (_WHITE, _PRIMARIES)]
@@ -49,19 +52,18 @@ def fitting_entries(colour: TiffEntries, stored: Stored) -> TiffEntries | None:
 
 
 def has_transfer_function(colour: TiffEntries | None) -> bool:
-    """Return whether there is an entry of that name."""
+    """Return whether there is a TransferFunction entry."""
     return colour is not None and any(entry.tag == _TRANSFER_FUNCTION for entry in colour.entries)
 
 
 def profile_of_entries(colour: TiffEntries, *, gray: bool) -> tuple[bytes | None, list[str]]:
-    """Return the profile that means the same, and the names of the entries that it does not express.
+    """Build an equivalent ICC profile, and return it with the names of the entries that it cannot express.
 
-    Without a transfer function the samples are taken for encoded by sRGB's curve, as viewers do; without a white point
-    or primaries for sRGB's.
+    Without a transfer function, sRGB's curve is assumed, as viewers do; without a white point or primaries, sRGB's.
 
     Args:
-        colour: the entries.
-        gray: for one-channel samples.
+        colour: The entries.
+        gray: Whether the image has one colour channel.
     """
     tags = [entry.tag for entry in colour.entries]
     tables = _tables(colour)
@@ -75,14 +77,14 @@ def profile_of_entries(colour: TiffEntries, *, gray: bool) -> tuple[bytes | None
     if tables is not None and _numbers(colour, _TRANSFER_RANGE, 6) == (0, len(tables[0]) - 1) * 3:  # the default
         expressed.add(_TRANSFER_RANGE)
     if gray and tables is not None:
-        expressed |= {_WHITE, _PRIMARIES}  # which say nothing of gray
+        expressed |= {_WHITE, _PRIMARIES}  # they do not concern gray
     if not expressed or (gray and tables is None):
         return None, [_NAMES[tag] for tag in tags]
     return profile_of_tables(chromaticities, tables, gray=gray), [_NAMES[tag] for tag in tags if tag not in expressed]
 
 
 def _tables(colour: TiffEntries) -> list[NDArray[np.float64]] | None:
-    """Light, 0 to 1, for each value of a sample: one table or three; None where there is none, or it is malformed."""
+    """Return tables of linear light, 0 to 1, by sample value: one or three; None if missing or malformed."""
     entry = next((entry for entry in colour.entries if entry.tag == _TRANSFER_FUNCTION), None)
     if entry is None or entry.type != SHORT:
         return None

@@ -1,4 +1,4 @@
-"""Decoding one page of a TIFF file to gray or RGB."""
+"""Decode one page of a TIFF file to gray or RGB."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from savl.images.vips_decode import (
 if TYPE_CHECKING:
     import pyvips
 
-# How libtiff names a compression that it knows and was built without.
+# libtiff's message for a compression that it knows but was built without.
 _COMPRESSIONS = {
     6: "old-style JPEG",
     33003: "JPEG 2000",
@@ -49,18 +49,20 @@ _NOT_BUILT_IN = re.compile(
 def decode_tiff(
     file: BinaryIO, page: int | None, open_source: Callable[[BinaryIO | bytes], pyvips.Source]
 ) -> tuple[pyvips.Image, TiffKind, int, tuple[str, ...]]:
-    """Return a page in memory, how its colours become RGB (`TiffKind.to_rgb`), and its directory, counted from 1.
-
-    The last value is what is to be said of the page.
+    """Decode a page of a TIFF file.
 
     Args:
         file: The TIFF file, seekable.
-        page: Counted from 1; None is the first.
-        open_source: Makes a libvips source of a file or of bytes.
+        page: Page, counted from 1; None is the first.
+        open_source: Creates a libvips source from a file or bytes.
+
+    Returns:
+        The image in memory; the kind of its samples, whose `TiffKind.to_rgb` converts them to RGB; the number of its
+        directory, counted from 1; and notes for the user.
 
     Raises:
         DecodeFailure: The file is truncated or corrupt.
-        UnsupportedKind: It has no such page, or one of a kind that savl does not read.
+        UnsupportedKind: The file has no such page, or savl does not read pages of this kind.
     """
     import pyvips
 
@@ -92,7 +94,7 @@ def decode_tiff(
             raise UnsupportedKind(f"is compressed by {name}, which this build of libvips cannot read") from None
         if content is not None or is_lack_of_memory(str(failure)) or not is_complete(file, chosen):
             raise
-        # libtiff also stumbles over fields that say nothing of the samples, as an orientation that is none.
+        # libtiff also fails on fields that do not concern the samples, such as an invalid orientation.
         content = rebuilt(file, chosen)
         try:
             image = _decode_page(load, kind, chosen)
@@ -114,13 +116,13 @@ def _open(source: pyvips.Source, fail_on: str, index: int) -> pyvips.Image:
 
 
 def _decode_page(load: Load, kind: TiffKind, page: TiffPage) -> pyvips.Image:
-    """Return a page in memory."""
+    """Decode a page in memory."""
     if kind.is_jpeg:
         return _decode_jpeg_streams(load)
     if not page.is_tiled:
         return decode(load)
-    # libvips leaves tiles black that libtiff cannot decode, unless warnings are failures too; and libtiff itself does,
-    # where it makes RGBA.
+    # Unless warnings count as failures, libvips leaves tiles black that libtiff cannot decode; so does libtiff itself
+    # when it converts to RGBA.
     if not kind.by_libtiff:
         attempt = decode_shared(load, fail_on="warning")
         if attempt.image is not None:
@@ -133,9 +135,9 @@ def _decode_page(load: Load, kind: TiffKind, page: TiffPage) -> pyvips.Image:
 
 
 def _decode_jpeg_streams(load: Load) -> pyvips.Image:
-    """Return a page of JPEG streams in memory, unless their decoder met broken data and made up blocks.
+    """Decode a page of JPEG streams in memory; refuse it if the decoder replaced broken data by invented blocks.
 
-    libtiff decodes strips and logs its warnings; libvips decodes tiles and adds them to its messages.
+    For strips, libtiff decodes and logs warnings. For tiles, libvips decodes and adds warnings to its messages.
     """
     attempt = decode_alone(load)
     if attempt.image is None:

@@ -1,7 +1,7 @@
-"""Directories of tagged entries: how TIFF files and EXIF blocks are built (TIFF 6.0, section 2; BigTIFF).
+"""Directories of tagged entries, of which TIFF files and EXIF blocks consist (TIFF 6.0, section 2; BigTIFF).
 
-An entry's data stay bytes, in the byte order of where they came from: nothing that is only carried over is
-interpreted, and so nothing of it is lost or rounded.
+The data of an entry are kept as bytes in the byte order of their source. Data that are only copied are not interpreted,
+so nothing is lost or rounded.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import BinaryIO
 
 BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED, DOUBLE, IFD = 1, 2, 3, 4, 5, 7, 12, 13
 TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-"""Bytes of one value of each type."""
-_WORD_SIZES = {**TYPE_SIZES, 5: 4, 10: 4}  # what a change of byte order turns around: of fractions, each half
+"""Size of one value of each type, in bytes."""
+_WORD_SIZES = {**TYPE_SIZES, 5: 4, 10: 4}  # units whose bytes a change of byte order reverses; for fractions, each half
 _NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a file or block stores numbers: "<" or ">" as byte order, and 64-bit offsets (BigTIFF) or 32-bit ones."""
+    """How a file or block stores numbers: its byte order, "<" or ">", and 64-bit (BigTIFF) or 32-bit offsets."""
 
     order: str
     big: bool
 
     @property
     def header(self) -> int:
-        """Bytes before the first directory's offset."""
+        """Number of bytes before the offset of the first directory."""
         return 8 if self.big else 4
 
     @property
@@ -43,7 +43,7 @@ class Layout:
 
     @property
     def entry(self) -> str:
-        """`struct` format of an entry: tag, type, number of values, and its data or their offset."""
+        """`struct` format of an entry: tag, type, number of values, and the data or their offset."""
         return self.order + ("HHQ8s" if self.big else "HHI4s")
 
 
@@ -52,9 +52,9 @@ class Entry:
     """One entry of a directory.
 
     Attributes:
-        tag: number of the field.
-        type: type of its values.
-        data: the values, in the byte order of the directory it was read from.
+        tag: Number of the field.
+        type: Type of the values.
+        data: The values, in the byte order of the directory from which they were read.
     """
 
     tag: int
@@ -67,7 +67,7 @@ class Entry:
         return len(self.data) // TYPE_SIZES[self.type]
 
     def numbers(self, order: str) -> tuple[float, ...]:
-        """Return the values as numbers; fractions divided, a division by zero as nan; texts as none."""
+        """Return the values as numbers. Fractions are divided, with NaN for a division by zero; texts have none."""
         if self.type in (5, 10):
             parts = struct.unpack(f"{order}{2 * self.count}{'I' if self.type == 5 else 'i'}", self.data)
             return tuple(a / b if b else float("nan") for a, b in zip(parts[::2], parts[1::2], strict=True))
@@ -76,7 +76,7 @@ class Entry:
         return struct.unpack(f"{order}{self.count}{_NUMBERS[self.type]}", self.data)
 
     def text(self) -> str:
-        """Return the values as text up to the first zero byte."""
+        """Return the values as text, up to the first zero byte."""
         return self.data.partition(b"\0")[0].decode("utf-8", errors="replace")
 
     def reordered(self, old: str, new: str) -> Entry:
@@ -91,11 +91,11 @@ class Entry:
 
 
 def read_layout(file: BinaryIO, start: int = 0) -> tuple[Layout, int] | None:
-    """Return how a TIFF structure stores numbers and where its first directory is, or None when it is none.
+    """Return the layout and the offset of the first directory of a TIFF structure, or None if it is not TIFF.
 
     Args:
-        file: seekable.
-        start: where the structure begins; offsets count from there.
+        file: File with the structure, seekable.
+        start: Position of the structure in the file; offsets count from there.
     """
     file.seek(start)
     head = file.read(16)
@@ -112,14 +112,14 @@ def read_layout(file: BinaryIO, start: int = 0) -> tuple[Layout, int] | None:
 def read_directory(
     file: BinaryIO, layout: Layout, offset: int, *, start: int = 0, tags: Iterable[int] | None = None
 ) -> dict[int, Entry]:
-    """Return the entries of a directory by tag; what lies outside the file, or is of no known type, is left out.
+    """Return the entries of a directory by tag, without those outside the file or of unknown type.
 
     Args:
-        file: seekable.
-        layout: how it stores numbers.
-        offset: where the directory is, from `start` on.
-        start: where the structure begins.
-        tags: the entries wanted; None is all of them. Others' data are not read.
+        file: File with the structure, seekable.
+        layout: How the structure stores numbers.
+        offset: Position of the directory, relative to `start`.
+        start: Position of the structure in the file.
+        tags: Tags of the entries to read; None reads all.
     """
     end = file.seek(0, os.SEEK_END)
     wanted = None if tags is None else set(tags)
@@ -148,13 +148,13 @@ def read_directory(
 
 
 def encode_directory(entries: Iterable[Entry], layout: Layout, offset: int, *, next_offset: int = 0) -> bytes:
-    """Return a directory and its entries' data, to be put at `offset` (an even number).
+    """Return a directory and the data of its entries, to be written at `offset` (an even number).
 
     Args:
-        entries: in the byte order of `layout`, one a tag.
-        layout: how numbers are stored.
-        offset: where the result will stand; offsets in it count from the same start.
-        next_offset: where the next directory is.
+        entries: Entries in the byte order of `layout`, one per tag.
+        layout: How numbers are stored.
+        offset: Position at which the result will be written; the offsets in it count from the same start.
+        next_offset: Position of the next directory.
     """
     chosen = sorted(entries, key=lambda entry: entry.tag)
     width = struct.calcsize(layout.offset)

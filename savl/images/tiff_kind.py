@@ -1,7 +1,7 @@
-"""What the samples of a TIFF page mean: which bands are colour, which is alpha, and what makes sRGB of them.
+"""Determine what the samples of a TIFF page mean: which bands are colour and alpha, and how to convert them to sRGB.
 
-libvips hands out the samples of some colour spaces as they are stored. Each kind of page is therefore converted here,
-or left to libvips where that converts it, or refused by its name (TIFF 6.0, sections 3 to 6 and 16 to 23).
+libvips returns the samples of some colour spaces as they are stored. Each kind of page is therefore converted here,
+left to libvips if that converts it, or refused by name (TIFF 6.0, sections 3 to 6 and 16 to 23).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, SEPARATED: 4
 _NAMES = {RGB: "RGB", PALETTE: "palette", SEPARATED: "CMYK", YCBCR: "YCbCr", CIELAB: "CIELab", ICCLAB: "ICCLab"}
 _FEW_BITS = {WHITE_IS_ZERO: (1, 2, 4), BLACK_IS_ZERO: (1, 2, 4), PALETTE: (1, 2, 4)}
 _OLD_JPEG, _JPEG = 6, 7
-_WITH_PREDICTOR = (5, 8, 32946, 34925, 50000)  # LZW, Deflate by either number, LZMA, Zstandard
-_ASSOCIATED, _UNASSOCIATED, _COREL = 1, 2, 999  # of ExtraSamples; Corel Draw has a number of its own for alpha
+_WITH_PREDICTOR = (5, 8, 32946, 34925, 50000)  # LZW, Deflate under its two numbers, LZMA, Zstandard
+_ASSOCIATED, _UNASSOCIATED, _COREL = 1, 2, 999  # values of ExtraSamples; Corel Draw uses its own number for alpha
 _ALPHA = (_ASSOCIATED, _UNASSOCIATED, _COREL)
 _PIXELS_AT_ONCE = 2**20
 _LIBTIFF_SUBSAMPLING = {(4, 4), (4, 2), (4, 1), (2, 2), (2, 1), (1, 2)}
@@ -53,19 +53,19 @@ Convert = Callable[[NDArray[Any]], NDArray[Any]]
 
 @dataclass(frozen=True)
 class TiffKind:
-    """How a page is read.
+    """How to read a page.
 
     Attributes:
-        extra: how many bands libvips returns behind the colours.
-        alpha: which of these is alpha, from 0, or None.
-        convert: what makes RGB of the colours, (rows, W, 3) uint8 or uint16; None where libvips has done it.
-        to_srgb: whether `convert` leaves the colour space that the file's profile is about.
-        fields: what is written over the page's fields before libvips reads it.
-        without: fields that libvips must not see.
-        is_jpeg: whether the samples are JPEG streams.
-        by_libtiff: whether libtiff makes RGBA of the samples.
-        notes: what is left out or assumed.
-        layers: how the page is put together where libvips cannot read its samples as they lie, or None.
+        extra: Number of bands that libvips returns after the colour bands.
+        alpha: Index of alpha among these extra bands, or None.
+        convert: Function that converts colours to RGB, (rows, W, 3) uint8 or uint16; None if libvips has done it.
+        to_srgb: Whether `convert` converts to sRGB, so that the file's profile does not apply any more.
+        fields: Values that replace fields of the page before libvips reads it.
+        without: Fields to remove before libvips reads the page.
+        is_jpeg: Whether the samples are JPEG streams.
+        by_libtiff: Whether libtiff converts the samples to RGBA.
+        notes: Notes for the user on what is left out or assumed.
+        layers: How to assemble a page whose sample layout libvips cannot read, or None.
     """
 
     extra: int = 0
@@ -80,7 +80,7 @@ class TiffKind:
     layers: Layers | None = None
 
     def select(self, image: pyvips.Image) -> pyvips.Image:
-        """Return what libvips returned without the bands that are neither colour nor alpha."""
+        """Return libvips' image without the bands that are neither colour nor alpha."""
         if self.extra == (0 if self.alpha is None else 1):
             return image
         colours = image.bands - self.extra
@@ -90,10 +90,10 @@ class TiffKind:
         return kept.copy(interpretation=image.interpretation)
 
     def to_rgb(self, samples: NDArray[Any]) -> None:
-        """Make gray or RGB, with alpha where there is any, of (H, W, bands) as `select` returns them, in place."""
+        """Convert the samples (H, W, bands) of `select` in place to gray or RGB, with or without alpha."""
         if self.convert is None:
             return
-        # In strips: the conversion computes in floats, which take several times the memory of the samples.
+        # In strips, because the conversion computes in floats, which take several times the memory of the samples.
         rows = max(1, _PIXELS_AT_ONCE // samples.shape[1])
         for top in range(0, samples.shape[0], rows):
             strip = samples[top : top + rows, :, :3]
@@ -101,11 +101,11 @@ class TiffKind:
 
 
 def tiff_kind(page: TiffPage) -> TiffKind:
-    """Return how a page is read.
+    """Determine how to read a page.
 
     Raises:
-        UnsupportedKind: It is not; with its kind's name.
-        DecodeFailure: It is a palette picture without a palette.
+        UnsupportedKind: savl does not read this kind of page; the message names the kind.
+        DecodeFailure: It is a palette image without a palette.
     """
     photometric = page.number(_PHOTOMETRIC, BLACK_IS_ZERO)
     if photometric in _REFUSED:
@@ -125,14 +125,14 @@ def tiff_kind(page: TiffPage) -> TiffKind:
     alpha, notes = _alpha(page, colours, extra)
     premultiplied = alpha is not None and _ASSOCIATED in page.numbers(_EXTRA_SAMPLES)
     palette = _palette(page, bits) if photometric == PALETTE else None
-    # libvips divides by the last colour where the file calls a band alpha that it has not.
+    # libvips would divide by the last colour band if the file declares an alpha band that it does not have.
     unfounded = extra == 0 and any(page.number(tag, 0) for tag in (_EXTRA_SAMPLES, _MATTEING))
     without = (_EXTRA_SAMPLES, _MATTEING) if unfounded else ()
     kind = TiffKind(extra, alpha, is_jpeg=compression == _JPEG, notes=notes, without=without)
     planar = page.number(_PLANAR, 1) == 2
     if photometric == YCBCR and kind.is_jpeg and planar:
         raise UnsupportedKind("is YCbCr in JPEG streams, one a plane; convert it to RGB first")
-    # libvips puts planes together in strips of these alone.
+    # libvips assembles planes in strips only for these.
     apart = planar and (page.is_tiled or kind.is_jpeg or photometric not in (RGB, SEPARATED, YCBCR, CIELAB, ICCLAB))
     if apart or (samples > 1 and bits < 8):
         layers = Layers(
@@ -146,7 +146,7 @@ def tiff_kind(page: TiffPage) -> TiffKind:
         kind = replace(kind, layers=layers)
     if photometric == SEPARATED:
         _check_inks(page, bits)
-        if premultiplied and bits == 16:  # which libvips divides by an 8-bit alpha
+        if premultiplied and bits == 16:  # libvips would divide by an 8-bit alpha
             raise UnsupportedKind("is 16-bit CMYK with premultiplied alpha; convert it to RGB first")
     elif photometric == YCBCR and not kind.is_jpeg:
         return _ycbcr(page, bits, kind)
@@ -161,13 +161,13 @@ def tiff_kind(page: TiffPage) -> TiffKind:
 
 
 def _check_samples(page: TiffPage, photometric: int) -> int:
-    """Return the bits per sample."""
+    """Check the type of the samples and return the number of bits per sample."""
     every = {int(bits) for bits in page.numbers(_BITS)} or {1}
     if len(every) > 1:
         raise UnsupportedKind(f"has samples of {', '.join(map(str, sorted(every)))} bits in one pixel")
     (bits,) = every
     formats = {int(number) for number in page.numbers(_SAMPLE_FORMAT)} or {1}
-    # CIELab's a* and b* are signed, and some programs say so.
+    # CIELab's a* and b* are signed, and some programs declare that.
     if photometric in (CIELAB, ICCLAB):
         formats -= {2}
     for number, name in ((2, "signed integer"), (3, "float"), (5, "complex integer"), (6, "complex float")):
@@ -190,7 +190,7 @@ def _check_predictor(page: TiffPage, bits: int) -> None:
 
 
 def _palette(page: TiffPage, bits: int) -> NDArray[np.uint8]:
-    """Return the (256, 3) colours of sample values that are spread to 8 bits."""
+    """Return the palette (256, 3) for sample values scaled to 8 bits."""
     numbers = page.numbers(_COLOUR_MAP)
     if len(numbers) != 3 * 2**bits:
         raise DecodeFailure(
@@ -198,23 +198,23 @@ def _palette(page: TiffPage, bits: int) -> NDArray[np.uint8]:
             if numbers
             else "its colour map is missing"
         )
-    shift = 8 if max(numbers) > 255 else 0  # some programs write 8-bit colours
+    shift = 8 if max(numbers) > 255 else 0  # some programs write 8-bit colours instead of 16-bit ones
     colours = np.zeros((256, 3), np.uint8)
     colours[:: 255 // (2**bits - 1)] = np.reshape(numbers, (3, -1)).T.astype(np.uint16) >> shift
     return colours
 
 
 def _alpha(page: TiffPage, colours: int, extra: int) -> tuple[int | None, tuple[str, ...]]:
-    """Return which of the extra bands is alpha, and what is to be said of them."""
+    """Return the index of alpha among the extra bands, or None, and notes for the user."""
     if extra == 0:
         return None, ()
     kinds = [int(kind) for kind in page.numbers(_EXTRA_SAMPLES)][:extra]
     if not kinds and extra == 1:
-        # Old programs write alpha so, and other readers take it so.
+        # Old programs write alpha without declaring it, and other readers accept that.
         return 0, ("its last band is taken for transparency: the file does not say what it is",)
     alpha = next((index for index, kind in enumerate(kinds) if kind in _ALPHA), None)
     others = extra - (alpha is not None)
-    # A gray picture with many bands is a multispectral one, and what has several transparencies none at all.
+    # A gray image with many extra bands is multispectral; several alpha bands have no defined meaning.
     if (colours == 1 and others > 1) or sum(kind in _ALPHA for kind in kinds) > 1:
         raise UnsupportedKind(f"has {colours + extra} bands; savl reads gray and RGB, with or without alpha")
     if others == 0:
@@ -239,7 +239,7 @@ def _ycbcr(page: TiffPage, bits: int, kind: TiffKind) -> TiffKind:
     subsampling = (int(numbers[0]), int(numbers[-1]))
     if subsampling == (1, 1):
         coding = YCbCrCoding.of_tiff(bits, page.numbers(_COEFFICIENTS), page.numbers(_BLACK_WHITE))
-        # libvips takes extra bands and planes of RGB only, whose samples it hands out alike.
+        # libvips accepts extra bands and planes for RGB only; it returns their samples unchanged.
         fields = {_PHOTOMETRIC: RGB} if kind.extra or page.number(_PLANAR, 1) == 2 else {}
         return replace(kind, convert=partial(ycbcr_to_rgb, coding=coding), fields=fields)
     if page.is_tiled and page.number(COMPRESSION, 1) == 1:
@@ -253,5 +253,5 @@ def _ycbcr(page: TiffPage, bits: int, kind: TiffKind) -> TiffKind:
     return _rgba_of_libtiff
 
 
-# libtiff makes RGBA of these, where A says nothing. It also turns them by an orientation of its own.
+# libtiff converts these to RGBA with a meaningless alpha. It also applies an orientation itself.
 _rgba_of_libtiff = TiffKind(extra=1, fields={ORIENTATION: 1}, by_libtiff=True)

@@ -1,7 +1,7 @@
-"""What TIFF files carry besides samples: entries read into `Metadata`, and `Metadata` written as entries.
+"""Metadata of TIFF files: read entries into `Metadata`, and write `Metadata` as entries.
 
-EXIF lives in a TIFF file as entries of the first directory (camera, author, date) and as directories of its own;
-libvips neither reads nor writes it. XMP, IPTC, ICC profile and Photoshop's resources are entries too.
+TIFF files store EXIF as entries of the first directory (camera, author, date) and in additional directories; libvips
+neither reads nor writes them. XMP, IPTC, ICC profile and Photoshop's resources are entries, too.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from savl.images.tiff_directory import (
 _ORIENTATION = exif_blocks.ORIENTATION
 _XMP, _IPTC, _PHOTOSHOP, _ICC = _BLOBS = 700, 33723, 34377, 34675
 _RESOLUTION = (exif_blocks.X_RESOLUTION, exif_blocks.Y_RESOLUTION, exif_blocks.RESOLUTION_UNIT)
-# Entries that describe the picture: what an EXIF block may hold in its first directory.
+# Entries that describe the image, and may be in the first directory of an EXIF block.
 _DESCRIPTIVE = frozenset(
     (
         0x010D,  # DocumentName
@@ -55,17 +55,17 @@ _DESCRIPTIVE = frozenset(
         0x4746,  # Rating
         0x4749,  # RatingPercent
         0x8298,  # Copyright
-        *range(0x9C9B, 0x9CA0),  # Windows' title, comment, author, keywords, subject
+        *range(0x9C9B, 0x9CA0),  # title, comment, author, keywords and subject of Windows
         0xC4A5,  # PrintImageMatching
     )
 )
-# How samples are stored (TIFF 6.0 and its supplements): written anew or not needed.
+# Entries that tell how samples are stored (TIFF 6.0 and its supplements): written anew or not needed.
 _STORAGE = frozenset(
     (254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 288, 289, 292, 293, 317, 320)
     + (*range(322, 326), 330, 332, 333, 334, 336, 338, 339, 347, *range(512, 516), *range(517, 522))
     + (*range(529, 533), 559)
 )
-# What would say something of a TIFF file's samples that an EXIF block from elsewhere cannot know.
+# Entries of an EXIF block that would describe the samples of the TIFF file wrongly.
 _NOT_FROM_EXIF = _STORAGE | GEO_TAGS | {*range(254, 300), 321, 337, *range(340, 347), 34016, 37439, 40976}
 _THRESHOLDING, _PHOTOMETRIC = 263, 262
 _NAMED_LOSSES = {
@@ -88,20 +88,20 @@ _NAMED_LOSSES = {
     50838: "ImageJ's metadata",
     50839: "ImageJ's metadata",
 }
-# Descriptions that tell how their program stored the samples: tifffile's shape, libvips' and tiled pyramids' headers.
+# Descriptions that tell how a program stored the samples: tifffile's shape, and headers of libvips and of pyramids.
 _STORAGE_TEXT = re.compile(r'\s*(\{"shape":|<\?xml[^>]*\?>\s*<image xmlns="http://www\.vips)')
-# Microscopes' descriptions (OME-XML) tell the size in pixels, and that of a pixel.
+# Descriptions by microscopes (OME-XML) contain the size in pixels and the size of a pixel.
 _OME = re.compile(r"<(?:\w+:)?OME\s")
 _OME_SIZE = re.compile(r"""\b(PhysicalSize|Size)([XY])=(["'])([^"']*)\3""")
 _IMAGEJ_LINE = re.compile(r"(?m)^(images|channels|slices|frames|hyperstack|mode|loop)=.*\n?")
 
 
 def read_tiff(file: BinaryIO, page: int = 1) -> Metadata:
-    """Return what the entries of a page of a TIFF file say; damaged ones say nothing.
+    """Return the metadata in the entries of a page. Damaged entries are ignored.
 
     Args:
-        file: seekable.
-        page: counted from 1.
+        file: The TIFF file, seekable.
+        page: Page, counted from 1.
     """
     found = read_layout(file)
     if found is None:
@@ -111,14 +111,14 @@ def read_tiff(file: BinaryIO, page: int = 1) -> Metadata:
         offset = _following(file, layout, offset)
     known = _DESCRIPTIVE | GEO_TAGS | COLOUR_TAGS | {*_BLOBS, *_RESOLUTION, exif_blocks.PHOTO, exif_blocks.GPS}
     wanted = known | {_ORIENTATION, _PHOTOMETRIC, _THRESHOLDING}
-    entries = read_directory(file, layout, offset, tags=wanted)  # not what may be as large as the samples
+    entries = read_directory(file, layout, offset, tags=wanted)  # skip entries that may be as large as the samples
     order = layout.order
     iptc = _blob(entries, _IPTC, order)
     photoshop = _blob(entries, _PHOTOSHOP, order)
     in_photoshop, others = split_resources(photoshop or b"")
     resolution, unit = _resolution(entries, order)
     unknown = sorted(set(_tags(file, layout, offset)) - known - _STORAGE)
-    if _value(entries, _THRESHOLDING, order) == 1:  # that nothing was done
+    if _value(entries, _THRESHOLDING, order) == 1:  # 1 means no thresholding, the default
         unknown.remove(_THRESHOLDING)
     lost = [_NAMED_LOSSES.get(tag, f"the TIFF tag {tag}") for tag in unknown]
     colour, names = read_tiff_colour(entries, order, _value(entries, _PHOTOMETRIC, order))
@@ -137,7 +137,7 @@ def read_tiff(file: BinaryIO, page: int = 1) -> Metadata:
 
 
 def read_tiff_orientation(file: BinaryIO, page: int = 1) -> int:
-    """Return the orientation of a page of a TIFF file, 1 to 8; 1 when it tells none."""
+    """Return the orientation of a page of a TIFF file, 1 to 8; 1 if it has none."""
     found = read_layout(file)
     if found is None:
         return 1
@@ -150,22 +150,22 @@ def read_tiff_orientation(file: BinaryIO, page: int = 1) -> int:
 
 
 def write_tiff(file: BinaryIO, metadata: Metadata, stored: Stored) -> None:
-    """Put metadata into a finished TIFF file of one directory, in place.
+    """Add metadata to a complete TIFF file with one directory, in place.
 
-    The file keeps every byte of its samples: a new first directory, old entries and new, is written at the end, and
-    the header is pointed at it.
+    The samples are not moved: a new directory with old and new entries is appended, and the header is changed to refer
+    to it.
 
     Args:
-        file: open for reading and writing; a file that is no TIFF is left as it is.
-        metadata: for the picture as it is stored.
-        stored: the picture.
+        file: File open for reading and writing. A file that is not TIFF is left unchanged.
+        metadata: Metadata for the stored image.
+        stored: The stored image.
     """
     found = read_layout(file)
     if found is None:
         return
     layout, offset = found
     raw = _raw_entries(file, layout, offset)
-    for tag in _RESOLUTION:  # the encoder's own say 10 per centimetre where nothing is known
+    for tag in _RESOLUTION:  # the encoder writes 10 per centimetre for an unknown resolution
         raw.pop(tag, None)
     order = layout.order
     end = file.seek(0, io.SEEK_END)
@@ -195,12 +195,12 @@ def write_tiff(file: BinaryIO, metadata: Metadata, stored: Stored) -> None:
 
 
 def tiff_losses(metadata: Metadata) -> list[str]:
-    """Return the names of what a TIFF file cannot hold."""
+    """Return the names of metadata that a TIFF file cannot store."""
     return ["EXIF, which is damaged"] if metadata.exif is not None and _parsed(metadata.exif) is None else []
 
 
 def _entries(metadata: Metadata, stored: Stored, order: str) -> Iterable[Entry]:
-    """The entries of the first directory without its links, in a file's byte order."""
+    """Return the entries of the first directory in the file's byte order, without links to other directories."""
     block = None if metadata.exif is None else _parsed(metadata.exif)
     if block is not None:
         for entry in block.entries(exif_blocks.IMAGE):
@@ -230,7 +230,7 @@ def _entries(metadata: Metadata, stored: Stored, order: str) -> Iterable[Entry]:
 
 
 def _sub_directories(metadata: Metadata, layout: Layout, place: Callable[[bytes], int]) -> dict[int, Entry]:
-    """Writes the directories of EXIF and GPS, and returns the links to them."""
+    """Write the directories of EXIF and GPS with `place`, and return the entries that link to them."""
     block = None if metadata.exif is None else _parsed(metadata.exif)
     if block is None:
         return {}
@@ -240,7 +240,7 @@ def _sub_directories(metadata: Metadata, layout: Layout, place: Callable[[bytes]
         if name == exif_blocks.PHOTO and exif_blocks.INTEROPERABILITY in links:
             entries.append(links.pop(exif_blocks.INTEROPERABILITY))
         if entries:
-            # Encoded twice: where it stands must be known, and is after the first time.
+            # Encoded twice: the position must be known, and depends on the size that the first encoding gives.
             at = place(b"")
             place(encode_directory(entries, layout, at))
             code, kind = ("Q", 18) if layout.big else ("I", LONG)
@@ -256,7 +256,7 @@ def _parsed(exif: bytes) -> ExifBlock | None:
 
 
 def _exif(file: BinaryIO, layout: Layout, entries: dict[int, Entry]) -> bytes | None:
-    """An EXIF block of a page's entries, or None when none describes the picture."""
+    """Build an EXIF block from the entries of a page, or return None if none of them describes the image."""
     order = layout.order
 
     def linked(holder: dict[int, Entry], tag: int) -> dict[int, Entry]:
@@ -270,7 +270,7 @@ def _exif(file: BinaryIO, layout: Layout, entries: dict[int, Entry]) -> bytes | 
     directories[exif_blocks.PHOTO] = list(photo.values())
     directories[exif_blocks.GPS] = list(linked(entries, exif_blocks.GPS).values())
     directories[exif_blocks.INTEROPERABILITY] = list(linked(photo, exif_blocks.INTEROPERABILITY).values())
-    # Types that only BigTIFF knows have no place in EXIF.
+    # EXIF does not allow the types that only BigTIFF defines.
     directories = {name: [e for e in held if e.type not in (16, 17, 18)] for name, held in directories.items()}
     if not any(directories.values()):
         return None
@@ -280,7 +280,7 @@ def _exif(file: BinaryIO, layout: Layout, entries: dict[int, Entry]) -> bytes | 
 
 
 def _true_text(entry: Entry) -> Entry | None:
-    """The entry, less what a description says of how its program stored the samples."""
+    """Return the entry without the part of a description that tells how a program stored the samples."""
     if entry.tag != exif_blocks.DESCRIPTION or entry.type != ASCII:
         return entry
     text = entry.text()
@@ -292,7 +292,7 @@ def _true_text(entry: Entry) -> Entry | None:
 
 
 def _resized_text(entry: Entry, stored: Stored, scale: tuple[float, float]) -> Entry:
-    """The entry, with the numbers of pixels in an OME-XML description brought up to date."""
+    """Return the entry with the sizes in an OME-XML description updated."""
     if entry.tag != exif_blocks.DESCRIPTION or entry.type != ASCII or not _OME.search(text := entry.text()):
         return entry
 
@@ -310,24 +310,24 @@ def _resized_text(entry: Entry, stored: Stored, scale: tuple[float, float]) -> E
 
 
 def _is_calibrated(block: ExifBlock | None) -> bool:
-    """Whether the resolution is ImageJ's measure of what a pixel covers, and not a size for printing."""
+    """Return whether the resolution is ImageJ's physical size of a pixel, not a size for printing."""
     entry = None if block is None else block.get(exif_blocks.IMAGE, exif_blocks.DESCRIPTION)
     text = "" if entry is None else entry.text()
     return text.startswith("ImageJ=") and "\nunit=" in text
 
 
 def _value(entries: dict[int, Entry], tag: int, order: str) -> int:
-    """The first number of an entry; -1 where there is none."""
+    """Return the first number of an entry, or -1 if there is none."""
     numbers = entries[tag].numbers(order) if tag in entries else ()
     return int(numbers[0]) if numbers and math.isfinite(numbers[0]) else -1
 
 
 def _blob(entries: dict[int, Entry], tag: int, order: str) -> bytes | None:
-    """The bytes of an entry; of one that a program declared as 32-bit words, those in the file's order."""
+    """Return the bytes of an entry. If a program declared it as 32-bit words, they are in the file's byte order."""
     entry = entries.get(tag)
     if entry is None or not entry.data:
         return None
-    # Some writers declare IPTC as LONG, some readers then turned the words around: a block begins with 0x1C.
+    # Some programs declare IPTC as LONG, and some of these swap the bytes of each word; a block begins with 0x1C.
     if tag == _IPTC and entry.type == LONG and entry.data[:1] != b"\x1c":
         return entry.reordered(order, "<" if order == ">" else ">").data
     return entry.data
@@ -345,7 +345,7 @@ def _resolution(entries: dict[int, Entry], order: str) -> tuple[tuple[float, flo
 
 
 def _following(file: BinaryIO, layout: Layout, offset: int) -> int:
-    """Where the next directory is; 0 when there is none."""
+    """Return the position of the next directory, 0 if there is none."""
     file.seek(offset)
     head = file.read(struct.calcsize(layout.count))
     if len(head) < struct.calcsize(layout.count):
@@ -357,7 +357,7 @@ def _following(file: BinaryIO, layout: Layout, offset: int) -> int:
 
 
 def _tags(file: BinaryIO, layout: Layout, offset: int) -> list[int]:
-    """The tags of a directory, as far as it can be understood."""
+    """Return the tags of a directory, as far as the file contains them."""
     try:
         raws = _raw_entries(file, layout, offset)
     except (struct.error, OverflowError, OSError):
@@ -366,7 +366,7 @@ def _tags(file: BinaryIO, layout: Layout, offset: int) -> list[int]:
 
 
 def _raw_entries(file: BinaryIO, layout: Layout, offset: int) -> dict[int, bytes]:
-    """The entries of a directory as they stand in the file, by tag."""
+    """Return the entries of a directory as raw bytes, by tag."""
     file.seek(offset)
     (count,) = struct.unpack(layout.count, file.read(struct.calcsize(layout.count)))
     size = struct.calcsize(layout.entry)

@@ -1,4 +1,4 @@
-"""The pages of a TIFF file, by their directories (TIFF 6.0, section 2)."""
+"""Find the pages of a TIFF file and read their directories (TIFF 6.0, section 2)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _TRANSPARENCY_MASK = 4  # a value of PhotometricInterpretation
 _OLD_REDUCED = 2  # a value of SubfileType
 _MOST_PAGES = 65535
-# What says how the samples are stored and what they mean, and which page is what.
+# Fields that tell how samples are stored, what they mean, and whether a page is a thumbnail or a mask.
 _TAGS = (
     *(254, 255, 256, 257, 258, 259, 262, 274, 277, 284, 317, 320, 322, 330, 332, 334, 336, 338, 339, 529, 530, 532),
     *(32995, _DNG_VERSION),
@@ -26,14 +26,14 @@ _TAGS = (
 
 @dataclass(frozen=True)
 class TiffPage:
-    """One directory in the file's chain.
+    """One directory in the file's chain of directories.
 
     Attributes:
-        index: its place in the chain, from 0.
-        offset: where it is in the file.
-        layout: how the file stores numbers.
-        entries: what it says of its samples, by tag.
-        whole: whether all of that lies within the file.
+        index: Index in the chain, from 0.
+        offset: Position in the file.
+        layout: How the file stores numbers.
+        entries: Entries that describe the samples, by tag.
+        whole: Whether all these entries are within the file.
     """
 
     index: int
@@ -43,19 +43,19 @@ class TiffPage:
     whole: bool
 
     def numbers(self, tag: int) -> tuple[float, ...]:
-        """Return the values of a field, none where it is missing or has values that are no numbers, as 0/0."""
+        """Return the values of a field; none if it is missing or has an undefined value such as 0/0."""
         entry = self.entries.get(tag)
         numbers = () if entry is None else entry.numbers(self.layout.order)
         return numbers if all(map(math.isfinite, numbers)) else ()
 
     def number(self, tag: int, default: int) -> int:
-        """Return the first value of a field."""
+        """Return the first value of a field, or `default`."""
         numbers = self.numbers(tag)
         return int(numbers[0]) if numbers else default
 
     @property
     def is_tiled(self) -> bool:
-        """Whether the samples are stored in tiles rather than strips."""
+        """Whether the samples are stored in tiles instead of strips."""
         return _TILE_WIDTH in self.entries
 
     @property
@@ -66,21 +66,21 @@ class TiffPage:
 
     @property
     def is_reduced(self) -> bool:
-        """Whether this is a thumbnail or another reduced copy, or the mask of one, as its fields say."""
+        """Whether the fields declare a thumbnail or another reduced copy, or the mask of one."""
         reduced = self.number(_NEW_SUBFILE_TYPE, 0) & _REDUCED
         return bool(reduced) or self.number(_SUBFILE_TYPE, 0) == _OLD_REDUCED
 
 
 def choose_page(file: BinaryIO, page: int | None) -> tuple[TiffPage, int, bool]:
-    """Return a page, how many there are, and whether a mask goes with it; thumbnails and masks are no pages.
+    """Return a page, the number of pages, and whether the page has a mask. Thumbnails and masks do not count as pages.
 
     Args:
-        file: Seekable.
-        page: Counted from 1; None is the first.
+        file: The TIFF file, seekable.
+        page: Page, counted from 1; None is the first.
 
     Raises:
-        DecodeFailure: The file has no directory, or the page's is cut off.
-        UnsupportedKind: There is no such page, or the file is a camera's raw data.
+        DecodeFailure: The file has no directory, or that of the page is truncated.
+        UnsupportedKind: There is no such page, or the file contains raw camera data.
     """
     file.seek(8)
     if file.read(2) == b"CR":
@@ -123,7 +123,7 @@ def _read_chain(file: BinaryIO) -> list[TiffPage]:
 
 
 def read_table(file: BinaryIO, layout: Layout, offset: int) -> tuple[list[int], int | None]:
-    """Return the tags of a directory and the offset of the next one, None where the file ends before that."""
+    """Return the tags of a directory and the offset of the next one; None if the file ends before that."""
     file.seek(offset)
     (count,) = struct.unpack(layout.count, file.read(struct.calcsize(layout.count)))
     size = struct.calcsize(layout.entry)

@@ -1,8 +1,8 @@
-"""TIFF files with new directories for the samples they hold, for what libvips refuses or takes for something else.
+"""Rebuild TIFF files with new directories, for pages that libvips refuses or misinterprets.
 
-A page's samples stay where they are in the file. A new directory, which tells only how they are stored, is put behind
-them: without fields that say nothing of the samples, or one for each plane, or one in which the samples of a pixel are
-pixels of a wider picture.
+The samples of a page stay where they are in the file. New directories, which only tell how the samples are stored, are
+appended. They omit fields that do not concern the samples, or make each plane a page of its own, or declare the samples
+of a pixel as pixels of a wider image.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES = 256, 257, 258, 262, 277
 _STRIP_OFFSETS, _ROWS, _STRIP_SIZES = 273, 278, 279
 _PLANAR, _COLOUR_MAP, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES = 284, 320, 322, 323, 324, 325
 _FILL_ORDER, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _ICC, _LONG8 = 266, 338, 339, 34675, 16
-_SAMPLE_FIELDS = (_BITS, _COLOUR_MAP, _EXTRA_SAMPLES, _SAMPLE_FORMAT, 529, 530, 532)  # what they mean, sample by sample
-# How samples are stored, and the colour profile, which libvips hands on.
+_SAMPLE_FIELDS = (_BITS, _COLOUR_MAP, _EXTRA_SAMPLES, _SAMPLE_FORMAT, 529, 530, 532)  # meaning of each sample
+# Fields that tell how samples are stored, and the colour profile, which libvips returns.
 _KEPT = {
     *(
         _WIDTH,
@@ -48,21 +48,21 @@ _KEPT = {
     *(_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES, 347, _ICC, *range(512, 522), *_SAMPLE_FIELDS),
 }
 _BLACK_IS_ZERO = 1
-_EXTRA_KINDS = (0, 1, 2, 999)  # those of ExtraSamples that libtiff knows
+_EXTRA_KINDS = (0, 1, 2, 999)  # values of ExtraSamples that libtiff knows
 
 
 @dataclass(frozen=True)
 class Layers:
-    """How a page is put together whose samples libvips cannot read as they lie.
+    """How to assemble a page whose sample layout libvips cannot read.
 
     Attributes:
-        apart: whether each plane is read as a picture of its own; otherwise the samples of a pixel lie side by side,
-            in fewer than 8 bits each, and are read as pixels of a wider picture.
-        samples: how many samples a pixel has.
-        inverted: whether 0 is white in the first one.
-        colours: (256, 3) uint8, what the values of the first one mean, spread to 8 bits; None where it is no palette.
-        premultiplied: which band of the result is alpha that the others were multiplied with, or None.
-        interpretation: libvips' word for the colours, for samples of 8 bits.
+        apart: Whether each plane is read as an image of its own. Otherwise the samples of a pixel are adjacent and have
+            fewer than 8 bits each, and are read as pixels of a wider image.
+        samples: Number of samples per pixel.
+        inverted: Whether 0 is white in the first sample.
+        colours: Palette (256, 3) uint8 for the values of the first sample, scaled to 8 bits; None without a palette.
+        premultiplied: Index of the alpha band that the other bands were multiplied with, or None.
+        interpretation: libvips' interpretation for 8-bit samples.
     """
 
     apart: bool
@@ -73,7 +73,7 @@ class Layers:
     interpretation: str = "srgb"
 
     def rebuilt(self, file: BinaryIO, page: TiffPage) -> bytes:
-        """Return the file with directories that `join` wants to be read as pages.
+        """Return the file with the directories of the pages that `join` needs.
 
         Raises:
             DecodeFailure: Samples are missing.
@@ -103,11 +103,11 @@ class Layers:
 
     @property
     def pages(self) -> int:
-        """How many pages `join` wants."""
+        """Number of pages that `join` needs."""
         return self.samples if self.apart else 1
 
     def join(self, pages: Sequence[pyvips.Image]) -> pyvips.Image:
-        """Return the picture as libvips returns one whose samples it can read."""
+        """Return the assembled image, in the form in which libvips returns pages that it can read."""
         import pyvips
 
         bands = list(pages)
@@ -131,13 +131,13 @@ class Layers:
 def rebuilt(
     file: BinaryIO, page: TiffPage, fields: Mapping[int, int] | None = None, *, without: Iterable[int] = ()
 ) -> bytes:
-    """Return a TIFF file of one page, without fields that say nothing of its samples.
+    """Return a TIFF file of one page, without fields that do not concern its samples.
 
     Args:
-        file: Seekable.
+        file: The TIFF file, seekable.
         page: The page.
-        fields: Other values for some of its fields; fields that it has not are not added.
-        without: Further fields that are left out.
+        fields: New values for some fields of the page; fields that it does not have are not added.
+        without: Further fields to leave out.
 
     Raises:
         DecodeFailure: Samples are missing.
@@ -149,7 +149,7 @@ def rebuilt(
 
 
 def is_complete(file: BinaryIO, page: TiffPage) -> bool:
-    """Return whether all fields of a page lie within the file."""
+    """Return whether all fields of a page are within the file."""
     tags, following = read_table(file, page.layout, page.offset)
     return following is not None and read_directory(file, page.layout, page.offset).keys() >= set(tags)
 
@@ -160,13 +160,13 @@ def _content(file: BinaryIO) -> bytes:
 
 
 def _storage(content: bytes, page: TiffPage) -> dict[int, Entry]:
-    """Return what says how the samples are stored; they must lie within the file, and not in what is put behind it."""
+    """Return the fields that tell how samples are stored; raise DecodeFailure if samples are missing in the file."""
     entries = read_directory(io.BytesIO(content), page.layout, page.offset, tags=_KEPT)
     order = page.layout.order
     offsets, sizes = (entries[tag].numbers(order) if tag in entries else () for tag in _block_tags(entries))
     if not offsets or len(sizes) < len(offsets):
         raise DecodeFailure("the places of its samples are missing")
-    if len(offsets) < _blocks_of_plane(page, entries):  # libvips would say so for each tile, slower with each
+    if len(offsets) < _blocks_of_plane(page, entries):  # libvips would report each missing tile, slower each time
         raise DecodeFailure("some of its strips or tiles are missing")
     if any(offset + size > len(content) for offset, size in zip(offsets, sizes, strict=False)):
         raise DecodeFailure("its samples are cut off")

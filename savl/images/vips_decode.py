@@ -1,9 +1,9 @@
-"""Decode images with libvips, and tell for each file whether it failed, whatever other threads decode.
+"""Decode images with libvips, and find out reliably whether each file failed while other threads decode, too.
 
-libvips collects the messages of all threads in one buffer of the process, so that buffer cannot say which file they
-are about. A file is judged here by what libvips returns for it and, for JPEG, by the number of warnings that libvips
-logs when it closes the image, which happens in the thread that asked for it. Only a file that failed is decoded again
-while no other thread of savl decodes, so that the messages in the buffer are its own.
+libvips collects the messages of all threads in one buffer of the process, which does not tell which file a message is
+about. Therefore a file is judged by libvips' return value and, for JPEG, by the number of warnings that libvips logs
+when it closes the image, which happens in the calling thread. Only a file that failed is decoded again while no other
+thread of savl decodes, so that all messages in the buffer belong to it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     import pyvips
 
 
-# Lines that stand beside the reason of a failure, and also where nothing failed.
+# Beginnings of lines that do not tell the reason of a failure.
 _COMMON = ("unable to call", "source: bad seek")
 
 
 def tidy(message: str) -> str:
-    """Return libvips' several lines of 'unable to call …' and 'domain: text', down to the most telling text, or ""."""
+    """Reduce libvips' lines, such as 'unable to call …' and 'domain: text', to the most informative text, or ""."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(_COMMON) and not line.endswith(": load error")]
     most = min(telling, key=lambda line: line.startswith("unable to"), default="")
@@ -38,43 +38,44 @@ def tidy(message: str) -> str:
 
 
 def is_lack_of_memory(message: str) -> bool:
-    """Return whether libvips, or a library it decodes with, failed for want of memory."""
+    """Return whether libvips, or a library that it decodes with, failed because memory ran out."""
     return says_out_of_memory(message) or re.search(r"allocate memory|memory allocation", message, re.I) is not None
 
 
 Load = Callable[[str], "pyvips.Image"]
-"""Opens an image anew, with libvips' `fail_on` as given; nothing is decoded yet."""
+"""A function that opens an image anew, with the given value of libvips' `fail_on`, without decoding it yet."""
 
 VIPS_BYTES = 64 * 2**20
-"""What libvips takes beside an image: the stacks and buffers of its threads. Without them it may end the process."""
+"""Memory that libvips needs in addition to an image, for stacks and buffers of its threads. Without it, libvips may
+end the process."""
 
 _G_LOG_LEVEL_WARNING = 16
 _WARNING_COUNT = re.compile(r"read gave (\d+) warnings")
 
 
 class DecodeFailure(Exception):
-    """libvips could not decode an image; the message is its most telling one, or ""."""
+    """libvips could not decode an image. The message is libvips' most informative one, or ""."""
 
 
 class UnsupportedKind(Exception):
-    """A sound image is of a kind that savl does not read; the message says which, to follow the file's name."""
+    """A valid image is of a kind that savl does not read. The message names the kind, and follows the file's name."""
 
 
 def check_page(page: int | None, pages: int) -> None:
-    """Raise UnsupportedKind where a file of so many pages has no such page, counted from 1."""
+    """Raise UnsupportedKind if a file with `pages` pages has no page `page`, counted from 1."""
     if page is not None and page > pages:
         raise UnsupportedKind(f"has no page {page}; it holds {pages} page{'' if pages == 1 else 's'}")
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One decode.
+    """Result of decoding an image once.
 
     Attributes:
-        image: The decoded image in memory, or None where decoding failed.
-        warnings: How many warnings the decoder of a JPEG file gave.
-        messages: What libvips says; it may be about other files unless no other thread was decoding.
-        logged: What libvips' threads logged meanwhile, among it the warnings of libtiff; of `decode_alone` only.
+        image: The decoded image in memory, or None if decoding failed.
+        warnings: Number of warnings by the decoder of a JPEG file.
+        messages: libvips' messages. They may be about other files, unless no other thread was decoding.
+        logged: Messages that libvips' threads logged meanwhile, including warnings of libtiff; only by `decode_alone`.
     """
 
     image: pyvips.Image | None
@@ -84,13 +85,13 @@ class Attempt:
 
     @property
     def jpeg_warning(self) -> str:
-        """The first warning of a JPEG decoder among the messages, or ""; libvips keeps no further ones."""
+        """First warning of a JPEG decoder in the messages, or ""; libvips keeps only the first one."""
         found = re.search(r"^VipsJpeg: (.*)$", self.messages, re.MULTILINE)
         return found[1] if found else ""
 
 
 class _Gate:
-    """Lets many threads decode at once, or one alone."""
+    """Lock that admits many threads that decode in parallel, or one that decodes alone."""
 
     def __init__(self) -> None:
         self.reset()
@@ -104,7 +105,7 @@ class _Gate:
     @contextmanager
     def shared(self) -> Iterator[None]:
         with self._condition:
-            # Those who want to be alone go first: they would wait forever beside threads that never pause.
+            # Threads that want to decode alone go first; otherwise they could wait forever for the others to pause.
             self._condition.wait_for(lambda: not self._alone and not self._waiting)
             self._sharing += 1
         try:
@@ -134,23 +135,23 @@ class _Gate:
 
 _gate = _Gate()
 if hasattr(os, "register_at_fork"):
-    # The child has no other threads, and whoever decoded in the parent never leaves the child's copy.
+    # A forked child has no other threads, so threads that were decoding in the parent would never leave its copy.
     os.register_at_fork(after_in_child=_gate.reset)
 
 
 def among_others() -> AbstractContextManager[None]:
-    """Return a context for calls of libvips that decode nothing: many of them clear the buffer of messages."""
+    """Return a context for calls of libvips that decode nothing. They may clear the buffer of messages."""
     return _gate.shared()
 
 
 def decode_shared(load: Load, *, fail_on: str = "error") -> Attempt:
-    """Decode beside other threads; the messages are of no use."""
+    """Decode in parallel with other threads. The messages of the result may belong to other files."""
     with _gate.shared():
         return _attempt(load, fail_on)
 
 
 def decode_alone(load: Load, *, fail_on: str = "error") -> Attempt:
-    """Decode while no other thread of savl does; the messages are of this image."""
+    """Decode while no other thread of savl does, so that the messages belong to this image."""
     import pyvips
 
     with _gate.alone():
@@ -162,10 +163,10 @@ def decode_alone(load: Load, *, fail_on: str = "error") -> Attempt:
 
 
 def decode(load: Load) -> pyvips.Image:
-    """Return an image in memory.
+    """Decode an image in memory.
 
     Raises:
-        DecodeFailure: It cannot be decoded; with libvips' reason.
+        DecodeFailure: The image cannot be decoded; the message is libvips' reason.
     """
     image = decode_shared(load).image
     if image is not None:
@@ -185,9 +186,9 @@ def _attempt(load: Load, fail_on: str) -> Attempt:
     image, messages = None, ""
     try:
         image = _in_memory(load(fail_on))
-    except (pyvips.Error, UnicodeDecodeError) as error:  # the latter where a message quotes the file's bytes
+    except (pyvips.Error, UnicodeDecodeError) as error:  # UnicodeDecodeError: a message quotes bytes of the file
         messages = str(error) if isinstance(error, pyvips.Error) else _messages()
-        # Frees the image that failed: libvips counts its warnings when it is closed, which must be now.
+        # Free the failed image: libvips logs the number of its warnings when the image is closed, which must be now.
         error.__traceback__ = None
     else:
         messages = _messages()
@@ -203,7 +204,7 @@ def _messages() -> str:
 
 def _in_memory(image: pyvips.Image) -> pyvips.Image:
     sample_bytes = {"uchar": 1, "char": 1, "ushort": 2, "short": 2}.get(image.format, 8)
-    # The samples, and as much again for decoders that hold the whole image.
+    # The samples, and the same again for decoders that keep the whole image in memory.
     require_memory(VIPS_BYTES + 2 * image.width * image.height * image.bands * sample_bytes, "while it is read")
     return image.copy_memory()
 
@@ -219,7 +220,7 @@ _handlers_lock = threading.Lock()
 
 
 def _count_warnings() -> None:
-    """Install a GLib log handler for libvips' warnings, once; it passes them on as pyvips does."""
+    """Install a GLib log handler that records libvips' warnings and passes them on as pyvips does. It runs once."""
     with _handlers_lock:
         if _handlers:
             return
@@ -238,5 +239,5 @@ def _count_warnings() -> None:
         callback = pyvips.ffi.callback("GLogFunc", handle)
         number = pyvips.glib_lib.g_log_set_handler(b"VIPS", _G_LOG_LEVEL_WARNING, callback, pyvips.ffi.NULL)
         _handlers.append(callback)
-        # libvips may log while it is shut down, when Python is gone.
+        # libvips may log during its shutdown, after Python has ended.
         atexit.register(pyvips.glib_lib.g_log_remove_handler, b"VIPS", number)

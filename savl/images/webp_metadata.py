@@ -16,7 +16,7 @@ _SAMPLES = (b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
 
 
 def read_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the name and the content of each chunk that is metadata, as far as the file can be understood."""
+    """Yield name and content of each metadata chunk, up to the first malformed chunk."""
     for name, position, length in _places(file):
         if name in _METADATA:
             file.seek(position)
@@ -24,7 +24,7 @@ def read_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
 
 
 def read_unknown(file: BinaryIO) -> tuple[list[str], int]:
-    """Return the names of the chunks that the format does not define, and the bytes behind the end of the RIFF file."""
+    """Return the names of chunks that WebP does not define, and the number of bytes after the end of the container."""
     names = [name.decode("latin-1") for name, _, _ in _places(file) if name not in _METADATA + _SAMPLES]
     file.seek(4)
     size = struct.unpack("<I", file.read(4))[0] + 8
@@ -34,7 +34,7 @@ def read_unknown(file: BinaryIO) -> tuple[list[str], int]:
 
 
 def _places(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Yield name, place of the content and its length, of each chunk that is whole."""
+    """Yield name, content position and content length of each complete chunk."""
     end = file.seek(0, os.SEEK_END)
     if end < _HEADER:
         return
@@ -59,7 +59,7 @@ _ICC, _ALPHA, _EXIF, _XMP = 0x20, 0x10, 0x08, 0x04
 
 
 def read_webp(file: BinaryIO) -> Metadata:
-    """Return the EXIF block and the XMP packet of a WebP file, and the names of other data in it."""
+    """Return EXIF block and XMP packet of a WebP file, and the names of other data in it."""
     chunks: dict[bytes, bytes] = {}
     for name, content in read_chunks(file):
         chunks.setdefault(name, content)
@@ -71,7 +71,7 @@ def read_webp(file: BinaryIO) -> Metadata:
 
 
 def encode_webp(metadata: Metadata) -> tuple[bytes, bytes, list[str]]:
-    """Return the chunks before and behind the samples, and the names of what WebP cannot hold."""
+    """Return the chunks to write before and after the samples, and the names of what WebP cannot store."""
     before = b"" if metadata.icc is None else encode_chunk(b"ICCP", metadata.icc)
     behind = b"" if metadata.exif is None else encode_chunk(b"EXIF", metadata.exif.removeprefix(PREFIX))
     behind += b"" if metadata.xmp is None else encode_chunk(b"XMP ", metadata.xmp)
@@ -82,13 +82,13 @@ def encode_webp(metadata: Metadata) -> tuple[bytes, bytes, list[str]]:
 
 
 def splice_webp(head: bytes, before: bytes, behind: bytes, stored: Stored) -> bytes | None:
-    """Return the beginning of an encoded WebP file that gets metadata; None when more of the file is needed.
+    """Add metadata to the beginning of an encoded WebP file; return None if more of the file is needed.
 
     Args:
-        head: the file's first bytes, as an encoder wrote them without metadata.
-        before: chunks to stand before the samples.
-        behind: chunks that will be written behind the samples.
-        stored: the picture.
+        head: First bytes of the file, as written by an encoder without metadata.
+        before: Chunks to write before the samples.
+        behind: Chunks that will be written after the samples.
+        stored: The stored image.
     """
     if not before and not behind:
         return head

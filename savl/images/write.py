@@ -32,8 +32,8 @@ _INTERPRETATIONS = {
     "ushort": {1: "grey16", 2: "grey16", 3: "rgb16", 4: "rgb16"},
 }
 _Splice = Callable[[bytes], bytes | None]
-"""Returns the new beginning of a file for the encoder's, or None when it needs more of it."""
-# Data that fits a classic TIFF's 32-bit offsets whatever the compression makes of it.
+"""A function from the beginning of an encoded file to its new beginning; it returns None if it needs more bytes."""
+# Samples of this many bytes fit the 32-bit offsets of a classic TIFF file, however they are compressed.
 _CLASSIC_TIFF_BYTES = 2**31
 
 
@@ -42,9 +42,9 @@ class ProcessedFile:
     """Record of one image file that was upscaled or degraded.
 
     Attributes:
-        old_size: width and height of the input, pixels.
-        new_size: width and height of the output, pixels.
-        notes: full sentences, lower case: what the output could not keep, and what the user may not expect.
+        old_size: Width and height of the input, in pixels.
+        new_size: Width and height of the output, in pixels.
+        notes: Sentences in lower case that name what the output could not keep, and other surprises.
     """
 
     old_size: tuple[int, int]
@@ -63,32 +63,32 @@ def write_image(
     mark: str | None = None,
     origin: str | None = None,
 ) -> None:
-    """Write an image file atomically: it appears whole, or the old one stays.
-
-    Args:
-        path: where to; its name does not decide the format.
-        pixels: (H, W, bands) uint8 or uint16 of what the format can hold (`ImageFormat.holds_alpha`,
-            `ImageFormat.sample_dtype`); one-band pictures are stored as RGB by WebP.
-        metadata: what travels with it, as far as the format holds it; `savl.images.metadata.losses` names the rest.
-        image_format: the format to write.
-        quality: 1 to 100, for JPEG and WebP; WebP at 100 is lossless.
-        overwrite: replace an existing file.
-        mark: what the picture is, of `savl.images.result_mark.MARKS`, for a result of savl's; None adds none.
-        origin: with a mark, the digest of the picture that it was made of; see `savl.images.result_mark`.
+    """Write an image file atomically: either the complete new file appears, or nothing changes.
 
     A TIFF of 2 GiB or more before compression is written as BigTIFF.
 
+    Args:
+        path: File to write. Its suffix does not determine the format.
+        pixels: (H, W, bands) uint8 or uint16 that the format can store (`ImageFormat.holds_alpha`,
+            `ImageFormat.sample_dtype`). WebP stores gray images as RGB.
+        metadata: Metadata to store as far as the format supports it; `savl.images.metadata.losses` names the rest.
+        image_format: Format to write.
+        quality: 1 to 100, for JPEG and WebP; WebP at 100 is lossless.
+        overwrite: Replace an existing file.
+        mark: One of `savl.images.result_mark.MARKS` to store in a result of savl, or None.
+        origin: Digest of the source to store with the mark, or None; see `savl.images.result_mark`.
+
     Raises:
-        OutputExists: `path` is there and `overwrite` is False.
-        UnwritableImage: the picture does not fit the format, or the disk refuses.
-        MemoryError: the encoder gets no memory.
-        ValueError: `pixels` are of a shape or dtype that the format cannot hold.
+        OutputExists: `path` exists and `overwrite` is False.
+        UnwritableImage: The image does not fit the format, or the file cannot be written.
+        MemoryError: The encoder cannot allocate memory.
+        ValueError: The format cannot store the shape or dtype of `pixels`.
     """
     check_size(path, pixels.shape[1], pixels.shape[0], image_format)
     stored = stored_as(pixels, image_format)
     carried, _ = settle(metadata or Metadata(), stored, image_format, mark=mark, origin=origin)
     size = f"{pixels.shape[1]}x{pixels.shape[0]}"
-    buffers = 4 if image_format is WEBP else 1  # of the size of the picture
+    buffers = 4 if image_format is WEBP else 1  # each of the size of the image
     require_memory(VIPS_BYTES + buffers * pixels.nbytes, f"while {size} pixels become a {image_format.title}")
     try:
         with among_others(), naming_output(path), atomic_write(Path(path), overwrite=overwrite) as file:
@@ -96,7 +96,7 @@ def write_image(
             try:
                 _encode(image, file, image_format, quality, *_splicing(carried, stored, image_format))
             except _vips_error():
-                raise_if_full(file)  # libvips keeps the reason to itself
+                raise_if_full(file)  # libvips does not report the reason
                 raise
             if image_format is TIFF:
                 write_tiff(file, carried, stored)
@@ -107,11 +107,11 @@ def write_image(
 
 
 def prepare_output(path: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Makes the folder of an output, and tries whether `write_image` could begin a file there.
+    """Create the folder of an output, and check that `write_image` can create a file there.
 
     Raises:
-        OutputExists: `path` is there and `overwrite` is False.
-        UnwritableImage: the folder cannot be made or written, or `path` is no regular file.
+        OutputExists: `path` exists and `overwrite` is False.
+        UnwritableImage: The folder cannot be created or is not writable, or `path` is not a regular file.
     """
     try:
         os.makedirs(Path(path).parent, exist_ok=True)
@@ -122,7 +122,7 @@ def prepare_output(path: str | os.PathLike[str], *, overwrite: bool) -> None:
 
 
 def check_size(path: str | os.PathLike[str], width: int, height: int, image_format: ImageFormat) -> None:
-    """Raises UnwritableImage when a picture of that many pixels does not fit the format."""
+    """Raise UnwritableImage if an image of this size does not fit the format."""
     if max(width, height) > image_format.max_side:
         raise UnwritableImage(
             path,
@@ -133,7 +133,7 @@ def check_size(path: str | os.PathLike[str], width: int, height: int, image_form
 
 @contextlib.contextmanager
 def naming_output(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns what goes wrong in writing a file into OutputExists and UnwritableImage, which name it."""
+    """Convert errors of writing a file to OutputExists and UnwritableImage, which name the file."""
     try:
         yield
     except FileExistsError as error:
@@ -143,7 +143,7 @@ def naming_output(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _wrap(pixels: Pixels, image_format: ImageFormat) -> pyvips.Image:
-    """A libvips image over the array's own memory: no copy of what may be hundreds of megabytes."""
+    """Return a libvips image that shares the memory of the array, which may be hundreds of megabytes."""
     import pyvips
 
     height, width, bands = pixels.shape
@@ -160,9 +160,9 @@ def _wrap(pixels: Pixels, image_format: ImageFormat) -> pyvips.Image:
 
 
 def _splicing(metadata: Metadata, stored: Stored, image_format: ImageFormat) -> tuple[_Splice | None, bytes]:
-    """What puts metadata into the beginning of an encoded file, and the bytes to put behind its end.
+    """Return a function that inserts metadata into the beginning of an encoded file, and the bytes to append.
 
-    TIFF files get theirs when they are finished.
+    For TIFF there are none, because metadata are added to the finished file.
     """
     if image_format is PNG:
         chunks, _ = encode_png(metadata, stored)
@@ -184,7 +184,7 @@ def _encode(
     splice: _Splice | None = None,
     tail: bytes = b"",
 ) -> None:
-    """Encodes the samples alone: libvips would add resolution and EXIF of its own, and knows some metadata only."""
+    """Encode the samples without metadata: libvips supports only some of it, and would add resolution and EXIF."""
     import pyvips
 
     options: dict[str, Any] = {"keep": "none"}
@@ -195,7 +195,7 @@ def _encode(
     elif image_format is TIFF:
         size = image.width * image.height * image.bands * (2 if image.format == "ushort" else 1)
         options.update(compression="deflate", predictor="horizontal", bigtiff=size >= _CLASSIC_TIFF_BYTES)
-        # libtiff goes back and forth in its file.
+        # libtiff seeks in the file while it writes.
         target = pyvips.Target.new_to_descriptor(file.fileno())
         _run_killably(image, lambda: image.tiffsave_target(target, **options))
         return
@@ -211,7 +211,7 @@ def _encode(
 
 
 class _SplicedStream:
-    """A file being encoded, whose beginning is exchanged while it passes by; the rest is never held in memory."""
+    """Output of an encoder whose beginning is replaced on the way to the file; the rest is not kept in memory."""
 
     def __init__(self, file: BinaryIO, splice: _Splice) -> None:
         self.failure: OSError | MemoryError | None = None
@@ -220,7 +220,7 @@ class _SplicedStream:
         self._head: bytes | None = b""
 
     def write(self, data: bytes) -> int:
-        """Take bytes from the encoder; returns their number, or -1 when the file cannot be written."""
+        """Write bytes from the encoder; return their number, or -1 if the file cannot be written."""
         try:
             if self._head is None:
                 write_whole(self._file, memoryview(data))
@@ -230,20 +230,20 @@ class _SplicedStream:
             if begun is not None:
                 self._head = None
                 write_whole(self._file, begun)
-        except (OSError, MemoryError) as error:  # must not leave a callback of C code
+        except (OSError, MemoryError) as error:  # must not propagate into C code
             self.failure = error
             return -1
         return len(data)
 
     def finish(self, tail: bytes) -> None:
-        """Write what is to stand behind the encoder's last byte."""
+        """Append `tail` after the encoder's last byte."""
         write_whole(self._file, (self._head or b"") + tail)
 
 
 def _run_killably(image: pyvips.Image, work: Callable[[], object]) -> None:
-    """Runs a long libvips call so that Ctrl-C stops it at once, not when the file is finished.
+    """Run a long libvips call so that Ctrl-C stops it at once instead of after the whole file.
 
-    Python sees a signal only between its own instructions, so the call goes to a thread and this one waits.
+    Python handles signals only between its own instructions, so the call runs in a thread for which this one waits.
     """
     failures: list[BaseException] = []
 
@@ -256,7 +256,7 @@ def _run_killably(image: pyvips.Image, work: Callable[[], object]) -> None:
     thread = threading.Thread(target=run, name="savl-encode")
     try:
         thread.start()
-    except RuntimeError:  # no memory for its stack, or a limit on threads
+    except RuntimeError:  # no memory for the thread's stack, or a limit on threads
         work()
         return
     try:

@@ -1,6 +1,6 @@
-"""XMP packets, kept true while the picture changes (ISO 16684-1; the namespaces' own documents).
+"""Read and update XMP packets (ISO 16684-1, and the specifications of the namespaces).
 
-A packet is parsed and written anew only where something in it changes, by a parser that keeps prefixes and order.
+A packet is parsed and rewritten only if something in it changes, with a parser that keeps prefixes and order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _IPTC_EXTENSION = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 _PANORAMA = "http://ns.google.com/photos/1.0/panorama/"
 _MICROSOFT_PHOTO = "http://ns.microsoft.com/photo/1.2/"
 
-# Namespaces that speak of pictures behind the first one in the file, which are not kept.
+# Namespaces that describe further images in the file, which are not copied.
 _GAIN_MAPS = ("http://ns.adobe.com/hdr-gain-map/1.0/", "http://ns.apple.com/HDRGainMap/1.0/")
 _CONTAINERS = ("http://ns.google.com/photos/1.0/container/", "http://ns.google.com/photos/1.0/container/item/")
 _DEPTH = "http://ns.google.com/photos/dd/1.0/"
@@ -35,19 +35,19 @@ _HEIGHTS = frozenset({(_TIFF, "ImageLength"), (_EXIF, "PixelYDimension")})
 _PANORAMA_SIDES = ("Width", "Left", "Height", "Top")
 
 UNREADABLE = (ExpatError, ValueError, RecursionError, LookupError, AttributeError)
-"""What parsing a packet, or changing a damaged one, raises."""
+"""Exceptions raised by parsing a packet, or by changing a damaged one."""
 
-Node = Any  # minidom has no types of its own that mypy could follow
+Node = Any  # minidom has no type annotations
 _Setter = Callable[[str], object]
 
 
 def parse_xmp(packet: bytes) -> Node:
-    """Return the document of a packet.
+    """Parse a packet.
 
     Raises:
-        ExpatError, ValueError, RecursionError, LookupError: it is damaged, is no XMP, or defines entities.
+        ExpatError, ValueError, RecursionError, LookupError: The packet is damaged, is not XMP, or defines entities.
     """
-    from xml.dom import minidom  # for pictures with XMP alone
+    from xml.dom import minidom  # imported only for images with XMP
 
     if packet[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         packet = packet.decode("utf-16").encode()
@@ -60,24 +60,24 @@ def parse_xmp(packet: bytes) -> Node:
 
 
 def encode_xmp(document: Node) -> bytes:
-    """Return the packet of a document, without an XML declaration, which XMP does without."""
+    """Return the packet of a document, without an XML declaration, which XMP does not need."""
     return "".join(node.toxml() for node in document.childNodes).encode()
 
 
 def clean_xmp(packet: bytes, *, turned: bool) -> tuple[bytes | None, list[str]]:
-    """Return a packet for the upright picture alone, and the names of what had to leave.
+    """Remove from a packet what is not valid for the upright image alone; return it and the names of what was removed.
 
-    The orientation says upright; thumbnails go without a word, as they show the old picture. Statements about gain
-    maps, depth maps and films behind the picture go, because these do not travel.
+    The orientation is set to upright. Thumbnails are removed without a note, because they show the old image.
+    Properties of gain maps, depth maps and films in the same file are removed, because these are not copied.
 
     Args:
-        packet: as read.
-        turned: whether an orientation was applied to the samples: regions were told for the picture before.
+        packet: The packet as it was read.
+        turned: Whether an orientation was applied to the samples, so that regions are not valid any more.
     """
     try:
         document = parse_xmp(packet)
         lost: list[str] = []
-        changed = not holds_descriptions(packet)  # in UTF-16, say, where a mark could not be put
+        changed = not holds_descriptions(packet)  # for example in UTF-16, in which a mark could not be added
         for node, namespace, name, value, put in list(_properties(document)):
             if (namespace, name) == (_TIFF, "Orientation"):
                 if value.strip() != "1":
@@ -95,12 +95,12 @@ def clean_xmp(packet: bytes, *, turned: bool) -> tuple[bytes | None, list[str]]:
 
 
 def resize_xmp(packet: bytes, new_size: tuple[int, int], scale: tuple[float, float]) -> bytes:
-    """Return a packet that is true for the picture at another size.
+    """Update a packet for the image at another size.
 
     Args:
-        packet: as `clean_xmp` left it.
-        new_size: width and height, pixels.
-        scale: new pixels per old pixel, horizontally and vertically.
+        packet: The packet as returned by `clean_xmp`.
+        new_size: Width and height, in pixels.
+        scale: New pixels per old pixel, horizontally and vertically.
     """
     try:
         document = parse_xmp(packet)
@@ -123,14 +123,14 @@ def resize_xmp(packet: bytes, new_size: tuple[int, int], scale: tuple[float, flo
 def add_captions(
     packet: bytes | None, *, title: str = "", creator: str = "", description: str = "", rights: str = ""
 ) -> bytes | None:
-    """Return a packet with Dublin Core properties added where it has none of that name; None when there is nothing.
+    """Add Dublin Core properties to a packet unless it has them; return None if there is nothing to store.
 
     Args:
-        packet: the packet to add to, or None.
-        title: of the picture; "" adds none, likewise below.
-        creator: who made it.
-        description: what it shows.
-        rights: who owns it.
+        packet: The packet to extend, or None.
+        title: Title of the image; "" adds no property, here and below.
+        creator: Author.
+        description: Description.
+        rights: Copyright notice.
     """
     wanted = {"title": title, "creator": creator, "description": description, "rights": rights}
     if not any(wanted.values()):
@@ -157,16 +157,16 @@ def add_captions(
     )
     try:
         return insert_description(packet, description_element.encode())
-    except UNREADABLE:  # so deeply nested that it was understood, if at all, nearer to the recursion limit
+    except UNREADABLE:  # nested so deeply that parsing exceeds the recursion limit here, though not before
         return packet
 
 
 def captions_of(packet: bytes, name: str) -> list[str]:
-    """Return the texts of a Dublin Core property, in all languages; none of a packet that is damaged.
+    """Return the texts of a Dublin Core property in all languages; none if the packet is damaged.
 
     Args:
-        packet: the packet.
-        name: such as "title".
+        packet: The packet.
+        name: Name of the property, such as "title".
     """
     try:
         document = parse_xmp(packet)
@@ -182,11 +182,11 @@ def captions_of(packet: bytes, name: str) -> list[str]:
 
 
 def insert_description(packet: bytes | None, description: bytes) -> bytes:
-    """Return a packet with one more description, at its beginning; None begins a new packet.
+    """Insert a description at the beginning of a packet.
 
     Args:
-        packet: sound, as `clean_xmp` returns it.
-        description: an rdf:Description element that declares its namespaces.
+        packet: The packet, as returned by `clean_xmp`; None creates a new packet.
+        description: An rdf:Description element that declares its namespaces.
     """
     from xml.dom import minidom
 
@@ -198,7 +198,7 @@ def insert_description(packet: bytes | None, description: bytes) -> bytes:
 
 
 def new_packet() -> bytes:
-    """Return a packet that says nothing."""
+    """Return a packet without properties."""
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
         f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}"></rdf:RDF></x:xmpmeta>'
@@ -207,7 +207,7 @@ def new_packet() -> bytes:
 
 
 def _properties(document: Node) -> Iterator[tuple[Node, str, str, str, _Setter]]:
-    """Yields each element and attribute in RDF: its element, namespace, name, text, and what sets the text."""
+    """Yield each element and attribute in RDF: its element, namespace, name, text, and a function to set the text."""
     for rdf in document.getElementsByTagNameNS(RDF, "RDF"):
         for element in [rdf, *rdf.getElementsByTagName("*")]:
             for attribute in list(element.attributes.values()):
@@ -225,7 +225,7 @@ def _set_text(element: Node, text: str) -> None:
 
 
 def _remove(element: Node, namespace: str, name: str) -> None:
-    """Takes out an element, or the attribute of that name which it bears."""
+    """Remove an element, or the attribute of this name if the element has one."""
     if (element.namespaceURI or "", element.localName) == (namespace, name):
         if element.parentNode is not None:
             element.parentNode.removeChild(element)
@@ -234,7 +234,7 @@ def _remove(element: Node, namespace: str, name: str) -> None:
 
 
 def _stale(namespace: str, name: str, value: str, turned: bool) -> str | None:
-    """What is lost with a property that must leave: "" where it is not worth a word; None where it may stay."""
+    """Return the name of the loss if a property must be removed, "" for a loss without a note, None if it may stay."""
     if (namespace, name) == (_XMP, "Thumbnails") or namespace in _CONTAINERS:
         return ""
     if namespace in _GAIN_MAPS:
@@ -250,7 +250,7 @@ def _stale(namespace: str, name: str, value: str, turned: bool) -> str | None:
 
 
 def _scaled(element: Node, namespace: str, name: str, value: str, scale: tuple[float, float]) -> str:
-    """The text of a property that tells pixels, for the picture at another size; others' as it is."""
+    """Return the text of a property for the image at another size; unchanged if it does not contain pixels."""
     factor: float | None = None
     if namespace == _PANORAMA and name.startswith(("Full", "Cropped", "Largest")):
         side = next((word for word in _PANORAMA_SIDES if word in name), "")
@@ -280,7 +280,7 @@ def _scaled(element: Node, namespace: str, name: str, value: str, scale: tuple[f
 
 
 def _tells(element: Node, namespace: str, name: str, wanted: str) -> bool:
-    """Whether an element or its parent holds a property of that value, as attribute or as element."""
+    """Return whether an element or its parent has a property with this value, as an attribute or an element."""
     for holder in (element, element.parentNode):
         if holder is None or holder.nodeType != holder.ELEMENT_NODE:
             continue
@@ -295,7 +295,7 @@ def _tells(element: Node, namespace: str, name: str, wanted: str) -> bool:
 
 
 def _subject_factor(item: Node, scale: tuple[float, float]) -> float | None:
-    """The factor for one number of exif:SubjectArea or exif:SubjectLocation: x, y, and a diameter or two sides."""
+    """Return the scale of one number in exif:SubjectArea or exif:SubjectLocation: x, y, and a diameter or two sides."""
     holder = item.parentNode.parentNode if item.parentNode is not None else None
     if holder is None or holder.namespaceURI != _EXIF or holder.localName not in ("SubjectArea", "SubjectLocation"):
         return None

@@ -1,4 +1,4 @@
-"""Packets beyond 64 kB in JPEG files: a main packet, and an extension in segments of its own (XMP, part 3, 1.1.3.1)."""
+"""Split and join XMP packets above 64 kB for JPEG files: a main packet and an extension (XMP, part 3, 1.1.3.1)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _XMLNS = "http://www.w3.org/2000/xmlns/"
 
 
 def join_extended_xmp(main: bytes, extension: bytes) -> bytes | None:
-    """Return one packet with the properties of both, or None when one of them is damaged.
+    """Join two packets to one with the properties of both; return None if one of them is damaged.
 
     Args:
-        main: packet of the first segment, which names the extension.
-        extension: the packet gathered from the extension's segments.
+        main: The packet of the main segment, which names the extension.
+        extension: The packet assembled from the segments of the extension.
     """
     try:
         document, extended = parse_xmp(main), parse_xmp(extension)
@@ -33,9 +33,9 @@ def join_extended_xmp(main: bytes, extension: bytes) -> bytes | None:
 
 
 def split_extended_xmp(packet: bytes, limit: int) -> tuple[bytes | None, tuple[bytes, bytes] | None]:
-    """Return a main packet of at most `limit` bytes, and the extension as its GUID and its packet, if one is needed.
+    """Split a packet into a main packet of at most `limit` bytes and, if needed, an extension: its GUID and packet.
 
-    The largest properties leave the main packet first. The main packet is None when nothing makes it fit.
+    The largest properties are moved to the extension first. The main packet is None if it cannot be made to fit.
     """
     if len(packet) <= limit:
         return packet, None
@@ -49,7 +49,7 @@ def split_extended_xmp(packet: bytes, limit: int) -> tuple[bytes | None, tuple[b
             for node in [*owner.attributes.values(), *owner.childNodes]
             if _is_property(node)
         ]
-        room = limit - 200  # for the name of the extension
+        room = limit - 200  # reserve space for the name of the extension
         size = len(encode_xmp(document))
         for length, owner, node in sorted(properties, key=lambda item: -item[0]):
             if size <= room:
@@ -78,7 +78,7 @@ def _descriptions(document: Node) -> list[Node]:
 
 
 def _is_property(node: Node) -> bool:
-    """Whether an attribute or child of a description is a property, and not a declaration or white space."""
+    """Return whether an attribute or child of a description is a property, not a declaration or white space."""
     if node.nodeType == node.ATTRIBUTE_NODE:
         return bool(node.namespaceURI) and node.namespaceURI not in (_XMLNS, RDF) and node.prefix != "xml"
     return bool(node.nodeType == node.ELEMENT_NODE)
@@ -91,7 +91,7 @@ def _encoded(node: Node) -> bytes:
 
 
 def _moved(owner: Node, node: Node) -> Node:
-    """Takes a property out of its description and returns a description of its own, with the same namespaces."""
+    """Move a property out of its description into a new description with the same namespaces, and return that."""
     shell = _with_namespaces(owner.cloneNode(False))
     for attribute in list(shell.attributes.values()):
         if _is_property(attribute):
@@ -108,7 +108,7 @@ def _moved(owner: Node, node: Node) -> Node:
 
 
 def _with_namespaces(element: Node) -> Node:
-    """The element, with what its ancestors declare declared on itself."""
+    """Return the element with the namespace declarations of its ancestors added to it."""
     for name, value in _namespaces(element).items():
         element.setAttributeNS(_XMLNS, name, value)
     return element

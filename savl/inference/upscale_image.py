@@ -62,8 +62,8 @@ def upscale(
         on_tile: Callback, called with (tiles done, number of tiles) after every tile.
 
     Returns:
-        Array (round(H * scale), round(W * scale), C) with the dtype and channels of the input, without the last axis for
-        a numpy array (H, W). For bfloat16 tensors the dtype is float32.
+        Array (round(H * scale), round(W * scale), C) with the dtype and channels of the input, without the last axis
+        for a numpy array (H, W). For bfloat16 tensors the dtype is float32.
 
     Raises:
         TypeError, ValueError: An argument is not accepted; the message names it.

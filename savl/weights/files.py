@@ -215,8 +215,8 @@ def _settings_inside(content: Any, metadata: Mapping[str, str], key: str) -> dic
         key: Key in the metadata under which `savl.save` stores the settings.
 
     Returns:
-        Values for `SAVLConfig.from_dict`, or None if there are none. They are stored by `savl.save`, by `savl train`, or
-        beside a state dict under ``key`` or ``config``, as in
+        Values for `SAVLConfig.from_dict`, or None if there are none. They are stored by `savl.save`, by `savl train`,
+        or beside a state dict under ``key`` or ``config``, as in
         ``torch.save({"state_dict": ..., "config": model.config.to_dict()}, ...)``.
 
     Raises:
