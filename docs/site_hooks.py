@@ -27,6 +27,7 @@ PAGES = {
 }
 """Files outside docs/ that are pages of the site, by the repository's path; the values are paths in docs/."""
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>(?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*)\]\((?P<target>[^)\s]+)\)")
+SHALLOW = re.compile(r"\n[ ]*\n[ ]{1,3}\S")
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 
 log = get_plugin_logger("savl")
@@ -64,6 +65,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             target = f"{config.repo_url.rstrip('/')}/{kind}/main/{path}"
         return f"{match['image']}[{match['text']}]({target}{'#' + anchor if anchor else ''})"
 
+    if SHALLOW.search(FENCE.sub("", markdown)):
+        log.warning("%s indents a paragraph within a list by fewer than the four spaces that the site needs", source)
     pieces, start = [], 0
     for fence in FENCE.finditer(markdown):
         pieces += [LINK.sub(rewrite, markdown[start : fence.start()]), fence[0]]
