@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import savl
-from savl.analysis.report_json import plain
-from savl.analysis.whole import AnalysisConfig, ModelEvidence, analyze
+from savl.analysis.report import json_value
+from savl.analysis.run import AnalysisConfig, ModelResult, analyze
 from savl.evaluation import evaluate_pair, match_pairs
 from savl.images.folder import find_images
 from savl.network import SAVL
@@ -108,11 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def _row(evidence: ModelEvidence, model: SAVL, pairs: Sequence[str] | None) -> dict[str, Any]:
-    found = plain(evidence)
+def _row(result: ModelResult, model: SAVL, pairs: Sequence[str] | None) -> dict[str, Any]:
+    found = json_value(result)
     if found["factorial"] is not None:
         found["factorial"].pop("channels")  # long, and the report has it
-    return {"name": evidence.name, "evidence": found, **({"pairs": pair_scores(model, *pairs)} if pairs else {})}
+    return {"name": result.name, "evidence": found, **({"pairs": pair_scores(model, *pairs)} if pairs else {})}
 
 
 if __name__ == "__main__":

@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import savl
-from savl.analysis.collect import FactorialFeatures, collect_factorial
-from savl.analysis.evidence import known_of_content, known_of_noise, variation_evidence
-from savl.analysis.factorial import NOISE
-from savl.analysis.names import distinct_names
-from savl.analysis.report_json import plain
-from savl.analysis.whole import AnalysisConfig
+from savl.analysis.controlled import NOISE, ControlledFeatures, collect_controlled
+from savl.analysis.controlled_results import content_information, degradation_result, noise_information
+from savl.analysis.photographs import distinct_names
+from savl.analysis.report import json_value
+from savl.analysis.run import AnalysisConfig
 from savl.images.folder import find_images
 
 
-def measure(data: FactorialFeatures, model: int, repeats: int) -> dict[str, Any]:
+def measure(data: ControlledFeatures, model: int, repeats: int) -> dict[str, Any]:
     """Probes and information of one network, by name, as JSON has them.
 
     Args:
@@ -32,12 +31,12 @@ def measure(data: FactorialFeatures, model: int, repeats: int) -> dict[str, Any]
         model: Which network's features.
         repeats: Of probes and estimators.
     """
-    probes = variation_evidence(data.varied[0], model, repeats=repeats, seed=0)
+    probes = degradation_result(data.degraded[0], model, repeats=repeats, seed=0)
     return {
-        "scene": plain(probes.scene),
-        "noise": plain(probes.level),
-        "content": plain(known_of_content(data, model, repeats=repeats, seed=0)),
-        "degradation": plain(known_of_noise(data, model, repeats=repeats, seed=0)),
+        "scene": json_value(probes.scene),
+        "noise": json_value(probes.level),
+        "content": json_value(content_information(data, model, repeats=repeats, seed=0)),
+        "degradation": json_value(noise_information(data, model, repeats=repeats, seed=0)),
     }
 
 
@@ -53,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     savl.use_fused_kernels()
     settings = AnalysisConfig()
-    data = collect_factorial(
+    data = collect_controlled(
         [savl.load(name).eval() for name in options.weights],
         find_images([options.hr], argument="--hr"),
         scenes=options.scenes,
@@ -62,11 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         components=settings.components,
         seed=0,
         on_progress=lambda what, done, total: None,
-        variations=(NOISE,),
+        degradations=(NOISE,),
     )
     names = distinct_names([Path(name) for name in options.weights], folder=True)
     found = {name: measure(data, place, options.repeats) for place, name in enumerate(names)}
-    print(f"{len(data.paths)} scenes, {len(data.varied[0].level)} images")
+    print(f"{len(data.paths)} scenes, {len(data.degraded[0].level)} images")
     for name, each in found.items():
         content = each["content"]
         print(
@@ -76,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"HSIC {content['hsic']['normalised']:.3f}, degradation MINE {each['degradation']['mine']['value']:.2f}"
         )
     if options.json is not None:
-        report = {"scenes": len(data.paths), "images": len(data.varied[0].level), "networks": found}
+        report = {"scenes": len(data.paths), "images": len(data.degraded[0].level), "networks": found}
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

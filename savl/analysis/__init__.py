@@ -1,1 +1,1 @@
-"""What a degradation field knows: images whose degradation is known, what is read off their fields, and the report."""
+"""The report of `savl analyze`: how much a degradation field encodes about degradations, and how much about content."""

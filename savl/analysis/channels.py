@@ -1,4 +1,4 @@
-"""One factor varied: how the channels of the mean move with it."""
+"""Response of the field's channels to the strength of a single degradation."""
 
 from __future__ import annotations
 
@@ -10,32 +10,59 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from savl.analysis.factorial import Variation, vary
+from savl.analysis.controlled import ControlledFeatures, SingleDegradation, degrade_at_every_level
 from savl.analysis.features import Features, measure_fields
 from savl.network import SAVL
 
 SWEEP_LEVELS = 9
+"""Levels of the sweep over one scene."""
 
 
 @dataclass(frozen=True)
 class ChannelResponse:
-    """What one kind of degradation does to the R channels."""
+    """Response of the R channels of the mean to one degradation."""
 
     name: str
+    """``noise``, ``blur`` or ``jpeg``."""
     r_squared: tuple[float, ...]
-    """Of a linear regression of the channel on the amount, over all scenes: the share of the channel's variance that
-    the amount explains."""
+    """R² of a linear regression of each channel on the amount over all scenes."""
     slope: tuple[float, ...]
-    """Of that regression: standard deviations of the channel from no degradation to the strongest."""
+    """Slope of that regression: standard deviations of the channel from no degradation to the strongest."""
     amounts: tuple[float, ...]
     """Levels of the sweep."""
     sweep: tuple[tuple[float, ...], ...]
-    """R rows of a value for every level: mean of the channel over one scene, less that without degradation, in standard
+    """R rows with one value per level: change of the channel's mean over one scene against the clean scene, in standard
     deviations of the channel."""
 
 
+def channel_responses(
+    model: SAVL, data: ControlledFeatures, place: int, *, seed: int
+) -> tuple[ChannelResponse, ...]:  # fmt: skip
+    """Measure the response to every degradation.
+
+    Args:
+        model: A network with a field.
+        data: The images.
+        place: Position of the network in the features.
+        seed: Seed of the noise in the sweeps.
+    """
+    unit = deviations([degraded.features[place] for degraded in data.degraded])
+    return tuple(
+        channel_response(
+            model,
+            data.first_scene,
+            degraded.degradation,
+            degraded.features[place],
+            degraded.amounts,
+            unit,
+            (seed, which),
+        )
+        for which, degraded in enumerate(data.degraded)
+    )
+
+
 def deviations(parts: Sequence[Features]) -> NDArray[np.float64]:
-    """Standard deviation of every channel over all features ``(R,)``; 1 where a channel is constant."""
+    """Return the standard deviation of every channel over all features, ``(R,)``; 1 for a constant channel."""
     spread = np.concatenate([part.mean for part in parts]).astype(np.float64).std(axis=0)
     return np.where(spread > 0, spread, 1.0)
 
@@ -43,43 +70,43 @@ def deviations(parts: Sequence[Features]) -> NDArray[np.float64]:
 def channel_response(
     model: SAVL,
     z: Tensor,
-    variation: Variation,
+    degradation: SingleDegradation,
     features: Features,
     amounts: NDArray[np.float64],
     unit: NDArray[np.float64],
     seed: Sequence[int],
 ) -> ChannelResponse:
-    """Regress channels on the amount over all scenes, and sweep the amount over one.
+    """Regress the channels on the amount over all scenes, and sweep the amount over one scene.
 
     Args:
         model: A network with a field.
-        z: ``(K, 3, h, w)`` clean crops of the one scene.
-        variation: What is varied, up to its strongest level.
-        features: Of n images at any levels of it.
-        amounts: ``(n,)`` theirs.
-        unit: ``(R,)`` what counts as one, as `deviations` gives it.
-        seed: Of the noise in the sweep.
+        z: ``(K, 3, h, w)`` clean crops of one scene.
+        degradation: The degradation; the sweep ends at its strongest level.
+        features: Features of n images at any of its levels.
+        amounts: ``(n,)`` amounts of the n images.
+        unit: ``(R,)`` unit of each channel, see `deviations`.
+        seed: Seed of the noise in the sweep.
     """
-    strongest = max(variation.amounts)
+    strongest = max(degradation.amounts)
     levels = np.linspace(0.0, strongest, SWEEP_LEVELS)
-    swept = vary(z, variation.with_amounts(levels.tolist()), seed)
+    swept = degrade_at_every_level(z, degradation.with_amounts(levels.tolist()), seed)
     means = torch.from_numpy(measure_fields(model, swept)[0].mean).double()
     by_level = means.view(SWEEP_LEVELS, z.shape[0], -1).mean(dim=1).numpy()
-    moved = (by_level - by_level[0]) / unit
+    change = (by_level - by_level[0]) / unit
     slope, r_squared = regress(features.mean.astype(np.float64) / unit, amounts / strongest)
     return ChannelResponse(
-        variation.name,
+        degradation.name,
         tuple(r_squared.tolist()),
         tuple(slope.tolist()),
         tuple(levels.tolist()),
-        tuple(tuple(row) for row in moved.T.tolist()),
+        tuple(tuple(row) for row in change.T.tolist()),
     )
 
 
 def regress(y: NDArray[np.float64], x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Least squares of every column of ``y`` ``(n, R)`` on ``x`` ``(n,)``, which varies: slopes and R², ``(R,)`` each.
+    """Fit every column of ``y`` ``(n, R)`` to ``x`` ``(n,)`` by least squares; return slopes and R², ``(R,)`` each.
 
-    A column that is constant has slope 0 and R² 0.
+    ``x`` must vary. A constant column has slope 0 and R² 0.
     """
     x, y = x - x.mean(), y - y.mean(axis=0)
     covariance, of_x, of_y = x @ y, float(x @ x), np.square(y).sum(axis=0)
@@ -90,7 +117,7 @@ def regress(y: NDArray[np.float64], x: NDArray[np.float64]) -> tuple[NDArray[np.
 
 
 def direction_cosine(a: ChannelResponse, b: ChannelResponse) -> float:
-    """Cosine between the directions in which two kinds of degradation move the mean, in [-1, 1]; 0 if one does not."""
+    """Return the cosine of the angle between two degradations' slopes, in [-1, 1]; 0 if one has no slope."""
     first, second = np.asarray(a.slope), np.asarray(b.slope)
     length = float(np.linalg.norm(first) * np.linalg.norm(second))
     return float(first @ second) / length if length > 0 else 0.0

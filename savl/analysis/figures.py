@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from savl.analysis.channels import ChannelResponse
-from savl.analysis.collect import VariedFeatures
+from savl.analysis.controlled import DegradedFeatures
 from savl.evaluation.intervals import AnalysisUnavailable, Correlation
 
 if TYPE_CHECKING:
@@ -28,22 +28,22 @@ MOST_POINTS = 1500
 """Images in one embedding, at most: t-SNE takes seconds for so many."""
 
 
-def severity_by_level(varied: Sequence[VariedFeatures], correlations: Sequence[Correlation | None]) -> bytes:
+def severity_by_level(data: Sequence[DegradedFeatures], correlations: Sequence[Correlation | None]) -> bytes:
     """How the severity of images follows the amount of one degradation: a panel for each kind."""
-    figure, panels = _panels(len(varied))
-    for axes, each, correlation in zip(panels, varied, correlations, strict=True):
+    figure, panels = _panels(len(data))
+    for axes, each, correlation in zip(panels, data, correlations, strict=True):
         severity = each.features[0].severity
         assert severity is not None
-        groups = [severity[each.level == level] for level in range(len(each.variation.amounts))]
+        groups = [severity[each.level == level] for level in range(len(each.degradation.amounts))]
         boxes = axes.boxplot(
-            groups, tick_labels=each.variation.labels, widths=0.6, patch_artist=True,
+            groups, tick_labels=each.degradation.labels, widths=0.6, patch_artist=True,
              flierprops={"marker": ".", "markersize": 3, "markeredgecolor": "0.5"},
             medianprops={"color": "black"},
         )  # fmt: skip
         for box, colour in zip(boxes["boxes"], _ordered(len(groups)), strict=True):
             box.set_facecolor(colour)
-        axes.set_title(_with_correlation(each.variation.name.replace("jpeg", "JPEG"), correlation), fontsize=10)
-        axes.set_xlabel(each.variation.unit, fontsize=9)
+        axes.set_title(_with_correlation(each.degradation.name.replace("jpeg", "JPEG"), correlation), fontsize=10)
+        axes.set_xlabel(each.degradation.unit, fontsize=9)
         axes.set_ylabel("severity 1 − v̄" if axes is panels[0] else "", fontsize=9)
         axes.grid(axis="y", color="0.9")
         axes.set_axisbelow(True)

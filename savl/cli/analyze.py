@@ -139,12 +139,11 @@ def analyze(
         bar.update(tasks[what], completed=done)
 
     try:
-        from savl.analysis.factors import read_tables
-        from savl.analysis.page import page_template, render_page
-        from savl.analysis.report_json import report_json
-        from savl.analysis.sample_photographs import sample_photographs
-        from savl.analysis.whole import AnalysisConfig
-        from savl.analysis.whole import analyze as run
+        from savl.analysis.factor_table import read_tables
+        from savl.analysis.photographs import sample_photographs
+        from savl.analysis.report import page_template, render_page, report_json
+        from savl.analysis.run import AnalysisConfig
+        from savl.analysis.run import analyze as run
         from savl.atomic_write import write_whole
         from savl.images.folder import find_images
 
@@ -188,7 +187,7 @@ def _load(names: list[str], device: str) -> dict[str, SAVL]:
     """
     import savl
     from savl.analysis.features import check_has_field
-    from savl.analysis.names import distinct_names
+    from savl.analysis.photographs import distinct_names
     from savl.inference.device import checked_device
     from savl.weights import shipped
 
@@ -216,7 +215,7 @@ def _report_files(folder: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         ValueError: The folder cannot be made, or holds files of these names that savl did not write.
         OSError: It cannot be written.
     """
-    from savl.analysis.page import GENERATOR
+    from savl.analysis.report import GENERATOR
     from savl.atomic_write import atomic_write
 
     for name, sign in ((PAGE, f'content="{GENERATOR}"'), (NUMBERS, '"savl"')):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from savl.analysis import evidence
+from savl.analysis import controlled_results
 from savl.network import SAVL, SAVLConfig
 
 
@@ -58,5 +58,5 @@ def photographs(tmp_path: Path) -> Callable[..., list[Path]]:
 @pytest.fixture
 def short_estimators(monkeypatch: pytest.MonkeyPatch) -> None:
     """MINE and CLUB as they are, but hardly fitted: their own tests are elsewhere."""
-    monkeypatch.setattr(evidence, "mine", partial(evidence.mine, steps=3, width=8))
-    monkeypatch.setattr(evidence, "club", partial(evidence.club, steps=3, width=8))
+    monkeypatch.setattr(controlled_results, "mine", partial(controlled_results.mine, steps=3, width=8))
+    monkeypatch.setattr(controlled_results, "club", partial(controlled_results.club, steps=3, width=8))

@@ -17,7 +17,7 @@ from savl.analysis.channels import (
     direction_cosine,
     regress,
 )
-from savl.analysis.factorial import NOISE, vary
+from savl.analysis.controlled import NOISE, degrade_at_every_level
 from savl.analysis.features import Features, measure_fields
 from savl.network import SAVL
 
@@ -42,7 +42,7 @@ def test_a_constant_channel_has_a_deviation_of_one() -> None:
 def test_a_sweep_starts_at_nothing_and_ends_at_what_the_strongest_level_does(network: Callable[..., SAVL]) -> None:
     model = network()
     z = 0.5 + 0.02 * torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0))
-    noisy = vary(z, NOISE, (5,))
+    noisy = degrade_at_every_level(z, NOISE, (5,))
     features, _ = measure_fields(model, noisy)
     amounts = np.repeat(NOISE.amounts, 3)
     unit = np.asarray([1.0, 2.0, 1.0, 1.0, 1.0])

@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import savl
-from savl.analysis import evidence
+from savl.analysis import controlled_results
 from savl.cli.app import app
 from savl.network import SAVL, SAVLConfig
 
@@ -29,8 +29,8 @@ def message(result: Result) -> str:
 
 @pytest.fixture(autouse=True)
 def short_estimators(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence, "mine", partial(evidence.mine, steps=3, width=8))
-    monkeypatch.setattr(evidence, "club", partial(evidence.club, steps=3, width=8))
+    monkeypatch.setattr(controlled_results, "mine", partial(controlled_results.mine, steps=3, width=8))
+    monkeypatch.setattr(controlled_results, "club", partial(controlled_results.club, steps=3, width=8))
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_without_images_a_few_that_come_with_other_packages_are_taken(
         given.update(arguments)
         raise ValueError("enough")
 
-    monkeypatch.setattr("savl.analysis.whole.analyze", stop)
+    monkeypatch.setattr("savl.analysis.run.analyze", stop)
     result = run("--model", "savl-tiny", "-o", "report")
     assert result.exit_code == 2
     assert "no --hr and no --table: a demonstration" in message(result)
@@ -154,7 +154,7 @@ def test_a_failure_keeps_the_older_report_whole(folder: Path, monkeypatch: pytes
     def fail(analysis: object) -> bytes:
         raise RuntimeError("nothing left on the disk")
 
-    monkeypatch.setattr("savl.analysis.report_json.report_json", fail)
+    monkeypatch.setattr("savl.analysis.report.report_json", fail)
     result = run("--model", "model.safetensors", "--table", "table.csv", "-o", "report")
     assert result.exit_code == 1
     assert "nothing left on the disk" in message(result)
@@ -183,7 +183,7 @@ def test_weights_of_one_name_are_told_apart(folder: Path) -> None:
 
 def test_a_missing_jinja_is_told_before_anything_is_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    monkeypatch.setattr("savl.analysis.whole.analyze", lambda *args, **kwargs: pytest.fail("measured"))
+    monkeypatch.setattr("savl.analysis.run.analyze", lambda *args, **kwargs: pytest.fail("measured"))
     result = run("--model", "model.safetensors", "--table", "table.csv", "-o", "report")
     assert result.exit_code == 1
     assert "needs jinja2, which cannot be imported" in message(result)

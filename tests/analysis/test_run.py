@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from savl.analysis import evidence
-from savl.analysis.factors import FactorTable
-from savl.analysis.page import render_page
-from savl.analysis.report_json import plain, report_json
-from savl.analysis.whole import Analysis, AnalysisConfig, analyze
+from savl.analysis import controlled_results
+from savl.analysis.factor_table import FactorTable
+from savl.analysis.report import json_value, render_page, report_json
+from savl.analysis.run import Analysis, AnalysisConfig, analyze
 from savl.evaluation.intervals import AnalysisUnavailable
 from savl.network import SAVL
 
@@ -107,8 +106,8 @@ def test_an_analysis_finds_everything_and_the_page_shows_it(
     for place, model in enumerate(found.models):
         assert model.factorial is not None
         for result, known in (
-            (model.factorial.content, evidence.known_of_content),
-            (model.factorial.degradation, evidence.known_of_noise),
+            (model.factorial.content, controlled_results.content_information),
+            (model.factorial.degradation, controlled_results.noise_information),
         ):
             assert result == known(found.photographs, place, repeats=1, seed=0), "each of its own features"
     assert first.factorial.degradation != second.factorial.degradation
@@ -175,7 +174,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(network: Mak
 def test_a_deterministic_code_has_parts_missing_and_the_page_says_why(network: Make, photographs: Write) -> None:
     paths = photographs(4)
     found = analyze({"code": network(degradation_code="deterministic")}, hr=paths, real=paths, config=SMALL)
-    assert found.uneven == found.real == ()
+    assert found.masked == found.real == ()
     page = Page(render_page(found))
     for section in ("severity", "truth", "photographs"):
         assert "code has none: a deterministic code has no variance." in page.sections[section]
@@ -238,7 +237,7 @@ def test_a_quick_analysis_keeps_the_seed_and_never_grows() -> None:
 
 
 def test_plain_leaves_nothing_that_json_cannot_hold() -> None:
-    assert plain({"a": (1.5, float("inf"), float("nan")), 2: [None, True]}) == {
+    assert json_value({"a": (1.5, float("inf"), float("nan")), 2: [None, True]}) == {
         "a": [1.5, None, None],
         "2": [None, True],
     }
@@ -250,6 +249,6 @@ def test_agreement_is_the_mean_of_its_images(network: Make, photographs: Write) 
     agreement = found.models[0].factorial.agreement
     assert agreement is not None
     assert agreement.mean == pytest.approx(sum(agreement.images.values()) / 2)
-    assert found.uneven[0].correlation == agreement.images["scene0"]
+    assert found.masked[0].correlation == agreement.images["scene0"]
     page = Page(render_page(found))
     assert f"mine {agreement.mean:+.2f} {agreement.median:+.2f}" in page.sections["truth"]

@@ -1,4 +1,4 @@
-"""Factor tables: which images there are, and what is known of how each was taken."""
+"""Factor tables: lists of images with known factors, such as the camera or the ISO setting."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from savl.analysis.names import distinct_names
+from savl.analysis.photographs import distinct_names
 
 PATH = "path"
 METADATA = "metadata"
 SCENE = "scene"
 FOLDER = "folder"
 MISSING = frozenset({"", "none", "nan", "na", "n/a", "null", "-"})
-"""Values that say nothing, whatever their case."""
+"""Lower-case spellings of a missing value."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _FRACTION = re.compile(r"([+-]?\d{1,18})/(\d{1,18})", re.ASCII)
 _MOST_NAMED = 5
 
 
 class FactorTableError(ValueError):
-    """A table cannot be used; the message names it and what is wrong in it."""
+    """A table cannot be used; the message names the table and the reason."""
 
 
 @dataclass(frozen=True)
@@ -35,30 +35,30 @@ class FactorTable:
     name: str
     paths: tuple[Path, ...]
     factors: dict[str, tuple[str | None, ...]]
-    """Name → a value for every image, None where the table has none."""
+    """Values by factor, one per image; None for a missing value."""
 
     @property
     def scenes(self) -> tuple[str | None, ...] | None:
-        """What every image shows, where the table says so: a factor called ``scene``."""
+        """Values of the factor ``scene``, if the table has it."""
         return self.factors.get(SCENE)
 
 
 def read_tables(files: Iterable[Path], only: Sequence[str] = ()) -> list[FactorTable]:
     """Read tables of images.
 
-    A table is CSV or TSV with a header. The column ``path`` names an image, relative to the table's folder; every other
-    column is a factor. Where there is a column ``metadata`` of the form ``camera=Nikon;iso=100``, as in manifests of
-    image collections, the factors are in it and no other column counts. Images from several folders get the factor
-    ``folder``, the name of the one they lie in, unless the table has such a factor.
+    A table is a CSV or TSV file with a header. The column ``path`` names an image, relative to the table's folder;
+    every other column is a factor. If there is a column ``metadata`` of the form ``camera=Nikon;iso=100``, as in
+    manifests of image collections, it holds the factors and the other columns are ignored. If images lie in several
+    folders, the folder's name becomes the factor ``folder``, unless the table has a factor of that name.
 
     Args:
         files: The tables.
-        only: Folders or files as the column ``path`` has them. Each is looked up in every table, and makes a table of
-            its own out of the rows on it or below it. None: whole tables.
+        only: Folders or files as written in the column ``path``. The matching rows of each table form a table of their
+            own; a folder matches all rows below it. If empty, whole tables are read.
 
     Raises:
-        FactorTableError: A table cannot be read, has no such column, is ragged, names an image twice or one that is not
-            there, has no factor that varies; or a path of ``only`` is in no table.
+        FactorTableError: A table cannot be read, has no column ``path``, has rows of different lengths, names an image
+            twice or a missing one, or has no factor that varies; or a path of ``only`` is in no table.
     """
     tables: list[FactorTable] = []
     files = list(dict.fromkeys(files))
@@ -81,9 +81,9 @@ def read_tables(files: Iterable[Path], only: Sequence[str] = ()) -> list[FactorT
 
 
 def numbers(values: Sequence[str | None]) -> list[float] | None:
-    """The values as numbers, NaN for None; None where one of them is no number.
+    """Convert values to numbers, None to NaN; return None if one of the values is no number.
 
-    Fractions such as 1/160 are numbers; what begins with a needless zero, such as 007, is a name.
+    Fractions such as 1/160 are numbers. Values with leading zeros such as 007 are names.
     """
     parsed = [math.nan if value is None else _number(value) for value in values]
     return None if None in parsed else [number for number in parsed if number is not None]
@@ -100,7 +100,7 @@ def _number(text: str) -> float | None:
 
 
 def _read_rows(file: Path) -> list[dict[str, str]]:
-    """Rows by column, the metadata taken apart."""
+    """Return the rows as dictionaries by column, with the metadata split into factors."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -132,13 +132,13 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
         if not row[PATH]:
             raise FactorTableError(f"{file}: line {number} has no {PATH}")
         if METADATA in row:
-            row = {PATH: row[PATH]} | _take_apart(row[METADATA], f"{file}: line {number}")
+            row = {PATH: row[PATH]} | _split_metadata(row[METADATA], f"{file}: line {number}")
         rows.append(row)
     return rows
 
 
-def _take_apart(metadata: str, where: str) -> dict[str, str]:
-    """``camera=Nikon;iso=100`` as a dictionary."""
+def _split_metadata(metadata: str, where: str) -> dict[str, str]:
+    """Convert ``camera=Nikon;iso=100`` to a dictionary."""
     values: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in metadata.split(";"))):
         name, equals, value = part.partition("=")

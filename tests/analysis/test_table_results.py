@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from savl.analysis.collect import TableFeatures
-from savl.analysis.factor_evidence import FactorEvidence, factor_evidence, table_evidence
-from savl.analysis.factors import FactorTable
-from savl.analysis.features import Features
+from savl.analysis.factor_table import FactorTable
+from savl.analysis.features import Features, measure_fields
+from savl.analysis.table_results import FactorResult, TableFeatures, collect_table, factor_result, table_result
+from savl.images.errors import ImageFileError
+from savl.images.folder import read_rgb
+from savl.network import SAVL
 
 N = 60
 RANDOM = np.random.default_rng(0)
@@ -27,8 +29,8 @@ def features(*columns: Sequence[float], severity: Sequence[float] | None = None)
     return Features(mean, variance, variance)
 
 
-def examine(name: str, values: Sequence[str | None], scenes: Sequence[str] | None, found: Features) -> FactorEvidence:
-    return factor_evidence(name, values, scenes, found, repeats=3, seed=0)
+def examine(name: str, values: Sequence[str | None], scenes: Sequence[str] | None, found: Features) -> FactorResult:
+    return factor_result(name, values, scenes, found, repeats=3, seed=0)
 
 
 def codes(values: Sequence[str]) -> list[float]:
@@ -138,12 +140,29 @@ def test_why_a_factor_is_not_correlated_is_told(
 def test_all_factors_of_a_table_are_examined_and_the_scene_is_not_held_out_of_itself() -> None:
     table = FactorTable("shots.csv", (Path("x.png"),) * N, {"scene": tuple(SCENE), "camera": tuple(CAMERA)})
     knows = features(codes(CAMERA), *[[float(scene == f"s{number}") for scene in SCENE] for number in range(15)])
-    found = table_evidence(TableFeatures(table, (knows, features([0.0] * N))), 0, repeats=2, seed=0)
+    found = table_result(TableFeatures(table, (knows, features([0.0] * N))), 0, repeats=2, seed=0)
     assert (found.name, found.images) == ("shots.csv", N)
     scene, camera = found.factors
     assert (scene.name, scene.held_out, camera.name, camera.held_out) == ("scene", None, "camera", "scene")
     assert scene.probe is not None
     assert scene.probe.accuracy.value > 0.9
-    ignorant = table_evidence(TableFeatures(table, (knows, features([0.0] * N))), 1, repeats=2, seed=0)
+    ignorant = table_result(TableFeatures(table, (knows, features([0.0] * N))), 1, repeats=2, seed=0)
     assert ignorant.factors[0].probe is not None
     assert ignorant.factors[0].probe.accuracy.value < 0.3
+
+
+def test_images_of_a_table_are_measured_whole_and_one_that_is_unreadable_is_named(
+    network: Callable[..., SAVL], photographs: Callable[..., list[Path]]
+) -> None:
+    paths = photographs(2, height=30, width=41)
+    table = FactorTable("shots", tuple(paths), {})
+    told: list[tuple[str, int, int]] = []
+    models = [network(), network(degradation_code="deterministic")]
+    found = collect_table(models, table, lambda *progress: told.append(progress))
+    assert told == [("shots", 0, 2), ("shots", 1, 2), ("shots", 2, 2)]
+    for model, features in zip(models, found.features, strict=True):
+        expected, _ = measure_fields(model, read_rgb(paths[1])[None])
+        np.testing.assert_allclose(features.mean[1], expected.mean[0], atol=1e-6)
+    paths[1].write_bytes(b"no image")
+    with pytest.raises(ImageFileError, match=r"scene1.png"):
+        collect_table(models, table, lambda *progress: None)

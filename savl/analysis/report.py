@@ -1,11 +1,13 @@
-"""An analysis as one HTML page: `page.html.jinja` filled in, its figures inside."""
+"""Reports of an analysis: one HTML page with its figures inside (`page.html.jinja`), and JSON."""
 
 from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib import import_module
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -16,34 +18,91 @@ from numpy.typing import NDArray
 import savl
 from savl.analysis import figures
 from savl.analysis.channels import ChannelResponse, direction_cosine
-from savl.analysis.collect import OnProgress, TableFeatures
-from savl.analysis.factor_evidence import known_numbers
+from savl.analysis.controlled import SINGLE_DEGRADATIONS
 from savl.analysis.figures import Colouring
-from savl.analysis.names import distinct_names
-from savl.analysis.report_json import PUBLISHED
-from savl.analysis.severity_pictures import LONGEST, SeverityPicture
-from savl.analysis.whole import Analysis
+from savl.analysis.full_pipeline import SHOWN_SIDE, SeverityPicture
+from savl.analysis.photographs import OnProgress, distinct_names
+from savl.analysis.run import Analysis
+from savl.analysis.table_results import TableFeatures, known_numbers
 from savl.evaluation.intervals import AnalysisUnavailable
 from savl.images.severity_map import draw_severity
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
+VERSION = 2
+"""Version of the JSON layout; it increases when a key is removed or changes its meaning."""
 NAMES = {"noise": "noise", "blur": "blur", "jpeg": "JPEG"}
 GENERATOR = "savl analyze"
-"""What the page says it was made by, and is known by when another is to take its place."""
+"""Generator named in the page, by which an older report is recognised and replaced."""
 MARGIN = 12
 """Pixels around a drawn severity map (`savl.images.severity_map.draw_severity`)."""
 FEWEST_EMBEDDED = 8
-"""Images below which nothing is embedded."""
+"""Smallest number of images for which a t-SNE embedding is computed."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of the paper's table (SAVL, ICLR 2026); None if the paper has no figure.
+
+    The paper does not publish the settings of its probes and estimators, so only orders of magnitude are comparable.
+    """
+
+    name: str
+    scene: float | None
+    """Scene-ID accuracy, lower is better."""
+    noise_level: float | None
+    """Noise-Level accuracy for five levels, higher is better."""
+    content_mine: float
+    """MINE of content in nats, lower is better."""
+
+
+PUBLISHED = (
+    Published("SAVL", 0.4997, 0.9480, 0.1507),
+    Published("deterministic code", None, None, 1.0254),
+    Published("deterministic code + CLUB", 0.3644, 0.2000, 0.2700),
+)
+
+
+def report_json(analysis: Analysis) -> bytes:
+    """Return all results and their conditions as JSON; equal numbers give equal bytes."""
+    photographs = analysis.photographs
+    report = {
+        "version": VERSION,
+        "savl": savl.__version__,
+        "config": asdict(analysis.config),
+        "conditions": {
+            "photographs": [] if photographs is None else distinct_names(photographs.paths, suffix=True),
+            "too_small": [] if photographs is None else distinct_names(photographs.too_small, suffix=True),
+            "images_per_degradation": 0 if photographs is None else len(photographs.degraded[0].level),
+            "levels": {degradation.name: list(degradation.amounts) for degradation in SINGLE_DEGRADATIONS},
+            "content_explained": None if photographs is None else photographs.content.explained,
+            "tables": [{"name": table.table.name, "images": len(table.table.paths)} for table in analysis.tables],
+            "real": [picture.name for picture in analysis.real],
+        },
+        "published": [json_value(row) for row in PUBLISHED],
+        "models": [json_value(model) for model in analysis.models],
+    }
+    return (json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
+def json_value(value: Any) -> Any:
+    """Convert dataclasses, dictionaries and lists to values that JSON has; numbers that are not finite become None."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: json_value(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {str(name): json_value(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def render_page(analysis: Analysis, on_progress: OnProgress = lambda what, done, total: None) -> bytes:
-    """The page, UTF-8; needs no other file and no network.
+    """Return the page as UTF-8; it needs no other file and no network access.
 
     Args:
-        analysis: What was found.
-        on_progress: Called with what is done, how much of it is finished, and how much there is in all.
+        analysis: The results.
+        on_progress: Called with the name of a task, the number of finished steps, and the number of all steps.
 
     Raises:
         AnalysisUnavailable: scikit-learn, Jinja or matplotlib is not installed.
@@ -65,18 +124,21 @@ def render_page(analysis: Analysis, on_progress: OnProgress = lambda what, done,
             photographs=photographs,
             too_small=[] if photographs is None else distinct_names(photographs.too_small, suffix=True),
             names=NAMES,
-            images=0 if photographs is None else len(photographs.varied[0].level),
+            images=0 if photographs is None else len(photographs.degraded[0].level),
             most_of_levels=0.0 if found is None else math.log(found.variations[0].level.classes),
             no_severity=f"{subject.name} has none: a deterministic code has no variance." if deterministic else "",
             figures=drawn,
             fewest=FEWEST_EMBEDDED,
             channels=[] if found is None else [_channel_row(each, found.channels) for each in found.channels],
-            tables=[_table(analysis, place, drawn["scatters"][place]) for place in range(len(analysis.tables))],
-            uneven=[
-                {"image": _data(_strip(picture)), "caption": f"{picture.name}: Spearman {picture.correlation:+.2f}"}
-                for picture in analysis.uneven
+            tables=[_table_rows(analysis, place, drawn["scatters"][place]) for place in range(len(analysis.tables))],
+            masked=[
+                {
+                    "image": _data_url(_side_by_side(picture)),
+                    "caption": f"{picture.name}: Spearman {picture.correlation:+.2f}",
+                }
+                for picture in analysis.masked
             ],
-            real=[{"image": _data(_strip(picture)), "caption": picture.name} for picture in analysis.real],
+            real=[{"image": _data_url(_side_by_side(picture)), "caption": picture.name} for picture in analysis.real],
         )
         .lstrip()
         .encode(errors="backslashreplace")
@@ -84,7 +146,7 @@ def render_page(analysis: Analysis, on_progress: OnProgress = lambda what, done,
 
 
 def page_template() -> Template:
-    """Return the page to be filled in, and check that its figures can be drawn.
+    """Return the template of the page, and check that its figures can be drawn.
 
     Raises:
         AnalysisUnavailable: Jinja or matplotlib is not installed.
@@ -102,10 +164,10 @@ def page_template() -> Template:
 
 
 def _draw(analysis: Analysis, on_progress: OnProgress) -> dict[str, Any]:
-    """Figures as data addresses, those of a table in a list of dictionaries, by the table's place."""
+    """Return the figures as data URLs; ``scatters`` has a list of dictionaries for every table."""
     found, photographs, seed = analysis.models[0].factorial, analysis.photographs, analysis.config.seed
     drawn: dict[str, Any] = {"severity": None, "channels": None, "embeddings": [], "scatters": []}
-    jobs = (0 if photographs is None else len(photographs.varied)) + len(analysis.tables)
+    jobs = (0 if photographs is None else len(photographs.degraded)) + len(analysis.tables)
     done = 0
     on_progress("figures", done, jobs)
 
@@ -114,21 +176,23 @@ def _draw(analysis: Analysis, on_progress: OnProgress) -> dict[str, Any]:
         if len(features) >= FEWEST_EMBEDDED and colourings:
             rows, places = figures.embedding(features, seed)
             coloured = {name: colouring.of(rows) for name, colouring in colourings.items()}
-            drawn["embeddings"].append({"title": title, "image": _data(figures.coloured_embeddings(places, coloured))})
+            drawn["embeddings"].append(
+                {"title": title, "image": _data_url(figures.coloured_embeddings(places, coloured))}
+            )
         done += 1
         on_progress("figures", done, jobs)
 
     if photographs is not None and found is not None:
-        if photographs.varied[0].features[0].severity is not None:
+        if photographs.degraded[0].features[0].severity is not None:
             correlations = [variation.severity for variation in found.variations]
-            drawn["severity"] = _data(figures.severity_by_level(photographs.varied, correlations))
-        drawn["channels"] = _data(figures.channel_heatmaps(found.channels))
+            drawn["severity"] = _data_url(figures.severity_by_level(photographs.degraded, correlations))
+        drawn["channels"] = _data_url(figures.channel_heatmaps(found.channels))
         photographed = distinct_names(photographs.paths)
-        for varied in photographs.varied:
-            labels, kind = varied.variation.labels, NAMES[varied.variation.name]
-            levels = Colouring([labels[level] for level in varied.level], labels)
-            scenes = Colouring([photographed[scene] for scene in varied.scene])
-            embed(f"{kind} alone", varied.features[0].mean, {varied.variation.unit: levels, "scene": scenes})
+        for degraded in photographs.degraded:
+            labels, kind = degraded.degradation.labels, NAMES[degraded.degradation.name]
+            levels = Colouring([labels[level] for level in degraded.level], labels)
+            scenes = Colouring([photographed[scene] for scene in degraded.scene])
+            embed(f"{kind} alone", degraded.features[0].mean, {degraded.degradation.unit: levels, "scene": scenes})
     for place, table in enumerate(analysis.tables):
         drawn["scatters"].append(_scatters(analysis, place))
         embed(table.table.name, table.features[0].mean, _coloured_factors(table))
@@ -136,7 +200,7 @@ def _draw(analysis: Analysis, on_progress: OnProgress) -> dict[str, Any]:
 
 
 def _scatters(analysis: Analysis, place: int) -> list[dict[str, str]]:
-    """The severity of a table's images against every factor it was correlated with."""
+    """Draw the severity of a table's images against every factor that it was correlated with."""
     table = analysis.tables[place]
     severity = table.features[0].severity
     scatters = []
@@ -145,12 +209,12 @@ def _scatters(analysis: Analysis, place: int) -> list[dict[str, str]]:
             continue
         amounts, rows = known_numbers(factor.name, table.table.factors[factor.name])
         image = figures.severity_by_number(factor.name, amounts, severity[rows], factor.severity)
-        scatters.append({"name": factor.name, "image": _data(image)})
+        scatters.append({"name": factor.name, "image": _data_url(image)})
     return scatters
 
 
 def _coloured_factors(table: TableFeatures) -> dict[str, Colouring]:
-    """Factors that group images: not those that are constant, and no classes of single images."""
+    """Return the factors that group images: not those that are constant or different for every image."""
     coloured: dict[str, Colouring] = {}
     for name, values in table.table.factors.items():
         known = [value for value in values if value is not None]
@@ -165,8 +229,8 @@ def _coloured_factors(table: TableFeatures) -> dict[str, Colouring]:
     return coloured
 
 
-def _table(analysis: Analysis, place: int, scatters: list[dict[str, str]]) -> dict[str, Any]:
-    """A table's rows: a factor each, a cell for every network."""
+def _table_rows(analysis: Analysis, place: int, scatters: list[dict[str, str]]) -> dict[str, Any]:
+    """Return the rows of a table: one per factor, with one cell per network."""
     by_model = [model.tables[place] for model in analysis.models]
     rows = [
         {
@@ -193,14 +257,14 @@ def _channel_row(response: ChannelResponse, all_responses: Sequence[ChannelRespo
     }
 
 
-def _strip(picture: SeverityPicture) -> bytes:
-    """Photograph, truth if there is one, and severity map side by side, pixel by pixel."""
+def _side_by_side(picture: SeverityPicture) -> bytes:
+    """Draw the photograph, the degradation mask if it is known, and the severity map side by side."""
     height, width = picture.severity.shape
-    # As `draw_severity` places and enlarges its maps.
-    factor = max(1, round(LONGEST / max(height, width)))
+    # The same enlargement and margin as in `draw_severity`.
+    factor = max(1, round(SHOWN_SIDE / max(height, width)))
     maps = [draw_severity(picture.severity)]
-    if picture.truth is not None:
-        maps.insert(0, draw_severity(picture.truth, limits=(0.0, 1.0), label="true severity"))
+    if picture.mask is not None:
+        maps.insert(0, draw_severity(picture.mask, limits=(0.0, 1.0), label="true severity"))
     photo = picture.photo.repeat(factor, axis=0).repeat(factor, axis=1)
     left = np.full((maps[0].shape[0], photo.shape[1] + MARGIN, 3), 255, dtype=np.uint8)
     left[MARGIN : MARGIN + photo.shape[0], : photo.shape[1]] = photo
@@ -215,5 +279,5 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def _data(png: bytes) -> str:
+def _data_url(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from savl.analysis.factors import FactorTableError, numbers, read_tables
+from savl.analysis.factor_table import FactorTableError, numbers, read_tables
 
 
 @pytest.fixture

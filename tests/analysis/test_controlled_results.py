@@ -11,18 +11,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from savl.analysis import evidence
-from savl.analysis.collect import FactorialFeatures, VariedFeatures
-from savl.analysis.content import Content
-from savl.analysis.evidence import (
-    held_out,
-    known_of_content,
-    known_of_noise,
+from savl.analysis import controlled_results
+from savl.analysis.controlled import SINGLE_DEGRADATIONS, ControlledFeatures, DegradedFeatures
+from savl.analysis.controlled_results import (
+    content_information,
+    degradation_result,
+    held_out_unit,
+    noise_information,
     probe_kind,
-    variation_evidence,
 )
-from savl.analysis.factorial import VARIATIONS
-from savl.analysis.features import Features
+from savl.analysis.features import ContentComponents, Features
 
 SCENES, CROPS, LEVELS = 12, 4, 5
 SCENE = np.repeat(np.arange(SCENES), CROPS * LEVELS)
@@ -40,21 +38,21 @@ def one_hot(labels: NDArray[np.int64]) -> Known:
     return np.eye(labels.max() + 1)[labels]
 
 
-def factorial(*known: Known, severity: Known | None = None) -> FactorialFeatures:
+def factorial(*known: Known, severity: Known | None = None) -> ControlledFeatures:
     """Features that are what is given for noise, blur and JPEG, and a little noise."""
     random = np.random.default_rng(0)
-    varied = []
-    for variation, columns in zip(VARIATIONS, known * 3 if len(known) == 1 else known, strict=True):
+    degraded = []
+    for degradation, columns in zip(SINGLE_DEGRADATIONS, known * 3 if len(known) == 1 else known, strict=True):
         mean = np.concatenate((columns + random.normal(0, 0.05, columns.shape), random.normal(size=(N, 2))), axis=1)
         variance = None if severity is None else (1 - severity).astype(np.float32)
         features = Features(mean.astype(np.float32), variance, None if variance is None else 2 * variance)
-        varied.append(VariedFeatures(variation, SCENE, CROP, LEVEL, (features,)))
-    content = Content(LOOK, 1.0)
-    return FactorialFeatures((Path("x.png"),) * SCENES, (), content, tuple(varied), torch.zeros(1))
+        degraded.append(DegradedFeatures(degradation, SCENE, CROP, LEVEL, (features,)))
+    content = ContentComponents(LOOK, 1.0)
+    return ControlledFeatures((Path("x.png"),) * SCENES, (), content, tuple(degraded), torch.zeros(1))
 
 
 def test_features_that_know_the_level_alone_name_the_level_and_no_scene() -> None:
-    found = variation_evidence(factorial(one_hot(LEVEL)).varied[0], 0, repeats=3, seed=0)
+    found = degradation_result(factorial(one_hot(LEVEL)).degraded[0], 0, repeats=3, seed=0)
     assert found.level.accuracy.value > 0.95
     assert found.level.chance == 0.2
     assert found.level.groups == SCENES, "scenes are held out"
@@ -65,14 +63,14 @@ def test_features_that_know_the_level_alone_name_the_level_and_no_scene() -> Non
 
 
 def test_features_that_know_the_scene_alone_name_the_scene_and_no_level() -> None:
-    found = variation_evidence(factorial(one_hot(SCENE)).varied[0], 0, repeats=3, seed=0)
+    found = degradation_result(factorial(one_hot(SCENE)).degraded[0], 0, repeats=3, seed=0)
     assert found.scene.accuracy.value > 0.95
     assert found.level.accuracy.value < 0.35
 
 
 def test_severity_is_correlated_with_the_amount_and_averaged_by_level() -> None:
     severity = 0.1 * LEVEL + 0.001 * SCENE
-    found = variation_evidence(factorial(one_hot(LEVEL), severity=severity).varied[1], 0, repeats=2, seed=0)
+    found = degradation_result(factorial(one_hot(LEVEL), severity=severity).degraded[1], 0, repeats=2, seed=0)
     assert found.severity is not None
     assert found.severity.value > 0.97
     assert found.severity_by_level == pytest.approx([0.1 * level + 0.0055 for level in range(LEVELS)], abs=1e-6)
@@ -81,14 +79,14 @@ def test_severity_is_correlated_with_the_amount_and_averaged_by_level() -> None:
 
 
 def test_a_severity_that_never_varies_has_no_correlation() -> None:
-    found = variation_evidence(factorial(one_hot(LEVEL), severity=np.zeros(N)).varied[0], 0, repeats=2, seed=0)
+    found = degradation_result(factorial(one_hot(LEVEL), severity=np.zeros(N)).degraded[0], 0, repeats=2, seed=0)
     assert found.severity is None
     assert found.severity_by_level == (0, 0, 0, 0, 0)
 
 
 def test_kinds_are_told_apart_by_images_that_are_degraded_at_all() -> None:
     kinds = [np.where(LEVEL[:, None] > 0, np.eye(3)[[kind]], 0.0) for kind in range(3)]
-    found = probe_kind(factorial(*kinds).varied, 0, repeats=2, seed=0)
+    found = probe_kind(factorial(*kinds).degraded, 0, repeats=2, seed=0)
     assert found.accuracy.value > 0.99, "clean ones are all alike and would be guessed"
     assert found.chance == pytest.approx(1 / 3)
     assert found.fit_samples + found.test_samples == 3 * N * 4 // 5
@@ -97,15 +95,15 @@ def test_kinds_are_told_apart_by_images_that_are_degraded_at_all() -> None:
 
 @pytest.fixture
 def fitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence, "mine", partial(evidence.mine, steps=300, width=32, rate=1e-3))
-    monkeypatch.setattr(evidence, "club", partial(evidence.club, steps=200, width=16))
+    monkeypatch.setattr(controlled_results, "mine", partial(controlled_results.mine, steps=300, width=32, rate=1e-3))
+    monkeypatch.setattr(controlled_results, "club", partial(controlled_results.club, steps=200, width=16))
 
 
 @pytest.mark.usefixtures("fitted")
 @pytest.mark.parametrize("knows", ["level", "look"])
 def test_information_is_of_what_the_features_know(knows: str) -> None:
     data = factorial(one_hot(LEVEL) if knows == "level" else LOOK[CROP].astype(np.float64))
-    find: list[Callable[..., evidence.Information]] = [known_of_content, known_of_noise]
+    find: list[Callable[..., controlled_results.Information]] = [content_information, noise_information]
     content, noise = (each(data, 0, repeats=2, seed=0) for each in find)
     known, unknown = (noise, content) if knows == "level" else (content, noise)
     assert known.mine.value > 0.7
@@ -122,7 +120,7 @@ def test_information_is_of_what_the_features_know(knows: str) -> None:
 def test_features_that_know_every_crop_by_name_know_nothing_of_what_it_looks_like() -> None:
     """What a network could learn by heart of crops that are on both sides, it cannot of scenes that it has not seen."""
     names = np.random.default_rng(2).normal(size=(SCENES * CROPS, 8))
-    found = known_of_content(factorial(names[CROP]), 0, repeats=3, seed=0)
+    found = content_information(factorial(names[CROP]), 0, repeats=3, seed=0)
     assert found.mine.value < 0.1
     assert found.club is not None
     assert found.club.value < 0.3
@@ -130,8 +128,8 @@ def test_features_that_know_every_crop_by_name_know_nothing_of_what_it_looks_lik
 
 
 def test_crops_are_held_out_where_scenes_are_few_or_uneven() -> None:
-    noisy = factorial(one_hot(LEVEL)).varied[0]
-    assert held_out(noisy) == ("scene", noisy.scene)
+    noisy = factorial(one_hot(LEVEL)).degraded[0]
+    assert held_out_unit(noisy) == ("scene", noisy.scene)
     few = noisy.scene < 3
-    scenes = VariedFeatures(noisy.variation, SCENE[few], CROP[few], LEVEL[few], noisy.features)
-    assert held_out(scenes) == ("crop", scenes.crop)
+    scenes = DegradedFeatures(noisy.degradation, SCENE[few], CROP[few], LEVEL[few], noisy.features)
+    assert held_out_unit(scenes) == ("crop", scenes.crop)
