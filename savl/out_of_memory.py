@@ -87,11 +87,6 @@ def out_of_memory_in_short(error: BaseException, advice: str = "free some") -> s
     return f"out of memory; {advice}"
 
 
-def plain_text(error: BaseException) -> str:
-    """Return an error's text, or the line of `out_of_memory_in_short` where the error is lack of memory."""
-    return out_of_memory_in_short(error) if is_out_of_memory(error) else str(error)
-
-
 def can_allocate(count: int) -> bool:
     """Return whether the system gives this process ``count`` more bytes at the moment. They are given back at once."""
     try:

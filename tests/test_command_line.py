@@ -16,7 +16,6 @@ from typer.testing import CliRunner, Result
 
 from savl.cli.app import app
 from savl.command_line import CommandLine, Group
-from savl.profile.__main__ import app as profile_app
 
 
 def paths(group: Any, so_far: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -46,11 +45,6 @@ def test_no_help_names_a_python_type(words: tuple[str, ...]) -> None:
     # The TEXT that --suffix takes is a word of its own.
     found = re.search(TYPES, result.stdout.replace("--suffix", "").replace(" TEXT ", " "))
     assert found is None, found
-
-
-def test_the_module_that_profiles_has_the_same_help() -> None:
-    result = CliRunner().invoke(profile_app, ["--help"], env={"COLUMNS": "160"})
-    assert re.search(TYPES, result.stdout) is None
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

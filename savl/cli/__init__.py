@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from savl.cli import ctrl_c
+from savl.interrupts import exit_on_interrupt
 
 __all__ = ["main"]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, *, until_exit: bool | None = None) -> None:
     """Run the command line and exit.
 
-    Exit codes: 0 all done; 1 some file could not be processed; 2 the command itself is wrong; 130
+    Exit codes: 0, everything was done; 1, some file could not be processed; 2, the command line is wrong; 130,
     interrupted.
 
     Args:
-        arguments: What follows `savl`; None takes them from the process, which is taken to be the command's own: a
-            Ctrl-C that comes while the interpreter ends is quiet too.
+        arguments: Arguments after `savl`; None takes those of the process.
+        until_exit: Whether the process belongs to the command, so that Ctrl-C is handled until the interpreter has shut
+            down. By default it does if `arguments` is None.
     """
-    with ctrl_c.handled(until_exit=arguments is None):
-        from savl.cli.app import run  # what it imports takes time, in which Ctrl-C may come already
+    with exit_on_interrupt(until_exit=arguments is None if until_exit is None else until_exit):
+        from savl.cli.app import run  # Slow: Ctrl-C may come during this import.
 
         run(arguments)

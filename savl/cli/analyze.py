@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from savl.cli import ctrl_c, fused, options
-from savl.printable import printable
+from savl.cli import options
+from savl.command_line import report_errors
+from savl.interrupts import raise_on_interrupt
 
 if TYPE_CHECKING:
     from savl.network import SAVL
@@ -104,7 +105,7 @@ def analyze(
     device: Annotated[
         str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps, or auto: the best there is.")
     ] = "auto",
-    eager: Annotated[bool, typer.Option("--eager", help=fused.HELP)] = False,
+    eager: Annotated[bool, typer.Option("--eager", help=options.EAGER_HELP)] = False,
     threads: options.Threads = None,
 ) -> None:
     r"""Test what the degradation field of a network knows, and what it does not.
@@ -116,11 +117,10 @@ def analyze(
     Takes minutes. pip install 'savl\[analyze,train]' brings what it needs.
     """
     from rich.console import Console
-    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     from savl.inference.process_settings import use_threads
-    from savl.out_of_memory import plain_text
+    from savl.ops.switch import fused_by_default
 
     use_threads(threads)
     console = Console(stderr=True)
@@ -138,7 +138,7 @@ def analyze(
             tasks[what] = bar.add_task(what, total=total)
         bar.update(tasks[what], completed=done)
 
-    try:
+    with report_errors():
         from savl.analysis.factor_table import read_tables
         from savl.analysis.photographs import sample_photographs
         from savl.analysis.report import page_template, render_page, report_json
@@ -161,7 +161,7 @@ def analyze(
             photographs = find_images(hr, argument="--hr") if hr else []
         snapshots = find_images(real, argument="--real") if real else []
         models = _load([model, *(compare or ())], device)
-        with ctrl_c.cleaning_up(), _report_files(output) as (page, numbers), bar, fused.fused_unless(eager):
+        with raise_on_interrupt(), _report_files(output) as (page, numbers), bar, fused_by_default(eager=eager):
             analysis = run(
                 models,
                 hr=photographs,
@@ -172,9 +172,6 @@ def analyze(
             )
             write_whole(page, render_page(analysis, on_progress))
             write_whole(numbers, report_json(analysis))
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        console.print(f"[red]error:[/red] {escape(printable(plain_text(error)))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
     print(output / PAGE)
 
 
@@ -185,11 +182,10 @@ def _load(names: list[str], device: str) -> dict[str, SAVL]:
         ValueError: A name is given twice, or the device is not there.
         OSError: A file cannot be read.
     """
-    import savl
     from savl.analysis.features import check_has_field
     from savl.analysis.photographs import distinct_names
     from savl.inference.device import checked_device
-    from savl.weights import shipped
+    from savl.weights import load, shipped
 
     place = checked_device(device)
     # Of a path the end: page and JSON are shown to others.
@@ -199,7 +195,7 @@ def _load(names: list[str], device: str) -> dict[str, SAVL]:
     ends = dict(zip(files, distinct_names([*files.values()], folder=True), strict=True))
     models: dict[str, SAVL] = {}
     for name in names:
-        network = savl.load(name)
+        network = load(name)
         check_has_field(network, name)
         models[ends.get(name, name)] = network.to(place)
     return models

@@ -1,4 +1,4 @@
-"""The list of the subcommands, and what they run in."""
+"""The list of subcommands, and how they are run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import typer
 
 from savl.cli import analyze, degrade, evaluate, kernels, train, upscale
 from savl.cli.streams import steady_streams
-from savl.command_line import CommandLine
+from savl.command_line import CommandLine, print_error
 from savl.inference.process_settings import limit_spinning, save_address_space
-from savl.out_of_memory import is_out_of_memory, out_of_memory_in_short, require_memory
+from savl.out_of_memory import is_out_of_memory, require_memory
 from savl.profile import command as profile
 from savl.settings import EnvironmentVariableError
 
-# The address space that PyTorch, NumPy and libvips take at least. With less, their imports end in many ways, of which
-# OpenBLAS's ends the process.
+# The least address space that PyTorch, NumPy and libvips need. With less, their imports fail in many ways; that of
+# OpenBLAS ends the process.
 _LIBRARY_BYTES = 640 * 2**20
 
 app = CommandLine(name="savl", no_args_is_help=True, add_completion=True)
@@ -67,11 +67,11 @@ def run(arguments: Sequence[str] | None) -> None:
                 require_memory(_LIBRARY_BYTES, "while libraries are loaded")
             app(args=None if arguments is None else list(arguments), prog_name="savl")
         except EnvironmentVariableError as error:
-            typer.echo(f"savl: {error}", err=True)
+            print_error(error)
             sys.exit(2)
         except Exception as error:
-            # Memory may be too little for the libraries alone, whose imports then fail in many ways.
+            # There may be too little memory even for the libraries, whose imports fail in many ways then.
             if not is_out_of_memory(error) or "--debug" in given:
                 raise
-            typer.echo(f"savl: {out_of_memory_in_short(error)}", err=True)
+            print_error(error)
             sys.exit(1)

@@ -1,15 +1,22 @@
-"""`savl degrade`: its options and its help. What it does is in `savl.cli.degrade_batch`."""
+"""`savl degrade`: make low-resolution images of high-resolution ones."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from savl.cli import options
-from savl.printable import printable
+from savl.command_line import UsageError, exit_with_error
+
+if TYPE_CHECKING:
+    from savl.cli.jobs import Job
+    from savl.degradation import DegradationConfig
+    from savl.images.write import ProcessedFile
+    from savl.inference.enlarge import OnTile
 
 EXAMPLES = "\n".join(
     [
@@ -37,8 +44,8 @@ def degrade(
             "--seed",
             metavar="N",
             min=0,
-            help="What is drawn for a picture follows from this number and the picture's name, less folder and "
-            "ending: not from the order or the other pictures.",
+            help="Seed of the random draws. Those of a picture follow from it and from the picture's name without "
+            "folder and extension, and not from the order or other pictures.",
             rich_help_panel=_DEGRADATION,
         ),
     ] = 0,
@@ -48,8 +55,8 @@ def degrade(
             "--config",
             "-c",
             metavar="FILE",
-            help="TOML with a table \\[degradation], as in a training configuration, whose other tables are not "
-            "looked at. Real-ESRGAN's settings if left out.",
+            help="TOML file with a table \\[degradation], such as a training configuration, whose other tables are "
+            "ignored. Default: the settings of Real-ESRGAN.",
             rich_help_panel=_DEGRADATION,
         ),
     ] = None,
@@ -60,7 +67,7 @@ def degrade(
             "-s",
             metavar="X",
             min=1,
-            help="Input size over output size. What is left over at the right and bottom is cut off.",
+            help="Input size divided by output size. Pixels that are left over at the right and bottom are cut off.",
             rich_help_panel=_DEGRADATION,
         ),
     ] = 4,
@@ -68,7 +75,7 @@ def degrade(
         bool,
         typer.Option(
             "--spatial",
-            help="Degrade every picture through a mask, more in some places than in others.",
+            help="Degrade every picture through a random mask, more strongly in some places than in others.",
             rich_help_panel=_DEGRADATION,
         ),
     ] = False,
@@ -76,8 +83,8 @@ def degrade(
         bool,
         typer.Option(
             "--severity-map",
-            help="Also write how strongly each pixel was degraded, from 0 to 1: drawn as OUTPUT_severity.png, and as "
-            "float32 numbers in OUTPUT_severity.npy.",
+            help="Also write how strongly each pixel was degraded (the ground truth), from 0 to 1: as a plot, "
+            "OUTPUT_severity.png, and as a float32 array, OUTPUT_severity.npy.",
             rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = False,
@@ -87,7 +94,7 @@ def degrade(
             "--format",
             "-f",
             metavar="FORMAT",
-            help="png (if left out), webp or tiff, all lossless: JPEG is in the degradation already.",
+            help="png (the default), webp or tiff, all lossless: JPEG is part of the degradation already.",
             rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = None,
@@ -96,7 +103,7 @@ def degrade(
         typer.Option(
             "--suffix",
             metavar="TEXT",
-            help="Added to the names: out makes photo_out.png. If left out: lr beside the inputs, nothing in a "
+            help="Text added to the names: out gives photo_out.png. Default: lr beside the inputs, nothing in a "
             "folder OUT.",
             rich_help_panel=options.OUTPUT_PANEL,
         ),
@@ -105,37 +112,93 @@ def degrade(
     threads: options.Threads = None,
     debug: options.Debug = False,
 ) -> None:
-    """Make low-resolution pictures of high-resolution ones: blur, resizing, noise and JPEG, twice over.
+    """Make low-resolution pictures of high-resolution ones: blur, resizing, noise and JPEG, in two stages.
 
-    Results are 8-bit RGB with the colour profile and EXIF of the input, and files appear whole or not at all.
+    Results are 8-bit RGB with the colour profile and EXIF of the input, and files are written atomically.
 
-    A picture that cannot be read is named and skipped, and makes the exit code 1.
+    A picture that cannot be read is reported and skipped, and makes the exit code 1.
     """
     started = time.monotonic()
-    from savl.cli.degrade_batch import Settings, degrade_batch
-    from savl.cli.sources import UsageMistake
+    from savl.cli.loop import Operation, Work, process_files
+    from savl.degradation import Degradation, DegradationUnavailable
+    from savl.degradation.degrade_file import degrade_file
+    from savl.images.errors import ImageFileError
+    from savl.images.result_mark import DEGRADED
     from savl.inference.process_settings import use_threads
 
     use_threads(threads)
-    settings = Settings(
-        output=output,
-        config=config,
-        seed=seed,
-        scale=scale,
-        spatial=spatial,
-        suffix=suffix,
-        format=image_format,
-        overwrite=overwrite,
-        recursive=recursive,
-        exclude=tuple(exclude or ()),
-        include_results=include_results,
-        page=page,
-        severity_map=severity_map,
-        debug=debug,
-        started=started,
-    )
+
+    def prepare() -> tuple[str, Work]:
+        settings = _load_config(config)
+        if spatial:
+            settings = replace(settings, spatial=replace(settings.spatial, probability=1.0))
+        try:
+            degradation = Degradation(settings, scale)
+        except DegradationUnavailable as error:
+            raise UsageError(str(error)) from error
+
+        def work(job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> ProcessedFile:
+            outputs = (job.target, *job.severity)
+            missing = [path for path in outputs if path == target or path in severity]
+            # An existing output may be from another seed. An image and the mask of another draw must not be combined.
+            if len(missing) < len(outputs):
+                existing = next(path for path in outputs if path not in missing)
+                raise ImageFileError(
+                    existing,
+                    f"exists already, but not {missing[0].name}, which belongs to it; --overwrite makes them anew",
+                )
+            mask_image, mask_array = job.severity or (None, None)
+            return degrade_file(
+                job.open(),
+                job.target,
+                degradation,
+                seed=seed,
+                name=job.source,
+                page=page,
+                image_format=job.format,
+                mask_image=mask_image,
+                mask_array=mask_array,
+                overwrite=overwrite,
+                origin=job.origin(page),
+            )
+
+        return "lr", work
+
+    maps = (".png", ".npy") if severity_map else ()
+    operation = Operation(DEGRADED, r"(?:_p\d+)?_lr", lossless=True, map_suffixes=maps, prepare=prepare)
     try:
-        fine = degrade_batch(inputs, settings)
-    except UsageMistake as error:
-        raise typer.BadParameter(printable(str(error))) from error
-    raise typer.Exit(0 if fine else 1)
+        done = process_files(
+            operation,
+            inputs,
+            output,
+            recursive=recursive,
+            exclude=exclude,
+            include_results=include_results,
+            suffix=suffix,
+            format_name=image_format,
+            overwrite=overwrite,
+            page=page,
+            debug=debug,
+            started=started,
+        )
+    except UsageError as error:
+        exit_with_error(error, 2)
+    raise typer.Exit(0 if done else 1)
+
+
+def _load_config(path: Path | None) -> DegradationConfig:
+    """Read the settings of `--config`, or return the defaults.
+
+    Raises:
+        UsageError: The file cannot be read, or a setting is not accepted.
+    """
+    from savl.degradation.config import DegradationConfig, load_degradation_config
+
+    if path is None:
+        return DegradationConfig()
+    try:
+        return load_degradation_config(path)
+    except OSError as error:
+        raise UsageError(f"--config {path}: {(error.strerror or str(error)).lower()}") from error
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"--config {path}: {error}") from error

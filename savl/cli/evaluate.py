@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from savl.cli import ctrl_c, fused, options
+from savl.cli import options
+from savl.command_line import report_errors
+from savl.interrupts import raise_on_interrupt
 from savl.printable import printable
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def evaluate(
     device: Annotated[
         str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps, or auto: the best there is.")
     ] = "auto",
-    eager: Annotated[bool, typer.Option("--eager", help=fused.HELP)] = False,
+    eager: Annotated[bool, typer.Option("--eager", help=options.EAGER_HELP)] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the means and the scores of every image.")
     ] = None,
@@ -68,11 +70,11 @@ def evaluate(
     from savl.evaluation import Fidelity, Lpips, LpipsUnavailable, evaluate_pair, match_pairs
     from savl.inference.process_settings import use_threads
     from savl.inference.upscale_image import as_upscaler
-    from savl.out_of_memory import plain_text
+    from savl.ops.switch import fused_by_default
 
     use_threads(threads)
     console = Console(stderr=True)
-    try:
+    with report_errors():
         maps: list[Path] = []
         pairs = match_pairs(lr, hr, on_map=maps.append)
         if maps:
@@ -86,13 +88,13 @@ def evaluate(
             lpips = Lpips()
         except LpipsUnavailable as error:
             missing, note = error.reason, str(error)
-        with ctrl_c.cleaning_up(), ExitStack() as stack:
+        with raise_on_interrupt(), ExitStack() as stack:
             # The files are opened first: a folder that cannot be written must not cost the evaluation.
             to_json, to_csv = (
                 None if path is None else stack.enter_context(atomic_write(path, overwrite=True))
                 for path in (json_file, csv_file)
             )
-            with fused.fused_unless(eager):
+            with fused_by_default(eager=eager):
                 scores = [
                     evaluate_pair(pair, upscaler, lpips=lpips) for pair in track(pairs, "evaluating", console=console)
                 ]
@@ -106,9 +108,6 @@ def evaluate(
                 to_json.write(_report(model, lr, hr, means, scores, missing))
             if to_csv is not None:
                 to_csv.write(_rows(scores))
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        console.print(f"[red]error:[/red] {escape(printable(plain_text(error)))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
 
     table = Table(title=f"{len(scores)} images", title_justify="left")
     for column in ("", "PSNR Y", "SSIM Y", "PSNR RGB", "SSIM RGB", "LPIPS"):

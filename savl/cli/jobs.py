@@ -1,4 +1,4 @@
-"""Which file each picture is written to, decided and checked for all of them before the first is started."""
+"""Output files: decides for all images which file each is written to, before the first one is processed."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from glob import has_magic
 from pathlib import Path
 from typing import BinaryIO
 
-from savl.cli.sources import Source, UsageMistake, same_file_key
-from savl.cli.standard import STANDARD
+from savl.cli.sources import Source, same_file_key
+from savl.cli.streams import STANDARD
+from savl.command_line import UsageError
 from savl.images.format import FORMATS, HEAD_BYTES, PNG, ImageFormat, format_of_content, format_of_suffix
 from savl.images.result_mark import digest_origin
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture's way.
+    """One image to process.
 
     Attributes:
-        source: the file to read.
-        target: the file to write the result to.
-        format: the format of `target`.
-        severity: the files to write the severity map to, in the order of `Naming.severity`.
-        content: what to read in place of `source`, which then is the name of standard input.
-        exact: the user named `target` itself.
-        otherwise: the same under another name, for where a result of another picture stands at `target`; None where
-            there is no other name.
+        source: The file to read.
+        target: The file to write the result to.
+        format: Format of `target`.
+        severity: The files to write the severity map to, in the order of `Naming.severity`.
+        content: What to read instead of `source`, which is only a name for standard input then.
+        exact: Whether the user named `target` itself.
+        otherwise: The same job with another target, in case `target` is the result of another image; None if there is
+            no other name.
     """
 
     source: Path
@@ -42,7 +43,7 @@ class Job:
 
     @property
     def outputs(self) -> tuple[Path, ...]:
-        """The files to write."""
+        """Files to write."""
         return (self.target, *self.severity)
 
     @property
@@ -51,27 +52,27 @@ class Job:
         return self.content is None and not os.path.exists(self.source)
 
     def origin(self, page: int | None) -> str | None:
-        """Return the digest of what is read, for the marks of the outputs; see `savl.images.result_mark`."""
+        """Return the digest of the source, for the marks of the outputs; see `savl.images.result_mark`."""
         return digest_origin(self.source if self.content is None else self.content, page)
 
     def open(self) -> Path | BinaryIO:
-        """Return what to read, for `savl.images.read.read_image`."""
+        """Return the source for `savl.images.read.read_image`."""
         if self.content is None:
             return self.source
         stream = io.BytesIO(self.content)
-        stream.name = str(self.source)  # what messages call it
+        stream.name = str(self.source)  # the name in messages
         return stream
 
 
 @dataclass(frozen=True)
 class Naming:
-    """How outputs are named.
+    """Rules for the names of outputs.
 
     Attributes:
-        output: what `-o` said; None writes beside each input.
-        suffix: appended to the name, see `spell_suffix`.
-        format: the format to write; None keeps that of the input's suffix (PNG where that says nothing).
-        severity: endings of the files that a severity map is written to; none for no map.
+        output: Value of `-o`; None writes beside each input.
+        suffix: Text that is appended to the name, see `name_suffix`.
+        format: Format to write; None keeps that of the input's suffix (PNG if savl cannot write it).
+        severity: Suffixes of the files that a severity map is written to; empty for no map.
     """
 
     output: Path | None
@@ -82,12 +83,12 @@ class Naming:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be done.
+    """Jobs for all inputs.
 
     Attributes:
-        jobs: the files to do, no two of them with an output in common.
-        left_out: inputs that are what another input is written to.
-        refused: inputs whose outputs other inputs have already, or which they are themselves, each with the reason.
+        jobs: The images to process; no two of them have an output in common.
+        left_out: Inputs that are outputs of other inputs.
+        refused: Inputs whose outputs belong to other inputs or are inputs themselves, each with the reason.
     """
 
     jobs: tuple[Job, ...]
@@ -95,34 +96,34 @@ class Plan:
     refused: dict[Path, str]
 
 
-def spell_suffix(suffix: str | None, *, beside: bool, default: str) -> str:
-    """Return the text between a name and its ending: `photo` + `_x4` + `.png`.
+def name_suffix(suffix: str | None, *, beside: bool, default: str) -> str:
+    """Return the text between a name and its file extension: `photo` + `_x4` + `.png`.
 
     Args:
-        suffix: what the user asked for, joined by an underscore (`out` gives `photo_out`) unless it brings
-            its own `_`, `-` or `.`; "" for none. None is `default` beside the input and none in an output
-            folder.
-        beside: outputs are written beside their inputs.
-        default: what marks results beside their inputs, such as `x4`.
+        suffix: Value of `--suffix`, joined by an underscore (`out` gives `photo_out`) unless it begins with `_`, `-` or
+            `.`; "" for none. None means `default` if outputs are written beside inputs, and no suffix otherwise.
+        beside: Whether outputs are written beside their inputs.
+        default: Suffix of results beside their inputs, such as `x4`.
 
     Raises:
-        UsageMistake: the suffix holds a slash or backslash, and would lead to another folder.
+        UsageError: The suffix contains a slash or backslash, and would lead to another folder.
     """
     if suffix is None:
         return f"_{default}" if beside else ""
     if "/" in suffix or "\\" in suffix:
-        raise UsageMistake(f"--suffix {suffix} holds a folder separator; it is added to file names, -o names a folder")
+        raise UsageError(f"--suffix {suffix} holds a folder separator; it is added to file names, -o names a folder")
     return f"_{suffix}" if suffix[:1].isalnum() else suffix
 
 
 def output_is_file(output: str | None, arguments: Sequence[str]) -> bool:
     """Return whether `-o` names the output file itself rather than a folder.
 
-    It does when there is one argument, that argument is no folder and no glob, and OUT has an image ending or is `-`.
+    It does if there is one argument, that argument is neither a folder nor a glob, and OUT has the suffix of an image
+    or is `-`.
 
     Raises:
-        UsageMistake: OUT has an image ending or is `-` but there may be several inputs; it can be neither a file of a
-            known format nor a folder; or it is left out, and an input is `-`.
+        UsageError: OUT has the suffix of an image or is `-`, but there may be several inputs; it can be neither a file
+            of a known format nor a folder; or it is missing, and an input is `-`.
     """
     first = Path(arguments[0])
     one_file = len(arguments) == 1 and (
@@ -130,21 +131,21 @@ def output_is_file(output: str | None, arguments: Sequence[str]) -> bool:
     )
     if output == STANDARD:
         if not one_file:
-            raise UsageMistake("-o - writes one picture to standard output, but there may be several inputs")
+            raise UsageError("-o - writes one picture to standard output, but there may be several inputs")
         return True
     if output is None and STANDARD in arguments:
-        raise UsageMistake("- has no place of its own to write beside: -o - is standard output, -o FILE a file")
+        raise UsageError("- has no place of its own to write beside: -o - is standard output, -o FILE a file")
     if output is None or os.path.isdir(output):
         return False
     folder = output.endswith(("/", os.sep))
     known = not folder and format_of_suffix(Path(output)) is not None
     if known and not one_file:
-        raise UsageMistake(f"-o {output} names a file, but there may be several inputs: name a folder")
+        raise UsageError(f"-o {output} names a file, but there may be several inputs: name a folder")
     if not known and os.path.exists(Path(output)):
-        raise UsageMistake(f"-o {output} is a file and not a folder")
+        raise UsageError(f"-o {output} is a file and not a folder")
     if one_file and not folder and not known and Path(output).suffix:
         endings = " ".join(image_format.suffixes[0] for image_format in FORMATS)
-        raise UsageMistake(
+        raise UsageError(
             f"-o {output}: {Path(output).suffix} is no format savl writes ({endings}); "
             "end the name with / if it is a folder"
         )
@@ -152,35 +153,35 @@ def output_is_file(output: str | None, arguments: Sequence[str]) -> bool:
 
 
 def refuse_existing(output: Path, source: Path, *, overwrite: bool) -> None:
-    """Refuse an output file that stands already; it may be of other settings, so to keep it would be no success.
+    """Refuse an output file that exists: it may have been made with other settings, so that keeping it is no success.
 
     Args:
-        output: the file that `-o` names.
-        source: the input; an output that is the input itself is for `plan_jobs` to refuse.
-        overwrite: replace existing files.
+        output: The file that `-o` names.
+        source: The input. An output that is the input itself is refused by `plan_jobs`.
+        overwrite: Replace existing files.
 
     Raises:
-        UsageMistake: `output` exists and `overwrite` is False.
+        UsageError: `output` exists and `overwrite` is False.
     """
     if not overwrite and os.path.isfile(output) and same_file_key(output) != same_file_key(source):
-        raise UsageMistake(f"-o {output} exists already; --overwrite replaces it")
+        raise UsageError(f"-o {output} exists already; --overwrite replaces it")
 
 
 def plan_jobs(
     sources: Sequence[Source], naming: Naming, *, to_file: bool, overwrite: bool, include_results: bool = False
 ) -> Plan:
-    """Pair every input with its output.
+    """Assign an output to every input.
 
-    Where two inputs of one folder differ in their endings only and would be written to one file, the ending becomes
-    part of the name: with `--format png`, a.png and a.jpg give a_x4.png and a.jpg_x4.png. Of others that would be
-    written to one file, the first is done and the rest are refused, as is an input that would be written over itself or
-    over another one, unless its whole name gives it another output.
+    If two inputs of one folder differ only in their extensions and would be written to one file, the extension becomes
+    part of the name: with `--format png`, a.png and a.jpg give a_x4.png and a.jpg_x4.png. Of other inputs that would be
+    written to one file, the first is processed and the rest are refused. An input that would be written over itself or
+    over another input is refused too, unless its whole name gives it another output.
 
     Raises:
-        UsageMistake: every input is refused, an input would be overwritten by another one, or `-o` and `--format`
+        UsageError: Every input is refused, an input would be overwritten by another one, or `-o` and `--format`
             contradict each other.
     """
-    jobs = _with_names_of_their_own([_job(source, naming, to_file) for source in sources], naming)
+    jobs = _with_distinct_names([_job(source, naming, to_file) for source in sources], naming)
     by_target: dict[str, Job] = {}
     refused: dict[Path, str] = {}
     for job in jobs:
@@ -205,9 +206,9 @@ def plan_jobs(
         elif writer is job:
             refused[source.path] = "would be written over itself; choose another -o, or --suffix"
         elif include_results and not overwrite and os.path.isfile(source.path):
-            kept.append(job)  # as it is: the other input's result stands already
+            kept.append(job)  # The result of the other input exists already and is kept.
         elif source.named and overwrite:
-            raise UsageMistake(
+            raise UsageError(
                 f"{writer.source} would be written over {source.path}, which is an input too; "
                 "choose another -o, or --suffix"
             )
@@ -229,12 +230,12 @@ def plan_jobs(
             refused[job.source] = f"{blocked[job.source]}, which is an input too, stands in the place of its result"
     if refused and not kept:
         path, reason = next(iter(refused.items()))
-        raise UsageMistake(f"{path} {reason}")
+        raise UsageError(f"{path} {reason}")
     return Plan(tuple(kept), tuple(left_out), refused)
 
 
 def _under_another_name(job: Job, naming: Naming, taken: set[str]) -> Job | None:
-    """The job under the input's whole name, or None; the paths in `taken` are no choice, and grow by the new ones."""
+    """Return the job with the input's whole name in its target, or None if that is in `taken`, to which it is added."""
     other = job if job.exact else _with_ending(job, naming)
     outputs = {same_file_key(path) for path in other.outputs}
     if other.target == job.target or outputs & taken:
@@ -243,8 +244,8 @@ def _under_another_name(job: Job, naming: Naming, taken: set[str]) -> Job | None
     return other
 
 
-def _with_names_of_their_own(jobs: list[Job], naming: Naming) -> list[Job]:
-    """The jobs, those with outputs in common told apart by the endings of their inputs and of their outputs."""
+def _with_distinct_names(jobs: list[Job], naming: Naming) -> list[Job]:
+    """Return the jobs, those with outputs in common distinguished by the extensions of their inputs and outputs."""
     targets = Counter(same_file_key(job.target) for job in jobs)
     jobs = [
         _with_ending(job, naming) if targets[same_file_key(job.target)] > 1 and job.source.suffix else job
@@ -255,7 +256,7 @@ def _with_names_of_their_own(jobs: list[Job], naming: Naming) -> list[Job]:
         by_target.setdefault(same_file_key(job.target), job)
     maps = Counter(same_file_key(path) for job in by_target.values() for path in job.severity)
     return [
-        # Of a.png and a.jpg in one folder: a.png_severity.png and a.jpg_severity.png.
+        # For a.png and a.jpg in one folder: a.png_severity.png and a.jpg_severity.png.
         replace(job, severity=_severity(job.target, job.target.name, naming))
         if any(maps[same_file_key(path)] > 1 for path in job.severity)
         else job
@@ -264,7 +265,7 @@ def _with_names_of_their_own(jobs: list[Job], naming: Naming) -> list[Job]:
 
 
 def _with_ending(job: Job, naming: Naming) -> Job:
-    """The job under the input's whole name, a.jpg_x4.png, unless the output has the input's ending anyway."""
+    """Return the job with the input's whole name, a.jpg_x4.png, unless the output has the input's extension anyway."""
     if job.source.suffix == job.target.suffix:
         return job
     target = job.target.with_name(f"{job.source.name}{naming.suffix}{job.target.suffix}")
@@ -279,11 +280,11 @@ def _job(source: Source, naming: Naming, to_file: bool) -> Job:
         assert image_format is not None
         if naming.format not in (None, image_format):
             assert naming.format is not None
-            raise UsageMistake(f"-o {target} and --format {naming.format.name} contradict each other")
+            raise UsageError(f"-o {target} and --format {naming.format.name} contradict each other")
     else:
-        own_format = written_like(source)
+        own_format = format_of_source(source)
         image_format = naming.format or own_format or PNG
-        # The input's own spelling is kept where it says the right thing: IMG_1.JPG stays .JPG.
+        # The spelling of the input's extension is kept if the format stays: IMG_1.JPG gives .JPG.
         keeps_ending = own_format is image_format and source.content is None
         ending = source.path.suffix if keeps_ending else image_format.suffixes[0]
         folder = source.path.parent if naming.output is None else naming.output / source.folder
@@ -292,8 +293,8 @@ def _job(source: Source, naming: Naming, to_file: bool) -> Job:
     return Job(source.path, target, image_format, severity, source.content, exact=to_file)
 
 
-def written_like(source: Source) -> ImageFormat | None:
-    """Return the format of an input, by its name or what standard input holds, if savl can write it."""
+def format_of_source(source: Source) -> ImageFormat | None:
+    """Return the format of an input, by its name or the content of standard input, if savl can write it."""
     if source.content is None:
         return format_of_suffix(source.path)
     found = format_of_content(source.content[:HEAD_BYTES])

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from savl.cli import ctrl_c
 from savl.cli.tune import DTYPES, config_label, problem_label, tune, tuning_problems
 from savl.command_line import CommandLine
+from savl.interrupts import raise_on_interrupt
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,14 +46,14 @@ def info(
     """
     from rich.console import Console
 
-    from savl.cli.fused import fused_unless
     from savl.ops import kernel_report
+    from savl.ops.switch import fused_by_default
 
     if as_json and (everything or verbose):
         raise typer.BadParameter(
             "it has every backend already; it goes with neither --all nor --verbose", param_hint="--json"
         )
-    with fused_unless(eager):
+    with fused_by_default(eager=eager):
         report = kernel_report()
     if as_json:
         import json
@@ -109,7 +109,7 @@ def verify(
     verdicts: dict[tuple[str, str], list[Verdict]] = {}
     skipped: dict[tuple[str, str], str] = {}
     progress = Progress(console=errors, transient=True) if errors.is_terminal else None
-    with ctrl_c.cleaning_up(), progress or nullcontext():
+    with raise_on_interrupt(), progress or nullcontext():
         bar = progress.add_task("verifying", total=sum(len(BACKENDS[op]) for op in OPS)) if progress else None
         for op in OPS:
             for backend in BACKENDS[op]:

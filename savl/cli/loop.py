@@ -1,97 +1,169 @@
-"""The loop over files behind `savl upscale` and `savl degrade`. One file's trouble never stops the others."""
+"""The loop over files behind `savl upscale` and `savl degrade`. An error in one file never stops the others."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import stat
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, Protocol
 
-from savl.cli import ctrl_c
-from savl.cli.claims import claim
-from savl.cli.jobs import Job, Plan
-from savl.cli.report import Report
-from savl.cli.results import left_out_results
-from savl.cli.sources import Found, UsageMistake
+from savl.cli.jobs import Job, Naming, Plan, format_of_source, name_suffix, output_is_file, plan_jobs, refuse_existing
+from savl.cli.locks import lock_output
+from savl.cli.progress import ProgressReport
+from savl.cli.results import ResultRule, leave_out_results, left_out_results
+from savl.cli.sources import Found, find_sources
+from savl.cli.streams import STANDARD, StandardOutput, read_standard_input
+from savl.command_line import UsageError
 from savl.images.errors import ImageFileError, OutputExists, UnwritableImage
-from savl.images.result_mark import read_origin
+from savl.images.format import FORMATS, JPEG, PNG, format_of_suffix
+from savl.images.result_mark import SEVERITY_MAP, read_origin
 from savl.images.write import ProcessedFile
 from savl.inference.enlarge import OnTile
+from savl.inference.process_settings import keep_freed_memory
+from savl.interrupts import mark_reported, raise_if_interrupted, raise_on_interrupt
 from savl.out_of_memory import is_out_of_memory, out_of_memory_in_short
 
-_WAIT = 0.2  # seconds between two looks at what other processes have claimed
+_WAIT = 0.2  # seconds between two attempts to get the files that other processes have locked
 
 
 class Work(Protocol):
-    """What is done to every picture."""
+    """What is done to every image."""
 
     def __call__(self, job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> ProcessedFile:
-        """Do it.
+        """Process one image.
 
         Args:
-            job: the picture's way.
-            target: `job.target`, or None where it is to be kept as it is.
-            severity: those of `job.severity` that are to be written.
-            on_tile: called with (tiles done, tiles in all).
+            job: The image and its outputs.
+            target: `job.target`, or None if the existing file is kept.
+            severity: Those files of `job.severity` that are to be written.
+            on_tile: Called with (tiles done, tiles in all).
         """
 
 
-def check_arguments(arguments: Sequence[str], output: str | None) -> None:
-    """Refuse empty arguments, which a shell makes of unset variables.
+@dataclass(frozen=True)
+class Operation:
+    """What distinguishes the commands that process files.
 
-    Raises:
-        UsageMistake: an input or the output is the empty string.
+    Attributes:
+        participle: What is done to the files, such as "upscaled"; also the mark of the results.
+        result_suffix: Regular expression for the suffix that results have by default.
+        lossless: Whether results must be lossless: PNG is the default format, and JPEG is refused.
+        map_suffixes: Suffixes of the files that the severity map of an image is written to; empty for no map.
+        prepare: Loads what the work needs, after the arguments have been checked. Returns the default suffix of the
+            results, such as "x4", and the work.
     """
-    if "" in arguments:
-        raise UsageMistake(f"IN number {arguments.index('') + 1} is empty; name a picture, a folder or a glob")
-    if output == "":
-        raise UsageMistake("-o is empty; name a file or a folder, or leave it out to write beside the inputs")
+
+    participle: str
+    result_suffix: str
+    lossless: bool
+    map_suffixes: tuple[str, ...]
+    prepare: Callable[[], tuple[str, Work]]
 
 
-def run_jobs(
-    found: Found,
-    plan: Plan,
-    work: Work,
+def process_files(
+    operation: Operation,
+    arguments: Sequence[str],
+    output: str | None,
     *,
-    participle: str,
+    recursive: bool,
+    exclude: Sequence[str] | None,
+    include_results: bool,
+    suffix: str | None,
+    format_name: str | None,
     overwrite: bool,
     page: int | None,
     debug: bool,
     started: float,
-    shown_target: str | None = None,
 ) -> bool:
-    """Work through a plan, and report.
+    """Apply an operation to all images that the arguments stand for; `started` is the time of the command's start.
 
-    Several processes that work on the same outputs share them: each file is claimed before it is done. What another
-    process has claimed is looked at again at the end, and done here if that process failed.
-
-    Args:
-        found: what the arguments stood for.
-        plan: what is made of it.
-        work: what is done to each picture.
-        participle: what it is called, such as "upscaled".
-        overwrite: replace existing outputs; they are kept otherwise.
-        page: the page that is taken of every file, counted from 1; None is the first.
-        debug: let exceptions through.
-        started: when the command began, by `time.monotonic`. What another process has written since is not replaced.
-        shown_target: what the output is called in the report, where its name says nothing.
+    All other arguments are options of the command line, see `savl.cli.options` and the help of the commands.
 
     Returns:
-        Whether every file was done or kept.
+        Whether every file was processed or kept.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; the file in work was left as it was before.
+        UsageError: The command line is wrong as a whole; nothing was written.
+        KeyboardInterrupt: Ctrl-C; the outputs of the current file are as they were before.
     """
-    previous = {number: signal.signal(number, _terminate) for number in _endings()}
+    if "" in arguments:  # as happens when a shell expands an unset variable
+        raise UsageError(f"IN number {arguments.index('') + 1} is empty; name a picture, a folder or a glob")
+    if output == "":
+        raise UsageError("-o is empty; name a file or a folder, or leave it out to write beside the inputs")
+    to_file = output_is_file(output, arguments)
+    with contextlib.ExitStack() as stack:
+        standard_output = None
+        if output == STANDARD:
+            if operation.map_suffixes:
+                raise UsageError("-o - writes one picture, --severity-map needs more files: name a file or a folder")
+            stack.enter_context(raise_on_interrupt())
+            standard_output = stack.enter_context(StandardOutput())
+        place = None if output is None else Path(output)
+        if to_file and place is not None and standard_output is None:
+            if operation.lossless and format_of_suffix(place) is JPEG:
+                raise UsageError(f"-o {output}: JPEG would compress the result once more; name a .png, .webp or .tiff")
+            refuse_existing(place, Path(arguments[0]), overwrite=overwrite)
+        found = find_sources(
+            arguments,
+            recursive=recursive,
+            output=None if to_file else place,
+            exclude=exclude or (),
+            standard_input=read_standard_input() if STANDARD in arguments else None,
+        )
+        image_format = next((each for each in FORMATS if each.name == format_name), None)
+        if operation.lossless and (standard_output is not None or not to_file):
+            image_format = image_format or PNG
+        if standard_output is not None:
+            place = standard_output.file((image_format or format_of_source(found.sources[0]) or PNG).suffixes[0])
+        if not include_results:
+            suffixes = (operation.result_suffix, re.escape(name_suffix(suffix, beside=False, default="")))
+            found = leave_out_results(found, ResultRule(frozenset([operation.participle, SEVERITY_MAP]), suffixes))
+        default_suffix, work = operation.prepare()
+        ending = name_suffix(suffix, beside=output is None, default=default_suffix)
+        if page is not None and suffix is None:
+            ending = f"_p{page}{ending}"  # Each page of a file has a result of its own.
+        plan = plan_jobs(
+            found.sources,
+            Naming(place, ending, image_format, operation.map_suffixes),
+            to_file=to_file,
+            overwrite=overwrite,
+            include_results=include_results,
+        )
+        keep_freed_memory()
+
+        def work_and_send(job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> ProcessedFile:
+            result = work(job, target, severity, on_tile)
+            if standard_output is not None:
+                standard_output.send(job.target)
+            return result
+
+        loop = _Loop(
+            plan.jobs,
+            work_and_send,
+            overwrite=overwrite,
+            page=page,
+            debug=debug,
+            started=started,
+            shown_target=None if standard_output is None else "standard output",
+        )
+        return _run(loop, found, plan, operation.participle)
+
+
+def _run(loop: _Loop, found: Found, plan: Plan, participle: str) -> bool:
+    """Process the files and print the report; return whether every file was processed or kept."""
+    previous = {number: signal.signal(number, _terminate) for number in _termination_signals()}
     try:
         files = len(found.unreadable) + len(plan.refused) + len(plan.jobs)
         sizes = {job.source: _size(job.source) for job in plan.jobs}
-        with ctrl_c.cleaning_up(), Report(files, participle, sizes) as report:
+        with raise_on_interrupt(), ProgressReport(files, participle, sizes) as report:
             if skipped := str(found.skipped):
                 report.say(f"skipped: {skipped}", "dim")
             for pattern in found.unmatched:
@@ -103,10 +175,10 @@ def run_jobs(
             for path in plan.left_out:
                 report.note(path, f"left out, because it is what another input is {participle} to")
             try:
-                _Loop(plan.jobs, work, report, overwrite, page, debug, started, shown_target).run()
+                loop.run(report)
             except KeyboardInterrupt:
                 report.interrupted()
-                ctrl_c.told()
+                mark_reported()
                 raise
             report.summary()
             return not report.failed
@@ -116,13 +188,17 @@ def run_jobs(
 
 
 class _Loop:
-    """The files that are left to do, and what stood in the places of their outputs when the loop began."""
+    """The files that are left to process, and the state of their outputs when the loop began.
+
+    Several processes that work on the same outputs share them: each file is locked before it is processed. Files that
+    another process has locked are checked again at the end, and processed here if that process failed.
+    """
 
     def __init__(
         self,
         jobs: Sequence[Job],
         work: Work,
-        report: Report,
+        *,
         overwrite: bool,
         page: int | None,
         debug: bool,
@@ -131,7 +207,6 @@ class _Loop:
     ) -> None:
         self._jobs = jobs
         self._work = work
-        self._report = report
         self._overwrite = overwrite
         self._page = page
         self._debug = debug
@@ -141,46 +216,47 @@ class _Loop:
         names = [name for job in jobs for name in (job, job.otherwise) if name is not None]
         self._before = {path: _signature(path) for name in names for path in name.outputs}
 
-    def run(self) -> None:
+    def run(self, report: ProgressReport) -> None:
+        self._report = report
         waiting = list(self._jobs)
         said = False
         while waiting:
-            claimed = [job for job in waiting if not self._finished(job)]
-            if len(claimed) == len(waiting):
+            locked = [job for job in waiting if not self._finished(job)]
+            if len(locked) == len(waiting):
                 if not said:
-                    self._report.say(f"waiting for another process, which is working on {_counted(claimed)}")
+                    self._report.say(f"waiting for another process, which is working on {_counted(locked)}")
                     said = True
                 time.sleep(_WAIT)
-            waiting = claimed
+            waiting = locked
 
     def _finished(self, job: Job) -> bool:
-        """Do a file unless another process is at it, in which case return False."""
-        ctrl_c.check()
+        """Process a file, and return True; or return False if another process is working on it."""
+        raise_if_interrupted()
         try:
-            if self._in_the_way(job) is None:
+            if self._conflict(job) is None:
                 if self._nothing_due(job):
                     return True
-                with claim(job.target) as claimed:
-                    if not claimed.granted:
+                with lock_output(job.target) as lock:
+                    if not lock.acquired:
                         return False
-                    self._forget_what_is_new(job, claimed.time_ns)
-                    while self._in_the_way(job) is None:
-                        if self._nothing_due(job) or self._do(job):
+                    self._forget_new_outputs(job, lock.time_ns)
+                    while self._conflict(job) is None:
+                        if self._nothing_due(job) or self._process(job):
                             return True
             if job.otherwise is not None:
                 return self._finished(job.otherwise)
-            self._fail(job, UnwritableImage(job.source, self._in_the_way(job) or ""))
+            self._fail(job, UnwritableImage(job.source, self._conflict(job) or ""))
             return True
-        except Exception as error:  # such as a name that the system does not take
+        except Exception as error:  # for example a name that the file system does not accept
             self._fail(job, error)
             return True
 
-    def _forget_what_is_new(self, job: Job, now: int | None) -> None:
-        """Count an output as absent at the beginning if it was written while this process was starting.
+    def _forget_new_outputs(self, job: Job, now: int | None) -> None:
+        """Count an output as missing at the beginning if it was written while this process was starting.
 
         Args:
-            job: the file.
-            now: the time in nanoseconds on the clock by which outputs are dated, or None.
+            job: The file.
+            now: The present time in nanoseconds, by the clock of the file system; None if it is unknown.
         """
         if now is None:
             return
@@ -190,11 +266,12 @@ class _Loop:
             if before is not None and before.time_ns > beginning:
                 self._before[output] = None
 
-    def _in_the_way(self, job: Job) -> str | None:
-        """Return why an output that stands and is to stay is no result of this file, or None where all may be its own.
+    def _conflict(self, job: Job) -> str | None:
+        """Return why an existing output that is to be kept is not a result of this file; None if there is none.
 
-        A result of the same picture counts as its own whatever the settings, and so does one that does not say what
-        it was made of. A file that the user named as the output does not: whoever wrote it may have had other settings.
+        A result of the same image counts as its own whatever the settings, and so does a file that does not say what it
+        was made of. A file that the user named as the output does not, because it may have been made with other
+        settings.
         """
         if job.missing:
             return None
@@ -214,8 +291,8 @@ class _Loop:
         return None
 
     def _nothing_due(self, job: Job) -> bool:
-        """Whether all outputs of a file stand; the report gets a line about it."""
-        # A missing input is told as missing, even where its output stands from an earlier day.
+        """Return whether all outputs of a file exist and are kept, which is reported."""
+        # A missing input is reported as missing, even if its output exists.
         if any(map(self._due, job.outputs)) or job.missing:
             return False
         written_meanwhile = _signature(job.target) != self._before[job.target]
@@ -223,12 +300,12 @@ class _Loop:
         return True
 
     def _due(self, output: Path) -> bool:
-        """Whether an output is to be written: not if it stands and is to be kept, or appeared after the beginning."""
+        """Return whether an output is to be written: it does not exist, or existed at the beginning and is replaced."""
         now = _signature(output)
         return now is None or (self._overwrite and (output in self._exact or now == self._before[output]))
 
-    def _do(self, job: Job) -> bool:
-        """Do a file, and report; return False where another process has written an output, and nothing is reported."""
+    def _process(self, job: Job) -> bool:
+        """Process a file and report it; or return False, without a report, if another process has written an output."""
         start = time.monotonic()
         try:
             target = job.target if self._due(job.target) else None
@@ -236,7 +313,7 @@ class _Loop:
             self._report.begin(job.source)
             result = self._work(job, target, severity, self._on_tile)
         except OutputExists as error:
-            # A process that knows no claims was faster. What it did not write is still to be done.
+            # A process that does not use locks was faster. The outputs that it did not write are still due.
             if error.path in map(str, job.outputs) and not self._due(Path(error.path)):
                 return False
             self._fail(job, error)
@@ -251,14 +328,14 @@ class _Loop:
         return True
 
     def _on_tile(self, done: int, total: int) -> None:
-        ctrl_c.check()
+        raise_if_interrupted()
         self._report.on_tile(done, total)
 
     def _fail(self, job: Job, error: Exception) -> None:
-        ctrl_c.check()  # which libraries may turn into errors of their own
+        raise_if_interrupted()  # A library may have turned the interrupt into an error of its own.
         if self._debug:
             raise error
-        # Beside the input's name, its own trouble needs no second naming; the output's does.
+        # The line begins with the name of the input, which an error about it need not repeat.
         own = error.reason if isinstance(error, ImageFileError) and error.path == str(job.source) else None
         self._report.fail(job.source, own or in_short(error))
 
@@ -275,7 +352,7 @@ def _counted(jobs: Sequence[Job]) -> str:
 
 
 class _Signature(NamedTuple):
-    """What changes when a file is written anew."""
+    """Properties of a file that change when it is rewritten."""
 
     inode: int
     time_ns: int
@@ -283,7 +360,7 @@ class _Signature(NamedTuple):
 
 
 def _signature(path: Path) -> _Signature | None:
-    """The signature of a file, or None where there is no regular file."""
+    """Return the signature of a file, or None if there is no regular file."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -292,7 +369,7 @@ def _signature(path: Path) -> _Signature | None:
 
 
 def in_short(error: Exception) -> str:
-    """Return an exception as one line for people; its type is told where its text alone may not make sense."""
+    """Return an exception as one line, with its type if its text alone may not make sense."""
     if is_out_of_memory(error):
         return out_of_memory_in_short(error)
     text = " ".join(str(error).split())[:500]
@@ -301,13 +378,13 @@ def in_short(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _endings() -> list[signal.Signals]:
-    """The signals that ask the process to end: SIGTERM, and unless nohup has it, SIGHUP of a closed terminal."""
+def _termination_signals() -> list[signal.Signals]:
+    """Return the signals that end the process: SIGTERM, and SIGHUP of a closed terminal unless nohup ignores it."""
     hangup = getattr(signal, "SIGHUP", None)  # not on Windows
     closed = [] if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN else [hangup]
     return [signal.SIGTERM, *closed]
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """End like on Ctrl-C: through every `finally`, so that no partial file stays."""
+    """End as on Ctrl-C, through every `finally`, so that no partial file is left."""
     sys.exit(128 + number)

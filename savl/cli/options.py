@@ -1,4 +1,4 @@
-"""Options that commands on pictures share."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 from savl.inference.process_settings import MOST_THREADS
 
 OUTPUT_PANEL = "Output"
+EAGER_HELP = "Compute with PyTorch's own operations instead of the fused kernels: slower, the same result."
 
 Inputs = Annotated[
     list[str],
@@ -23,20 +24,20 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="OUT",
-        help="A file for a single picture, - for standard output, else a folder, made if missing. Without it, results "
-        "go beside the inputs.",
+        help="A file for a single picture, - for standard output, or a folder, which is created if missing. Default: "
+        "results are written beside the inputs.",
         rich_help_panel=OUTPUT_PANEL,
     ),
 ]
 Recursive = Annotated[
     bool,
-    typer.Option("--recursive", "-r", help="Look into subfolders of the input folders, and keep them in OUT."),
+    typer.Option("--recursive", "-r", help="Search subfolders of the input folders too; OUT gets the same subfolders."),
 ]
 Overwrite = Annotated[
     bool,
     typer.Option(
         "--overwrite",
-        help="Replace existing outputs. If left out they are kept, and a file OUT that exists is an error.",
+        help="Replace existing outputs. By default they are kept, and a file OUT that exists is an error.",
         rich_help_panel=OUTPUT_PANEL,
     ),
 ]
@@ -47,8 +48,8 @@ Threads = Annotated[
         metavar="N",
         min=1,
         max=MOST_THREADS,
-        help="Threads to compute with. If left out, what OMP_NUM_THREADS says, else one per processor, or the share of "
-        "the processors that a container has.",
+        help="Number of threads. Default: the value of OMP_NUM_THREADS, else one per processor that the process or its "
+        "container may use.",
     ),
 ]
 Page = Annotated[
@@ -57,8 +58,8 @@ Page = Annotated[
         "--page",
         metavar="N",
         min=1,
-        help="Which page of a TIFF file, or frame of an animation. If left out, the first page is taken, and "
-        "animations are refused.",
+        help="Page of a TIFF file, or frame of an animation. By default the first page is taken, and animations are "
+        "refused.",
     ),
 ]
 Exclude = Annotated[
@@ -66,14 +67,14 @@ Exclude = Annotated[
     typer.Option(
         "--exclude",
         metavar="GLOB",
-        help="Leave out files and subfolders whose name, or path below the folder given, matches; can be repeated.",
+        help="Leave out files and subfolders whose name, or path below the given folder, matches; may be repeated.",
     ),
 ]
 IncludeResults = Annotated[
     bool,
     typer.Option(
         "--include-results",
-        help="Take pictures from folders and globs that savl itself has made, which are left out otherwise.",
+        help="Include pictures in folders and globs that savl has made, which are left out by default.",
     ),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show Python's traceback when something fails.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]

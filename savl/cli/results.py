@@ -1,4 +1,4 @@
-"""Which inputs are results of savl's own, so that a second run over a folder does not enlarge what the first made."""
+"""Recognise images that savl has made, so that a second run over a folder does not process results of the first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from savl.cli.sources import Found, UsageMistake, same_file_key
+from savl.cli.sources import Found, same_file_key
+from savl.command_line import UsageError
 from savl.images.format import READABLE_FORMATS, format_of_suffix
 from savl.images.result_mark import read_mark
 
@@ -18,15 +19,15 @@ _ENDINGS = "|".join(suffix[1:] for image_format in READABLE_FORMATS for suffix i
 
 @dataclass
 class ResultRule:
-    """What counts as a result.
+    """Rule by which a file is recognised as a result.
 
-    A file that carries a mark of savl's is judged by it. One without (written by an older savl, or stripped of
-    its metadata) is judged by its name: photo_x4.png, photo.jpg_x4.png and photo_x4_severity.png are results where a
-    picture photo lies beside them.
+    If a file has a mark of savl in its metadata, the mark decides. If it has none (because it was written by an old
+    version, or its metadata was removed), its name decides: photo_x4.png, photo.jpg_x4.png and photo_x4_severity.png
+    are results if there is an image called photo in the same folder.
 
     Attributes:
-        marks: the marks of `savl.images.result_mark` that count.
-        suffixes: regular expressions for what results have at the ends of their names, such as `_lr`.
+        marks: Marks of results, see `savl.images.result_mark`.
+        suffixes: Regular expressions for the ends of the names of results, such as `_lr`.
     """
 
     marks: frozenset[str]
@@ -37,10 +38,10 @@ class ResultRule:
         """Return whether a file is a result.
 
         Args:
-            path: the file.
-            by_name: judge a file without a mark by its name; otherwise it is no result.
+            path: The file.
+            by_name: Decide by the name if the file has no mark; otherwise such a file is not a result.
         """
-        if not os.path.isfile(path):  # a pipe would be waited for
+        if not os.path.isfile(path):  # reading a pipe would block
             return False
         mark = read_mark(path)
         if mark is not None:
@@ -48,7 +49,7 @@ class ResultRule:
         return by_name and any(base in self._pictures(path.parent) for base in self._originals(path.stem))
 
     def _originals(self, stem: str) -> list[str]:
-        """What the original of a file could be called, if the file is a result: with or without its ending."""
+        """Return possible names of the original of a result, with or without suffix."""
         found = [stem.removesuffix(_MAP)] if stem.endswith(_MAP) else []
         for suffix in filter(None, self.suffixes):
             match = re.fullmatch(rf"(.+){suffix}({_MAP})?", stem)
@@ -57,7 +58,7 @@ class ResultRule:
         return found
 
     def _pictures(self, folder: Path) -> frozenset[str]:
-        """The names of the pictures in a folder, each with and without its ending."""
+        """Return the names of the images in a folder, each with and without suffix."""
         if folder not in self._names:
             try:
                 names = [name for name in os.listdir(folder) if format_of_suffix(Path(name), READABLE_FORMATS)]
@@ -68,13 +69,13 @@ class ResultRule:
 
 
 def leave_out_results(found: Found, rule: ResultRule) -> Found:
-    """Leave the results out of the pictures that were found.
+    """Remove results from the images that were found.
 
-    What was found in a folder or by a glob is left out if it is a result. What was named is taken, unless it has a
-    mark and the picture that it seems to be made of is named too, as by a shell's `*`.
+    A result that was found in a folder or by a glob is removed. One that was named is kept, unless it has a mark and
+    the image that it seems to be made of is named too, as happens when a shell expands `*`.
 
     Raises:
-        UsageMistake: nothing is left.
+        UsageError: No image is left.
     """
     results = {
         same_file_key(source.path) for source in found.sources if rule.matches(source.path, by_name=not source.named)
@@ -95,17 +96,17 @@ def leave_out_results(found: Found, rule: ResultRule) -> Found:
         else:
             kept.append(source)
     if not kept and not found.unreadable:
-        raise UsageMistake(f"no picture is left to work on: {left_out_results(left_out)}")
+        raise UsageError(f"no picture is left to work on: {left_out_results(left_out)}")
     return replace(found, sources=tuple(kept), results=tuple(left_out))
 
 
 def left_out_results(results: Sequence[Path]) -> str:
-    """Return the line that says what was left out."""
+    """Return a line that says which results were left out."""
     if len(results) == 1:
         return f"left out 1 result of an earlier run, {results[0]} (--include-results takes it)"
     return f"left out {len(results)} results of earlier runs, such as {results[0]} (--include-results takes them)"
 
 
 def _made_of(name: str, stem: str) -> bool:
-    """Whether a result's name is an original's with something added: photo_x4.png or photo.jpg_x4.png of photo."""
+    """Return whether a result's name begins with that of an original: photo_x4.png or photo.jpg_x4.png of photo."""
     return name.startswith(stem) and not name[len(stem) :][:1].isalnum()

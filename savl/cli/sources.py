@@ -1,4 +1,4 @@
-"""Which pictures the user's arguments stand for: files, folders and quoted globs."""
+"""Input files of a command: finds the images that its arguments (files, folders and quoted globs) stand for."""
 
 from __future__ import annotations
 
@@ -12,28 +12,25 @@ from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
 
-from savl.cli.claims import CLAIM_SUFFIX
+from savl.cli.locks import LOCK_SUFFIX
+from savl.command_line import UsageError
 from savl.images.format import READABLE, READABLE_FORMATS, format_of_suffix
 
 _MOST_KINDS = 8
-_MOST_STARS = 6  # `**/` in one glob; further ones stand for one folder or more
-# savl's own files in work, of another process or of one that was killed: no news for anybody.
-_IN_WORK = re.compile(rf"\..*(\.part|{re.escape(CLAIM_SUFFIX)})")
-
-
-class UsageMistake(ValueError):
-    """The arguments contradict each other or name nothing; nothing has been started."""
+_MOST_STARS = 6  # `**/` in one glob; further ones match one folder or more
+# savl's own temporary files, of another process or of one that was killed. They are not counted as skipped.
+_TEMPORARY = re.compile(rf"\..*(\.part|{re.escape(LOCK_SUFFIX)})")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One input picture.
+    """One input image.
 
     Attributes:
-        path: the file, as reached from the user's argument.
-        folder: where it goes below an output folder: its place below the folder that was given, else ".".
-        named: the user (or the shell) named the file itself, rather than a folder or a glob.
-        content: what standard input held, whose `path` is a mere name; None for files.
+        path: The file, relative to the same folder as the user's argument.
+        folder: Folder of the result below an output folder: that of the file below the folder that was given, else ".".
+        named: Whether the user (or the shell) named the file itself, rather than a folder or a glob.
+        content: Content of standard input, for which `path` is only a name; None for files.
     """
 
     path: Path
@@ -44,16 +41,16 @@ class Source:
 
 @dataclass
 class Skipped:
-    """What lay in the folders and is no input, each file or folder once, with what it is."""
+    """Files and folders that are not inputs, each counted once with its kind."""
 
     _kinds: dict[str, str] = field(default_factory=dict)
 
     def add(self, path: Path, kind: str) -> None:
-        """Count a file or folder."""
+        """Count a file or folder of a kind, such as ".txt"."""
         self._kinds[_place(path)] = kind
 
     def __str__(self) -> str:
-        """Return the counts in one line, the most frequent first, or "" where nothing was skipped."""
+        """Return the counts in one line, the most frequent first, or "" if nothing was skipped."""
         counts = Counter(self._kinds.values()).most_common()
         parts = [_spell(kind, count) for kind, count in counts[:_MOST_KINDS]]
         if rest := sum(count for _, count in counts[_MOST_KINDS:]):
@@ -76,14 +73,14 @@ def _spell(kind: str, count: int) -> str:
 
 @dataclass(frozen=True)
 class Found:
-    """What the arguments stand for.
+    """Files that the arguments stand for.
 
     Attributes:
-        sources: the pictures.
-        unreadable: folders that could not be looked into, each with the reason.
-        skipped: what else is there.
-        unmatched: globs to exclude that matched nothing.
-        results: pictures left out because savl made them; see `savl.cli.results`.
+        sources: The images.
+        unreadable: Folders that could not be read, each with the reason.
+        skipped: Other files and folders.
+        unmatched: Globs of `--exclude` that matched nothing.
+        results: Images that are left out because savl has made them; see `savl.cli.results`.
     """
 
     sources: tuple[Source, ...]
@@ -101,24 +98,23 @@ def find_sources(
     exclude: Sequence[str] = (),
     standard_input: bytes | None = None,
 ) -> Found:
-    """List the pictures that the arguments stand for, each once, folders in alphabetical order.
+    """List the images that the arguments stand for, each once, folders in alphabetical order.
 
-    A name that exists is taken as it is, so files called `a[1].png` need no quoting; otherwise `*`, `?`,
-    `[...]` and `**` are expanded here. From folders and globs only files with an image suffix are taken, and
-    no hidden ones. Named files are kept even when missing: that is for reading to report.
+    A name that exists is taken literally, so that files called `a[1].png` need no quoting; otherwise `*`, `?`, `[...]`
+    and `**` are expanded here. Of folders and globs, only files with the suffix of an image are taken, and no hidden
+    ones. Files that are named are taken even if they are missing, which is reported when they are read.
 
     Args:
-        arguments: as typed.
-        recursive: look into the folders' subfolders.
-        output: an output folder inside an input folder is not searched, so that results are not upscaled
-            again.
-        exclude: globs; files and folders are left out whose name, or whose path below the folder that was given,
-            matches one of them, and those given that match. `**/` is any number of folders. An absolute glob matches
-            where a file or folder lies.
-        standard_input: what `-` stands for; None takes `-` for a file of that name.
+        arguments: Arguments of the command line.
+        recursive: Search subfolders too.
+        output: Output folder. It is not searched if it lies in an input folder, so that results are not upscaled again.
+        exclude: Globs. Files and folders are left out if their name, or their path below the folder that was given,
+            matches one of them; so are arguments that match. `**/` is any number of folders. An absolute glob is
+            compared with the absolute path.
+        standard_input: Content that `-` stands for; None takes `-` for a file of that name.
 
     Raises:
-        UsageMistake: a folder or glob without any picture, or nothing is left of what was named.
+        UsageError: A folder or glob holds no image, or nothing is left after exclusion.
     """
     found: dict[str, Source] = {}
     unreadable: dict[Path, str] = {}
@@ -137,35 +133,35 @@ def find_sources(
             unreadable |= {Path(error.filename): (error.strerror or str(error)).lower() for error in errors}
             if not sources and not errors:
                 below = " or below" if recursive else "; -r looks into its subfolders"
-                raise UsageMistake(f"no {READABLE} picture in folder {argument!r}{below}{_in_brackets(skipped)}")
+                raise UsageError(f"no {READABLE} picture in folder {argument!r}{below}{_in_brackets(skipped)}")
         elif not os.path.exists(path) and glob.has_magic(argument):
             matches = [path for path in map(Path, sorted(glob.glob(argument, recursive=True))) if os.path.isfile(path)]
             pictures = _pictures({match: match for match in matches}, exclusion, skipped)
             sources = [Source(match, Path("."), named=False) for match in pictures]
             if not sources:
-                raise UsageMistake(f"no {READABLE} picture matches {argument!r}{_in_brackets(skipped)}")
+                raise UsageError(f"no {READABLE} picture matches {argument!r}{_in_brackets(skipped)}")
         elif exclusion.covers(path, path):
             skipped.add(path, EXCLUDED)
             sources = []
         else:
             sources = [Source(path, Path("."), named=True)]
         for source in sources:
-            # A link is a picture of its own beside the file it leads to: both names get a result.
+            # A symbolic link is an image of its own: both names get a result.
             other = found.setdefault(_place(source.path), source)
             if source.named and not other.named:
                 found[_place(source.path)] = replace(other, named=True)
     if not found and not unreadable:
-        raise UsageMistake(f"no picture is left to work on{_in_brackets(skipped)}")
+        raise UsageError(f"no picture is left to work on{_in_brackets(skipped)}")
     return Found(tuple(found.values()), unreadable, skipped, exclusion.unmatched)
 
 
 def same_file_key(path: Path) -> str:
-    """Return a string that is equal for two spellings of one file, whether it exists or not."""
+    """Return a string that is equal for two paths of one file, whether it exists or not."""
     return os.path.normcase(os.path.realpath(path))
 
 
 def _place(path: Path) -> str:
-    """A string that is equal for two spellings of one name in a folder; links are names of their own."""
+    """Return a string that is equal for two paths of one directory entry; symbolic links are entries of their own."""
     return str(Path(same_file_key(path.parent), os.path.normcase(path.name)))
 
 
@@ -186,17 +182,17 @@ class _Exclusion:
         return tuple(pattern for pattern in self._variants if pattern not in self._matched)
 
     def covers(self, path: Path, below: Path) -> bool:
-        """Return whether a glob matches a file or folder, or a folder on the way to it, by name or from the beginning.
+        """Return whether a glob matches a file or folder, or one of the folders that contain it.
 
         Args:
-            path: the file or folder. Absolute globs are compared to where it lies.
-            below: its path below the folder that was given, which other globs are compared to.
+            path: The file or folder, with which absolute globs are compared.
+            below: Its path below the folder that was given, with which other globs are compared.
         """
         parts = [part for part in below.parts if part not in (".", below.anchor)]
         return self._match(path, {*parts, *("/".join(parts[:end]) for end in range(1, len(parts) + 1))})
 
     def covers_argument(self, folder: Path) -> bool:
-        """Return whether a glob matches a folder that was given, by its name or as a whole."""
+        """Return whether a glob matches a folder that was given, by its name or by its whole path."""
         parts = [part for part in folder.parts if part not in (".", folder.anchor)]
         return self._match(folder, {*parts[-1:], "/".join(parts)} - {""})
 
@@ -204,7 +200,7 @@ class _Exclusion:
         place = Path(os.path.abspath(path))
         places = {parent.as_posix() for parent in (place, *place.parents)}
         found = False
-        for pattern, variants in self._variants.items():  # all of them, to know which match
+        for pattern, variants in self._variants.items():  # all of them, to record which ones match
             compared = names | places if os.path.isabs(pattern) else names
             if any(fnmatch(name, variant) for name in compared for variant in variants):
                 self._matched.add(pattern)
@@ -213,7 +209,7 @@ class _Exclusion:
 
 
 def _variants(pattern: str) -> Iterator[str]:
-    """The globs to try for one in which `**/` stands for any number of folders, none included."""
+    """Yield globs without `**/` that together match what a glob matches in which it is any number of folders."""
     pattern = pattern.removeprefix("./")
     absolute = pattern.rstrip("/") if os.path.isabs(pattern) else ""
     for start in filter(None, {pattern.strip("/"), absolute}):
@@ -223,12 +219,12 @@ def _variants(pattern: str) -> Iterator[str]:
 
 
 def _pictures(paths: dict[Path, Path], exclusion: _Exclusion, skipped: Skipped) -> Iterator[Path]:
-    """The pictures among files; the others are counted as skipped.
+    """Yield the images among files, and count the others as skipped.
 
     Args:
-        paths: the files, each with what `exclude` is compared to.
-        exclusion: the globs of `--exclude`.
-        skipped: where to count.
+        paths: The files, each with the path that globs are compared with.
+        exclusion: The globs of `--exclude`.
+        skipped: Counts of skipped files.
     """
     for path, below in paths.items():
         excluded = exclusion.covers(path, below)
@@ -250,7 +246,7 @@ def _in_folder(
 ) -> Iterator[Source]:
     no_input = None if output is None else same_file_key(output)
     if no_input == same_file_key(root):
-        no_input = None  # writing into the input folder itself, under other names
+        no_input = None  # The results go into the input folder itself, under other names.
     for folder, subfolders, names in os.walk(root, onerror=errors.append):
         entered = []
         for path in (Path(folder, name) for name in sorted(subfolders)):
@@ -269,7 +265,7 @@ def _in_folder(
                 entered.append(path.name)
         subfolders[:] = entered
         files = {}
-        for path in (Path(folder, name) for name in sorted(names) if not _IN_WORK.fullmatch(name)):
+        for path in (Path(folder, name) for name in sorted(names) if not _TEMPORARY.fullmatch(name)):
             if path.name.startswith("."):
                 exclusion.covers(path, path.relative_to(root))
                 skipped.add(path, HIDDEN)

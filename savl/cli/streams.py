@@ -1,4 +1,4 @@
-"""Standard streams whose loss does not end the work: the pictures count, and the log about them does not."""
+"""Standard streams: messages whose loss does not end the work, and `-` as the name of an input or output file."""
 
 from __future__ import annotations
 
@@ -8,20 +8,28 @@ import io
 import os
 import select
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
+
+from savl.command_line import UsageError, print_error
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+STANDARD = "-"
+"""The argument that means standard input or standard output."""
+
 _NAMES = ("stdin", "stdout", "stderr")
 
 
-class _Steady(io.FileIO):
+class _SteadyFile(io.FileIO):
     """A descriptor that text can always be written to, whether anything reads it or not.
 
     Attributes:
-        lost: the first error that writing met, or None.
+        lost: The first error of a write, or None.
     """
 
     lost: OSError | None = None
@@ -29,7 +37,7 @@ class _Steady(io.FileIO):
     def write(self, data: ReadableBuffer, /) -> int:
         try:
             written = super().write(data)
-            # None: the descriptor does not block and its reader is slow. An ordinary one would wait here.
+            # None: the descriptor is non-blocking and its reader is slow. An ordinary descriptor would wait here.
             while written is None:
                 select.select([], [self.fileno()], [])
                 written = super().write(data)
@@ -41,23 +49,22 @@ class _Steady(io.FileIO):
 
 @contextlib.contextmanager
 def steady_streams() -> Iterator[None]:
-    """Let the block print to standard output and standard error even where they are closed, full or no longer read.
+    """Let the block print to standard output and standard error even if they are closed, full or no longer read.
 
-    What cannot be printed is dropped and raises nothing, neither in the block nor when the interpreter ends: the
-    streams are replaced for good. A
-    descriptor that was closed when the process began leads to the null device instead, or the first file opened would
-    take its number, and with it whatever libraries print.
+    What cannot be printed is dropped and raises nothing, neither in the block nor while the interpreter shuts down: the
+    streams are replaced for good. A descriptor that was closed when the process began is connected to the null device,
+    because the first file that is opened would get its number otherwise, and with it whatever libraries print.
 
     Raises:
-        SystemExit: 1 in place of 0 where standard output was lost for another reason than that its reader had
-            enough, such as a full disk: then the answer that was asked for is not where it should be.
+        SystemExit: 1 instead of 0 if standard output was lost for another reason than that its reader stopped reading,
+            such as a full disk, because the answer that was asked for is missing then.
     """
     _reopen_closed()
-    steady = _Steady(1, "wb", closefd=False) if _replaceable(sys.stdout) else None
+    steady = _SteadyFile(1, "wb", closefd=False) if _replaceable(sys.stdout) else None
     if steady is not None:
         sys.stdout = _text(steady, sys.stdout)
     if _replaceable(sys.stderr):
-        sys.stderr = _text(_Steady(2, "wb", closefd=False), sys.stderr)
+        sys.stderr = _text(_SteadyFile(2, "wb", closefd=False), sys.stderr)
     try:
         yield
     except SystemExit as stop:
@@ -65,7 +72,7 @@ def steady_streams() -> Iterator[None]:
         lost = None if steady is None else steady.lost
         if stop.code not in (None, 0) or lost is None or lost.errno == errno.EPIPE:
             raise
-        print(f"savl: standard output cannot be written: {lost.strerror}", file=sys.stderr)
+        print_error(f"standard output cannot be written: {lost.strerror}")
         raise SystemExit(1) from None
 
 
@@ -92,9 +99,9 @@ def _reopen_closed() -> None:
 
 
 def _replaceable(stream: TextIO | None) -> bool:
-    """Whether a stream is the process's own, and no stand-in such as a test's or a notebook's."""
+    """Return whether a stream is the process's own, and not a replacement such as that of a test or a notebook."""
     if stream is None:
-        return False  # closed from the beginning: print() and rich drop what is meant for it
+        return False  # It was closed from the beginning: print() and rich drop their output.
     try:
         number = stream.fileno()
     except (OSError, ValueError):
@@ -103,7 +110,7 @@ def _replaceable(stream: TextIO | None) -> bool:
     return number in (1, 2) and not (os.name == "nt" and stream.isatty())
 
 
-def _text(raw: _Steady, model: TextIO) -> TextIO:
+def _text(raw: _SteadyFile, model: TextIO) -> TextIO:
     _flush(model)
     line_buffering = raw.fileno() == 2 or raw.isatty()
     return io.TextIOWrapper(
@@ -115,3 +122,84 @@ def _flush(stream: TextIO | None) -> None:
     with contextlib.suppress(OSError, ValueError):
         if stream is not None:
             stream.flush()
+
+
+def read_standard_input() -> bytes:
+    """Read all of standard input.
+
+    Raises:
+        UsageError: It is closed, a terminal, which holds no image, or cannot be read.
+    """
+    if sys.stdin is None or was_closed("stdin"):
+        raise UsageError("- reads a picture from standard input, which is closed")
+    if sys.stdin.isatty():
+        raise UsageError("- reads a picture from standard input, which is a terminal; redirect it: - <photo.jpg")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        reason = (error.strerror or "it is not open for reading").lower()
+        raise UsageError(f"- reads a picture from standard input, which cannot be read: {reason}") from error
+
+
+class StandardOutput:
+    """Standard output as the destination of one image; everything else that is printed goes to standard error.
+
+    The image is first written to a file in a temporary folder, so that the reader never gets an incomplete one.
+    """
+
+    def __init__(self) -> None:
+        """Check that standard output can take an image.
+
+        Raises:
+            UsageError: It is closed, or a terminal.
+        """
+        if was_closed("stdout"):
+            raise UsageError("-o - writes the picture to standard output, which is closed")
+        if os.isatty(1):
+            raise UsageError(
+                "-o - writes the picture to standard output, which is a terminal; redirect it: -o - >large.png"
+            )
+        self._folder = tempfile.TemporaryDirectory(prefix="savl-", ignore_cleanup_errors=True)
+
+    def __enter__(self) -> StandardOutput:
+        sys.stdout.flush()
+        self._descriptor = os.dup(1)
+        os.dup2(2, 1)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        sys.stdout.flush()
+        os.dup2(self._descriptor, 1)
+        os.close(self._descriptor)
+        self._folder.cleanup()
+
+    def file(self, suffix: str) -> Path:
+        """Return the temporary file to write the image to; its name ends in `suffix`."""
+        return Path(self._folder.name, f"standard-output{suffix}")
+
+    def send(self, path: Path) -> None:
+        """Copy a file to standard output.
+
+        Raises:
+            UnwritableImage: Standard output is full, or nobody reads it any more.
+        """
+        from savl.images.errors import UnwritableImage
+
+        try:
+            with open(path, "rb") as file:
+                while chunk := file.read(2**20):
+                    self._write(memoryview(chunk))
+        except OSError as error:
+            reason = (
+                "was closed by its reader" if error.errno == errno.EPIPE else f"cannot be written: {error.strerror}"
+            )
+            raise UnwritableImage("standard output", reason) from error
+
+    def _write(self, chunk: memoryview) -> None:
+        while chunk:
+            try:
+                chunk = chunk[os.write(self._descriptor, chunk) :]
+            except BlockingIOError:  # a non-blocking pipe that is full
+                select.select([], [self._descriptor], [])

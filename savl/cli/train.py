@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from savl.cli import ctrl_c, options
+from savl.cli import options
+from savl.command_line import report_errors
+from savl.interrupts import raise_on_interrupt
 from savl.printable import printable
 
 if TYPE_CHECKING:
@@ -77,7 +79,6 @@ def train(
     )
 
     from savl.inference.process_settings import use_threads
-    from savl.out_of_memory import plain_text
     from savl.training import Trainer, load_config
 
     use_threads(threads)
@@ -94,14 +95,14 @@ def train(
         console=console,
         disable=not first,
     )
-    try:
+    with report_errors(ValueError, FileNotFoundError):
         with _warnings_in_one_line(console if first else None):
             settings = load_config(config, changes or ())
         run = settings.run
         run = replace(run, output=str(output or run.output), steps=steps or run.steps)
         data = replace(settings.data, hr=tuple(map(str, hr))) if hr else settings.data
         data = replace(data, include_results=include_results or data.include_results)
-        with ctrl_c.cleaning_up(), bar:
+        with raise_on_interrupt(), bar:
             decoding = bar.add_task("decoding images", total=None, note="")
             with _cleaning_up():
                 trainer = Trainer(
@@ -121,9 +122,6 @@ def train(
                 bar.update(task, completed=step, total=trainer.expected_steps, note=_loss(losses))
 
             weights = _stoppable(trainer, lambda: trainer.train(on_step))
-    except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
-        console.print(f"[red]error:[/red] {escape(printable(plain_text(error)))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2 if isinstance(error, (ValueError, FileNotFoundError)) else 1) from None
     if weights is None:
         if first:
             console.print(f"stopped after step {trainer.step}; the same command goes on from there")

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from savl.cli import ctrl_c
+from savl.command_line import exit_with_error
+from savl.interrupts import mark_reported, raise_on_interrupt
 
 DTYPES = ("bfloat16", "float16", "float32")
 """Those that the Triton kernels take."""
@@ -53,10 +54,6 @@ def tune(
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
-    def stop(reason: str, code: int) -> typer.Exit:
-        errors.print(f"[red]error:[/red] {escape(reason)}")
-        return typer.Exit(code)
-
     for option, named, accepted in (
         ("--dtype", dtype, DTYPES),
         ("--network", network, tuple(CONFIGS)),
@@ -64,13 +61,13 @@ def tune(
     ):
         for name in named or ():
             if name not in accepted:
-                raise stop(f"{option} must be one of {', '.join(accepted)}, got {name!r}", 2)
+                exit_with_error(f"{option} must be one of {', '.join(accepted)}, got {name!r}", 2)
     machine = _machine()
     if isinstance(machine, str):
-        raise stop(f"nothing to tune: {machine}", 1)
+        exit_with_error(f"nothing to tune: {machine}", 1)
     folder = configs.user_folder()
     if output is None and folder is None:
-        raise stop("there is no home folder: SAVL_CACHE_DIR or --output must say where to store", 1)
+        exit_with_error("there is no home folder: SAVL_CACHE_DIR or --output must say where to store", 1)
     path = output or Path(str(folder)) / configs.file_name(machine.name)
 
     from savl.kernels.tune import CannotRunError, Task
@@ -82,7 +79,7 @@ def tune(
         for each in (stage or configs.STAGES)
     ]
     try:
-        with ctrl_c.cleaning_up():
+        with raise_on_interrupt():
             if check:
                 _check(tasks, machine, path)
             else:
@@ -91,10 +88,10 @@ def tune(
         stored = f"; what was found is in {path}, the same command goes on from there"
         stored = stored if path.exists() and not check else ""
         errors.print(f"[yellow]interrupted{escape(stored)}[/yellow]")
-        ctrl_c.told()
+        mark_reported()
         sys.exit(130)
     except (CannotRunError, OSError, ValueError) as error:
-        raise stop(str(error), 1) from None
+        exit_with_error(error, 1)
 
 
 def _machine() -> Any:

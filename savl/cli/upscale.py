@@ -1,14 +1,21 @@
-"""`savl upscale`: its options and its help. What it does is in `savl.cli.batch`."""
+"""`savl upscale`: upscale image files."""
 
 from __future__ import annotations
 
 import time
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from savl.cli import fused, options
-from savl.printable import printable
+from savl.cli import options
+from savl.command_line import UsageError, exit_with_error, option_value
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from savl.cli.jobs import Job
+    from savl.images.write import ProcessedFile
+    from savl.inference.enlarge import OnTile
 
 EXAMPLES = "\n".join(
     [
@@ -37,7 +44,7 @@ def upscale(
             "--scale",
             "-s",
             metavar="X",
-            help="Output size over input size, any number above 0; the network's own if left out.",
+            help="Output size divided by input size, any number above 0. Default: the scale of the network.",
             rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = None,
@@ -47,8 +54,8 @@ def upscale(
             "--format",
             "-f",
             metavar="FORMAT",
-            help="png, jpg, webp, tiff, or auto: the input's. JPEG has no transparency, it is flattened onto "
-            "white; JPEG and WebP hold 8 bits.",
+            help="png, jpg, webp, tiff, or auto: that of the input. JPEG has no transparency, which is flattened onto "
+            "white; JPEG and WebP store 8 bits.",
             rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = "auto",
@@ -69,8 +76,8 @@ def upscale(
         typer.Option(
             "--suffix",
             metavar="TEXT",
-            help="Added to the names: out makes photo_out.jpg. If left out: x4 (the scale) beside the "
-            "inputs, nothing in a folder OUT.",
+            help="Text added to the names: out gives photo_out.jpg. Default: x4 (the scale) beside the inputs, "
+            "nothing in a folder OUT.",
             rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = None,
@@ -79,7 +86,7 @@ def upscale(
         bool,
         typer.Option(
             "--severity-map",
-            help="Also write a plot of how degraded each pixel was found, as OUTPUT_severity.png.",
+            help="Also write a plot of the estimated severity of each pixel's degradation, as OUTPUT_severity.png.",
             rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = False,
@@ -90,7 +97,7 @@ def upscale(
             "--model",
             "-n",
             metavar="NAME",
-            help="Shipped weights, or the path of a savl or HAT file.",
+            help="Name of shipped weights, or path of a savl or HAT file.",
             rich_help_panel=_NETWORK,
         ),
     ] = "savl-tiny",
@@ -101,7 +108,7 @@ def upscale(
             "-t",
             metavar="PIXELS",
             min=0,
-            help="Side of the tiles, in input pixels; 0 does not tile. If left out, what fits the machine.",
+            help="Width and height of the tiles in input pixels; 0 disables tiling. Default: what fits into memory.",
             rich_help_panel=_NETWORK,
         ),
     ] = None,
@@ -111,7 +118,7 @@ def upscale(
             "--tile-pad",
             metavar="PIXELS",
             min=0,
-            help="How far tiles overlap, in input pixels.",
+            help="Overlap of tiles with their surroundings, in input pixels.",
             rich_help_panel=_NETWORK,
         ),
     ] = 32,
@@ -120,7 +127,7 @@ def upscale(
         typer.Option(
             "--dtype",
             metavar="DTYPE",
-            help="float32, or bfloat16: computes under autocast, faster where the hardware has it.",
+            help="float32, or bfloat16: computes under autocast, faster on hardware that supports it.",
             rich_help_panel=_NETWORK,
         ),
     ] = "float32",
@@ -129,56 +136,83 @@ def upscale(
         typer.Option(
             "--device",
             metavar="DEVICE",
-            help="cpu, cuda, cuda:1, mps, or auto: cuda if there is one, else mps, else cpu.",
+            help="cpu, cuda, cuda:1, mps, or auto: cuda if available, else mps, else cpu.",
             rich_help_panel=_NETWORK,
         ),
     ] = "auto",
-    eager: Annotated[bool, typer.Option("--eager", help=fused.HELP, rich_help_panel=_NETWORK)] = False,
+    eager: Annotated[bool, typer.Option("--eager", help=options.EAGER_HELP, rich_help_panel=_NETWORK)] = False,
     threads: options.Threads = None,
     debug: options.Debug = False,
 ) -> None:
     """Upscale pictures.
 
-    Bit depth, transparency, colour profile and EXIF are kept, and files appear whole or not at all.
+    Bit depth, transparency, colour profile and EXIF are kept, and files are written atomically: complete or not at all.
 
-    A picture that cannot be read is named and skipped, and makes the exit code 1.
+    A picture that cannot be read is reported and skipped, and makes the exit code 1.
     """
     started = time.monotonic()
-    from savl.inference.device import checked_dtype
-
-    try:
-        checked_dtype(dtype)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--dtype") from error
-
-    from savl.cli.batch import Settings, upscale_batch
-    from savl.cli.sources import UsageMistake
+    from savl.cli.loop import Operation, Work, in_short, process_files
+    from savl.images.result_mark import UPSCALED
+    from savl.inference.device import checked_device, checked_dtype
+    from savl.inference.enlarge import check_scale
     from savl.inference.process_settings import use_threads
+    from savl.inference.upscale_file import enlarge_file
+    from savl.inference.upscale_image import as_upscaler
+    from savl.ops.switch import fused_by_default
 
+    with option_value("--dtype"):
+        checked_dtype(dtype)
+    with option_value("--device"):
+        checked_device(device)
+    with option_value("--scale"):
+        if scale is not None:
+            check_scale(scale)
     use_threads(threads)
-    settings = Settings(
-        output=output,
-        model=model,
-        tile=tile,
-        tile_pad=tile_pad,
-        scale=scale,
-        dtype=dtype,
-        device=device,
-        suffix=suffix,
-        format=image_format,
-        quality=quality,
-        overwrite=overwrite,
-        recursive=recursive,
-        exclude=tuple(exclude or ()),
-        include_results=include_results,
-        severity_map=severity_map,
-        page=page,
-        debug=debug,
-        started=started,
-    )
+
+    def load() -> tuple[str, Work]:
+        try:
+            upscaler = as_upscaler(model, tile=tile, tile_pad=tile_pad, device=device, dtype=dtype)
+        except Exception as error:
+            if debug:
+                raise
+            reason = in_short(error)
+            raise UsageError(reason if model in reason else f"model {model}: {reason}") from error
+
+        def work(job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> ProcessedFile:
+            return enlarge_file(
+                job.open(),
+                target,
+                upscaler,
+                image_format=job.format,
+                scale=scale,
+                quality=quality,
+                severity_map=severity[0] if severity else None,
+                overwrite=overwrite,
+                page=page,
+                origin=job.origin(page),
+                on_tile=on_tile,
+            )
+
+        return f"x{upscaler.scale if scale is None else scale:g}", work
+
+    maps = (".png",) if severity_map else ()
+    operation = Operation(UPSCALED, r"(?:_p\d+)?_x\d+(?:\.\d+)?", lossless=False, map_suffixes=maps, prepare=load)
     try:
-        with fused.fused_unless(eager):
-            fine = upscale_batch(inputs, settings)
-    except UsageMistake as error:
-        raise typer.BadParameter(printable(str(error))) from error
-    raise typer.Exit(0 if fine else 1)
+        with fused_by_default(eager=eager):
+            done = process_files(
+                operation,
+                inputs,
+                output,
+                recursive=recursive,
+                exclude=exclude,
+                include_results=include_results,
+                suffix=suffix,
+                format_name=image_format,
+                overwrite=overwrite,
+                page=page,
+                debug=debug,
+                started=started,
+            )
+    except UsageError as error:
+        exit_with_error(error, 2)
+    raise typer.Exit(0 if done else 1)

@@ -123,9 +123,9 @@ def as_upscaler(
         OSError: `model` is a path that cannot be read.
     """
     precision = None if dtype is None else checked_dtype(dtype)
-    import savl
     from savl.inference.upscaler import Upscaler
     from savl.network.unwrap import unwrap
+    from savl.weights import load
     from savl.weights.files import find_weights
 
     if not isinstance(model, (str, os.PathLike)) and unwrap(model) is None:
@@ -137,5 +137,5 @@ def as_upscaler(
 
     chosen = checked_device("auto" if device is None else str(device))
     if isinstance(model, (str, os.PathLike)):
-        model = savl.load(find_weights(model, "model"))
+        model = load(find_weights(model, "model"))
     return Upscaler(cast("torch.nn.Module", model), tile=tile, tile_pad=tile_pad, device=chosen, dtype=precision)

@@ -294,12 +294,19 @@ def is_set() -> bool:
 
 
 @contextmanager
-def fused_by_default() -> Iterator[None]:
+def fused_by_default(*, eager: bool = False) -> Iterator[None]:
     """Let the fused kernels serve in a block of this thread wherever nobody has said otherwise.
 
     A model's own setting, a ``with use_fused_kernels(...)`` block, a call of `use_fused_kernels` in any thread and the
     environment variable ``SAVL_KERNELS`` all come before it. Blocks nest.
+
+    Args:
+        eager: Let the reference serve in the block instead, as ``use_fused_kernels(False)`` does.
     """
+    if eager:
+        with use_fused_kernels(False):
+            yield
+        return
     outer = getattr(_thread, "default", _EAGER)
     _thread.default = _FUSED
     try:

@@ -98,7 +98,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from savl.cli import ctrl_c
+from savl.command_line import exit_with_error
+from savl.interrupts import raise_on_interrupt
 
 if TYPE_CHECKING:
     from savl.profile.workload import Workload
@@ -158,32 +159,25 @@ def profile(
 
     Exit codes: 1 where a file cannot be written, 2 where an option is wrong or the machine cannot do what it asks.
     """
-    from rich.console import Console
-    from rich.markup import escape
-
     try:
         workload = _workload(model, size, batch, dtype, device, train)
         _check_options(backend, capture, trace, roofline, workload)
     except (ValueError, OSError) as error:
-        reason, code = str(error), 2
-    else:
-        try:
-            with ctrl_c.cleaning_up(), _kernels(backend):
-                if capture:
-                    _capture(workload, warm_up, steps)
-                    return
-                _check_targets(trace, roofline, overwrite)
-                _print_profile(workload, warm_up, steps, top, trace, overwrite)
-                if roofline is not None:
-                    height, width = _size(size)
-                    _print_roofline(workload, height, width, batch, dtype, roofline, overwrite)
-            return
-        except FileExistsError as error:
-            reason, code = f"{error.filename} exists already (--overwrite replaces it)", 1
-        except OSError as error:
-            reason, code = str(error), 1
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {escape(reason)}")
-    raise typer.Exit(code)
+        exit_with_error(error, 2)
+    try:
+        with raise_on_interrupt(), _kernels(backend):
+            if capture:
+                _capture(workload, warm_up, steps)
+                return
+            _check_targets(trace, roofline, overwrite)
+            _print_profile(workload, warm_up, steps, top, trace, overwrite)
+            if roofline is not None:
+                height, width = _size(size)
+                _print_roofline(workload, height, width, batch, dtype, roofline, overwrite)
+    except FileExistsError as error:
+        exit_with_error(f"{error.filename} exists already (--overwrite replaces it)", 1)
+    except OSError as error:
+        exit_with_error(error, 1)
 
 
 def _size(text: str) -> tuple[int, int]:

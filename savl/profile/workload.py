@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import savl
 from savl.network import CONFIGS, SAVL
 from savl.profile.ranges import annotate, named_range
+from savl.weights import build, load
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STEP = "step"
@@ -137,10 +137,10 @@ def find_model(source: str) -> SAVL:
     """
     if source in CONFIGS:
         torch.manual_seed(0)
-        return savl.build(source)
+        return build(source)
     if not Path(source).is_file():
         raise ValueError(f"model must be one of {', '.join(CONFIGS)} or an existing file, got {source!r}")
-    return savl.load(source)
+    return load(source)
 
 
 def parse_size(text: str) -> tuple[int, int]:

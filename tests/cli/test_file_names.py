@@ -20,17 +20,17 @@ PROGRAM = """
 import os
 from pathlib import Path
 from savl.atomic_write import write_atomically
-from savl.cli.claims import claim
+from savl.cli.locks import lock_output
 for name in os.listdir("."):
-    with claim(Path(name)) as claimed:
-        assert claimed.granted
+    with lock_output(Path(name)) as lock:
+        assert lock.acquired
         assert len(os.listdir(".")) == 4, os.listdir(".")
         write_atomically(Path(name), b"new")
 """
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode there")
-def test_names_of_other_encodings_are_claimed_and_written(tmp_path: Path) -> None:
+def test_files_with_names_of_other_encodings_are_locked_and_written(tmp_path: Path) -> None:
     names = ["é.png".encode(), b"\xff\xfe.png", ("é" * 120 + ".png").encode()]
     for name in names:
         (tmp_path / os.fsdecode(name)).touch()
@@ -48,17 +48,17 @@ def test_names_of_other_encodings_are_claimed_and_written(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("command", ["upscale", "degrade"])
-def test_a_name_that_cannot_be_claimed_costs_its_file_alone(
+def test_a_name_that_cannot_be_locked_fails_that_file_alone(
     savl: Callable[..., Any], picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    genuine = loop.claim
+    genuine = loop.lock_output
 
     def refusing(output: Path) -> Any:
         if output.stem == "a":
             "\udcff".encode()
         return genuine(output)
 
-    monkeypatch.setattr(loop, "claim", refusing)
+    monkeypatch.setattr(loop, "lock_output", refusing)
     picture("in/a.png")
     picture("in/b.png")
     done = savl(command, "in", "-o", "out")

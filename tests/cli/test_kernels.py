@@ -15,8 +15,9 @@ import torch
 from rich.console import Console
 
 from savl.build_info import build_info
-from savl.cli import batch, kernels, tune
+from savl.cli import kernels, tune
 from savl.cli.tune import tuning_problems
+from savl.inference import upscale_image
 from savl.kernels import configs
 from savl.kernels import tune as kernels_tune
 from savl.kernels.configs import STAGES, KernelConfig, Problem, default_config
@@ -290,13 +291,13 @@ def test_verify_passes_over_a_backend_that_is_there_but_cannot_serve_the_gpu(
 def serving(savl: Run, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The backends in force whenever an upscaler is made."""
     seen: list[str] = []
-    make = batch.as_upscaler
+    make = upscale_image.as_upscaler
 
     def spy(model: Any, **settings: Any) -> Any:
         seen.append(kernel_report().serving("window_attention"))
         return make(model, **settings)
 
-    monkeypatch.setattr(batch, "as_upscaler", spy)
+    monkeypatch.setattr(upscale_image, "as_upscaler", spy)
     return seen
 
 

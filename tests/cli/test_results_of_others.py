@@ -119,10 +119,10 @@ def test_every_format_carries_the_same_eight_digits_and_no_name(savl: Run, image
 
 def overtake(monkeypatch: pytest.MonkeyPatch, output: str, source: str) -> None:
     """Let another process write an output, of a source, while the network is loaded."""
-    from savl.cli import batch
     from savl.images.format import PNG
     from savl.images.result_mark import UPSCALED, digest_origin
     from savl.images.write import write_image
+    from savl.inference import upscale_image
     from tests.cli.conftest import FakeUpscaler
 
     def load(model: str, **settings: Any) -> FakeUpscaler:
@@ -131,7 +131,7 @@ def overtake(monkeypatch: pytest.MonkeyPatch, output: str, source: str) -> None:
         write_image(output, pixels, image_format=PNG, mark=UPSCALED, origin=digest_origin(source), overwrite=True)
         return FakeUpscaler()
 
-    monkeypatch.setattr(batch, "as_upscaler", load)
+    monkeypatch.setattr(upscale_image, "as_upscaler", load)
 
 
 def test_an_output_that_was_named_and_that_another_process_has_written_is_an_error(

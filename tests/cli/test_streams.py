@@ -6,29 +6,20 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import savl
-from savl.cli.streams import steady_streams
+from savl.cli.streams import _SteadyFile, steady_streams
 from savl.images.format import PNG
 from savl.images.write import write_image
 
-# One start of torch for all ways: each is a child of its own, whose streams are lost before `savl` begins.
+# Each way is a child of its own, whose streams are lost before `savl` begins.
 PROGRAM = """
-import os, sys
-from types import SimpleNamespace
-import torch
-from savl.cli import batch, main
-
-class Nearest:
-    scale = 4
-    def __call__(self, lr, *, on_tile=None):
-        sr = torch.nn.functional.interpolate(lr, scale_factor=4, mode="nearest")
-        return SimpleNamespace(sr=sr, severity=torch.ones(1, *lr.shape[2:]))
-
 def pipe():
     reading, writing = os.pipe()
     os.close(reading)
@@ -46,7 +37,6 @@ def closed():
         setattr(sys, name, None)
         setattr(sys, f"__{name}__", None)
 
-batch.as_upscaler = lambda model, **settings: Nearest()
 for lose, source in ((pipe, "good"), (full, "good"), (closed, "mixed")):
     if child := os.fork():
         print(lose.__name__, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
@@ -71,15 +61,14 @@ def shell(folder: Path, command: str) -> subprocess.Popen[str]:
     )
 
 
-def test_every_picture_is_done_whatever_becomes_of_the_log(tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(PROGRAM)
+def test_every_picture_is_done_whatever_becomes_of_the_log(fork: Callable[..., Any], tmp_path: Path) -> None:
     for folder in ("good", "mixed"):
         (tmp_path / folder).mkdir()
         for name in ("a", "b", "c"):
             write_image(tmp_path / folder / f"{name}.png", np.zeros((8, 8, 3), np.uint8), image_format=PNG)
     (tmp_path / "mixed/broken.png").write_bytes(b"no picture")
-    output, errors = shell(tmp_path, f'"{sys.executable}" program.py').communicate(timeout=300)
-    assert errors == ""
+    code, output, errors = fork(PROGRAM).wait()
+    assert (code, errors) == (0, "")
     assert output.splitlines() == ["pipe 0", "full 0", "closed 1"]
     for way in ("pipe", "full", "closed"):
         assert sorted(path.name for path in (tmp_path / way).iterdir()) == ["a.png", "b.png", "c.png"]
@@ -115,9 +104,7 @@ def test_streams_that_stand_in_for_the_process_s_own_are_left_alone(capsys: pyte
 
 
 def test_the_error_that_was_met_first_is_remembered() -> None:
-    from savl.cli.streams import _Steady
-
-    with _Steady("/dev/full", "wb") as stream:
+    with _SteadyFile("/dev/full", "wb") as stream:
         assert stream.write(b"abc") == 3
         assert stream.lost is not None
         assert stream.lost.errno == errno.ENOSPC

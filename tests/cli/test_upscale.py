@@ -306,7 +306,7 @@ def test_an_unknown_model_or_device_is_a_usage_mistake(
 def test_a_failing_network_fails_that_file_and_leaves_nothing(
     savl: Run, picture: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from savl.cli import batch
+    from savl.inference import upscale_image
 
     class Exhausted:
         scale = 4
@@ -314,7 +314,7 @@ def test_a_failing_network_fails_that_file_and_leaves_nothing(
         def __call__(self, lr: object, **_: object) -> object:
             raise MemoryError("out of memory")
 
-    monkeypatch.setattr(batch, "as_upscaler", lambda model, **settings: Exhausted())
+    monkeypatch.setattr(upscale_image, "as_upscaler", lambda model, **settings: Exhausted())
     picture("a.png")
     done = savl("upscale", "a.png", "-o", "out/a.png")
     assert done.code == 1

@@ -123,7 +123,7 @@ def test_a_folder_in_the_place_of_the_output_is_a_failure(savl: Run, picture: Wr
 def test_an_output_that_cannot_be_written_is_found_out_before_the_network_runs(
     savl: Run, picture: Write, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
-    from savl.cli import batch
+    from savl.inference import upscale_image
 
     class Unwanted:
         scale = 4
@@ -131,7 +131,7 @@ def test_an_output_that_cannot_be_written_is_found_out_before_the_network_runs(
         def __call__(self, lr: object, **_: object) -> object:
             pytest.fail("the network ran")
 
-    monkeypatch.setattr(batch, "as_upscaler", lambda model, **settings: Unwanted())
+    monkeypatch.setattr(upscale_image, "as_upscaler", lambda model, **settings: Unwanted())
     picture("a.png")
     Path("plain").write_text("no folder")
     Path("plain.png").write_text("no folder")
@@ -169,7 +169,7 @@ def test_a_folder_given_again_through_a_link_is_done_once(savl: Run, picture: Wr
 def test_a_terminal_that_is_closed_ends_the_work_cleanly_unless_nohup_keeps_it(
     savl: Run, picture: Write, monkeypatch: pytest.MonkeyPatch, ignored: bool
 ) -> None:
-    from savl.cli import batch
+    from savl.inference import upscale_image
     from tests.cli.conftest import FakeUpscaler
 
     class HungUp(FakeUpscaler):
@@ -177,7 +177,7 @@ def test_a_terminal_that_is_closed_ends_the_work_cleanly_unless_nohup_keeps_it(
             os.kill(os.getpid(), signal.SIGHUP)
             return super().__call__(lr, **options)
 
-    monkeypatch.setattr(batch, "as_upscaler", lambda model, **settings: HungUp())
+    monkeypatch.setattr(upscale_image, "as_upscaler", lambda model, **settings: HungUp())
     picture("in/a.png")
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import runpy
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +17,10 @@ import torch
 import typer
 
 import savl
+from savl import cli
 from savl.build_info import build_info
-from savl.cli import main as savl_main
 from savl.cli.app import app as savl_app
-from savl.command_line import Group
 from savl.ops import switch
-from savl.profile import __main__ as module
 from savl.profile import command, measure, roofline, workload
 from savl.profile.workload import find_model, make_workload
 
@@ -47,12 +47,18 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         capsys.readouterr()
         defaults = ["--size", "16x16", "--device", "cpu", "--warm-up", "0", "--steps", "1"]
         with pytest.raises(SystemExit) as stop:
-            module.main([*defaults, *map(str, arguments)])
+            cli.main(["profile", *defaults, *map(str, arguments)])
         captured = capsys.readouterr()
         code = stop.value.code
         return Finished(code if isinstance(code, int) else 0, captured.out + captured.err, captured.err)
 
     return run
+
+
+def profile_command() -> Any:
+    """The command `savl profile` as Typer has it."""
+    group: Any = typer.main.get_command(savl_app)
+    return group.commands["profile"]
 
 
 def rows(text: str) -> dict[str, list[str]]:
@@ -267,7 +273,7 @@ def test_the_guide_teaches_with_names_that_exist(run: Callable[..., Finished]) -
         assert f"struct {kernel} {{" in sources, kernel
     for page in re.findall(r"docs/[\w-]+\.md", guide):
         assert (ROOT / page).is_file(), page
-    options = {option for each in typer.main.get_command(module.app).params for option in each.opts}
+    options = {option for each in profile_command().params for option in each.opts}
     lines = [line for line in guide.replace("\\\n", " ").splitlines() if "python -m savl.profile" in line]
     for line in lines:
         for option in re.findall(r"(?<!\S)--[a-z-]+", line.partition("-m savl.profile")[2]):
@@ -275,19 +281,12 @@ def test_the_guide_teaches_with_names_that_exist(run: Callable[..., Finished]) -
     assert len(lines) >= 6
 
 
-def test_the_subcommand_is_the_module(capsys: pytest.CaptureFixture[str]) -> None:
-    printed = []
-    for main, words in ((savl_main, ["profile"]), (module.main, [])):
-        with pytest.raises(SystemExit) as stop:
-            main([*words, "--size", "16x16", "--device", "nowhere"])
-        assert stop.value.code == 2
-        printed.append(capsys.readouterr().err)
-    assert printed[0] == printed[1] != ""
-    group = typer.main.get_command(savl_app)
-    assert isinstance(group, Group)
-    assert [each.opts for each in group.commands["profile"].params] == [
-        each.opts for each in typer.main.get_command(module.app).params
-    ]
+def test_the_module_runs_the_subcommand(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(cli, "main", lambda arguments, **options: calls.append((arguments, options)))
+    monkeypatch.setattr(sys, "argv", ["savl.profile", "--size", "16x16"])
+    runpy.run_module("savl.profile", run_name="__main__")
+    assert calls == [(["profile", "--size", "16x16"], {"until_exit": True})]
 
 
 def test_a_roofline_without_matplotlib_names_the_extra(

@@ -190,7 +190,7 @@ def test_what_libraries_print_does_not_get_into_the_picture(
     savl: Run, picture: Write, redirect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     standard_output = redirect()
-    from savl.cli import batch
+    from savl.inference import upscale_image
     from tests.cli.conftest import FakeUpscaler
 
     class Talkative(FakeUpscaler):
@@ -198,7 +198,7 @@ def test_what_libraries_print_does_not_get_into_the_picture(
             os.write(1, b"talk")
             return super().__call__(lr, **options)
 
-    monkeypatch.setattr(batch, "as_upscaler", lambda model, **settings: Talkative())
+    monkeypatch.setattr(upscale_image, "as_upscaler", lambda model, **settings: Talkative())
     picture("a.png")
     assert savl("upscale", "a.png", "-o", "-").code == 0
     assert read_image(standard_output.read_bytes()).pixels.shape == (24, 32, 3)

@@ -7,28 +7,32 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import savl
-from savl.cli import ctrl_c, main
+from savl.cli import main
 from savl.images.format import PNG
 from savl.images.write import write_image
+from savl.interrupts import exit_on_interrupt, raise_on_interrupt
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
-# The command, with Ctrl-C where a test says so.
-BEGINNING = """
-import os, signal, sys
-# A shell starts what it runs in the background with SIGINT ignored; a user at a terminal does not.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+PRESS = """
+import os, signal
 def press():
     os.kill(os.getpid(), signal.SIGINT)
 """
-# The import of a module at which Ctrl-C comes, and is dropped as torch and numpy drop it.
-AT_IMPORT = """
+# Ctrl-C comes at the import of a module, and is dropped as torch and numpy drop it.
+AT_IMPORT = f"""
+import sys
+{PRESS}
+# A shell starts what it runs in the background with SIGINT ignored; a user at a terminal does not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 module = sys.argv[1]
 class Presses:
     def find_spec(self, name, path=None, target=None):
@@ -43,45 +47,38 @@ from savl.cli import main
 sys.argv[1:] = ["upscale", "in.png", "-o", "out.png"]
 main()
 """
-# A network at which it comes.
-AT_WORK = """
-from types import SimpleNamespace
-import torch
-from savl.cli import batch, main
-
-class Nearest:
-    scale = 4
+# Ctrl-C comes while the network is running.
+AT_WORK = f"""
+{PRESS}
+class Interrupted(Nearest):
     def __call__(self, lr, *, on_tile=None):
-        {pressed}
+        {{pressed}}
         on_tile(1, 1)
-        sr = torch.nn.functional.interpolate(lr, scale_factor=4, mode="nearest")
-        return SimpleNamespace(sr=sr, severity=torch.ones(1, *lr.shape[2:]))
+        return super().__call__(lr)
 
-batch.as_upscaler = lambda model, **settings: Nearest()
-sys.argv[1:] = ["upscale", "in.png", "-o", "out.png"]
+upscale_image.as_upscaler = lambda model, **settings: Interrupted()
 main()
 """
+UPSCALE = ("upscale", "in.png", "-o", "out.png")
 
 
-def end_of(program: str, folder: Path, *arguments: str) -> tuple[int, str]:
-    """Run a program beside in.png; return its exit code and what it says."""
-    write_image(folder / "in.png", np.zeros((8, 8, 3), np.uint8), image_format=PNG)
+@pytest.fixture(autouse=True)
+def _input(tmp_path: Path) -> None:
+    write_image(tmp_path / "in.png", np.zeros((8, 8, 3), np.uint8), image_format=PNG)
+
+
+@pytest.mark.parametrize("module", ["typer", "numpy", "torch"])
+def test_it_ends_the_command_though_an_import_would_drop_it(module: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", BEGINNING + program, *arguments],
-        cwd=folder,
+        [sys.executable, "-c", AT_IMPORT, module],
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(savl.__file__).parents[1])},
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    assert done.stdout == ""
-    return done.returncode, done.stderr
-
-
-@pytest.mark.parametrize("module", ["typer", "numpy", "torch"])
-def test_it_ends_the_command_though_an_import_would_drop_it(module: str, tmp_path: Path) -> None:
-    assert end_of(AT_IMPORT, tmp_path, module) == (130, "savl: interrupted\n")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "savl: interrupted\n")
     assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
 
 
@@ -89,31 +86,31 @@ def test_it_ends_the_command_though_an_import_would_drop_it(module: str, tmp_pat
     "pressed",
     [
         "press()",
-        # a library that drops it, and one that makes an error of its own of it
+        # a library that drops it, and one that raises an error of its own instead
         "\n        try: press()\n        except KeyboardInterrupt: pass",
         "\n        try: press()\n        except KeyboardInterrupt: raise RuntimeError('failed') from None",
-        # again, while the first is on its way
+        # a second time, while the first exception is handled
         "\n        try: press()\n        finally: press()",
     ],
     ids=["once", "dropped", "turned", "twice"],
 )
-def test_it_ends_the_work_on_a_file_without_a_trace(pressed: str, tmp_path: Path) -> None:
-    code, said = end_of(AT_WORK.replace("{pressed}", pressed), tmp_path)
-    assert (code, said) == (130, "interrupted: 0 of 1 upscaled, no partial file left\n")
+def test_it_ends_the_work_on_a_file_without_a_trace(pressed: str, fork: Callable[..., Any], tmp_path: Path) -> None:
+    done = fork(AT_WORK.format(pressed=pressed), *UPSCALE).wait()
+    assert done == (130, "", "interrupted: 0 of 1 upscaled, no partial file left\n")
     assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
 
 
-def test_it_is_quiet_while_the_interpreter_ends(tmp_path: Path) -> None:
-    code, said = end_of("import atexit\natexit.register(press)" + AT_WORK.replace("{pressed}", "pass"), tmp_path)
+def test_it_is_quiet_while_the_interpreter_ends(fork: Callable[..., Any], tmp_path: Path) -> None:
+    program = AT_WORK.format(pressed="pass").replace("main()", "import atexit\natexit.register(press)\nmain()")
+    code, _, said = fork(program, *UPSCALE).wait()
     assert code == 130
     assert said.splitlines()[1:] == ["savl: interrupted"]
     assert (tmp_path / "out.png").exists()
 
 
-def test_a_second_one_later_ends_a_cleaning_up_that_hangs(tmp_path: Path) -> None:
+def test_a_second_one_later_ends_a_cleaning_up_that_hangs(fork: Callable[..., Any]) -> None:
     hanging = "\n        try: press()\n        finally: __import__('time').sleep(1.1); press(); sys.exit('not reached')"
-    code, said = end_of(AT_WORK.replace("{pressed}", hanging), tmp_path)
-    assert (code, said) == (130, "savl: interrupted\n")
+    assert fork(AT_WORK.format(pressed=hanging), *UPSCALE).wait() == (130, "", "savl: interrupted\n")
 
 
 def test_a_program_that_calls_main_has_its_handler_back(capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +122,7 @@ def test_a_program_that_calls_main_has_its_handler_back(capsys: pytest.CaptureFi
 
 def test_a_program_that_calls_main_gets_the_exit_code_too() -> None:
     def command() -> None:
-        with ctrl_c.handled(until_exit=False), ctrl_c.cleaning_up():
+        with exit_on_interrupt(until_exit=False), raise_on_interrupt():
             try:
                 os.kill(os.getpid(), signal.SIGINT)
             finally:
@@ -140,7 +137,7 @@ def test_a_program_that_calls_main_gets_the_exit_code_too() -> None:
 def test_a_handler_of_somebody_else_stays(handler: signal.Handlers) -> None:
     before = signal.signal(signal.SIGINT, handler)
     try:
-        with ctrl_c.handled(until_exit=False):
+        with exit_on_interrupt(until_exit=False):
             assert signal.getsignal(signal.SIGINT) is handler
             os.kill(os.getpid(), signal.SIGINT)
     finally:

@@ -1,0 +1,121 @@
+"""Imports inside savl run one way, as the table says: from commands to networks to ops to kernels, and never back."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted([*ROOT.glob("savl/**/*.py"), *ROOT.glob("kernels/**/*.py")])
+
+# Modules that stand on nothing of savl's but each other; every part may import them.
+BASE = {"atomic_write", "bicubic", "interrupts", "out_of_memory", "printable", "settings"}
+# For each part, a package or a module right below savl/, the parts that it may import besides BASE.
+ALLOWED = {
+    "kernels": set(),
+    "cuda_facts": set(),
+    "build_info": {"cuda_facts"},
+    "ops": {"build_info", "cuda_facts", "kernels"},
+    "images": set(),
+    "network": {"ops"},
+    "weights": {"network", "ops"},
+    "accelerate": {"network", "ops", "weights"},
+    "degradation": {"images"},
+    "inference": {"accelerate", "images", "network", "ops", "weights"},
+    "evaluation": {"degradation", "images", "inference", "network", "ops", "weights"},
+    "training": {"degradation", "evaluation", "images", "inference", "network", "ops", "weights"},
+    "analysis": {"degradation", "evaluation", "images", "inference", "network", "ops", "weights"},
+    "export": {"inference", "network", "ops", "weights"},
+    "distributed": {"images", "inference", "network", "ops", "weights"},
+    "command_line": set(),
+    "profile": {"command_line", "inference", "network", "ops", "training", "weights"},
+    "torch_import": {"ops"},
+    "__init__": {"accelerate", "inference", "network", "ops", "torch_import", "weights"},
+}
+# The commands and the local page may import everything below them. Nothing imports these two, except __main__.
+ALLOWED["web"] = set().union(*ALLOWED.values())
+ALLOWED["cli"] = {"analysis", "distributed", "evaluation", "export", "profile", "training", "web"} | ALLOWED["web"]
+ALLOWED["__main__"] = {"cli"}
+
+
+def part_of(path: Path) -> str:
+    """The part that a file belongs to."""
+    first, *rest = path.relative_to(ROOT).with_suffix("").parts
+    if path.name == "__main__.py":
+        return "__main__"
+    return "kernels" if first == "kernels" else rest[0]
+
+
+def imported_modules(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of every import of savl's, also in functions and under TYPE_CHECKING.
+
+    ``import savl`` alone counts as an import of each attribute that the file takes from it.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            for alias in node.names:
+                yield node.lineno, f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name != "savl":
+                    yield node.lineno, alias.name
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "savl":
+            yield node.lineno, f"savl.{node.attr}"
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "import_module":
+            yield from ((node.lineno, str(name.value)) for name in node.args[:1] if isinstance(name, ast.Constant))
+
+
+def wrong_arrows(path: Path) -> Iterator[str]:
+    """File, line and arrow of every import that the table does not allow."""
+    part = part_of(path)
+    allowed = BASE if part in BASE else ALLOWED[part] | BASE
+    for line, name in imported_modules(path):
+        package, _, rest = name.partition(".")
+        target = rest.partition(".")[0]
+        if package != "savl" or target in (part, "__version__") or target.startswith("_C"):
+            continue
+        if target not in allowed:
+            yield f"{path.relative_to(ROOT)}:{line}: {part} -> {target} ({name})"
+
+
+def test_every_part_is_in_the_table() -> None:
+    assert {part_of(path) for path in SOURCES} <= {*ALLOWED, *BASE}
+
+
+def test_the_table_has_no_circle() -> None:
+    below: dict[str, set[str]] = {}
+    while len(below) < len(ALLOWED):
+        ready = [part for part, targets in ALLOWED.items() if part not in below and targets <= below.keys()]
+        assert ready, f"a circle among {sorted(ALLOWED.keys() - below.keys())}"
+        below |= {part: ALLOWED[part] for part in ready}
+
+
+def test_imports_run_one_way() -> None:
+    found = [arrow for path in SOURCES for arrow in wrong_arrows(path)]
+    assert not found, "\n".join(["imports against the table of tests/test_import_arrows.py:", *found])
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "arrow"),
+    [
+        ("savl/network/hab.py", "def f():\n    import savl\n    savl.load('x')", "network -> load (savl.load)"),
+        ("savl/images/write.py", "from savl.inference import tiling", "images -> inference (savl.inference.tiling)"),
+        ("savl/ops/switch.py", "from savl import cli", "ops -> cli (savl.cli)"),
+        ("savl/network/hab.py", "import savl.kernels.attention", "network -> kernels (savl.kernels.attention)"),
+        ("savl/settings.py", "if TYPE_CHECKING:\n    from savl.ops import switch", "settings -> ops (savl.ops.switch)"),
+    ],
+)
+def test_a_wrong_import_is_reported_with_file_line_and_arrow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, source: str, arrow: str
+) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text(source)
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    last = len(source.splitlines())
+    assert list(wrong_arrows(path)) == [f"{file}:{last}: {arrow}"]
