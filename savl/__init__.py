@@ -1,7 +1,7 @@
 """savl: real-world image super-resolution guided by a per-pixel degradation field.
 
-`load` and `build` give networks; `upscale` enlarges a picture and `upscale_file` a file. Both compute with the fused
-kernels where they can serve; a network that is called directly does after `use_fused_kernels()`. See README.md.
+`load` and `build` return networks; `upscale` upscales an image and `upscale_file` an image file. Both use the fused
+kernels where they are available. A network that is called directly uses them after `use_fused_kernels()`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writing of files: after an error or a crash there is the complete new file, or the old one."""
 
 from __future__ import annotations
 
@@ -14,31 +14,30 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` that becomes `path` only when the block ends well.
+    """Open a temporary file beside `path` that replaces `path` if the block ends without an error.
 
-    The bytes are on the disk (fsync) before the name changes (one atomic rename), so a reader, a crash or a
-    power cut sees the old file or the new one. Whatever ends the block early, Ctrl-C included, removes the
-    temporary file; only a kill that cannot be caught leaves it, hidden and named `.<name>.<random>.part` (of a
-    long name, the beginning).
+    The data is on the disk (fsync) before the file is renamed, which is atomic. A reader, a crash or a power failure
+    therefore finds the old file or the new one. If the block ends with an exception, Ctrl-C included, the temporary
+    file is removed. Only a signal that cannot be caught leaves it; it is hidden and called `.<name>.<random>.part`,
+    where a long name is shortened.
 
     Args:
-        path: the file to write. A symbolic link is followed, so that its target is replaced and the link
-            stays.
-        overwrite: replace an existing file.
+        path: The file to write. A symbolic link is followed, so that its target is replaced and the link stays.
+        overwrite: Replace an existing file.
 
     Yields:
         An unbuffered binary file, open for reading and writing, positioned at 0.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is False.
-        OSError: `path` is no regular file, its folder cannot be written, or the disk is full.
+        OSError: `path` is not a regular file, its folder cannot be written, or the disk is full.
     """
     target, part, descriptor = _create_part(path, overwrite)
     try:
         with os.fdopen(descriptor, "w+b", buffering=0) as file:
             yield file
             os.fsync(file.fileno())
-        # Looked at again: minutes of work may lie between the first look and here.
+        # Checked again, because minutes of work may lie between the first check and here.
         _check_target(path, target, overwrite)
         os.replace(part, target)
     except BaseException:
@@ -49,10 +48,10 @@ def atomic_write(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
 
 
 def check_writable(path: Path, *, overwrite: bool) -> None:
-    """Try the first step of `atomic_write`, and leave nothing behind.
+    """Try the first step of `atomic_write`, and remove the temporary file again.
 
     Raises:
-        FileExistsError, OSError: as `atomic_write` would.
+        FileExistsError, OSError: As for `atomic_write`.
     """
     _, part, descriptor = _create_part(path, overwrite)
     try:
@@ -63,40 +62,40 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
 
 
 def raise_if_full(file: BinaryIO) -> None:
-    """Raise what the system says when a file cannot grow; for libraries that say "write error" only.
+    """Raise the system's error if a file cannot grow, for libraries that only report "write error".
 
-    Zeros are appended, so this is for a file of `atomic_write` that is given up.
+    This appends zeros, so the file must be one of `atomic_write` that is going to be discarded.
 
     Args:
-        file: unbuffered, open for writing.
+        file: Unbuffered file, open for writing.
 
     Raises:
-        OSError: the disk is full, a quota or a limit on the size of files is reached, or the disk is gone.
+        OSError: The disk is full, a quota or a limit on the size of files is reached, or the disk is gone.
     """
     file.seek(0, os.SEEK_END)
     write_whole(file, bytes(2**20))
 
 
 def write_atomically(path: Path, data: bytes | memoryview, *, overwrite: bool = True) -> None:
-    """Write a whole file at once; see `atomic_write`.
+    """Write a file with the given content; see `atomic_write`.
 
     Raises:
-        FileExistsError: the file is there and `overwrite` is False.
-        OSError: `path` is no regular file, its folder cannot be written, or the disk is full.
+        FileExistsError: The file exists and `overwrite` is False.
+        OSError: `path` is not a regular file, its folder cannot be written, or the disk is full.
     """
     with atomic_write(path, overwrite=overwrite) as file:
         write_whole(file, data)
 
 
 def write_whole(file: BinaryIO, data: bytes | memoryview) -> None:
-    """Write all bytes to the unbuffered file of `atomic_write`, of which one write may take only a part.
+    """Write all bytes to the unbuffered file of `atomic_write`, for which a single write may be incomplete.
 
     Args:
-        file: where to, from its position on.
-        data: one-dimensional, of bytes.
+        file: The file, which is written from its current position.
+        data: One-dimensional, of bytes.
 
     Raises:
-        OSError: the disk is full.
+        OSError: The disk is full.
     """
     view = memoryview(data)
     while view:
@@ -104,21 +103,21 @@ def write_whole(file: BinaryIO, data: bytes | memoryview) -> None:
 
 
 def name_beginning(name: str) -> str:
-    """Return the beginning of a file name, for the name of a temporary file that goes with it.
+    """Return the beginning of a file name, for the name of a temporary file that belongs to it.
 
-    At most 100 bytes, because file systems limit names to 255 or (encrypted ones) 143 bytes; what is no text in the
-    encoding of file names, such as an accented letter in the locale C, is dropped.
+    It has at most 100 bytes, because file systems limit names to 255 or (if encrypted) 143 bytes. Bytes that are not
+    text in the encoding of file names, such as an accented letter in the locale C, are dropped.
     """
     return os.fsencode(name)[:100].decode(sys.getfilesystemencoding(), errors="ignore")
 
 
 def _create_part(path: Path, overwrite: bool) -> tuple[Path, Path, int]:
-    """The file that `path` leads to, the temporary file made beside it, and the latter's descriptor."""
+    """Create the temporary file; return the file that `path` leads to, the temporary file, and its descriptor."""
     target = Path(os.path.realpath(path))
     _check_target(path, target, overwrite)
     part = target.with_name(f".{name_beginning(target.name)}.{secrets.token_hex(4)}.part")
     try:
-        # Plain open() mode bits, so that the user's umask decides who may read the file.
+        # The mode bits of open(), so that the user's umask decides who may read the file.
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
@@ -135,7 +134,7 @@ def _check_target(path: Path, target: Path, overwrite: bool) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself durable, where the system lets a folder be opened."""
+    """Make the rename durable, if the system can open folders."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,7 +1,7 @@
-"""What running out of memory looks like, on any device and in any library, and how it is told to people.
+"""Recognise errors that mean lack of memory, on any device and in any library, and describe them in one line.
 
-Allocations that fail surface under each library's own words, many of them not as MemoryError. This module knows those
-words and imports none of the libraries, so that whoever reads, computes or writes can ask it.
+Libraries report failed allocations in different words, and many of them not as MemoryError. This module knows those
+words and imports none of the libraries, so that every other module can use it.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ _SIGNS = (
     "can't allocate memory",
     "cannot allocate memory",
     "invalid buffer size",
-    # C++, as torch passes it on
+    # C++ exceptions, as torch passes them on
     "std::bad_alloc",
     "bad allocation",
-    # cuBLAS, and cuDNN, which also finds no algorithm when it has no room for one
+    # cuBLAS, and cuDNN, which finds no algorithm if there is no memory for one
     "status_alloc_failed",
     "unable to find a valid cudnn algorithm",
     "unable to find an engine",
-    # oneDNN, which does not say why, and whose shapes the networks here keep within what it supports
+    # oneDNN, which does not give the reason; the shapes of the networks here are all supported
     "could not create a primitive",
     "could not create a memory",
     "could not execute a primitive",
-    # the decoders behind libvips
+    # the decoders that libvips uses
     "insufficient memory",
     "failed to allocate",
-    # threads, whose stacks are memory; the limits of users and containers on threads look the same
+    # threads, whose stacks need memory; limits on the number of threads give the same messages
     "can't start new thread",
     "error creating thread",
     "resource temporarily unavailable",
-    # the loader of libraries
+    # the loader of shared libraries
     "failed to map segment",
     "cannot map zero-fill pages",
 )
@@ -46,15 +46,15 @@ _SIZES = (
 
 
 def says_out_of_memory(text: str) -> bool:
-    """Return whether a library's message says that memory, or a thread, could not be had."""
+    """Return whether a library's message says that memory could not be allocated or a thread not be started."""
     lowered = text.lower()
     return any(sign in lowered for sign in _SIGNS)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception says that an allocation failed, on any device.
+    """Return whether an exception means that an allocation failed, on any device.
 
-    Errors about files are judged by their number alone, since their text holds names that people chose.
+    Of errors about files only the error number counts, since their text contains names of files.
     """
     if isinstance(error, MemoryError):
         return True
@@ -66,11 +66,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory_in_short(error: BaseException, advice: str = "free some") -> str:
-    """Return one line for people about an error of which `is_out_of_memory` is true.
+    """Describe an error for which `is_out_of_memory` is true in one line.
 
     Args:
-        error: The error. A message of savl's own is taken as it is; of a library's, the size that it names is kept.
-        advice: What to do, as the second half of the sentence.
+        error: The error. A message of savl's own is returned unchanged; of a library's message, the size is kept.
+        advice: What the user can do, as the second half of the sentence.
 
     Returns:
         For example "out of memory: 36 MiB could not be allocated; free some".
@@ -88,7 +88,7 @@ def out_of_memory_in_short(error: BaseException, advice: str = "free some") -> s
 
 
 def can_allocate(count: int) -> bool:
-    """Return whether the system gives this process ``count`` more bytes at the moment. They are given back at once."""
+    """Return whether the system gives this process ``count`` more bytes at present; they are freed at once."""
     try:
         mmap.mmap(-1, max(count, 1)).close()
     except (OSError, ValueError, OverflowError, MemoryError):
@@ -97,23 +97,23 @@ def can_allocate(count: int) -> bool:
 
 
 def require_memory(count: int, doing: str) -> None:
-    """Refuse to begin what would be ended halfway, where the system does not give this process ``count`` more bytes.
+    """Raise an error before some work if the system does not give this process ``count`` more bytes.
 
-    For calls of libraries, such as GLib under libvips, that end the process when they get no memory.
+    This is for calls of libraries that end the process if they get no memory, such as GLib in libvips.
 
     Args:
-        count: Bytes that the work takes, roughly.
-        doing: What the work is, as a clause that begins with "while".
+        count: Approximate number of bytes that the work needs.
+        doing: Name of the work, as a clause that begins with "while".
 
     Raises:
-        MemoryError: There is less.
+        MemoryError: There is less memory.
     """
     if not can_allocate(count):
         raise MemoryError(f"out of memory {doing}, which takes about {binary_size(count)}; free some")
 
 
 def binary_size(count: int) -> str:
-    """Return a number of bytes in the largest unit of which it has at least one, for example "1.4 GiB"."""
+    """Format a number of bytes in the largest unit of which it is at least 1, for example "1.4 GiB"."""
     amount = float(count)
     for unit in ("bytes", "KiB", "MiB"):
         if amount < 1024:

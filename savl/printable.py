@@ -1,19 +1,19 @@
-"""Text from outside, such as names of files, as it may be shown on a terminal and in a log of one line a fact."""
+"""Escape text from outside, such as names of files, so that it can be printed on a terminal and stays on one line."""
 
 from __future__ import annotations
 
 import unicodedata
 
-# Controls, halves of UTF-16 pairs (bytes that are no text), and separators of lines and paragraphs.
+# Control characters, surrogates (bytes that are not text), and separators of lines and paragraphs.
 _CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
-# What turns the direction of the text behind it, so that a name looks like another.
+# Characters that change the direction of the text after them, which can make a name look like another.
 _DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def printable(text: str) -> str:
-    r"""Return the text with what would steer a terminal or end the line written as in Python: \n, \x1b, \u202e.
+    r"""Return the text with characters that control a terminal or end the line escaped as in Python: \n, \x1b, \u202e.
 
-    Bytes of a file name that are no text in the locale become \x and their digits.
+    Bytes of a file name that are not text in the locale become \x and their digits.
     """
     if text.isprintable():
         return text

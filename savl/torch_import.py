@@ -1,8 +1,8 @@
-"""Registration of savl's ops with torch as soon as both are imported, in either order.
+"""Register savl's ops with torch as soon as both are imported, in either order.
 
-A file that holds fused ops (`torch.export`, `torch.jit`, AOTInductor) can be loaded only where torch knows them, and
-whoever loads it has no reason to import `savl.ops` by name: `import savl` is enough. It does not import torch for that,
-which takes seconds that `savl --help` does not have. Where torch is not there yet, a finder waits for its import.
+A file that contains fused ops (`torch.export`, `torch.jit`, AOTInductor) can only be loaded if torch knows these ops.
+`import savl` is enough for that. It does not import torch, which takes seconds and would slow down `savl --help`: if
+torch has not been imported yet, an import hook registers the ops after torch's import.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from importlib.abc import MetaPathFinder
 else:
-    MetaPathFinder = object  # its import takes longer than all that is done here
+    MetaPathFinder = object  # Its import takes longer than everything that this module does.
 
 
 def register_ops_with_torch() -> None:
-    """Register the ops now if torch is imported, else right after it will have been."""
+    """Register the ops now if torch is imported, otherwise right after its import."""
     if sys.modules.get("torch") is not None:
         _register()
     elif not any(isinstance(finder, _AfterTorch) for finder in sys.meta_path):
@@ -30,19 +30,19 @@ def register_ops_with_torch() -> None:
 
 
 def _register() -> None:
-    # An error here is that of `savl.ops`, such as a malformed SAVL_KERNELS. It must not end the import of torch, which
-    # cannot be repeated in a process; whatever uses savl's ops meets it again.
+    # An error here comes from `savl.ops`, such as a malformed SAVL_KERNELS. It must not end the import of torch, which
+    # cannot be repeated in a process. The first use of savl's ops raises it again.
     with contextlib.suppress(Exception):
         import_module("savl.ops")
 
 
 class _AfterTorch(MetaPathFinder):
-    """Let the other finders find torch, and register the ops when its loader has executed it."""
+    """Import hook: lets the other finders find torch, and registers the ops after its loader has executed it."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return the spec that another finder has for torch; None for every other module."""
+        """Return another finder's spec for torch; None for every other module."""
         if fullname != "torch":
             return None
         for finder in sys.meta_path:
@@ -55,7 +55,7 @@ class _AfterTorch(MetaPathFinder):
         return None
 
     def _follow(self, spec: ModuleSpec) -> None:
-        """Have the loader of torch register the ops after the execution of the module; it stays torch's loader."""
+        """Let the loader of torch register the ops after it has executed the module; it stays torch's loader."""
         loader = spec.loader
         execute = getattr(loader, "exec_module", None)
         if loader is None or execute is None:
@@ -68,5 +68,5 @@ class _AfterTorch(MetaPathFinder):
                 sys.meta_path.remove(self)
             _register()
 
-        with contextlib.suppress(AttributeError, TypeError):  # of a loader that takes no attributes
+        with contextlib.suppress(AttributeError, TypeError):  # a loader without settable attributes
             loader.exec_module = execute_and_register  # type: ignore[method-assign]
