@@ -1,4 +1,4 @@
-// How this library was built. Plain C++: neither torch nor Python appears here.
+// How this library was built. This header needs neither torch nor Python.
 #pragma once
 
 #include <string>

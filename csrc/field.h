@@ -1,4 +1,4 @@
-// A (B, R, H, W) tensor as kernels see it, without torch.
+// A (B, R, H, W) tensor as the kernels see it. This header does not need torch.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Which layouts of a tensor kernels take as they are, and copies of the others. For every device.
+// The layouts of a tensor that kernels accept, and copies of tensors in other layouts. Used for every device.
 #pragma once
 
 #include "torch_errors.h"  // before the headers of torch that it changes
@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdint>
 #include <optional>
 
 #include "field.h"
@@ -19,12 +20,13 @@ using torch::stable::Tensor;
 
 // A (B, R, H, W) tensor lies channel by channel (planar) or pixel by pixel (interleaved).
 
-// Whether the channels of a pixel lie side by side. The fake kernel in Python asks the same question the same way.
+// Whether the channels of a pixel lie side by side. The fake kernel in savl/ops/gaussian_posterior.py decides in the
+// same way.
 inline bool is_interleaved(const Tensor& mu) { return mu.stride(1) == 1 && mu.stride(3) != 1; }
 
 inline MemoryFormat format_of(bool planar) { return planar ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast; }
 
-// A tensor whose pixels (planar) or channels (interleaved) are evenly spaced: itself, or a copy.
+// Returns the tensor itself, or a copy, such that pixels (planar) or channels (interleaved) are evenly spaced.
 inline Tensor in_layout(const Tensor& tensor, bool planar) {
   const int64_t channels = tensor.size(1), height = tensor.size(2), width = tensor.size(3);
   const bool rows_follow = height == 1 || width == 1 || tensor.stride(2) == width * tensor.stride(3);
@@ -39,7 +41,7 @@ inline Field field_of(const Tensor& tensor, bool planar) {
   return {tensor.const_data_ptr(), tensor.stride(0), planar ? tensor.stride(1) : 1, planar ? 1 : pixel_stride};
 }
 
-// (B, H, W, C) as rows of C contiguous channels, one row stride for all: the tensor itself, or a copy.
+// Returns a tensor (B, H, W, C), or a copy, such that it is rows of C contiguous channels with one stride for all rows.
 inline Tensor as_rows(const Tensor& tensor) {
   bool even = tensor.size(3) == 1 || tensor.stride(3) == 1;
   std::optional<int64_t> expected;  // where the next dimension outwards should step to; 0 for an expanded tensor

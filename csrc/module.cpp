@@ -1,5 +1,5 @@
-// The Python module savl._C. The only file that includes pybind11, and with it the only one tied to a Python
-// version; ops register themselves with torch's dispatcher from files of their own and need no line here.
+// The Python module savl._C. No other file includes pybind11 or depends on the version of Python. Ops need no line
+// here: each registers itself with torch's dispatcher in a file of its own.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -24,7 +24,7 @@ py::dict build_facts() {
   return result;
 }
 
-// The instruction sets that the CPU kernels can run on here, the best first.
+// The instruction sets that the CPU kernels can use here, the fastest first.
 std::vector<std::string> kernel_instruction_sets() {
   std::vector<std::string> names;
   for (const savl::cpu::KernelTable* table : savl::cpu::kernel_tables()) names.emplace_back(table->instruction_set);
@@ -44,6 +44,7 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "savl's C++ extension: its kernels, build facts, and the instruction set to use. savl.ops imports it.";
   module.def("build_facts", &build_facts, "How this library was built, and what this processor offers.");
   module.def("kernel_instruction_sets", &kernel_instruction_sets,
-             "Those the CPU kernels can use here, the best first.");
-  module.def("use_kernel_instruction_set", &use_kernel_instruction_set, py::arg("name"), "Use another one.");
+             "The instruction sets that the CPU kernels can use here, the fastest first.");
+  module.def("use_kernel_instruction_set", &use_kernel_instruction_set, py::arg("name"),
+             "Make the CPU kernels use another instruction set.");
 }

@@ -1,13 +1,14 @@
-// Philox4x32-10 and Box-Muller: the noise of a seeded posterior sample. The twin of savl/ops/philox.py, and the one
-// definition of the stream for CPU and CUDA: a number depends on (seed, offset, position) and on nothing else.
+// Philox4x32-10 and Box-Muller: the noise of a seeded posterior sample, for CPU and CUDA. savl/ops/philox.py computes
+// the same stream in Python. A number depends on (seed, offset, position) and on nothing else.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
-#include "host_device.h"
+#include "arithmetic.h"
+#include "compiler.h"
 
+SAVL_BEGIN_TARGET
 namespace savl {
 
 struct PhiloxWords {
@@ -31,23 +32,15 @@ SAVL_HOST_DEVICE PhiloxWords philox_4x32(uint64_t counter, uint64_t seed) {
   return {{w0, w1, w2, w3}};
 }
 
-template <typename To, typename From>
-SAVL_HOST_DEVICE To same_bits(From value) {
-  static_assert(sizeof(To) == sizeof(From));
-  To result;
-  memcpy(&result, &value, sizeof(result));
-  return result;
-}
-
-// Logarithm, sine and cosine are spelt out, for these arguments only, so that every device computes the same. They are
-// off by one or two units in the last place of a double; the polynomials are minimax.
+// Logarithm, sine and cosine are written out, for the arguments that occur here only, so that every device computes the
+// same numbers. Their error is one or two units in the last place of a double; the polynomials are minimax.
 
 // log(u) for a normal u: u = 2^n m with m in [sqrt(1/2), sqrt(2)), and log(m) = 2 atanh((m - 1) / (m + 1)).
 SAVL_HOST_DEVICE double log_of_uniform(double u) {
   constexpr uint64_t kOne = 0x3ff0000000000000, kRootHalf = 0x3fe6a09e00000000;
-  const uint64_t shifted = same_bits<uint64_t>(u) + (kOne - kRootHalf);
+  const uint64_t shifted = bits_of<uint64_t>(u) + (kOne - kRootHalf);
   const double n = static_cast<double>(static_cast<int>(shifted >> 52) - 0x3ff);
-  const double f = same_bits<double>((shifted & 0x000fffffffffffff) + kRootHalf) - 1.0;
+  const double f = bits_of<double>((shifted & 0x000fffffffffffff) + kRootHalf) - 1.0;
   const double s = f / (2.0 + f);
   const double z = s * s;
   double p = z * 0.1461644968504386 + 0.15331721600555998;
@@ -64,7 +57,7 @@ struct SineCosine {
   double sine, cosine;
 };
 
-// Of 2 pi (word + 1/2) / 2^32. The nearest quarter of the turn is taken out while the angle is still a whole number.
+// Sine and cosine of 2 pi (word + 1/2) / 2^32. The nearest quarter turn is removed while the angle is still an integer.
 SAVL_HOST_DEVICE SineCosine sine_cosine_of_turn(uint32_t word) {
   const uint32_t quarter = (word + 0x20000000u) >> 30;
   const double rest = static_cast<int32_t>(word - (quarter << 30)) + 0.5;
@@ -91,8 +84,8 @@ struct NormalPair {
   float first, second;
 };
 
-// Two normals of two words (Box and Muller). In double: every backend rounds the same number to float, but where the
-// last bits of two results lie on both sides of a rounding, about once in 10^7 numbers.
+// Two normal numbers from two words (Box and Muller), computed in double. All backends then round to the same float,
+// except for about one number in 10^7 whose last bits in double lie on different sides of a rounding boundary.
 SAVL_HOST_DEVICE NormalPair normal_pair(uint32_t radius_word, uint32_t angle_word) {
   // (word + 1/2) / 2^32 lies strictly inside (0, 1): the logarithm is finite.
   const double radius = sqrt(-2.0 * log_of_uniform((radius_word + 0.5) * 0x1p-32));
@@ -100,7 +93,7 @@ SAVL_HOST_DEVICE NormalPair normal_pair(uint32_t radius_word, uint32_t angle_wor
   return {static_cast<float>(radius * angle.cosine), static_cast<float>(radius * angle.sine)};
 }
 
-// The four normals of one counter.
+// The four normal numbers of one counter.
 SAVL_HOST_DEVICE void standard_normals(uint64_t counter, uint64_t seed, float normals[4]) {
   const PhiloxWords words = philox_4x32(counter, seed);
   for (int pair = 0; pair < 2; ++pair) {
@@ -110,7 +103,7 @@ SAVL_HOST_DEVICE void standard_normals(uint64_t counter, uint64_t seed, float no
   }
 }
 
-// Number `element` of the stream that begins at counter `offset`.
+// Number `element` of the stream that begins at counter `offset`, counted from 0.
 SAVL_HOST_DEVICE float standard_normal(uint64_t element, uint64_t offset, uint64_t seed) {
   const PhiloxWords words = philox_4x32(offset + element / 4, seed);
   const bool later = (element & 2) != 0;
@@ -119,3 +112,4 @@ SAVL_HOST_DEVICE float standard_normal(uint64_t element, uint64_t offset, uint64
 }
 
 }  // namespace savl
+SAVL_END_TARGET

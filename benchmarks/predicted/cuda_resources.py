@@ -81,7 +81,7 @@ def readable(names: list[str]) -> list[str]:
 def _shortened(name: str) -> str:
     name = re.sub(r"^void savl::gpu::kernel<(.*?)>\s*\(.*$", r"\1", name).replace("savl::gpu::", "").strip()
     name = re.sub(r"\(NoiseSource\)(\d)", lambda match: _NOISE[int(match[1])], name)
-    if name.startswith("Posterior"):
+    if name.startswith("GaussianPosterior"):
         return name.replace("true", "planar").replace("false", "interleaved")
     return name.replace("true", "beta").replace("false", "no beta")
 

@@ -1,9 +1,17 @@
-// The logits of blocks of query rows: where their bias lies or is copied to, and the softmax over them.
-//
-// Included once per instruction set, inside its namespace.
+// The logits of a block of query rows: where their bias is, and the softmax of each row.
+#pragma once
 
-// The run of the bias table that query (i, j) has for the first row of keys. Columns of the table are stored in
-// reverse: key l lies l further along; the next row of keys is one row of the table back.
+#include <cstdint>
+
+#include "cpu/attention_pack.h"
+#include "cpu/attention_products.h"
+#include "cpu/attention_window.h"
+#include "cpu/simd.h"
+
+SAVL_BEGIN_KERNELS
+
+// The run of the bias table for query (i, j) and the first row of keys. The columns of the table are stored in reverse
+// order, so that key l is element l of the run. The run of the next row of keys is one row of the table before.
 template <typename T>
 SAVL_INLINE const T* bias_run(const AttentionArgs& args, const Window& window, int i, int j) {
   const int64_t span = args.span();
@@ -11,23 +19,22 @@ SAVL_INLINE const T* bias_run(const AttentionArgs& args, const Window& window, i
          (span - 1 - window.offset) - j;
 }
 
-// Whether the keys of a row are whole vectors and none is masked: then the table can be read in place.
+// Whether the table can be read in place: a row of keys is whole vectors, and no key is masked.
 template <typename T>
 SAVL_INLINE bool reads_bias_in_place(const Window& window, int64_t padded_keys) {
-  return window.key_columns.length % kWidth<T> == 0 && window.keys() == padded_keys && window.row_break == 0 &&
-         window.column_break == 0;
+  return window.keys.columns.length % kWidth<T> == 0 && window.keys.size() == padded_keys && !window.is_masked();
 }
 
-// The bias of query (i, j) against all keys, and minus infinity behind the last, copied run by run. Runs are copied in
-// whole vectors, past their ends: `row` has room for one more than the keys, and so has the table.
+// Copies the bias of query (i, j) and all keys, run by run, followed by minus infinity for the padding. Whole vectors
+// are copied, past the end of a run: `row` and the table have room for one vector more.
 template <typename T>
 SAVL_NOINLINE void copy_bias_row(const AttentionArgs& args, const Window& window, int i, int j, int64_t padded_keys,
                                  T* row) {
   const T* run = bias_run<T>(args, window, i, j);
-  const int columns = window.key_columns.length;
+  const int columns = window.keys.columns.length;
   const T masked = -__builtin_inf();
   T* to = row;
-  for (int k = 0; k < window.key_rows.length; ++k, run -= args.span(), to += columns) {
+  for (int k = 0; k < window.keys.rows.length; ++k, run -= args.span(), to += columns) {
     for (int l = 0; l < columns; l += kWidth<T>) store(to + l, load(run + l));
     const bool other_row = (i < window.row_break) != (k < window.row_break);
     if (!other_row && window.column_break == 0) continue;
@@ -39,34 +46,30 @@ SAVL_NOINLINE void copy_bias_row(const AttentionArgs& args, const Window& window
   for (; to < row + padded_keys; ++to) *to = masked;
 }
 
-// The bias of all queries of whole windows against their keys, which is the same for all of them: copied once per head
-// where runs are no whole vectors, unless that would crowd everything else out of the cache.
+// The bias of all queries and keys of a whole window, which is the same for all whole windows of a head. Where runs are
+// not whole vectors it is copied once per head, unless the copy would evict everything else from the cache.
 template <typename T>
 class BiasOfWholeWindows {
  public:
-  static int64_t bytes(const AttentionArgs& args, const AttentionShape<T>& shape) {
-    return wanted(args, shape)
-               ? Scratch::bytes(args.heads * per_head(shape), sizeof(T)) + Scratch::bytes(args.heads, sizeof(bool))
-               : 0;
-  }
   BiasOfWholeWindows(Scratch& scratch, const AttentionArgs& args, const AttentionShape<T>& shape)
       : args_(args), shape_(shape) {
-    if (!wanted(args, shape)) return;
-    rows_ = scratch.take<T>(args.heads * per_head(shape));
+    const int64_t bytes = args.heads * per_head() * static_cast<int64_t>(sizeof(T));
+    if (args.key_window % kWidth<T> == 0 || bytes > kMostBytes) return;
+    rows_ = scratch.take<T>(args.heads * per_head());
     copied_ = scratch.take<bool>(args.heads);
-    for (int64_t head = 0; head < args.heads; ++head) copied_[head] = false;
+    for (int64_t head = 0; copied_ != nullptr && head < args.heads; ++head) copied_[head] = false;
   }
 
-  // Rows of `padded_keys`, one for each query, or null for windows that are none of these.
+  // Returns rows of `padded_keys`, one for each query, or null where there is no copy for this window.
   SAVL_INLINE const T* of(const Window& window) {
-    if (rows_ == nullptr || window.row_break != 0 || window.column_break != 0 ||
-        window.queries() != shape_.most_queries || window.keys() != shape_.most_keys) {
+    if (rows_ == nullptr || window.is_masked() || window.queries.size() != shape_.most_queries ||
+        window.keys.size() != shape_.most_keys) {
       return nullptr;
     }
-    T* rows = rows_ + window.head * per_head(shape_);
+    T* rows = rows_ + window.head * per_head();
     if (!copied_[window.head]) {
       copied_[window.head] = true;
-      Place query(window.query_columns, 0);
+      Place query(window.queries, 0);
       for (int64_t i = 0; i < shape_.most_queries; ++i, query.next()) {
         copy_bias_row(args_, window, query.row, query.column, shape_.padded_keys, rows + i * shape_.padded_keys);
       }
@@ -76,69 +79,67 @@ class BiasOfWholeWindows {
 
  private:
   static constexpr int64_t kMostBytes = 1 << 18;
-  static bool wanted(const AttentionArgs& args, const AttentionShape<T>& shape) {
-    return args.key_window % kWidth<T> != 0 &&
-           args.heads * per_head(shape) * static_cast<int64_t>(sizeof(T)) <= kMostBytes;
-  }
-  static int64_t per_head(const AttentionShape<T>& shape) { return shape.most_queries * shape.padded_keys + kWidth<T>; }
+  int64_t per_head() const { return shape_.most_queries * shape_.padded_keys + kWidth<T>; }
   const AttentionArgs& args_;
   const AttentionShape<T>& shape_;
   T* rows_ = nullptr;
   bool* copied_ = nullptr;
 };
 
-// Logits of a window in units of ln 2, block by block of query rows: bias plus products, and the largest of each row.
-// The units make the softmax a power of two; the bias table and the queries come in them.
+// The logits of a window, one block of query rows after the other: bias plus products, and the largest of each row.
+// They are in units of ln 2, like the bias table and the packed queries, so that the softmax is a power of two.
 template <typename T>
 class Logits {
  public:
-  Logits(const AttentionArgs& args, const Window& window, const AttentionShape<T>& shape, const T* queries,
-         const T* key_panels, int64_t padded_keys, const T* bias_rows, int64_t* offsets, T* logits)
+  Logits(const AttentionArgs& args, const Window& window, const AttentionShape<T>& shape,
+         const AttentionBuffers<T>& buffers, int64_t padded_keys, BiasOfWholeWindows<T>& bias)
       : args_(args),
         window_(window),
         shape_(shape),
-        queries_(queries),
-        key_panels_(key_panels),
+        buffers_(buffers),
         padded_keys_(padded_keys),
-        bias_rows_(bias_rows),
-        in_place_(reads_bias_in_place<T>(window, padded_keys)),
-        logits_(logits) {
-    addend_.offset = offsets;
+        bias_rows_(bias.of(window)),
+        in_place_(reads_bias_in_place<T>(window, padded_keys)) {
+    addend_.offset = buffers.offsets;
+    int64_t* offset = buffers.offsets;
     for (int64_t key = 0; key < padded_keys; key += kWidth<T>) {
-      const int64_t columns = window.key_columns.length;
-      *offsets++ = in_place_ ? key % columns - key / columns * args.span() : key;
+      const int64_t columns = window.keys.columns.length;
+      *offset++ = in_place_ ? key % columns - key / columns * args.span() : key;
     }
   }
 
-  // Rows [first, first + count). Rows up to the next multiple of kRowTile are computed along and mean nothing.
+  // Computes rows [first, first + count). The rows after them, up to the next multiple of kRowTile, have no meaning.
   SAVL_INLINE void compute(int64_t first, int64_t count) {
     const int64_t tiled = round_up(count, kRowTile);
-    Place query(window_.query_columns, first);
+    Place query(window_.queries, first);
     for (int64_t r = 0; r < tiled; ++r) {
-      addend_.row[r] = bias_of(query, logits_ + r * padded_keys_);
+      addend_.row[r] = bias_of(query, row(r));
       largest_[r] = broadcast(T(-__builtin_inf()));
       if (r + 1 < count) query.next();
     }
-    multiply_panels(tiled, queries_ + first * shape_.padded_dim, shape_, key_panels_, padded_keys_, addend_, logits_,
-                    largest_);
+    multiply_panels(tiled, buffers_.queries + first * shape_.padded_dim, shape_, buffers_.key_panels, padded_keys_,
+                    addend_, buffers_.logits, largest_);
   }
 
-  // Row r of the block to 2^(logit - largest), in place; returns one over their sum. A NaN makes all of them NaN.
+  // Row r of the block.
+  SAVL_INLINE T* row(int64_t r) const { return buffers_.logits + r * padded_keys_; }
+
+  // Replaces row r of the block by 2^(logit - largest) and returns one over their sum. One NaN makes the whole row NaN.
   SAVL_INLINE T softmax(int64_t r) {
-    T* row = logits_ + r * padded_keys_;
+    T* weights = row(r);
     const Vec<T> largest = broadcast(largest_of<T>(largest_[r]));
     Vec<T> sum{};
 #pragma GCC unroll 4
     for (int64_t j = 0; j < padded_keys_; j += kWidth<T>) {
-      const Vec<T> weight = exp2_of_negative(load(row + j) - largest);
-      store(row + j, weight);
+      const Vec<T> weight = exp2_of_negative(load(weights + j) - largest);
+      store(weights + j, weight);
       sum += weight;
     }
     return T(1) / sum_of<T>(sum);
   }
 
  private:
-  // In the table, among those of whole windows, or copied to `room`.
+  // The bias of a query: in the table, in the copy for whole windows, or copied to `room`.
   SAVL_INLINE const T* bias_of(const Place& query, T* room) {
     if (in_place_) return bias_run<T>(args_, window_, query.row, query.column);
     if (bias_rows_ != nullptr) return bias_rows_ + (query.row * query.columns + query.column) * padded_keys_;
@@ -149,11 +150,33 @@ class Logits {
   const AttentionArgs& args_;
   const Window& window_;
   const AttentionShape<T>& shape_;
-  const T *queries_, *key_panels_;
+  const AttentionBuffers<T>& buffers_;
   int64_t padded_keys_;
   const T* bias_rows_;
   bool in_place_;
-  T* logits_;
   Addend<T> addend_;
   Vec<T> largest_[kRowBlock];
 };
+
+// All memory of one call of a kernel. `Buffers` are those of the forward or of the backward pass.
+template <typename T, typename Buffers>
+struct AttentionMemory {
+  const AttentionShape<T> shape;
+  Scratch scratch;
+  const Buffers buffers;
+  BiasOfWholeWindows<T> bias;
+  int64_t* const positions;
+
+  explicit AttentionMemory(const AttentionArgs& args)
+      : AttentionMemory(args, AttentionMemory(args, 0).scratch.taken()) {}
+
+ private:
+  AttentionMemory(const AttentionArgs& args, int64_t bytes)
+      : shape(args),
+        scratch(bytes),
+        buffers(scratch, shape),
+        bias(scratch, args, shape),
+        positions(scratch.take<int64_t>(position_count(args))) {}
+};
+
+SAVL_END_KERNELS

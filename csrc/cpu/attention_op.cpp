@@ -3,17 +3,19 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 namespace savl::cpu {
 namespace {
 
-constexpr int64_t kMostChunks = 16;  // of the bias gradient: enough to share among threads, few enough to add up
+// Chunks of windows, each with its own gradient of the bias: enough to keep threads busy, few enough to add up.
+constexpr int64_t kMostChunks = 16;
 
 Image image_of(const Tensor& tensor) {
   return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
 
-// Finite stays finite: a table may use the lowest number of its dtype as a mask.
+// A finite value stays finite: a table may use the lowest number of its dtype as a mask.
 template <typename T>
 T in_units_of_ln2(T value) {
   const double scaled = value * 1.4426950408889634074;
@@ -21,8 +23,8 @@ T in_units_of_ln2(T value) {
   return static_cast<T>(std::isfinite(value) ? std::clamp(scaled, -largest, largest) : scaled);
 }
 
-// The table as (heads, span, span), each row back to front, so that the keys of a row are a run of it; in units of ln
-// 2, like the logits of the kernel. A vector may be read past the last run.
+// The bias table as (heads, span, span) in units of ln 2, like the logits of the kernel. Each row is reversed, so that
+// the keys of a row of pixels are contiguous. The kernel may read one vector past the end.
 template <typename T>
 struct ReversedTable {
   std::vector<T> values;
@@ -43,7 +45,7 @@ struct ReversedTable {
   }
 };
 
-// Adds up the chunks of the gradient and puts its rows back in order.
+// Adds up the chunks of the gradient, and reverses its rows again.
 template <typename T>
 void collect_bias_gradient(const Tensor& chunks, const Tensor& out) {
   const int64_t count = chunks.size(0), heads = chunks.size(1), span = chunks.size(2);
@@ -62,7 +64,7 @@ void collect_bias_gradient(const Tensor& chunks, const Tensor& out) {
   }
 }
 
-// Everything of the arguments that both directions have, and the tensors they point into.
+// The arguments that both directions have, and the tensors that they point into.
 class Attention {
  public:
   Attention(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias_table,
@@ -107,7 +109,8 @@ class Attention {
     args.bias_is_finite = table.finite;
   }
 
-  // The last line of defence: the public functions in savl/ops say more. Here it is about memory.
+  // The public functions in savl/ops have checked the arguments, with better messages. These checks keep a direct call
+  // of the op from reading or writing outside its tensors.
   void check(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& severity) {
     STD_TORCH_CHECK(q.is_cpu() && k.is_cpu() && v.is_cpu() && bias_.is_cpu(), op, ": all tensors must be on the CPU");
     STD_TORCH_CHECK(q.dim() == 4 && bias_.dim() == 2, op, ": q must be (B, H, W, C) and bias_table (rows, heads)");
@@ -157,7 +160,7 @@ Tensor attention_forward(const char* op, const Tensor& q, const Tensor& k, const
   AttentionArgs& args = attention.args;
   Tensor out = new_tensor({args.batch, args.height, args.width, q.size(3)}, q.scalar_type());
   args.out = image_of(out);
-  run(kernels().attention[static_cast<int>(attention.storage)], args, args.forward_tasks(), 1);
+  run(kernels().attention.forward, attention.storage, args, args.forward_tasks());
   return out;
 }
 
@@ -192,7 +195,7 @@ std::tuple<Tensor, Tensor> attention_backward(const char* op, const Tensor& grad
   }
   if (windows > 0) {
     for (args.colour = 0; args.colour < args.colour_rows * args.colour_columns; ++args.colour) {
-      run(kernels().attention_backward[static_cast<int>(attention.storage)], args, args.backward_tasks(), 1);
+      run(kernels().attention.backward, attention.storage, args, args.backward_tasks());
     }
   }
 

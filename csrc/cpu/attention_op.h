@@ -1,5 +1,10 @@
-// What the two attention ops share: both are one kernel, with key windows as large as the query windows or larger.
+// Window attention on the CPU, for both ops: in window_attention the key window has the size of the query window, in
+// overlapping_window_attention it is larger.
 #pragma once
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
 
 #include "cpu/tensors.h"
 
@@ -15,7 +20,8 @@ Tensor attention_forward(const char* op, const Tensor& q, const Tensor& k, const
                          const std::optional<Tensor>& severity, AttentionGeometry geometry);
 
 // Writes (plain windows) or adds to (overlapping ones) the gradients of q, k and v, which have the arithmetic dtype and
-// contiguous channels. Returns those of the bias table and of the severity (empty without one), in their dtypes.
+// contiguous channels. Returns the gradients of the bias table and of the severity (empty without severity), in the
+// dtypes of these.
 std::tuple<Tensor, Tensor> attention_backward(const char* op, const Tensor& grad_out, const Tensor& q, const Tensor& k,
                                               const Tensor& v, const Tensor& bias_table,
                                               const std::optional<Tensor>& severity, AttentionGeometry geometry,
@@ -24,7 +30,7 @@ std::tuple<Tensor, Tensor> attention_backward(const char* op, const Tensor& grad
 // (B, H, W, C) whose channels are contiguous: the tensor itself, or a copy.
 Tensor with_contiguous_channels(const Tensor& tensor);
 
-// Part number `index` of the last dimension cut into parts of `channels`. A view.
+// Part number `index` of the last dimension, which is cut into parts of `channels`. A view.
 Tensor channel_part(const Tensor& tensor, int64_t index, int64_t channels);
 
 }  // namespace savl::cpu

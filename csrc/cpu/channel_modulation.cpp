@@ -1,11 +1,14 @@
 // savl::channel_modulation on the CPU; the op is defined in savl/ops/channel_modulation.py.
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
 #include "cpu/tensors.h"
 
 namespace savl::cpu {
 namespace {
 
 const char* const kOp = "savl::channel_modulation";
-constexpr int64_t kGrain = 1 << 14;  // elements that are worth a thread
 
 void check_like(const Tensor& tensor, const Tensor& attended, bool float_too) {
   STD_TORCH_CHECK(tensor.is_cpu() && tensor.dim() == 4, kOp, ": tensors must be (B, H, W, C) on the CPU");
@@ -18,63 +21,65 @@ void check_like(const Tensor& tensor, const Tensor& attended, bool float_too) {
   }
 }
 
-int64_t grain(const ModulationArgs& args) {
-  return args.channels >= kGrain ? 1 : kGrain / (args.channels > 0 ? args.channels : 1);
+// The arguments that both directions have, and the tensors that they point into. `residual` is the residual forward and
+// the gradient of the output backward, which have the same dtype.
+struct ChannelModulation {
+  ChannelModulationArgs args{};
+  Storage storage;
+  Tensor attended, gamma, residual;
+
+  ChannelModulation(const Tensor& attended_in, const Tensor& gamma_in, const Tensor& residual_in)
+      : storage(storage_of(kOp, attended_in)), attended(attended_in), gamma(gamma_in), residual(residual_in) {
+    check_like(attended, attended, false);
+    check_like(gamma, attended, false);
+    check_like(residual, attended, true);
+    attended = as_rows(attended);
+    gamma = as_rows(gamma);
+    residual = as_rows(residual);
+    args.attended = attended.const_data_ptr();
+    args.gamma = gamma.const_data_ptr();
+    args.attended_stride = row_stride(attended);
+    args.gamma_stride = row_stride(gamma);
+    args.rows = attended.size(0) * attended.size(1) * attended.size(2);
+    args.channels = attended.size(3);
+    args.residual_is_float = residual.scalar_type() == ScalarType::Float;
+  }
+};
+
+Tensor new_like(const Tensor& like) {
+  return new_tensor({like.size(0), like.size(1), like.size(2), like.size(3)}, like.scalar_type());
 }
 
 Tensor channel_modulation(const Tensor& attended, const Tensor& gamma, const std::optional<Tensor>& beta,
                           const Tensor& residual) {
-  const Storage storage = storage_of(kOp, attended);
-  check_like(attended, attended, false);
-  check_like(gamma, attended, false);
-  check_like(residual, attended, true);
-  const Tensor a = as_rows(attended), g = as_rows(gamma), r = as_rows(residual);
-  Tensor out = new_tensor({a.size(0), a.size(1), a.size(2), a.size(3)}, residual.scalar_type());
-  ModulationArgs args{};
-  std::optional<Tensor> b;
+  ChannelModulation modulation(attended, gamma, residual);
+  ChannelModulationArgs& args = modulation.args;
+  std::optional<Tensor> shift;
   if (beta.has_value()) {
     check_like(*beta, attended, false);
-    b = as_rows(*beta);
-    args.beta = b->const_data_ptr();
-    args.beta_stride = row_stride(*b);
+    shift = as_rows(*beta);
+    args.beta = shift->const_data_ptr();
+    args.beta_stride = row_stride(*shift);
   }
-  args.attended = a.const_data_ptr();
-  args.gamma = g.const_data_ptr();
-  args.residual = r.const_data_ptr();
-  args.attended_stride = row_stride(a);
-  args.gamma_stride = row_stride(g);
-  args.residual_stride = row_stride(r);
+  Tensor out = new_like(residual);
+  args.residual = modulation.residual.const_data_ptr();
+  args.residual_stride = row_stride(modulation.residual);
   args.out = out.mutable_data_ptr();
-  args.rows = a.size(0) * a.size(1) * a.size(2);
-  args.channels = a.size(3);
-  args.residual_is_float = residual.scalar_type() == ScalarType::Float;
-  run(kernels().modulation[static_cast<int>(storage)], args, args.rows, grain(args));
+  run(kernels().channel_modulation.forward, modulation.storage, args, args.rows, rows_per_thread(args.channels));
   return out;
 }
 
-// Gradients of attended and gamma; those of beta and residual are grad_out itself.
+// Returns the gradients of attended and gamma; those of beta and residual are grad_out itself.
 std::tuple<Tensor, Tensor> channel_modulation_backward(const Tensor& grad_out, const Tensor& attended,
                                                        const Tensor& gamma) {
-  const Storage storage = storage_of(kOp, attended);
-  check_like(attended, attended, false);
-  check_like(gamma, attended, false);
-  check_like(grad_out, attended, true);
-  const Tensor a = as_rows(attended), g = as_rows(gamma), grad = as_rows(grad_out);
-  Tensor grad_attended = new_tensor({a.size(0), a.size(1), a.size(2), a.size(3)}, attended.scalar_type());
-  Tensor grad_gamma = new_tensor({a.size(0), a.size(1), a.size(2), a.size(3)}, attended.scalar_type());
-  ModulationArgs args{};
-  args.attended = a.const_data_ptr();
-  args.gamma = g.const_data_ptr();
-  args.grad_out = grad.const_data_ptr();
-  args.attended_stride = row_stride(a);
-  args.gamma_stride = row_stride(g);
-  args.grad_out_stride = row_stride(grad);
+  ChannelModulation modulation(attended, gamma, grad_out);
+  ChannelModulationArgs& args = modulation.args;
+  Tensor grad_attended = new_like(attended), grad_gamma = new_like(gamma);
+  args.grad_out = modulation.residual.const_data_ptr();
+  args.grad_out_stride = row_stride(modulation.residual);
   args.grad_attended = grad_attended.mutable_data_ptr();
   args.grad_gamma = grad_gamma.mutable_data_ptr();
-  args.rows = a.size(0) * a.size(1) * a.size(2);
-  args.channels = a.size(3);
-  args.residual_is_float = grad_out.scalar_type() == ScalarType::Float;
-  run(kernels().modulation_backward[static_cast<int>(storage)], args, args.rows, grain(args));
+  run(kernels().channel_modulation.backward, modulation.storage, args, args.rows, rows_per_thread(args.channels));
   return {grad_attended, grad_gamma};
 }
 

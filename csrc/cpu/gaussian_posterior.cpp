@@ -1,6 +1,11 @@
 // savl::gaussian_posterior on the CPU; the op is defined in savl/ops/gaussian_posterior.py.
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <vector>
+
 #include "cpu/tensors.h"
-#include "severity_math.h"
+#include "gaussian_posterior_math.h"
 
 namespace savl::cpu {
 namespace {
@@ -19,15 +24,15 @@ void check_like_mu(const Tensor& tensor, const Tensor& mu) {
   }
 }
 
-// The arguments that both directions have, and the tensors they point into.
-struct Posterior {
-  PosteriorArgs args{};
+// The arguments that both directions have, and the tensors that they point into.
+struct GaussianPosterior {
+  GaussianPosteriorArgs args{};
   Storage storage;
   Tensor mu, logvar;
   std::optional<Tensor> eps;
 
-  Posterior(const Tensor& mu_in, const Tensor& logvar_in, const std::optional<Tensor>& eps_in,
-            std::optional<int64_t> seed, int64_t offset)
+  GaussianPosterior(const Tensor& mu_in, const Tensor& logvar_in, const std::optional<Tensor>& eps_in,
+                    std::optional<int64_t> seed, int64_t offset)
       : storage(storage_of(kOp, mu_in)), mu(mu_in), logvar(logvar_in), eps(eps_in) {
     STD_TORCH_CHECK(mu.is_cpu() && mu.dim() == 4, kOp, ": mu must be (B, R, H, W) on the CPU");
     STD_TORCH_CHECK(mu.size(1) > 0 && mu.size(2) > 0 && mu.size(3) > 0, kOp, ": no channel or no pixel");
@@ -51,7 +56,8 @@ struct Posterior {
   }
 };
 
-// Sums over blocks of fixed size, whose results are added in order: the same bits on any number of threads.
+// A sum is made of blocks of a fixed size, whose results are added in order: it has the same bits on any number of
+// threads.
 constexpr int64_t kStatisticsBlock = 4096;
 
 template <typename Term>
@@ -77,9 +83,9 @@ double blockwise_sum(int64_t count, const Term& term) {
   return result;
 }
 
-// Mean and biased variance of the per-pixel variance of each image, and the severity map they normalise.
+// Computes the mean and the biased variance of the per-pixel variance of each image, and from them the severity map.
 template <typename T>
-void normalise(const PosteriorArgs& args, double severity_eps, double severity_max, const Tensor& mean,
+void normalise(const GaussianPosteriorArgs& args, double severity_eps, double severity_max, const Tensor& mean,
                const Tensor& var, const Tensor& severity) {
   for (int64_t batch = 0; batch < args.batch; ++batch) {
     const T* v = static_cast<const T*>(args.variance) + batch * args.pixels;
@@ -101,8 +107,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_posterior(co
                                                                               std::optional<int64_t> seed,
                                                                               int64_t offset, double severity_eps,
                                                                               double severity_max) {
-  Posterior posterior(mu, logvar, eps, seed, offset);
-  PosteriorArgs& args = posterior.args;
+  GaussianPosterior posterior(mu, logvar, eps, seed, offset);
+  GaussianPosteriorArgs& args = posterior.args;
   const ScalarType wide = arithmetic_of(mu);
   const bool noisy = eps.has_value() || seed.has_value();
   const Tensor sample = noisy ? new_field(mu, args.planar) : new_tensor({0}, mu.scalar_type());
@@ -113,7 +119,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_posterior(co
   const Tensor mean = new_tensor({batch}, wide), var = new_tensor({batch}, wide);
   args.kl = kl.mutable_data_ptr();
   args.variance = variance.mutable_data_ptr();
-  run(kernels().posterior[static_cast<int>(posterior.storage)], args, args.tasks(), 1);
+  run(kernels().gaussian_posterior.forward, posterior.storage, args, args.tasks());
   if (wide == ScalarType::Double) {
     normalise<double>(args, severity_eps, severity_max, mean, var, severity);
   } else {
@@ -122,13 +128,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_posterior(co
   return {sample, kl, severity, variance, mean, var};
 }
 
-// `grad_variance` is the whole gradient of the per-pixel variance, what severity and statistics pass on included.
+// `grad_variance` is the whole gradient of the per-pixel variance, including the contributions of severity and
+// statistics.
 std::tuple<Tensor, Tensor, Tensor> gaussian_posterior_backward(
     const std::optional<Tensor>& grad_sample, const std::optional<Tensor>& grad_kl,
     const std::optional<Tensor>& grad_variance, const Tensor& mu, const Tensor& logvar,
     const std::optional<Tensor>& eps, std::optional<int64_t> seed, int64_t offset, bool wants_grad_eps) {
-  Posterior posterior(mu, logvar, eps, seed, offset);
-  PosteriorArgs& args = posterior.args;
+  GaussianPosterior posterior(mu, logvar, eps, seed, offset);
+  GaussianPosteriorArgs& args = posterior.args;
   const ScalarType wide = arithmetic_of(mu);
   std::optional<Tensor> sample_rows, kl_map, variance_map;
   if (grad_sample.has_value()) {
@@ -153,7 +160,7 @@ std::tuple<Tensor, Tensor, Tensor> gaussian_posterior_backward(
     grad_eps = new_field(mu, args.planar);
     args.grad_eps = field_of(grad_eps, args.planar);
   }
-  run(kernels().posterior_backward[static_cast<int>(posterior.storage)], args, args.tasks(), 1);
+  run(kernels().gaussian_posterior.backward, posterior.storage, args, args.tasks());
   return {grad_mu, grad_logvar, grad_eps};
 }
 

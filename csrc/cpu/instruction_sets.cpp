@@ -5,7 +5,7 @@ namespace savl::cpu {
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> found;
 #if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
-  // The builtin also asks whether the operating system saves the wide registers.
+  // The builtin also checks that the operating system saves the wide registers.
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2")) found.emplace_back("avx2");
   if (__builtin_cpu_supports("fma")) found.emplace_back("fma");

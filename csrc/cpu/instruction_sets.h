@@ -1,4 +1,4 @@
-// What the processor under us can do, asked at run time.
+// The instruction sets of the processor that the program runs on.
 #pragma once
 
 #include <string>
@@ -6,9 +6,9 @@
 
 namespace savl::cpu {
 
-// The instruction sets that the kernels care about and that both the processor and the operating system
-// support, in a fixed order: "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq" on x86;
-// "neon" on 64-bit Arm. Empty where the compiler offers no way to ask.
+// Returns the instruction sets that the kernels use and that both the processor and the operating system support, in a
+// fixed order: "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq" on x86;
+// "neon" on 64-bit Arm. Empty where the compiler has no way to find out.
 std::vector<std::string> instruction_sets();
 
 }  // namespace savl::cpu

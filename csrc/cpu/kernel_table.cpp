@@ -10,7 +10,7 @@ namespace {
 std::vector<const KernelTable*> runnable() {
   std::vector<const KernelTable*> tables;
 #if defined(__x86_64__)
-  __builtin_cpu_init();  // the builtins also ask whether the operating system saves the wide registers
+  __builtin_cpu_init();  // the builtins also check that the operating system saves the wide registers
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #if defined(SAVL_EMULATE_AVX512)
   const bool avx512 = avx2;
@@ -18,10 +18,10 @@ std::vector<const KernelTable*> runnable() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 #endif
-  if (avx512) tables.push_back(&kAvx512Kernels);
-  if (avx2) tables.push_back(&kAvx2Kernels);
+  if (avx512) tables.push_back(&avx512::kKernels);
+  if (avx2) tables.push_back(&avx2::kKernels);
 #endif
-  tables.push_back(&kPortableKernels);
+  tables.push_back(&portable::kKernels);
   return tables;
 }
 

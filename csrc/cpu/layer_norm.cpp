@@ -1,21 +1,25 @@
 // savl::layer_norm on the CPU; the op is defined in savl/ops/layer_norm.py.
+#include <cstdint>
+#include <tuple>
+#include <vector>
+
 #include "cpu/tensors.h"
 
 namespace savl::cpu {
 namespace {
 
 const char* const kOp = "savl::layer_norm";
-constexpr int64_t kGrain = 1 << 14;  // elements that are worth a thread
-constexpr int64_t kMostChunks = 64;  // of the sums over rows: enough to share among threads, few enough to add up
+// Chunks of rows, each with its own sums for weight and bias: enough to keep threads busy, few enough to add up.
+constexpr int64_t kMostChunks = 64;
 
-// The arguments that both directions have, and the tensors they point into.
-struct Norm {
-  NormArgs args{};
+// The arguments that both directions have, and the tensors that they point into.
+struct LayerNorm {
+  LayerNormArgs args{};
   Storage storage;
   ScalarType arithmetic;
   Tensor x, weight, bias;
 
-  Norm(const Tensor& x_in, const Tensor& weight_in, const Tensor& bias_in)
+  LayerNorm(const Tensor& x_in, const Tensor& weight_in, const Tensor& bias_in)
       : storage(storage_of(kOp, x_in)), arithmetic(arithmetic_of(x_in)), x(x_in), weight(weight_in), bias(bias_in) {
     STD_TORCH_CHECK(x.is_cpu() && x.dim() == 4 && x.size(3) > 0, kOp, ": x must be (B, H, W, C) on the CPU");
     for (const Tensor* each : {&weight, &bias}) {
@@ -41,18 +45,17 @@ struct Norm {
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps,
                                               bool wide) {
-  Norm norm(x, weight, bias);
+  LayerNorm norm(x, weight, bias);
   STD_TORCH_CHECK(!wide || x.scalar_type() != ScalarType::Double, kOp, ": float64 is wider than float32");
   Tensor out = norm.like_x(wide ? ScalarType::Float : x.scalar_type());
   Tensor mean = norm.per_row(), inverse = norm.per_row();
-  NormArgs& args = norm.args;
+  LayerNormArgs& args = norm.args;
   args.out = out.mutable_data_ptr();
   args.mean = mean.mutable_data_ptr();
   args.inverse = inverse.mutable_data_ptr();
   args.eps = eps;
-  args.wide = wide;
-  const int64_t grain = args.channels >= kGrain ? 1 : kGrain / args.channels;
-  run(kernels().norm[static_cast<int>(norm.storage)], args, args.rows, grain);
+  args.output_is_float = wide;
+  run(kernels().layer_norm.forward, norm.storage, args, args.rows, rows_per_thread(args.channels));
   return {out, mean, inverse};
 }
 
@@ -70,8 +73,8 @@ Tensor summed(const std::vector<double>& sums, int64_t chunks, int64_t channels,
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& grad_out, const Tensor& x, const Tensor& weight,
                                                        const Tensor& bias, const Tensor& mean, const Tensor& inverse) {
-  Norm norm(x, weight, bias);
-  NormArgs& args = norm.args;
+  LayerNorm norm(x, weight, bias);
+  LayerNormArgs& args = norm.args;
   STD_TORCH_CHECK(grad_out.is_cpu() && grad_out.dim() == 4 &&
                       (grad_out.scalar_type() == x.scalar_type() ||
                        (grad_out.scalar_type() == ScalarType::Float && x.scalar_type() == ScalarType::BFloat16)),
@@ -91,14 +94,14 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& grad_out, c
   args.mean = const_cast<void*>(kept_mean.const_data_ptr());
   args.inverse = const_cast<void*>(kept_inverse.const_data_ptr());
   args.grad_x = grad_x.mutable_data_ptr();
-  args.wide = grad_out.scalar_type() == ScalarType::Float;
-  const int64_t fewest = kGrain / args.channels + 1;  // rows of a chunk
+  args.output_is_float = grad_out.scalar_type() == ScalarType::Float;
+  const int64_t fewest = kElementsPerThread / args.channels + 1;  // rows of a chunk
   args.chunk_rows = args.rows / kMostChunks + 1 > fewest ? args.rows / kMostChunks + 1 : fewest;
   const int64_t chunks = (args.rows + args.chunk_rows - 1) / args.chunk_rows;
   std::vector<double> sums(chunks * 2 * args.channels);
   args.sums = sums.data();
-  run(kernels().norm_backward[static_cast<int>(norm.storage)], args, chunks, 1);
-  // In the arithmetic dtype, which for bfloat16 parameters is not theirs.
+  run(kernels().layer_norm.backward, norm.storage, args, chunks);
+  // The sums have the arithmetic dtype; bfloat16 parameters have another one.
   const bool exact = norm.arithmetic == ScalarType::Double;
   Tensor gradients[2];
   for (int64_t which = 0; which < 2; ++which) {

@@ -12,7 +12,7 @@ int64_t channels_of(const Tensor& q, const Tensor& kv) {
   return q.size(3);
 }
 
-// The second result is the log-sum-exp where a backward pass wants it; this one does not, and it is empty.
+// The second result is the log-sum-exp, which this backward pass does not need: it is empty.
 std::tuple<Tensor, Tensor> overlapping_window_attention(const Tensor& q, const Tensor& kv, const Tensor& bias_table,
                                                         const std::optional<Tensor>& severity, int64_t window,
                                                         int64_t key_window) {

@@ -1,5 +1,46 @@
-// Vectors of SAVL_VECTOR_BYTES in the compiler's own vector extension, which GCC and Clang lower to whatever the target
-// has: the same source is SSE2, AVX2, AVX-512 and NEON. Included once per instruction set, inside its namespace.
+// Vectors of SAVL_VECTOR_BYTES in the vector extension of GCC and Clang, which they compile to what the processor has:
+// the same source serves SSE2, AVX2, AVX-512 and NEON.
+//
+// A header of kernels includes this one and stands between SAVL_BEGIN_KERNELS and SAVL_END_KERNELS, after all of its
+// #include lines. These macros open the namespace of the instruction set that the source file is compiled for
+// (cpu/instruction_set.inl), and compile what follows for its processor features (compiler.h). A source file that names
+// no instruction set, such as those that include torch, sees the kernels of "portable".
+#pragma once
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+#include <new>
+#include <utility>
+
+#include "arithmetic.h"
+#include "compiler.h"
+#include "cpu/kernel.h"
+
+#if !defined(SAVL_INSTRUCTION_SET)
+#define SAVL_INSTRUCTION_SET portable
+#define SAVL_VECTOR_BYTES 16
+#endif
+
+#define SAVL_BEGIN_KERNELS                    \
+  SAVL_BEGIN_TARGET                           \
+  namespace savl::cpu::SAVL_INSTRUCTION_SET { \
+  namespace {
+#define SAVL_END_KERNELS \
+  }                      \
+  }                      \
+  SAVL_END_TARGET
+
+#define SAVL_ALWAYS_INLINE __attribute__((always_inline))
+#define SAVL_INLINE inline SAVL_ALWAYS_INLINE
+// For large functions with several callers. With sanitizers, each inlined copy takes long to compile.
+#define SAVL_NOINLINE __attribute__((noinline))
+
+SAVL_BEGIN_KERNELS
+
+static_assert(SAVL_VECTOR_BYTES <= kWidestVector);
 
 template <typename T>
 struct VectorOf {
@@ -10,11 +51,6 @@ using Vec = typename VectorOf<T>::type;
 
 template <typename T>
 constexpr int kWidth = SAVL_VECTOR_BYTES / static_cast<int>(sizeof(T));
-
-#define SAVL_ALWAYS_INLINE __attribute__((always_inline))
-#define SAVL_INLINE inline SAVL_ALWAYS_INLINE
-// For large functions with several callers, which take long to compile with sanitizers.
-#define SAVL_NOINLINE __attribute__((noinline))
 
 SAVL_INLINE int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 SAVL_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -36,16 +72,8 @@ SAVL_INLINE Vec<T> broadcast(T value) {
   return value - Vec<T>{};  // minus, not plus: -0 stays -0
 }
 
-template <typename To, typename From>
-SAVL_INLINE To bits_of(const From& value) {
-  static_assert(sizeof(To) == sizeof(From));
-  To result;
-  __builtin_memcpy(&result, &value, sizeof(result));
-  return result;
-}
-
-// The first operand where it is larger (smaller), else the second: NaN in the first is dropped, in the second kept.
-// Spelt out for float on x86, where compilers miss that it is one instruction.
+// The first operand where it is larger (smaller), otherwise the second: a NaN in the first is dropped, a NaN in the
+// second is kept. float has overloads on x86, where compilers do not see that this is one instruction.
 template <typename V>
 SAVL_INLINE V larger(V a, V b) {
   return a > b ? a : b;
@@ -61,7 +89,7 @@ SAVL_INLINE Vec<float> lesser(Vec<float> a, Vec<float> b) { return _mm_min_ps(a,
 SAVL_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a, b); }
 SAVL_INLINE Vec<float> lesser(Vec<float> a, Vec<float> b) { return _mm256_min_ps(a, b); }
 #elif defined(__x86_64__) && !defined(SAVL_EMULATE_AVX512)
-// The form with a mask, all of it set: the plain one makes GCC warn of an uninitialised operand in its own header.
+// The form with a full mask: for the plain form, GCC warns of an uninitialised operand in its own header.
 SAVL_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return _mm512_maskz_max_ps(0xffff, a, b); }
 SAVL_INLINE Vec<float> lesser(Vec<float> a, Vec<float> b) { return _mm512_maskz_min_ps(0xffff, a, b); }
 #endif
@@ -72,15 +100,21 @@ struct Halves {
   Half low, high;
 };
 
-// Half and half, in registers: the order of the sum is that of a tree.
-template <typename T, int kLanes, typename V>
-SAVL_INLINE T sum_of_lanes(V value) {
+// Combines the upper half of the lanes with the lower half until one number is left, all in registers. A sum therefore
+// has the order of a tree.
+template <typename T, int kLanes, typename V, typename Combine>
+SAVL_INLINE T fold_lanes(V value, const Combine& combine) {
   if constexpr (kLanes == 1) {
     return value[0];
   } else {
     const auto halves = bits_of<Halves<T, kLanes>>(value);
-    return sum_of_lanes<T, kLanes / 2>(halves.low + halves.high);
+    return fold_lanes<T, kLanes / 2>(combine(halves.low, halves.high), combine);
   }
+}
+
+template <typename T, int kLanes, typename V>
+SAVL_INLINE T sum_of_lanes(V value) {
+  return fold_lanes<T, kLanes>(value, [](auto low, auto high) SAVL_ALWAYS_INLINE { return low + high; });
 }
 
 template <typename T>
@@ -88,23 +122,14 @@ SAVL_INLINE T sum_of(Vec<T> value) {
   return sum_of_lanes<T, kWidth<T>>(value);
 }
 
-// Likewise; of two NaN or a NaN and a number either may be taken.
-template <typename T, int kLanes, typename V>
-SAVL_INLINE T largest_of_lanes(V value) {
-  if constexpr (kLanes == 1) {
-    return value[0];
-  } else {
-    const auto halves = bits_of<Halves<T, kLanes>>(value);
-    return largest_of_lanes<T, kLanes / 2>(halves.low > halves.high ? halves.low : halves.high);
-  }
-}
-
+// The largest lane. Where lanes are NaN, the result is any of the lanes.
 template <typename T>
 SAVL_INLINE T largest_of(Vec<T> value) {
-  return largest_of_lanes<T, kWidth<T>>(value);
+  return fold_lanes<T, kWidth<T>>(value,
+                                  [](auto low, auto high) SAVL_ALWAYS_INLINE { return low > high ? low : high; });
 }
 
-// The lanes of two vectors in turn: of their first halves, or of their second ones.
+// The lanes of two vectors alternately: those of their first halves, or those of their second halves.
 template <typename T, int... kLane>
 SAVL_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, bool second, std::integer_sequence<int, kLane...>) {
   constexpr int kHalf = kWidth<T> / 2;
@@ -114,7 +139,8 @@ SAVL_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, bool second, std::integer_sequ
   return Vec<T>{(kLane % 2 == 0 ? a[kLane / 2] : b[kLane / 2])...};
 }
 
-// Lane j of row i to lane i of row j, in registers: every round moves the highest bit of i behind the lowest one of j.
+// Moves lane j of row i to lane i of row j, in registers. Each round moves the highest bit of i below the lowest bit of
+// j.
 template <typename T>
 SAVL_INLINE void transpose(Vec<T>* rows) {
   constexpr int kHalf = kWidth<T> / 2;
@@ -131,7 +157,7 @@ SAVL_INLINE void transpose(Vec<T>* rows) {
   }
 }
 
-// Storage types: bfloat16 is kept as its bits.
+// Storage types. A bfloat16 is stored as its bits.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -155,14 +181,18 @@ template <typename S>
 SAVL_INLINE S narrow(Arithmetic<S> value) {
   return value;
 }
+// The bits of a float, in a 32-bit integer or a vector of them, rounded to the nearest bfloat16, ties to even.
+template <typename Bits>
+SAVL_INLINE Bits rounded_to_bfloat16(Bits bits) {
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
 template <>
 SAVL_INLINE BFloat16 narrow<BFloat16>(float value) {
-  const uint32_t bits = bits_of<uint32_t>(value);
   if (value != value) return {0x7fc0};
-  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};  // to nearest, ties to even
+  return {static_cast<uint16_t>(rounded_to_bfloat16(bits_of<uint32_t>(value)))};
 }
 
-// A vector of arithmetic from storage and back.
+// Loads a vector from storage as numbers of the arithmetic type, and stores it back.
 template <typename S>
 SAVL_INLINE Vec<Arithmetic<S>> load_wide(const S* from) {
   return load(from);
@@ -182,8 +212,7 @@ SAVL_INLINE void store_narrow(S* to, Vec<Arithmetic<S>> value) {
 template <>
 SAVL_INLINE void store_narrow<BFloat16>(BFloat16* to, Vec<float> value) {
   typedef uint16_t Half __attribute__((vector_size(SAVL_VECTOR_BYTES / 2)));
-  const Vec<uint32_t> bits = bits_of<Vec<uint32_t>>(value);
-  Vec<uint32_t> rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  Vec<uint32_t> rounded = rounded_to_bfloat16(bits_of<Vec<uint32_t>>(value));
   rounded = value != value ? Vec<uint32_t>{} + 0x7fc0 : rounded;
   const Half half = __builtin_convertvector(rounded, Half);
   __builtin_memcpy(to, &half, sizeof(half));
@@ -192,21 +221,13 @@ SAVL_INLINE void store_narrow<BFloat16>(BFloat16* to, Vec<float> value) {
 // a * factor, rounded once.
 SAVL_INLINE Vec<double> times(Vec<double> a, double factor) { return a * factor; }
 SAVL_INLINE Vec<float> times(Vec<float> a, double factor) {
-  // Half by half: of a vector of twice the width GCC makes a detour through memory.
+  // Half by half: GCC passes a vector of twice the width through memory.
   typedef float Half __attribute__((vector_size(SAVL_VECTOR_BYTES / 2)));
   Half halves[2];
   __builtin_memcpy(halves, &a, sizeof(a));
   for (Half& half : halves) half = __builtin_convertvector(__builtin_convertvector(half, Vec<double>) * factor, Half);
   return bits_of<Vec<float>>(halves);
 }
-
-// Of one width, for the bits of floats.
-template <typename V>
-struct IntegersOf;
-template <>
-struct IntegersOf<Vec<float>> {
-  using type = Vec<int32_t>;
-};
 
 // 2^x for x <= 0, 0 from 2^-126.5 down, and NaN for NaN.
 SAVL_INLINE Vec<float> exp2_of_negative(Vec<float> x) {
@@ -225,21 +246,25 @@ SAVL_INLINE Vec<float> exp2_of_negative(Vec<float> x) {
   return p * bits_of<Vec<float>>((bits_of<Vec<int32_t>>(shifted) << 23) + (127 << 23));
 }
 
-// float64 is there to judge by, not to be fast.
-SAVL_INLINE Vec<double> exponential(Vec<double> x) {
+// The kernels for float64 serve as a reference and need not be fast: they compute functions lane by lane.
+template <typename Function>
+SAVL_INLINE Vec<double> lane_by_lane(Vec<double> x, const Function& function) {
   double lanes[kWidth<double>];
   store(lanes, x);
-  for (double& lane : lanes) lane = __builtin_exp(lane);
+  for (double& lane : lanes) lane = function(lane);
   return load(lanes);
+}
+SAVL_INLINE Vec<double> exponential(Vec<double> x) {
+  return lane_by_lane(x, [](double lane) SAVL_ALWAYS_INLINE { return __builtin_exp(lane); });
+}
+SAVL_INLINE Vec<double> exponential_minus_one(Vec<double> x) {
+  return lane_by_lane(x, [](double lane) SAVL_ALWAYS_INLINE { return __builtin_expm1(lane); });
 }
 SAVL_INLINE Vec<double> exp2_of_negative(Vec<double> x) {
-  double lanes[kWidth<double>];
-  store(lanes, x);
-  for (double& lane : lanes) lane = __builtin_exp2(lane);
-  return load(lanes);
+  return lane_by_lane(x, [](double lane) SAVL_ALWAYS_INLINE { return __builtin_exp2(lane); });
 }
 
-// A vector of which only the first `lanes` exist.
+// Loads and stores a vector of which only the first `lanes` exist. The other lanes of a loaded vector are 0.
 template <typename S, typename T = Arithmetic<S>>
 SAVL_INLINE Vec<T> load_some(const S* from, int64_t lanes) {
   if (lanes == kWidth<T>) return load_wide(from);
@@ -256,7 +281,7 @@ SAVL_INLINE void store_some(S* to, Vec<T> value, int64_t lanes) {
   for (int lane = 0; lane < kWidth<T> && lane < lanes; ++lane) to[lane] = narrow<S>(values[lane]);
 }
 
-// Calls `work(i, lanes)` for the vectors of a line of `count` elements, the last of which may be cut short.
+// Calls `work(i, lanes)` for each vector of a line of `count` elements. The last vector may have fewer lanes.
 template <typename T, typename Work>
 SAVL_INLINE void for_vectors(int64_t count, const Work& work) {
   int64_t i = 0;
@@ -264,29 +289,66 @@ SAVL_INLINE void for_vectors(int64_t count, const Work& work) {
   if (i < count) work(i, count - i);
 }
 
-// Asks for what lies `step` elements further. Addresses outside are harmless.
+// Calls `work.operator()<R>()` with the storage type R of a kernel's output: float32 where `output_is_float` says so,
+// which it does for bfloat16 only, otherwise S.
+template <typename S, typename Work>
+SAVL_INLINE void with_output_type(bool output_is_float, const Work& work) {
+  if (sizeof(S) == 2 && output_is_float) {
+    work.template operator()<Arithmetic<S>>();
+  } else {
+    work.template operator()<S>();
+  }
+}
+
+// Prefetches the element `step` elements further on. An address outside the tensor is harmless.
 template <typename S>
 SAVL_INLINE void prefetch_after(const S* from, int64_t step) {
   __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + step * sizeof(S)));
 }
 
-// Aligned scratch of one thread, cut into arrays by `take`.
+// Aligned memory of one thread, from which `take` cuts arrays. A Scratch of 0 bytes has no memory: `take` returns null,
+// and `taken` tells how many bytes are needed.
 class Scratch {
  public:
-  explicit Scratch(int64_t bytes) : memory_(::operator new(bytes, std::align_val_t{64})), next_((char*)memory_) {}
-  ~Scratch() { ::operator delete(memory_, std::align_val_t{64}); }
+  explicit Scratch(int64_t bytes)
+      : memory_(bytes == 0 ? nullptr : static_cast<char*>(::operator new(bytes, std::align_val_t{kAlignment}))) {}
+  ~Scratch() {
+    if (memory_ != nullptr) ::operator delete(memory_, std::align_val_t{kAlignment});
+  }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
-  static int64_t bytes(int64_t count, int64_t size) { return round_up(count * size, 64); }
+  // The bytes that an array takes.
+  template <typename T>
+  static int64_t bytes(int64_t count) {
+    return round_up(count * static_cast<int64_t>(sizeof(T)), kAlignment);
+  }
   template <typename T>
   T* take(int64_t count) {
-    T* result = reinterpret_cast<T*>(next_);
-    next_ += bytes(count, sizeof(T));
+    T* result = memory_ == nullptr ? nullptr : reinterpret_cast<T*>(memory_ + taken_);
+    taken_ += bytes<T>(count);
     return result;
   }
+  int64_t taken() const { return taken_; }
 
  private:
-  void* memory_;
-  char* next_;
+  static constexpr int64_t kAlignment = 64;
+  char* memory_;
+  int64_t taken_ = 0;
 };
+
+SAVL_END_KERNELS
+
+SAVL_BEGIN_TARGET
+namespace savl {
+
+template <>
+struct ArithmeticTraits<cpu::SAVL_INSTRUCTION_SET::Vec<float>> {
+  using V = cpu::SAVL_INSTRUCTION_SET::Vec<float>;
+  using Integers = cpu::SAVL_INSTRUCTION_SET::Vec<int32_t>;
+  SAVL_INLINE static V larger(V a, V b) { return cpu::SAVL_INSTRUCTION_SET::larger(a, b); }
+  SAVL_INLINE static V lesser(V a, V b) { return cpu::SAVL_INSTRUCTION_SET::lesser(a, b); }
+};
+
+}  // namespace savl
+SAVL_END_TARGET

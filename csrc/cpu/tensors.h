@@ -1,12 +1,17 @@
-// What the ops share between torch's tensors and the kernels' plain arguments.
+// Helpers of the ops that turn torch's tensors into the plain arguments of the kernels.
 #pragma once
 
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+
+#include "cpu/kernel.h"
 #include "cpu/kernel_table.h"
 #include "layouts.h"
 
 namespace savl::cpu {
 
-// Which of a kernel's three instances works on a dtype; an error names the op for the others.
+// The storage type of a tensor. Throws for a dtype that the kernels are not compiled for.
 inline Storage storage_of(const char* op, const Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float:
@@ -20,7 +25,7 @@ inline Storage storage_of(const char* op, const Tensor& tensor) {
   }
 }
 
-// The dtype of the kernel's arithmetic.
+// The dtype of the kernels' arithmetic.
 inline ScalarType arithmetic_of(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -35,10 +40,20 @@ inline Tensor new_zeros(std::initializer_list<int64_t> sizes, ScalarType dtype) 
   return torch::stable::zero_(result);
 }
 
-// Runs a kernel on all its tasks, with torch's own threads.
+// The elements of a row-wise kernel that are worth a thread.
+constexpr int64_t kElementsPerThread = 1 << 14;
+
+// The rows that are worth a thread.
+inline int64_t rows_per_thread(int64_t channels) {
+  return channels >= kElementsPerThread ? 1 : kElementsPerThread / (channels > 0 ? channels : 1);
+}
+
+// Runs the kernel for a dtype on all tasks, with torch's threads. Each thread takes at least `grain` tasks at a time.
 template <typename Args>
-void run(Kernel<Args> kernel, const Args& args, int64_t tasks, int64_t grain) {
+void run(const Kernel<Args> (&kernels)[kStorages], Storage storage, const Args& args, int64_t tasks,
+         int64_t grain = 1) {
   if (tasks == 0) return;
+  const Kernel<Args> kernel = kernels[static_cast<int>(storage)];
   torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 

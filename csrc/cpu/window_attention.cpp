@@ -11,7 +11,7 @@ int64_t channels_of(const Tensor& qkv) {
   return qkv.size(3) / 3;
 }
 
-// The second result is the log-sum-exp where a backward pass wants it; this one does not, and it is empty.
+// The second result is the log-sum-exp, which this backward pass does not need: it is empty.
 std::tuple<Tensor, Tensor> window_attention(const Tensor& qkv, const Tensor& bias_table,
                                             const std::optional<Tensor>& severity, int64_t window, int64_t shift) {
   const int64_t channels = channels_of(qkv);

@@ -1,6 +1,12 @@
-// savl::channel_modulation from torch's tensors to the kernels; the op is defined in savl/ops/channel_modulation.py.
+// savl::channel_modulation on CUDA: from torch's tensors to the kernels. The op is defined in
+// savl/ops/channel_modulation.py.
 #pragma once
 
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
+#include "cuda/channel_modulation.h"
 #include "cuda/tensors.h"
 
 namespace savl::gpu {
@@ -20,16 +26,37 @@ struct ChannelModulationOp {
     return new_tensor(like, {like.size(0), like.size(1), like.size(2), like.size(3)}, like.scalar_type());
   }
 
+  // The arguments that both directions have, and the tensors that they point into. `residual` is the residual forward
+  // and the gradient of the output backward, which have the same dtype.
+  struct Inputs {
+    ChannelModulationArgs args{};
+    Tensor attended, gamma, residual;
+
+    Inputs(const Tensor& attended_in, const Tensor& gamma_in, const char* residual_name, const Tensor& residual_in)
+        : attended(attended_in), gamma(gamma_in), residual(residual_in) {
+      args.storage = storage_of(kOp, attended);
+      check("attended", attended, attended, false);
+      check("gamma", gamma, attended, false);
+      check(residual_name, residual, attended, true);
+      attended = as_rows(attended);
+      gamma = as_rows(gamma);
+      residual = as_rows(residual);
+      args.attended = attended.const_data_ptr();
+      args.gamma = gamma.const_data_ptr();
+      args.attended_stride = row_stride(attended);
+      args.gamma_stride = row_stride(gamma);
+      args.rows = attended.size(0) * attended.size(1) * attended.size(2);
+      args.channels = attended.size(3);
+      args.residual_is_float = residual.scalar_type() == ScalarType::Float;
+    }
+  };
+
   static Tensor forward(const Tensor& attended, const Tensor& gamma, const std::optional<Tensor>& beta,
                         const Tensor& residual) {
-    ModulationArgs args{};
-    args.storage = storage_of(kOp, attended);
-    check("attended", attended, attended, false);
-    check("gamma", gamma, attended, false);
+    Inputs inputs(attended, gamma, "residual", residual);
     if (beta.has_value()) check("beta", *beta, attended, false);
-    check("residual", residual, attended, true);
     const Device device(attended);
-    const Tensor a = as_rows(attended), g = as_rows(gamma), r = as_rows(residual);
+    ChannelModulationArgs& args = inputs.args;
     std::optional<Tensor> b;
     if (beta.has_value()) {
       b = as_rows(*beta);
@@ -37,44 +64,26 @@ struct ChannelModulationOp {
       args.beta_stride = row_stride(*b);
     }
     Tensor out = new_like(residual);
-    args.attended = a.const_data_ptr();
-    args.gamma = g.const_data_ptr();
-    args.residual = r.const_data_ptr();
-    args.attended_stride = row_stride(a);
-    args.gamma_stride = row_stride(g);
-    args.residual_stride = row_stride(r);
+    args.residual = inputs.residual.const_data_ptr();
+    args.residual_stride = row_stride(inputs.residual);
     args.out = out.mutable_data_ptr();
-    args.rows = a.size(0) * a.size(1) * a.size(2);
-    args.channels = a.size(3);
-    args.residual_is_float = residual.scalar_type() == ScalarType::Float;
     plan(args);
-    check_launch(kOp, device.modulation(args));
+    check_launch(kOp, device.channel_modulation(args));
     return out;
   }
 
-  // Gradients of attended and gamma; those of beta and residual are grad_out itself.
+  // Returns the gradients of attended and gamma; those of beta and residual are grad_out itself.
   static std::tuple<Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& attended, const Tensor& gamma) {
-    ModulationArgs args{};
-    args.storage = storage_of(kOp, attended);
-    check("attended", attended, attended, false);
-    check("gamma", gamma, attended, false);
-    check("grad_out", grad_out, attended, true);
+    Inputs inputs(attended, gamma, "grad_out", grad_out);
     const Device device(attended);
-    const Tensor a = as_rows(attended), g = as_rows(gamma), grad = as_rows(grad_out);
+    ChannelModulationArgs& args = inputs.args;
     Tensor grad_attended = new_like(attended), grad_gamma = new_like(gamma);
-    args.attended = a.const_data_ptr();
-    args.gamma = g.const_data_ptr();
-    args.grad_out = grad.const_data_ptr();
-    args.attended_stride = row_stride(a);
-    args.gamma_stride = row_stride(g);
-    args.grad_out_stride = row_stride(grad);
+    args.grad_out = inputs.residual.const_data_ptr();
+    args.grad_out_stride = row_stride(inputs.residual);
     args.grad_attended = grad_attended.mutable_data_ptr();
     args.grad_gamma = grad_gamma.mutable_data_ptr();
-    args.rows = a.size(0) * a.size(1) * a.size(2);
-    args.channels = a.size(3);
-    args.residual_is_float = grad_out.scalar_type() == ScalarType::Float;
     plan(args);
-    check_launch(kOp, device.modulation_backward(args));
+    check_launch(kOp, device.channel_modulation_backward(args));
     return {grad_attended, grad_gamma};
   }
 };

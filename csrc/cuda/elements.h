@@ -1,5 +1,5 @@
-// What one CUDA thread holds: 16 bytes of a tensor at a time, and one float of arithmetic. Everything compiles for the
-// host as well, where csrc/twin runs it.
+// The data of one CUDA thread: 16 bytes of a tensor at a time for storage, and float for arithmetic. Everything also
+// compiles for the host, where csrc/twin runs it.
 #pragma once
 
 #include <cstdint>
@@ -7,28 +7,21 @@
 #include <stdexcept>
 #include <type_traits>
 
-#include "host_device.h"
+#include "arithmetic.h"
+#include "compiler.h"
 
 namespace savl::gpu {
 
-// The value type of the shared mathematics is float.
+constexpr int kThreads = 256;  // of a block, in every kernel
+constexpr int kWarp = 32;
 
-template <typename To, typename From>
-SAVL_HOST_DEVICE To bits_of(From value) {
-  static_assert(sizeof(To) == sizeof(From));
-  To result;
-  memcpy(&result, &value, sizeof(result));
-  return result;
-}
+enum class Storage : int { kFloat32, kBFloat16, kFloat16 };
 
-template <typename V>
-struct IntegersOf;
-template <>
-struct IntegersOf<float> {
-  using type = int32_t;
-};
+// The shared memory of a kernel that needs none.
+struct NothingShared {};
 
-// The first where it is larger (smaller), else the second: NaN in the second, which alone may have one, is kept.
+// The first argument where it is larger (smaller), otherwise the second. A NaN in the second argument is kept; the
+// first argument must not be NaN.
 SAVL_HOST_DEVICE float larger(float a, float b) {
 #if defined(__CUDA_ARCH__)
   float result;
@@ -48,7 +41,22 @@ SAVL_HOST_DEVICE float lesser(float a, float b) {
 #endif
 }
 
-// Storage types. Those of 16 bits are kept as their bits.
+}  // namespace savl::gpu
+
+namespace savl {
+
+template <>
+struct ArithmeticTraits<float> {
+  using Integers = int32_t;
+  SAVL_HOST_DEVICE static float larger(float a, float b) { return gpu::larger(a, b); }
+  SAVL_HOST_DEVICE static float lesser(float a, float b) { return gpu::lesser(a, b); }
+};
+
+}  // namespace savl
+
+namespace savl::gpu {
+
+// Storage types. Those of 16 bits are stored as their bits.
 
 struct BFloat16 {
   uint16_t bits;
@@ -127,7 +135,7 @@ SAVL_HOST_DEVICE uint32_t narrow_pair(float first, float second) {
 #endif
 }
 
-// A value as it comes out of storage.
+// The value after it was stored and loaded again.
 template <typename S>
 SAVL_HOST_DEVICE float rounded(float value) {
   return widen(narrow<S>(value));
@@ -141,7 +149,7 @@ struct alignas(16) Words {
 template <typename S>
 constexpr int kLanes = 16 / static_cast<int>(sizeof(S));  // elements of a chunk
 
-// Element `lane`, known when compiled: words are registers.
+// Element `lane`, which must be a constant after unrolling: the words are registers.
 template <typename S>
 SAVL_HOST_DEVICE S stored_lane(const Words& words, int lane) {
   if constexpr (sizeof(S) == 4) {
@@ -177,8 +185,8 @@ SAVL_HOST_DEVICE uint32_t bits_from(S value) {
   }
 }
 
-// Where in memory the lanes of a chunk lie: side by side and aligned to 16 bytes (`whole`), or `step` elements apart,
-// of which only the first `count` exist.
+// How the lanes of a chunk lie in memory: side by side and aligned to 16 bytes (`whole`), or `step` elements apart, of
+// which only the first `count` exist.
 struct Access {
   bool whole;
   int count;
@@ -187,9 +195,9 @@ struct Access {
 
 inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
-// What a GPU would stop at, a CPU would not notice.
+// A GPU stops at an unaligned access; on the host, csrc/twin has to look for it.
 inline void check_alignment(const void* data) {
-  if (!is_aligned(data)) throw std::runtime_error("16 bytes at once from an address that is not aligned to them");
+  if (!is_aligned(data)) throw std::runtime_error("an access of 16 bytes at an address that is not a multiple of 16");
 }
 
 template <typename S>
@@ -231,7 +239,7 @@ SAVL_HOST_DEVICE void store_chunk(S* to, const Words& words, const Access& acces
   }
 }
 
-// As many values of float32 as a chunk of S has lanes; the same places.
+// Loads as many float32 values as a chunk of S has lanes, from the same places.
 template <typename S>
 SAVL_HOST_DEVICE void load_floats(const float* from, const Access& access, float (&values)[kLanes<S>]) {
   constexpr int kParts = kLanes<S> / 4;

@@ -1,6 +1,13 @@
-// savl::gaussian_posterior from torch's tensors to the kernels; the op is defined in savl/ops/gaussian_posterior.py.
+// savl::gaussian_posterior on CUDA: from torch's tensors to the kernels. The op is defined in
+// savl/ops/gaussian_posterior.py.
 #pragma once
 
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
+#include "cuda/gaussian_posterior.h"
+#include "cuda/gaussian_posterior_statistics.h"
 #include "cuda/tensors.h"
 
 namespace savl::gpu {
@@ -9,9 +16,9 @@ template <typename Device>
 struct GaussianPosteriorOp {
   static constexpr const char* kOp = "savl::gaussian_posterior";
 
-  // The arguments that both directions have, and the tensors they point into.
+  // The arguments that both directions have, and the tensors that they point into.
   struct Inputs {
-    PosteriorArgs args{};
+    GaussianPosteriorArgs args{};
     Tensor mu, logvar;
     std::optional<Tensor> eps;
 
@@ -60,7 +67,7 @@ struct GaussianPosteriorOp {
                                                                             double severity_eps, double severity_max) {
     Inputs inputs(mu, logvar, eps, seed, offset);
     const Device device(mu);
-    PosteriorArgs& args = inputs.args;
+    GaussianPosteriorArgs& args = inputs.args;
     const bool noisy = args.noise != NoiseSource::kNone;
     const Tensor sample = noisy ? inputs.new_field() : new_tensor(mu, {0}, mu.scalar_type());
     if (noisy) args.sample = field_of(sample, args.planar);
@@ -72,7 +79,7 @@ struct GaussianPosteriorOp {
     args.kl = static_cast<float*>(kl.mutable_data_ptr());
     args.variance = static_cast<float*>(variance.mutable_data_ptr());
     args.moments = static_cast<Moments*>(moments.mutable_data_ptr());
-    check_launch(kOp, device.posterior(args));
+    check_launch(kOp, device.gaussian_posterior(args));
 
     StatisticsArgs statistics{};
     statistics.batch = args.batch;
@@ -84,8 +91,8 @@ struct GaussianPosteriorOp {
       statistics.merged_count = (statistics.count + kMergedAtOnce - 1) / kMergedAtOnce;
       const Tensor merged = new_moments(mu, args.batch * statistics.merged_count);
       statistics.merged = static_cast<Moments*>(merged.mutable_data_ptr());
-      check_launch(kOp, device.merge(statistics));
-      moments = merged;  // memory that is given back here is reused in the order of the stream
+      check_launch(kOp, device.merge_moments(statistics));
+      moments = merged;  // memory that is freed here is reused in the order of the stream
       statistics.moments = statistics.merged;
       statistics.count = statistics.merged_count;
       statistics.span *= kMergedAtOnce;
@@ -98,11 +105,12 @@ struct GaussianPosteriorOp {
     statistics.severity_max = static_cast<float>(severity_max);
     statistics.whole = args.pixels % 4 == 0 && is_aligned(statistics.variance) && is_aligned(statistics.severity);
     statistics.tiles = (args.pixels + NormaliseSeverity::kTile - 1) / NormaliseSeverity::kTile;
-    check_launch(kOp, device.severity(statistics));
+    check_launch(kOp, device.normalise_severity(statistics));
     return {sample, kl, severity, variance, mean, var};
   }
 
-  // `grad_variance` is the whole gradient of the per-pixel variance, what severity and statistics pass on included.
+  // `grad_variance` is the whole gradient of the per-pixel variance, including the contributions of severity and
+  // statistics.
   static std::tuple<Tensor, Tensor, Tensor> backward(const std::optional<Tensor>& grad_sample,
                                                      const std::optional<Tensor>& grad_kl,
                                                      const std::optional<Tensor>& grad_variance, const Tensor& mu,
@@ -110,7 +118,7 @@ struct GaussianPosteriorOp {
                                                      std::optional<int64_t> seed, int64_t offset, bool wants_grad_eps) {
     Inputs inputs(mu, logvar, eps, seed, offset);
     const Device device(mu);
-    PosteriorArgs& args = inputs.args;
+    GaussianPosteriorArgs& args = inputs.args;
     std::optional<Tensor> to_sample, to_kl, to_variance;
     if (grad_sample.has_value()) {
       check_like<Device>(kOp, "grad_sample", *grad_sample, "mu", mu);
@@ -138,7 +146,7 @@ struct GaussianPosteriorOp {
       args.grad_eps = field_of(grad_eps, args.planar);
     }
     plan(args);
-    check_launch(kOp, device.posterior_backward(args));
+    check_launch(kOp, device.gaussian_posterior_backward(args));
     return {grad_mu, grad_logvar, grad_eps};
   }
 };

@@ -1,11 +1,12 @@
-// Runs the kernels of this folder on a device.
+// Runs the kernels of this folder on a CUDA device.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
 #include <limits>
 
-#include "cuda/dispatch.h"
+#include "cuda/elements.h"
 
 namespace savl::gpu {
 
@@ -18,7 +19,7 @@ __device__ __forceinline__ void run_phases(const typename Kernel::Args& args, ty
   }
 }
 
-// `kResident` blocks to a multiprocessor: three leave each thread 80 registers, two 128.
+// `kResident` is the number of blocks on a multiprocessor: three leave 80 registers for each thread, two leave 128.
 template <typename Kernel>
 __global__ void __launch_bounds__(kThreads, Kernel::kResident)
     kernel(const __grid_constant__ typename Kernel::Args args) {
@@ -26,7 +27,7 @@ __global__ void __launch_bounds__(kThreads, Kernel::kResident)
   run_phases<Kernel>(args, shared);
 }
 
-// Returns what CUDA says where it refuses, null otherwise.
+// Returns CUDA's error message where CUDA refuses the launch, otherwise null.
 struct LaunchOn {
   cudaStream_t stream;
 
@@ -34,7 +35,7 @@ struct LaunchOn {
   const char* operator()(Kernel, const typename Kernel::Args& args, int64_t blocks) const {
     if (blocks == 0) return nullptr;
     if (blocks > std::numeric_limits<int32_t>::max()) return "the tensors are too large for one launch";
-    cudaGetLastError();  // an error that another library has left behind is not this launch's
+    cudaGetLastError();  // discards an error that another library has left behind
     kernel<Kernel><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(args);
     const cudaError_t error = cudaGetLastError();
     return error == cudaSuccess ? nullptr : cudaGetErrorString(error);

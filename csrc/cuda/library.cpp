@@ -1,4 +1,4 @@
-// The CUDA library, savl/_cuda.so: its kernels for torch's dispatcher. It is loaded where torch has CUDA.
+// The CUDA library, savl/_cuda.so: registers its kernels with torch's dispatcher. It is loaded where torch has CUDA.
 #include "torch_errors.h"  // before the headers of torch that it changes
 //
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -24,14 +24,20 @@ class Cuda {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream_));
   }
 
-  const char* posterior(const PosteriorArgs& args) const { return launch_posterior(args, stream_); }
-  const char* posterior_backward(const PosteriorArgs& args) const { return launch_posterior_backward(args, stream_); }
-  const char* merge(const StatisticsArgs& args) const { return launch_merge(args, stream_); }
-  const char* severity(const StatisticsArgs& args) const { return launch_severity(args, stream_); }
-  const char* modulation(const ModulationArgs& args) const { return launch_modulation(args, stream_); }
-  const char* modulation_backward(const ModulationArgs& args) const {
-    return launch_modulation_backward(args, stream_);
+  const char* channel_modulation(const ChannelModulationArgs& args) const {
+    return launch_channel_modulation(args, stream_);
   }
+  const char* channel_modulation_backward(const ChannelModulationArgs& args) const {
+    return launch_channel_modulation_backward(args, stream_);
+  }
+  const char* gaussian_posterior(const GaussianPosteriorArgs& args) const {
+    return launch_gaussian_posterior(args, stream_);
+  }
+  const char* gaussian_posterior_backward(const GaussianPosteriorArgs& args) const {
+    return launch_gaussian_posterior_backward(args, stream_);
+  }
+  const char* merge_moments(const StatisticsArgs& args) const { return launch_merge_moments(args, stream_); }
+  const char* normalise_severity(const StatisticsArgs& args) const { return launch_normalise_severity(args, stream_); }
 
  private:
   torch::stable::accelerator::DeviceGuard guard_;
@@ -49,6 +55,7 @@ STABLE_TORCH_LIBRARY_IMPL(savl, CUDA, library) {
 
 }  // namespace savl::gpu
 
-// How this library was built, for savl/cuda_facts.py, which reads it off the file: a torch without CUDA cannot load it.
+// How this library was built. savl/cuda_facts.py reads it from the file, because a torch without CUDA cannot load the
+// library.
 extern "C" __attribute__((visibility("default"))) const char savl_cuda_facts[];
 const char savl_cuda_facts[] = SAVL_CUDA_FACTS;

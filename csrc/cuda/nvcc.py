@@ -20,7 +20,12 @@ DEFAULT = "80+PTX;86;89;90;100;120"
 """Code for every GPU from Ampere on. The PTX is for those to come, and for 11.0."""
 
 CSRC = Path(__file__).resolve().parents[1]
-SOURCES = ("posterior.cu", "posterior_backward.cu", "modulation.cu", "statistics.cu")  # the longest first
+SOURCES = (  # the one that takes longest comes first
+    "gaussian_posterior.cu",
+    "gaussian_posterior_backward.cu",
+    "channel_modulation.cu",
+    "gaussian_posterior_statistics.cu",
+)
 # What the assembler says of registers and spills costs nothing and goes into the resource table.
 FLAGS = (
     "-std=c++20",

@@ -1,14 +1,17 @@
-// What the ops share between torch's tensors and the kernels' plain arguments. `Device` is where they run: see
-// library.cpp for CUDA, csrc/twin for the host. It says what it `holds`, and constructed for a tensor it makes that
-// tensor's device and stream the current ones and launches kernels there.
+// Helpers of the ops that turn torch's tensors into the plain arguments of the kernels. The template parameter `Device`
+// of an op is where the kernels run: a CUDA device (library.cpp) or the host (csrc/twin). `Device::holds(tensor)` tells
+// whether a tensor is there. An object of `Device`, made for a tensor, makes the device and stream of the tensor the
+// current ones and has a member function for each kernel that launches it.
 #pragma once
 
 #include "torch_errors.h"  // before the headers of torch that it changes
 //
 #include <torch/csrc/stable/accelerator.h>
 
-#include "cuda/modulation.h"
-#include "cuda/statistics.h"
+#include <cstdint>
+#include <initializer_list>
+
+#include "cuda/elements.h"
 #include "layouts.h"
 
 namespace savl::gpu {

@@ -1,19 +1,22 @@
-// Runs the CUDA kernels on the host: block by block, phase by phase, thread by thread. What a thread loads, computes
-// and stores is what it does on a GPU, so that a machine without one can test it. No part of what is installed:
-// tests/csrc compiles it. As a torch library, savl_twin has the ops of csrc/cuda with the schemas of savl, for tensors
-// on the CPU.
+// Runs the CUDA kernels on the CPU: block after block, phase after phase, thread after thread. Each thread loads,
+// computes and stores the same as on a GPU, so that a machine without one can test the kernels. This file is not
+// installed; tests/csrc compiles it. It is a torch library named savl_twin, which has the ops of csrc/cuda with the
+// schemas of savl, for tensors on the CPU.
 #include <cstring>
 #include <memory>
 
+#include "cuda/channel_modulation.h"
 #include "cuda/channel_modulation_op.h"
-#include "cuda/dispatch.h"
+#include "cuda/gaussian_posterior_backward.h"
+#include "cuda/gaussian_posterior_forward.h"
 #include "cuda/gaussian_posterior_op.h"
+#include "cuda/gaussian_posterior_statistics.h"
 
 namespace savl::twin {
 
 namespace {
 
-// Whether the threads of a block run from the last to the first. Their order must not matter.
+// Whether the threads of a block run from the last to the first. Their order must not change the result.
 bool threads_run_backwards = false;
 
 template <typename Kernel, int kPhase = 0>
@@ -30,7 +33,8 @@ struct LaunchHere {
   const char* operator()(Kernel, const typename Kernel::Args& args, int64_t blocks) const {
     const auto shared = std::make_unique<typename Kernel::Shared>();
     for (int64_t block = 0; block < blocks; ++block) {
-      // NaN, for whoever reads what nobody wrote; what the block before left there would look right.
+      // NaN, so that reading shared memory that was never written shows. The values of the block before would look
+      // right.
       std::memset(static_cast<void*>(shared.get()), 0xff, sizeof(typename Kernel::Shared));
       run_phases<Kernel>(args, block, *shared);
     }
@@ -45,19 +49,23 @@ class Host {
 
   explicit Host(const Tensor&) {}
 
-  const char* posterior(const gpu::PosteriorArgs& args) const {
-    return gpu::dispatch_posterior<gpu::PosteriorForward>(args, LaunchHere{});
+  const char* channel_modulation(const gpu::ChannelModulationArgs& args) const {
+    return gpu::dispatch_channel_modulation(args, LaunchHere{});
   }
-  const char* posterior_backward(const gpu::PosteriorArgs& args) const {
-    return gpu::dispatch_posterior<gpu::PosteriorBackward>(args, LaunchHere{});
+  const char* channel_modulation_backward(const gpu::ChannelModulationArgs& args) const {
+    return gpu::dispatch_channel_modulation_backward(args, LaunchHere{});
   }
-  const char* merge(const gpu::StatisticsArgs& args) const { return gpu::dispatch_merge(args, LaunchHere{}); }
-  const char* severity(const gpu::StatisticsArgs& args) const { return gpu::dispatch_severity(args, LaunchHere{}); }
-  const char* modulation(const gpu::ModulationArgs& args) const {
-    return gpu::dispatch_modulation_forward(args, LaunchHere{});
+  const char* gaussian_posterior(const gpu::GaussianPosteriorArgs& args) const {
+    return gpu::dispatch_gaussian_posterior<gpu::GaussianPosteriorForward>(args, LaunchHere{});
   }
-  const char* modulation_backward(const gpu::ModulationArgs& args) const {
-    return gpu::dispatch_modulation_backward(args, LaunchHere{});
+  const char* gaussian_posterior_backward(const gpu::GaussianPosteriorArgs& args) const {
+    return gpu::dispatch_gaussian_posterior<gpu::GaussianPosteriorBackward>(args, LaunchHere{});
+  }
+  const char* merge_moments(const gpu::StatisticsArgs& args) const {
+    return gpu::dispatch_merge_moments(args, LaunchHere{});
+  }
+  const char* normalise_severity(const gpu::StatisticsArgs& args) const {
+    return gpu::dispatch_normalise_severity(args, LaunchHere{});
   }
 };
 

@@ -1,23 +1,27 @@
-// Channel modulation on CUDA: what one thread does with its chunks of 16 bytes.
+// Channel modulation on CUDA: what one thread does with its chunks of 16 bytes. gaussian_posterior.h says what a kernel
+// is.
 //
-// Bytes per element, float32 and 16 bits: forward 16 (20 with beta) and 8 (10); backward 20 and 10. Four or so
-// operations each: bound by memory alone. At the 3.35 TB/s of an H100, 512 x 512 pixels of 144 channels in 16 bits take
-// no less than 90 us (113 us with beta), the backward 113 us.
+// Bytes per element, float32 and 16 bits: forward 16 (20 with beta) and 8 (10); backward 20 and 10. With about four
+// operations per element, only memory limits the speed. At the 3.35 TB/s of an H100, 512 x 512 pixels of 144 channels
+// in 16 bits take no less than 90 us (113 us with beta), the backward 113 us.
 //
-// Launch shape: blocks of 256 threads with two chunks of every tensor each, at most ten loads under way per thread.
-// Tensors without gaps are one long row; halves of a larger tensor (gamma and beta of one convolution) are rows.
+// Launch shape: blocks of 256 threads. Each thread has two chunks of every tensor, and at most ten loads in flight.
+// Tensors without gaps are one long row. Halves of a larger tensor, such as gamma and beta from one convolution, are
+// many rows.
 #pragma once
 
-#include "cuda/posterior.h"
+#include <cstdint>
+
+#include "channel_modulation_math.h"
+#include "compiler.h"
+#include "cuda/elements.h"
 
 namespace savl::gpu {
 
-#include "modulation_math.h"
-
-// Rows of `channels` contiguous elements, `*_stride` elements apart.
-struct ModulationArgs {
+// Rows of `channels` contiguous elements; `*_stride` is the distance between rows, in elements.
+struct ChannelModulationArgs {
   Storage storage;
-  bool residual_is_float;                          // residual, out and grad_out are float32 whatever attended is
+  bool residual_is_float;  // residual, out and grad_out are float32, whatever the dtype of attended
   const void *attended, *gamma, *beta, *residual;  // beta may be null
   int64_t attended_stride, gamma_stride, beta_stride, residual_stride;
   void* out;  // contiguous, dtype as residual
@@ -36,7 +40,7 @@ struct ModulationArgs {
   int64_t blocks() const { return (chunks() + 2 * kThreads - 1) / (2 * kThreads); }
 };
 
-inline void plan(ModulationArgs& args) {
+inline void plan(ChannelModulationArgs& args) {
   const int chunk = args.storage == Storage::kFloat32 ? 4 : 8;
   struct Rows {
     const void* data;
@@ -63,7 +67,7 @@ inline void plan(ModulationArgs& args) {
   args.vectors = (args.channels + chunk - 1) / chunk;
 }
 
-// As many elements of R as a chunk of S has: one chunk, or two where R is float32 and S is not.
+// As many elements of R as a chunk of S has: one chunk, or two where R is float32 and S has 16 bits.
 template <typename S, typename R>
 struct Lanes {
   static constexpr int kParts = kLanes<S> / kLanes<R>;
@@ -92,19 +96,20 @@ struct Lanes {
   }
 };
 
-// Where a chunk lies.
-struct ModulationPlace {
+// The place of a chunk.
+struct ChannelModulationPlace {
   int64_t row, channel;
   Access access;
 };
 
 template <typename S>
-SAVL_HOST_DEVICE ModulationPlace modulation_place(const ModulationArgs& args, int64_t block, int thread, int k) {
+SAVL_HOST_DEVICE ChannelModulationPlace channel_modulation_place(const ChannelModulationArgs& args, int64_t block,
+                                                                 int thread, int k) {
   const int64_t number = (2 * block + k) * kThreads + thread;
   int64_t row = 0;
   if (args.rows == 1) {
     row = 0;
-  } else if (number <= 0xffffffff && args.vectors <= 0xffffffff) {  // a fraction of the instructions
+  } else if (number <= 0xffffffff && args.vectors <= 0xffffffff) {  // takes a fraction of the instructions
     row = static_cast<uint32_t>(number) / static_cast<uint32_t>(args.vectors);
   } else {
     row = number / args.vectors;
@@ -116,20 +121,20 @@ SAVL_HOST_DEVICE ModulationPlace modulation_place(const ModulationArgs& args, in
 }
 
 template <typename S, typename R, bool kBeta>
-struct ModulationForward {
-  using Args = ModulationArgs;
+struct ChannelModulationForward {
+  using Args = ChannelModulationArgs;
   using Shared = NothingShared;
   static constexpr int kPhases = 1;
   static constexpr int kResident = 3;
 
   template <int kPhase>
   SAVL_HOST_DEVICE static void phase(const Args& args, int64_t block, int thread, Shared&) {
-    ModulationPlace places[2];
+    ChannelModulationPlace places[2];
     Lanes<S, S> attended[2], gamma[2], beta[2];
     Lanes<S, R> residual[2];
     SAVL_UNROLL
     for (int k = 0; k < 2; ++k) {
-      places[k] = modulation_place<S>(args, block, thread, k);
+      places[k] = channel_modulation_place<S>(args, block, thread, k);
       const auto& [row, channel, access] = places[k];
       if (access.count == 0) continue;
       attended[k].load(args.attended, row * args.attended_stride + channel, access);
@@ -158,20 +163,20 @@ struct ModulationForward {
 };
 
 template <typename S, typename R>
-struct ModulationBackward {
-  using Args = ModulationArgs;
+struct ChannelModulationBackward {
+  using Args = ChannelModulationArgs;
   using Shared = NothingShared;
   static constexpr int kPhases = 1;
   static constexpr int kResident = 3;
 
   template <int kPhase>
   SAVL_HOST_DEVICE static void phase(const Args& args, int64_t block, int thread, Shared&) {
-    ModulationPlace places[2];
+    ChannelModulationPlace places[2];
     Lanes<S, S> attended[2], gamma[2];
     Lanes<S, R> grad[2];
     SAVL_UNROLL
     for (int k = 0; k < 2; ++k) {
-      places[k] = modulation_place<S>(args, block, thread, k);
+      places[k] = channel_modulation_place<S>(args, block, thread, k);
       const auto& [row, channel, access] = places[k];
       if (access.count == 0) continue;
       attended[k].load(args.attended, row * args.attended_stride + channel, access);
@@ -202,5 +207,35 @@ struct ModulationBackward {
     }
   }
 };
+
+// Calls `run.operator()<S, R>()` with the dtypes of attended and residual.
+template <typename Run>
+auto dispatch_channel_modulation_dtypes(const ChannelModulationArgs& args, const Run& run) {
+  switch (args.storage) {
+    case Storage::kBFloat16:
+      return args.residual_is_float ? run.template operator()<BFloat16, float>()
+                                    : run.template operator()<BFloat16, BFloat16>();
+    case Storage::kFloat16:
+      return args.residual_is_float ? run.template operator()<Float16, float>()
+                                    : run.template operator()<Float16, Float16>();
+    default:
+      return run.template operator()<float, float>();
+  }
+}
+
+// Calls `launch(kernel, args, blocks)` with the instance of the kernel for the dtypes.
+template <typename Launch>
+auto dispatch_channel_modulation(const ChannelModulationArgs& args, const Launch& launch) {
+  return dispatch_channel_modulation_dtypes(args, [&]<typename S, typename R>() {
+    return args.beta != nullptr ? launch(ChannelModulationForward<S, R, true>{}, args, args.blocks())
+                                : launch(ChannelModulationForward<S, R, false>{}, args, args.blocks());
+  });
+}
+
+template <typename Launch>
+auto dispatch_channel_modulation_backward(const ChannelModulationArgs& args, const Launch& launch) {
+  return dispatch_channel_modulation_dtypes(
+      args, [&]<typename S, typename R>() { return launch(ChannelModulationBackward<S, R>{}, args, args.blocks()); });
+}
 
 }  // namespace savl::gpu

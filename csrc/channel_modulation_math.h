@@ -1,9 +1,13 @@
-// The mathematics of one element of the channel modulation, for CPU vectors and CUDA threads alike: V is a vector of
-// cpu/simd.h or the float of one thread.
-//
-// Included inside the namespace of a backend.
+// The mathematics of one element of channel modulation, shared by CPU and CUDA. V is a vector of cpu/simd.h or the
+// float of one CUDA thread.
+#pragma once
 
-// Without the shift.
+#include "compiler.h"
+
+SAVL_BEGIN_TARGET
+namespace savl {
+
+// The output without `beta`, which is optional and added afterwards.
 template <typename V>
 SAVL_HOST_DEVICE V modulated(V attended, V gamma, V residual) {
   return residual + (gamma + 1.0f) * attended;
@@ -18,3 +22,6 @@ template <typename V>
 SAVL_HOST_DEVICE ModulationGradients<V> modulation_gradients(V grad_out, V attended, V gamma) {
   return {grad_out * (gamma + 1.0f), grad_out * attended};
 }
+
+}  // namespace savl
+SAVL_END_TARGET

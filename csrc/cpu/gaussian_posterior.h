@@ -1,15 +1,51 @@
-// The Gaussian posterior: one pass over mu and logvar (and eps) for the sample, the divergence and the variance of a
-// block of pixels, whose sums stay in the first-level cache while the channels go by. Per element it reads 8 bytes (12
-// with eps), writes 4 where there is noise, and takes one exponential. The mathematics of an element is in
-// posterior_math.h; here is what is left of it for float64, and the way through memory.
-//
-// Included once per instruction set, inside its namespace.
+// The Gaussian posterior: one pass over mu and logvar (and eps) computes the sample, the divergence and the variance of
+// a block of pixels, whose sums stay in the first-level cache while the kernel goes through the channels. For each
+// float32 element it reads 8 bytes (12 with eps), writes 4 where there is noise, and takes one exponential. The
+// mathematics of an element is in gaussian_posterior_math.h, except that of float64; this file moves the data.
+#pragma once
 
+#include <cstdint>
+
+#include "cpu/kernel.h"
+#include "cpu/simd.h"
+#include "field.h"
+#include "gaussian_posterior_math.h"
+#include "philox.h"
+
+namespace savl::cpu {
+
+// For S and T see cpu/kernel.h. A task is a block of pixels of one image. `planar`: pixel_stride is 1 in every field;
+// otherwise channel_stride is.
+struct GaussianPosteriorArgs {
+  Field mu, logvar;
+  Field eps;  // data null where there is no noise or it is seeded
+  bool seeded;
+  uint64_t seed, offset;
+  Field sample;    // written; data null where there is no noise
+  void* kl;        // T (B, pixels), written
+  void* variance;  // T (B, pixels), written
+  int64_t batch, channels, pixels;
+  bool planar;
+
+  // Backward only; a null gradient is zero.
+  Field grad_sample;                     // dtype as mu, same layout
+  const void* grad_kl;                   // T (B, pixels)
+  const void* grad_variance;             // T (B, pixels), with the contributions of severity and statistics
+  Field grad_mu, grad_logvar, grad_eps;  // written, dtype as mu; data of eps null where not wanted
+
+  static constexpr int64_t kBlock = 1024;  // pixels of one task: a page of a channel
+  int64_t block() const { return pixels < kBlock ? pixels : kBlock; }
+  int64_t blocks() const { return (pixels + kBlock - 1) / kBlock; }
+  int64_t tasks() const { return batch * blocks(); }
+};
+
+}  // namespace savl::cpu
+
+SAVL_BEGIN_KERNELS
+
+using savl::posterior_terms;  // for float32; the overload below would hide it
 SAVL_INLINE PosteriorTerms<Vec<double>> posterior_terms(Vec<double> logvar) {
-  double lanes[kWidth<double>];
-  store(lanes, logvar);
-  for (double& lane : lanes) lane = __builtin_expm1(lane);
-  const Vec<double> less_one = load(lanes);
+  const Vec<double> less_one = exponential_minus_one(logvar);
   return {exponential(logvar * 0.5), exponential(logvar), less_one, less_one - logvar};
 }
 
@@ -19,7 +55,7 @@ SAVL_INLINE const S* element(const Field& field, int64_t batch, int64_t channel,
          pixel * field.pixel_stride;
 }
 
-// Rounded to the dtype of the field, as the eager path rounds its noise.
+// A vector rounded to the dtype of the field, because the eager path rounds its noise too.
 template <typename S, typename T = Arithmetic<S>>
 SAVL_INLINE Vec<T> rounded(Vec<T> value) {
   S lanes[kWidth<T>];
@@ -27,9 +63,9 @@ SAVL_INLINE Vec<T> rounded(Vec<T> value) {
   return load_wide(lanes);
 }
 
-// Noise of `count` consecutive elements, the first of them number `first` in row-major order.
+// Draws the noise of `count` consecutive elements from element number `first` on, counted in row-major order.
 template <typename T>
-SAVL_INLINE void seeded_noise(const PosteriorArgs& args, int64_t first, int64_t count, T* noise) {
+SAVL_INLINE void seeded_noise(const GaussianPosteriorArgs& args, int64_t first, int64_t count, T* noise) {
   float four[4];
   uint64_t drawn = ~uint64_t{0};
   for (int64_t n = first; n < first + count; ++n) {
@@ -42,8 +78,8 @@ SAVL_INLINE void seeded_noise(const PosteriorArgs& args, int64_t first, int64_t 
 
 enum class NoiseSource { kNone, kGiven, kDrawn };
 
-// The noise along a line of elements: eps, or numbers drawn before, `step` apart. Seeded noise is drawn channel by
-// channel, which is the order of the stream, and read back in whatever order the layout asks for.
+// The noise along a line of elements: eps, or numbers that were drawn before and lie `step` apart. Seeded noise is
+// drawn channel by channel, which is the order of the stream, and read in the order of the layout.
 template <typename S, NoiseSource kSource>
 struct NoiseLine {
   using T = Arithmetic<S>;
@@ -59,10 +95,10 @@ struct NoiseLine {
   }
 };
 
-// What a task knows of its block of pixels.
+// The block of pixels of a task.
 template <typename S>
 struct PosteriorBlock {
-  const PosteriorArgs& args;
+  const GaussianPosteriorArgs& args;
   int64_t batch, first, count;  // pixels [first, first + count) of an image
   Arithmetic<S>* drawn;         // (channels, args.block()) seeded noise
 
@@ -81,8 +117,8 @@ struct PosteriorBlock {
   }
 };
 
-// One line of elements, along pixels or along channels: writes their sample where there is noise and calls
-// `take(i, lanes, divergence, variance)` for each vector, mu^2 in the divergence.
+// Works on one line of elements, along pixels or along channels: writes the sample where there is noise, and calls
+// `take(i, lanes, divergence, variance)` for each vector. The divergence includes mu^2.
 template <NoiseSource kSource, typename S, typename Take>
 SAVL_INLINE void posterior_line(const PosteriorBlock<S>& block, int64_t channel, int64_t pixel, int64_t count,
                                 const Take& take) {
@@ -92,7 +128,7 @@ SAVL_INLINE void posterior_line(const PosteriorBlock<S>& block, int64_t channel,
   S* sample_line = block.output(block.args.sample, channel, pixel);
   const auto noise = block.template noise<kSource>(channel, pixel);
   for_vectors<T>(count, [&](int64_t i, int64_t lanes) SAVL_ALWAYS_INLINE {
-    // The next line begins on another page, where the processor does not look ahead by itself.
+    // The next line begins on another page, which the processor does not prefetch by itself.
     prefetch_after(mu_line + i, block.line_step(block.args.mu));
     prefetch_after(logvar_line + i, block.line_step(block.args.logvar));
     if constexpr (kSource == NoiseSource::kGiven) prefetch_after(noise.eps + i, block.line_step(block.args.eps));
@@ -105,16 +141,17 @@ SAVL_INLINE void posterior_line(const PosteriorBlock<S>& block, int64_t channel,
   });
 }
 
-constexpr int kChannelGroup = 8;  // channels added up before they join the sum, which keeps rounding errors small
+// Channels that are added up before they are added to the sum, which keeps rounding errors small.
+constexpr int kChannelGroup = 8;
 
-// Channel by channel along the pixels, which is how memory lies: rows of different channels are a power of two apart
-// more often than not, and would push each other out of the cache if they were read side by side.
+// Channel by channel along the pixels, which is the order of memory. Rows of different channels are often a power of
+// two apart: read side by side, they would evict each other from the cache.
 template <NoiseSource kSource, typename S, typename T = Arithmetic<S>>
 SAVL_INLINE void posterior_block_planar(const PosteriorBlock<S>& block) {
-  const PosteriorArgs& args = block.args;
-  constexpr int64_t kBlock = PosteriorArgs::kBlock;
-  T kl[kBlock] = {}, variance[kBlock] = {};              // of all groups so far
-  T group_kl[kBlock] = {}, group_variance[kBlock] = {};  // of the group at work
+  const GaussianPosteriorArgs& args = block.args;
+  constexpr int64_t kBlock = GaussianPosteriorArgs::kBlock;
+  T kl[kBlock] = {}, variance[kBlock] = {};              // of all earlier groups
+  T group_kl[kBlock] = {}, group_variance[kBlock] = {};  // of the current group
   for (int64_t c = 0; c < args.channels; ++c) {
     posterior_line<kSource>(block, c, 0, block.count,
                             [&](int64_t p, int64_t, Vec<T> divergence, Vec<T> v) SAVL_ALWAYS_INLINE {
@@ -140,7 +177,7 @@ SAVL_INLINE void posterior_block_planar(const PosteriorBlock<S>& block) {
 
 template <NoiseSource kSource, typename S, typename T = Arithmetic<S>>
 SAVL_INLINE void posterior_block_interleaved(const PosteriorBlock<S>& block) {
-  const PosteriorArgs& args = block.args;
+  const GaussianPosteriorArgs& args = block.args;
   const T channels = static_cast<T>(args.channels);
   for (int64_t pixel = 0; pixel < block.count; ++pixel) {
     Vec<T> divergence_sum{}, variance_sum{};
@@ -163,19 +200,19 @@ SAVL_INLINE void posterior_block_interleaved(const PosteriorBlock<S>& block) {
   }
 }
 
-// Vector i of a line of pixels, or the one pixel that a line of channels belongs to.
+// Vector i of a line of pixels, or the one pixel to which a line of channels belongs.
 template <bool kPlanar, typename T>
 SAVL_INLINE Vec<T> of_pixels(const T* line, int64_t i, int64_t lanes) {
   return kPlanar ? load_some(line + i, lanes) : broadcast(*line);
 }
 
-// The gradients of one line of elements; those of divergence and variance belong to pixels, which the line runs along
-// (`kPlanar`) or all belongs to.
+// The gradients of one line of elements. Those of divergence and variance are one number per pixel: the line runs along
+// pixels (`kPlanar`), or all of it belongs to one pixel.
 template <NoiseSource kSource, bool kPlanar, typename S>
 SAVL_INLINE void posterior_line_backward(const PosteriorBlock<S>& block, int64_t channel, int64_t pixel,
                                          int64_t count) {
   using T = Arithmetic<S>;
-  const PosteriorArgs& args = block.args;
+  const GaussianPosteriorArgs& args = block.args;
   const T channels = static_cast<T>(args.channels);
   const S* mu_line = block.input(args.mu, channel, pixel);
   const S* logvar_line = block.input(args.logvar, channel, pixel);
@@ -220,17 +257,17 @@ SAVL_INLINE void posterior_block_backward(const PosteriorBlock<S>& block) {
   }
 }
 
-// Calls `work(block)` for the blocks of tasks [begin, end), their noise drawn.
+// Draws the noise of each block of tasks [begin, end), and calls `work(block)`.
 template <typename S, typename Work>
-SAVL_INLINE void for_posterior_blocks(const PosteriorArgs& args, int64_t begin, int64_t end, const Work& work) {
+SAVL_INLINE void for_posterior_blocks(const GaussianPosteriorArgs& args, int64_t begin, int64_t end, const Work& work) {
   using T = Arithmetic<S>;
   const int64_t drawn = args.seeded ? args.channels * args.block() : 1;
-  Scratch memory(Scratch::bytes(drawn, sizeof(T)));
-  PosteriorBlock<S> block{args, 0, 0, 0, memory.take<T>(drawn)};
+  Scratch scratch(Scratch::bytes<T>(drawn));
+  PosteriorBlock<S> block{args, 0, 0, 0, scratch.take<T>(drawn)};
   for (int64_t task = begin; task < end; ++task) {
     block.batch = task / args.blocks();
-    block.first = task % args.blocks() * PosteriorArgs::kBlock;
-    block.count = smaller(PosteriorArgs::kBlock, args.pixels - block.first);
+    block.first = task % args.blocks() * GaussianPosteriorArgs::kBlock;
+    block.count = smaller(GaussianPosteriorArgs::kBlock, args.pixels - block.first);
     for (int64_t c = 0; args.seeded && c < args.channels; ++c) {
       seeded_noise(args, (block.batch * args.channels + c) * args.pixels + block.first, block.count,
                    block.drawn + c * args.block());
@@ -239,41 +276,37 @@ SAVL_INLINE void for_posterior_blocks(const PosteriorArgs& args, int64_t begin, 
   }
 }
 
-template <NoiseSource kSource, typename S>
-void posterior_tasks(const PosteriorArgs& args, int64_t begin, int64_t end) {
-  for_posterior_blocks<S>(args, begin, end, [&](const PosteriorBlock<S>& block) {
-    if (args.planar) {
-      posterior_block_planar<kSource>(block);
-    } else {
-      posterior_block_interleaved<kSource>(block);
-    }
+// Calls `work.operator()<kSource>()` with the source of the noise.
+template <typename Work>
+SAVL_INLINE void with_noise_source(const GaussianPosteriorArgs& args, const Work& work) {
+  if (args.seeded) {
+    work.template operator()<NoiseSource::kDrawn>();
+  } else if (args.eps.data != nullptr) {
+    work.template operator()<NoiseSource::kGiven>();
+  } else {
+    work.template operator()<NoiseSource::kNone>();
+  }
+}
+
+template <typename S>
+void gaussian_posterior_kernel(const GaussianPosteriorArgs& args, int64_t begin, int64_t end) {
+  with_noise_source(args, [&]<NoiseSource kSource>() {
+    for_posterior_blocks<S>(args, begin, end, [&](const PosteriorBlock<S>& block) {
+      if (args.planar) {
+        posterior_block_planar<kSource>(block);
+      } else {
+        posterior_block_interleaved<kSource>(block);
+      }
+    });
   });
 }
 
 template <typename S>
-void posterior_kernel(const PosteriorArgs& args, int64_t begin, int64_t end) {
-  if (args.seeded) {
-    posterior_tasks<NoiseSource::kDrawn, S>(args, begin, end);
-  } else if (args.eps.data != nullptr) {
-    posterior_tasks<NoiseSource::kGiven, S>(args, begin, end);
-  } else {
-    posterior_tasks<NoiseSource::kNone, S>(args, begin, end);
-  }
+void gaussian_posterior_backward_kernel(const GaussianPosteriorArgs& args, int64_t begin, int64_t end) {
+  with_noise_source(args, [&]<NoiseSource kSource>() {
+    for_posterior_blocks<S>(args, begin, end,
+                            [](const PosteriorBlock<S>& block) { posterior_block_backward<kSource>(block); });
+  });
 }
 
-template <NoiseSource kSource, typename S>
-void posterior_backward_tasks(const PosteriorArgs& args, int64_t begin, int64_t end) {
-  for_posterior_blocks<S>(args, begin, end,
-                          [](const PosteriorBlock<S>& block) { posterior_block_backward<kSource>(block); });
-}
-
-template <typename S>
-void posterior_backward_kernel(const PosteriorArgs& args, int64_t begin, int64_t end) {
-  if (args.seeded) {
-    posterior_backward_tasks<NoiseSource::kDrawn, S>(args, begin, end);
-  } else if (args.eps.data != nullptr) {
-    posterior_backward_tasks<NoiseSource::kGiven, S>(args, begin, end);
-  } else {
-    posterior_backward_tasks<NoiseSource::kNone, S>(args, begin, end);
-  }
-}
+SAVL_END_KERNELS

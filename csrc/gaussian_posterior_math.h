@@ -1,12 +1,18 @@
-// The mathematics of one element of the Gaussian posterior, for CPU vectors and CUDA threads alike: V is a Vec<float>
-// of cpu/simd.h or the float of one thread. With h = logvar / 2 and a = e^h - 1 one exponential gives all: the variance
-// is 1 + (2 a + a^2), and the divergence's e^logvar - 1 - logvar is a^2 + 2 (a - h), which does not cancel near the
-// prior.
+// The mathematics of one element of the Gaussian posterior, and of the severity of one pixel, shared by CPU and CUDA. V
+// is a vector of float32 (cpu/simd.h) or the float of one CUDA thread.
 //
-// Included inside the namespace of a backend, after what it is made of: IntegersOf<V>, bits_of, larger and lesser.
+// One exponential per element is enough. With h = logvar / 2 and a = e^h - 1, the variance is 1 + (2 a + a^2), and the
+// term e^logvar - 1 - logvar of the divergence is a^2 + 2 (a - h), which does not cancel near the prior.
+#pragma once
 
-// The part of e^x that is left after a power of two is taken out: x = n ln 2 + r, |r| <= ln 2 / 2, and
-// `excess` = e^r - 1 - r. Both are exact where x is small, which the divergence near the prior lives on.
+#include "arithmetic.h"
+#include "compiler.h"
+
+SAVL_BEGIN_TARGET
+namespace savl {
+
+// e^x without its power of two: x = n ln 2 + r with |r| <= ln 2 / 2, and `excess` = e^r - 1 - r. Both r and `excess`
+// are accurate where x is small, which keeps the divergence accurate near the prior.
 template <typename V>
 struct ExponentParts {
   V r, excess, low, high;  // e^x = (1 + r + excess) * low * high
@@ -14,9 +20,10 @@ struct ExponentParts {
 
 template <typename V>
 SAVL_HOST_DEVICE ExponentParts<V> exponent_parts(V x) {
-  using Integers = typename IntegersOf<V>::type;
+  using Traits = ArithmeticTraits<V>;
+  using Integers = typename Traits::Integers;
   // Outside this range e^x is 0 or infinity in float.
-  x = lesser(V{} + 89.0f, larger(V{} - 104.0f, x));
+  x = Traits::lesser(V{} + 89.0f, Traits::larger(V{} - 104.0f, x));
   // The low bits of x / ln 2 + 1.5 * 2^23 are the nearest integer.
   const V shifted = x * 1.44269504088896341f + 12582912.0f;
   const V n = shifted - 12582912.0f;
@@ -27,7 +34,7 @@ SAVL_HOST_DEVICE ExponentParts<V> exponent_parts(V x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  // 2^n in two factors, so that subnormal results and those near the largest float come out as they should.
+  // 2^n in two factors, so that subnormal results and results near the largest float are right.
   const Integers whole = bits_of<Integers>(shifted) - 0x4b400000;
   const Integers half = whole >> 1;
   const V low = bits_of<V>((half + 127) << 23);
@@ -57,7 +64,7 @@ SAVL_HOST_DEVICE PosteriorTerms<V> posterior_terms(V logvar) {
   return {deviation, variance, near ? square_less_one : far, near ? square_excess : far - logvar};
 }
 
-// What one element adds to twice the divergence of its pixel.
+// The contribution of one element to twice the divergence of its pixel.
 template <typename V>
 SAVL_HOST_DEVICE V divergence_of(V mu, const PosteriorTerms<V>& terms) {
   return mu * mu + terms.divergence;
@@ -68,8 +75,8 @@ SAVL_HOST_DEVICE V sample_of(V mu, const PosteriorTerms<V>& terms, V noise) {
   return mu + terms.deviation * noise;
 }
 
-// The gradients of one element: sums of what divergence, variance and sample pass back, each left out where it got
-// none.
+// The gradients of one element: the sum of the contributions of divergence, variance and sample. A kernel adds only the
+// contributions of outputs that received a gradient.
 template <typename V>
 struct PosteriorGradients {
   V mu{}, logvar{};
@@ -86,3 +93,15 @@ struct PosteriorGradients {
     logvar += grad_sample * noise * terms.deviation * 0.5f;
   }
 };
+
+// The severity of one pixel from its variance and the statistics of the whole image. `scale` is the variance of the
+// per-pixel variance, plus epsilon.
+template <typename T>
+SAVL_HOST_DEVICE T severity_of(T variance, T mean, T scale, T most) {
+  T value = 1 - (variance - mean) / scale;
+  value = value < 0 ? 0 : value;  // NaN passes both comparisons
+  return value > most ? most : value;
+}
+
+}  // namespace savl
+SAVL_END_TARGET

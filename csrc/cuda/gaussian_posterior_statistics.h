@@ -1,19 +1,24 @@
-// From moments of tiles to those of an image, and the severity map that they normalise: the second stage of the
-// posterior's statistics, phase by phase like posterior.h. No atomics: every block that needs the moments of an image
-// adds them up itself, in the same order.
+// The statistics of the Gaussian posterior: from the moments of tiles to the moments of an image, and from these to the
+// severity map. There are no atomics: every block that needs the moments of an image adds them up itself, in the same
+// order.
 //
-// Reads the variance map, which the kernel before has just written to the cache, and writes the severity map: 8 bytes
+// Reads the variance map, which the forward kernel has just written to the cache, and writes the severity map: 8 bytes
 // per pixel. Blocks of 256 threads, 1024 pixels each.
 #pragma once
 
-#include "cuda/posterior.h"
+#include <cstdint>
+
+#include "compiler.h"
+#include "cuda/elements.h"
+#include "cuda/gaussian_posterior.h"
+#include "gaussian_posterior_math.h"
 
 namespace savl::gpu {
 
 constexpr int kMergedAtOnce = 2048;  // moments that one block adds up
 
 struct StatisticsArgs {
-  const Moments* moments;  // (B, count), of `span` pixels each, the last of an image of what is left
+  const Moments* moments;  // (B, count), of `span` pixels each; the last of an image may have fewer
   int64_t batch, pixels, count, span;
   Moments* merged;  // (B, merged_count), written by `MergeMoments`
   int64_t merged_count;
@@ -32,7 +37,7 @@ struct StatisticsShared {
   double mean, squares;
 };
 
-// Mean and sum of squared differences of moments [begin, end) of an image, in six phases.
+// Computes the mean and the sum of squared differences of moments [begin, end) of an image, in six phases.
 struct MomentsOfRange {
   static constexpr int kPhases = 6;
 
@@ -76,7 +81,8 @@ struct MomentsOfRange {
   }
 };
 
-// Moments of up to `kMergedAtOnce` runs become those of one: for images of more runs than a block adds up.
+// Merges the moments of up to `kMergedAtOnce` runs into those of one run. Needed for images of more runs than one block
+// adds up.
 struct MergeMoments {
   using Args = StatisticsArgs;
   using Shared = StatisticsShared;
@@ -131,5 +137,15 @@ struct NormaliseSeverity {
     }
   }
 };
+
+template <typename Launch>
+auto dispatch_merge_moments(const StatisticsArgs& args, const Launch& launch) {
+  return launch(MergeMoments{}, args, args.batch * args.merged_count);
+}
+
+template <typename Launch>
+auto dispatch_normalise_severity(const StatisticsArgs& args, const Launch& launch) {
+  return launch(NormaliseSeverity{}, args, args.batch * args.tiles);
+}
 
 }  // namespace savl::gpu
