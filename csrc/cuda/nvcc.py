@@ -1,6 +1,8 @@
-"""Compiles the CUDA kernels: which nvcc, for which GPUs, with what. Shared by setup.py and the resource table.
+"""Compile the CUDA kernels: find the toolkit, choose the architectures and the flags.
 
-nvcc is called directly: torch's CUDAExtension wants a torch with CUDA, and these kernels compile beside any torch.
+setup.py and benchmarks/predicted/cuda_resources.py use this module.
+
+nvcc is called directly, because torch's CUDAExtension needs a torch with CUDA; these kernels compile with any torch.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import Path
 
 VARIABLE = "SAVL_CUDA_ARCHS"
 DEFAULT = "80+PTX;86;89;90;100;120"
-"""Code for every GPU from Ampere on. The PTX is for those to come, and for 11.0."""
+"""Machine code for every GPU from Ampere on. Drivers compile the PTX for newer GPUs and for compute capability 11.0."""
 
 CSRC = Path(__file__).resolve().parents[1]
 SOURCES = (  # the one that takes longest comes first
@@ -26,12 +28,12 @@ SOURCES = (  # the one that takes longest comes first
     "channel_modulation.cu",
     "gaussian_posterior_statistics.cu",
 )
-# What the assembler says of registers and spills costs nothing and goes into the resource table.
+# -Xptxas=-v prints registers and spills, which go into the table of benchmarks/predicted/cuda_resources.py.
 FLAGS = (
     "-std=c++20",
     "-O3",
     "-Xcompiler=-fPIC,-fvisibility=hidden",
-    f"-Xcompiler=-ffile-prefix-map={CSRC.parent}/=",  # no message names a folder of the machine that compiled it
+    f"-Xcompiler=-ffile-prefix-map={CSRC.parent}/=",  # error messages name no folder of this machine
     "-Xptxas=-v",
     f"-I{CSRC}",
 )
@@ -39,7 +41,7 @@ FLAGS = (
 
 @dataclass(frozen=True)
 class Architecture:
-    """A compute capability to compile for, such as 90, and whether its PTX is kept too."""
+    """A compute capability to compile for, such as 90, and whether the library also holds its PTX."""
 
     number: int
     ptx: bool = False
@@ -49,10 +51,10 @@ class Architecture:
 
 
 def gencode(architectures: Sequence[Architecture]) -> str:
-    """What nvcc wants to hear.
+    """Return the flag that tells nvcc what to compile for.
 
-    All machine code is made from the PTX of the lowest: nothing in these kernels gains from a newer one, and making it
-    takes longer than any one GPU's code.
+    All machine code is made from the PTX of the lowest architecture. These kernels gain nothing from the PTX of a newer
+    one, and making another PTX takes longer than making the machine code of one GPU.
     """
     lowest = f"compute_{architectures[0].number}"
     kept = [lowest] if architectures[0].ptx else []
@@ -60,17 +62,17 @@ def gencode(architectures: Sequence[Architecture]) -> str:
 
 
 def parse_architectures(text: str) -> tuple[Architecture, ...]:
-    """Read a list of architectures.
+    """Parse a list of architectures.
 
     Args:
         text: Numbers such as ``90`` or ``9.0``, separated by semicolons, commas or spaces. ``+PTX`` after any of them
-            keeps the PTX, from which a driver compiles for newer GPUs; it is that of the lowest.
+            keeps the PTX of the lowest architecture, from which a driver compiles for newer GPUs.
 
     Returns:
-        The architectures, the lowest first, which has the PTX.
+        The architectures in ascending order. Only the first can have the PTX.
 
     Raises:
-        ValueError: It says something else, or names nothing.
+        ValueError: The text is no such list, or names an architecture below 80.
     """
     numbers: set[int] = set()
     for item in re.split(r"[;,\s]+", text.strip()):
@@ -79,7 +81,7 @@ def parse_architectures(text: str) -> tuple[Architecture, ...]:
         if match is None or number < 80:
             raise ValueError(
                 f"{VARIABLE} must be a list of compute capabilities from 8.0 on such as '90' or '80;90+PTX', "
-                f"got {text!r}" + (f" ({item!r} is none)" if item else "")
+                f"got {text!r}" + (f" ({item!r} is not one)" if item else "")
             )
         numbers.add(number)
     ptx = "+ptx" in text.lower()
@@ -88,28 +90,31 @@ def parse_architectures(text: str) -> tuple[Architecture, ...]:
 
 @dataclass(frozen=True)
 class Toolkit:
-    """A CUDA toolkit, by its compiler."""
+    """A CUDA toolkit, represented by its compiler."""
 
     nvcc: str
     version: str
-    """Such as ``"13.0.88"``."""
+    """The version of nvcc, such as ``"13.0.88"``."""
     known: tuple[int, ...]
-    """The architectures that it compiles for."""
+    """The compute capabilities that nvcc compiles for, such as 90, in ascending order."""
 
     @property
     def runtime(self) -> int:
-        """The version as CUDA packs it: 13000 is 13.0."""
+        """Return the version as CUDA's runtime reports it: 13000 is 13.0."""
         major, minor, *_ = (int(part) for part in self.version.split("."))
         return 1000 * major + 10 * minor
 
     @classmethod
     def find(cls) -> Toolkit | None:
-        """The toolkit of ``CUDA_HOME`` or ``CUDA_PATH``, the one on the PATH, or the one in /usr/local/cuda.
+        """Return the toolkit of ``CUDA_HOME`` or ``CUDA_PATH``, the one on the PATH, or the one in /usr/local/cuda.
+
+        Returns:
+            The first of these that is found, or None.
 
         Raises:
-            OSError: There is a compiler that does not run.
-            subprocess.SubprocessError: It says that it failed.
-            ValueError: It does not say its version.
+            OSError: nvcc was found, but cannot be run.
+            subprocess.SubprocessError: nvcc returned an error.
+            ValueError: nvcc did not print its version.
         """
         homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
         nvcc = next(
@@ -127,14 +132,14 @@ class Toolkit:
         return cls(nvcc, version[1], tuple(sorted(map(int, known))))
 
     def architectures(self, wanted: str | None = None) -> tuple[Architecture, ...]:
-        """What to compile for.
+        """Return the architectures to compile for.
 
         Args:
-            wanted: What ``SAVL_CUDA_ARCHS`` says; None or nothing for the default, of which an architecture is left
-                out that this toolkit does not know.
+            wanted: The value of ``SAVL_CUDA_ARCHS``. None or an empty string selects `DEFAULT`, without the
+                architectures that this toolkit does not know.
 
         Raises:
-            ValueError: Something else is wanted than this toolkit can compile.
+            ValueError: The toolkit does not compile for one of the wanted architectures.
         """
         if wanted and wanted.strip():
             chosen = parse_architectures(wanted)
@@ -153,26 +158,27 @@ class Toolkit:
     def compile(
         self, sources: Sequence[Path], folder: Path, flags: Sequence[str], *, jobs: int | None = None
     ) -> list[tuple[Path, str]]:
-        """Compile sources side by side. What was compiled before from the same text in the same way is kept.
+        """Compile sources in parallel. An object that is up to date, with the same flags, is not compiled again.
 
         Args:
-            sources: Files under csrc.
-            folder: Where the objects go.
-            flags: For nvcc, beside `FLAGS`.
-            jobs: Compilers at once; None for one per processor, or ``MAX_JOBS``.
+            sources: Files of csrc/cuda.
+            folder: The folder for the objects.
+            flags: Flags for nvcc in addition to `FLAGS`.
+            jobs: The number of compilers that run at the same time. None for ``MAX_JOBS``, or for one per processor
+                where that is not set.
 
         Returns:
-            For each source the object, and what the compiler said.
+            For each source, the path of the object and the messages of the compiler.
 
         Raises:
-            OSError: The compiler does not run.
-            RuntimeError: It failed; the message is what it said.
+            OSError: nvcc cannot be run.
+            RuntimeError: nvcc returned an error. The message is that of nvcc.
         """
         folder.mkdir(parents=True, exist_ok=True)
         if jobs is None:
-            jobs = int(os.environ.get("MAX_JOBS") or 0) or len(os.sched_getaffinity(0))
+            jobs = int(os.environ.get("MAX_JOBS") or 0) or _processors()
         threads = max(1, jobs // len(sources))
-        headers = sorted(path for path in CSRC.rglob("*") if path.suffix in (".h", ".cuh"))
+        headers = sorted(path for pattern in ("*.h", "cuda/*.h", "cuda/*.cuh") for path in CSRC.glob(pattern))
         text = b"".join(path.read_bytes() for path in headers)
 
         def compile_one(source: Path) -> tuple[Path, str]:
@@ -191,14 +197,15 @@ class Toolkit:
             return list(pool.map(compile_one, sources))
 
     def link(self, objects: Sequence[Path], target: Path, torch_library_folder: Path, folder: Path) -> None:
-        """Make the library. The runtime of CUDA is linked in, torch's libraries are those that a process has loaded.
+        """Link the library. It contains the CUDA runtime, and uses the libraries of torch that a process has loaded.
 
-        libtorch_cuda must be named, or the loader would not look for the stream there; a torch for the CPU has none to
-        link with, so an empty library stands in for it.
+        The library must name libtorch_cuda as a dependency, because the loader finds the function that returns the
+        stream there. A torch without CUDA has no such library to link with, so an empty library of that name replaces
+        it during linking.
 
         Raises:
-            OSError: The linker does not run.
-            RuntimeError: It failed; the message is what it said.
+            OSError: nvcc cannot be run.
+            RuntimeError: nvcc returned an error. The message is that of nvcc.
         """
         empty, stand_in = folder / "empty.cpp", folder / "libtorch_cuda.so"
         empty.write_text("")
@@ -229,6 +236,10 @@ class Toolkit:
     def _host_compiler() -> list[str]:
         compiler = os.environ.get("CXX", "").strip()
         return [f"-ccbin={compiler}"] if compiler and " " not in compiler else []
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _executable(home: str) -> str | None:
