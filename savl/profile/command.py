@@ -56,9 +56,9 @@ Nsight Compute: what limits one kernel?
         --launch-count 3 --section SpeedOfLight --section Occupancy --section WarpStateStats -o window_backward \
         python -m savl.profile --capture --device cuda --train --model savl-base --size 64x64 --dtype bfloat16 --steps 1
 
-  CUDA kernels (csrc/cuda) are all one template, `kernel<...>`; the demangled name tells them apart:
-  GaussianPosteriorForward, GaussianPosteriorBackward, MergeMoments, NormaliseSeverity, ChannelModulationForward,
-  ChannelModulationBackward:
+  CUDA kernels (csrc/cuda) are all one template, `kernel<...>`;
+  the demangled name tells them apart: GaussianPosteriorForward, GaussianPosteriorBackward, MergeMoments,
+  NormaliseSeverity, ChannelModulationForward, ChannelModulationBackward:
 
     ncu --profile-from-start off --kernel-name-base demangled --kernel-name "regex:Posterior|Moments|Severity" \
         --section SpeedOfLight --section MemoryWorkloadAnalysis --section Occupancy -o posterior \
