@@ -1,4 +1,4 @@
-"""The severity map as a picture: from the shell, from Python and from the network it is one and the same."""
+"""The severity map is the same from the command line, from Python and from the network, and its picture shows it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from savl.images.severity_map import draw_severity, viridis
 from savl.images.write import write_image
 from savl.network import SAVLConfig
 
-HEIGHT, WIDTH = 45, 71
+HEIGHT, WIDTH = 29, 43
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A photograph, and weights whose severity varies over it."""
+    """Return a folder with an image and with weights whose severity varies over the image."""
     torch.manual_seed(3)
     model = savl.build(
         SAVLConfig(
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def from_shell(folder: Path, tile: int) -> NDArray[np.uint8]:
-    """The picture that `savl upscale --severity-map` writes."""
+    """Return the picture that `savl upscale --severity-map` writes."""
     output = folder / f"{tile}.png"
     arguments = ["upscale", folder / "photo.png", "-o", output, "--severity-map", "--tile", tile]
     result = CliRunner().invoke(app, [*map(str, arguments), "--model", str(folder / "model.safetensors")])
@@ -55,7 +55,7 @@ def from_shell(folder: Path, tile: int) -> NDArray[np.uint8]:
 
 
 def values(drawn: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The map read back from its colours, ``(h, w)`` in [0, 2]; to about 2/255."""
+    """Read the map back from the colours of its picture: ``(h, w)`` in [0, 2], accurate to about 2/255."""
     factor = round(512 / WIDTH)
     pixels = drawn[12 : 12 + factor * HEIGHT : factor, 12 : 12 + factor * WIDTH : factor].astype(np.int64)
     table = colormaps["viridis"](np.arange(256), bytes=True)[:, :3].astype(np.int64)
@@ -72,7 +72,7 @@ def test_shell_python_and_network_agree_whatever_the_tiles(folder: Path) -> None
     assert field.severity is not None
     expected = field.severity[0].numpy()
     assert expected.std() > 0.2, "a constant map would prove nothing"
-    for tile in (0, 16, 40):
+    for tile in (0, 20):
         upscaled = savl.Upscaler(model, tile=tile)(y).severity[0].numpy()
         np.testing.assert_allclose(upscaled, expected, atol=1e-4)
         np.testing.assert_allclose(values(from_shell(folder, tile)), expected, atol=2 / 127.5)
