@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from savl.inference.process_settings import MOST_THREADS
+from savl.inference.process_settings import MAX_THREADS
 
 OUTPUT_PANEL = "Output"
 EAGER_HELP = "Compute with PyTorch's own operations instead of the fused kernels: slower, the same result."
@@ -47,7 +47,7 @@ Threads = Annotated[
         "--threads",
         metavar="N",
         min=1,
-        max=MOST_THREADS,
+        max=MAX_THREADS,
         help="Number of threads. Default: the value of OMP_NUM_THREADS, else one per processor that the process or its "
         "container may use.",
     ),

@@ -24,7 +24,7 @@ from savl.images.planes import fill_transparent, sample_peak
 from savl.images.read import ImageFile, ImageSource, read_image
 from savl.images.result_mark import DEGRADED, SEVERITY_MAP
 from savl.images.severity_map import draw_severity
-from savl.images.write import ProcessedFile, check_size, naming_output, prepare_output, write_image
+from savl.images.write import ProcessedFile, check_size, output_errors, prepare_output, write_image
 
 
 def file_seed(seed: int, source: str | os.PathLike[str]) -> tuple[int, int]:
@@ -139,5 +139,5 @@ def _colour(picture: ImageFile) -> Tensor:
 def _write_array(path: str | os.PathLike[str], array: NDArray[np.float32], *, overwrite: bool) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array)
-    with naming_output(path):
+    with output_errors(path):
         write_atomically(Path(path), buffer.getbuffer(), overwrite=overwrite)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from savl.images.vips_decode import DecodeFailure, UnsupportedKind, among_others, check_page
+from savl.images.vips_decode import DecodeFailure, UnsupportedKind, check_page, vips_operation
 
 if TYPE_CHECKING:
     import pyvips
@@ -52,7 +52,7 @@ def decode_bmp(file: BinaryIO, page: int | None = None) -> pyvips.Image:
             samples = np.array(picture.convert(_MODES[picture.mode]))
     except _UNINTELLIGIBLE as error:
         raise DecodeFailure(str(error)) from error
-    with among_others():
+    with vips_operation():
         image = pyvips.Image.new_from_array(samples)
         known = all(per_inch > 0 for per_inch in dpi)
         return image.copy(xres=dpi[0] / 25.4, yres=dpi[1] / 25.4) if known else image

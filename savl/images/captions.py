@@ -67,13 +67,13 @@ def put_captions(metadata: Metadata, image_format: ImageFormat, lost: list[str])
     packet = add_captions(
         metadata.xmp, **{name: captions.get(keyword, "") for keyword, (_, name) in _KEYWORDS.items() if name}
     )
-    homeless += [keyword for keyword, text in captions.items() if not _is_told(keyword, text, exif, packet)]
+    homeless += [keyword for keyword, text in captions.items() if not _is_present(keyword, text, exif, packet)]
     if homeless:
         lost.append(_named_texts(list(dict.fromkeys(homeless))))
     return replace(metadata, exif=exif, xmp=packet, comments=tuple(comments), text=())
 
 
-def _is_told(keyword: str, text: str, exif: bytes | None, packet: bytes | None) -> bool:
+def _is_present(keyword: str, text: str, exif: bytes | None, packet: bytes | None) -> bool:
     """Return whether EXIF or XMP contains the text, apart from spaces and control characters."""
     tag, name = _KEYWORDS[keyword]
     entry = None if exif is None else ExifBlock(exif).get(exif_blocks.IMAGE, tag)

@@ -16,8 +16,8 @@ from savl.images.vips_decode import (
     UnsupportedKind,
     decode_alone,
     decode_shared,
-    is_lack_of_memory,
-    tidy,
+    reports_out_of_memory,
+    summarized_message,
 )
 
 if TYPE_CHECKING:
@@ -57,9 +57,9 @@ def decode_jpeg(file: BinaryIO, load: Load) -> pyvips.Image:
         else:
             raise DecodeFailure(attempt.jpeg_warning or "its decoder met broken data")
     if attempt.image is None:
-        if kind is not None and not is_lack_of_memory(attempt.messages):
+        if kind is not None and not reports_out_of_memory(attempt.messages):
             raise UnsupportedKind(f"is a JPEG file of a kind that savl cannot read: {kind}")
-        raise DecodeFailure(tidy(attempt.messages))
+        raise DecodeFailure(summarized_message(attempt.messages))
     return attempt.image
 
 

@@ -69,7 +69,7 @@ def read_jpeg(file: BinaryIO) -> Metadata:
         elif marker == APP1 and content.startswith(XMP):
             xmp = xmp or content[len(XMP) :]
         elif marker == APP1 and content.startswith(EXTENDED_XMP):
-            _take_extension(extension, content[len(EXTENDED_XMP) :])
+            _store_extension(extension, content[len(EXTENDED_XMP) :])
         elif marker == APP13 and content.startswith(PHOTOSHOP):
             resources += content[len(PHOTOSHOP) :]
         elif content.startswith(_MULTI_PICTURE) and (kinds := _further_pictures(content)) is not None:
@@ -172,7 +172,7 @@ def _encode_density(resolution: tuple[float, float] | None, unit: str) -> bytes:
     return _JFIF + struct.pack(">BBBHHBB", 1, 1, number, x, y, 0, 0)
 
 
-def _take_extension(extension: bytearray, content: bytes) -> None:
+def _store_extension(extension: bytearray, content: bytes) -> None:
     """Store one piece of extended XMP at its offset. `content` is GUID, whole length, offset, and the piece."""
     if len(content) < 40:
         return

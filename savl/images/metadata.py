@@ -32,7 +32,7 @@ from savl.images.xmp import clean_xmp, resize_xmp
 if TYPE_CHECKING:
     import pyvips
 
-__all__ = ["Metadata", "Stored", "losses", "settle", "stored_as", "take_metadata", "with_orientation"]
+__all__ = ["Metadata", "Stored", "losses", "fitted_metadata", "stored_as", "read_metadata", "with_orientation"]
 
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
 
@@ -63,7 +63,7 @@ def with_orientation(
     return image
 
 
-def take_metadata(
+def read_metadata(
     image: pyvips.Image, file: BinaryIO, image_format: ImageFormat, *, page: int | None = None
 ) -> Metadata:
     """Read the metadata that are copied to the output.
@@ -120,7 +120,7 @@ def stored_as(pixels: Pixels, image_format: ImageFormat) -> Stored:
     return Stored(width, height, bands, 16 if pixels.dtype == np.uint16 else 8)
 
 
-def settle(
+def fitted_metadata(
     metadata: Metadata,
     stored: Stored,
     image_format: ImageFormat,
@@ -134,7 +134,7 @@ def settle(
     profile, and texts become EXIF and XMP fields of the same meaning.
 
     Args:
-        metadata: Metadata as returned by `take_metadata`.
+        metadata: Metadata as returned by `read_metadata`.
         stored: The image to be stored.
         image_format: Format of the file.
         mark: One of `savl.images.result_mark.MARKS`, or None.
@@ -197,7 +197,7 @@ def losses(
             else f"{title} holds 8 bits per sample: rounded from 16"
         )
     stored = stored_as(after, image_format)
-    settled, lost = settle(metadata, stored, image_format)
+    settled, lost = fitted_metadata(metadata, stored, image_format)
     if metadata.icc is not None and not fits(metadata.icc, stored):
         kind = "gray" if stored.is_gray else "RGB"
         sentences.append(

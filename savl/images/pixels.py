@@ -102,7 +102,7 @@ def _from_pil(image: Any) -> NDArray[Any]:
         return _from_array(gray)
     if mode == "L" and isinstance(transparency, int):
         gray = np.asarray(image)
-        key = _spread_key(transparency, gray, coding)
+        key = _scaled_transparent_value(transparency, gray, coding)
         return _from_array(np.stack([gray, np.where(gray == key, 0, 255).astype(np.uint8)], axis=2))
     if mode == "1" and isinstance(transparency, int):
         image = image.convert("LA")
@@ -134,7 +134,7 @@ def _png_coding(image: Any) -> str | None:
     return coding if isinstance(coding, str) else ""
 
 
-def _spread_key(key: int, gray: NDArray[Any], coding: str | None) -> int:
+def _scaled_transparent_value(key: int, gray: NDArray[Any], coding: str | None) -> int:
     """Scale the transparent gray value to 8 bits, because Pillow scales samples of 2 or 4 bits but not this value."""
     factor = {"L;2": 85, "L;4": 17}.get(coding or "", 1)
     if coding == "" and 0 < key < 16 and not (gray == key).any():

@@ -157,7 +157,7 @@ def _take(found: _Found, chunk: Chunk) -> None:
     elif name == b"eXIf":  # has precedence over a text
         found.values["exif"] = data
     elif name == b"iCCP":
-        _take_profile(found, chunk)
+        _store_profile(found, chunk)
     elif name == b"pHYs" and len(data) == 9:
         _take_resolution(found, data)
     elif name in _COLOUR:
@@ -180,7 +180,7 @@ def _take(found: _Found, chunk: Chunk) -> None:
             found.lost.append(f"the PNG chunk {name.decode('latin-1')}")
 
 
-def _take_profile(found: _Found, chunk: Chunk) -> None:
+def _store_profile(found: _Found, chunk: Chunk) -> None:
     """Store a profile, including profiles that a PNG decoder refuses for their length or colour space."""
     if chunk.after_samples:
         found.lost.append("a colour profile behind the samples")
@@ -233,7 +233,7 @@ def _take_text(found: _Found, chunk: Chunk) -> None:
         found.lost.append(f"the PNG text {keyword}, which is too long")
         return
     if keyword.startswith(_RAW_PROFILE):
-        _take_raw_profile(found, keyword[len(_RAW_PROFILE) :].lower(), text)
+        _store_raw_profile(found, keyword[len(_RAW_PROFILE) :].lower(), text)
     elif not keyword.startswith(_STALE_KEYWORDS):
         found.text.append(PngText(keyword, text, chunk.name, chunk.data))
 
@@ -252,7 +252,7 @@ def _decode_text(chunk: Chunk) -> tuple[str, str] | None:
     return keyword.decode("latin-1"), text.decode("latin-1")
 
 
-def _take_raw_profile(found: _Found, kind: str, text: str) -> None:
+def _store_raw_profile(found: _Found, kind: str, text: str) -> None:
     """Store a block written by ImageMagick as text: its name, its length, and the data in hexadecimal digits."""
     parts = text.split(maxsplit=2)
     content = None

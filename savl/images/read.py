@@ -33,7 +33,7 @@ from savl.images.format import (
     format_of_content,
 )
 from savl.images.jpeg_decode import decode_jpeg
-from savl.images.metadata import Metadata, take_metadata, with_orientation
+from savl.images.metadata import Metadata, read_metadata, with_orientation
 from savl.images.read_only_metadata import heif_frames
 from savl.images.tiff_decode import decode_tiff
 from savl.images.tiff_kind import TiffKind
@@ -41,11 +41,11 @@ from savl.images.vips_decode import (
     VIPS_BYTES,
     DecodeFailure,
     UnsupportedKind,
-    among_others,
     check_page,
     decode,
-    is_lack_of_memory,
-    tidy,
+    reports_out_of_memory,
+    summarized_message,
+    vips_operation,
 )
 from savl.out_of_memory import can_allocate, require_memory
 
@@ -115,7 +115,7 @@ def read_size(source: ImageSource) -> tuple[int, int] | None:
     import pyvips
 
     try:
-        with _opened(source) as (name, file), among_others():
+        with _opened(source) as (name, file), vips_operation():
             image_format = _identify(name, file)
             if image_format is BMP:
                 return bmp_size(file)
@@ -192,26 +192,26 @@ def _read(path: str, file: BinaryIO, page: int | None) -> ImageFile:
             image, notes = decode_bmp(file, page), ()
         else:
             image, notes = _decode(file, image_format, page)
-        with among_others():
+        with vips_operation():
             image = with_orientation(image, file, image_format, page=directory).autorot()
             if image.interpretation == "cmyk":
                 image, more = _cmyk_to_srgb(image)
                 notes += more
             elif kind.to_srgb:
                 image = _with_srgb_profile(image)
-            metadata = take_metadata(image, file, image_format, page=directory)
+            metadata = read_metadata(image, file, image_format, page=directory)
             # Copied, so that the array is writable and does not depend on libvips' buffer.
             pixels = np.array(image.numpy()).reshape(image.height, image.width, image.bands)
             known = image_format in (AVIF, HEIC) and "bits-per-sample" in image.get_fields()
             bits = image.get("bits-per-sample") if known else 16
-        _spread_over_range(pixels, bits)
+        _scale_to_16_bits(pixels, bits)
         kind.to_rgb(pixels)
     except UnsupportedKind as refusal:
         raise UnsupportedImage(path, str(refusal)) from refusal
     except DecodeFailure as failure:
         raise UnreadableImage(path, _reason(str(failure), image_format)) from failure
     except (pyvips.Error, UnicodeDecodeError) as error:  # UnicodeDecodeError: a message quotes bytes of the file
-        raise UnreadableImage(path, _reason(tidy(str(error)), image_format)) from error
+        raise UnreadableImage(path, _reason(summarized_message(str(error)), image_format)) from error
     except MemoryError as error:
         raise UnreadableImage(path, _NO_MEMORY) from error
     return ImageFile(pixels, metadata, image_format, notes)
@@ -258,7 +258,7 @@ def _no_decoder(image_format: ImageFormat) -> UnsupportedKind:
 
 def _reason(detail: str, image_format: ImageFormat) -> str:
     # Not every decoder reports this.
-    if is_lack_of_memory(detail) or not can_allocate(2**26):
+    if reports_out_of_memory(detail) or not can_allocate(2**26):
         return _NO_MEMORY
     return f"truncated or corrupt {image_format.title} ({detail or 'its header cannot be read'})"
 
@@ -319,7 +319,7 @@ def _check_kind(image: pyvips.Image, image_format: ImageFormat) -> None:
         raise UnsupportedKind(f"has {image.bands} bands; savl reads gray and RGB, with or without alpha")
 
 
-def _spread_over_range(pixels: Pixels, bits: int) -> None:
+def _scale_to_16_bits(pixels: Pixels, bits: int) -> None:
     """Scale 16-bit samples in place so that white is 65535: libvips fills only their upper bits."""
     if pixels.dtype == np.uint16 and bits < 16:
         codes = np.arange(2**16) >> (16 - bits)

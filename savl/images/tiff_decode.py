@@ -16,8 +16,8 @@ from savl.images.vips_decode import (
     decode,
     decode_alone,
     decode_shared,
-    is_lack_of_memory,
-    tidy,
+    reports_out_of_memory,
+    summarized_message,
 )
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def decode_tiff(
             number = chosen.number(COMPRESSION, 1)
             name = _COMPRESSIONS.get(number, f"scheme {number}")
             raise UnsupportedKind(f"is compressed by {name}, which this build of libvips cannot read") from None
-        if content is not None or is_lack_of_memory(str(failure)) or not is_complete(file, chosen):
+        if content is not None or reports_out_of_memory(str(failure)) or not is_complete(file, chosen):
             raise
         # libtiff also fails on fields that do not concern the samples, such as an invalid orientation.
         content = rebuilt(file, chosen)
@@ -130,7 +130,7 @@ def _decode_page(load: Load, kind: TiffKind, page: TiffPage) -> pyvips.Image:
     attempt = decode_alone(load)
     errors = [line for line in attempt.messages.splitlines() if line.startswith("tiff2vips: ")]
     if attempt.image is None or errors:
-        raise DecodeFailure(tidy(errors[0] if errors else attempt.messages))
+        raise DecodeFailure(summarized_message(errors[0] if errors else attempt.messages))
     return attempt.image
 
 
@@ -141,8 +141,8 @@ def _decode_jpeg_streams(load: Load) -> pyvips.Image:
     """
     attempt = decode_alone(load)
     if attempt.image is None:
-        raise DecodeFailure(tidy(attempt.messages))
+        raise DecodeFailure(summarized_message(attempt.messages))
     for line in (*attempt.messages.splitlines(), *attempt.logged):
         if "Corrupt JPEG data" in line and "extraneous bytes" not in line:
-            raise DecodeFailure(tidy(line))
+            raise DecodeFailure(summarized_message(line))
     return attempt.image

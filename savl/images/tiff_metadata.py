@@ -264,7 +264,7 @@ def _exif(file: BinaryIO, layout: Layout, entries: dict[int, Entry]) -> bytes | 
         numbers = () if entry is None or entry.type not in (LONG, IFD, 16, 18) else entry.numbers(order)
         return read_directory(file, layout, int(numbers[0])) if numbers else {}
 
-    image = [_true_text(entries[tag]) for tag in sorted(_DESCRIPTIVE & entries.keys())]
+    image = [_text_without_storage(entries[tag]) for tag in sorted(_DESCRIPTIVE & entries.keys())]
     directories = {exif_blocks.IMAGE: [entry for entry in image if entry is not None]}
     photo = linked(entries, exif_blocks.PHOTO)
     directories[exif_blocks.PHOTO] = list(photo.values())
@@ -279,7 +279,7 @@ def _exif(file: BinaryIO, layout: Layout, entries: dict[int, Entry]) -> bytes | 
     return build_exif(directories, order)
 
 
-def _true_text(entry: Entry) -> Entry | None:
+def _text_without_storage(entry: Entry) -> Entry | None:
     """Return the entry without the part of a description that tells how a program stored the samples."""
     if entry.tag != exif_blocks.DESCRIPTION or entry.type != ASCII:
         return entry

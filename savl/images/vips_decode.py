@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _COMMON = ("unable to call", "source: bad seek")
 
 
-def tidy(message: str) -> str:
+def summarized_message(message: str) -> str:
     """Reduce libvips' lines, such as 'unable to call …' and 'domain: text', to the most informative text, or ""."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(_COMMON) and not line.endswith(": load error")]
@@ -37,7 +37,7 @@ def tidy(message: str) -> str:
     return re.sub(r"^\w+: ", "", most)
 
 
-def is_lack_of_memory(message: str) -> bool:
+def reports_out_of_memory(message: str) -> bool:
     """Return whether libvips, or a library that it decodes with, failed because memory ran out."""
     return says_out_of_memory(message) or re.search(r"allocate memory|memory allocation", message, re.I) is not None
 
@@ -139,7 +139,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_gate.reset)
 
 
-def among_others() -> AbstractContextManager[None]:
+def vips_operation() -> AbstractContextManager[None]:
     """Return a context for calls of libvips that decode nothing. They may clear the buffer of messages."""
     return _gate.shared()
 
@@ -173,7 +173,7 @@ def decode(load: Load) -> pyvips.Image:
         return image
     again = decode_alone(load)
     if again.image is None:
-        raise DecodeFailure(tidy(again.messages))
+        raise DecodeFailure(summarized_message(again.messages))
     return again.image
 
 

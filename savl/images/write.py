@@ -16,10 +16,10 @@ from savl.atomic_write import atomic_write, check_writable, raise_if_full, write
 from savl.images.errors import OutputExists, UnwritableImage
 from savl.images.format import JPEG, PNG, TIFF, WEBP, ImageFormat, Pixels
 from savl.images.jpeg_metadata import encode_jpeg, splice_jpeg
-from savl.images.metadata import Metadata, Stored, settle, stored_as
+from savl.images.metadata import Metadata, Stored, fitted_metadata, stored_as
 from savl.images.png_metadata import encode_png, splice_png
 from savl.images.tiff_metadata import write_tiff
-from savl.images.vips_decode import VIPS_BYTES, among_others, tidy
+from savl.images.vips_decode import VIPS_BYTES, summarized_message, vips_operation
 from savl.images.webp_metadata import encode_webp, splice_webp
 from savl.out_of_memory import is_out_of_memory, require_memory
 
@@ -86,12 +86,12 @@ def write_image(
     """
     check_size(path, pixels.shape[1], pixels.shape[0], image_format)
     stored = stored_as(pixels, image_format)
-    carried, _ = settle(metadata or Metadata(), stored, image_format, mark=mark, origin=origin)
+    carried, _ = fitted_metadata(metadata or Metadata(), stored, image_format, mark=mark, origin=origin)
     size = f"{pixels.shape[1]}x{pixels.shape[0]}"
     buffers = 4 if image_format is WEBP else 1  # each of the size of the image
     require_memory(VIPS_BYTES + buffers * pixels.nbytes, f"while {size} pixels become a {image_format.title}")
     try:
-        with among_others(), naming_output(path), atomic_write(Path(path), overwrite=overwrite) as file:
+        with vips_operation(), output_errors(path), atomic_write(Path(path), overwrite=overwrite) as file:
             image = _wrap(pixels, image_format)
             try:
                 _encode(image, file, image_format, quality, *_splicing(carried, stored, image_format))
@@ -103,7 +103,9 @@ def write_image(
     except _vips_error() as error:
         if is_out_of_memory(error):
             raise MemoryError(f"out of memory while {size} pixels become a {image_format.title}; free some") from error
-        raise UnwritableImage(path, f"cannot be written: {tidy(str(error)) or 'unknown reason'}") from error
+        raise UnwritableImage(
+            path, f"cannot be written: {summarized_message(str(error)) or 'unknown reason'}"
+        ) from error
 
 
 def prepare_output(path: str | os.PathLike[str], *, overwrite: bool) -> None:
@@ -117,7 +119,7 @@ def prepare_output(path: str | os.PathLike[str], *, overwrite: bool) -> None:
         os.makedirs(Path(path).parent, exist_ok=True)
     except OSError as error:
         raise UnwritableImage(path, f"its folder cannot be made: {error.strerror}") from error
-    with naming_output(path):
+    with output_errors(path):
         check_writable(Path(path), overwrite=overwrite)
 
 
@@ -132,7 +134,7 @@ def check_size(path: str | os.PathLike[str], width: int, height: int, image_form
 
 
 @contextlib.contextmanager
-def naming_output(path: str | os.PathLike[str]) -> Iterator[None]:
+def output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """Convert errors of writing a file to OutputExists and UnwritableImage, which name the file."""
     try:
         yield

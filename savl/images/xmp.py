@@ -255,13 +255,13 @@ def _scaled(element: Node, namespace: str, name: str, value: str, scale: tuple[f
     if namespace == _PANORAMA and name.startswith(("Full", "Cropped", "Largest")):
         side = next((word for word in _PANORAMA_SIDES if word in name), "")
         factor = {"Width": scale[0], "Left": scale[0], "Height": scale[1], "Top": scale[1]}.get(side)
-    elif namespace == _DIMENSIONS and _tells(element, _DIMENSIONS, "unit", "pixel"):
+    elif namespace == _DIMENSIONS and _has_property(element, _DIMENSIONS, "unit", "pixel"):
         factor = {"w": scale[0], "h": scale[1]}.get(name)
-    elif namespace == _AREA and _tells(element, _AREA, "unit", "pixel"):
+    elif namespace == _AREA and _has_property(element, _AREA, "unit", "pixel"):
         factor = {"x": scale[0], "w": scale[0], "y": scale[1], "h": scale[1], "d": math.sqrt(scale[0] * scale[1])}.get(
             name
         )
-    elif namespace == _IPTC_EXTENSION and _tells(element, _IPTC_EXTENSION, "rbUnit", "pixel"):
+    elif namespace == _IPTC_EXTENSION and _has_property(element, _IPTC_EXTENSION, "rbUnit", "pixel"):
         across = {"rbX": scale[0], "rbW": scale[0], "rbY": scale[1], "rbH": scale[1]}
         factor = {**across, "rbRx": math.sqrt(scale[0] * scale[1])}.get(name)
     elif (namespace, name) == (RDF, "li"):
@@ -279,7 +279,7 @@ def _scaled(element: Node, namespace: str, name: str, value: str, scale: tuple[f
     return str(round(number * factor)) if number == int(number) else f"{number * factor:.6g}"
 
 
-def _tells(element: Node, namespace: str, name: str, wanted: str) -> bool:
+def _has_property(element: Node, namespace: str, name: str, wanted: str) -> bool:
     """Return whether an element or its parent has a property with this value, as an attribute or an element."""
     for holder in (element, element.parentNode):
         if holder is None or holder.nodeType != holder.ELEMENT_NODE:

@@ -18,7 +18,7 @@ from savl.images.planes import fill_transparent, quantise_plane, resize_premulti
 OnTile = Callable[[int, int], None]
 
 # One float32 plane of that many pixels takes 64 GiB.
-_MOST_PIXELS = 2**34
+_MAX_PIXELS = 2**34
 
 
 class UpscalerOutput(Protocol):
@@ -64,10 +64,10 @@ def output_size(width: int, height: int, scale: float) -> tuple[int, int]:
         ValueError: The result would have more than 2**34 pixels.
     """
     new_width, new_height = max(1, width * scale), max(1, height * scale)
-    if new_width * new_height > _MOST_PIXELS:
+    if new_width * new_height > _MAX_PIXELS:
         raise ValueError(
             f"scale {scale:g} would make {new_width:.6g} x {new_height:.6g} pixels of {width} x {height}; "
-            f"at most {_MOST_PIXELS} are accepted"
+            f"at most {_MAX_PIXELS} are accepted"
         )
     return round(new_width), round(new_height)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from savl.ops.switch import current_settings
 from savl.out_of_memory import is_out_of_memory
 
-LIMIT = 16
+MAX_GRAPHS = 16
 """Maximum number of graphs in a `GraphCache`. The tiles of an image have up to nine shapes (corners, edges, interior),
 or up to sixteen if the last row or column of tiles is narrower than the context of the tiles before it."""
 
@@ -149,7 +149,7 @@ class GraphCache:
     pool by nearly its own size. All others are therefore dropped first, together with the pool. Run large shapes first.
     """
 
-    def __init__(self, capture: Capture, limit: int = LIMIT) -> None:
+    def __init__(self, capture: Capture, limit: int = MAX_GRAPHS) -> None:
         """Create an empty cache.
 
         Args:

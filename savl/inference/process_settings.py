@@ -83,10 +83,10 @@ def _of_glibc(name: str) -> Callable[..., int] | None:
 SPIN_COUNT = 500
 """Iterations that an idle thread of GNU's OpenMP spins: about 50 to 100 microseconds. The default is 300,000."""
 
-MOST_THREADS = max(1024, 4 * (os.cpu_count() or 1))
+MAX_THREADS = max(1024, 4 * (os.cpu_count() or 1))
 """Upper bound of the number of threads. More only wait for each other, and OpenMP runtimes abort at some number."""
 
-_MOST_VIPS_THREADS = 1024  # libvips' own limit, beyond which it warns
+_MAX_VIPS_THREADS = 1024  # libvips' own limit, beyond which it warns
 
 # Variables that set how OpenMP's idle threads wait: that of the standard, GNU's, and that of LLVM and Intel.
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -116,7 +116,7 @@ def use_threads(count: int | None = None) -> int:
     system refuses some of them, because of a limit on memory or threads, fewer are used.
 
     Args:
-        count: At least 1; values above `MOST_THREADS` are reduced to it. None takes ``OMP_NUM_THREADS``; if that is not
+        count: At least 1; values above `MAX_THREADS` are reduced to it. None takes ``OMP_NUM_THREADS``; if that is not
             set, one thread per processor that this process may use, but not more than the processor time that its
             container allows (``docker run --cpus``), rounded up.
 
@@ -129,7 +129,7 @@ def use_threads(count: int | None = None) -> int:
     quota = processor_quota()
     if count is None and "OMP_NUM_THREADS" not in os.environ and quota is not None:
         chosen = max(1, min(chosen, math.ceil(quota)))
-    startable = _startable(min(chosen, MOST_THREADS))
+    startable = _startable(min(chosen, MAX_THREADS))
     if startable != torch.get_num_threads():
         torch.set_num_threads(startable)
     if count is not None or startable < chosen or quota is not None:
@@ -157,7 +157,7 @@ def _startable(count: int) -> int:
 
 
 def _use_vips_threads(count: int) -> None:
-    count = min(count, _MOST_VIPS_THREADS)
+    count = min(count, _MAX_VIPS_THREADS)
     if "pyvips" in sys.modules:
         sys.modules["pyvips"].vips_lib.vips_concurrency_set(count)
     elif "VIPS_CONCURRENCY" not in os.environ:

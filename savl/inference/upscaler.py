@@ -83,11 +83,11 @@ class Upscaler:
                 shape. Results are bitwise equal, and the CPU no longer launches every kernel. The first tile of a shape
                 takes three additional passes, so this pays off for many tiles or images.
 
-                Graphs for up to `savl.inference.graphs.LIMIT` shapes are kept. They share the memory that the largest
-                one needs, plus one output tile each, and keep it between calls. Therefore tiles keep their different
-                shapes: padding all of them to one shape would save no memory, and would change results at the edges of
-                the image. With ``tile=None``, the side chosen at the first call is kept for later calls, and a side
-                that ran out of memory is not tried again.
+                Graphs for up to `savl.inference.graphs.MAX_GRAPHS` shapes are kept. They share the memory that the
+                largest one needs, plus one output tile each, and keep it between calls. Therefore tiles keep their
+                different shapes: padding all of them to one shape would save no memory, and would change results at the
+                edges of the image. With ``tile=None``, the side chosen at the first call is kept for later calls, and a
+                side that ran out of memory is not tried again.
 
                 Weights changed in place take effect at the next tile. Graphs are recorded anew at the next image after
                 a change of the fused kernels or of torch's precision settings, and after the model was moved or given

@@ -16,7 +16,7 @@ from PIL import Image, TiffImagePlugin
 
 from savl.images.format import FORMATS, JPEG, PNG, TIFF, WEBP, ImageFormat
 from savl.images.jpeg_structure import encode_segment
-from savl.images.metadata import losses, take_metadata, with_orientation
+from savl.images.metadata import losses, read_metadata, with_orientation
 from savl.images.png_chunks import encode_chunk
 from savl.images.read import read_image
 from savl.images.result_mark import UPSCALED, read_mark
@@ -99,7 +99,7 @@ def test_damaged_metadata_break_nothing(tmp_path: Path, content: Callable[[], by
             damaged[at] = rng.choice([0, 255, rng.integers(256)])
         file = io.BytesIO(bytes(damaged[: rng.integers(12, len(whole))] if case % 5 == 0 else damaged))
         with_orientation(image, file, source)
-        metadata = take_metadata(image, file, source)
+        metadata = read_metadata(image, file, source)
         for target in FORMATS:
             assert all(isinstance(sentence, str) for sentence in losses(metadata, PIXELS, enlarged, target))
         target = FORMATS[case % 4]
@@ -122,7 +122,7 @@ def test_webp_of_every_kind_is_sound_with_metadata(
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, bands), dtype=np.uint8)
     if bands in (2, 4) and opaque:
         pixels[..., -1] = 255
-    metadata = take_metadata(pyvips.Image.new_from_array(PIXELS), io.BytesIO(rich_jpeg()), JPEG)
+    metadata = read_metadata(pyvips.Image.new_from_array(PIXELS), io.BytesIO(rich_jpeg()), JPEG)
     metadata = replace(metadata, icc=profile)
     write_image(tmp_path / "out", pixels, metadata, image_format=WEBP, quality=quality, mark=UPSCALED)
     opened = Image.open(tmp_path / "out")

@@ -16,7 +16,7 @@ from savl.images.errors import UnreadableImage
 from savl.images.format import FORMATS, PNG
 from savl.images.jpeg_decode import decode_jpeg
 from savl.images.read import read_image
-from savl.images.vips_decode import among_others, decode_alone
+from savl.images.vips_decode import decode_alone, vips_operation
 from savl.images.write import write_image
 
 ROUNDS = 25
@@ -160,7 +160,7 @@ def test_a_forked_process_does_not_wait_for_threads_it_does_not_have() -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def decode() -> None:
-        with among_others():
+        with vips_operation():
             entered.set()
             leave.wait()
 

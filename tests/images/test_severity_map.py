@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
     )  # fmt: skip
     assert model.estimator is not None
     with torch.no_grad():
-        model.estimator.head.weight.normal_(std=0.3)
+        model.estimator.head.weight.normal_(std=0.25)
     savl.save(model, tmp_path / "model.safetensors")
     pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     pixels[:, WIDTH // 2 :] //= 8

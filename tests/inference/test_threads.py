@@ -13,7 +13,7 @@ import torch
 from savl.cli import main
 from savl.inference import limits, process_settings
 from savl.inference.limits import control_group_folders, processor_quota
-from savl.inference.process_settings import MOST_THREADS, SPIN_COUNT, limit_spinning, use_threads
+from savl.inference.process_settings import MAX_THREADS, SPIN_COUNT, limit_spinning, use_threads
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits are set as Linux sets them")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS", "VIPS_CONCURRENCY")
@@ -216,7 +216,7 @@ main(["upscale", "in.png", "-o", "out.png", "--tile", "0", "--threads", "1"])
 
 @pytest.mark.parametrize(
     ("command", "count"),
-    [("upscale", 0), ("upscale", MOST_THREADS + 1)]
+    [("upscale", 0), ("upscale", MAX_THREADS + 1)]
     + [(command, 99999999999) for command in ("upscale", "degrade", "evaluate", "analyze", "train")],
 )
 def test_a_number_of_threads_that_makes_no_sense_is_a_usage_error(
@@ -227,7 +227,7 @@ def test_a_number_of_threads_that_makes_no_sense_is_a_usage_error(
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert "--threads" in said
-    assert str(1 if count < 1 else MOST_THREADS) in said
+    assert str(1 if count < 1 else MAX_THREADS) in said
 
 
 def test_no_more_threads_are_started_than_make_sense(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +237,7 @@ def test_no_more_threads_are_started_than_make_sense(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch, "get_num_threads", lambda: 99999999)  # what OMP_NUM_THREADS said
     monkeypatch.setattr(process_settings, "_use_vips_threads", asked.append)
     assert use_threads() == 1
-    assert asked == [MOST_THREADS, 1, 1]
+    assert asked == [MAX_THREADS, 1, 1]
 
 
 def test_libvips_is_asked_for_no_more_threads_than_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
