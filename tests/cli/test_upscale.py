@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-import savl as savl_package
 from savl.images.format import READABLE
 from savl.images.read import read_image
 
@@ -351,13 +347,3 @@ def test_the_version_is_told(savl: Run) -> None:
     done = savl("--version")
     assert done.code == 0
     assert re.fullmatch(r"savl \S+\n", done.text)
-
-
-def test_the_commands_own_modules_need_no_image_library_for_help() -> None:
-    code = (
-        "import sys\nfrom savl.cli import main\ntry: main(['upscale', '--help'])\nexcept SystemExit: pass\n"
-        "print([name for name in ('pyvips', 'PIL', 'matplotlib') if name in sys.modules])"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(savl_package.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.rstrip().endswith("[]")
