@@ -1,4 +1,4 @@
-"""A `savl upscale` whose network is a cheap stand-in, run in this process or in a forked one."""
+"""The command `savl` with cheap stand-ins for network and degradation, in this process or in a forked one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ import torch
 from torch.nn import functional as F
 
 import savl as savl_package
+from savl.bicubic import bicubic_downsample
 from savl.cli import main
+from savl.degradation import Degradation, Degraded
+from savl.degradation.recipe import draw_recipe
 from savl.images.format import format_of_suffix
 from savl.images.write import write_image
 from savl.inference import upscale_image
@@ -42,6 +45,12 @@ class FakeUpscaler:
         return Result(F.interpolate(lr, scale_factor=self.scale, mode="nearest"), ramp)
 
 
+def fake_degradation(self: Degradation, x: torch.Tensor, seed: object) -> Degraded:
+    """Downsample, and nothing else."""
+    y = (bicubic_downsample(x, self.scale) * 255).round() / 255
+    return Degraded(y, torch.ones(y.shape[0], *y.shape[2:]), draw_recipe(self.config, 1, np.random.default_rng(0)))
+
+
 @dataclass
 class Finished:
     code: int
@@ -50,8 +59,9 @@ class Finished:
 
 @pytest.fixture
 def savl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
-    """Runs `savl` with the given arguments; gives its exit code, and what it printed, as one line per line."""
+    """Runs `savl` with the given arguments; returns its exit code and what it printed."""
     monkeypatch.setattr(upscale_image, "as_upscaler", lambda model, **settings: FakeUpscaler())
+    monkeypatch.setattr(Degradation, "__call__", fake_degradation)
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments: Any) -> Finished:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -33,9 +34,10 @@ def short_estimators(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controlled_results, "club", partial(controlled_results.club, steps=3, width=8))
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Weights, photographs of 260×390 in hr/ and a table of them; the current folder."""
+@pytest.fixture(scope="module")
+def original_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights, photographs of 260×390 in hr/ and a table of them."""
+    tmp_path = tmp_path_factory.mktemp("original")
     random = np.random.default_rng(0)
     (tmp_path / "hr").mkdir()
     for number in range(4):
@@ -49,6 +51,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             latent=4, estimator_width=6, estimator_dilations=(1,), degradation_code=code,  # type: ignore[arg-type]
         )  # fmt: skip
         savl.save(savl.build(config), tmp_path / f"{name}.safetensors")
+    return tmp_path
+
+
+@pytest.fixture
+def folder(original_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `original_folder`, which is the current folder."""
+    shutil.copytree(original_folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
