@@ -64,7 +64,7 @@ def train(model: SAVL, objective: Objective, batches: PairPool, steps: int) -> l
         batch = batches(step)
         field = model.estimate(batch.y, seed=step)
         assert field is not None
-        total, terms = objective.about_field(field, batch, step)
+        total, terms = objective.field_losses(field, batch, step)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -79,7 +79,7 @@ def without_field(objective: Objective, batch: Batch, field: DegradationField) -
     if objective.decoder is None:
         return None
     noise = torch.randn(field.mu.shape, generator=torch.Generator().manual_seed(0))
-    _, terms = objective.about_field(replace(field, sample=noise), batch, 0)
+    _, terms = objective.field_losses(replace(field, sample=noise), batch, 0)
     return float(terms["reconstruction"])
 
 

@@ -23,7 +23,7 @@ EXAMPLES = "\n".join(
     [
         "[bold]Examples[/bold]",
         "savl train configs/savl_tiny.toml --hr photographs/",
-        "savl train configs/savl_tiny.toml --hr photographs/ -o runs/mine   [dim]the same again resumes it[/dim]",
+        "savl train configs/savl_tiny.toml --hr photographs/ -o runs/mine   [dim]the same command resumes it[/dim]",
         "savl train configs/savl_tiny.toml --hr photographs/ --set objective.beta=1e-4 --set run.steps=2000",
         "savl train configs/savl_tiny.toml --hr photographs/ --set run.minutes=60   [dim]no longer than an hour[/dim]",
         "torchrun --nproc-per-node 4 -m savl train configs/base_stage1.toml --hr photographs/   [dim]4 GPUs[/dim]",
@@ -33,36 +33,36 @@ EXAMPLES = "\n".join(
 
 def train(
     config: Annotated[
-        Path, typer.Argument(metavar="CONFIG", help="A TOML file; configs/ has those of the shipped weights.")
+        Path, typer.Argument(metavar="CONFIG", help="A TOML file; configs/ contains those of the shipped weights.")
     ],
     hr: Annotated[
         list[Path] | None,
         typer.Option(
             "--hr",
             metavar="FOLDER",
-            help="High-resolution photographs, subfolders included; may be repeated.",
+            help="High-resolution photographs, with subfolders; can be repeated.",
         ),
     ] = None,
     include_results: options.IncludeResults = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FOLDER", help="Where checkpoint, log and weights go (run.output)."),
+        typer.Option("--output", "-o", metavar="FOLDER", help="Folder for checkpoint, log and weights (run.output)."),
     ] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", metavar="N", min=1, help="Length of the run (run.steps).")
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="TABLE.NAME=VALUE", help="Any setting, as in the file; may be repeated."),
+        typer.Option("--set", metavar="TABLE.NAME=VALUE", help="Change a setting of the file; can be repeated."),
     ] = None,
     threads: options.Threads = None,
 ) -> None:
-    """Train a network, or resume where its run folder left off.
+    """Train a network, or resume a run from the checkpoint in its folder.
 
-    A run can be killed at any moment: the same command goes on from its last checkpoint.
+    A run can be killed at any time; the same command resumes it from its last checkpoint.
 
-    The averaged weights end up in model.safetensors, which `savl upscale --model` takes; log.jsonl and tensorboard/
-    tell how they came about.
+    The averaged weights are written to model.safetensors, which `savl upscale --model` reads. log.jsonl and
+    tensorboard/ contain the losses.
     """
     import os
     from dataclasses import replace
@@ -82,7 +82,7 @@ def train(
     from savl.training import Trainer, load_config
 
     use_threads(threads)
-    # Of several processes under torchrun the first speaks; errors are everyone's.
+    # Under torchrun only the first process prints messages; every process prints its errors.
     first = os.environ.get("RANK", "0") == "0"
     console = Console(stderr=True)
     bar = Progress(
@@ -124,7 +124,7 @@ def train(
             weights = _stoppable(trainer, lambda: trainer.train(on_step))
     if weights is None:
         if first:
-            console.print(f"stopped after step {trainer.step}; the same command goes on from there")
+            console.print(f"stopped after step {trainer.step}; the same command resumes it")
         raise typer.Exit(130)
     if first:
         print(weights)
@@ -148,7 +148,7 @@ def _warnings_in_one_line(console: Console | None) -> Iterator[None]:
 
 @contextmanager
 def _cleaning_up() -> Iterator[None]:
-    """SIGTERM, by which schedulers and torchrun end a process, ends the block as Ctrl-C does, which cleans up."""
+    """Let SIGTERM, by which schedulers and torchrun end a process, end the block like Ctrl-C, which cleans up."""
     import signal
 
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -159,12 +159,12 @@ def _cleaning_up() -> Iterator[None]:
 
 
 def _loss(losses: dict[str, float]) -> str:
-    """What the progress bar says: the SR loss, or where the estimator is trained alone all that is asked of it."""
+    """Return the text of the progress bar: the SR loss, or the total loss if the estimator is trained alone."""
     return f"SR loss {losses['sr']:.4f}" if "sr" in losses else f"loss {losses['total']:.4f}"
 
 
 def _stoppable(trainer: Trainer, train: Callable[[], Path | None]) -> Path | None:
-    """Run ``train``; Ctrl-C or SIGTERM makes it end after its step with a checkpoint, a second one ends it at once."""
+    """Run ``train``; Ctrl-C or SIGTERM ends it after its step with a checkpoint, a second signal immediately."""
     import signal
 
     signals = (signal.SIGINT, signal.SIGTERM)

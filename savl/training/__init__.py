@@ -1,4 +1,4 @@
-"""Training: what is learned from (data), what is asked for (objectives), and the loop that does it (trainer)."""
+"""Training: pairs of images (data), loss functions (objectives), and the training loop (trainer)."""
 
 from savl.training.config import TrainingConfig, load_config
 from savl.training.perceptual import PerceptualUnavailable

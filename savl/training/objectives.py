@@ -1,4 +1,4 @@
-"""What a run asks of the network: SR fidelity, the conditional ELBO of SAVL, and the CLUB bound of its baseline."""
+"""Loss of a run: SR fidelity, the conditional ELBO of SAVL, and further terms that constrain the degradation field."""
 
 from __future__ import annotations
 
@@ -14,61 +14,60 @@ from savl.training.config import Fidelity, ObjectiveConfig
 from savl.training.data import Batch
 
 CALIBRATED_RANGE = 0.3
-"""How far below the prior's variance of 1 the field's is asked to be where an image is degraded most. In 64 channels
-that costs 1.8 nats per pixel; a variance nearer to 0 would have to be fought for against the prior."""
+"""Difference between the prior's variance of 1 and the target for the field where an image is degraded most. In 64
+channels it costs 1.8 nats of KL per pixel; the prior would oppose a target nearer to 0."""
 ROUNDING = 1.0 / (12.0 * 255.0**2)
-"""Mean squared error of rounding to 8 bits, units of [0, 1]."""
+"""Mean squared error of rounding to 8 bits, for values in [0, 1]."""
 DISTORTION = 0.06
-"""Root mean square of y − z that counts for 1 − 1/e of the worst: about what the published pipeline does."""
+"""Root mean square of y − z at which a pixel counts as degraded by 1 − 1/e; about that of the published pipeline."""
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Terms of one step, scalars; `total` is their weighted sum, the others are unweighted. Absent terms are None."""
+    """Terms of the loss of one step, scalars: the weighted sum `total`, and unweighted terms, None where not used."""
 
     total: Tensor
     sr: Tensor | None = None
-    """Distance of the SR image, `fidelity_loss`; that of ``psnr`` is negative."""
+    """`fidelity_loss` of the SR image; negative for ``psnr``."""
     reconstruction: Tensor | None = None
     """L_rec: mean over pixels and channels of |y − ŷ| (Laplacian) or (y − ŷ)² (Gaussian); with a learned scale the
     negative log-likelihood, nats per pixel."""
     kl: Tensor | None = None
     """KL(q(r|y) ‖ p(r)), nats per pixel."""
     calibration: Tensor | None = None
-    """Mean over pixels of |v − (1 − 0.3 · m)|, m as `visible_degradation` has it."""
+    """Mean over pixels of |v − (1 − 0.3 · m)| with m from `visible_degradation`."""
     contrast: Tensor | None = None
-    """1 + correlation of v with the known severity, mean over the images within which that varies."""
+    """1 + correlation of v with the degradation mask, mean over the images whose mask varies."""
     content: Tensor | None = None
     """`content_share` of mu."""
     club: Tensor | None = None
     """CLUB upper bound on I(r; z), nats per pixel."""
 
     def terms(self) -> dict[str, Tensor]:
-        """Those that there are, by name, without gradient."""
+        """Return the terms that are used, by name, without gradient."""
         return {name: value.detach() for name, value in vars(self).items() if value is not None}
 
     def to_log(self) -> dict[str, float]:
-        """Plain numbers for a log line; a GPU is waited for."""
+        """Return the terms as plain numbers; waits for a GPU."""
         return {name: float(value) for name, value in self.terms().items()}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one forward pass gave."""
+    """Result of one forward pass."""
 
     losses: Losses
     sr: Tensor | None
-    """``(B, 3, H, W)``, not clamped; None where the estimator is trained alone."""
+    """``(B, 3, H, W)``, not clamped; None if the estimator is trained alone."""
     severity: Tensor | None
     """``(B, h, w)``, or None for a network without a variance."""
 
 
 class Objective(nn.Module):
-    """J of SAVL beside the SR loss; holds the network and the networks that only training needs.
+    """The loss of SAVL, with the network and the networks that only training needs.
 
-    total = fidelity(sr, x) + alpha · L_rec + beta · (1 + lambda) · KL, the last two being the negative conditional ELBO
-    of SAVL-LM with the bound of SAVL-MIS in its (1 + lambda); and, as far as their weights say, calibration, contrast,
-    content and CLUB.
+    total = fidelity(sr, x) + alpha · L_rec + beta · (1 + lambda) · KL + weighted calibration, contrast, content and
+    CLUB. L_rec and KL are the negative conditional ELBO of SAVL-LM; lambda adds the bound of SAVL-MIS.
     """
 
     def __init__(self, model: SAVL, config: ObjectiveConfig) -> None:
@@ -87,7 +86,7 @@ class Objective(nn.Module):
             model.estimator.requires_grad_(False)
 
     def _reads_field(self, model: SAVL) -> bool:
-        """Whether any loss depends on the field; several processes may not have parameters that nothing does."""
+        """Return whether any loss depends on the field; DistributedDataParallel does not accept unused parameters."""
         settings = model.config
         variational = settings.degradation_code == "variational"
         guided = settings.channel_modulation or (settings.spatial_modulation and variational)
@@ -96,30 +95,30 @@ class Objective(nn.Module):
         return guided or calibrated or content or self.decoder is not None or self.critic is not None
 
     def forward(self, batch: Batch, seed: int, step: int) -> Outcome:
-        """Score one batch.
+        """Compute the loss of one batch.
 
         Args:
             batch: Images of the step.
             seed: Seed of the reparameterized sample.
-            step: Steps done before this one: the prior's weight may depend on it.
+            step: Steps done before this one, on which the weight of KL may depend.
         """
         field = self.model.estimate(batch.y, seed=seed)
         if self.config.freeze_network:
             assert field is not None
-            total, terms = self.about_field(field, batch, step)
+            total, terms = self.field_losses(field, batch, step)
             return Outcome(Losses(total, **terms), None, field.severity)
         image = self.model.reconstruct(batch.y, field).float()
         sr = fidelity_loss(image, batch.x, self.config.fidelity)
         if field is None:
             return Outcome(Losses(sr, sr), image, None)
-        more, terms = self.about_field(field, batch, step)
+        more, terms = self.field_losses(field, batch, step)
         return Outcome(Losses(sr + more, sr, **terms), image, field.severity)
 
-    def about_field(self, field: DegradationField, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is asked of the degradation field: the conditional ELBO, and what else the settings say.
+    def field_losses(self, field: DegradationField, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the losses of the degradation field: the conditional ELBO and the further terms of the settings.
 
         Args:
-            field: Of ``batch.y``, with a sample.
+            field: Field of ``batch.y``, with a sample.
             batch: Images of the step.
             step: Steps done before this one.
 
@@ -127,8 +126,8 @@ class Objective(nn.Module):
             The weighted sum, and its terms unweighted, by the names of `Losses`.
 
         Raises:
-            ValueError: Calibration is asked for, and the severity of the images is not known; or the share of content,
-                and no two images share a recipe.
+            ValueError: Calibration or contrast is used and the batch has no degradation mask, or content is used and no
+                two images share a recipe.
         """
         config = self.config
         total = field.mu.new_zeros((), dtype=torch.float32)
@@ -152,7 +151,7 @@ class Objective(nn.Module):
             total = total + config.content * terms["content"]
         if self.critic is not None:
             terms["club"] = self.critic.bound(field.mu, batch.z)
-            # The critic learns q(z | r) on a detached code in the same backward pass; the bound itself never trains it.
+            # The same backward pass trains the critic q(z | r) on a detached code; the bound does not train it.
             learning = self.critic.log_likelihood(field.mu.detach(), batch.z)
             total = total + config.club * terms["club"] - learning
         return total, terms
@@ -181,16 +180,16 @@ def prior_weight(settings: ObjectiveConfig, step: int) -> float:
 
 
 def fidelity_loss(sr: Tensor, x: Tensor, kind: Fidelity) -> Tensor:
-    """Distance of images from their originals.
+    """Compute the distance of images from their originals.
 
     Args:
         sr: ``(B, 3, H, W)`` float32, not clamped.
         x: ``(B, 3, H, W)`` in [0, 1].
-        kind: ``l1`` is the mean absolute error, ``l2`` the mean squared one, ``psnr`` minus the PSNR over 100 dB, mean
-            over images; errors below those of rounding to 8 bits (59 dB) count little.
+        kind: ``l1``: mean absolute error. ``l2``: mean squared error. ``psnr``: minus the PSNR divided by 100 dB, mean
+            over images, in which errors below that of rounding to 8 bits (59 dB) count little.
 
     Returns:
-        A scalar, to be lowered.
+        A scalar.
     """
     if kind == "l1":
         return F.l1_loss(sr, x)
@@ -199,20 +198,20 @@ def fidelity_loss(sr: Tensor, x: Tensor, kind: Fidelity) -> Tensor:
 
 
 def visible_degradation(y: Tensor, z: Tensor, degradation_mask: Tensor) -> Tensor:
-    """How badly each pixel was degraded, by what the degradation did and not by what it was meant to do.
+    """Return how strongly each pixel was visibly degraded.
 
-    The severity that the pipeline knows is the share of an image's own recipe that reached a pixel. A gentle recipe at
-    full strength cannot be told from a harsh one at a tenth, and a field that is asked to tell them learns little. So
-    the map is scaled by the distance of y from z: 1 − exp(−d · severity / 0.06), d being the root mean square of y − z
-    over that of the severity, one number an image.
+    The degradation mask says how much of an image's own recipe reached each pixel. A weak recipe at full strength looks
+    like a strong recipe at a tenth, and a field trained to distinguish them learns little. So the mask is scaled by the
+    distance of y from z: 1 − exp(−d · mask / 0.06), where d is the root mean square of y − z divided by that of the
+    mask, one number per image.
 
     Args:
-        y: ``(B, 3, h, w)`` degraded.
-        z: ``(B, 3, h, w)`` clean.
+        y: ``(B, 3, h, w)`` degraded images.
+        z: ``(B, 3, h, w)`` clean images.
         degradation_mask: ``(B, h, w)`` in [0, 1].
 
     Returns:
-        ``(B, h, w)`` in [0, 1), in the order of the severity within every image.
+        ``(B, h, w)`` in [0, 1), monotonic in the mask within each image.
     """
     error = (y - z).square().mean(dim=(1, 2, 3))
     share = degradation_mask.square().mean(dim=(1, 2)).clamp(min=1e-3)
@@ -221,16 +220,16 @@ def visible_degradation(y: Tensor, z: Tensor, degradation_mask: Tensor) -> Tenso
 
 
 def content_share(mu: Tensor, images_per_recipe: int) -> Tensor:
-    """How much of what tells the images of a batch apart is not their recipe.
+    """Return the share of the variance between images that is not explained by their recipes.
 
-    The feature is the spatial mean of mu. Of each of its channels, the mean square within recipes over the variance of
-    all images, which is 1 − adjusted R² (1 − ε²) of the analysis of variance: 0 where the recipe says all, 1 on average
-    where it says nothing. Images of one recipe differ in content, and in the noise that was drawn, of which a mean over
-    many pixels keeps little.
+    The feature of an image is the spatial mean of mu. For each channel, the mean square within recipes is divided by
+    the variance of all images: 1 − adjusted R² (1 − ε²) of the analysis of variance. It is 0 if the recipe determines
+    the feature, and 1 on average if it does not affect it. Images of one recipe differ in content, and in the noise
+    drawn, which hardly affects a mean over many pixels.
 
     Args:
         mu: ``(B, R, h, w)``.
-        images_per_recipe: So many images, one after the other, share a recipe; below B, which is a multiple of it.
+        images_per_recipe: Number of consecutive images that share a recipe; a divisor of B, smaller than B.
 
     Returns:
         A scalar, the mean over channels, at most (B − 1) / (B − B / images_per_recipe). A channel that hardly varies
@@ -253,14 +252,14 @@ def content_share(mu: Tensor, images_per_recipe: int) -> Tensor:
 
 
 def correlation_within(v: Tensor, degradation_mask: Tensor) -> Tensor:
-    """Pearson's correlation of two maps, mean over the images within which the second varies.
+    """Return the Pearson correlation of two maps within an image, mean over the images whose mask varies.
 
     Args:
         v: ``(B, h, w)`` floating.
-        degradation_mask: ``(B, h, w)`` in [0, 1]; it varies where its standard deviation is above 0.01.
+        degradation_mask: ``(B, h, w)`` in [0, 1]; it varies if its standard deviation is above 0.01.
 
     Returns:
-        A scalar in [-1, 1]; 0 where no mask varies.
+        A scalar in [-1, 1]; 0 if no mask varies.
     """
     a, b = (each.flatten(1) - each.flatten(1).mean(dim=1, keepdim=True) for each in (v, degradation_mask))
     varies = (b.square().mean(dim=1) > 1e-4).to(a.dtype)
@@ -269,7 +268,7 @@ def correlation_within(v: Tensor, degradation_mask: Tensor) -> Tensor:
 
 
 class ContentCritic(nn.Module):
-    """q(z | r) of CLUB (Cheng et al., 2020): a Gaussian over the content code at a pixel given the code there."""
+    """q(z | r) of CLUB (Cheng et al., 2020): a Gaussian over the content code of a pixel given r at that pixel."""
 
     def __init__(self, latent: int, hidden: int = 64) -> None:
         super().__init__()
@@ -278,14 +277,19 @@ class ContentCritic(nn.Module):
         self.logvar = nn.Conv2d(hidden, 3, 1)
 
     def log_likelihood(self, r: Tensor, z: Tensor) -> Tensor:
-        """Mean over pixels of log q(z | r) in nats, up to a constant; r ``(B, R, h, w)``, z ``(B, 3, h, w)``."""
+        """Return the mean of log q(z | r) over pixels in nats, up to a constant.
+
+        Args:
+            r: ``(B, R, h, w)``.
+            z: ``(B, 3, h, w)``.
+        """
         mean, logvar = self._gaussian(r)
         return (-0.5 * (z - mean).square() / logvar.exp() - 0.5 * logvar).sum(dim=1).mean()
 
     def bound(self, r: Tensor, z: Tensor) -> Tensor:
-        """The upper bound on I(r; z), nats per pixel: matched pairs against pairs shifted by one image of the batch.
+        """Return the upper bound on I(r; z) in nats per pixel, with gradients for r only.
 
-        Gradients reach r only.
+        It compares matched pairs with pairs that are shifted by one image of the batch.
         """
         parameters = [p for p in self.parameters() if p.requires_grad]
         for parameter in parameters:

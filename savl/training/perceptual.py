@@ -1,4 +1,4 @@
-"""The perceptual loss of a GAN stage: how far two images are apart in the eyes of VGG-19."""
+"""The perceptual loss of the GAN stage: distance between VGG-19 features of two images."""
 
 from __future__ import annotations
 
@@ -24,31 +24,30 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class PerceptualUnavailable(RuntimeError):
-    """VGG-19 cannot be had on this machine as it is; the message says what is missing and what to do."""
+    """torchvision or the weights of VGG-19 are missing; the message says what is missing and what to do."""
 
 
 class PerceptualLoss(nn.Module):
-    """Weighted L1 between features of VGG-19 before activation (ESRGAN, Wang et al., 2018), by `LAYER_WEIGHTS`.
+    """Weighted L1 distance of VGG-19 features before activation (ESRGAN, Wang et al., 2018), by `LAYER_WEIGHTS`.
 
-    The features are fixed: always in evaluation mode, and buffers outside the state instead of parameters. So
-    ``parameters()`` and ``state_dict()`` are empty, and neither an optimizer nor a checkpoint can pick them up, while
-    ``to(device)`` moves them.
+    The features are fixed: the module is always in evaluation mode, and its weights are non-persistent buffers. So
+    ``parameters()`` and ``state_dict()`` are empty, while ``to(device)`` moves the weights.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, features: nn.Sequential | None = None, *, download: bool = False) -> None:
-        """Take the features given, or those of the VGG-19 that torchvision trained on ImageNet.
+        """Copy the given features, or load torchvision's VGG-19 trained on ImageNet.
 
         Args:
-            features: Convolutions, ReLUs and poolings in the order of VGG-19, of any width; copied. By default
-                torchvision's, with the weights in torch.hub's cache.
-            download: Fetch the weights (about 550 MB) if the cache lacks them.
+            features: Convolutions, ReLUs and poolings in the order of VGG-19, of any width. By default torchvision's,
+                with the weights in the cache of torch.hub.
+            download: Download the weights (about 550 MB) if they are not in the cache.
 
         Raises:
-            PerceptualUnavailable: torchvision cannot be imported, or its weights are not there or cannot be loaded.
-            ValueError: ``features`` lacks one of the layers compared.
+            PerceptualUnavailable: torchvision cannot be imported, or its weights are missing or cannot be loaded.
+            ValueError: ``features`` lacks one of the layers in `LAYER_WEIGHTS`.
         """
         super().__init__()
         names = []
@@ -57,7 +56,7 @@ class PerceptualLoss(nn.Module):
             names.append(name)
             layers.append(copy.deepcopy(layer))
             if name == "conv5_4":
-                break  # nothing later is compared
+                break  # later layers are not used
         missing = sorted(set(LAYER_WEIGHTS) - set(names))
         if missing:
             raise ValueError(
@@ -65,7 +64,7 @@ class PerceptualLoss(nn.Module):
             )
         for module in layers.modules():
             if isinstance(module, nn.ReLU):
-                module.inplace = False  # torchvision's would overwrite the features compared, which come before it
+                module.inplace = False  # in place it would overwrite the features before activation
             for name, parameter in list(module.named_parameters(recurse=False)):
                 delattr(module, name)
                 module.register_buffer(name, parameter.detach(), persistent=False)
@@ -76,21 +75,21 @@ class PerceptualLoss(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode, whatever the module that holds this one does."""
+        """Stay in evaluation mode, also if a parent module is switched to training mode."""
         return super().train(False)
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """Compare images.
+        """Compute the loss.
 
         Args:
-            sr: ``(B, 3, H, W)`` in [0, 1], H and W at least 16. The gradient reaches it alone.
-            hr: What it should look like, of the same shape.
+            sr: ``(B, 3, H, W)`` in [0, 1], H and W at least 16. Gradients flow to it only.
+            hr: The originals, of the same shape.
 
         Returns:
             A float32 scalar: the sum over layers of weight times mean absolute difference.
 
         Raises:
-            ValueError: A shape is not as above.
+            ValueError: A shape is not accepted.
         """
         if sr.ndim != 4 or sr.shape[1] != 3 or min(sr.shape[2:]) < _SMALLEST:
             raise ValueError(f"sr must be (B, 3, H, W), H and W at least {_SMALLEST}, got {tuple(sr.shape)}")
@@ -114,7 +113,7 @@ class PerceptualLoss(nn.Module):
 
 
 def _named(features: nn.Sequential) -> list[tuple[str, nn.Module]]:
-    """The layers, convolutions by their names in VGG: conv(1 + poolings before it)_(its place since the last)."""
+    """Return the layers, convolutions with their names in VGG: conv(1 + poolings before it)_(index since the last)."""
     named = []
     block, place = 1, 0
     for layer in features:
@@ -131,7 +130,7 @@ def _vgg19(download: bool) -> nn.Sequential:
     models: Any = None
     try:
         models = import_module("torchvision.models")
-    except Exception as error:  # one built for another torch fails with RuntimeError or OSError
+    except Exception as error:  # a torchvision built for another torch raises RuntimeError or OSError
         missing.append(
             f"torchvision cannot be imported ({type(error).__name__}: {error}): install the torchvision that belongs "
             f"to torch {torch.__version__}"
@@ -140,7 +139,7 @@ def _vgg19(download: bool) -> nn.Sequential:
         missing.append(f"the weights of VGG-19 are not at {path}: fetch them (about 550 MB) with `{_FETCH}`")
     if missing:
         raise PerceptualUnavailable(f"the perceptual loss needs VGG-19. {'; '.join(missing)}; {_OTHERWISE}")
-    # On meta nothing is initialised, which would take a while and draw from torch's global generator.
+    # On meta nothing is initialised: that would take time and use torch's global generator.
     with torch.device("meta"):
         network = models.vgg19()
     try:
@@ -148,7 +147,7 @@ def _vgg19(download: bool) -> nn.Sequential:
             _URL, map_location="cpu", progress=False, check_hash=True, weights_only=True
         )
         network.load_state_dict(state, assign=True)
-    except Exception as error:  # no network, a full disk, or a damaged file, which torch reports in many ways
+    except Exception as error:  # no connection, a full disk, or a damaged file, each of several types
         raise PerceptualUnavailable(
             f"the perceptual loss needs VGG-19, whose weights at {path} cannot be loaded ({type(error).__name__}: "
             f"{error}): delete that file if there is one and fetch it again with `{_FETCH}`; {_OTHERWISE}"

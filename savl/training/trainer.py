@@ -79,8 +79,8 @@ class Trainer:
         """
         if config.data.workers and getattr(multiprocessing.current_process(), "_inheriting", False):
             raise RuntimeError(
-                "data.workers: the processes that degrade images import the script that trains again; it must start "
-                'training under `if __name__ == "__main__":`'
+                "data.workers: the processes that degrade images import the main script again; it must start training "
+                'under `if __name__ == "__main__":`'
             )
         self.config = config
         self.output = Path(config.run.output)
