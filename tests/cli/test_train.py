@@ -75,7 +75,7 @@ def test_the_estimator_alone_is_trained_from_given_weights(folder: Path) -> None
     assert all(name.startswith("estimator.") for name in changed)
 
 
-def test_training_writes_weights_that_load_and_prints_where(folder: Path) -> None:
+def test_training_writes_weights_and_prints_their_path(folder: Path) -> None:
     result = run("train", folder / "config.toml", "--hr", folder / "hr", "-o", folder / "run")
     assert result.exit_code == 0, result.stderr
     weights = Path(result.stdout.strip())
@@ -93,9 +93,7 @@ def test_training_writes_weights_that_load_and_prints_where(folder: Path) -> Non
         (CONFIG, "lr", "none of the 1 images is at least 32 pixels"),
     ],
 )
-def test_training_mistakes_are_told_to_the_letter_and_exit_with_2(
-    folder: Path, config: str, hr: str, fragment: str
-) -> None:
+def test_mistakes_are_printed_literally_and_exit_with_2(folder: Path, config: str, hr: str, fragment: str) -> None:
     (folder / "config.toml").write_text(config)
     result = run("train", folder / "config.toml", "--hr", folder / hr, "-o", folder / "run")
     assert result.exit_code == 2
@@ -134,7 +132,9 @@ def test_results_of_savl_are_counted_and_left_out_unless_they_are_included(folde
     assert "left out" not in message(included)
 
 
-def test_the_progress_bar_knows_where_the_minutes_will_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_bar_shows_the_expected_length_of_a_run_with_a_time_limit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock, shown = count(0, 10), []
     monkeypatch.setattr("savl.training.schedule.monotonic", lambda: float(next(clock)))
 

@@ -45,11 +45,11 @@ def test_recorded_passes_train_as_plain_ones_do(
     recordings: list[object] = []
     record = torch.cuda.make_graphed_callables
 
-    def noted(*arguments: Any, **options: Any) -> Any:
+    def record_call(*arguments: Any, **options: Any) -> Any:
         recordings.append(arguments)
         return record(*arguments, **options)
 
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", noted)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record_call)
     start = TrainingConfig(
         small_config(), SIZES, run=RunConfig(steps=1, output=str(tmp_path / "start"), images_every=100)
     )
@@ -107,10 +107,10 @@ def test_a_step_does_not_wait_for_the_gpu(
     config = settings(small_config, tmp_path, method, fused=fused, graph=graph, bfloat16=bfloat16)
     trainer = Trainer(config, lambda step: on_gpu[step % 4])
     assert trainer.deferred_checks
-    told: list[int] = []
+    reported: list[int] = []
 
     def on_step(done: int, _: dict[str, float]) -> None:
-        told.append(done)
+        reported.append(done)
         # It does not count waiting for the event that says that the numbers of the step before have arrived.
         torch.cuda.set_sync_debug_mode("error" if 4 <= done < 10 else "default")
 
@@ -118,16 +118,16 @@ def test_a_step_does_not_wait_for_the_gpu(
         trainer.train(on_step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert told == list(range(1, 13))
+    assert reported == list(range(1, 13))
 
 
-def test_looking_late_changes_no_loss_on_a_gpu(small_config: Callable[..., SAVLConfig], tmp_path: Path) -> None:
+def test_deferred_checks_change_no_loss_on_a_gpu(small_config: Callable[..., SAVLConfig], tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     losses: dict[bool, list[float]] = {True: [], False: []}
-    for late in (True, False):
-        trainer = Trainer(settings(small_config, tmp_path / f"late-{late}", checkpoint_every=5), batches)
-        trainer.deferred_checks = late
-        weights = trainer.train(lambda done, terms, late=late: losses[late].append(terms["total"]))  # type: ignore[misc]
+    for deferred in (True, False):
+        trainer = Trainer(settings(small_config, tmp_path / f"deferred-{deferred}", checkpoint_every=5), batches)
+        trainer.deferred_checks = deferred
+        weights = trainer.train(lambda done, terms, deferred=deferred: losses[deferred].append(terms["total"]))  # type: ignore[misc]
         assert weights is not None
         assert int(trainer.average.n_averaged) == 12
     assert len(losses[True]) == 12
@@ -138,7 +138,7 @@ def test_looking_late_changes_no_loss_on_a_gpu(small_config: Callable[..., SAVLC
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 @pytest.mark.parametrize("step", [0, 5, 9])
-def test_what_is_not_finite_reaches_nothing_on_a_gpu(
+def test_a_step_that_is_not_finite_changes_nothing_on_a_gpu(
     small_config: Callable[..., SAVLConfig], tmp_path: Path, method: Method, graph: bool, what: str, step: int
 ) -> None:
     pytest.importorskip("accelerate")
@@ -153,7 +153,7 @@ def test_what_is_not_finite_reaches_nothing_on_a_gpu(
     kept: dict[str, torch.Tensor] = {}
 
     def keep(module: object, arguments: object) -> None:
-        if trainer.step == step:  # the step before has been enqueued, and this one has not begun
+        if trainer.step == step:  # the step before was enqueued, and this one has not begun
             kept.update({name: value.clone() for name, value in trainer.plain.state_dict().items()})
 
     trainer.plain.register_forward_pre_hook(keep)
@@ -162,10 +162,10 @@ def test_what_is_not_finite_reaches_nothing_on_a_gpu(
     assert decoder is not None
     weight = next(decoder.parameters())
     weight.register_hook(lambda g: g * float("inf") if what == "gradient" and trainer.step == step else g)
-    told: list[int] = []
+    reported: list[int] = []
     with pytest.raises(FloatingPointError, match=f"step {step}: the {what} is not finite"):
-        trainer.train(lambda done, _: told.append(done))
-    assert told == list(range(1, step + 1))
+        trainer.train(lambda done, _: reported.append(done))
+    assert reported == list(range(1, step + 1))
     assert trainer.step == step
     assert int(trainer.average.n_averaged) == step
     assert all(bool(value.isfinite().all()) for value in trainer.average.parameters())
@@ -181,7 +181,7 @@ def test_what_is_not_finite_reaches_nothing_on_a_gpu(
 
 
 @pytest.mark.parametrize("degrade_on", ["auto", "cpu"])
-def test_batches_made_ahead_beside_a_busy_gpu_are_the_same(tmp_path: Path, degrade_on: Literal["auto", "cpu"]) -> None:
+def test_prefetched_batches_are_the_same_beside_a_busy_gpu(tmp_path: Path, degrade_on: Literal["auto", "cpu"]) -> None:
     pytest.importorskip("kornia")
     random = np.random.default_rng(0)
     Image.fromarray(random.integers(0, 256, (90, 80, 3), dtype=np.uint8)).save(tmp_path / "a.png")

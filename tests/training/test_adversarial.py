@@ -36,7 +36,7 @@ def test_vanilla_is_the_binary_cross_entropy_of_each_image_by_itself() -> None:
     torch.testing.assert_close(discriminator_loss("vanilla", real, fake), expected)
 
 
-def test_vanilla_asks_nothing_about_real_images_of_the_generator() -> None:
+def test_the_vanilla_generator_loss_ignores_real_images() -> None:
     fake = logits(-2.0, 0.25)
     assert torch.equal(generator_loss("vanilla", fake), generator_loss("vanilla", fake, logits(7.0)))
 
@@ -55,7 +55,7 @@ def test_relativistic_is_the_published_formula() -> None:
     assert float(generator_loss("relativistic", fake, real)) == pytest.approx(generator / 2)
 
 
-def test_relativistic_players_want_the_same_with_the_sides_swapped() -> None:
+def test_relativistic_losses_are_symmetric_in_generator_and_discriminator() -> None:
     real, fake = torch.randn(2, 1, 8, 8) + 1, torch.randn(2, 1, 8, 8)
     generator = generator_loss("relativistic", fake, real)
     torch.testing.assert_close(generator, discriminator_loss("relativistic", fake, real))
@@ -63,7 +63,9 @@ def test_relativistic_players_want_the_same_with_the_sides_swapped() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_discriminator_drives_the_logits_apart_and_the_generator_raises_its_own(kind: AdversarialLoss) -> None:
+def test_gradients_separate_the_logits_for_the_discriminator_and_raise_fake_ones_for_the_generator(
+    kind: AdversarialLoss,
+) -> None:
     real, fake = logits(0.3, -1.0), logits(0.2, 0.9)
     discriminator_loss(kind, real, fake).backward()
     assert real.grad is not None
@@ -86,7 +88,7 @@ def test_losses_stay_finite_and_float32_where_the_logits_are_extreme(kind: Adver
         assert float(loss) > 1e3
 
 
-def test_losses_name_what_they_cannot_use() -> None:
+def test_losses_refuse_an_unknown_kind_and_missing_real_logits() -> None:
     zero = torch.zeros(1)
     with pytest.raises(ValueError, match="kind must be 'vanilla' or 'relativistic', got 'hinge'"):
         generator_loss("hinge", zero, zero)  # type: ignore[arg-type]
@@ -97,12 +99,12 @@ def test_losses_name_what_they_cannot_use() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 40)])
-def test_the_discriminator_judges_every_pixel(height: int, width: int) -> None:
+def test_the_discriminator_has_one_logit_per_pixel(height: int, width: int) -> None:
     assert UNetDiscriminator(2)(torch.rand(2, 3, height, width)).shape == (2, 1, height, width)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 8, 12), (1, 3, 20, 16), (1, 3, 0, 8), (1, 1, 8, 8), (3, 8, 8)])
-def test_the_discriminator_names_a_shape_it_does_not_take(shape: tuple[int, ...]) -> None:
+def test_the_discriminator_refuses_other_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"images must be \(B, 3, H, W\), H and W multiples of 8, got \(") as caught:
         UNetDiscriminator(2)(torch.rand(shape))
     assert str(shape) in str(caught.value)
@@ -121,7 +123,7 @@ def test_the_discriminator_has_the_size_of_the_published_one() -> None:
     assert sum(p.numel() for p in UNetDiscriminator().parameters()) == ends + down + up + 2 * 9 * 64 * 64
 
 
-def test_every_level_and_every_skip_has_a_say() -> None:
+def test_every_level_and_every_skip_affects_the_logits() -> None:
     model = UNetDiscriminator(2).eval()
     image = torch.rand(1, 3, 32, 32, requires_grad=True)
     model(image)[0, 0, 16, 16].backward()
@@ -137,7 +139,7 @@ def test_every_level_and_every_skip_has_a_say() -> None:
         assert float(whole.std()) > 0, "the skips alone still carry the image"
 
 
-def test_spectral_norms_are_1_wherever_the_weights_go_in_training() -> None:
+def test_spectral_norms_are_1_whatever_the_weights_are() -> None:
     model = UNetDiscriminator(4).train()
     bounded = [m for m in model.modules() if isinstance(m, nn.Conv2d) and parametrize.is_parametrized(m, "weight")]
     assert len(bounded) == 8
@@ -177,7 +179,7 @@ def images(seed: int) -> tuple[Tensor, Tensor]:
     return smooth, torch.rand(4, 3, 16, 16, generator=random)
 
 
-def test_a_discriminator_resumed_from_its_state_goes_on_to_the_bit() -> None:
+def test_a_discriminator_resumes_exactly_from_its_state() -> None:
     unbroken = UNetDiscriminator(2)
     optimizer = torch.optim.Adam(unbroken.parameters(), 1e-3)
     learn(unbroken, optimizer, range(3), "vanilla")
@@ -198,7 +200,7 @@ def test_a_discriminator_resumed_from_its_state_goes_on_to_the_bit() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_few_steps_teach_the_discriminator_to_tell_noise_from_smooth_images(kind: AdversarialLoss) -> None:
+def test_the_discriminator_learns_to_distinguish_noise_from_smooth_images(kind: AdversarialLoss) -> None:
     model = UNetDiscriminator(16)
     learn(model, torch.optim.Adam(model.parameters(), 1e-3), range(60), kind)
     model.eval()

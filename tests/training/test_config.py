@@ -9,8 +9,7 @@ import pytest
 
 from savl.network import CONFIGS
 from savl.training import load_config
-from savl.training.config import TABLES, OptimizerConfig, parse_config
-from savl.training.schedule import learning_rate_factor
+from savl.training.config import TABLES, parse_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -200,13 +199,13 @@ def test_the_club_ablation_is_a_setting() -> None:
     assert parse_config(tables).objective.club == 0.1
 
 
-def test_nested_tables_change_what_they_name_and_keep_the_defaults_of_their_place() -> None:
+def test_nested_tables_keep_the_defaults_of_settings_they_do_not_name() -> None:
     config = parse_config({"degradation": {"second": {"blur": {"sinc_probability": 0.0}}}})
     assert config.degradation.second.blur.sinc_probability == 0.0
     assert config.degradation.second.blur.sigma == (0.2, 1.5)
 
 
-def test_changes_take_the_place_of_settings_in_the_file(tmp_path: Path) -> None:
+def test_changes_replace_settings_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("[objective]\nbeta = 0.5\nalpha = 0.25")
     changes = [
@@ -240,7 +239,7 @@ def test_a_file_may_be_based_on_another(tmp_path: Path) -> None:
         ("base = 3", ValueError, "base must be the name of a file, got 3"),
     ],
 )
-def test_a_base_that_cannot_serve_is_named(tmp_path: Path, text: str, error: type[Exception], message: str) -> None:
+def test_a_base_that_cannot_be_used_is_named(tmp_path: Path, text: str, error: type[Exception], message: str) -> None:
     (tmp_path / "other.toml").write_text('base = "mine.toml"')
     (tmp_path / "mine.toml").write_text(text)
     with pytest.raises(error, match=message) as caught:
@@ -253,11 +252,3 @@ def test_a_change_that_names_no_setting_of_a_table_is_refused(tmp_path: Path, ch
     (tmp_path / "mine.toml").write_text("")
     with pytest.raises(ValueError, match="must be TABLE.NAME=VALUE"):
         load_config(tmp_path / "mine.toml", [change])
-
-
-def test_learning_rates_follow_their_schedule() -> None:
-    cosine = OptimizerConfig(warmup=10, final_fraction=0.1)
-    shares = [learning_rate_factor(cosine, step, 110) for step in (0, 9, 10, 60, 110)]
-    assert shares == pytest.approx([0.1, 1.0, 1.0, 0.55, 0.1])
-    steps = OptimizerConfig(warmup=0, schedule="multistep", milestones=(5, 8), gamma=0.5)
-    assert [learning_rate_factor(steps, step, 10) for step in (0, 4, 5, 7, 8)] == [1.0, 1.0, 0.5, 0.5, 0.25]

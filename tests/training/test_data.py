@@ -1,4 +1,4 @@
-"""Training pairs: what is drawn, and what a user hears when the data cannot serve."""
+"""Training pairs: patches, batches, the cache of decoded images, and errors about images."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_batch_has_matching_pairs_in_the_unit_range(photographs: Path) -> None
     assert torch.equal(batch.z, bicubic_downsample(batch.x, 4))
 
 
-def test_patches_are_turned_and_mirrored_cuts_of_the_images(photographs: Path) -> None:
+def test_patches_are_rotated_and_mirrored_crops_of_the_images(photographs: Path) -> None:
     pixels = [decode_rgb(photographs / name) for name in ("a.png", "more/b.jpg")]
     cuts = {
         np.ascontiguousarray(variant).tobytes()
@@ -102,7 +102,7 @@ def test_the_oldest_pairs_leave_the_pool(photographs: Path) -> None:
     assert not seen[0] & seen[3]
 
 
-def test_images_of_one_recipe_come_together_and_are_cut_and_turned_alike(photographs: Path) -> None:
+def test_images_of_one_recipe_are_consecutive_and_cropped_and_rotated_in_the_same_way(photographs: Path) -> None:
     wave = DegradationConfig(spatial=SpatialConfig(probability=1.0))
     settings = DataConfig(patch=8, batch=6, margin=1, pool=12, fresh=6, images_per_recipe=3)
     pairs = PairPool(PatchSource([photographs], 40), Degradation(wave), settings, seed=3)
@@ -130,39 +130,33 @@ def test_images_of_one_recipe_are_their_own_originals_degraded(tmp_path: Path) -
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # as of processes that were aborted
-def test_other_processes_degrade_as_this_one_does(photographs: Path, tmp_path: Path) -> None:
-    """Those have one thread each, and so has this one: sums are rounded alike."""
-
+def test_worker_processes_make_the_same_pairs_as_this_process(photographs: Path, tmp_path: Path) -> None:
     def pool_of(workers: int) -> PairPool:
+        # Workers have one thread each, as this process has (conftest.py), so that sums are rounded equally.
         settings = DataConfig(
             cache=str(tmp_path / "cache"), patch=8, batch=3, margin=1, pool=6, fresh=2, workers=workers
         )
         patches = PatchSource([photographs], 40, None, settings.cache)
         return PairPool(patches, Degradation(DegradationConfig()), settings, seed=7)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        here, beside = pool_of(0), pool_of(2)
-        for step in (0, 1, 2, 9):
-            if step == 9:
-                assert multiprocessing.active_children()
-                beside.close()
-                assert not multiprocessing.active_children()
-            ours, theirs = here(step), beside(step)
-            assert torch.equal(ours.x, theirs.x)
-            assert torch.equal(ours.y, theirs.y)
-            assert torch.equal(ours.degradation_mask, theirs.degradation_mask)  # type: ignore[arg-type]
-        beside.close()
-        here.close()  # has none
-    finally:
-        torch.set_num_threads(threads)
+    here, workers = pool_of(0), pool_of(2)
+    for step in (0, 1, 9):
+        if step == 9:
+            assert multiprocessing.active_children()
+            workers.close()
+            assert not multiprocessing.active_children()
+        ours, theirs = here(step), workers(step)
+        assert torch.equal(ours.x, theirs.x)
+        assert torch.equal(ours.y, theirs.y)
+        assert torch.equal(ours.degradation_mask, theirs.degradation_mask)  # type: ignore[arg-type]
+    workers.close()
+    here.close()  # does nothing
 
 
-def test_other_processes_see_the_images_of_this_one(
+def test_worker_processes_use_the_images_of_this_process(
     photographs: Path, tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever has become of the folder since, and wherever they are."""
+    """Even if the folder has changed since, and in another working directory."""
     monkeypatch.chdir(tmp_path)
     here = PatchSource([Path("photographs")], 40, None, "cache")
     decoded.clear()
@@ -181,14 +175,14 @@ def test_other_processes_see_the_images_of_this_one(
         pickle.loads(content)
 
 
-def test_a_source_without_a_cache_takes_its_pixels_along(photographs: Path) -> None:
+def test_a_pickled_source_without_a_cache_contains_its_pixels(photographs: Path) -> None:
     here = PatchSource([photographs], 40)
     there = pickle.loads(pickle.dumps(here))
     assert torch.equal(here(3, np.random.default_rng(0)), there(3, np.random.default_rng(0)))
 
 
 @pytest.mark.parametrize(("degrade_on", "expected"), [("auto", "meta"), ("cpu", "cpu")])
-def test_images_are_degraded_where_the_settings_say(
+def test_images_are_degraded_on_the_device_of_the_settings(
     photographs: Path, monkeypatch: pytest.MonkeyPatch, degrade_on: str, expected: str
 ) -> None:
     seen: list[str] = []
@@ -232,15 +226,15 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are decoded from here on."""
     names: list[str] = []
 
-    def note(path: Path) -> np.ndarray:
+    def record(path: Path) -> np.ndarray:
         names.append(path.name)
         return decode_rgb(path)
 
-    monkeypatch.setattr(patches_module, "decode_rgb", note)
+    monkeypatch.setattr(patches_module, "decode_rgb", record)
     return names
 
 
-def test_a_cache_has_the_same_images_and_is_made_once(photographs: Path, tmp_path: Path, decoded: list[str]) -> None:
+def test_a_cache_has_the_same_images_and_is_written_once(photographs: Path, tmp_path: Path, decoded: list[str]) -> None:
     cache = tmp_path / "not" / "there yet"
     plain = PatchSource([photographs], 32)
     seen: list[tuple[int, int]] = []
@@ -261,7 +255,7 @@ def test_a_cache_has_the_same_images_and_is_made_once(photographs: Path, tmp_pat
     assert [path.suffix for path in cache.iterdir()] == [".images"]
 
 
-def test_a_cache_is_made_anew_for_changed_images(photographs: Path, tmp_path: Path, decoded: list[str]) -> None:
+def test_a_cache_is_written_again_for_changed_images(photographs: Path, tmp_path: Path, decoded: list[str]) -> None:
     PatchSource([photographs], 32, cache=tmp_path / "cache")
     Image.new("RGB", (64, 64), (1, 2, 3)).save(photographs / "a.png")
     del decoded[:]
@@ -271,7 +265,7 @@ def test_a_cache_is_made_anew_for_changed_images(photographs: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("spoil", [b"", b"short", None, b"x" * 40000, b"\xff" * 40000, bytes(48), bytes(100)])
-def test_a_damaged_cache_is_made_anew(
+def test_a_damaged_cache_is_written_again(
     photographs: Path, tmp_path: Path, decoded: list[str], spoil: bytes | None
 ) -> None:
     expected = PatchSource([photographs], 32).images

@@ -1,9 +1,9 @@
-"""Steps that are looked at late, as on a GPU: the same numbers, and nothing that is not finite reaches the weights."""
+"""Deferred checks of steps, as on a GPU: the same results, and nothing that is not finite reaches the weights."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,14 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
 from savl.training import Trainer, TrainingConfig
 from savl.training.checkpoint import load_checkpoint
 from savl.training.config import GanConfig
 from savl.training.data import Batch
-from savl.training.optimizer import AveragedWeights
 from savl.training.trainer import _can_defer_checks
 
 Configure = Callable[..., TrainingConfig]
@@ -32,25 +30,22 @@ def batches(step: int) -> Batch:
 
 
 @pytest.fixture
-def make(configuration: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Trainers of one run, with the optimizer of a GPU, each into a folder of its name; ``late`` or at once."""
+def make(configuration: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Make trainers of one run, each into its own folder, with the optimizer of a GPU and deferred checks or not."""
     monkeypatch.setattr("savl.training.trainer._can_defer_checks", lambda *_: True)
 
-    def trainer(name: str, late: bool = True, source: Callable[[int], Batch] = batches, **run: object) -> Trainer:
+    def trainer(name: str, deferred: bool = True, source: Callable[[int], Batch] = batches, **run: object) -> Trainer:
         settings = {"steps": 7, "checkpoint_every": 3, "images_every": 100} | run
         made = Trainer(configuration(tmp_path / name, **settings), source)
         assert made.bare_optimizer.defaults["fused"]
-        made.deferred_checks = late
+        made.deferred_checks = deferred
         return made
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a network only waits for more
-    yield trainer
-    torch.set_num_threads(threads)
+    return trainer
 
 
 def state(trainer: Trainer) -> dict[str, Any]:
-    """Everything that learns, apart from what goes on."""
+    """A copy of the state of training."""
     parts = {
         "step": trainer.step,
         "weights": trainer.plain.state_dict(),
@@ -71,35 +66,39 @@ def log(trainer: Trainer) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name != "steps_per_second"} for line in lines]
 
 
-def test_looking_late_changes_no_number(make: Make) -> None:
-    told: dict[bool, list[tuple[int, dict[str, float]]]] = {True: [], False: []}
-    seen: dict[bool, list[int]] = {True: [], False: []}
-    trainers = {late: make(f"late-{late}", late) for late in (True, False)}
-    for late, trainer in trainers.items():
+def test_deferred_checks_change_no_result(make: Make) -> None:
+    reported: dict[bool, list[tuple[int, dict[str, float]]]] = {True: [], False: []}
+    begun: dict[bool, list[int]] = {True: [], False: []}
+    trainers = {deferred: make(f"deferred-{deferred}", deferred) for deferred in (True, False)}
+    for deferred, trainer in trainers.items():
 
-        def on_step(done: int, losses: dict[str, float], late: bool = late, trainer: Trainer = trainer) -> None:
-            told[late].append((done, losses))
-            seen[late].append(trainer.step)
+        def on_step(
+            number: int, losses: dict[str, float], deferred: bool = deferred, trainer: Trainer = trainer
+        ) -> None:
+            reported[deferred].append((number, losses))
+            begun[deferred].append(trainer.step)
 
         assert trainer.train(on_step) is not None
-    assert seen[False] == [1, 2, 3, 4, 5, 6, 7]
-    assert seen[True] == [2, 3, 3, 5, 6, 6, 7], "a step is told of after the next one, but for checkpoints and the end"
-    assert [done for done, _ in told[True]] == [1, 2, 3, 4, 5, 6, 7]
-    assert told[True] == told[False]
+    assert begun[False] == [1, 2, 3, 4, 5, 6, 7]
+    assert begun[True] == [2, 3, 3, 5, 6, 6, 7], (
+        "a step is reported after the next one, except at checkpoints and the end"
+    )
+    assert [number for number, _ in reported[True]] == [1, 2, 3, 4, 5, 6, 7]
+    assert reported[True] == reported[False]
     assert log(trainers[True]) == log(trainers[False])
     assert same(state(trainers[True]), state(trainers[False]))
-    kept = [load_checkpoint(trainer.output / "checkpoint.pt") for trainer in trainers.values()]
-    for checkpoint in kept:
+    saved = [load_checkpoint(trainer.output / "checkpoint.pt") for trainer in trainers.values()]
+    for checkpoint in saved:
         del checkpoint["time"]
-    assert same(*kept)
+    assert same(*saved)
 
 
 @pytest.mark.parametrize(
     ("step", "what"),
-    [(0, "loss"), (3, "gradient"), (5, "loss"), (6, "gradient")],  # (5 and 6 are looked at before a checkpoint)
+    [(0, "loss"), (3, "gradient"), (5, "loss"), (6, "gradient")],  # 5 and 6 are checked before a checkpoint
 )
-def test_what_is_not_finite_stops_the_run_as_if_the_step_had_never_been(make: Make, step: int, what: str) -> None:
-    before = make("before", late=False)
+def test_a_step_that_is_not_finite_stops_the_run_and_changes_nothing(make: Make, step: int, what: str) -> None:
+    before = make("before", deferred=False)
     if step:
         before.train(lambda done, _: before.stop() if done == step else None)
     poisoned = [step]
@@ -116,11 +115,13 @@ def test_what_is_not_finite_stops_the_run_as_if_the_step_had_never_been(make: Ma
         return gradient * float("inf") if what == "gradient" and trainer.step in poisoned else gradient
 
     trainer.model.conv_first.weight.register_hook(spoil)
-    told: list[int] = []
+    reported: list[int] = []
     with pytest.raises(FloatingPointError, match=f"step {step}: the {what} is not finite, at losses of"):
-        trainer.train(lambda done, _: told.append(done))
-    assert told == list(range(1, step + 1))
-    assert [line["step"] for line in log(trainer)] == told if told else not (trainer.output / "log.jsonl").exists()
+        trainer.train(lambda done, _: reported.append(done))
+    assert reported == list(range(1, step + 1))
+    assert (
+        [line["step"] for line in log(trainer)] == reported if reported else not (trainer.output / "log.jsonl").exists()
+    )
     left, wanted = state(trainer), state(before)
     if step == 0:  # the optimizer has made its moments by now
         assert not any(moment.any() for moments in left.pop("optimizer").values() for moment in moments.values())
@@ -140,15 +141,15 @@ def test_what_is_not_finite_stops_the_run_as_if_the_step_had_never_been(make: Ma
     assert bool(torch.tensor(saved["losses"]["total"]).isnan()) == (what == "loss")
     assert same(saved["weights"], before.plain.state_dict())
 
-    # With another batch in its place, the same trainer goes on as if nothing had happened.
+    # With another batch in its place, the same trainer continues like an uninterrupted one.
     poisoned.clear()
     trainer.train()
-    whole = make("whole", late=False)
+    whole = make("whole", deferred=False)
     whole.train()
     assert same(state(trainer), state(whole))
 
 
-def test_a_stop_after_what_is_not_finite_still_says_so(make: Make) -> None:
+def test_a_stop_during_a_step_that_is_not_finite_raises_the_error(make: Make) -> None:
     trainer = make("run", checkpoint_every=100)
 
     def spoil(gradient: Tensor) -> Tensor:
@@ -163,24 +164,24 @@ def test_a_stop_after_what_is_not_finite_still_says_so(make: Make) -> None:
     assert not (trainer.output / "checkpoint.pt").exists()
 
 
-def test_a_stop_looks_at_the_last_step_first(make: Make) -> None:
+def test_a_stop_checks_the_last_step_first(make: Make) -> None:
     trainer = make("run", checkpoint_every=100)
-    told: list[int] = []
+    reported: list[int] = []
 
     def on_step(done: int, _: dict[str, float]) -> None:
-        told.append(done)
+        reported.append(done)
         if done == 3:
             trainer.stop()
 
     assert trainer.train(on_step) is None
-    assert told == [1, 2, 3, 4], "the fourth was under way"
-    assert [line["step"] for line in log(trainer)] == told
+    assert reported == [1, 2, 3, 4], "the fourth was running"
+    assert [line["step"] for line in log(trainer)] == reported
     kept = load_checkpoint(trainer.output / "checkpoint.pt")
     assert kept["step"] == kept["average"]["n_averaged"] == 4
 
 
 @pytest.mark.parametrize("finite", [True, False])
-def test_a_batch_that_cannot_be_made_leaves_no_step_unseen(make: Make, finite: bool) -> None:
+def test_a_batch_that_cannot_be_made_leaves_no_step_unchecked(make: Make, finite: bool) -> None:
     def source(step: int) -> Batch:
         if step == 4:
             raise MemoryError("no more")
@@ -201,7 +202,7 @@ def test_a_batch_that_cannot_be_made_leaves_no_step_unseen(make: Make, finite: b
         assert not (trainer.output / "checkpoint.pt").exists()
 
 
-def test_a_checkpoint_by_hand_holds_no_step_unseen(make: Make) -> None:
+def test_a_checkpoint_on_request_contains_checked_steps_only(make: Make) -> None:
     trainer = make("run", checkpoint_every=100)
     kept: list[dict[str, Any]] = []
 
@@ -215,7 +216,7 @@ def test_a_checkpoint_by_hand_holds_no_step_unseen(make: Make) -> None:
     assert [line["step"] for line in log(trainer)] == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_late_run_resumes_exactly(make: Make) -> None:
+def test_a_run_with_deferred_checks_resumes_exactly(make: Make) -> None:
     whole, pieces = make("whole"), make("pieces")
     whole.train()
     pieces.train(lambda done, _: pieces.stop() if done == 4 else None)
@@ -226,7 +227,7 @@ def test_a_late_run_resumes_exactly(make: Make) -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_run_goes_on_where_another_optimizer_of_torch_serves(
+def test_a_run_resumes_with_the_other_implementation_of_adam(
     configuration: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fused: bool
 ) -> None:
     """A run may move from a GPU to a CPU and back."""
@@ -244,26 +245,12 @@ def test_a_run_goes_on_where_another_optimizer_of_torch_serves(
     assert second.step == 6
 
 
-def test_steps_are_looked_at_late_on_one_gpu_without_a_gan() -> None:
-    def late(device: str, processes: int, weight: float = 0.0) -> bool:
+def test_checks_are_deferred_on_one_gpu_without_a_gan() -> None:
+    def deferred(device: str, processes: int, weight: float = 0.0) -> bool:
         accelerator: Any = SimpleNamespace(device=torch.device(device), num_processes=processes)
         return _can_defer_checks(TrainingConfig(gan=GanConfig(weight=weight)), accelerator)
 
-    assert late("cuda", 1)
-    assert not late("cpu", 1)
-    assert not late("cuda", 2)
-    assert not late("cuda", 1, 0.1)
-
-
-def test_averaged_weights_are_those_of_torch() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7))
-    torchs, ours = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9)), AveragedWeights(model, 0.9)
-    for step in range(5):
-        with torch.no_grad():
-            for tensor in (*model.parameters(), *model.buffers()):
-                tensor.copy_(torch.rand(tensor.shape) * 10)
-        torchs.update_parameters(model)
-        ours.update_parameters(model)
-        assert same(dict(ours.state_dict()), dict(torchs.state_dict())), step
-    assert all(weight.requires_grad for weight in ours.parameters())
+    assert deferred("cuda", 1)
+    assert not deferred("cpu", 1)
+    assert not deferred("cuda", 2)
+    assert not deferred("cuda", 1, 0.1)

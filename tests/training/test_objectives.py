@@ -1,4 +1,4 @@
-"""The objectives: their terms, their weights, and what they train."""
+"""The terms of the loss, their weights, and the parameters they train."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_free_bits_leave_a_small_divergence_alone() -> None:
     assert pull(1e6) < 1e-3 < 0.1 < pull(0.0)
 
 
-def test_an_estimator_that_nothing_reads_asks_for_no_gradient() -> None:
+def test_an_estimator_that_no_loss_depends_on_needs_no_gradient() -> None:
     idle = {"channel_modulation": False, "spatial_modulation": False}
     model, _, _ = setup(ObjectiveConfig(alpha=0.0), **idle)
     assert not any(parameter.requires_grad for parameter in model.estimator.parameters())
@@ -91,7 +91,7 @@ def test_a_frozen_estimator_is_not_trained() -> None:
     assert any(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_an_estimator_trained_alone_leaves_the_network_as_it_is_and_makes_no_image() -> None:
+def test_freeze_network_trains_the_estimator_alone_without_an_sr_image() -> None:
     model, objective, batch = setup(ObjectiveConfig(alpha=0.3, beta=0.7, freeze_network=True))
     model.reconstruct = None  # type: ignore[assignment, method-assign]
     outcome = objective(batch, 1, 0)
@@ -121,7 +121,7 @@ def test_fidelity_is_the_mean_absolute_or_squared_error_or_a_hundredth_of_the_ps
     torch.testing.assert_close(outcome.losses.total, (outcome.sr - batch.x).square().mean())
 
 
-def test_the_psnr_asks_as_much_of_a_hopeless_image_as_of_an_easy_one() -> None:
+def test_the_gradient_of_the_psnr_weighs_relative_errors_equally() -> None:
     x = torch.full((2, 3, 4, 4), 0.5)
     sr = (x + torch.tensor([0.2, 0.02]).view(2, 1, 1, 1)).requires_grad_()
     fidelity_loss(sr, x, "psnr").backward()
@@ -151,7 +151,7 @@ def test_a_learned_scale_makes_the_reconstruction_a_log_likelihood(likelihood: s
     torch.testing.assert_close(losses.reconstruction, -distribution.log_prob(batch.y).sum(dim=1).mean())
 
 
-def test_calibration_asks_for_variance_where_little_was_degraded() -> None:
+def test_calibration_targets_a_high_variance_where_little_was_degraded() -> None:
     model, objective, batch = setup(ObjectiveConfig(alpha=0.0, calibration=2.0))
     with pytest.raises(ValueError, match="calibration and contrast need batches with a degradation_mask"):
         objective(batch, 1, 0)
@@ -169,7 +169,7 @@ def test_calibration_asks_for_variance_where_little_was_degraded() -> None:
     assert model.estimator.head.bias.grad[4:].any(), "the log-variances learn nothing from it"
 
 
-def test_visible_degradation_is_its_formula_and_keeps_the_order_within_an_image() -> None:
+def test_visible_degradation_follows_its_formula_and_is_monotonic_within_an_image() -> None:
     mask = torch.linspace(0, 1, 64).view(1, 8, 8)
     z = torch.rand(1, 3, 8, 8)
     y = z + 0.03 * mask[:, None] * torch.tensor([1.0, -1.0, 1.0]).view(1, 3, 1, 1)  # d is 0.03 by construction
@@ -178,7 +178,7 @@ def test_visible_degradation_is_its_formula_and_keeps_the_order_within_an_image(
     assert bool((found.flatten().diff() > 0).all())
 
 
-def test_visible_degradation_tells_a_harsh_recipe_from_a_gentle_one() -> None:
+def test_visible_degradation_distinguishes_a_strong_recipe_from_a_weak_one() -> None:
     z, noise, even = torch.rand(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.ones(2, 8, 8)
     gentle, harsh = visible_degradation(z + noise * torch.tensor([0.005, 0.1]).view(2, 1, 1, 1), z, even)
     assert gentle.max() < 0.15
@@ -201,14 +201,14 @@ def test_contrast_is_one_more_than_the_correlation_within_images_that_vary() -> 
     torch.testing.assert_close(losses.total - losses.sr, 0.5 * losses.contrast)
 
 
-def test_correlation_within_images_takes_any_scale_and_is_0_where_nothing_varies() -> None:
+def test_correlation_within_images_is_independent_of_scale_and_0_where_nothing_varies() -> None:
     mask = torch.rand(3, 8, 8)
     torch.testing.assert_close(correlation_within(1.0 - 1e-3 * mask, mask), torch.tensor(-1.0), atol=1e-3, rtol=0)
     assert correlation_within(mask, torch.full_like(mask, 0.4)) == 0
     assert correlation_within(torch.ones_like(mask), mask).abs() < 1e-6
 
 
-def test_what_was_not_degraded_has_no_visible_degradation_whatever_else_became_of_it() -> None:
+def test_visible_degradation_is_0_where_the_mask_is_0() -> None:
     assert not visible_degradation(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8), torch.zeros(2, 8, 8)).any()
 
 
@@ -246,7 +246,7 @@ def test_club_trains_the_code_by_the_bound_and_the_critic_by_its_likelihood() ->
 
 
 @pytest.mark.parametrize("correlated", [True, False])
-def test_club_tells_a_code_that_holds_the_content_from_one_that_does_not(correlated: bool) -> None:
+def test_the_club_bound_is_high_only_for_a_code_that_contains_the_content(correlated: bool) -> None:
     random = torch.Generator().manual_seed(0)
     critic = ContentCritic(3)
     optimizer = torch.optim.Adam(critic.parameters(), 1e-2)
@@ -260,7 +260,7 @@ def test_club_tells_a_code_that_holds_the_content_from_one_that_does_not(correla
     assert bound > 2 if correlated else abs(bound) < 0.3, bound
 
 
-def test_the_share_of_content_is_0_where_the_recipe_says_all_and_1_where_it_says_nothing() -> None:
+def test_the_content_share_is_0_if_the_recipe_determines_mu_and_1_if_it_does_not_affect_it() -> None:
     random = torch.Generator().manual_seed(0)
     recipe = torch.randn(100, 5, 1, 1, generator=random).repeat_interleave(4, dim=0)
     content = torch.randn(400, 5, 1, 1, generator=random)
@@ -276,7 +276,7 @@ def test_the_share_of_content_is_0_where_the_recipe_says_all_and_1_where_it_says
     assert content_share(opposite, 2).item() == pytest.approx((8 - 1) / (8 - 4))
 
 
-def test_the_share_of_content_is_asked_for_with_its_weight_and_reaches_the_estimator() -> None:
+def test_the_content_share_enters_the_loss_with_its_weight_and_trains_the_estimator() -> None:
     for code in ("variational", "deterministic"):
         model, objective, _ = setup(ObjectiveConfig(alpha=0.0, content=0.5), degradation_code=code)
         batch = Batch(torch.rand(6, 3, 8, 8), torch.rand(6, 3, 32, 32), torch.rand(6, 3, 8, 8), images_per_recipe=2)

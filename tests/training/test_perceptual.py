@@ -1,4 +1,4 @@
-"""The perceptual loss: which features it compares, with what weights, and what it says where VGG-19 is missing."""
+"""The perceptual loss: its features and weights, and errors if VGG-19 is missing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ LIGHT, LIGHTER = plain((0.6, 0.7, 0.8)), plain((0.9, 0.75, 0.85))  # above the m
 DISTANCE = float(((LIGHTER - LIGHT) / STD).mean())
 
 
-def test_plain_images_differ_by_their_normalised_colours_at_every_layer() -> None:
+def test_uniform_images_differ_by_their_normalised_colours_at_every_layer() -> None:
     assert float(PerceptualLoss(lens())(LIGHT, LIGHTER)) == pytest.approx(3.2 * DISTANCE, rel=1e-5)
 
 
@@ -80,7 +80,7 @@ def test_features_are_compared_before_activation() -> None:
     assert float(PerceptualLoss(features)(LIGHT, LIGHTER)) == pytest.approx(0.1 * DISTANCE, rel=1e-5)
 
 
-def test_random_features_are_compared_as_hooks_see_them() -> None:
+def test_the_loss_of_random_features_equals_that_of_hooked_features() -> None:
     features = vgg(5)
     loss = PerceptualLoss(features)
     reference = copy.deepcopy(features)[:35]  # the last pooling leaves nothing of images this small
@@ -100,12 +100,12 @@ def test_random_features_are_compared_as_hooks_see_them() -> None:
     torch.testing.assert_close(loss(sr, hr), expected)
 
 
-def test_an_image_is_at_no_distance_from_itself() -> None:
+def test_the_loss_of_equal_images_is_0() -> None:
     image = torch.rand(2, 3, 16, 16)
     assert float(PerceptualLoss(vgg())(image, image.clone())) == 0
 
 
-def test_the_gradient_reaches_the_first_image_alone_and_shows_the_way_to_the_second() -> None:
+def test_the_gradient_flows_to_the_first_image_only_and_lowers_the_loss() -> None:
     features = vgg(6)
     loss = PerceptualLoss(features)
     sr = torch.rand(1, 3, 16, 16, requires_grad=True)
@@ -119,7 +119,7 @@ def test_the_gradient_reaches_the_first_image_alone_and_shows_the_way_to_the_sec
         assert float(loss(sr - 0.1 * sr.grad / sr.grad.norm(), hr)) < float(before)
 
 
-def test_no_optimizer_and_no_checkpoint_can_pick_the_features_up() -> None:
+def test_features_are_neither_parameters_nor_state() -> None:
     holder = nn.Module()
     holder.loss = PerceptualLoss(vgg())
     holder.train()
@@ -156,7 +156,7 @@ def test_layers_that_are_not_vgg_19_are_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 15, 16), (1, 3, 16, 8), (1, 4, 16, 16), (3, 16, 16)])
-def test_shapes_out_of_reach_are_named(shape: tuple[int, ...]) -> None:
+def test_shapes_that_are_not_accepted_are_named(shape: tuple[int, ...]) -> None:
     loss = PerceptualLoss(vgg())
     with pytest.raises(ValueError, match=r"sr must be \(B, 3, H, W\), H and W at least 16, got \(") as caught:
         loss(torch.rand(shape), torch.rand(shape))
@@ -199,7 +199,7 @@ def torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision.models", models)
 
 
-def test_a_missing_torchvision_is_named_with_the_ways_out(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_torchvision_is_an_error_with_the_remedies(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.delitem(sys.modules, "torchvision.models", raising=False)
     with pytest.raises(PerceptualUnavailable) as caught:
@@ -226,7 +226,7 @@ def test_a_torchvision_of_another_torch_counts_as_missing(
 
 
 @pytest.mark.usefixtures("torchvision")
-def test_missing_weights_are_named_with_the_command_that_fetches_them_and_not_fetched(hub: Path) -> None:
+def test_missing_weights_are_an_error_with_the_download_command(hub: Path) -> None:
     with pytest.raises(PerceptualUnavailable) as caught:
         PerceptualLoss()
     message = str(caught.value)
@@ -247,7 +247,7 @@ def test_weights_in_the_cache_are_used_without_drawing_random_numbers(hub: Path)
 
 
 @pytest.mark.usefixtures("torchvision")
-def test_weights_are_downloaded_when_that_is_asked_for(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_downloaded_on_request(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = FakeVGG()
 
     def download(url: str, path: str, hash_prefix: str, **_: object) -> None:
@@ -261,7 +261,9 @@ def test_weights_are_downloaded_when_that_is_asked_for(hub: Path, monkeypatch: p
 
 
 @pytest.mark.usefixtures("torchvision")
-def test_a_failed_download_and_a_damaged_file_say_what_to_do(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_and_a_damaged_file_are_errors_with_the_remedy(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def offline(*_: object, **__: object) -> None:
         raise OSError("name resolution failed")
 

@@ -1,4 +1,4 @@
-"""Runs that end after some minutes, by a clock that the tests set."""
+"""Learning rate schedule, and runs with a time limit by a clock that the tests set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 
 from savl.training import Trainer, TrainingConfig
 from savl.training.checkpoint import load_checkpoint, save_checkpoint
-from savl.training.schedule import TrainingTime
+from savl.training.config import OptimizerConfig
+from savl.training.schedule import TrainingTime, learning_rate_factor
 
 Configure = Callable[..., TrainingConfig]
 
@@ -44,7 +45,7 @@ def log(trainer: Trainer, name: str) -> list[float]:
     return [json.loads(line)[name] for line in (trainer.output / "log.jsonl").read_text().splitlines()]
 
 
-def test_a_run_ends_with_its_minutes_and_its_rate_has_fallen_by_then(configuration: Configure, tmp_path: Path) -> None:
+def test_a_run_ends_at_its_time_limit_with_the_final_learning_rate(configuration: Configure, tmp_path: Path) -> None:
     # The first step, of 500 seconds, is not counted: kernels are compiled in it.
     timed = train(configuration(tmp_path / "timed", steps=1000, minutes=1.0), 500, 10)
     assert timed.step == 7
@@ -57,7 +58,7 @@ def test_a_run_ends_with_its_minutes_and_its_rate_has_fallen_by_then(configurati
     assert timed.expected_steps == 7
 
 
-def test_the_rate_follows_the_time_that_steps_take(configuration: Configure, tmp_path: Path) -> None:
+def test_the_learning_rate_follows_the_time_per_step(configuration: Configure, tmp_path: Path) -> None:
     slower = train(configuration(tmp_path / "slower", steps=1000, minutes=1.0), *[4] * 6, 10)
     faster = train(configuration(tmp_path / "faster", steps=1000, minutes=1.0), *[10] * 4, 4)
     assert slower.step == 10
@@ -69,15 +70,13 @@ def test_the_rate_follows_the_time_that_steps_take(configuration: Configure, tmp
         assert rates[-1] < 0.2 * rates[2]
 
 
-def test_steps_may_end_the_run_before_its_minutes(configuration: Configure, tmp_path: Path) -> None:
+def test_steps_may_end_a_run_before_its_time_limit(configuration: Configure, finished: Path, tmp_path: Path) -> None:
     timed = train(configuration(tmp_path / "timed", minutes=1000.0), 10)
-    by_steps = Trainer(configuration(tmp_path / "steps"))
-    by_steps.train()
     assert timed.step == 6
-    assert log(timed, "lr") == log(by_steps, "lr")
+    assert log(timed, "lr") == [json.loads(line)["lr"] for line in (finished / "log.jsonl").read_text().splitlines()]
 
 
-def test_a_resumed_run_has_the_rest_of_its_time(configuration: Configure, tmp_path: Path) -> None:
+def test_a_resumed_run_has_the_remaining_time(configuration: Configure, tmp_path: Path) -> None:
     config = configuration(tmp_path / "run", steps=1000, minutes=1.0)
     assert train(config, 10, until=4).time.seconds == 30
     resumed = Trainer(config)
@@ -93,7 +92,7 @@ def test_a_resumed_run_has_the_rest_of_its_time(configuration: Configure, tmp_pa
     assert log(longer, "step") == list(range(1, 13))
 
 
-def test_minutes_may_be_asked_for_on_resuming(configuration: Configure, tmp_path: Path) -> None:
+def test_a_time_limit_may_be_set_on_resuming(configuration: Configure, tmp_path: Path) -> None:
     first = Trainer(configuration(tmp_path / "run"))
     first.time.now = clock(10)
     first.train()
@@ -101,16 +100,17 @@ def test_minutes_may_be_asked_for_on_resuming(configuration: Configure, tmp_path
     assert train(configuration(tmp_path / "run", steps=1000, minutes=2), 10).step == 14
 
 
-def test_a_checkpoint_that_knows_no_time_begins_at_zero(configuration: Configure, tmp_path: Path) -> None:
-    Trainer(configuration(tmp_path / "run")).train()
-    path = tmp_path / "run" / "checkpoint.pt"
+def test_a_checkpoint_without_time_begins_at_zero(configuration: Configure, finished: Path) -> None:
+    path = finished / "checkpoint.pt"
     state = load_checkpoint(path)
     del state["time"], state["settings"]["run.seed"]
     save_checkpoint(path, state)
-    assert train(configuration(tmp_path / "run", steps=1000, minutes=1.0), 10).step == 13
+    assert train(configuration(finished, steps=1000, minutes=1.0), 10).step == 13
 
 
-def test_the_end_is_validated_logged_and_kept(configuration: Configure, photographs: Path, tmp_path: Path) -> None:
+def test_the_last_step_is_validated_logged_and_saved(
+    configuration: Configure, photographs: Path, tmp_path: Path
+) -> None:
     config = configuration(tmp_path / "run", steps=1000, minutes=1.0, log_every=100, checkpoint_every=100)
     validation = replace(config.validation, hr=str(photographs), side=64, images=1)
     trainer = train(replace(config, validation=validation), 10)
@@ -121,7 +121,7 @@ def test_the_end_is_validated_logged_and_kept(configuration: Configure, photogra
     assert load_checkpoint(trainer.output / "checkpoint.pt")["step"] == 7
 
 
-def test_several_processes_count_one_time() -> None:
+def test_processes_count_the_mean_of_their_times() -> None:
     asked: list[float] = []
 
     def agree(seconds: float) -> float:
@@ -145,7 +145,7 @@ def test_several_processes_count_one_time() -> None:
     assert len(asked) == 3, "where nothing depends on it, processes need not wait for each other"
 
 
-def test_the_steps_to_come_are_expected_to_take_as_long_as_those_before() -> None:
+def test_the_expected_length_follows_from_the_mean_time_per_step() -> None:
     time = TrainingTime(1.0)
     assert time.expected_steps(0, 100) == 100, "nothing is known yet"
     time.load_state_dict({"seconds": 20.0, "steps": 4})
@@ -153,3 +153,11 @@ def test_the_steps_to_come_are_expected_to_take_as_long_as_those_before() -> Non
     assert time.expected_steps(5, 10) == 10
     time.load_state_dict({"seconds": 61.0, "steps": 4})
     assert time.expected_steps(5, 100) == 5
+
+
+def test_learning_rates_follow_their_schedule() -> None:
+    cosine = OptimizerConfig(warmup=10, final_fraction=0.1)
+    shares = [learning_rate_factor(cosine, step, 110) for step in (0, 9, 10, 60, 110)]
+    assert shares == pytest.approx([0.1, 1.0, 1.0, 0.55, 0.1])
+    steps = OptimizerConfig(warmup=0, schedule="multistep", milestones=(5, 8), gamma=0.5)
+    assert [learning_rate_factor(steps, step, 10) for step in (0, 4, 5, 7, 8)] == [1.0, 1.0, 0.5, 0.5, 0.25]

@@ -17,33 +17,36 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 import savl
+from savl.cli.app import app
 from savl.network import SAVL, SAVLConfig
 from savl.training import Trainer, TrainingConfig, TrainingUnavailable
 from savl.training.checkpoint import load_checkpoint, save_checkpoint
 from savl.training.config import FORMER_NAMES, ValidationConfig
 from savl.training.data import Batch
+from savl.training.objectives import Outcome
 
 Configure = Callable[..., TrainingConfig]
 Tables = dict[str, dict[str, Any]]
 Tensors = Callable[[Path], dict[str, torch.Tensor]]
 
 
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
 def test_training_lowers_the_loss(configuration: Configure, tmp_path: Path) -> None:
-    trainer = Trainer(configuration(tmp_path / "run", steps=120))
+    trainer = Trainer(configuration(tmp_path / "run", steps=40, checkpoint_every=100))
     losses: list[float] = []
     trainer.train(lambda _, values: losses.append(values["sr"]))
-    assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
 
-def test_stopping_and_resuming_gives_the_numbers_of_never_stopping(
-    configuration: Configure, tensors: Tensors, tmp_path: Path
+def test_a_resumed_run_gives_the_results_of_an_uninterrupted_one(
+    configuration: Configure, tensors: Tensors, finished: Path, tmp_path: Path
 ) -> None:
-    torch.set_num_threads(1)
-    whole = Trainer(configuration(tmp_path / "whole")).train()
-    assert whole is not None
-
     class Stop(Exception):
         pass
 
@@ -58,10 +61,11 @@ def test_stopping_and_resuming_gives_the_numbers_of_never_stopping(
     assert resumed.step == 2, "the last checkpoint was written after step 2"
     pieces = resumed.train()
     assert pieces is not None
-    for name, tensor in tensors(whole).items():
+    for name, tensor in tensors(finished / "model.safetensors").items():
         assert torch.equal(tensor, tensors(pieces)[name]), name
-    logs = [(tmp_path / run / "log.jsonl").read_text().splitlines() for run in ("whole", "pieces")]
-    for ours, theirs in zip(*(map(json.loads, log) for log in logs), strict=True):
+    logs = [log_of(folder) for folder in (finished, tmp_path / "pieces")]
+    assert [line["step"] for line in logs[1]] == [1, 2, 3, 4, 5, 6], "each step once"
+    for ours, theirs in zip(*logs, strict=True):
         del ours["steps_per_second"], theirs["steps_per_second"]
         assert ours == theirs
 
@@ -73,7 +77,7 @@ def test_a_stopped_run_finishes_its_step_and_writes_a_checkpoint(configuration: 
 
 
 def endless_run(tmp_path: Path, photographs: Path, tables: Tables, checkpoint_every: int) -> tuple[list[str], Path]:
-    """The command of a run that will not end by itself, and its run folder."""
+    """The arguments of ``savl`` for a run that does not end by itself, and the folder of the run."""
     output = tmp_path / "run"
     config = tmp_path / "config.toml"
     text = "".join(
@@ -84,17 +88,23 @@ def endless_run(tmp_path: Path, photographs: Path, tables: Tables, checkpoint_ev
         f"{text}[run]\nsteps = 100000\ncheckpoint_every = {checkpoint_every}\nlog_every = 1\n"
         f"output = {json.dumps(str(output))}\n"
     )
-    program = "from savl.cli import main; main()"
-    return [sys.executable, "-c", program, "train", str(config), "--hr", str(photographs)], output
+    return ["train", str(config), "--hr", str(photographs)], output
 
 
-def end_after_some_steps(command: list[str], log: Path, number: signal.Signals, group: bool = False) -> tuple[int, str]:
-    """Start a training, send it a signal when it has logged some steps; its exit code and what it said.
+def end_after_some_steps(
+    arguments: list[str], log: Path, number: signal.Signals, group: bool = False
+) -> tuple[int, str]:
+    """Run ``savl``, send it a signal when it has logged some steps, and return its exit code and standard error.
 
     With ``group`` all its processes get the signal, as from a terminal.
     """
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=group
+        [sys.executable, "-c", "from savl.cli import main; main()", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=group,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:
@@ -105,53 +115,61 @@ def end_after_some_steps(command: list[str], log: Path, number: signal.Signals, 
         os.killpg(process.pid, number)
     elif process.poll() is None:
         process.send_signal(number)
-    _, said = process.communicate(timeout=60)  # until none of its processes can say more
-    return process.returncode, said
+    _, stderr = process.communicate(timeout=60)  # until all of its processes have closed it
+    return process.returncode, stderr
 
 
-def test_a_checkpoint_loads_as_the_network_that_would_be_exported(configuration: Configure, tmp_path: Path) -> None:
-    exported = savl.load(Trainer(configuration(tmp_path / "run")).train() or "")
-    loaded = savl.load(tmp_path / "run" / "checkpoint.pt")
+def test_a_checkpoint_loads_as_the_network_that_is_exported(finished: Path) -> None:
+    exported = savl.load(finished / "model.safetensors")
+    loaded = savl.load(finished / "checkpoint.pt")
     assert loaded.config == exported.config
     assert all(torch.equal(tensor, exported.state_dict()[name]) for name, tensor in loaded.state_dict().items())
 
 
 def test_a_killed_run_resumes_from_a_whole_checkpoint(photographs: Path, small_tables: Tables, tmp_path: Path) -> None:
-    command, output = endless_run(tmp_path, photographs, small_tables, checkpoint_every=1)
-    code, said = end_after_some_steps(command, output / "log.jsonl", signal.SIGKILL)
-    assert code == -signal.SIGKILL, said
+    arguments, output = endless_run(tmp_path, photographs, small_tables, checkpoint_every=1)
+    code, stderr = end_after_some_steps(arguments, output / "log.jsonl", signal.SIGKILL)
+    assert code == -signal.SIGKILL, stderr
     done = load_checkpoint(output / "checkpoint.pt")["step"]
     assert done >= 4
-    finishing = subprocess.run([*command, "--steps", str(done + 2)], capture_output=True, text=True, timeout=120)
-    assert finishing.returncode == 0, finishing.stderr
+    finishing = CliRunner().invoke(app, [*arguments, "--steps", str(done + 2)])
+    assert finishing.exit_code == 0, finishing.stderr
     assert f"resuming {output} at step {done}" in finishing.stderr.replace("\n", "")
     assert savl.load(output / "model.safetensors").config.channels == 6
 
 
 def test_ctrl_c_ends_a_run_after_its_step_with_a_checkpoint(
-    photographs: Path, small_tables: Tables, tmp_path: Path
+    photographs: Path, small_tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command, output = endless_run(tmp_path, photographs, small_tables, checkpoint_every=100_000)
-    code, said = end_after_some_steps(command, output / "log.jsonl", signal.SIGINT)
-    assert code == 130, said
-    step = load_checkpoint(output / "checkpoint.pt")["step"]
-    assert f"stopped after step {step}" in said
+    arguments, output = endless_run(tmp_path, photographs, small_tables, checkpoint_every=100_000)
+    step = Trainer._step
+
+    def interrupted(trainer: Trainer, batch: Batch, lr_factor: float) -> Outcome:
+        if trainer.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(trainer, batch, lr_factor)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 130, result.stderr
+    assert "stopped after step 3" in result.stderr
+    assert load_checkpoint(output / "checkpoint.pt")["step"] == 3
 
 
 @pytest.mark.slow
-def test_a_signal_to_all_processes_is_the_trainers_to_obey(
+def test_the_trainer_alone_obeys_a_signal_to_all_processes(
     photographs: Path, small_tables: Tables, tmp_path: Path
 ) -> None:
-    data = small_tables["data"] | {"workers": 2, "cache": str(tmp_path / "cache"), "patch": 16, "fresh": 4}
-    command, output = endless_run(tmp_path, photographs, small_tables | {"data": data}, checkpoint_every=100_000)
-    code, said = end_after_some_steps(command, output / "log.jsonl", signal.SIGTERM, group=True)
-    assert code == 130, said
+    data = small_tables["data"] | {"workers": 1, "cache": str(tmp_path / "cache"), "patch": 16, "fresh": 4}
+    arguments, output = endless_run(tmp_path, photographs, small_tables | {"data": data}, checkpoint_every=100_000)
+    code, stderr = end_after_some_steps(arguments, output / "log.jsonl", signal.SIGTERM, group=True)
+    assert code == 130, stderr
     step = load_checkpoint(output / "checkpoint.pt")["step"]
-    assert f"stopped after step {step}" in said
-    assert "Traceback" not in said
+    assert f"stopped after step {step}" in stderr
+    assert "Traceback" not in stderr
 
 
-def test_a_batch_that_cannot_be_made_costs_no_step(configuration: Configure, tmp_path: Path) -> None:
+def test_steps_before_a_batch_that_cannot_be_made_are_saved(configuration: Configure, tmp_path: Path) -> None:
     good = Trainer(configuration(tmp_path / "other")).source
 
     def source(step: int) -> Batch:
@@ -165,7 +183,7 @@ def test_a_batch_that_cannot_be_made_costs_no_step(configuration: Configure, tmp
 
 
 @pytest.mark.slow
-def test_a_script_that_trains_on_import_is_told_how_not_to(photographs: Path, tmp_path: Path) -> None:
+def test_a_script_that_trains_on_import_is_an_error_with_the_remedy(photographs: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         f"""
@@ -178,7 +196,7 @@ Trainer(parse_config({{"data": data, "run": {{"steps": 2, "output": {str(tmp_pat
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
-    assert "data.workers: the processes that degrade images import the script anew" in done.stderr
+    assert "data.workers: the processes that degrade images import the main script again" in done.stderr
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,33 +221,32 @@ def test_a_damaged_checkpoint_is_named(configuration: Configure, tmp_path: Path)
         Trainer(configuration(tmp_path / "run"))
 
 
-def test_a_checkpoint_of_another_run_is_refused_and_the_settings_are_named(
-    configuration: Configure, tmp_path: Path
+def test_a_checkpoint_of_another_run_is_refused_with_the_settings_that_differ(
+    configuration: Configure, finished: Path
 ) -> None:
-    config = configuration(tmp_path / "run")
-    Trainer(config).train()
+    config = configuration(finished)
     with pytest.raises(ValueError, match="another run: model.channels was 6 and is 12"):
         Trainer(replace(config, model=replace(config.model, channels=12)))
     with pytest.raises(ValueError, match="optimizer.learning_rate was 0.002 and is 0.1"):
         Trainer(replace(config, optimizer=replace(config.optimizer, learning_rate=0.1)))
+    with pytest.raises(ValueError, match="optimizer.method was 'adam' and is 'muon'"):
+        Trainer(replace(config, optimizer=replace(config.optimizer, method="muon")))
     with pytest.raises(ValueError, match="run.steps must be at least 6"):
-        Trainer(configuration(tmp_path / "run", steps=2))
+        Trainer(configuration(finished, steps=2))
 
 
-def test_a_longer_run_goes_on_from_a_finished_one(configuration: Configure, tmp_path: Path) -> None:
-    Trainer(configuration(tmp_path / "run")).train()
-    longer = Trainer(configuration(tmp_path / "run", steps=8))
+def test_a_finished_run_can_be_made_longer(configuration: Configure, finished: Path) -> None:
+    longer = Trainer(configuration(finished, steps=8))
     assert longer.step == 6
     longer.train()
     assert longer.step == 8
 
 
 def test_a_checkpoint_of_a_version_with_fewer_settings_and_former_names_resumes(
-    configuration: Configure, tmp_path: Path
+    configuration: Configure, finished: Path
 ) -> None:
-    config = configuration(tmp_path / "run")
-    Trainer(config).train()
-    path = tmp_path / "run" / "checkpoint.pt"
+    config = configuration(finished)
+    path = finished / "checkpoint.pt"
     state = load_checkpoint(path)
     settings = state["settings"]
     del settings["objective.fidelity"]
@@ -243,29 +260,11 @@ def test_a_checkpoint_of_a_version_with_fewer_settings_and_former_names_resumes(
         Trainer(replace(config, objective=replace(config.objective, likelihood_scale="learned")))
 
 
-def test_a_checkpoint_that_lacks_a_part_is_named(configuration: Configure, tmp_path: Path) -> None:
-    config = configuration(tmp_path / "run")
-    Trainer(config).train()
-    path = tmp_path / "run" / "checkpoint.pt"
+def test_a_part_that_a_checkpoint_lacks_is_named(configuration: Configure, finished: Path) -> None:
+    path = finished / "checkpoint.pt"
     save_checkpoint(path, {k: v for k, v in load_checkpoint(path).items() if k != "optimizer"})
     with pytest.raises(ValueError, match="checkpoint.pt cannot be resumed from: 'optimizer'"):
-        Trainer(config)
-
-
-def test_a_resumed_run_logs_every_step_once(configuration: Configure, tmp_path: Path) -> None:
-    class Stop(Exception):
-        pass
-
-    def stop_after_three(step: int, _: dict[str, float]) -> None:
-        if step == 3:
-            raise Stop
-
-    config = configuration(tmp_path / "run")
-    with pytest.raises(Stop):
-        Trainer(config).train(stop_after_three)
-    Trainer(config).train()
-    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+        Trainer(configuration(finished))
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(
@@ -279,7 +278,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(
     assert all(bool(p.isfinite().all()) for p in trainer.model.parameters())
 
 
-def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(configuration: Configure, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_leaves_the_weights_alone(configuration: Configure, tmp_path: Path) -> None:
     def poisoned(step: int) -> Batch:
         x = torch.full((1, 3, 32, 32), float("nan") if step == 3 else 0.5)
         return Batch(y=torch.full((1, 3, 8, 8), 0.5), x=x, z=torch.full((1, 3, 8, 8), 0.5))
@@ -294,22 +293,20 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(configurat
     assert saved["x"].isnan().all()
     assert saved["images_per_recipe"] == 1
     assert saved["degradation_mask"] is None
-    trainer.plain.load_state_dict(saved["weights"])  # enough to look at the step again
+    trainer.plain.load_state_dict(saved["weights"])  # enough to repeat the step
 
 
-def test_the_log_has_a_line_a_step_with_loss_and_rate(configuration: Configure, tmp_path: Path) -> None:
-    Trainer(configuration(tmp_path / "run")).train()
-    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+def test_the_log_has_a_line_per_step_with_losses_and_learning_rate(finished: Path) -> None:
+    lines = log_of(finished)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert {"total", "sr", "reconstruction", "kl", "lr", "steps_per_second"} <= set(lines[0])
     assert lines[0]["lr"] < lines[1]["lr"] > lines[-1]["lr"], "warm-up, then decay"
 
 
-def test_tensorboard_shows_losses_and_pictures(configuration: Configure, tmp_path: Path) -> None:
+def test_tensorboard_shows_losses_and_images(finished: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    Trainer(configuration(tmp_path / "run", images_every=3)).train()
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"images": 0})
+    events = EventAccumulator(str(finished / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
     assert {"total", "sr", "reconstruction", "kl", "lr"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("sr")] == [1, 2, 3, 4, 5, 6]
@@ -318,15 +315,14 @@ def test_tensorboard_shows_losses_and_pictures(configuration: Configure, tmp_pat
 
 
 def validated(configuration: Configure, photographs: Path, output: Path, **settings: object) -> TrainingConfig:
-    config = configuration(output, log_every=100)
-    return replace(config, validation=ValidationConfig(hr=str(photographs), every=3, **settings))  # type: ignore[arg-type]
+    config = configuration(output, steps=4, log_every=100)
+    return replace(config, validation=ValidationConfig(hr=str(photographs), every=2, **settings))  # type: ignore[arg-type]
 
 
 def test_validation_scores_the_averaged_weights(configuration: Configure, photographs: Path, tmp_path: Path) -> None:
     Trainer(validated(configuration, photographs, tmp_path / "run", side=64)).train()
-    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    scores = [line for line in lines if "psnr_y" in line]
-    assert [line["step"] for line in scores] == [3, 6]
+    scores = [line for line in log_of(tmp_path / "run") if "psnr_y" in line]
+    assert [line["step"] for line in scores] == [2, 4]
     assert {"psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "gain_y"} <= set(scores[0])
     assert scores[0]["psnr_y"] != scores[1]["psnr_y"], "the weights have changed in between"
 
@@ -357,15 +353,14 @@ def test_validation_on_given_pairs_scores_those(configuration: Configure, photog
     assert trainer.validation.bicubic.psnr_y > 25
 
 
-def test_a_log_with_foreign_lines_does_not_keep_a_run_from_resuming(configuration: Configure, tmp_path: Path) -> None:
-    Trainer(configuration(tmp_path / "run", steps=2)).train()
-    log = tmp_path / "run" / "log.jsonl"
+def test_a_log_with_foreign_lines_does_not_keep_a_run_from_resuming(configuration: Configure, finished: Path) -> None:
+    log = finished / "log.jsonl"
     log.write_text(log.read_text() + '{"note": 1}\nnot json\n{"step": 2')
-    Trainer(configuration(tmp_path / "run", steps=3)).train()
-    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3]
+    Trainer(configuration(finished, steps=7)).train()
+    assert [line["step"] for line in log_of(finished)] == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_missing_accelerate_says_how_to_get_it(
+def test_a_missing_accelerate_is_an_error_with_the_remedy(
     configuration: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
