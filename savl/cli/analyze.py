@@ -1,4 +1,4 @@
-"""`savl analyze`: test what the degradation field of a network knows, and write a report."""
+"""`savl analyze`: test what the degradation field of a network represents, and write a report."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 PAGE = "index.html"
 NUMBERS = "report.json"
-LONGEST_HEAD = 4096
-"""Bytes that a file is known by: a report says early on what wrote it."""
+HEAD_BYTES = 4096
+"""Bytes at the beginning of a file by which a report of savl is recognised."""
 EXAMPLES = "\n".join(
     [
         "[bold]Examples[/bold]",
@@ -40,19 +40,19 @@ def analyze(
             "--output",
             "-o",
             metavar="FOLDER",
-            help=f"Where {PAGE} and {NUMBERS} go; made if missing, an older report is replaced.",
+            help=f"Folder of {PAGE} and {NUMBERS}, created if missing; an older report is replaced.",
         ),
     ],
     model: Annotated[
         str,
-        typer.Option("--model", "-n", metavar="NAME", help="Shipped weights, or the path of a savl file."),
+        typer.Option("--model", "-n", metavar="NAME", help="Name of shipped weights, or path of a savl file."),
     ] = "savl-tiny",
     compare: Annotated[
         list[str] | None,
         typer.Option(
             "--compare",
             metavar="NAME",
-            help="Further weights, measured on the same images, beside the others in every table; may be repeated.",
+            help="Further weights, measured on the same images and listed in the same tables; may be repeated.",
         ),
     ] = None,
     hr: Annotated[
@@ -69,8 +69,8 @@ def analyze(
         typer.Option(
             "--table",
             metavar="FILE",
-            help="CSV or TSV: a column path, relative to the file, and factors such as camera, iso or scene as "
-            "columns, or all in a column metadata as camera=Nikon;iso=100; may be repeated.",
+            help="CSV or TSV file with a column path (relative to the file) and a column for each factor, such as "
+            "camera, iso or scene, or a column metadata with all of them: camera=Nikon;iso=100. May be repeated.",
             rich_help_panel=_DATA,
         ),
     ] = None,
@@ -79,7 +79,7 @@ def analyze(
         typer.Option(
             "--only",
             metavar="PATH",
-            help="Of the tables only the rows below this path, as a table of its own; may be repeated.",
+            help="Take only the rows of the tables below this path, as a separate table; may be repeated.",
             rich_help_panel=_DATA,
         ),
     ] = None,
@@ -88,33 +88,31 @@ def analyze(
         typer.Option(
             "--real",
             metavar="FOLDER",
-            help="Photographs to show severity maps of, subfolders included; may be repeated.",
+            help="Photographs whose severity maps are shown, subfolders included; may be repeated.",
             rich_help_panel=_DATA,
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="What is drawn at random follows from it.")
+        int, typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="Seed of all random draws.")
     ] = 0,
     scenes: Annotated[
         int,
-        typer.Option("--scenes", metavar="N", min=2, help="Photographs of --hr that are used at most, evenly spaced."),
+        typer.Option("--scenes", metavar="N", min=2, help="Largest number of photographs of --hr, evenly spaced."),
     ] = 24,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A first look within a minute or two, from fewer images and repeats.")
+        bool, typer.Option("--quick", help="Use fewer images and repeats: a first impression within a minute or two.")
     ] = False,
-    device: Annotated[
-        str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps, or auto: the best there is.")
-    ] = "auto",
-    eager: Annotated[bool, typer.Option("--eager", help=options.EAGER_HELP)] = False,
+    device: options.Device = "auto",
+    eager: options.Eager = False,
     threads: options.Threads = None,
 ) -> None:
-    r"""Test what the degradation field of a network knows, and what it does not.
+    r"""Test what the degradation field of a network represents, and what it does not.
 
     Writes a page, index.html, and its numbers, report.json: probes, MINE, CLUB, HSIC, severity, t-SNE, channels.
 
-    Without --hr and --table it degrades a few photographs that come with scikit-learn: a demonstration, no evidence.
+    Without --hr and --table it degrades a few photographs of scikit-learn, which is a demonstration and no evidence.
 
-    Takes minutes. pip install 'savl\[analyze,train]' brings what it needs.
+    Takes minutes. Needs optional packages: pip install 'savl\[analyze,train]'
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -149,13 +147,13 @@ def analyze(
 
         if only and not table:
             raise ValueError("--only picks rows of a --table, and there is none")
-        page_template()  # it is needed last, and had better be missed now
+        page_template()  # It is needed last; if a package for it is missing, that is reported now.
         config = AnalysisConfig(seed=seed, scenes=scenes)
         tables = read_tables(table or (), only or ())
         if not hr and not table:
             photographs = sample_photographs()
             console.print(
-                "no --hr and no --table: a demonstration, of photographs that come with scikit-learn", soft_wrap=True
+                "no --hr and no --table: a demonstration with a few photographs of scikit-learn", soft_wrap=True
             )
         else:
             photographs = find_images(hr, argument="--hr") if hr else []
@@ -176,10 +174,10 @@ def analyze(
 
 
 def _load(names: list[str], device: str) -> dict[str, SAVL]:
-    """The networks on their device, by what they are called on the page.
+    """Load the networks onto their device; the keys are their names on the page.
 
     Raises:
-        ValueError: A name is given twice, or the device is not there.
+        ValueError: A name is given twice, or the device is not available.
         OSError: A file cannot be read.
     """
     from savl.analysis.features import check_has_field
@@ -188,7 +186,7 @@ def _load(names: list[str], device: str) -> dict[str, SAVL]:
     from savl.weights import load, shipped
 
     place = checked_device(device)
-    # Of a path the end: page and JSON are shown to others.
+    # Paths are shortened to their last parts, because the page and the JSON file are shown to others.
     files = {name: Path(name).resolve() for name in names if name not in shipped()}
     if len(set(names)) < len(names) or len(set(files.values())) < len(files):
         raise ValueError(f"--model and --compare must name different weights, got {', '.join(names)}")
@@ -203,9 +201,10 @@ def _load(names: list[str], device: str) -> dict[str, SAVL]:
 
 @contextmanager
 def _report_files(folder: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """The page and the JSON, opened first, so that a folder that cannot be written does not cost the analysis.
+    """Open the page and the JSON file, so that a folder that cannot be written is noticed before the analysis.
 
-    Both appear when the block ends well, neither otherwise; a folder that was made for them then goes again.
+    Both are written if the block ends without an error, and neither otherwise; a folder that was created for them is
+    removed then.
 
     Raises:
         ValueError: The folder cannot be made, or holds files of these names that savl did not write.
@@ -215,7 +214,7 @@ def _report_files(folder: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     from savl.atomic_write import atomic_write
 
     for name, sign in ((PAGE, f'content="{GENERATOR}"'), (NUMBERS, '"savl"')):
-        if (folder / name).is_file() and sign.encode() not in (folder / name).read_bytes()[:LONGEST_HEAD]:
+        if (folder / name).is_file() and sign.encode() not in (folder / name).read_bytes()[:HEAD_BYTES]:
             raise ValueError(f"--output: {folder / name} is there and was not written by savl; choose another folder")
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
@@ -230,6 +229,6 @@ def _report_files(folder: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
             yield page, numbers
     except BaseException:
         for each in made:
-            with suppress(OSError):  # somebody has put something there
+            with suppress(OSError):  # The folder is no longer empty.
                 each.rmdir()
         raise

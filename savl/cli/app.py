@@ -49,14 +49,14 @@ def savl(
         typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Real-world image super-resolution, guided by how degraded each pixel is."""
+    """Real-world image super-resolution, guided by the degradation of each pixel."""
 
 
 def run(arguments: Sequence[str] | None) -> None:
     """Run the command line and exit; `savl.cli.main` calls it.
 
     Args:
-        arguments: What follows `savl`; None takes them from the process.
+        arguments: Arguments after `savl`; None takes those of the process.
     """
     given = sys.argv[1:] if arguments is None else arguments
     limit_spinning()

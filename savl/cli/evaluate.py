@@ -25,40 +25,36 @@ EXAMPLES = "\n".join(
 
 
 def evaluate(
-    lr: Annotated[Path, typer.Option("--lr", metavar="FOLDER", help="Low-resolution images.")],
-    hr: Annotated[Path, typer.Option("--hr", metavar="FOLDER", help="Their originals, with the same names.")],
-    model: Annotated[
-        str,
-        typer.Option("--model", "-n", metavar="NAME", help="Shipped weights, or the path of a savl or HAT file."),
-    ] = "savl-tiny",
-    tile: Annotated[
-        int | None,
-        typer.Option("--tile", "-t", metavar="PIXELS", min=0, help="Side of the tiles; 0 does not tile."),
-    ] = None,
-    tile_pad: Annotated[
-        int, typer.Option("--tile-pad", metavar="PIXELS", min=0, help="How far tiles overlap, in input pixels.")
-    ] = 32,
-    dtype: Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="float32 or bfloat16.")] = "float32",
-    device: Annotated[
-        str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps, or auto: the best there is.")
-    ] = "auto",
-    eager: Annotated[bool, typer.Option("--eager", help=options.EAGER_HELP)] = False,
+    lr: Annotated[Path, typer.Option("--lr", metavar="FOLDER", help="Folder of low-resolution images.")],
+    hr: Annotated[
+        Path,
+        typer.Option(
+            "--hr", metavar="FOLDER", help="Folder of their high-resolution originals, with the same file names."
+        ),
+    ],
+    model: options.Model = "savl-tiny",
+    tile: options.Tile = None,
+    tile_pad: options.TilePad = 32,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "auto",
+    eager: options.Eager = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the means and the scores of every image.")
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Also write the mean scores and those of every image as JSON."),
     ] = None,
     csv_file: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Also write a table with one row per image.")
+        Path | None, typer.Option("--csv", metavar="FILE", help="Also write a CSV file with one row per image.")
     ] = None,
     threads: options.Threads = None,
 ) -> None:
-    """Measure PSNR, SSIM and LPIPS of a network, bicubic interpolation beside it.
+    """Measure PSNR, SSIM and LPIPS of a network and of bicubic interpolation.
 
-    Y: luma, a border as wide as the scale left out. RGB: all channels, whole image. All on 8-bit values.
+    Y: luma, without a border as wide as the scale. RGB: all channels of the whole image. All values have 8 bits.
 
-    LPIPS (AlexNet, RGB, lower is better) is measured where torchvision and torchmetrics are installed and
-    AlexNet's weights are in torch.hub's cache. Nothing is downloaded; the last line says what is missing.
+    LPIPS (AlexNet, RGB, lower is better) is measured if torchvision and torchmetrics are installed and the weights of
+    AlexNet are in the cache of torch.hub. Nothing is downloaded; the last line says what is missing.
 
-    Severity maps that `savl degrade` or `savl upscale` wrote beside the pictures are left out.
+    Severity maps that `savl degrade` or `savl upscale` wrote into the folders are left out.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -89,7 +85,7 @@ def evaluate(
         except LpipsUnavailable as error:
             missing, note = error.reason, str(error)
         with raise_on_interrupt(), ExitStack() as stack:
-            # The files are opened first: a folder that cannot be written must not cost the evaluation.
+            # The files are opened first, so that a folder that cannot be written is noticed before the evaluation.
             to_json, to_csv = (
                 None if path is None else stack.enter_context(atomic_write(path, overwrite=True))
                 for path in (json_file, csv_file)
@@ -124,16 +120,16 @@ def evaluate(
     output = Console()
     output.print(table)
     if note is not None:
-        # Text and soft_wrap: brackets are no markup, and a command that is to be copied stays one line.
+        # Text instead of markup, because of brackets; soft_wrap keeps a command that is to be copied on one line.
         output.print(Text(printable(f"no LPIPS: {note}"), style="dim"), soft_wrap=True)
 
 
 def _report(
     model: str, lr: Path, hr: Path, means: dict[str, Fidelity], scores: list[PairScores], missing: str | None
 ) -> bytes:
-    """The scores as JSON, null standing for the infinite PSNR of identical images and for LPIPS not measured.
+    """Return the scores as JSON; null stands for the infinite PSNR of identical images and for missing LPIPS.
 
-    ``missing`` is why there is no mean LPIPS, None where there is one.
+    ``missing`` is the reason why there is no mean LPIPS; None if there is one.
     """
     import json
     import math
@@ -156,7 +152,7 @@ def _report(
 
 
 def _rows(scores: list[PairScores]) -> bytes:
-    """The scores as CSV, a row per image: `inf` for the PSNR of identical images, nothing for LPIPS not measured."""
+    """Return the scores as CSV, a row per image: `inf` for the PSNR of identical images, empty for missing LPIPS."""
     import csv
     import io
     from dataclasses import asdict
@@ -171,5 +167,5 @@ def _rows(scores: list[PairScores]) -> bytes:
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    # Bytes of a file name that are no UTF-8 are written as they are on the disk.
+    # Bytes of a file name that are not UTF-8 are written unchanged.
     return text.getvalue().encode(errors="surrogateescape")

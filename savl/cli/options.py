@@ -9,7 +9,7 @@ import typer
 from savl.inference.process_settings import MAX_THREADS
 
 OUTPUT_PANEL = "Output"
-EAGER_HELP = "Compute with PyTorch's own operations instead of the fused kernels: slower, the same result."
+NETWORK_PANEL = "Network"
 
 Inputs = Annotated[
     list[str],
@@ -78,3 +78,61 @@ IncludeResults = Annotated[
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-n",
+        metavar="NAME",
+        help="Name of shipped weights, or path of a savl or HAT file.",
+        rich_help_panel=NETWORK_PANEL,
+    ),
+]
+Tile = Annotated[
+    int | None,
+    typer.Option(
+        "--tile",
+        "-t",
+        metavar="PIXELS",
+        min=0,
+        help="Width and height of the tiles in input pixels; 0 disables tiling. Default: what fits into memory.",
+        rich_help_panel=NETWORK_PANEL,
+    ),
+]
+TilePad = Annotated[
+    int,
+    typer.Option(
+        "--tile-pad",
+        metavar="PIXELS",
+        min=0,
+        help="Overlap of tiles with their surroundings, in input pixels.",
+        rich_help_panel=NETWORK_PANEL,
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="float32, or bfloat16: computes under autocast, faster on hardware that supports it.",
+        rich_help_panel=NETWORK_PANEL,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:1, mps, or auto: cuda if available, else mps, else cpu.",
+        rich_help_panel=NETWORK_PANEL,
+    ),
+]
+Eager = Annotated[
+    bool,
+    typer.Option(
+        "--eager",
+        help="Compute with PyTorch's own operations instead of the fused kernels: slower, the same result.",
+        rich_help_panel=NETWORK_PANEL,
+    ),
+]

@@ -29,8 +29,6 @@ EXAMPLES = "\n".join(
     ]
 )
 
-_NETWORK = "Network"
-
 
 def upscale(
     inputs: options.Inputs,
@@ -91,56 +89,12 @@ def upscale(
         ),
     ] = False,
     page: options.Page = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-n",
-            metavar="NAME",
-            help="Name of shipped weights, or path of a savl or HAT file.",
-            rich_help_panel=_NETWORK,
-        ),
-    ] = "savl-tiny",
-    tile: Annotated[
-        int | None,
-        typer.Option(
-            "--tile",
-            "-t",
-            metavar="PIXELS",
-            min=0,
-            help="Width and height of the tiles in input pixels; 0 disables tiling. Default: what fits into memory.",
-            rich_help_panel=_NETWORK,
-        ),
-    ] = None,
-    tile_pad: Annotated[
-        int,
-        typer.Option(
-            "--tile-pad",
-            metavar="PIXELS",
-            min=0,
-            help="Overlap of tiles with their surroundings, in input pixels.",
-            rich_help_panel=_NETWORK,
-        ),
-    ] = 32,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            "--dtype",
-            metavar="DTYPE",
-            help="float32, or bfloat16: computes under autocast, faster on hardware that supports it.",
-            rich_help_panel=_NETWORK,
-        ),
-    ] = "float32",
-    device: Annotated[
-        str,
-        typer.Option(
-            "--device",
-            metavar="DEVICE",
-            help="cpu, cuda, cuda:1, mps, or auto: cuda if available, else mps, else cpu.",
-            rich_help_panel=_NETWORK,
-        ),
-    ] = "auto",
-    eager: Annotated[bool, typer.Option("--eager", help=options.EAGER_HELP, rich_help_panel=_NETWORK)] = False,
+    model: options.Model = "savl-tiny",
+    tile: options.Tile = None,
+    tile_pad: options.TilePad = 32,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "auto",
+    eager: options.Eager = False,
     threads: options.Threads = None,
     debug: options.Debug = False,
 ) -> None:
