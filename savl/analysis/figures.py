@@ -1,4 +1,4 @@
-"""Figures of an analysis, each as the bytes of a PNG."""
+"""Figures of an analysis, each as the bytes of a PNG file."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ PANEL = 3.6
 """Side of a panel in inches."""
 COLUMNS = 3
 MOST_IN_LEGEND = 12
-"""Classes above which colours have no legend."""
+"""Largest number of classes in a legend."""
 MOST_POINTS = 1500
-"""Images in one embedding, at most: t-SNE takes seconds for so many."""
+"""Largest number of images in one embedding; t-SNE then takes seconds."""
 
 
 def severity_by_level(data: Sequence[DegradedFeatures], correlations: Sequence[Correlation | None]) -> bytes:
-    """How the severity of images follows the amount of one degradation: a panel for each kind."""
+    """Draw box plots of the images' severity at every level, one panel per degradation."""
     figure, panels = _panels(len(data))
     for axes, each, correlation in zip(panels, data, correlations, strict=True):
         severity = each.features[0].severity
@@ -53,7 +53,7 @@ def severity_by_level(data: Sequence[DegradedFeatures], correlations: Sequence[C
 def severity_by_number(
     name: str, amounts: NDArray[np.float64], severity: NDArray[np.float32], correlation: Correlation | None
 ) -> bytes:
-    """The severity of every image of a table against a factor that is a number."""
+    """Draw the severity of the images of a table against a numeric factor."""
     from matplotlib.ticker import LogLocator
 
     figure, (axes,) = _panels(1)
@@ -69,7 +69,7 @@ def severity_by_number(
         axes.set_xscale("log")
         if len(levels) <= MOST_IN_LEGEND and (levels[1:] / levels[:-1]).min() > 1.5:
             axes.set_xticks(levels, [f"{level:g}" for level in levels], fontsize=8)
-        else:  # in steps of 1, 2 and 5 where that is not too many
+        else:  # ticks at 1, 2 and 5 unless those are too many
             steps = (1.0, 2.0, 5.0) if levels[-1] / levels[0] < 1000 else (1.0,)
             axes.xaxis.set_major_locator(LogLocator(subs=steps))
             axes.xaxis.set_major_formatter("{x:g}")
@@ -83,14 +83,14 @@ def severity_by_number(
 
 
 def embedding(features: NDArray[np.float32], seed: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """t-SNE of standardised features (van der Maaten and Hinton, 2008).
+    """Compute t-SNE of standardised features (van der Maaten and Hinton, 2008).
 
     Args:
         features: ``(n, R)``, n at least 4.
-        seed: Of the embedding, and of which images are taken where there are more than `MOST_POINTS`.
+        seed: Seed of the embedding, and of the choice of images if there are more than `MOST_POINTS`.
 
     Returns:
-        Rows that were taken ``(m,)``, in order, and their places ``(m, 2)``.
+        Rows of the embedded images ``(m,)``, ascending, and their positions ``(m, 2)``.
 
     Raises:
         AnalysisUnavailable: scikit-learn is not installed.
@@ -106,27 +106,27 @@ def embedding(features: NDArray[np.float32], seed: int) -> tuple[NDArray[np.int6
     spread = chosen.std(axis=0)
     chosen = (chosen - chosen.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
     perplexity = min(30.0, (len(rows) - 1) / 3)
-    start = "pca" if (spread > 0).sum() >= 2 else "random"  # two axes are needed, of features that vary
+    start = "pca" if (spread > 0).sum() >= 2 else "random"  # PCA needs two features that vary
     places = TSNE(perplexity=perplexity, init=start, random_state=seed).fit_transform(chosen)
     return rows, np.asarray(places, dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class Colouring:
-    """What the points of an embedding are coloured by."""
+    """A variable that the points of an embedding are coloured by."""
 
     values: Sequence[float | str | None]
-    """One a point: numbers are coloured along a scale, names by class; None is gray."""
+    """One value per point: numbers are mapped to a continuous scale, names to one colour per class, None to gray."""
     order: tuple[str, ...] | None = None
-    """Of the classes, where they have one: their colours then have it, too."""
+    """Order of the classes if they are ordinal; their colours are then ordered too."""
 
     def of(self, rows: NDArray[np.int64]) -> Colouring:
-        """That of some of the points."""
+        """Return the colouring of some of the points."""
         return Colouring([self.values[row] for row in rows], self.order)
 
 
 def coloured_embeddings(places: NDArray[np.float32], colourings: Mapping[str, Colouring]) -> bytes:
-    """One embedding ``(m, 2)``, drawn once for every colouring; their names are the titles."""
+    """Draw one embedding ``(m, 2)`` once per colouring, with the names of the colourings as titles."""
     figure, panels = _panels(len(colourings))
     for axes, (title, colouring) in zip(panels, colourings.items(), strict=True):
         _colour_points(axes, places, colouring)
@@ -161,7 +161,7 @@ def _colour_points(axes: Axes, places: NDArray[np.float32], colouring: Colouring
         axes.scatter(places[of_class, 0], places[of_class, 1], s=10, color=colour, label=number, edgecolors="none")
     if len(classes) <= MOST_IN_LEGEND:
         legend = axes.legend(fontsize=7, markerscale=1.6, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        for text, name in zip(legend.get_texts(), classes, strict=True):  # matplotlib hides labels such as _a
+        for text, name in zip(legend.get_texts(), classes, strict=True):  # matplotlib would hide labels such as _a
             text.set_text(name)
             text.set_parse_math(False)
     else:
@@ -169,14 +169,14 @@ def _colour_points(axes: Axes, places: NDArray[np.float32], colouring: Colouring
 
 
 def _is_wide(amounts: NDArray[np.float64]) -> bool:
-    """Whether positive numbers span more than a factor of ten: ISO does, and is then drawn on a logarithmic scale."""
+    """Return whether positive numbers span more than a factor of ten, as ISO does; their scale is then logarithmic."""
     return bool(amounts.min() > 0 and amounts.max() / amounts.min() > 10)
 
 
 def channel_heatmaps(responses: Sequence[ChannelResponse]) -> bytes:
-    """How every channel moves as one factor grows, and how much of it the amount explains over all scenes.
+    """Draw the response of every channel to each degradation as a heatmap, and its R² over all scenes as bars.
 
-    Channels stand in one order everywhere: by the slope of the first response.
+    Channels are in the same order everywhere, sorted by the slope of the first response.
     """
     from matplotlib.figure import Figure
 
@@ -211,12 +211,12 @@ def channel_heatmaps(responses: Sequence[ChannelResponse]) -> bytes:
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure of panels side by side, in rows of at most `COLUMNS`."""
+    """Return a figure with panels in rows of at most `COLUMNS`."""
     from matplotlib.figure import Figure
 
     columns = min(count, COLUMNS)
     rows = -(-count // columns)
-    # Drawn by the figure object itself: pyplot would keep state and could open a window.
+    # Without pyplot, which would keep global state and could open a window.
     figure = Figure(figsize=(columns * PANEL * 1.15, rows * PANEL), dpi=DPI, layout="constrained")
     panels = [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
     for axes in panels:
@@ -250,6 +250,6 @@ def _png(figure: Figure) -> bytes:
 
     FigureCanvasAgg(figure)
     file = io.BytesIO()
-    # No name and version of the software in the file: the same figure is the same bytes everywhere.
+    # Without the name and version of the software, so that the same figure has the same bytes everywhere.
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()

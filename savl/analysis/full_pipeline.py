@@ -145,7 +145,7 @@ def mask_agreements(
     names = distinct_names(paths)
     correlations: list[dict[str, float]] = [{} for _ in variational]
     shown: list[SeverityPicture] = []
-    on_progress("severity maps against the truth", 0, len(paths))
+    on_progress("severity maps and masks", 0, len(paths))
     for place, path in enumerate(paths):
         found = masked_severity(variational, path, (seed, place))
         for picture, by_name in zip(found, correlations, strict=True):
@@ -153,7 +153,7 @@ def mask_agreements(
             by_name[names[place]] = picture.correlation
         if variational[0] is models[0] and place < pictures:
             shown.append(replace(found[0], name=names[place]))
-        on_progress("severity maps against the truth", place + 1, len(paths))
+        on_progress("severity maps and masks", place + 1, len(paths))
     agreements = iter(
         MaskAgreement(statistics.fmean(each.values()), statistics.median(each.values()), each) for each in correlations
     )

@@ -126,7 +126,9 @@ def render_page(analysis: Analysis, on_progress: OnProgress = lambda what, done,
             names=NAMES,
             images=0 if photographs is None else len(photographs.degraded[0].level),
             most_of_levels=0.0 if found is None else math.log(found.variations[0].level.classes),
-            no_severity=f"{subject.name} has none: a deterministic code has no variance." if deterministic else "",
+            no_severity=f"Not measured: {subject.name} has a deterministic code, which has no variance."
+            if deterministic
+            else "",
             figures=drawn,
             fewest=FEWEST_EMBEDDED,
             channels=[] if found is None else [_channel_row(each, found.channels) for each in found.channels],
@@ -134,11 +136,15 @@ def render_page(analysis: Analysis, on_progress: OnProgress = lambda what, done,
             masked=[
                 {
                     "image": _data_url(_side_by_side(picture)),
-                    "caption": f"{picture.name}: Spearman {picture.correlation:+.2f}",
+                    "caption": f"{picture.name}: degraded photograph, degradation mask, severity map. "
+                    f"Spearman {picture.correlation:+.2f}",
                 }
                 for picture in analysis.masked
             ],
-            real=[{"image": _data_url(_side_by_side(picture)), "caption": picture.name} for picture in analysis.real],
+            real=[
+                {"image": _data_url(_side_by_side(picture)), "caption": f"{picture.name}: photograph, severity map."}
+                for picture in analysis.real
+            ],
         )
         .lstrip()
         .encode(errors="backslashreplace")
@@ -192,7 +198,7 @@ def _draw(analysis: Analysis, on_progress: OnProgress) -> dict[str, Any]:
             labels, kind = degraded.degradation.labels, NAMES[degraded.degradation.name]
             levels = Colouring([labels[level] for level in degraded.level], labels)
             scenes = Colouring([photographed[scene] for scene in degraded.scene])
-            embed(f"{kind} alone", degraded.features[0].mean, {degraded.degradation.unit: levels, "scene": scenes})
+            embed(f"{kind} only", degraded.features[0].mean, {degraded.degradation.unit: levels, "scene": scenes})
     for place, table in enumerate(analysis.tables):
         drawn["scatters"].append(_scatters(analysis, place))
         embed(table.table.name, table.features[0].mean, _coloured_factors(table))
@@ -264,7 +270,7 @@ def _side_by_side(picture: SeverityPicture) -> bytes:
     factor = max(1, round(SHOWN_SIDE / max(height, width)))
     maps = [draw_severity(picture.severity)]
     if picture.mask is not None:
-        maps.insert(0, draw_severity(picture.mask, limits=(0.0, 1.0), label="true severity"))
+        maps.insert(0, draw_severity(picture.mask, limits=(0.0, 1.0), label="degradation mask"))
     photo = picture.photo.repeat(factor, axis=0).repeat(factor, axis=1)
     left = np.full((maps[0].shape[0], photo.shape[1] + MARGIN, 3), 255, dtype=np.uint8)
     left[MARGIN : MARGIN + photo.shape[0], : photo.shape[1]] = photo

@@ -150,7 +150,7 @@ def _probed_rows(values: Values, groups: Values | None) -> tuple[list[int], str 
     for row in rows:
         places.setdefault(values[row], []).append(row)
     if len(places) < 2:
-        return [], f"has one class only: {next(iter(places))}" if places else "is not known of any image"
+        return [], f"has one class only: {next(iter(places))}" if places else "is not known for any image"
 
     def enough(members: list[int]) -> bool:
         scenes = len(members) if groups is None else len({groups[row] for row in members})
@@ -158,8 +158,8 @@ def _probed_rows(values: Values, groups: Values | None) -> tuple[list[int], str 
 
     large = {value for value, members in places.items() if enough(members)}
     if len(large) < 2:
-        needed = f"{FEWEST_OF_A_CLASS} images" + ("" if groups is None else " in at least 2 scenes")
-        return [], f"{len(large)} of its {len(places)} classes have {needed}, two are needed"
+        needed = f"{FEWEST_OF_A_CLASS} images" + ("" if groups is None else " in 2 scenes")
+        return [], f"{len(large)} of its {len(places)} classes have at least {needed}; 2 are needed"
     return [row for row in rows if values[row] in large], None
 
 
@@ -169,7 +169,7 @@ def _correlation(
     """Return the correlation of a factor with the severity, or the reason why there is none."""
     amounts, known = known_numbers(name, values)
     if not len(known):
-        return None, "is no number"
+        return None, "is not numeric"
     severity = features.severity
     if severity is None:
         return None, "a deterministic code has no severity"

@@ -1,8 +1,8 @@
-"""What tests of analyses share: networks of next to no weights, and small photographs."""
+"""Fixtures for tests of analyses: very small networks and photographs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.manifold import TSNE
 
 from savl.analysis import controlled_results
 from savl.network import SAVL, SAVLConfig
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def network() -> Callable[..., SAVL]:
-    """Makes a network whose field varies with what it sees; keyword arguments change settings."""
+    """Return a function that makes a network whose field varies with its input; keyword arguments change settings."""
 
     def make(**changes: Any) -> SAVL:
         settings: dict[str, Any] = {
@@ -36,19 +37,19 @@ def network() -> Callable[..., SAVL]:
     return make
 
 
-@pytest.fixture
-def photographs(tmp_path: Path) -> Callable[..., list[Path]]:
-    """Writes photographs: smooth shapes of random colours under fine grain, no two alike."""
+@pytest.fixture(scope="session")
+def write_photographs() -> Callable[..., list[Path]]:
+    """Return a function that writes different photographs into a folder: smooth shapes of random colours and grain."""
 
-    def write(count: int = 4, height: int = 64, width: int = 64, folder: str = "hr") -> list[Path]:
-        (tmp_path / folder).mkdir(exist_ok=True)
+    def write(folder: Path, count: int = 4, height: int = 64, width: int = 64) -> list[Path]:
+        folder.mkdir(exist_ok=True)
         paths = []
         for number in range(count):
             random = np.random.default_rng(number)
             coarse = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
             smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), dtype=float)
             grain = random.normal(0, 4 + 8 * number, (height, width, 1))
-            paths.append(tmp_path / folder / f"scene{number}.png")
+            paths.append(folder / f"scene{number}.png")
             Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8)).save(paths[-1])
         return paths
 
@@ -56,7 +57,20 @@ def photographs(tmp_path: Path) -> Callable[..., list[Path]]:
 
 
 @pytest.fixture
-def short_estimators(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MINE and CLUB as they are, but hardly fitted: their own tests are elsewhere."""
-    monkeypatch.setattr(controlled_results, "mine", partial(controlled_results.mine, steps=3, width=8))
-    monkeypatch.setattr(controlled_results, "club", partial(controlled_results.club, steps=3, width=8))
+def photographs(tmp_path: Path, write_photographs: Callable[..., list[Path]]) -> Callable[..., list[Path]]:
+    """Return a function that writes photographs into a folder of this test."""
+
+    def write(count: int = 4, height: int = 64, width: int = 64) -> list[Path]:
+        return write_photographs(tmp_path / "hr", count, height, width)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def short_estimators() -> Iterator[None]:
+    """Shorten MINE, CLUB and t-SNE, which have tests of their own, to a few steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(controlled_results, "mine", partial(controlled_results.mine, steps=3, width=8))
+        patch.setattr(controlled_results, "club", partial(controlled_results.club, steps=3, width=8))
+        patch.setattr("sklearn.manifold.TSNE", partial(TSNE, max_iter=250))
+        yield

@@ -39,7 +39,7 @@ def test_a_constant_channel_has_a_deviation_of_one() -> None:
     assert deviations(parts).tolist() == [pytest.approx(np.std([1, 3, 5])), 1.0]
 
 
-def test_a_sweep_starts_at_nothing_and_ends_at_what_the_strongest_level_does(network: Callable[..., SAVL]) -> None:
+def test_a_sweep_starts_at_zero_and_ends_at_the_effect_of_the_strongest_level(network: Callable[..., SAVL]) -> None:
     model = network()
     z = 0.5 + 0.02 * torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     noisy = degrade_at_every_level(z, NOISE, (5,))

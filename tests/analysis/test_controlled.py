@@ -38,7 +38,7 @@ def crops() -> Tensor:
 
 
 @pytest.mark.parametrize("degradation", SINGLE_DEGRADATIONS, ids=lambda each: each.name)
-def test_the_first_level_is_the_clean_crop_and_the_others_are_further_and_further_from_it(
+def test_the_first_level_is_the_clean_crop_and_errors_increase_with_the_level(
     degradation: SingleDegradation,
 ) -> None:
     z = crops()
@@ -50,7 +50,7 @@ def test_the_first_level_is_the_clean_crop_and_the_others_are_further_and_furthe
     torch.testing.assert_close(y * 255, (y * 255).round(), atol=1e-3, rtol=0)
 
 
-def test_noise_has_the_deviation_it_is_called_by_and_is_drawn_anew_for_every_image() -> None:
+def test_noise_has_its_nominal_deviation_and_is_independent_for_every_image() -> None:
     z = torch.full((2, 3, 64, 64), 0.5)
     noise = degrade_at_every_level(z, NOISE, (0,)).view(5, 2, 3, 64, 64) - 0.5
     for amount, level in zip(NOISE.amounts[1:], noise[1:], strict=True):
@@ -69,12 +69,12 @@ def test_blur_spreads_a_line_by_its_deviation() -> None:
     assert variance == pytest.approx(4.0, rel=0.1), "rounding to 8 bits cuts the tails"
 
 
-def test_levels_are_named_as_people_call_them() -> None:
+def test_jpeg_levels_are_labelled_by_their_quality() -> None:
     assert NOISE.labels == ("0", "5", "10", "20", "30")
     assert JPEG.labels == ("none", "90", "70", "50", "30")
 
 
-def test_jpeg_is_asked_for_the_quality_it_is_called_by(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jpeg_is_applied_with_its_nominal_quality(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Recipe] = []
 
     def spy(self: Degradation, x: Tensor, recipe: Recipe, *others: object) -> Tensor:
@@ -87,7 +87,7 @@ def test_jpeg_is_asked_for_the_quality_it_is_called_by(monkeypatch: pytest.Monke
     assert asked[0].first.quality == (None, None, 90, 90, 70, 70, 50, 50, 30, 30)
 
 
-def test_noise_follows_from_the_seed() -> None:
+def test_noise_depends_on_the_seed() -> None:
     z = crops()
     assert torch.equal(degrade_at_every_level(z, NOISE, (1, 2)), degrade_at_every_level(z, NOISE, (1, 2)))
     assert not torch.equal(degrade_at_every_level(z, NOISE, (1, 2)), degrade_at_every_level(z, NOISE, (1, 3)))
@@ -125,7 +125,7 @@ def test_every_crop_comes_at_every_level_of_every_degradation(network: Make, pho
         assert second.variance is None
 
 
-def test_noise_alone_gives_the_features_that_all_variations_give(network: Make, photographs: Write) -> None:
+def test_collecting_noise_only_gives_the_same_features(network: Make, photographs: Write) -> None:
     paths, model = photographs(2, height=64, width=128), network()
     everything = collect([model], paths)
     alone = collect_controlled(
@@ -137,7 +137,7 @@ def test_noise_alone_gives_the_features_that_all_variations_give(network: Make, 
     assert np.array_equal(alone.content.values, everything.content.values)
 
 
-def test_rows_are_of_the_crop_and_level_they_say(network: Make, photographs: Write) -> None:
+def test_rows_belong_to_their_crop_and_level(network: Make, photographs: Write) -> None:
     paths = photographs(2, height=64, width=128)
     model = network()
     found = collect([model], paths)
@@ -154,7 +154,7 @@ def test_rows_are_of_the_crop_and_level_they_say(network: Make, photographs: Wri
     assert torch.equal(found.first_scene, first)
 
 
-def test_small_images_do_not_take_the_places_of_photographs(network: Make, photographs: Write) -> None:
+def test_small_images_do_not_reduce_the_number_of_photographs(network: Make, photographs: Write) -> None:
     paths = photographs(3, height=64, width=96)
     thumbs = [path.with_name(f"{path.stem}_thumb.png") for path in paths]
     for thumb in thumbs:
@@ -164,7 +164,7 @@ def test_small_images_do_not_take_the_places_of_photographs(network: Make, photo
     assert found.too_small == tuple(thumbs)
 
 
-def test_photographs_that_are_too_small_are_left_out_by_name(network: Make, photographs: Write) -> None:
+def test_photographs_that_are_too_small_are_left_out_and_listed(network: Make, photographs: Write) -> None:
     paths = photographs(3, height=64, width=96)
     Image.new("RGB", (63, 100)).save(paths[1])
     found = collect([network()], paths)
@@ -181,7 +181,7 @@ def test_too_few_crops_for_the_estimators_are_refused(network: Make, photographs
         collect([network()], photographs(3), crops=1)
 
 
-def test_the_seed_decides_places_and_noise(network: Make, photographs: Write) -> None:
+def test_positions_and_noise_depend_on_the_seed(network: Make, photographs: Write) -> None:
     paths = photographs(2, height=200, width=200)
     model = network()
     means = [collect([model], paths, seed=seed).degraded[0].features[0].mean for seed in (0, 0, 1)]

@@ -1,4 +1,4 @@
-"""What features say of factorial data: made up features, so that the answer is known."""
+"""Results on controlled images, with synthetic features whose information is known."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ CROP = (SCENE * CROPS).reshape(SCENES, LEVELS, CROPS) + np.arange(CROPS)
 CROP = CROP.reshape(-1)
 LEVEL = np.tile(np.repeat(np.arange(LEVELS), CROPS), SCENES)
 N = len(SCENE)
-LOOK = np.random.default_rng(1).normal(size=(SCENES * CROPS, 2)).astype(np.float32)
-"""Of every crop."""
+CONTENT = np.random.default_rng(1).normal(size=(SCENES * CROPS, 2)).astype(np.float32)
+"""Content of every crop."""
 
 Known = NDArray[np.float64]
 
@@ -38,8 +38,8 @@ def one_hot(labels: NDArray[np.int64]) -> Known:
     return np.eye(labels.max() + 1)[labels]
 
 
-def factorial(*known: Known, severity: Known | None = None) -> ControlledFeatures:
-    """Features that are what is given for noise, blur and JPEG, and a little noise."""
+def controlled(*known: Known, severity: Known | None = None) -> ControlledFeatures:
+    """Return features that consist of the given columns for noise, blur and JPEG, and a little noise."""
     random = np.random.default_rng(0)
     degraded = []
     for degradation, columns in zip(SINGLE_DEGRADATIONS, known * 3 if len(known) == 1 else known, strict=True):
@@ -47,12 +47,12 @@ def factorial(*known: Known, severity: Known | None = None) -> ControlledFeature
         variance = None if severity is None else (1 - severity).astype(np.float32)
         features = Features(mean.astype(np.float32), variance, None if variance is None else 2 * variance)
         degraded.append(DegradedFeatures(degradation, SCENE, CROP, LEVEL, (features,)))
-    content = ContentComponents(LOOK, 1.0)
+    content = ContentComponents(CONTENT, 1.0)
     return ControlledFeatures((Path("x.png"),) * SCENES, (), content, tuple(degraded), torch.zeros(1))
 
 
-def test_features_that_know_the_level_alone_name_the_level_and_no_scene() -> None:
-    found = degradation_result(factorial(one_hot(LEVEL)).degraded[0], 0, repeats=3, seed=0)
+def test_features_that_encode_the_level_predict_the_level_only() -> None:
+    found = degradation_result(controlled(one_hot(LEVEL)).degraded[0], 0, repeats=3, seed=0)
     assert found.level.accuracy.value > 0.95
     assert found.level.chance == 0.2
     assert found.level.groups == SCENES, "scenes are held out"
@@ -62,15 +62,15 @@ def test_features_that_know_the_level_alone_name_the_level_and_no_scene() -> Non
     assert (found.severity, found.severity_by_level, found.kl_by_level) == (None, None, None)
 
 
-def test_features_that_know_the_scene_alone_name_the_scene_and_no_level() -> None:
-    found = degradation_result(factorial(one_hot(SCENE)).degraded[0], 0, repeats=3, seed=0)
+def test_features_that_encode_the_scene_predict_the_scene_only() -> None:
+    found = degradation_result(controlled(one_hot(SCENE)).degraded[0], 0, repeats=3, seed=0)
     assert found.scene.accuracy.value > 0.95
     assert found.level.accuracy.value < 0.35
 
 
 def test_severity_is_correlated_with_the_amount_and_averaged_by_level() -> None:
     severity = 0.1 * LEVEL + 0.001 * SCENE
-    found = degradation_result(factorial(one_hot(LEVEL), severity=severity).degraded[1], 0, repeats=2, seed=0)
+    found = degradation_result(controlled(one_hot(LEVEL), severity=severity).degraded[1], 0, repeats=2, seed=0)
     assert found.severity is not None
     assert found.severity.value > 0.97
     assert found.severity_by_level == pytest.approx([0.1 * level + 0.0055 for level in range(LEVELS)], abs=1e-6)
@@ -79,14 +79,14 @@ def test_severity_is_correlated_with_the_amount_and_averaged_by_level() -> None:
 
 
 def test_a_severity_that_never_varies_has_no_correlation() -> None:
-    found = degradation_result(factorial(one_hot(LEVEL), severity=np.zeros(N)).degraded[0], 0, repeats=2, seed=0)
+    found = degradation_result(controlled(one_hot(LEVEL), severity=np.zeros(N)).degraded[0], 0, repeats=2, seed=0)
     assert found.severity is None
     assert found.severity_by_level == (0, 0, 0, 0, 0)
 
 
-def test_kinds_are_told_apart_by_images_that_are_degraded_at_all() -> None:
+def test_the_kind_is_probed_on_degraded_images_only() -> None:
     kinds = [np.where(LEVEL[:, None] > 0, np.eye(3)[[kind]], 0.0) for kind in range(3)]
-    found = probe_kind(factorial(*kinds).degraded, 0, repeats=2, seed=0)
+    found = probe_kind(controlled(*kinds).degraded, 0, repeats=2, seed=0)
     assert found.accuracy.value > 0.99, "clean ones are all alike and would be guessed"
     assert found.chance == pytest.approx(1 / 3)
     assert found.fit_samples + found.test_samples == 3 * N * 4 // 5
@@ -100,12 +100,12 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fitted")
-@pytest.mark.parametrize("knows", ["level", "look"])
-def test_information_is_of_what_the_features_know(knows: str) -> None:
-    data = factorial(one_hot(LEVEL) if knows == "level" else LOOK[CROP].astype(np.float64))
+@pytest.mark.parametrize("encoded", ["level", "content"])
+def test_information_is_found_about_what_the_features_encode(encoded: str) -> None:
+    data = controlled(one_hot(LEVEL) if encoded == "level" else CONTENT[CROP].astype(np.float64))
     find: list[Callable[..., controlled_results.Information]] = [content_information, noise_information]
     content, noise = (each(data, 0, repeats=2, seed=0) for each in find)
-    known, unknown = (noise, content) if knows == "level" else (content, noise)
+    known, unknown = (noise, content) if encoded == "level" else (content, noise)
     assert known.mine.value > 0.7
     assert unknown.mine.value < 0.15
     assert known.hsic.p_value < 0.01
@@ -113,22 +113,22 @@ def test_information_is_of_what_the_features_know(knows: str) -> None:
     assert content.held_out == noise.held_out == "scene"
     assert noise.club is None
     assert content.club is not None
-    assert (content.club.value > 1) == (knows == "look")
+    assert (content.club.value > 1) == (encoded == "content")
 
 
 @pytest.mark.usefixtures("fitted")
-def test_features_that_know_every_crop_by_name_know_nothing_of_what_it_looks_like() -> None:
-    """What a network could learn by heart of crops that are on both sides, it cannot of scenes that it has not seen."""
+def test_features_that_identify_every_crop_have_no_information_about_its_content() -> None:
+    """A network could memorise crops that are on both sides of the split, but not scenes that it has not seen."""
     names = np.random.default_rng(2).normal(size=(SCENES * CROPS, 8))
-    found = content_information(factorial(names[CROP]), 0, repeats=3, seed=0)
+    found = content_information(controlled(names[CROP]), 0, repeats=3, seed=0)
     assert found.mine.value < 0.1
     assert found.club is not None
     assert found.club.value < 0.3
     assert found.hsic.p_value > 0.02
 
 
-def test_crops_are_held_out_where_scenes_are_few_or_uneven() -> None:
-    noisy = factorial(one_hot(LEVEL)).degraded[0]
+def test_crops_are_held_out_if_scenes_are_few_or_uneven() -> None:
+    noisy = controlled(one_hot(LEVEL)).degraded[0]
     assert held_out_unit(noisy) == ("scene", noisy.scene)
     few = noisy.scene < 3
     scenes = DegradedFeatures(noisy.degradation, SCENE[few], CROP[few], LEVEL[few], noisy.features)

@@ -23,7 +23,7 @@ def write(folder: Path, text: str, name: str = "table.csv") -> Path:
     return folder / name
 
 
-def test_paths_count_from_the_table_and_every_other_column_is_a_factor(folder: Path) -> None:
+def test_paths_are_relative_to_the_table_and_every_other_column_is_a_factor(folder: Path) -> None:
     table = write(folder, 'path,camera,iso\na/1.png,Nikon,100\na/2.png,"Canon, old",none\n')
     (found,) = read_tables([table])
     assert found.name == "table.csv"
@@ -32,7 +32,7 @@ def test_paths_count_from_the_table_and_every_other_column_is_a_factor(folder: P
     assert found.scenes is None
 
 
-def test_a_manifest_has_its_factors_in_one_column_and_no_other_counts(folder: Path) -> None:
+def test_the_metadata_column_replaces_all_other_factors(folder: Path) -> None:
     table = write(
         folder,
         "path\tsha256\tmetadata\na/1.png\tff\tscene=7;camera=Nikon; iso=100\nb/1.png\tee\tcamera=iPhone;scene=8\n",
@@ -48,7 +48,7 @@ def test_a_manifest_has_its_factors_in_one_column_and_no_other_counts(folder: Pa
     assert found.scenes == ("7", "8")
 
 
-def test_images_of_several_folders_get_the_folder_as_a_factor_unless_there_is_one(folder: Path) -> None:
+def test_the_folder_is_a_factor_if_images_lie_in_several_folders(folder: Path) -> None:
     own = write(folder, "path,folder\na/1.png,x\nb/1.png,y\n")
     assert read_tables([own])[0].factors == {"folder": ("x", "y")}
     one = write(folder, "path,iso\na/1.png,1\na/2.png,2\n")
@@ -92,7 +92,7 @@ def test_each_path_of_only_makes_a_table_of_the_rows_below_it(folder: Path) -> N
         ('path,iso\n"a/1.png,1\na/2.png,2\n', "line 3 has 1 values"),
     ],
 )
-def test_a_bad_table_is_named_with_what_is_wrong_in_it(folder: Path, text: str, message: str) -> None:
+def test_an_invalid_table_is_named_with_the_reason(folder: Path, text: str, message: str) -> None:
     table = write(folder, text)
     with pytest.raises(FactorTableError, match=message) as caught:
         read_tables([table])
@@ -107,12 +107,12 @@ def test_a_table_that_is_missing_or_no_text_is_named(folder: Path) -> None:
         read_tables([folder / "table.csv"])
 
 
-def test_tables_of_one_name_are_told_apart_and_one_given_twice_is_read_once(folder: Path) -> None:
+def test_tables_with_equal_names_are_distinguished_and_duplicates_are_read_once(folder: Path) -> None:
     tables = [write(folder / place, "path,iso\n1.png,1\n../a/2.png,2\n", "shots.csv") for place in ("a", "b")]
     assert [each.name for each in read_tables([*tables, tables[0]])] == ["a/shots.csv", "b/shots.csv"]
 
 
-def test_tabs_separate_below_an_empty_line_too(folder: Path) -> None:
+def test_tabs_are_recognised_below_an_empty_line(folder: Path) -> None:
     (table,) = read_tables([write(folder, "\npath\tiso\na/1.png\t1\na/2.png\t2\n")])
     assert table.factors == {"iso": ("1", "2")}
 
@@ -122,7 +122,7 @@ def test_numbers_of_many_digits_take_no_time() -> None:
     assert numbers(["9" * 30 + "/7", "1"]) is None
 
 
-def test_of_many_missing_images_the_first_are_named_and_the_rest_counted(folder: Path) -> None:
+def test_the_first_missing_images_are_named_and_the_others_counted(folder: Path) -> None:
     table = write(folder, "path,iso\n" + "".join(f"no/{n}.png,{n}\n" for n in range(9)))
     with pytest.raises(FactorTableError, match=r"no/4.png and 4 more$"):
         read_tables([table])

@@ -51,7 +51,7 @@ def test_severity_is_how_far_the_variance_lies_below_that_of_the_prior(network: 
 
 
 @pytest.mark.parametrize("block", [1, 7, 16, 40])
-def test_an_image_in_parts_gives_what_it_gives_whole(network: Make, y: Tensor, block: int) -> None:
+def test_an_image_in_parts_has_the_same_statistics_as_the_whole(network: Make, y: Tensor, block: int) -> None:
     model = network()
     whole, parts = measure_fields(model, y), measure_fields(model, y, block=block)
     for name in ("mean", "variance", "kl"):
@@ -59,7 +59,7 @@ def test_an_image_in_parts_gives_what_it_gives_whole(network: Make, y: Tensor, b
     torch.testing.assert_close(parts[1], whole[1], atol=1e-5, rtol=1e-5)
 
 
-def test_no_part_that_is_computed_at_once_grows_with_the_image(network: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_the_parts_does_not_grow_with_the_image(network: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
     estimate = SAVL.estimate
 
@@ -74,7 +74,7 @@ def test_no_part_that_is_computed_at_once_grows_with_the_image(network: Make, mo
     assert max(map(max, seen)) <= 16 + model.config.receptive_field
 
 
-def test_a_deterministic_code_has_a_mean_alone(network: Make, y: Tensor) -> None:
+def test_a_deterministic_code_has_only_a_mean(network: Make, y: Tensor) -> None:
     features, variance = measure_fields(network(degradation_code="deterministic"), y, block=16)
     assert features.mean.shape == (2, 5)
     assert features.variance is features.kl is features.severity is variance is None
@@ -99,7 +99,7 @@ def crops(count: int) -> Tensor:
     return torch.rand(count, 3, 24, 24, generator=torch.Generator().manual_seed(count))
 
 
-def test_a_description_is_the_colours_and_the_texture_of_sixteen_cells() -> None:
+def test_descriptors_are_the_colours_and_the_texture_of_sixteen_cells() -> None:
     flat = torch.full((1, 3, 16, 16), 0.5)
     left_red, striped = flat.clone(), flat.clone()
     left_red[:, 0, :, :4] = 1.0
@@ -115,7 +115,7 @@ def test_a_description_is_the_colours_and_the_texture_of_sixteen_cells() -> None
     assert bool((downwards[3] == 0).all())
 
 
-def test_components_hold_what_tells_crops_apart_and_say_how_much() -> None:
+def test_principal_components_report_the_share_of_variance_they_explain() -> None:
     described = describe_content(crops(6))
     content = principal_components([described[:2], described[2:]], 99)
     assert content.values.shape == (6, 5), "six crops differ in five directions"
@@ -128,7 +128,7 @@ def test_components_hold_what_tells_crops_apart_and_say_how_much() -> None:
     assert list(energy) == sorted(energy, reverse=True)
 
 
-def test_colours_and_texture_count_alike() -> None:
+def test_colours_and_texture_have_the_same_weight() -> None:
     described = describe_content(crops(8))
     louder = described.clone()
     louder[:, :48] *= 100
@@ -137,7 +137,7 @@ def test_colours_and_texture_count_alike() -> None:
     )
 
 
-def test_crops_that_are_all_alike_have_content_zero() -> None:
+def test_identical_crops_have_content_zero() -> None:
     content = principal_components([describe_content(crops(1).expand(4, -1, -1, -1))], 2)
     assert np.abs(content.values).max() < 1e-6
     assert np.isfinite(content.explained)

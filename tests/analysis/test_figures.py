@@ -37,7 +37,7 @@ def test_an_embedding_keeps_groups_together_and_follows_from_the_seed() -> None:
     np.testing.assert_array_equal(figures.embedding(features, 0)[1], places)
 
 
-def test_of_many_images_some_are_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_so_many_images_are_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "MOST_POINTS", 10)
     rows, places = figures.embedding(RANDOM.normal(size=(30, 3)).astype(np.float32), 0)
     assert len(rows) == len(places) == len(set(rows.tolist())) == 10
@@ -45,7 +45,7 @@ def test_of_many_images_some_are_embedded(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("features", [np.ones((9, 3)), np.arange(9)[:, None] * np.ones((1, 1))])
-def test_features_of_fewer_than_two_directions_are_embedded_all_the_same(features: NDArray[np.float64]) -> None:
+def test_features_that_vary_in_fewer_than_two_directions_can_be_embedded(features: NDArray[np.float64]) -> None:
     places = [figures.embedding(features.astype(np.float32), 0)[1] for _ in range(2)]
     assert np.isfinite(places[0]).all()
     np.testing.assert_array_equal(places[0], places[1])
@@ -61,7 +61,7 @@ def test_classes_have_colours_of_their_own_and_unknown_ones_are_gray() -> None:
 
 
 @pytest.mark.parametrize("name", ["$\\frac$", "A$_", "_hidden"])
-def test_names_are_drawn_as_they_are(name: str) -> None:
+def test_names_are_drawn_without_interpretation(name: str) -> None:
     places = RANDOM.normal(size=(40, 2)).astype(np.float32)
     drawn, other = (
         pixels(figures.coloured_embeddings(places, {name: Colouring([each, "b"] * 20)})) for each in (name, "c")
@@ -71,7 +71,7 @@ def test_names_are_drawn_as_they_are(name: str) -> None:
     figures.severity_by_number(name, np.arange(5.0), np.arange(5, dtype=np.float32), None)
 
 
-def test_ordered_classes_go_along_a_scale() -> None:
+def test_ordinal_classes_have_the_colours_of_a_scale() -> None:
     places = RANDOM.normal(size=(40, 2)).astype(np.float32)
     values = ["strong", "weak"] * 20
     ordered = figures.coloured_embeddings(places, {"level": Colouring(values, ("weak", "middle", "strong"))})
@@ -102,7 +102,7 @@ def test_numbers_that_span_decades_are_coloured_by_their_logarithm() -> None:
     assert len(colours(wide) & colours(exponents)) >= 4, "not the ends alone"
 
 
-def test_a_channel_that_moves_is_seen_to_move() -> None:
+def test_a_response_is_visible_in_the_heatmap() -> None:
     still = ChannelResponse("noise", (0.0,) * 4, (0.0,) * 4, (0.0, 1.0, 2.0), ((0.0,) * 3,) * 4)
     moving = ChannelResponse("blur", (0.0,) * 4, (0.0,) * 4, (0.0, 1.0, 2.0), ((0.0, 1.0, 2.0), *((0.0,) * 3,) * 3))
     before, after = (figures.channel_heatmaps([still, second]) for second in (still, moving))

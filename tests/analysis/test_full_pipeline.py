@@ -20,7 +20,7 @@ Make = Callable[..., SAVL]
 Write = Callable[..., list[Path]]
 
 
-def test_an_image_degraded_unevenly_is_that_of_severity_agreement(network: Make, photographs: Write) -> None:
+def test_a_masked_image_is_that_of_severity_agreement(network: Make, photographs: Write) -> None:
     model, paths = network(), photographs(3, height=70, width=90)
     for place, expected in enumerate(severity_agreement(model, paths, seed=4)):
         found, again = masked_severity([model, model], paths[place], (4, place))
@@ -68,7 +68,7 @@ def test_a_fresh_network_with_an_image_residual_scores_as_bicubic_does(network: 
     assert 5 < found.model.psnr_y < 40
 
 
-def test_every_network_is_shown_the_same_images_and_scored_for_itself(network: Make, photographs: Write) -> None:
+def test_all_networks_get_the_same_images_and_individual_scores(network: Make, photographs: Write) -> None:
     paths, brighter = photographs(2), network()
     with torch.no_grad():
         assert brighter.upsampler.to_image.bias is not None
@@ -78,7 +78,7 @@ def test_every_network_is_shown_the_same_images_and_scored_for_itself(network: M
     assert second.model.psnr_rgb < first.model.psnr_rgb
 
 
-def test_degradations_follow_from_the_seed_and_the_place(network: Make, photographs: Write) -> None:
+def test_degradations_depend_on_the_seed_and_the_position(network: Make, photographs: Write) -> None:
     (path,) = photographs(1)
     model = network()
 
@@ -90,7 +90,9 @@ def test_degradations_follow_from_the_seed_and_the_place(network: Make, photogra
     assert score(0, times=2) != score(0)
 
 
-def test_scores_are_against_the_photograph(network: Make, photographs: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restored_images_are_compared_with_the_photograph(
+    network: Make, photographs: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (path,) = photographs(1)
     seen = []
 

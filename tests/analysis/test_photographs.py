@@ -22,7 +22,7 @@ def quarters(tmp_path: Path) -> Path:
     return tmp_path / "quarters.png"
 
 
-def test_crops_lie_side_by_side_where_there_is_room(quarters: Path) -> None:
+def test_crops_do_not_overlap_if_the_photograph_is_large_enough(quarters: Path) -> None:
     z = read_crops(quarters, crops=4, side=16, scale=4, seed=(0,))
     assert z is not None
     assert z.shape == (4, 3, 16, 16)
@@ -30,14 +30,14 @@ def test_crops_lie_side_by_side_where_there_is_room(quarters: Path) -> None:
     assert sorted((255 * z.mean(dim=(1, 2, 3))).round().int().tolist()) == [40, 80, 120, 160]
 
 
-def test_crops_overlap_by_half_where_there_is_little_room_and_never_coincide(quarters: Path) -> None:
+def test_crops_overlap_by_at_most_half_and_are_all_different(quarters: Path) -> None:
     z = read_crops(quarters, crops=50, side=16, scale=4, seed=(0,))
     assert z is not None
     assert len(z) == 9
     assert len({tuple(crop.flatten().tolist()) for crop in z}) == 9
 
 
-def test_which_places_are_taken_follows_from_the_seed(quarters: Path) -> None:
+def test_positions_depend_on_the_seed(quarters: Path) -> None:
     drawn = {
         tuple((255 * z.mean(dim=(1, 2, 3))).round().int().tolist())
         for seed in range(8)
@@ -69,7 +69,7 @@ def test_large_photographs_are_cut_to_their_middle(photographs: Callable[..., li
     assert torch.equal(read_centre(path, 20, 4), x[:, 15:35, 21:41])
 
 
-def test_names_are_as_long_as_it_takes_to_tell_files_apart() -> None:
+def test_names_are_as_long_as_needed_to_distinguish_files() -> None:
     paths = [Path(text) for text in ("/a/x/1.png", "/a/y/1.png", "/b/y/1.png", "2.png", "/c/3.png", "/c/3.jpg")]
     assert distinct_names(paths) == ["x/1.png", "a/y/1.png", "b/y/1.png", "2", "3.png", "3.jpg"]
     assert distinct_names(paths[3:5], suffix=True) == ["2.png", "3.png"]
@@ -82,5 +82,5 @@ def test_a_file_that_is_named_twice_keeps_its_name() -> None:
     assert distinct_names([]) == []
 
 
-def test_what_is_no_text_is_shown_as_text() -> None:
+def test_invalid_utf_8_in_names_is_escaped() -> None:
     assert distinct_names([Path("caf\udce9.png")]) == ["caf\\udce9"]

@@ -1,10 +1,11 @@
-"""Whole analyses of small networks: the numbers, as JSON, and the page."""
+"""Whole analyses of small networks: their results, the JSON and the page."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,10 @@ SECTIONS = ["summary", "probes", "severity", "truth", "tables", "tsne", "channel
 pytestmark = pytest.mark.usefixtures("short_estimators")
 
 
-@pytest.fixture
-def table(photographs: Write) -> FactorTable:
-    """Twelve images of a camera in one of two folders, iso growing, scenes in both."""
-    paths = photographs(12, height=20, width=24, folder="shots")
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory, write_photographs: Write) -> FactorTable:
+    """Return a table of twelve images with two cameras, increasing ISO and one lens."""
+    paths = write_photographs(tmp_path_factory.mktemp("shots"), 12, height=20, width=24)
     return FactorTable(
         "shots.csv",
         tuple(paths),
@@ -43,8 +44,42 @@ def table(photographs: Write) -> FactorTable:
     )
 
 
+@pytest.fixture(scope="module")
+def models(network: Make) -> dict[str, SAVL]:
+    """Return a variational and a deterministic network."""
+    return {"<i>mine</i>": network(), "baseline": network(degradation_code="deterministic")}
+
+
+@pytest.fixture(scope="module")
+def hr(tmp_path_factory: pytest.TempPathFactory, write_photographs: Write) -> list[Path]:
+    """Return five photographs; with the settings of these tests, four of them are degraded."""
+    return write_photographs(tmp_path_factory.mktemp("hr"), 5)
+
+
+@dataclass
+class Report:
+    """An analysis, its page and its JSON, and the last progress of every task."""
+
+    found: Analysis
+    html: bytes
+    json: bytes
+    progress: dict[str, tuple[int, int]]
+
+
+@pytest.fixture(scope="module")
+def report(short_estimators: None, models: dict[str, SAVL], hr: list[Path], table: FactorTable) -> Report:
+    """Analyse both networks once for all tests of this module."""
+    progress: dict[str, tuple[int, int]] = {}
+
+    def on_progress(what: str, done: int, total: int) -> None:
+        progress[what] = (done, total)
+
+    found = analyze(models, hr=hr, tables=[table], real=hr[:1], config=SMALL, on_progress=on_progress)
+    return Report(found, render_page(found, on_progress), report_json(found), progress)
+
+
 class Page(HTMLParser):
-    """What a browser makes of a page: sections with their text, and everything that it would load."""
+    """Parse a page: sections with their text, and the address of everything that a browser would load."""
 
     def __init__(self, page: bytes) -> None:
         super().__init__()
@@ -76,24 +111,11 @@ class Page(HTMLParser):
             self.sections[self._section] += data
 
 
-def test_an_analysis_finds_everything_and_the_page_shows_it(
-    network: Make, photographs: Write, table: FactorTable
-) -> None:
-    paths = photographs(5)
-    told: dict[str, tuple[int, int]] = {}
-    models = {"<i>mine</i>": network(), "baseline": network(degradation_code="deterministic")}
-    found = analyze(
-        models,
-        hr=paths,
-        tables=[table],
-        real=paths[:1],
-        config=SMALL,
-        on_progress=lambda what, done, total: told.update({what: (done, total)}),
-    )
-    page = Page(render_page(found, lambda what, done, total: told.update({what: (done, total)})))
-    assert all(done == total for done, total in told.values()), told
-    assert told["photographs"] == (4, 4), "of five, four are taken"
-    assert {"upscaling", "shots.csv", "figures", "probes and information: baseline"} <= set(told)
+def test_the_page_shows_all_results(report: Report) -> None:
+    page, found = Page(report.html), report.found
+    assert all(done == total for done, total in report.progress.values()), report.progress
+    assert report.progress["photographs"] == (4, 4), "of five, four are taken"
+    assert {"upscaling", "shots.csv", "figures", "probes and information: baseline"} <= set(report.progress)
 
     first, second = found.models
     assert (first.code, second.code, first.latent) == ("variational", "deterministic", 5)
@@ -105,11 +127,11 @@ def test_an_analysis_finds_everything_and_the_page_shows_it(
     assert found.photographs is not None
     for place, model in enumerate(found.models):
         assert model.factorial is not None
-        for result, known in (
+        for result, estimate in (
             (model.factorial.content, controlled_results.content_information),
             (model.factorial.degradation, controlled_results.noise_information),
         ):
-            assert result == known(found.photographs, place, repeats=1, seed=0), "each of its own features"
+            assert result == estimate(found.photographs, place, repeats=1, seed=0), "each of its own features"
     assert first.factorial.degradation != second.factorial.degradation
     assert [factor.name for factor in first.tables[0].factors] == ["camera", "iso", "lens"]
     assert first.tables[0].factors[0].probe is not None
@@ -128,22 +150,18 @@ def test_an_analysis_finds_everything_and_the_page_shows_it(
     assert f"{100 * accuracy:.1f}" in page.sections["probes"]
     assert "has one class only: one" in page.sections["tables"]
     assert "a deterministic code has no severity" in page.sections["truth"]
-    assert "it is no evidence" in summary, "of so few scenes"
+    assert "4 scenes are too few for conclusions" in summary
 
 
-def test_the_json_holds_what_was_found_and_under_which_conditions(
-    network: Make, photographs: Write, table: FactorTable
-) -> None:
-    paths = photographs(4)
-    found = analyze({"mine": network()}, hr=paths, tables=[table], config=SMALL)
-    report = json.loads(report_json(found), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert set(report) == {"version", "savl", "config", "conditions", "published", "models"}
-    assert report["config"]["scenes"] == 4
-    assert report["conditions"]["photographs"] == [path.name for path in paths]
-    assert report["conditions"]["tables"] == [{"name": "shots.csv", "images": 12}]
-    assert report["conditions"]["levels"]["noise"] == [0, 5, 10, 20, 30]
-    assert report["published"][0] == {"name": "SAVL", "scene": 0.4997, "noise_level": 0.948, "content_mine": 0.1507}
-    (model,) = report["models"]
+def test_the_json_holds_all_results_and_their_conditions(report: Report, hr: list[Path]) -> None:
+    read = json.loads(report.json, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert set(read) == {"version", "savl", "config", "conditions", "published", "models"}
+    assert read["config"]["scenes"] == 4
+    assert read["conditions"]["photographs"] == [hr[place].name for place in (0, 1, 3, 4)], "evenly spaced"
+    assert read["conditions"]["tables"] == [{"name": "shots.csv", "images": 12}]
+    assert read["conditions"]["levels"]["noise"] == [0, 5, 10, 20, 30]
+    assert read["published"][0] == {"name": "SAVL", "scene": 0.4997, "noise_level": 0.948, "content_mine": 0.1507}
+    model, _ = read["models"]
     factorial = model["factorial"]
     assert set(factorial) == {
         "variations", "kind", "content", "degradation", "channels", "agreement", "restoration",
@@ -154,49 +172,55 @@ def test_the_json_holds_what_was_found_and_under_which_conditions(
     assert factorial["content"]["mine"]["low"] is None, "one repeat has no interval"
     assert factorial["degradation"]["club"] is None
     assert len(factorial["channels"][0]["sweep"]) == 5
-    assert list(factorial["agreement"]["images"]) == ["scene0", "scene3"]
+    assert list(factorial["agreement"]["images"]) == ["scene0", "scene4"]
     assert factorial["restoration"]["model"]["psnr_y"] > 0
     assert model["tables"][0]["factors"][0]["classes"] == {"<b>Canon</b>": 6, "Nikon": 6}
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(network: Make, photographs: Write) -> None:
-    paths = photographs(4, height=80, width=80)
-    torch.manual_seed(5)
-    first = analyze({"mine": network()}, hr=paths, config=SMALL)
+def test_the_agreement_with_masks_is_the_mean_over_the_images(report: Report) -> None:
+    found = report.found
+    assert found.models[0].factorial is not None
+    agreement = found.models[0].factorial.agreement
+    assert agreement is not None
+    assert agreement.mean == pytest.approx(sum(agreement.images.values()) / 2)
+    assert found.masked[0].correlation == agreement.images["scene0"]
+    assert f"mine</i> {agreement.mean:+.2f} {agreement.median:+.2f}" in Page(report.html).sections["truth"]
+
+
+def test_equal_seeds_give_equal_bytes_and_other_seeds_give_others(
+    report: Report, models: dict[str, SAVL], hr: list[Path], table: FactorTable
+) -> None:
     torch.manual_seed(6)
-    again = analyze({"mine": network()}, hr=paths, config=SMALL)
-    assert report_json(first) == report_json(again)
-    assert render_page(first) == render_page(again)
-    other = analyze({"mine": network()}, hr=paths, config=AnalysisConfig(**{**vars(SMALL), "seed": 1}))
-    assert report_json(other) != report_json(first)
+    again = analyze(models, hr=hr, tables=[table], real=hr[:1], config=SMALL)
+    assert report_json(again) == report.json
+    assert render_page(again) == report.html
+    other = analyze({"mine": models["<i>mine</i>"]}, hr=hr, config=replace(SMALL, seed=1))
+    assert other.models[0].factorial != report.found.models[0].factorial
 
 
-def test_a_deterministic_code_has_parts_missing_and_the_page_says_why(network: Make, photographs: Write) -> None:
-    paths = photographs(4)
-    found = analyze({"code": network(degradation_code="deterministic")}, hr=paths, real=paths, config=SMALL)
+def test_photographs_and_a_deterministic_code_are_enough_and_the_page_says_what_is_missing(
+    models: dict[str, SAVL], hr: list[Path]
+) -> None:
+    found = analyze({"code": models["baseline"]}, hr=hr, real=hr, config=SMALL)
     assert found.masked == found.real == ()
     page = Page(render_page(found))
     for section in ("severity", "truth", "photographs"):
-        assert "code has none: a deterministic code has no variance." in page.sections[section]
+        assert "Not measured: code has a deterministic code, which has no variance." in page.sections[section]
+    assert "Not measured: no table of images was given (--table)." in page.sections["tables"]
     assert set(page.images) == {"tsne", "channels"}
 
 
-def test_tables_alone_are_enough_and_what_was_not_given_is_told(network: Make, table: FactorTable) -> None:
+def test_tables_are_enough_and_the_page_says_what_is_missing(network: Make, table: FactorTable) -> None:
     found = analyze({"mine": network()}, tables=[table], config=SMALL)
     page = Page(render_page(found))
     for section in ("summary", "probes", "severity", "truth", "channels"):
         assert "Not measured: no photographs were given (--hr)." in page.sections[section]
-    assert "None were given (--real)." in page.sections["photographs"]
+    assert "Not measured: no photographs were given (--real)." in page.sections["photographs"]
     assert page.images == {"tables": 1, "tsne": 1}
     assert json.loads(report_json(found))["models"][0]["factorial"] is None
 
 
-def test_photographs_alone_are_enough(network: Make, photographs: Write) -> None:
-    page = Page(render_page(analyze({"mine": network()}, hr=photographs(4), config=SMALL)))
-    assert "Not measured: no table of images was given (--table)." in page.sections["tables"]
-
-
-def test_what_cannot_be_analyzed_is_refused_by_name(network: Make, photographs: Write) -> None:
+def test_invalid_models_and_missing_images_are_refused(network: Make, photographs: Write) -> None:
     paths = photographs(2)
 
     def refused(models: dict[str, SAVL], message: str, **given: Any) -> None:
@@ -209,7 +233,7 @@ def test_what_cannot_be_analyzed_is_refused_by_name(network: Make, photographs: 
     refused({"a": network(), "b": network(scale=2)}, "of one scale.* a ×4, b ×2", hr=paths)
 
 
-def test_a_missing_scikit_learn_is_told_before_any_image_is_read(
+def test_a_missing_scikit_learn_is_reported_before_any_image_is_read(
     network: Make, photographs: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
@@ -236,19 +260,8 @@ def test_a_quick_analysis_keeps_the_seed_and_never_grows() -> None:
     assert quick.repeats < AnalysisConfig().repeats
 
 
-def test_plain_leaves_nothing_that_json_cannot_hold() -> None:
+def test_json_value_leaves_nothing_that_json_cannot_hold() -> None:
     assert json_value({"a": (1.5, float("inf"), float("nan")), 2: [None, True]}) == {
         "a": [1.5, None, None],
         "2": [None, True],
     }
-
-
-def test_agreement_is_the_mean_of_its_images(network: Make, photographs: Write) -> None:
-    found: Analysis = analyze({"mine": network()}, hr=photographs(4), config=SMALL)
-    assert found.models[0].factorial is not None
-    agreement = found.models[0].factorial.agreement
-    assert agreement is not None
-    assert agreement.mean == pytest.approx(sum(agreement.images.values()) / 2)
-    assert found.masked[0].correlation == agreement.images["scene0"]
-    page = Page(render_page(found))
-    assert f"mine {agreement.mean:+.2f} {agreement.median:+.2f}" in page.sections["truth"]

@@ -37,17 +37,17 @@ def codes(values: Sequence[str]) -> list[float]:
     return [float(sorted(set(values)).index(value)) for value in values]
 
 
-def test_a_factor_that_the_features_know_is_named_and_its_classes_are_counted() -> None:
+def test_an_encoded_factor_is_predicted_and_its_classes_are_counted() -> None:
     found = examine("camera", CAMERA, None, features(codes(CAMERA)))
     assert found.probe is not None
     assert found.probe.accuracy.value > 0.95
     assert found.probe.chance == 0.5
     assert found.classes == {"Canon": 30, "Nikon": 30}
     assert (found.left_out, found.held_out, found.not_probed) == (0, None, None)
-    assert (found.severity, found.not_correlated) == (None, "is no number")
+    assert (found.severity, found.not_correlated) == (None, "is not numeric")
 
 
-def test_features_that_know_the_scene_alone_name_no_camera_of_a_scene_held_out() -> None:
+def test_features_that_encode_the_scene_do_not_predict_the_camera_of_held_out_scenes() -> None:
     of_scene = [("Nikon", "Canon")[int(scene[1:]) % 2] for scene in SCENE]  # a camera for every scene
     one_hot = [[float(scene == f"s{number}") for scene in SCENE] for number in range(15)]
     known = examine("camera", of_scene, None, features(*one_hot))
@@ -60,7 +60,7 @@ def test_features_that_know_the_scene_alone_name_no_camera_of_a_scene_held_out()
     assert held_out.probe.groups == 15
 
 
-def test_scenes_are_not_held_out_of_too_few() -> None:
+def test_scenes_are_not_held_out_if_there_are_too_few() -> None:
     found = examine(
         "camera", CAMERA, [scene if scene in ("s0", "s1") else "s2" for scene in SCENE], features(codes(CAMERA))
     )
@@ -84,17 +84,17 @@ def test_classes_that_are_rare_or_in_one_scene_only_are_left_out_and_counted() -
     ("values", "reason"),
     [
         (["Nikon"] * N, "has one class only: Nikon"),
-        ([None] * N, "is not known of any image"),
-        ([str(row) for row in range(N)], "0 of its 60 classes have 4 images, two are needed"),
-        (["a", *["b"] * (N - 1)], "1 of its 2 classes have 4 images, two are needed"),
+        ([None] * N, "is not known for any image"),
+        ([str(row) for row in range(N)], "0 of its 60 classes have at least 4 images; 2 are needed"),
+        (["a", *["b"] * (N - 1)], "1 of its 2 classes have at least 4 images; 2 are needed"),
     ],
 )
-def test_why_a_factor_is_not_probed_is_told(values: list[str | None], reason: str) -> None:
+def test_the_reason_why_a_factor_is_not_probed_is_given(values: list[str | None], reason: str) -> None:
     found = examine("camera", values, None, features(codes(CAMERA)))
     assert (found.probe, found.not_probed, found.classes, found.left_out) == (None, reason, {}, N)
 
 
-def test_classes_that_no_split_of_scenes_has_on_both_sides_are_told() -> None:
+def test_a_factor_that_cannot_be_split_by_scenes_is_not_probed() -> None:
     # Eight classes in two scenes each, none shared: a split has them all on both sides by a rare chance only.
     values = [f"c{row // 8}" for row in range(64)]
     found = examine("camera", values, [f"s{row // 4}" for row in range(64)], features([0.0] * 64))
@@ -123,21 +123,21 @@ def test_a_number_is_correlated_with_the_severity_of_the_images_that_have_one() 
 @pytest.mark.parametrize(
     ("name", "values", "severity", "reason"),
     [
-        ("scene", ISO, list(range(N)), "is no number"),
-        ("camera", CAMERA, list(range(N)), "is no number"),
+        ("scene", ISO, list(range(N)), "is not numeric"),
+        ("camera", CAMERA, list(range(N)), "is not numeric"),
         ("iso", ISO, None, "a deterministic code has no severity"),
         ("iso", [str(row % 2) for row in range(N)], list(range(N)), "has fewer than three different numbers"),
         ("iso", ISO, [0.0] * N, "the severity is the same for all images"),
     ],
 )
-def test_why_a_factor_is_not_correlated_is_told(
+def test_the_reason_why_a_factor_is_not_correlated_is_given(
     name: str, values: list[str], severity: list[float] | None, reason: str
 ) -> None:
     found = examine(name, values, None, features(codes(CAMERA), severity=severity))
     assert (found.severity, found.not_correlated) == (None, reason)
 
 
-def test_all_factors_of_a_table_are_examined_and_the_scene_is_not_held_out_of_itself() -> None:
+def test_all_factors_are_probed_and_scenes_are_not_held_out_for_the_factor_scene() -> None:
     table = FactorTable("shots.csv", (Path("x.png"),) * N, {"scene": tuple(SCENE), "camera": tuple(CAMERA)})
     knows = features(codes(CAMERA), *[[float(scene == f"s{number}") for scene in SCENE] for number in range(15)])
     found = table_result(TableFeatures(table, (knows, features([0.0] * N))), 0, repeats=2, seed=0)
@@ -151,7 +151,7 @@ def test_all_factors_of_a_table_are_examined_and_the_scene_is_not_held_out_of_it
     assert ignorant.factors[0].probe.accuracy.value < 0.3
 
 
-def test_images_of_a_table_are_measured_whole_and_one_that_is_unreadable_is_named(
+def test_images_of_a_table_are_measured_whole_and_unreadable_ones_are_named(
     network: Callable[..., SAVL], photographs: Callable[..., list[Path]]
 ) -> None:
     paths = photographs(2, height=30, width=41)

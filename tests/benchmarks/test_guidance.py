@@ -30,7 +30,7 @@ def pairs(tmp_path: Path) -> tuple[str, str]:
     return str(tmp_path / "lr"), str(tmp_path / "hr")
 
 
-def test_each_change_leaves_what_it_says() -> None:
+def test_each_change_replaces_the_named_part_of_the_field() -> None:
     field = DegradationField.from_posterior(torch.randn(1, 4, 5, 6), torch.randn(1, 4, 5, 6))
     means = torch.randn(3, 4)
     as_it_is, flat, others, none, even, neither = (change(field, 2) for change in changes(means).values())
@@ -49,7 +49,7 @@ def test_each_change_leaves_what_it_says() -> None:
         assert (changed.severity == 1).all()
 
 
-def test_only_what_the_network_reads_is_worth_anything(pairs: tuple[str, str]) -> None:
+def test_only_parts_that_the_network_reads_change_the_scores(pairs: tuple[str, str]) -> None:
     torch.manual_seed(0)
     model = SAVL(SMALL).eval()
     with torch.no_grad():

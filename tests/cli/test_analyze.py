@@ -66,7 +66,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_report_of_two_networks_is_a_page_and_its_numbers(folder: Path) -> None:
+def test_a_report_of_two_networks_is_a_page_and_a_json_file(folder: Path) -> None:
     result = run(
         "--model", "model.safetensors", "--compare", folder / "code.safetensors", "--hr", "hr", "--real", "hr",
         "-o", "new/report", "--quick", "--scenes", 3, "--seed", 5,
@@ -87,7 +87,7 @@ def test_a_report_of_two_networks_is_a_page_and_its_numbers(folder: Path) -> Non
     assert "figures" in result.stderr
 
 
-def test_of_a_table_only_some_rows_are_taken_and_an_older_report_is_replaced(folder: Path) -> None:
+def test_only_selects_rows_of_a_table_and_an_older_report_is_replaced(folder: Path) -> None:
     (folder / "report").mkdir()
     (folder / "report/index.html").write_text('<meta name="generator" content="savl analyze">old')
     result = run("-n", "model.safetensors", "--table", "table.csv", "--only", "hr", "-o", "report")
@@ -98,9 +98,7 @@ def test_of_a_table_only_some_rows_are_taken_and_an_older_report_is_replaced(fol
     assert "old" not in (folder / "report/index.html").read_text()[-3:]
 
 
-def test_without_images_a_few_that_come_with_other_packages_are_taken(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_images_sample_photographs_are_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
 
     def stop(models: dict[str, SAVL], **arguments: Any) -> None:
@@ -141,7 +139,7 @@ def test_without_images_a_few_that_come_with_other_packages_are_taken(
         (["--hr", "hr", "-o", "table.csv"], "table.csv"),
     ],
 )
-def test_mistakes_are_told_and_leave_nothing(folder: Path, arguments: list[str], fragment: str) -> None:
+def test_errors_are_reported_and_leave_no_files(folder: Path, arguments: list[str], fragment: str) -> None:
     (folder / "small").mkdir()
     Image.new("RGB", (255, 300)).save(folder / "small/a.png")
     (folder / "broken.png").write_bytes(b"no image")
@@ -155,7 +153,7 @@ def test_mistakes_are_told_and_leave_nothing(folder: Path, arguments: list[str],
     assert names(folder) == before
 
 
-def test_a_failure_keeps_the_older_report_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_the_older_report_unchanged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "report").mkdir()
     old = '<meta name="generator" content="savl analyze">old'
     (folder / "report/index.html").write_text(old)
@@ -172,7 +170,7 @@ def test_a_failure_keeps_the_older_report_whole(folder: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("name", ["index.html", "report.json"])
-def test_files_that_are_no_report_stay(folder: Path, name: str) -> None:
+def test_files_that_savl_did_not_write_are_not_overwritten(folder: Path, name: str) -> None:
     (folder / name).write_text("<title>My own page</title>")
     result = run("--model", "model.safetensors", "--table", "table.csv", "-o", ".")
     assert result.exit_code == 2
@@ -180,7 +178,7 @@ def test_files_that_are_no_report_stay(folder: Path, name: str) -> None:
     assert (folder / name).read_text() == "<title>My own page</title>"
 
 
-def test_weights_of_one_name_are_told_apart(folder: Path) -> None:
+def test_weights_with_equal_names_are_distinguished(folder: Path) -> None:
     for run_name in ("one", "two"):
         (folder / run_name / "last").mkdir(parents=True)
         (folder / run_name / "last/model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
@@ -190,7 +188,7 @@ def test_weights_of_one_name_are_told_apart(folder: Path) -> None:
     assert [model["name"] for model in json.loads((folder / "report/report.json").read_text())["models"]] == weights
 
 
-def test_a_missing_jinja_is_told_before_anything_is_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_jinja_is_reported_before_the_analysis_starts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     monkeypatch.setattr("savl.analysis.run.analyze", lambda *args, **kwargs: pytest.fail("measured"))
     result = run("--model", "model.safetensors", "--table", "table.csv", "-o", "report")
@@ -198,7 +196,7 @@ def test_a_missing_jinja_is_told_before_anything_is_measured(folder: Path, monke
     assert "needs jinja2, which cannot be imported" in message(result)
 
 
-def test_the_help_tells_what_is_needed() -> None:
+def test_the_help_lists_options_and_requirements() -> None:
     text = " ".join(run("--help").stdout.split())
     for part in ("--table", "--compare", "savl[analyze,train]", "MANIFEST.tsv"):
         assert part in text

@@ -76,7 +76,7 @@ def evaluate(folder: Path) -> tuple[str, dict[str, Any], list[dict[str, str]]]:
         return result.stdout, json.loads((folder / "scores.json").read_text()), list(csv.DictReader(file))
 
 
-def test_evaluation_says_in_a_line_which_maps_it_leaves_out(folder: Path) -> None:
+def test_evaluation_reports_the_severity_maps_it_leaves_out(folder: Path) -> None:
     Image.open(folder / "lr" / "a.png").save(folder / "lr" / "a_severity.png")
     result = run("evaluate", "--lr", folder / "lr", "--hr", folder / "hr", "--model", folder / "weights[1].safetensors")
     assert result.exit_code == 0, result.stderr
@@ -118,7 +118,7 @@ def test_every_image_is_a_row_of_the_csv_with_the_scores_of_the_json(folder: Pat
         assert f"{mean['lpips']:.4f}" in stdout
 
 
-def test_without_torchvision_the_other_scores_stand_and_the_reason_is_told(folder: Path) -> None:
+def test_without_torchvision_the_other_scores_and_the_reason_are_printed(folder: Path) -> None:
     stdout, report, rows = evaluate(folder)
     assert report["lpips_missing"] == "torchvision is not installed"
     assert stdout.splitlines()[-1].startswith(
@@ -140,7 +140,7 @@ def test_images_too_small_for_lpips_are_named_and_there_is_no_mean(folder: Path,
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
-def test_a_name_that_is_no_utf_8_is_the_same_in_the_csv_as_on_the_disk(folder: Path) -> None:
+def test_a_name_with_invalid_utf_8_is_written_to_the_csv_unchanged(folder: Path) -> None:
     for name in ("lr", "hr"):
         (folder / name / "a.png").rename(folder / name / os.fsdecode(b"caf\xe9.png"))
     result = run("evaluate", "--lr", folder / "lr", "--hr", folder / "hr", "--csv", folder / "scores.csv")
@@ -168,7 +168,7 @@ def test_identical_images_score_null_in_valid_json_and_inf_in_csv(folder: Path) 
         ({"--device": "tpu"}, "tpu"),
     ],
 )
-def test_evaluation_mistakes_are_told_and_leave_nothing(folder: Path, changes: dict[str, str], fragment: str) -> None:
+def test_errors_are_reported_and_leave_no_files(folder: Path, changes: dict[str, str], fragment: str) -> None:
     options = {"--lr": "lr", "--hr": "hr", **changes}
     arguments = [part for name, value in options.items() for part in (name, _place(folder, name, value))]
     result = run("evaluate", *arguments)
@@ -191,7 +191,7 @@ def test_images_too_small_to_score_are_named(folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="such names are forbidden there")
-def test_a_name_with_control_characters_is_shown_plainly(folder: Path) -> None:
+def test_control_characters_in_a_name_are_escaped(folder: Path) -> None:
     for side in ("lr", "hr"):
         (folder / side / "new\nline\x1b[31m.png").write_bytes(b"no picture")
     result = run("evaluate", "--lr", folder / "lr", "--hr", folder / "hr", "--model", folder / "weights[1].safetensors")

@@ -55,7 +55,7 @@ def population(rho: float, bandwidth: float) -> float:
 
 
 @pytest.mark.parametrize("n", [4, 6, 7])
-def test_it_is_the_u_statistic(n: int) -> None:
+def test_hsic_is_the_u_statistic(n: int) -> None:
     x, y = torch.randn(n, 2, dtype=torch.float64), torch.randn(n, 3, dtype=torch.float64)
     K, L = gram(x, 0.8), gram(y, 1.7)
     found = hsic(x, y, permutations=0, bandwidths=(0.8, 1.7)).value
@@ -64,7 +64,7 @@ def test_it_is_the_u_statistic(n: int) -> None:
 
 
 @pytest.mark.parametrize(("rho", "bandwidth"), [(0.0, 1.0), (0.5, 1.0), (0.8, 0.5), (-0.8, 2.0)])
-def test_its_mean_is_the_population_value_at_every_size(rho: float, bandwidth: float) -> None:
+def test_the_mean_of_hsic_is_the_population_value_at_every_size(rho: float, bandwidth: float) -> None:
     for n, repeats in ((6, 1500), (100, 150)):
         values = torch.tensor(
             [hsic(*gaussians(n, rho), permutations=0, bandwidths=(bandwidth,) * 2).value for _ in range(repeats)]
@@ -93,7 +93,7 @@ def test_p_values_of_dependent_variables_are_as_small_as_they_can_be() -> None:
     assert hsic(x, x.square(), permutations=99).p_value == 1 / 100
 
 
-def test_equal_pairings_count_against_dependence() -> None:
+def test_equal_permuted_values_raise_the_p_value() -> None:
     """Two pairs of equal samples: a third of all permutations leaves the pairs together."""
     x = torch.tensor([0.1, 0.1, 0.7, 0.7])
     assert hsic(x, ["a", "a", "b", "b"], permutations=999).p_value == pytest.approx(1 / 3, abs=0.06)
@@ -106,7 +106,7 @@ def grouped(groups: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
     return x[members] + 0.1 * torch.randn(len(members), 1), y[members] + 0.1 * torch.randn(len(members), 1), members
 
 
-def test_samples_that_are_alike_within_groups_do_not_pass_for_dependent() -> None:
+def test_similarity_within_groups_does_not_count_as_dependence() -> None:
     drawn = [grouped(10, 5) for _ in range(200)]
     results = [hsic(x, y, groups=groups, permutations=19) for x, y, groups in drawn]
     rejected = sum(result.p_value <= 1 / 20 for result in results)
@@ -117,14 +117,14 @@ def test_samples_that_are_alike_within_groups_do_not_pass_for_dependent() -> Non
     assert sum(result.p_value <= 1 / 20 for result in without) > 15, "there is nothing to be misled by"
 
 
-def test_groups_that_are_dependent_are_found_so() -> None:
+def test_dependence_between_groups_is_found() -> None:
     x, _, groups = grouped(60, 4)
     found = hsic(x, x.square(), groups=groups, permutations=99)
     assert found.p_value == 1 / 100
     assert found.normalised > 0.2
 
 
-def test_groups_are_exchanged_with_those_of_their_size_row_for_row() -> None:
+def test_groups_are_permuted_with_groups_of_the_same_size_row_for_row() -> None:
     """Of four groups of sizes 3, 3, 2 and 1 there are two exchanges: none, and of the first two."""
     groups = ["a"] * 3 + ["b"] * 3 + ["c"] * 2 + ["d"]
     x = torch.tensor([1.0, 2, 3, 7, 8, 9, 20, 21, 30])
@@ -135,20 +135,20 @@ def test_groups_are_exchanged_with_those_of_their_size_row_for_row() -> None:
     assert found.p_value == pytest.approx(0.5, abs=0.1)
 
 
-def test_of_more_groups_than_a_machine_holds_whole_ones_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_groups_are_drawn_if_there_are_too_many_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["savl.evaluation.hsic"], "MOST", 50)
     x, y, groups = grouped(30, 4)
     assert hsic(x, y, groups=groups).samples == 48
 
 
-def test_kernels_that_take_all_samples_for_equally_far_apart_show_nothing() -> None:
+def test_equally_distant_samples_show_no_dependence() -> None:
     flat = [hsic(list("abcde"), list("abcde")), hsic(torch.randn(5), torch.randn(5), bandwidths=(1e9, 1e9))]
     for result in flat:
         assert result.value == pytest.approx(0.0, abs=1e-14)
         assert (result.p_value, result.normalised) == (1.0, 0.0)
 
 
-def test_without_permutations_nothing_is_claimed() -> None:
+def test_without_permutations_the_p_value_is_1() -> None:
     assert hsic(*gaussians(50, 0.9), permutations=0).p_value == 1
 
 
@@ -172,7 +172,7 @@ def test_the_bandwidth_is_the_median_distance() -> None:
     assert hsic(x, y, permutations=0) == hsic(x, y, permutations=0, bandwidths=(medians[0], medians[1]))
 
 
-def test_where_most_samples_are_equal_the_others_give_the_bandwidth() -> None:
+def test_the_bandwidth_is_that_of_different_samples_if_most_are_equal() -> None:
     y = torch.zeros(50, dtype=torch.int64)
     y[:5] = 1
     x = 3 * y[:, None] + torch.randn(50, 2)
@@ -188,7 +188,7 @@ def test_a_constant_variable_depends_on_nothing() -> None:
     assert hsic(x, ["a"] * 30) == nothing
 
 
-def test_of_more_samples_than_a_machine_holds_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_samples_are_drawn_if_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["savl.evaluation.hsic"], "MOST", 50)
     x, y = gaussians(120, 0.8)
     first = hsic(x, y, seed=1, permutations=19)
@@ -199,7 +199,7 @@ def test_of_more_samples_than_a_machine_holds_some_are_drawn(monkeypatch: pytest
     assert hsic(x[:50], y[:50], permutations=0).samples == 50
 
 
-def test_results_follow_from_the_seed_and_from_nothing_else() -> None:
+def test_results_depend_on_the_seed_only() -> None:
     x, y = gaussians(40, 0.2)
     state = torch.get_rng_state()
     first = hsic(x, y, seed=3)
@@ -233,6 +233,6 @@ def test_json_holds_every_number() -> None:
         ({"groups": [0] * 9}, "x and groups must have as many samples as each other, got 10 and 9"),
     ],
 )
-def test_what_cannot_be_compared_is_named(changes: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         hsic(**({"x": torch.zeros(10, 2), "y": torch.zeros(10, 1)} | changes))

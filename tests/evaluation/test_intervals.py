@@ -38,7 +38,7 @@ def test_an_interval_is_the_mean_and_t_standard_errors_either_side() -> None:
     assert interval.repeats == (1.0, 2.0, 4.0)
 
 
-def test_samples_in_common_widen_it() -> None:
+def test_shared_samples_widen_the_interval() -> None:
     interval = Interval.of([1.0, 2.0, 4.0], held_out=0.2)
     half = 4.302653 * math.sqrt(7 / 3) * math.sqrt(1 / 3 + 0.2 / 0.8)
     assert interval.high - interval.value == pytest.approx(half, rel=1e-6)
@@ -51,7 +51,7 @@ def test_intervals_of_independent_repeats_cover_the_truth_95_times_in_100() -> N
     assert abs(share - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
 
 
-def test_intervals_of_repeats_that_share_samples_cover_it_too_and_would_not_without_being_told() -> None:
+def test_intervals_of_repeats_that_share_samples_cover_the_truth_only_if_they_are_widened() -> None:
     told = untold = 0
     for _ in range(500):
         samples = torch.randn(50)
@@ -69,7 +69,7 @@ def test_one_repeat_says_nothing_about_its_spread() -> None:
     assert interval.to_json() == {"value": 0.25, "low": None, "high": None, "repeats": [0.25]}
 
 
-def test_json_gives_the_numbers_back() -> None:
+def test_an_interval_survives_json() -> None:
     interval = Interval.of([0.1, 0.2])
     read = json.loads(json.dumps(interval.to_json(), allow_nan=False))
     assert Interval(read["value"], read["low"], read["high"], tuple(read["repeats"])) == interval
@@ -95,9 +95,9 @@ def test_the_coefficient_is_that_of_ranks_and_equal_values_share_theirs() -> Non
 def test_only_the_order_counts_and_the_interval_narrows_with_more_images() -> None:
     random = np.random.default_rng(1)
     few, many = (random.normal(size=(2, n)) @ np.eye(n) for n in (20, 500))
-    found = [spearman(a, np.exp(a + b), seed=3) for a, b in (few, many)]
+    found = [spearman(a, np.exp(a + b), seed=3, resamples=300) for a, b in (few, many)]
     for each, (a, b) in zip(found, (few, many), strict=True):
-        assert each == spearman(a, a + b, seed=3)
+        assert each == spearman(a, a + b, seed=3, resamples=300)
         assert each.low < each.value < each.high
         assert each.images == len(a)
     assert found[1].high - found[1].low < 0.4 * (found[0].high - found[0].low)
@@ -106,8 +106,8 @@ def test_only_the_order_counts_and_the_interval_narrows_with_more_images() -> No
 
 def test_the_interval_follows_from_the_seed() -> None:
     a, b = np.random.default_rng(2).normal(size=(2, 15))
-    assert spearman(a, b, seed=1) == spearman(a, b, seed=1)
-    assert spearman(a, b, seed=1).low != spearman(a, b, seed=2).low
+    assert spearman(a, b, seed=1, resamples=100) == spearman(a, b, seed=1, resamples=100)
+    assert spearman(a, b, seed=1, resamples=100).low != spearman(a, b, seed=2, resamples=100).low
 
 
 def test_images_of_one_scene_are_resampled_together() -> None:
@@ -116,13 +116,13 @@ def test_images_of_one_scene_are_resampled_together() -> None:
     scenes = np.repeat(np.arange(8), 60)
     a = random.normal(size=len(scenes))
     b = random.normal(0.3, 1.0, 8)[scenes] * a + 0.3 * random.normal(size=len(scenes))
-    alone, together = spearman(a, b), spearman(a, b, groups=scenes)
+    alone, together = spearman(a, b, resamples=300), spearman(a, b, groups=scenes, resamples=300)
     assert alone.value == together.value
     assert together.high - together.low > 3 * (alone.high - alone.low)
-    assert spearman(a, b, groups=np.minimum(scenes, 3)) == alone, "too few scenes to resample"
+    assert spearman(a, b, groups=np.minimum(scenes, 3), resamples=300) == alone, "too few scenes to resample"
 
 
-def test_a_handful_of_images_has_no_interval() -> None:
+def test_fewer_than_five_images_have_no_interval() -> None:
     found = spearman([1, 2, 3, 4], [1, 2, 3, 4])
     assert (found.value, found.low, found.high) == (pytest.approx(1.0), -1.0, 1.0)
 
@@ -135,6 +135,6 @@ def test_a_handful_of_images_has_no_interval() -> None:
         ([1, 1, 1], [1, 2, 3], "must vary"),
     ],
 )
-def test_what_has_no_coefficient_is_refused(a: list[float], b: list[float], message: str) -> None:
+def test_lists_without_a_coefficient_are_refused(a: list[float], b: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         spearman(a, b)

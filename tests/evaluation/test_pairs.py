@@ -78,7 +78,7 @@ def test_an_image_that_is_only_named_like_a_map_is_a_pair(folders: tuple[Path, P
         match_pairs(lr, hr)
 
 
-def test_folders_of_nothing_but_maps_have_no_pairs(folders: tuple[Path, Path]) -> None:
+def test_folders_with_severity_maps_only_have_no_pairs(folders: tuple[Path, Path]) -> None:
     for folder in folders:
         for name in ("a.png", "b.png"):
             grey = np.zeros((8, 8, 3), np.uint8)
@@ -94,7 +94,7 @@ def test_a_fresh_network_with_an_image_residual_scores_as_bicubic_does(folders: 
     assert scores.model.lpips is None
 
 
-def test_a_perceptual_distance_is_asked_of_both_against_the_original(folders: tuple[Path, Path]) -> None:
+def test_lpips_compares_both_images_with_the_original(folders: tuple[Path, Path]) -> None:
     asked = []
 
     def lpips(sr: torch.Tensor, hr: torch.Tensor) -> float:

@@ -118,14 +118,16 @@ def test_shapes_that_differ_are_named(cached: Path) -> None:
         Lpips()(image(64), image(65))
 
 
-def test_without_torchvision_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torchvision_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(LpipsUnavailable, match=r"install the torchvision made for torch .* python -c") as caught:
         Lpips()
     assert caught.value.reason == "torchvision is not installed"
 
 
-def test_a_torchvision_that_does_not_import_is_told_from_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_torchvision_is_distinguished_from_a_missing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         monkeypatch.delitem(sys.modules, name)
@@ -135,7 +137,7 @@ def test_a_torchvision_that_does_not_import_is_told_from_none(tmp_path: Path, mo
     assert caught.value.reason == f"torchvision does not import beside torch {torch.__version__}"
 
 
-def test_weights_that_are_not_there_are_named_and_not_downloaded(cached: Path) -> None:
+def test_missing_weights_are_named_and_not_downloaded(cached: Path) -> None:
     cached.unlink()
     with pytest.raises(LpipsUnavailable, match=r"alexnet-standin-0123abcd\.pth is not .* python -c") as caught:
         Lpips()

@@ -20,7 +20,7 @@ def scenes_and_levels(scenes: int, levels: int) -> tuple[torch.Tensor, torch.Ten
     return torch.arange(scenes).repeat_interleave(levels), torch.arange(levels).repeat(scenes)
 
 
-def test_separable_classes_are_all_named_right() -> None:
+def test_separable_classes_are_all_predicted() -> None:
     labels = torch.arange(120) % 3
     result = linear_probe(torch.nn.functional.one_hot(labels, 3) + 0.05 * torch.randn(120, 3), labels)
     assert result.accuracy.value == 1
@@ -30,7 +30,7 @@ def test_separable_classes_are_all_named_right() -> None:
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_random_labels_are_named_as_often_as_chance_would(grouped: bool) -> None:
+def test_random_labels_are_predicted_at_chance(grouped: bool) -> None:
     """More features than samples, so that what is fitted is known by heart. 150 different samples at the least."""
     labels = torch.arange(500)[torch.randperm(500)] % 5
     result = linear_probe(torch.randn(500, 400), labels, groups=torch.arange(500) // 10 if grouped else None)
@@ -38,7 +38,7 @@ def test_random_labels_are_named_as_often_as_chance_would(grouped: bool) -> None
     assert result.accuracy.low < 0.2 < result.accuracy.high
 
 
-def test_features_that_only_name_the_group_are_of_no_use_when_groups_are_held_out() -> None:
+def test_features_that_identify_the_group_do_not_help_if_groups_are_held_out() -> None:
     groups = torch.arange(60).repeat_interleave(5)
     labels = (torch.arange(60) % 3).repeat_interleave(5)
     features = torch.nn.functional.one_hot(groups, 60)
@@ -48,7 +48,7 @@ def test_features_that_only_name_the_group_are_of_no_use_when_groups_are_held_ou
     assert (held_out.groups, held_out.fit_samples, held_out.test_samples) == (60, 210, 90)
 
 
-def test_a_level_that_shows_in_every_scene_is_named_in_scenes_not_seen() -> None:
+def test_a_level_that_all_scenes_share_is_predicted_for_unseen_scenes() -> None:
     scenes, levels = scenes_and_levels(20, 5)
     features = torch.cat((3.0 * levels[:, None] + 0.1 * torch.randn(100, 1), torch.randn(20, 8)[scenes]), dim=1)
     assert linear_probe(features, levels, groups=scenes).accuracy.value > 0.9
@@ -60,7 +60,7 @@ def test_features_are_standardised_by_the_samples_that_are_fitted_on() -> None:
     assert linear_probe(features.double(), labels).accuracy.value == 1
 
 
-def test_where_one_class_is_common_the_majority_is_what_to_beat() -> None:
+def test_majority_is_the_share_of_the_most_common_class() -> None:
     labels = torch.zeros(200, dtype=torch.int64)
     labels[:20] = 1
     result = linear_probe(torch.randn(200, 2), labels)
@@ -77,7 +77,7 @@ def test_without_groups_every_class_is_on_both_sides_in_proportion() -> None:
 
 
 @pytest.mark.parametrize("share", [0.01, 0.99])
-def test_without_groups_no_share_leaves_a_class_out(share: float) -> None:
+def test_without_groups_every_share_keeps_all_classes(share: float) -> None:
     classes = np.array([0] * 40 + [1] * 2)
     ((fit, test),) = _stratified(classes, 1, share, 0)
     assert set(classes[fit]) == set(classes[test]) == {0, 1}
@@ -105,7 +105,7 @@ def test_labels_and_groups_may_be_strings() -> None:
     assert (result.accuracy.value, result.classes, result.groups) == (1, 2, 10)
 
 
-def test_results_follow_from_the_seed() -> None:
+def test_results_depend_on_the_seed_only() -> None:
     labels = torch.arange(60) % 3
     features = labels[:, None] + torch.randn(60, 2)
     groups = torch.arange(60) // 6
@@ -149,7 +149,7 @@ def test_json_holds_every_number() -> None:
         ({"test_share": 1.0}, "test_share must be between 0 and 1, got 1.0"),
     ],
 )
-def test_what_cannot_be_probed_is_named(changes: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         linear_probe(**({"features": torch.randn(8, 2), "labels": torch.arange(8) % 2} | changes))
 

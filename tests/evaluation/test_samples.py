@@ -46,7 +46,7 @@ def test_features_are_a_copy() -> None:
         (np.array([1j]), "x must be numbers, got values of the type complex128"),
     ],
 )
-def test_what_is_not_a_table_of_finite_numbers_is_named(values: Any, message: str) -> None:
+def test_features_that_are_not_finite_rows_are_refused(values: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         as_features(values, "x")
 
@@ -75,7 +75,7 @@ def test_labels_are_numbered_in_order(values: Any, numbers: list[int], classes: 
         ([1.0, np.nan], "none of them NaN, got NaN"),
     ],
 )
-def test_what_is_not_a_list_of_labels_is_named(values: Any, message: str) -> None:
+def test_invalid_labels_are_refused(values: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         as_labels(values, "labels")
 

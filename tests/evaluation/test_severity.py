@@ -21,7 +21,7 @@ SMALL = SAVLConfig(
 )  # fmt: skip
 
 
-def test_rank_correlation_sees_order_and_nothing_else() -> None:
+def test_rank_correlation_depends_on_the_order_only() -> None:
     a = torch.randn(20, 30, generator=torch.Generator().manual_seed(0))
     assert rank_correlation(a, a.exp()) == pytest.approx(1.0, abs=1e-5)
     assert rank_correlation(a, -a) == pytest.approx(-1.0, abs=1e-5)
@@ -35,7 +35,7 @@ def test_rank_correlation_gives_equal_values_the_mean_of_their_ranks() -> None:
     assert found == pytest.approx(3 / (4.5 * 3) ** 0.5)
 
 
-def test_a_network_that_knew_the_truth_would_agree_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_returns_the_mask_agrees_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The variance of an oracle falls where severity rises; the map that the network makes of it must rise."""
     truths: list[Tensor] = []
     degrade = Degradation.__call__
@@ -59,7 +59,7 @@ def test_a_network_that_knew_the_truth_would_agree_with_it(monkeypatch: pytest.M
     assert found.name == "teddy"
 
 
-def test_draws_follow_from_the_seed_and_the_configuration_keeps_its_mask() -> None:
+def test_draws_depend_on_the_seed_and_the_mask_is_always_applied() -> None:
     torch.manual_seed(0)
     model = SAVL(SMALL).eval()
     images = [ROOT / "examples" / "teddy.webp"]
