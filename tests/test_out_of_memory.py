@@ -32,7 +32,7 @@ from savl.out_of_memory import binary_size, can_allocate, is_out_of_memory, out_
     ],
     ids=repr,
 )
-def test_lack_of_memory_is_known_by_every_name(error: Exception) -> None:
+def test_every_out_of_memory_message_is_recognised(error: Exception) -> None:
     assert is_out_of_memory(error)
     line = out_of_memory_in_short(error)
     assert line.startswith("out of memory")

@@ -1,4 +1,4 @@
-"""Pixels of image files: every format, band layout and depth comes back as it went in."""
+"""Pixels of image files: every format, number of bands and bit depth is read as it was written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_lossless_formats_return_every_band_layout_unchanged(
     image_format, dtype = case
     pixels = noise(bands, dtype)
     if bands in (2, 4):
-        # WebP may change colours that nobody can see; 1 is enough to be seen.
+        # WebP may change colours of transparent pixels; alpha 1 is enough to keep them.
         pixels[..., -1] = np.maximum(pixels[..., -1], 1)
     path = tmp_path / "picture"
     write_image(path, pixels, image_format=image_format, quality=100)
@@ -120,7 +120,7 @@ def test_premultiplied_tiff_comes_back_straight(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["jpg", "tif"])
 def test_cmyk_becomes_srgb_with_white_paper_white(tmp_path: Path, ending: str) -> None:
     inks = np.zeros((16, 16, 4), np.uint8)
-    inks[:, 8:] = (0, 255, 255, 0)  # magenta and yellow make red
+    inks[:, 8:] = (0, 255, 255, 0)  # magenta and yellow inks are red
     Image.fromarray(inks, mode="CMYK").save(tmp_path / f"inks.{ending}", quality=100)
     picture = read_image(tmp_path / f"inks.{ending}")
     assert picture.pixels.shape == (16, 16, 3)
@@ -143,7 +143,7 @@ def test_the_content_decides_the_format_and_not_the_name(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["a[1].png", "b.png[page=2]", "ünï codé.png", "%s $HOME.png", "-o.png"])
-def test_odd_file_names_are_only_names(tmp_path: Path, name: str) -> None:
+def test_unusual_file_names_are_supported(tmp_path: Path, name: str) -> None:
     pixels = noise(3, np.uint8)
     write_image(tmp_path / name, pixels, image_format=PNG)
     assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -1,4 +1,4 @@
-"""Bad files are told apart and named; outputs appear whole or not at all."""
+"""Errors of reading and writing: each kind of bad file is named, and outputs appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from savl.images.write import write_image
 
 
 def picture(side: int = 96) -> np.ndarray:
-    """Smooth with noise: every format needs several kilobytes for it."""
+    """Return a smooth image with noise, for which every format needs several kilobytes."""
     rows, columns = np.mgrid[0:side, 0:side]
     noise = np.random.default_rng(0).integers(0, 40, (side, side, 3))
     return (np.stack([rows, columns, rows + columns], -1) % 200 + noise).astype(np.uint8)
@@ -75,7 +75,7 @@ def test_a_jpeg_whose_decoder_had_to_make_up_blocks_is_an_error(tmp_path: Path) 
     write_image(path, picture(), image_format=JPEG)
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
-    content[middle : middle + 2] = b"\xff\xd3"  # a restart marker where none belongs
+    content[middle : middle + 2] = b"\xff\xd3"  # a restart marker at a wrong position
     path.write_bytes(content)
     with pytest.raises(UnreadableImage, match="corrupt JPEG"):
         read_image(path)
@@ -89,7 +89,7 @@ def test_a_jpeg_with_stray_bytes_at_its_end_is_fine(tmp_path: Path) -> None:
     assert read_image(path).pixels.shape == (96, 96, 3)
 
 
-def test_one_bad_file_does_not_colour_the_message_of_the_next(tmp_path: Path) -> None:
+def test_an_error_message_contains_nothing_about_an_earlier_file(tmp_path: Path) -> None:
     write_image(tmp_path / "a.jpg", picture(), image_format=JPEG)
     write_image(tmp_path / "b.png", picture(), image_format=PNG)
     for name in ("a.jpg", "b.png"):
@@ -109,7 +109,7 @@ def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"8BPS" + bytes(50)])
-def test_what_is_no_accepted_image_is_told_with_what_is(tmp_path: Path, content: bytes) -> None:
+def test_a_file_of_another_kind_is_refused_with_the_accepted_formats(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(UnreadableImage, match="PNG, JPEG, WebP, TIFF"):
         read_image(tmp_path / "x.png")
@@ -121,7 +121,7 @@ def test_a_missing_file_is_a_file_not_found_error(tmp_path: Path) -> None:
     assert isinstance(caught.value, ImageNotFound)
 
 
-def test_a_folder_is_no_image(tmp_path: Path) -> None:
+def test_a_folder_is_refused_as_an_image(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match="directory"):
         read_image(tmp_path)
 
@@ -133,7 +133,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
         read_image(tmp_path / "pipe.png")
 
 
-def test_a_png_cut_off_in_its_header_is_told_as_such(tmp_path: Path) -> None:
+def test_a_png_truncated_in_its_header_is_reported_as_truncated(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     write_image(path, picture(), image_format=PNG)
     path.write_bytes(path.read_bytes()[:40])
@@ -143,7 +143,7 @@ def test_a_png_cut_off_in_its_header_is_told_as_such(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root may read everything")
-def test_a_forbidden_file_says_so(tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_reported_as_such(tmp_path: Path) -> None:
     write_image(tmp_path / "x.png", picture(), image_format=PNG)
     (tmp_path / "x.png").chmod(0)
     with pytest.raises(UnreadableImage, match="permission"):
@@ -237,12 +237,12 @@ def test_an_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_missing_output_folder_is_told(tmp_path: Path) -> None:
+def test_a_missing_output_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UnwritableImage, match="No such file or directory"):
         write_image(tmp_path / "none" / "x.png", picture(), image_format=PNG)
 
 
-def test_a_folder_that_cannot_be_written_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_not_writable_is_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
@@ -298,7 +298,7 @@ def test_damaged_files_raise_nothing_but_image_file_errors(ending: str) -> None:
     reasons = []
     for _ in range(150):
         damaged = bytearray(sound)
-        # Headers decide more than samples do, and stand at both ends of a file.
+        # Damage headers more often than samples; they are at both ends of a file.
         place = int(random.choice([random.integers(0, 64), random.integers(0, len(sound)), -random.integers(1, 200)]))
         damaged[place] = random.integers(0, 256)
         if random.random() < 0.2:

@@ -1,4 +1,4 @@
-"""Every kind of JPEG, PNG and WebP samples is converted right, or refused by its name."""
+"""Every kind of JPEG, PNG and WebP samples is converted correctly or refused by name."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_gray_jpeg_stays_gray() -> None:
     ],
     ids=["no", "broken", "own"],
 )
-def test_a_generic_cmyk_profile_is_said(ending: str, profile: bytes | str | None, note: str | None) -> None:
+def test_the_use_of_a_generic_cmyk_profile_is_noted(ending: str, profile: bytes | str | None, note: str | None) -> None:
     import pyvips
 
     if isinstance(profile, str):
@@ -95,7 +95,7 @@ def test_jpeg_kinds_that_cannot_be_decoded_are_named(name: str) -> None:
 
 
 def png(width: int, depth: int, colour_type: int, row: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG file of one row."""
+    """Return a PNG file of one row."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

@@ -1,4 +1,4 @@
-"""Folders of images: which files count, and what they become."""
+"""Folders of images: which files are found, and how they are read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from savl.images.folder import decode_rgb, find_images
 from savl.images.read import read_size
 
 
-def test_hidden_files_and_folders_named_like_images_are_left_out(tmp_path: Path) -> None:
+def test_hidden_files_and_folders_with_image_suffixes_are_left_out(tmp_path: Path) -> None:
     for name in ("a.png", "b.jpg"):
         Image.new("RGB", (4, 3)).save(tmp_path / name)
     (tmp_path / "._a.png").write_bytes(b"resource fork")
@@ -29,7 +29,7 @@ def test_gray_transparent_and_16_bit_images_become_8_bit_rgb(tmp_path: Path) -> 
         np.testing.assert_array_equal(pixels, np.broadcast_to(colour, (3, 4, 3)))
 
 
-def test_a_file_that_several_folders_lead_to_is_there_once(tmp_path: Path) -> None:
+def test_a_file_found_through_several_folders_is_listed_once(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "a/1.png")
     Image.new("RGB", (4, 4)).save(tmp_path / "2.png")

@@ -1,4 +1,4 @@
-"""A full disk is called a full disk, by every encoder, and nothing is left on it."""
+"""A full disk is reported as such for every encoder, and no partial file remains."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
 
 @pytest.fixture
 def file_size_limit() -> Iterator[int]:
-    """No file of this process can grow beyond that many bytes: what a quota does, without one."""
+    """Limit the size of files that this process can write, as a disk quota does; yield the limit in bytes."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
@@ -33,7 +33,7 @@ def file_size_limit() -> Iterator[int]:
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("image_format", FORMATS, ids=lambda f: f.name)
-def test_no_space_left_on_device_is_said_for_every_format(
+def test_no_space_left_on_device_is_reported_for_every_format(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_format: ImageFormat
 ) -> None:
     @contextlib.contextmanager
@@ -47,7 +47,7 @@ def test_no_space_left_on_device_is_said_for_every_format(
 
 
 @pytest.mark.parametrize("image_format", FORMATS, ids=lambda f: f.name)
-def test_a_file_that_may_not_grow_says_so_and_leaves_nothing(
+def test_a_file_size_limit_is_reported_and_leaves_no_file(
     tmp_path: Path, file_size_limit: int, image_format: ImageFormat
 ) -> None:
     with pytest.raises(UnwritableImage, match="cannot be written: File too large"):
@@ -58,9 +58,7 @@ def test_a_file_that_may_not_grow_says_so_and_leaves_nothing(
     write_image(tmp_path / "small", NOISE[:8, :8], image_format=image_format)
 
 
-def test_a_disk_without_a_free_block_is_found_out_before_the_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_detected_before_the_network_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from savl import atomic_write
 
     def refuse(*_: object) -> None:

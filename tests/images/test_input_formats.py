@@ -1,4 +1,4 @@
-"""Formats that savl reads and does not write: GIF, BMP, AVIF and HEIC."""
+"""Formats that savl reads but does not write: GIF, BMP, AVIF and HEIC."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_avif_of_more_than_8_bits_keeps_white_white(depth: int, value: int) -> N
 
 
 def heic() -> bytes:
-    """An AVIF file whose boxes say that its picture is compressed by HEVC."""
+    """Return an AVIF file whose boxes declare HEVC compression."""
     content = encoded(Image.new("RGB", (32, 24), RED), "AVIF")
     start = content.index(b"av1C") - 4
     size = int.from_bytes(content[start : start + 4], "big")
@@ -192,7 +192,7 @@ def heic() -> bytes:
 def test_heic_is_named_where_libvips_has_no_decoder_for_it() -> None:
     content = heic()
     assert format_of_content(content[:64]) is HEIC
-    # Where libvips has a decoder, it finds the samples corrupt.
+    # If libvips has a decoder, it reports corrupt samples.
     with pytest.raises((UnsupportedImage, UnreadableImage), match=r"HEIC") as caught:
         read_image(content)
     if isinstance(caught.value, UnsupportedImage):

@@ -1,4 +1,4 @@
-"""Colour profile, EXIF, XMP and resolution travel; orientation is applied and reset."""
+"""Colour profile, EXIF, XMP and resolution are copied; orientation is applied and reset."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ XMP = (
 )
 
 
-@functools.cache  # the profile holds the second it was made in
+@functools.cache  # the profile contains its time of creation
 def rgb_profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def gray_profile() -> bytes:
-    """A minimal gray profile with gamma 2.2 (ICC.1:2001-04, 6.3.1.3)."""
+    """Return a minimal gray profile with gamma 2.2 (ICC.1:2001-04, 6.3.1.3)."""
     white = struct.pack(">iii", 63190, 65536, 54061)
     tags = {
         b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"gray\0" + bytes(78) + b"\0",
@@ -61,7 +61,7 @@ def exif(orientation: int = 1, width: int = 30, height: int = 20) -> Image.Exif:
 
 
 def corners(height: int = 20, width: int = 30) -> np.ndarray:
-    """A picture whose eight orientations all differ: red, green, blue and white corners."""
+    """Return an image whose eight orientations all differ: red, green, blue and white corners."""
     picture = np.zeros((height, width, 3), np.uint8)
     picture[: height // 2, : width // 2] = (255, 0, 0)
     picture[: height // 2, width // 2 :] = (0, 255, 0)
@@ -76,7 +76,7 @@ def save(path: Path, picture: np.ndarray, **options: Any) -> None:
 
 
 def through(source: Path, image_format: ImageFormat) -> Path:
-    """Reads a file and writes its picture, four times as large, with its metadata."""
+    """Read a file, and write its image four times as large with its metadata."""
     picture = read_image(source)
     target = source.with_name(f"out.{ENDINGS[image_format]}")
     write_image(target, picture.pixels.repeat(4, 0).repeat(4, 1), picture.metadata, image_format=image_format)
@@ -104,7 +104,7 @@ def test_profile_and_exif_travel_between_all_formats(tmp_path: Path, source: Ima
     assert (details[WIDTH], details[HEIGHT]) == (120, 80), "EXIF must tell the new size"
     assert place[1] == "N"
     assert [float(part) for part in place[2]] == [48, 51, 24]
-    Image.open(out).load()  # what was added to a TIFF leaves it sound
+    Image.open(out).load()  # the TIFF file is still valid with its metadata
 
 
 @pytest.mark.parametrize("target", [PNG, TIFF, JPEG], ids=lambda f: f.name)
@@ -205,13 +205,13 @@ def test_a_sixteen_bit_rgba_png_keeps_depth_alpha_and_profile(tmp_path: Path) ->
 
 @pytest.mark.parametrize("junk", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x09"])
 @pytest.mark.parametrize("target", FORMATS, ids=lambda f: f.name)
-def test_broken_exif_does_not_cost_the_picture(tmp_path: Path, junk: bytes, target: ImageFormat) -> None:
+def test_an_image_with_damaged_exif_is_read(tmp_path: Path, junk: bytes, target: ImageFormat) -> None:
     Image.fromarray(corners()).save(tmp_path / "in.webp", lossless=True, exif=junk)
     out = read_image(through(tmp_path / "in.webp", target))
     assert out.pixels.shape == (80, 120, 3)
 
 
-def test_a_broken_profile_does_not_cost_the_picture(tmp_path: Path) -> None:
+def test_an_image_with_a_damaged_profile_is_read(tmp_path: Path) -> None:
     save(tmp_path / "in.webp", corners(), icc_profile=b"no profile at all")
     for target in FORMATS:
         assert read_image(through(tmp_path / "in.webp", target)).pixels.shape == (80, 120, 3)

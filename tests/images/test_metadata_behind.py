@@ -1,4 +1,4 @@
-"""Data behind the end of a picture, and chunks that a format does not define, are named where they stay behind."""
+"""Data after the end of an image, and chunks that a format does not define, are named when they are dropped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMSUNG = b"\0\0\x30\x0a\x10\0\0\0MotionPhoto_Data" + FILM + b"SEFHdirectorySEFT
 
 
 def encoded(name: str, seed: int = 0, **options: Any) -> bytes:
-    """Return a file of random samples, which give entropy-coded data with stuffed bytes."""
+    """Return a file of random samples, whose entropy-coded data contain stuffed bytes."""
     buffer = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (24, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(buffer, name, **options)

@@ -1,4 +1,4 @@
-"""Damaged metadata cost no picture: they are left out, and what is written is sound."""
+"""Damaged metadata are left out; the image is read, and written files are valid."""
 
 from __future__ import annotations
 
@@ -82,13 +82,15 @@ def rich_tiff() -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow's, over files that it reads nevertheless
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of files that it reads nevertheless
 @pytest.mark.parametrize(
     ("content", "source"),
     [(rich_png, PNG), (rich_jpeg, JPEG), (rich_webp, WEBP), (rich_tiff, TIFF)],
     ids=["png", "jpg", "webp", "tiff"],
 )
-def test_damaged_metadata_break_nothing(tmp_path: Path, content: Callable[[], bytes], source: ImageFormat) -> None:
+def test_damaged_metadata_are_left_out_of_valid_results(
+    tmp_path: Path, content: Callable[[], bytes], source: ImageFormat
+) -> None:
     whole = content()
     image = pyvips.Image.new_from_array(PIXELS)
     enlarged = PIXELS.repeat(2, 0).repeat(2, 1)

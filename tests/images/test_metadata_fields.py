@@ -1,4 +1,4 @@
-"""Each field that a format can hold reaches each format that has a place for it, and is named where there is none."""
+"""Each metadata field is copied to every format that can store it, and named for every other format."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def picture(width: int = 8, height: int = 6) -> Image.Image:
 
 
 def with_chunks(path: Path, *chunks: tuple[bytes, bytes], behind: bool = False) -> Path:
-    """Write a PNG file with chunks before or behind its samples."""
+    """Write a PNG file with chunks before or after its samples."""
     buffer = io.BytesIO()
     picture().save(buffer, "png")
     whole = buffer.getvalue()
@@ -65,7 +65,7 @@ def with_chunks(path: Path, *chunks: tuple[bytes, bytes], behind: bool = False) 
 
 
 def with_segments(path: Path, *segments: tuple[int, bytes]) -> Path:
-    """Write a JPEG file with segments behind its JFIF segment."""
+    """Write a JPEG file with segments after its JFIF segment."""
     buffer = io.BytesIO()
     picture().save(buffer, "jpeg", quality=95)
     whole = buffer.getvalue()
@@ -74,7 +74,7 @@ def with_segments(path: Path, *segments: tuple[int, bytes]) -> Path:
 
 
 def source_with(path: Path, field: str, image_format: ImageFormat) -> Path:
-    """Write a file of a format that holds a field, with programs or bytes that are not savl's."""
+    """Write a file of a format with a field, without using savl."""
     if image_format is PNG:
         raw = b"\niptc\n%8d\n%s\n" % (len(RESOURCES), RESOURCES.hex().encode())
         chunks = {
@@ -122,7 +122,7 @@ PAIRS = [(field, source, target) for field, sources in HOLDERS.items() for sourc
 
 
 def through(source: Path, target: ImageFormat, factor: int = 4) -> tuple[Path, list[str]]:
-    """Read a file, write it larger, and return where, with the sentences on what was lost."""
+    """Read a file, write it larger, and return the new path and the notes on what was lost."""
     read = read_image(source)
     enlarged = read.pixels.repeat(factor, 0).repeat(factor, 1)
     out = source.with_name(f"out.{target.name}")
@@ -187,14 +187,14 @@ def test_a_field_travels_or_is_named(tmp_path: Path, field: str, source: ImageFo
 
 @pytest.mark.parametrize("target", FORMATS, ids=lambda f: f.name)
 @pytest.mark.parametrize("source", FORMATS, ids=lambda f: f.name)
-def test_a_plain_picture_gains_nothing_but_the_mark(tmp_path: Path, source: ImageFormat, target: ImageFormat) -> None:
+def test_an_image_without_metadata_gets_only_the_mark(tmp_path: Path, source: ImageFormat, target: ImageFormat) -> None:
     picture().save(tmp_path / "in", source.title)
     read = read_image(tmp_path / "in")
     out = tmp_path / "out"
     write_image(out, read.pixels, read.metadata, image_format=target)
     opened = Image.open(out)
     assert not opened.getexif().keys() & {0x011A, 0x011B, 0x0128, 0x8769, 0x0131, 0x0213}
-    if target is TIFF:  # for which Pillow has a resolution of its own
+    if target is TIFF:  # Pillow has its own argument for its resolution
         assert not set(opened.tag_v2) & {282, 283, 296}
     else:
         assert "dpi" not in opened.info

@@ -1,4 +1,4 @@
-"""Numbers that count pixels follow the picture: in EXIF, in XMP and in the georeference of TIFF files."""
+"""Numbers in pixels are scaled with the image: in EXIF, in XMP and in the georeference of TIFF files."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_position_is_where_pillow_turns_its_pixel(orientation: int) -> None:
 
 
 def test_makers_notes_keep_their_bytes_and_their_place() -> None:
-    """Makers put offsets into the block; whatever is added must go behind."""
+    """Makers' notes contain offsets into the block, so new data must be appended."""
     note = b"MAKER\0" + bytes(range(200))
     exif = Image.Exif()
     exif[0x010F], exif[0x0112] = "Maker", 6
@@ -200,7 +200,7 @@ def geotiff(path: Path, *, points: bool = False, big: bool = False, matrix: tupl
 
 
 def ground(tags: TiffImagePlugin.ImageFileDirectory_v2, x: float, y: float, *, points: bool) -> tuple[float, float]:
-    """Where a position, counted in pixels from the corner of the picture, lies on the ground."""
+    """Return the ground coordinates of a position, in pixels from the corner of the image."""
     column, row = (x - 0.5, y - 0.5) if points else (x, y)
     if 34264 in tags:
         m = tags[34264]
@@ -232,7 +232,7 @@ def test_the_ground_under_a_geotiff_stays_where_it_is(
 
 
 def test_a_georeference_is_scaled_by_what_was_kept_of_a_cut_picture(tmp_path: Path) -> None:
-    """Degrading 9x6 pixels by 4 keeps 8x4 of them."""
+    """Degrading by a factor of 4 keeps 8x4 of 9x6 pixels."""
     read = read_image(geotiff(tmp_path / "in"))
     write_image(tmp_path / "out", read.pixels[:1, :2], read.metadata.cropped(8, 4), image_format=TIFF)
     assert Image.open(tmp_path / "out").tag_v2[33550] == (8.0, 12.0, 0.0)

@@ -1,4 +1,4 @@
-"""PIL images of every mode: right samples, right way up, no hidden colours, or an error that names the mode."""
+"""PIL images of every mode: correct samples, orientation and transparency, or an error that names the mode."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_one_transparent_colour_becomes_alpha() -> None:
 
 
 def png(samples: NDArray[Any], bits: int, key: list[int]) -> bytes:
-    """A gray or RGB PNG file of any depth with one transparent colour; Pillow writes no such."""
+    """Return a gray or RGB PNG file of any bit depth with one transparent colour, which Pillow cannot write."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -236,7 +236,7 @@ def test_other_modes_are_refused_by_their_name(mode: str) -> None:
 
 
 def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """What a viewer shows, by the table of the EXIF standard: where the stored first row and column lie."""
+    """Return what a viewer shows, by the EXIF standard's table of positions of the first row and column."""
     return {
         1: pixels,
         2: pixels[:, ::-1],

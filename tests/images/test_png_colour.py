@@ -1,4 +1,4 @@
-"""What PNG chunks say of colours reaches the output: as chunks in PNG, as an ICC profile in other formats."""
+"""Colour chunks of PNG files are copied: as chunks to PNG, as an ICC profile to other formats."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def through(source: Path, image_format: ImageFormat) -> Path:
 
 
 def linear(value: float, transfer: object) -> float:
-    """Light of an encoded value in [0, 1], by the formulas of the standards."""
+    """Return the linear light of an encoded value in [0, 1], by the formulas of the standards."""
     if transfer == "sRGB":  # IEC 61966-2-1
         return value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
     if transfer == "BT.709":
@@ -65,7 +65,7 @@ def linear(value: float, transfer: object) -> float:
 
 
 def expected(primaries: tuple[int, ...], transfer: object) -> list[int]:
-    """SAMPLE in sRGB: through XYZ, where all primaries here have the white point of sRGB."""
+    """Return SAMPLE in sRGB, converted through XYZ; all primaries here have the white point of sRGB."""
     to_xyz = [matrix(primaries), matrix(SRGB_XY)]
     light = np.array([linear(value / 255, transfer) for value in SAMPLE])
     srgb = np.clip(np.linalg.solve(to_xyz[1], to_xyz[0] @ light), 0, 1)
@@ -80,7 +80,7 @@ def matrix(chromaticities: tuple[int, ...]) -> np.ndarray:
 
 
 def shown(icc: bytes, sample: tuple[int, ...] = SAMPLE) -> tuple[int, ...]:
-    """A pixel of that profile in sRGB, as littleCMS converts it."""
+    """Return a pixel of the profile in sRGB, as converted by littleCMS."""
     profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
     picture = Image.new("RGB" if len(sample) == 3 else "L", (1, 1), sample if len(sample) == 3 else sample[0])
     srgb = ImageCms.createProfile("sRGB")
@@ -134,7 +134,7 @@ def test_other_formats_get_a_profile_that_shows_the_same_colours(
 
 
 def test_hlg_white_is_its_reference_white() -> None:
-    """75 % of the signal is the white of graphics and paper (BT.2408), and shown as white."""
+    """75 % of the signal is the white of graphics and paper (BT.2408), and must be shown as white."""
     icc = profile_of(PngColour(cicp=bytes([9, 18, 0, 1])), gray=False)
     assert icc is not None
     assert min(shown(icc, (192, 192, 192))) >= 253
@@ -273,7 +273,7 @@ def test_further_images_of_heic_are_named(kind: bytes, words: tuple[str, ...]) -
 
 
 def icc_of(space: bytes, version: int = 4) -> bytes:
-    """Return a sound profile that says to be for a colour space."""
+    """Return a valid profile that declares a colour space."""
     icc = profile_of(PngColour(intent=0), gray=space == b"GRAY")
     assert icc is not None
     return icc[:8] + bytes([version]) + icc[9:16] + space + icc[20:]
@@ -319,9 +319,9 @@ def test_a_profile_that_png_decoders_refuse_is_kept_or_named(
         assert int.from_bytes(icc[:4], "big") == len(icc)
         assert len(icc) % 4 == 0
         if not gray:
-            # What littleCMS makes of the repaired profile is what it makes of the sound one.
+            # littleCMS converts with the repaired profile as with the valid one.
             assert shown(icc) == shown(PROFILES["sound"])
-        if target is PNG:  # whose decoder takes it now
+        if target is PNG:  # its decoder accepts the repaired profile
             import pyvips
 
             assert pyvips.Image.new_from_file(str(tmp_path / "out.png")).get("icc-profile-data") == icc

@@ -1,4 +1,4 @@
-"""What `read_image` takes: paths, bytes and file objects, and the pages of a file."""
+"""Sources of `read_image`: paths, bytes and file objects, and the pages of a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each file is judged by itself, whatever other threads read and write."""
+"""Each file is checked independently of the files that other threads read and write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What savl writes says so, in a mark that is read back from headers alone."""
+"""The mark of results: it is written to every format and read from headers alone."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_the_digest_of_a_source_follows_from_its_bytes_and_page(tmp_path: Path) 
     assert digest_origin(tmp_path / "missing") is None
 
 
-def test_a_packet_that_is_not_understood_gives_way() -> None:
+def test_a_packet_that_cannot_be_parsed_is_replaced() -> None:
     for junk in (b"", b"no xml", b'<rdf:RDF xmlns:rdf="x"/>', b"\xff\xfe\0"):
         assert find_mark(add_mark(junk, SEVERITY_MAP)) == SEVERITY_MAP
 
@@ -148,7 +148,7 @@ def test_damaged_and_missing_files_have_no_mark_and_raise_nothing(tmp_path: Path
 
 
 def test_only_headers_are_read(tmp_path: Path) -> None:
-    """The samples may be missing: what was not reached by a decoder cannot have been decoded."""
+    """The mark is read although the samples are missing, so nothing is decoded."""
     for image_format in (PNG, JPEG):
         path = tmp_path / "x"
         write_image(path, PIXELS, image_format=image_format, mark=UPSCALED, overwrite=True)

@@ -1,4 +1,4 @@
-"""White point, primaries and transfer function of TIFF files keep meaning what they meant, in every output."""
+"""White point, primaries and transfer function of TIFF files keep their meaning in every output format."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def matrix(primaries: tuple[float, ...]) -> np.ndarray:
 
 
 def in_srgb(primaries: tuple[float, ...], light: np.ndarray) -> np.ndarray:
-    """Return relative light of those primaries, (H, W, 3), as sRGB, 0 to 255."""
+    """Convert linear light (H, W, 3) of the given primaries to sRGB, 0 to 255."""
     linear = np.clip(light @ (np.linalg.inv(matrix(SRGB)) @ matrix(primaries)).T, 0, 1)
     return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
@@ -52,7 +52,7 @@ def tiff(path: Path, entries: dict[int, object], samples: np.ndarray = SAMPLES) 
 
 
 def gray_tiff(path: Path, photometric: int, table: tuple[int, ...]) -> Path:
-    """Write a gray file of the samples' first band with a transfer function, by hand."""
+    """Write a gray file of the first band of the samples with a transfer function."""
     height, width = SAMPLES.shape[:2]
     fields = [(256, width), (257, height), (258, 8), (259, 1), (262, photometric), (273, 8), (277, 1), (278, height)]
     fields.append((279, width * height))
@@ -76,7 +76,7 @@ def through(source: Path, target: ImageFormat, dtype: type = np.uint8) -> tuple[
 
 
 def shown(samples: np.ndarray, icc: bytes) -> np.ndarray:
-    """Return samples of a profile in sRGB, as littleCMS converts them."""
+    """Return samples of a profile in sRGB, as converted by littleCMS."""
     picture = Image.fromarray(samples)
     profile, srgb = ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB")
     intent = ImageCms.Intent.RELATIVE_COLORIMETRIC

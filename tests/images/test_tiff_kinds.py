@@ -1,4 +1,4 @@
-"""Every kind of TIFF samples is converted right, or refused by its name."""
+"""Every kind of TIFF samples is converted correctly or refused by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Fields = Mapping[int, tuple[int, Sequence[float]]]
 
 
 def directory(fields: Fields, order: str, offset: int, following: int = 0, *, big: bool = False) -> bytes:
-    """A directory at `offset`, with the values that do not fit its entries behind it."""
+    """Return a directory at `offset`, followed by the values that do not fit its entries."""
     width = 8 if big else 4
     entry = 12 + width - 4 + (4 if big else 0)
     table = struct.pack(order + ("Q" if big else "H"), len(fields))
@@ -52,7 +52,7 @@ def tiff(
     big: bool = False,
     compression: int = 1,
 ) -> bytes:
-    """A TIFF file of one page; `data` is its only strip, or a list of strips or tiles as `more` says."""
+    """Return a TIFF file of one page; `data` is its only strip, or a list of strips or tiles as defined by `more`."""
     strips = data if isinstance(data, list) else [data]
     if compression == 8:
         strips = [zlib.compress(strip) for strip in strips]
@@ -83,12 +83,12 @@ def tiff(
 
 
 def flat(samples: Sequence[int], dtype: str = "u1", side: int = 16) -> bytes:
-    """A square of one colour, pixel by pixel."""
+    """Return the samples of a square of one colour."""
     return np.full((side, side, len(samples)), samples, np.dtype(dtype)).tobytes()
 
 
 def colour(content: bytes) -> list[int]:
-    """The one colour that the picture has."""
+    """Return the only colour of the image."""
     pixels = read_image(content).pixels
     assert (pixels == pixels[0, 0]).all()
     return [int(sample) for sample in pixels[0, 0]]
@@ -99,7 +99,7 @@ def near(content: bytes, expected: Sequence[int], tolerance: int = 1) -> None:
 
 
 def ycbcr(red: float, green: float, blue: float) -> tuple[float, float, float]:
-    """ITU-R BT.601 over the full range, as in JFIF."""
+    """Convert RGB to YCbCr by ITU-R BT.601 with full range, as in JFIF."""
     y = 0.299 * red + 0.587 * green + 0.114 * blue
     return y, 128 + (blue - y) / 1.772, 128 + (red - y) / 1.402
 
@@ -112,7 +112,7 @@ LAB_8 = (43, 58, 42)  # in units of L* 0 to 100; signed a* and b*
 
 
 def lab_to_srgb(lightness: float, a: float, b: float) -> list[int]:
-    """Little CMS's opinion."""
+    """Convert Lab to sRGB with Little CMS."""
     samples = np.array([[[round(lightness * 2.55), a, b]]], np.int16).astype(np.uint8)
     transform = ImageCms.buildTransform(
         ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB", renderingIntent=1
@@ -205,7 +205,7 @@ def test_ycbcr_keeps_its_alpha() -> None:
 def test_subsampled_ycbcr_is_converted_and_stands_upright(subsampling: tuple[int, int], orientation: int) -> None:
     across, down = subsampling
     columns, rows = 16, 8
-    # Gray, so that the luminance alone tells where a pixel goes.
+    # Gray, so that luminance alone identifies a pixel.
     luminance = np.arange(columns * rows, dtype=np.uint8).reshape(rows, columns)
     blocks = luminance.reshape(rows // down, down, columns // across, across).transpose(0, 2, 1, 3)
     units = np.concatenate([blocks.reshape(-1, down * across), np.full((blocks.shape[0] * blocks.shape[1], 2), 128)], 1)
@@ -288,7 +288,7 @@ def test_cmyk_becomes_srgb(bits: int) -> None:
     near(alpha, [255 * scale] * 3 + [77 * scale], tolerance=2 * scale)
 
 
-# What the extra samples are, and the bands that come out: of samples 1, 2, 3… where alpha is wanted, its band.
+# Kinds of the extra samples, and the expected bands of samples 1, 2, 3…
 EXTRA = {
     "unspecified": ([0], None),
     "associated": ([1], 0),
@@ -415,7 +415,7 @@ def test_a_jpeg_stream_with_made_up_blocks_is_refused(tile: bool) -> None:
 
 
 def pages(*fields: Fields) -> bytes:
-    """A TIFF file of 8×6 gray pages, each of one value: 10, 20…"""
+    """Return a TIFF file of 8×6 gray pages, each of one value: 10, 20…"""
     body = bytearray(b"II*\0" + bytes(4))
     link = 4
     for number, more in enumerate(fields, 1):

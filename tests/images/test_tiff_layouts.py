@@ -1,4 +1,4 @@
-"""TIFF samples mean the same however they lie in the file, and fields that say nothing of them harm nothing."""
+"""TIFF samples are read correctly in every layout, and invalid fields that do not concern them are ignored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from savl.images.errors import UnreadableImage, UnsupportedImage
 from savl.images.read import read_image
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, MASK, SEPARATED, YCBCR, CIELAB = 0, 1, 2, 3, 4, 5, 6, 8
-OTHER, PREMULTIPLIED, ALPHA = 0, 1, 2  # of ExtraSamples
+OTHER, PREMULTIPLIED, ALPHA = 0, 1, 2  # values of ExtraSamples
 COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, SEPARATED: 4, YCBCR: 3, CIELAB: 3}
 LAYOUTS = {
     "one strip": {"rows": 20},
@@ -32,7 +32,7 @@ Fields = Mapping[int, Sequence[int]]
 
 
 def packed(samples: NDArray[Any], bits: int, order: str) -> bytes:
-    """Rows of samples as TIFF packs them, each row in whole bytes."""
+    """Pack rows of samples as in TIFF, each row in whole bytes."""
     if bits >= 8:
         return samples.astype(f"{order}u{bits // 8}").tobytes()
     single = samples.reshape(len(samples), -1)[..., None] >> np.arange(bits)[::-1] & 1
@@ -40,7 +40,7 @@ def packed(samples: NDArray[Any], bits: int, order: str) -> bytes:
 
 
 def tiff(*pages: tuple[Fields, list[bytes]], order: str = "<") -> bytes:
-    """A TIFF file of pages, each its fields and its strips, or its tiles if it has the width of one."""
+    """Return a TIFF file of pages. Each is a pair of fields and strips, or tiles if there is a field TileWidth."""
     content = bytearray((b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 0))
     link = 4
     for fields, blocks in pages:
@@ -81,7 +81,7 @@ def page(
     deflate: bool = False,
     order: str = "<",
 ) -> tuple[Fields, list[bytes]]:
-    """A page of (H, W, bands) codes."""
+    """Return a page with the given codes (H, W, bands)."""
     height, width, bands = samples.shape
     fields = {256: [width], 257: [height], 258: [bits] * bands, 259: [8 if deflate else 1], 262: [photometric]}
     fields |= {277: [bands], 284: [2 if planes else 1], **({338: list(extra)} if extra else {}), **(more or {})}
@@ -108,7 +108,7 @@ def random_map(bits: int) -> list[int]:
 
 
 def meaning(codes: NDArray[Any], photometric: int, bits: int, extra: Sequence[int], colours: list[int]) -> NDArray[Any]:
-    """What the codes of gray, RGB or a palette mean, with the first alpha band and no other extra bands."""
+    """Return the colours of gray, RGB or palette codes, with the first alpha band and without other extra bands."""
     top = 65535.0 if bits == 16 else 255.0
     values = codes * (top / (2**bits - 1))
     picture = values[..., : COLOURS[photometric]]
@@ -173,7 +173,7 @@ def test_other_colours_are_the_same_in_every_layout(
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("bits", [1, 8])
 def test_a_cut_off_file_is_refused_in_every_layout(bits: int, layout: str) -> None:
-    # The directory first and the samples last, so that only samples are missing.
+    # The directory comes before the samples, so that only samples are missing in a truncated file.
     content = tiff(page(random_codes(2, bits), BLACK_IS_ZERO, bits, (ALPHA,), **LAYOUTS[layout]))
     fields, blocks = page(random_codes(2, bits), BLACK_IS_ZERO, bits, (ALPHA,), **LAYOUTS[layout])
     first = tiff((fields, [b""] * len(blocks)))

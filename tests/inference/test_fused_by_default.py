@@ -1,4 +1,4 @@
-"""`savl.upscale` and `savl.Upscaler` compute fused unless told otherwise; networks that are called directly do not."""
+"""`savl.upscale` and `savl.Upscaler` use the fused kernels by default; networks that are called directly do not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def model(small_config: Callable[..., SAVLConfig]) -> SAVL:
 
 @pytest.fixture
 def served(model: SAVL, monkeypatch: pytest.MonkeyPatch) -> set[bool]:
-    """Whether the fused kernels were asked for: once for the estimator, once for the rest of the network."""
+    """Return whether the fused kernels were requested: once for the estimator, once for the rest of the network."""
     seen: set[bool] = set()
 
     def spy(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -130,7 +130,7 @@ def test_fused_and_eager_pictures_agree_within_rounding(tile: int, model: SAVL) 
 
 
 class SeesState:
-    """Stands for CUDA's capture: runs what it is given, and keeps the settings it would record under."""
+    """Substitute for CUDA's capture that runs its function and stores the settings during the recording."""
 
     device = torch.device("cpu")
 
@@ -143,7 +143,7 @@ class SeesState:
         return lambda: output.copy_(function()), output
 
     def release(self) -> None:
-        """Nothing is shared."""
+        """Do nothing: recordings share no memory."""
 
 
 def test_graphs_are_recorded_under_the_settings_in_force(model: SAVL) -> None:

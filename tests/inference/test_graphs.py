@@ -1,4 +1,4 @@
-"""The cache of recordings, with a stand-in for CUDA graphs: keys, memory, threads, and what a recording must notice."""
+"""The cache of CUDA graphs, with a substitute for graphs: keys, memory, threads, and changes that need a recording."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from savl.network import SAVL
 
 
 class Recorder:
-    """Replays by computing again; counts, and fails where two replays overlap or a released one is replayed."""
+    """Replay by computing again; count, and fail if two replays overlap or a released recording is replayed."""
 
     def __init__(self, fails: Callable[[], Exception | None] = lambda: None, seconds: float = 0.0) -> None:
         self.device = torch.device("cpu")
@@ -36,7 +36,7 @@ class Recorder:
             try:
                 raise failure
             finally:
-                del failure  # it would hold this frame, and that the tensors
+                del failure  # its traceback would keep this frame and its tensors alive
         output.fill_(float("nan"))  # a capture computes nothing
         pool = self.released
 
@@ -59,7 +59,7 @@ def square(x: Tensor) -> Tensor:
 
 
 def failing(*failures: Exception | None) -> Callable[[], Exception | None]:
-    """What each recording in turn raises; those after the last raise nothing."""
+    """Return a function that gives the exception of each recording in turn, and None afterwards."""
     remaining = list(failures)
     return lambda: remaining.pop(0) if remaining else None
 
@@ -99,7 +99,7 @@ def test_an_input_of_another_dtype_is_computed_with_in_float32() -> None:
 def test_the_least_recently_used_recording_is_dropped() -> None:
     recorder = Recorder()
     cache = GraphCache(recorder, limit=2)
-    for key in "abac":  # b goes
+    for key in "abac":  # b is dropped
         cache.run(key, square, [torch.ones(1)])
     assert (recorder.recorded, len(cache)) == (3, 2)
     cache.run("a", never, [torch.ones(1)])
@@ -258,7 +258,7 @@ def test_settings_of_precision_and_determinism_are_part_of_the_state(
 
 
 class FakeCuda:
-    """The parts of torch.cuda that a capture needs, which note what was done."""
+    """The parts of torch.cuda that a capture needs; they record their calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, end: str | None = None) -> None:
         self.events: list[str] = []

@@ -1,4 +1,4 @@
-"""`savl.upscale`: what goes in, what comes out, and what must never change on the way."""
+"""`savl.upscale`: accepted inputs, outputs, and properties of images that must not change."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Result:
 
 @dataclass
 class FakeUpscaler:
-    """Stands for a network of the given scale; remembers what it saw."""
+    """Substitute for a network of the given scale that stores its inputs."""
 
     mode: str = "nearest"
     scale: int = 4
@@ -255,7 +255,7 @@ def test_settings_of_a_given_upscaler_are_not_silently_ignored() -> None:
         upscale(noise(4, 4), model=object())  # type: ignore[arg-type]
 
 
-# White, gray, and other things that must stay ---------------------------------------------------------
+# White, gray, and other properties that must not change -----------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [None, 1, 1.7, 3, 5])
@@ -327,7 +327,7 @@ def test_output_size_never_reaches_zero() -> None:
 
 
 def test_a_scale_resamples_before_quantising() -> None:
-    # A ramp of a fifth of a level per pixel: resampled after quantising it would keep the steps of whole levels.
+    # A ramp of a fifth of a level per pixel. If it were resampled after quantising, steps of whole levels would remain.
     ramp = (np.linspace(100, 110, 50).round()[None].repeat(50, 0)).astype(np.uint8)
     fine = upscale(ramp.astype(np.float32) / 255, model=FakeUpscaler("bicubic"), scale=2)
     coarse = upscale(ramp, model=FakeUpscaler("bicubic"), scale=2)
@@ -344,7 +344,7 @@ def test_tiles_are_reported() -> None:
 
 
 def disc(hidden: tuple[int, int, int], side: int = 24, dtype: Any = np.uint8) -> np.ndarray:
-    """An opaque red disc with a soft edge over transparent pixels that hold another colour."""
+    """Return an opaque red disc with a soft edge, over transparent pixels of another colour."""
     rows, columns = np.mgrid[0:side, 0:side] - (side - 1) / 2
     alpha = np.clip(side / 3 - np.hypot(rows, columns) + 0.5, 0, 1)
     picture = np.empty((side, side, 4))
@@ -357,7 +357,9 @@ def disc(hidden: tuple[int, int, int], side: int = 24, dtype: Any = np.uint8) ->
 @pytest.mark.parametrize("scale", [None, 1, 1.7, 2, 5.5])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("hidden", [(0, 255, 0), (0, 0, 0), (255, 255, 255)])
-def test_hidden_colours_never_leak(hidden: tuple[int, int, int], dtype: Any, scale: float | None) -> None:
+def test_colours_of_transparent_pixels_do_not_affect_visible_ones(
+    hidden: tuple[int, int, int], dtype: Any, scale: float | None
+) -> None:
     top = np.iinfo(dtype).max
     out = upscale(disc(hidden, dtype=dtype), model=FakeUpscaler("bicubic"), scale=scale)
     assert out[..., 0].min() >= top - 1, "the disc is red everywhere, seen or not"
@@ -367,7 +369,7 @@ def test_hidden_colours_never_leak(hidden: tuple[int, int, int], dtype: Any, sca
     assert out[middle, middle, 3] == top
 
 
-def test_what_is_hidden_makes_no_difference_at_all() -> None:
+def test_colours_of_transparent_pixels_make_no_difference() -> None:
     outs = [
         upscale(disc(hidden), model=FakeUpscaler("bicubic"), scale=scale)
         for scale in (None, 1.7)
@@ -378,7 +380,7 @@ def test_what_is_hidden_makes_no_difference_at_all() -> None:
 
 
 def test_shrinking_weights_colours_by_their_opacity() -> None:
-    # Half of every output pixel opaque red, half nearly invisible blue: straight averaging would give purple.
+    # Every output pixel averages opaque red and nearly transparent blue; without alpha weights it would be purple.
     picture = np.zeros((8, 8, 4), np.float32)
     picture[:, ::2] = (1, 0, 0, 1)
     picture[:, 1::2] = (0, 0, 1, 0.1)

@@ -25,7 +25,7 @@ from savl.images.write import write_image
 
 @dataclass
 class Nearest:
-    """Stands for a network: repeats every pixel twice each way."""
+    """Substitute for a network that repeats every pixel twice in each direction."""
 
     scale: int = 2
 
@@ -57,7 +57,7 @@ def pages(tmp_path: Path) -> Path:
 
 
 class Unnamed:
-    """A stream that can only be read, as one of a socket is."""
+    """A stream that can only be read, like that of a socket."""
 
     def __init__(self, content: bytes) -> None:
         self.read = io.BytesIO(content).read
@@ -77,7 +77,7 @@ SOURCES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-def test_files_of_every_kind_are_taken(source: Callable[[Path], Any], path: Path, tmp_path: Path) -> None:
+def test_every_kind_of_source_is_accepted(source: Callable[[Path], Any], path: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(savl.upscale(source(path), model=Nearest()), twice(PIXELS))
     done = savl.upscale_file(source(path), tmp_path / "out.png", model=Nearest())
     assert (done.old_size, done.new_size, done.notes) == ((7, 5), (14, 10), ())
@@ -111,7 +111,7 @@ def test_a_file_in_text_mode_is_refused_with_what_to_do(path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [1, 2, 3])
-def test_the_page_that_was_asked_for_is_taken(page: int, pages: Path, tmp_path: Path) -> None:
+def test_the_requested_page_is_read(page: int, pages: Path, tmp_path: Path) -> None:
     colour = [255 * (page == number) for number in (1, 2, 3)]
     for source in (pages, pages.read_bytes()):
         assert (savl.upscale(source, page=page, model=Nearest()) == colour).all()
@@ -134,7 +134,7 @@ def test_the_first_page_is_taken_by_default_and_a_file_says_so(pages: Path, tmp_
         (True, TypeError, "page must be an int"),
     ],
 )
-def test_pages_that_are_not_there_are_refused(page: Any, error: type[Exception], words: str, pages: Path) -> None:
+def test_missing_pages_are_refused(page: Any, error: type[Exception], words: str, pages: Path) -> None:
     with pytest.raises(error, match=words):
         savl.upscale(pages, page=page, model=Nearest())
 
@@ -168,14 +168,14 @@ def test_the_format_is_that_of_the_suffix_or_the_one_that_is_named(
         assert read_image(written).pixels.shape == (10, 14, 3)
 
 
-def test_what_the_format_cannot_hold_is_noted(tmp_path: Path) -> None:
+def test_notes_name_what_the_format_cannot_store(tmp_path: Path) -> None:
     Image.new("RGBA", (4, 4), (200, 40, 30, 0)).save(tmp_path / "x.png")
     done = savl.upscale_file(tmp_path / "x.png", tmp_path / "x.jpg", model=Nearest(), quality=100)
     assert any("transparency" in note for note in done.notes)
     assert (read_image(tmp_path / "x.jpg").pixels == 255).all()
 
 
-def test_scale_severity_map_and_callback_serve(path: Path, tmp_path: Path) -> None:
+def test_scale_severity_map_and_callback_are_supported(path: Path, tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     done = savl.upscale_file(
         path,
@@ -191,7 +191,7 @@ def test_scale_severity_map_and_callback_serve(path: Path, tmp_path: Path) -> No
     assert calls == [(1, 1)]
 
 
-def test_what_exists_is_replaced_only_when_asked(path: Path, tmp_path: Path) -> None:
+def test_existing_files_are_replaced_only_on_request(path: Path, tmp_path: Path) -> None:
     (tmp_path / "out.png").write_bytes(b"precious")
     with pytest.raises(OutputExists):
         savl.upscale_file(path, tmp_path / "out.png", model=Nearest())

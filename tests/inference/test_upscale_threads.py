@@ -1,4 +1,4 @@
-"""`savl.upscale` in several threads: each picture is judged and enlarged by itself."""
+"""`savl.upscale` in several threads: each file is read and checked independently."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from savl.images.errors import UnreadableImage
 
 
 class Doubling:
-    """Repeats each pixel."""
+    """Substitute for a network that repeats each pixel."""
 
     scale = 2
 
@@ -31,7 +31,7 @@ def test_threads_upscale_good_files_and_refuse_bad_ones(tmp_path: Path) -> None:
     Image.fromarray(noise).save(buffer, "JPEG", quality=90)
     content = buffer.getvalue()
     (tmp_path / "good.jpg").write_bytes(content)
-    # The second is broken in its last row, which libvips itself does not report.
+    # The second file is damaged in its last row, which libvips alone does not report.
     (tmp_path / "bad.jpg").write_bytes(content[:-20] + b"\xff\xd3" + content[-18:])
     expected = savl.upscale(tmp_path / "good.jpg", model=Doubling())
 

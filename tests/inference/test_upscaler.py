@@ -1,10 +1,11 @@
-"""The upscaler: tiled against untiled, whole-image severity, and running out of memory."""
+"""The upscaler: tiles, severity of the whole image, flat areas, and running out of memory."""
 
 from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import savl
 from savl.inference.tiling import bytes_per_pixel, default_tile
+from savl.inference.upscaler import FLAT_RADIUS, restore_flat_areas
 from savl.network import CONFIGS, SAVL, DegradationField, SAVLConfig
 from savl.out_of_memory import is_out_of_memory
 
@@ -31,7 +33,7 @@ CONFIG = SAVLConfig(
 
 
 def make_model(config: SAVLConfig = CONFIG) -> SAVL:
-    """A network with all parameters away from zero, so that nothing it computes is trivial."""
+    """Build a network with all parameters away from zero, so that none of its parts is trivial."""
     torch.manual_seed(3)
     model = SAVL(config)
     with torch.no_grad():
@@ -72,7 +74,7 @@ def test_tiled_equals_untiled_to_50_db_and_leaves_no_seam(model: SAVL, image: Te
     untiled = savl.Upscaler(model, tile=0)(image).sr
     tiled = savl.Upscaler(model, tile=tile, tile_pad=tile_pad)(image).sr
     assert psnr(tiled, untiled) >= 50
-    # A seam would be a jump of the difference image; nothing may come near one 8-bit level.
+    # A seam would be a step in the difference image; all steps must be far below one 8-bit level.
     difference = tiled - untiled
     assert difference.diff(dim=-1).abs().max() < 1 / 255
     assert difference.diff(dim=-2).abs().max() < 1 / 255
@@ -175,7 +177,7 @@ def test_out_of_memory_in_the_estimator_measures_smaller_parts(
     torch.testing.assert_close(savl.Upscaler(model, tile=24, tile_pad=4)(image).severity, expected, atol=1e-4, rtol=0)
 
 
-def test_hopeless_memory_is_an_error_that_says_what_to_do(
+def test_memory_too_small_for_any_tile_is_an_error_with_advice(
     model: SAVL, image: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: SAVL, lr: Tensor, field: DegradationField | None) -> Tensor:
@@ -186,7 +188,7 @@ def test_hopeless_memory_is_an_error_that_says_what_to_do(
         savl.Upscaler(model)(image)
 
 
-def test_other_errors_are_not_taken_for_lack_of_memory(
+def test_other_errors_are_not_treated_as_out_of_memory(
     model: SAVL, image: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: SAVL, lr: Tensor, field: DegradationField | None) -> Tensor:
@@ -228,7 +230,7 @@ def test_bad_settings_are_named(model: SAVL, arguments: dict[str, object], messa
         savl.Upscaler(model, **arguments)  # type: ignore[arg-type]
 
 
-def test_what_is_no_network_is_named() -> None:
+def test_an_object_that_is_not_a_network_is_refused_by_its_type() -> None:
     with pytest.raises(TypeError, match=r"model must be a savl.SAVL .* got str"):
         savl.Upscaler("savl-tiny")  # type: ignore[arg-type]
 
@@ -242,7 +244,7 @@ def test_default_tile_fits_its_budget(batch: int) -> None:
         assert side == 4 * config.window or batch * side**2 * bytes_per_pixel(config) <= 1 << 30
 
 
-def test_the_network_that_was_given_is_left_as_it_is(image: Tensor) -> None:
+def test_the_given_network_is_not_modified(image: Tensor) -> None:
     model = make_model().double().train()
     out = savl.Upscaler(model)(image)
     assert model.training
@@ -277,5 +279,34 @@ def test_threads_may_share_an_upscaler(model: SAVL, image: Tensor, monkeypatch: 
         "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory",
     ],
 )
-def test_lack_of_memory_is_known_by_every_name(text: str) -> None:
+def test_every_out_of_memory_message_is_recognised(text: str) -> None:
     assert is_out_of_memory(RuntimeError(text))
+
+
+def test_a_flat_area_gets_its_exact_colour_and_the_rest_is_left_alone() -> None:
+    lr = torch.rand(2, 3, 20, 24)
+    lr[1, :, :, 10:] = torch.tensor([1.0, 0.5, 0.25])[:, None, None]
+    sr = torch.rand(2, 3, 80, 96)
+    before = sr.clone()
+    restore_flat_areas(sr, lr)
+    first = 10 + FLAT_RADIUS  # the first column whose whole neighbourhood is flat
+    assert torch.equal(sr[0], before[0])
+    assert torch.equal(sr[1, ..., : 4 * first], before[1, ..., : 4 * first])
+    assert torch.equal(sr[1, ..., 4 * first :], lr[1, ..., first:].repeat_interleave(4, 1).repeat_interleave(4, 2))
+
+
+@pytest.mark.parametrize("value", [0, 1, 77, 128, 254, 255])
+def test_the_shipped_network_keeps_a_flat_picture_exactly(value: int) -> None:
+    picture = np.full((21, 30, 3), (value, 255 - value, value // 2), np.uint8)
+    out = savl.upscale(picture)
+    assert np.array_equal(out, np.broadcast_to(picture[0, 0], (84, 120, 3)))
+
+
+def test_the_shipped_network_keeps_white_paper_white_around_a_drawing() -> None:
+    picture = np.full((48, 48, 3), 255, np.uint8)
+    picture[20:28, 20:28] = (200, 30, 40)
+    out = savl.upscale(picture)
+    paper = np.ones(out.shape[:2], bool)
+    paper[4 * 15 : 4 * 33, 4 * 15 : 4 * 33] = False
+    assert (out[paper] == 255).all()
+    assert out[4 * 22 : 4 * 26, 4 * 22 : 4 * 26].reshape(-1, 3).mean(axis=0) == pytest.approx((200, 30, 40), abs=6)

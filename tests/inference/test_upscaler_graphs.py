@@ -1,4 +1,4 @@
-"""The upscaler with recorded tiles, on the CPU: a stand-in replays by computing again, and fails where it is stale."""
+"""The upscaler with CUDA graphs, tested on the CPU with a substitute that computes again and fails if it is stale."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from savl.ops.switch import current_settings
 
 
 class Recorder:
-    """Stands in for CUDA graphs: each replay must find the settings of its recording, and one runs at a time."""
+    """Substitute for CUDA graphs: settings must be the same at recording and replay, and one replay runs at a time."""
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
@@ -202,7 +202,7 @@ def test_out_of_memory_in_a_recording_takes_smaller_tiles_now_and_in_later_image
     assert (second - whole).abs().max() < 2 / 255
 
 
-def test_out_of_memory_outside_of_recordings_gives_their_memory_back(
+def test_out_of_memory_outside_of_recordings_frees_their_memory(
     make_model: Callable[..., SAVL], image: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upscaler, recorder = recording(make_model(), tile=24, tile_pad=8)
@@ -222,7 +222,7 @@ def test_out_of_memory_outside_of_recordings_gives_their_memory_back(
     torch.testing.assert_close(out.severity, expected.severity, atol=1e-4, rtol=0)
 
 
-def test_a_default_tile_stays_what_it_was_first(
+def test_with_graphs_the_first_default_tile_is_kept(
     make_model: Callable[..., SAVL], image: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sides = iter([32, 48, 64])
@@ -243,7 +243,7 @@ def test_threads_may_share_recordings(make_model: Callable[..., SAVL], image: Te
     plain = savl.Upscaler(model, tile=24, tile_pad=4, device="cpu")
     expected = [plain(lr).sr for lr in images]
     upscaler, _ = recording(model, tile=24, tile_pad=4)
-    # A `with` block holds for its own thread: the workers would see the process's kernels.
+    # A `with` block applies to its own thread only; worker threads would use the kernels of the process.
     savl.use_fused_kernels(False, model=model)
     with ThreadPoolExecutor(3) as pool:
         for out, sr in zip(pool.map(upscaler, images), expected, strict=True):
@@ -271,7 +271,7 @@ def test_autocast_around_the_call_changes_nothing(make_model: Callable[..., SAVL
     model = make_model()
     upscaler, recorder = recording(model, tile=0, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        model(image)  # casts of the weights are kept as long as this block lasts
+        model(image)  # cast weights are cached while this block lasts
         upscaler(image)
         with torch.no_grad():
             model.conv_last.bias.add_(0.5)
@@ -300,7 +300,7 @@ def test_a_torch_that_finds_no_cuda_is_refused(
 
 
 @pytest.mark.parametrize("value", [1, None, "yes"])
-def test_what_is_no_bool_is_refused(make_model: Callable[..., SAVL], value: object) -> None:
+def test_cuda_graph_must_be_a_bool(make_model: Callable[..., SAVL], value: object) -> None:
     with pytest.raises(TypeError, match="cuda_graph must be a bool, got"):
         savl.Upscaler(make_model(), cuda_graph=value)  # type: ignore[arg-type]
 

@@ -30,14 +30,14 @@ def model(small_config: Callable[..., SAVLConfig]) -> SAVL:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many times code that the compiler made has run: its length."""
+    """Yield a list that gets one item for each run of compiled code."""
     torch._dynamo.reset()
     yield []
     torch._dynamo.reset()
 
 
 def counting(ran: list[int]) -> Callable[..., Any]:
-    """A compiler that changes nothing and counts the runs of what it made."""
+    """Return a compiler backend that changes nothing and counts the runs of its code."""
 
     def compile_graph(graph: Any, inputs: list[Tensor]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
@@ -108,7 +108,7 @@ def test_a_network_compiled_in_place_can_be_copied_and_pickled(model: SAVL) -> N
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, AveragedModel])
-def test_wrappers_that_do_not_compile_are_taken_off(wrap: Callable[[nn.Module], nn.Module], model: SAVL) -> None:
+def test_wrappers_that_do_not_compile_are_removed(wrap: Callable[[nn.Module], nn.Module], model: SAVL) -> None:
     lr = torch.rand(1, 3, 6, 5)
     out = savl.Upscaler(wrap(model), device="cpu")(lr)
     assert torch.equal(out.sr, savl.Upscaler(model, device="cpu")(lr).sr)
@@ -118,7 +118,7 @@ def test_wrappers_that_do_not_compile_are_taken_off(wrap: Callable[[nn.Module], 
 @pytest.mark.parametrize(
     "other", [nn.Linear(2, 2), torch.compile(nn.Linear(2, 2), backend="eager"), nn.DataParallel(nn.Linear(2, 2)), "x"]
 )
-def test_what_holds_no_network_of_savl_is_refused_by_its_type(other: Any) -> None:
+def test_an_object_without_a_savl_network_is_refused_by_its_type(other: Any) -> None:
     with pytest.raises(TypeError, match=rf"model must be a savl\.SAVL .* got {type(other).__name__}$"):
         savl.Upscaler(other)
 
@@ -151,7 +151,7 @@ def test_floats_outside_the_unit_interval_are_refused_with_what_to_do(
         savl.Upscaler(model, device="cpu")(lr)
 
 
-def test_what_resizing_leaves_outside_the_unit_interval_is_taken(model: SAVL) -> None:
+def test_small_excesses_over_the_unit_interval_are_accepted(model: SAVL) -> None:
     lr = torch.rand(2, 3, 4, 5)
     lr[0, 0, 0, 0], lr[1, 0, 0, 0] = -0.0009, 1.0009
     assert savl.Upscaler(model, device="cpu")(lr).sr.shape == (2, 3, 16, 20)

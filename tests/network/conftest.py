@@ -1,4 +1,4 @@
-"""What the tests of the network share."""
+"""Fixtures for the tests of the network."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ Awaken = Callable[[Any], Any]
 
 @pytest.fixture(scope="module")
 def network(small_config: Small, awaken: Awaken) -> SAVL:
-    """The small network, awake, float64, in evaluation mode."""
+    """Return the small network with parameters away from zero, float64, in evaluation mode."""
     torch.manual_seed(0)
     return awaken(SAVL(small_config())).requires_grad_(False)

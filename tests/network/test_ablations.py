@@ -1,4 +1,4 @@
-"""Every ablation as a setting, and one place for attention, posterior and modulation."""
+"""Every ablation is a setting, and attention, posterior and modulation are computed by savl.ops only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def image(height: int = 7, width: int = 10, batch: int = 1) -> Tensor:
 
 
 def influence(model: SAVL, field: DegradationField, **changes: Tensor) -> bool:
-    """Whether changing a part of the field changes the output."""
+    """Return whether changing a part of the field changes the output."""
     torch.manual_seed(3)
     lr = image(field.mu.shape[2], field.mu.shape[3])
     return not torch.equal(model.reconstruct(lr, field), model.reconstruct(lr, dataclasses.replace(field, **changes)))
@@ -76,7 +76,7 @@ def test_ablations_change_their_own_parameters_only(small_config: Small) -> None
     assert len(degradation) > len(guidance) + len(head)
 
     def changed(**changes: Any) -> tuple[set[str], set[str]]:
-        """Names gone, and names whose shape is another."""
+        """Return the names of parameters that are removed, and of those whose shape differs."""
         ablated = parameter_shapes(small_config(**changes))
         assert set(ablated) <= set(whole)
         return set(whole) - set(ablated), {name for name in ablated if ablated[name] != whole[name]}
@@ -113,7 +113,7 @@ def test_without_a_degradation_code_there_is_no_estimator_no_dsca_and_no_field(s
 
 
 class OperatorLog(TorchDispatchMode):
-    """Names of the operators that run."""
+    """Record the names of the operators that run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class OperatorLog(TorchDispatchMode):
 
 
 def attention_or_sampling(names: set[str]) -> set[str]:
-    """Those operators that only attention, the posterior or its noise would need."""
+    """Return the operators that only attention, the posterior or its noise needs."""
     telling = ("softmax", "scaled_dot_product", "var_mean", "roll", "unfold", "rand", "normal")
     return {name for name in names if name in ("exp", "expm1") or any(word in name for word in telling)}
 

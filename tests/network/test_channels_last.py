@@ -80,7 +80,7 @@ def test_training_in_channels_last_and_bfloat16_does_not_crash(
 
 
 class ConvolutionInputs(TorchDispatchMode):
-    """Which dilated convolutions were given channels_last tensors while gradients are computed."""
+    """Record which dilated convolutions get channels_last tensors while gradients are computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class ConvolutionInputs(TorchDispatchMode):
             self.seen += 1
             images = [arg for arg in args if isinstance(arg, Tensor) and arg.dim() == 4]
             if str(function).startswith("aten.convolution_backward"):
-                images = images[1:]  # torch puts the gradient into the layout of the others
+                images = images[1:]  # torch converts the gradient to the layout of the others
             if any(not image.is_contiguous() for image in images):
                 self.interleaved.append(str(function))
         return function(*args, **(kwargs or {}))

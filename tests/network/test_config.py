@@ -1,4 +1,4 @@
-"""The configuration: what it accepts, how it travels as JSON, and what every name in CONFIGS builds."""
+"""The configuration: accepted values, conversion to JSON, and the networks of the names in CONFIGS."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Small = Callable[..., SAVLConfig]
 
 
 def parameter_count(config: SAVLConfig) -> int:
-    """Parameters of the network, counted on the meta device: nothing is allocated."""
+    """Return the number of parameters of the network, counted on the meta device without allocating memory."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in SAVL(config).parameters())
 
 
-# What the names build
+# Networks of the names in CONFIGS
 
 
 def test_savl_base_has_14_million_parameters_with_the_estimator() -> None:
@@ -62,7 +62,7 @@ def test_a_configuration_survives_json(name: str) -> None:
     assert SAVLConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_every_setting_travels(small_config: Small) -> None:
+def test_every_setting_survives_to_dict_and_from_dict(small_config: Small) -> None:
     changes: dict[str, Any] = {
         "scale": 3,
         "channels": 20,
@@ -135,7 +135,7 @@ def test_an_overlap_read_off_a_key_window_gives_that_key_window_back() -> None:
     assert not wrong, f"rounding loses pixels for (window, key_window) = {wrong[:5]}"
 
 
-# Errors: each names the setting, what came, and what is accepted
+# Errors: each names the setting, its value, and what is accepted
 
 
 @pytest.mark.parametrize(

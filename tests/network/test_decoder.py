@@ -1,4 +1,4 @@
-"""The likelihood decoder: clean content plus what the degradation did to it."""
+"""The likelihood decoder: clean content plus the effect of the degradation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_it_reads_both_the_content_and_the_sample(decoder: LikelihoodDecoder) ->
     assert not torch.allclose(decoder(other_z, r)[0] - other_z, residual), "the content is only passed through"
 
 
-def test_a_fresh_decoder_says_the_content_and_learns_at_its_end_first(small_config: Small) -> None:
+def test_an_untrained_decoder_returns_the_content_and_trains_its_last_layer_first(small_config: Small) -> None:
     decoder = LikelihoodDecoder(small_config())
     z, r = (value.float() for value in inputs())
     assert torch.equal(decoder(z, r)[0], z)

@@ -18,7 +18,7 @@ Awaken = Callable[[Any], Any]
 
 
 def inputs(batch: int = 2, height: int = 8, width: int = 12) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, mean and severity of a network of the small configuration."""
+    """Return features, mean and severity for the small configuration."""
     x = torch.randn(batch, height, width, 12, dtype=torch.float64)
     mu = torch.randn(batch, height, width, 6, dtype=torch.float64)
     severity = 2 * torch.rand(batch, height, width, dtype=torch.float64)
@@ -26,7 +26,7 @@ def inputs(batch: int = 2, height: int = 8, width: int = 12) -> tuple[Tensor, Te
 
 
 def attended_features(dsca: DSCA, x: Tensor, severity: Tensor | None) -> Tensor:
-    """The spatial path step by step."""
+    """Compute the spatial path step by step."""
     normed = F.layer_norm(x, (12,), dsca.norm.weight, dsca.norm.bias)
     qkv = F.linear(normed, dsca.qkv.weight, dsca.qkv.bias)
     attended = ops.window_attention(qkv, dsca.bias_table, severity, window=4, shift=dsca.shift)
@@ -41,7 +41,7 @@ def test_dsca_is_the_formula_of_its_two_paths(
     dsca = awaken(DSCA(small_config(modulation_shift=modulation_shift), shift))
     x, mu, severity = inputs()
 
-    pixels = mu.permute(0, 3, 1, 2)  # the channel path as the 1×1 convolution the paper has
+    pixels = mu.permute(0, 3, 1, 2)  # the channel path as a 1×1 convolution, as in the paper
     weight = dsca.guidance.project.weight[:, :, None, None]
     vectors = F.conv2d(pixels, weight, dsca.guidance.project.bias).permute(0, 2, 3, 1)
     gamma, beta = (vectors[..., :12], vectors[..., 12:]) if modulation_shift else (vectors, torch.zeros_like(vectors))
@@ -50,13 +50,13 @@ def test_dsca_is_the_formula_of_its_two_paths(
     torch.testing.assert_close(dsca(x, mu, severity), expected, rtol=0, atol=1e-12)
 
 
-def test_a_fresh_dsca_is_attention_and_a_residual(small_config: Small) -> None:
+def test_an_untrained_dsca_is_attention_and_a_residual(small_config: Small) -> None:
     dsca = DSCA(small_config(modulation_shift=True), 0).double()
     x, mu, severity = inputs()
     torch.testing.assert_close(dsca(x, mu, severity), x + attended_features(dsca, x, severity), rtol=0, atol=1e-12)
 
 
-def test_a_fresh_dsca_learns_its_guidance_at_the_first_step(small_config: Small) -> None:
+def test_an_untrained_dsca_learns_its_guidance_at_the_first_step(small_config: Small) -> None:
     dsca = DSCA(small_config(), 0).double()
     (dsca(*inputs()) * torch.randn(2, 8, 12, 12)).sum().backward()
     assert bool(dsca.guidance.project.weight.grad.ne(0).all())
@@ -93,7 +93,7 @@ def test_ablations_take_away_their_own_parameters_only(small_config: Small) -> N
     assert names(modulation_shift=True) == names()
 
 
-def test_a_deterministic_code_has_no_severity_to_give(small_config: Small, awaken: Awaken) -> None:
+def test_a_deterministic_code_has_no_severity(small_config: Small, awaken: Awaken) -> None:
     dsca = awaken(DSCA(small_config(degradation_code="deterministic"), 2))
     x, mu, severity = inputs()
     torch.testing.assert_close(dsca(x, mu, None), dsca(x, mu, torch.ones_like(severity)))

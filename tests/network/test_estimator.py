@@ -1,7 +1,8 @@
-"""The amortized estimator: local, shared over pixels, and readable when fresh."""
+"""The amortized estimator, and the degradation field built from its output."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from savl.network import CONFIGS, AmortizedEstimator, SAVLConfig
+from savl import ops
+from savl.network import CONFIGS, AmortizedEstimator, DegradationField, SAVLConfig
 from savl.network.estimator import LOGVAR_LIMIT
+from savl.ops.philox import standard_normal
 
 Small = Callable[..., SAVLConfig]
 Awaken = Callable[[Any], Any]
@@ -24,7 +27,7 @@ def estimator(small_config: Small, awaken: Awaken) -> AmortizedEstimator:
 
 
 def both(estimator: AmortizedEstimator, y: Tensor) -> Tensor:
-    """mu and logvar side by side."""
+    """Return mu and logvar, concatenated."""
     mu, logvar = estimator(y)
     assert logvar is not None
     return torch.cat((mu, logvar), dim=1)
@@ -105,7 +108,7 @@ def test_parameters_are_shared_over_pixels(estimator: AmortizedEstimator, small_
     torch.testing.assert_close(moved[inside], field.roll((3, 5), dims=(2, 3))[inside], rtol=0, atol=1e-12)
 
 
-def test_images_of_a_batch_do_not_see_each_other(estimator: AmortizedEstimator) -> None:
+def test_images_of_a_batch_do_not_affect_each_other(estimator: AmortizedEstimator) -> None:
     y = torch.rand(3, 3, 6, 5, dtype=torch.float64)
     torch.testing.assert_close(both(estimator, y)[1:2], both(estimator, y[1:2]), rtol=0, atol=1e-12)
 
@@ -122,7 +125,7 @@ def test_log_variances_stay_where_their_exponential_is_finite(small_config: Smal
 
 
 @pytest.mark.parametrize("name", ["savl-base", "savl-tiny"])
-def test_a_fresh_field_has_the_variance_of_the_prior_and_means_that_differ(name: str) -> None:
+def test_an_untrained_field_has_the_variance_of_the_prior_and_different_means(name: str) -> None:
     torch.manual_seed(0)
     mu, logvar = AmortizedEstimator(CONFIGS[name])(torch.rand(1, 3, 16, 16) - 0.45)
     assert logvar is not None
@@ -130,10 +133,63 @@ def test_a_fresh_field_has_the_variance_of_the_prior_and_means_that_differ(name:
     assert 0.05 < mu.std(dim=(2, 3)).median().item() < 2.0
 
 
-def test_brightness_and_colour_are_not_shown_to_the_estimator(small_config: Small, awaken: Awaken) -> None:
+def test_the_estimator_does_not_depend_on_brightness_and_colour(small_config: Small, awaken: Awaken) -> None:
     y = torch.rand(1, 3, 9, 9, dtype=torch.float64)
     tinted = y + torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64).view(1, 3, 1, 1)
     for high_pass in (True, False):
         estimator = awaken(AmortizedEstimator(small_config(estimator_high_pass=high_pass)))
         same = torch.allclose(both(estimator, y), both(estimator, tinted), rtol=0, atol=1e-9)
         assert same == high_pass
+
+
+SHAPE = (2, 5, 4, 6)
+
+
+def test_a_field_contains_the_results_of_gaussian_posterior() -> None:
+    mu, logvar = torch.randn(SHAPE), torch.randn(SHAPE)
+    field = DegradationField.from_posterior(mu, logvar, seed=9)
+    posterior = ops.gaussian_posterior(mu, logvar, seed=9)
+    assert field.mu is mu
+    assert field.logvar is logvar
+    for name in ("sample", "kl", "severity", "variance"):
+        assert torch.equal(getattr(field, name), getattr(posterior, name)), name
+
+
+def test_a_field_without_a_seed_has_its_mean_for_a_sample() -> None:
+    mu = torch.randn(SHAPE)
+    assert torch.equal(DegradationField.from_posterior(mu, torch.zeros(SHAPE)).sample, mu)
+
+
+def test_a_seed_gives_the_sample_of_that_seed() -> None:
+    mu, logvar = torch.randn(SHAPE), torch.randn(SHAPE)
+    sample = DegradationField.from_posterior(mu, logvar, seed=3).sample
+    torch.testing.assert_close(sample, mu + torch.exp(logvar / 2) * standard_normal(SHAPE, 3))
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+def test_a_deterministic_code_is_a_mean_and_nothing_else(seed: int | None) -> None:
+    mu = torch.randn(SHAPE)
+    field = DegradationField.from_posterior(mu, None, seed)
+    assert field.mu is mu
+    assert field.sample is mu
+    present = [name for name in ("logvar", "kl", "severity", "variance") if getattr(field, name) is not None]
+    assert not present, f"a deterministic code has no {present}"
+
+
+def test_the_posterior_comes_from_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int | None] = []
+
+    def spy(mu: Any, logvar: Any, eps: Any = None, *, seed: int | None = None, **_: Any) -> ops.GaussianPosterior:
+        calls.append(seed)
+        return ops.GaussianPosterior(*(torch.full((1,), float(n)) for n in range(6)))
+
+    monkeypatch.setattr(ops, "gaussian_posterior", spy)
+    field = DegradationField.from_posterior(torch.zeros(SHAPE), torch.zeros(SHAPE), seed=5)
+    assert calls == [5]
+    assert [float(getattr(field, name)) for name in ("sample", "kl", "severity", "variance")] == [0, 1, 2, 3]
+
+
+def test_a_field_is_immutable() -> None:
+    field = DegradationField(mu=torch.zeros(SHAPE))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        field.mu = torch.ones(SHAPE)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The whole network on fused kernels: the same picture, gradients, compilation, export, autocast."""
+"""The whole network on fused kernels: the same image, gradients, compilation, export, autocast."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _forget_compiled() -> None:
 
 @pytest.fixture(scope="module")
 def small(small_config: Small, awaken: Awaken) -> SAVL:
-    """The small network with every part awake, float32."""
+    """Return the small network with parameters away from zero, float32."""
     torch.manual_seed(0)
     model: SAVL = awaken(SAVL(small_config())).float()
     return model
@@ -52,7 +52,7 @@ def image(height: int, width: int, seed: int = 3, batch: int = 1) -> Tensor:
 
 
 def run(model: SAVL, lr: Tensor, fused: bool, gradients: bool) -> Outputs:
-    """Picture, field, and gradients of all parameters and the input, of a model in whatever dtype it is."""
+    """Return image, field, and gradients of all parameters and the input, in the dtype of the model."""
     model = copy.deepcopy(model)
     lr = lr.detach().clone().requires_grad_(gradients)
     with use_fused_kernels(fused), torch.set_grad_enabled(gradients):
@@ -91,8 +91,8 @@ def test_the_fused_network_is_as_right_as_eager(small: SAVL) -> None:
 
 
 def test_all_gradients_of_the_fused_network_are_as_right_as_eager(small: SAVL) -> None:
-    # A gradient of a handful of parameters is a handful of numbers: the budget is that of all of them, each relative
-    # to the largest gradient of its parameter.
+    # Some parameters have few gradients, so the error budget is shared by all of them, each relative to the largest
+    # gradient of its parameter.
     lrs = [image(9, 14, seed) for seed in range(6)]
     budgets = [budget for budget in judge(small, lrs, gradients=True) if budget.name.startswith("d ")]
     assert len(budgets) > 50

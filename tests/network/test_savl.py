@@ -1,4 +1,4 @@
-"""The SAVL network: any image size, every ablation, one place for its attention, and gradients everywhere."""
+"""The SAVL network: any image size, every scale, severity of the whole image, gradients, state and errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RandomField = Callable[..., DegradationField]
 
 @pytest.fixture(scope="module")
 def tiny() -> SAVL:
-    """savl-tiny with parameters moved off their initial values, float32, in evaluation mode."""
+    """Return savl-tiny with parameters different from their initial values, float32, in evaluation mode."""
     torch.manual_seed(0)
     model = SAVL(CONFIGS["savl-tiny"]).eval().requires_grad_(False)
     for parameter in model.parameters():
@@ -146,7 +146,7 @@ def test_a_tile_keeps_the_severity_it_has_in_the_whole_image(network: SAVL, seve
 # Batches, dtypes and determinism
 
 
-def test_images_of_a_batch_do_not_see_each_other(network: SAVL) -> None:
+def test_images_of_a_batch_do_not_affect_each_other(network: SAVL) -> None:
     lr = image(6, 9, batch=3)
     lr[0] *= 0.1
     batch, field = network(lr, return_field=True)
@@ -175,7 +175,7 @@ def test_the_same_seed_builds_the_same_network_and_evaluation_is_deterministic(s
     assert not torch.equal(outputs[0], outputs[2])
 
 
-def test_the_input_is_left_alone(network: SAVL) -> None:
+def test_the_input_is_not_modified(network: SAVL) -> None:
     lr = image()
     before = lr.clone()
     network(lr)
@@ -312,7 +312,9 @@ def test_a_network_can_be_built_without_memory_and_filled_afterwards(network: SA
         pytest.param(torch.zeros(1, 3, 4, 0), ValueError, ["(1, 3, 4, 0)", "at least 1 pixel"], id="no-columns"),
     ],
 )
-def test_what_is_no_image_is_named(network: SAVL, lr: Any, error: type[Exception], fragments: list[str]) -> None:
+def test_an_input_that_is_not_an_image_is_refused_by_name(
+    network: SAVL, lr: Any, error: type[Exception], fragments: list[str]
+) -> None:
     with pytest.raises(error, match="^lr must") as caught:
         network(lr)
     missing = [fragment for fragment in fragments if fragment not in str(caught.value)]
@@ -332,7 +334,7 @@ def test_a_field_that_is_missing_or_not_expected_is_named(
 @pytest.mark.parametrize(
     ("field_size", "fragment"),
     [
-        # 5×9 and 7×10 are both padded to 8×12, so that nothing further down would notice.
+        # 5×9 and 7×10 are both padded to 8×12, so only the check of the field can detect the difference.
         pytest.param({"height": 5, "width": 9}, r"field.mu .*\(1, 6, 7, 10\).*got \(1, 6, 5, 9\)", id="size"),
         pytest.param({"height": 7, "width": 10, "batch": 2}, r"field.mu .*got \(2, 6, 7, 10\)", id="batch"),
     ],
@@ -351,7 +353,7 @@ def test_a_severity_of_another_size_is_named(network: SAVL, random_field: Random
         network.reconstruct(image(), wrong)
 
 
-def test_a_module_of_the_network_is_never_shared(network: SAVL) -> None:
+def test_modules_of_the_network_are_not_shared(network: SAVL) -> None:
     parameters = [parameter for module in network.modules() for parameter in module.parameters(recurse=False)]
     assert len({id(parameter) for parameter in parameters}) == len(parameters)
     assert isinstance(network.groups, nn.ModuleList)

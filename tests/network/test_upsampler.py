@@ -77,7 +77,7 @@ def test_the_colours_of_a_network_without_features_are_the_mean(small_config: Sm
     torch.testing.assert_close(sr, torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1).expand_as(sr))
 
 
-def test_only_the_difference_from_the_mean_colour_is_looked_at(small_config: Small, awaken: Awaken) -> None:
+def test_only_the_difference_from_the_mean_colour_matters(small_config: Small, awaken: Awaken) -> None:
     low = awaken(SAVL(small_config(rgb_mean=(0.1, 0.1, 0.1))))
     high = copy.deepcopy(low)
     high.rgb_mean += 0.5
@@ -85,7 +85,7 @@ def test_only_the_difference_from_the_mean_colour_is_looked_at(small_config: Sma
     torch.testing.assert_close(high(lr + 0.5), low(lr) + 0.5, rtol=0, atol=1e-12)
 
 
-def test_a_fresh_network_with_image_residual_is_bicubic_interpolation() -> None:
+def test_an_untrained_network_with_image_residual_is_bicubic_interpolation() -> None:
     model = SAVL(CONFIGS["savl-tiny"]).eval()
     lr = torch.rand(1, 3, 9, 6)
     sr = model(lr)
@@ -95,7 +95,7 @@ def test_a_fresh_network_with_image_residual_is_bicubic_interpolation() -> None:
         torch.testing.assert_close(sr[0, channel].detach(), torch.from_numpy(expected.copy()), rtol=0, atol=1e-5)
 
 
-def test_the_image_residual_is_added_to_what_the_network_learns(small_config: Small, awaken: Awaken) -> None:
+def test_the_image_residual_is_added_to_the_output(small_config: Small, awaken: Awaken) -> None:
     with_residual = awaken(SAVL(small_config(image_residual=True)))
     without = SAVL(small_config()).double().eval()
     without.load_state_dict(with_residual.state_dict())

@@ -1,4 +1,4 @@
-"""What the documents say of the shipped weights is what the committed results say."""
+"""The documents state the same numbers about the shipped weights as the committed results."""
 
 from __future__ import annotations
 

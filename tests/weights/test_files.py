@@ -1,4 +1,4 @@
-"""Networks from names and files: they come back as they were saved, and bad files are refused by name."""
+"""Building, saving and loading networks; damaged and unsuitable files are refused by name."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def saved(model: savl.SAVL, tmp_path: Path) -> Path:
 
 
 def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]) -> None:
-    """Change the tensors or the configuration inside a savl file."""
+    """Change the tensors or the configuration in a savl file."""
     with safe_open(path, framework="pt") as file:
         config = json.loads(file.metadata()[files.METADATA_KEY])
     tensors = load_file(path)
@@ -68,7 +68,7 @@ def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any
 
 
 def refusal(path: Path) -> str:
-    """The message with which a file is refused: it names the file, and is one short line."""
+    """Return the message with which a file is refused; check that it is one short line with the name of the file."""
     with pytest.raises(ValueError, match=path.name) as caught:
         savl.load(path)
     message = str(caught.value)
@@ -158,7 +158,7 @@ def test_a_bfloat16_network_keeps_its_dtype_and_loads_as_float32(model: savl.SAV
     assert torch.equal(loaded.conv_first.weight, model.conv_first.weight.float())
 
 
-def test_saving_needs_the_suffix_of_what_it_writes(model: savl.SAVL, tmp_path: Path) -> None:
+def test_saving_requires_the_suffix_safetensors(model: savl.SAVL, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must end in \.safetensors, got .*network\.pth"):
         savl.weights.save(model, tmp_path / "network.pth")
     assert not list(tmp_path.iterdir())
@@ -193,7 +193,7 @@ def test_a_failure_while_writing_leaves_the_old_file(
     assert list(saved.parent.iterdir()) == [saved], "a partial file was left behind"
 
 
-def test_saving_into_a_folder_that_is_not_there_says_so(model: savl.SAVL, tmp_path: Path) -> None:
+def test_saving_into_a_missing_folder_is_an_error(model: savl.SAVL, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         savl.weights.save(model, tmp_path / "nowhere" / "network.safetensors")
 
@@ -216,7 +216,7 @@ def test_weights_ship_beside_the_package(saved: Path, monkeypatch: pytest.Monkey
         savl.load("smal")
 
 
-def test_an_unknown_name_says_what_there_is(tmp_path: Path) -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"must be shipped weights \(.+\) or .* got 'photo-magic'$"):
         savl.load("photo-magic")
     with pytest.raises(FileNotFoundError):
@@ -266,7 +266,7 @@ def test_an_address_is_not_fetched() -> None:
         savl.load("https://example.org/hat.pth")
 
 
-def test_a_folder_is_named_as_one(tmp_path: Path) -> None:
+def test_a_folder_is_refused_as_a_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"got the folder .*; name a file in it"):
         savl.load(tmp_path)
 
@@ -316,7 +316,7 @@ def test_metadata_that_is_no_configuration_is_refused(text: str, saved: Path) ->
     assert "its savl_config metadata cannot be used" in refusal(saved)
 
 
-# Files that are something else, or damaged
+# Files of other kinds, and damaged files
 
 
 def test_weights_of_another_network_are_refused_with_a_few_of_their_names(tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_an_empty_file_is_refused(suffix: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".ckpt"])
 @pytest.mark.parametrize("content", [b"\0" * 99, b"some text", b"\x80\x02", b"PK\x03\x04" + b"\0" * 9])
-def test_a_file_of_something_else_is_refused(content: bytes, suffix: str, tmp_path: Path) -> None:
+def test_a_file_of_another_kind_is_refused(content: bytes, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"photo{suffix}"
     path.write_bytes(content)
     assert refusal(path).startswith(("is not a readable safetensors file", "is damaged or no checkpoint"))
@@ -377,7 +377,7 @@ def test_a_truncated_pth_file_is_refused(legacy: bool, tmp_path: Path) -> None:
 
 
 class Payload:
-    """Pickles as a call that leaves a mark on the disk."""
+    """An object whose unpickling would create a file."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark

@@ -1,8 +1,8 @@
 """Published HAT checkpoints load strictly and compute what the published code computes.
 
 `golden/hat.safetensors` holds outputs of the published code on random weights (`record_hat_golden.py`).
-Nothing of that code is here: the checkpoints are rebuilt below from the published names and shapes, and
-from a recipe for their values, which the recorder shares.
+The tests contain none of that code: they build checkpoints from the published names and shapes and from a recipe for
+values, which `record_hat_golden.py` also uses.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TOLERANCE = 1e-4  # of outputs with a standard deviation near 1; float32 roundin
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the published option files choose; the rest (overlap 0.5, mlp ratio 2, 64 features) they share."""
+    """Settings that differ between the published option files; overlap 0.5, mlp ratio 2 and 64 features are common."""
 
     channels: int
     groups: int
@@ -70,7 +70,7 @@ CASES = {  # heights and widths in LR pixels
 
 
 def published_shapes(hat: Architecture) -> dict[str, tuple[int, ...]]:
-    """Name → shape of every tensor of a published checkpoint, the two index buffers first."""
+    """Return name → shape of every tensor in a published checkpoint, the two index buffers first."""
     channels, window, key_window = hat.channels, hat.window, hat.key_window
     compressed, squeezed = channels // hat.compress, channels // hat.squeeze
     shapes: dict[str, tuple[int, ...]] = {
@@ -117,23 +117,23 @@ def published_shapes(hat: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def published_index(window: int, key_window: int, offset: int, sign: int) -> Tensor:
-    """``sign·(query − key) + offset`` along both axes, coordinates from the first pixel of each window."""
+    """Return ``sign·(query − key) + offset`` along both axes; coordinates count from the first pixel of each window."""
     query = torch.cartesian_prod(torch.arange(window), torch.arange(window))
     key = torch.cartesian_prod(torch.arange(key_window), torch.arange(key_window))
     dy, dx = (sign * (query[:, None] - key[None, :]) + offset).unbind(-1)
     return dy * (window + key_window - 1) + dx
 
 
-# The recipe: values that depend on nothing but a name
+# The recipe: values that depend only on a name
 
 
 def uniform(seed: str, shape: tuple[int, ...]) -> Tensor:
-    """Values in [0, 1): a multiple of 2⁻²⁴ from the Mersenne twister, the same on every machine."""
+    """Return values in [0, 1), multiples of 2⁻²⁴ from the Mersenne twister, which are the same on every machine."""
     return torch.rand(shape, generator=torch.Generator().manual_seed(zlib.crc32(seed.encode())))
 
 
 def random_weights(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Weights under which every part speaks up: attention logits and outputs deviate by about 1 or more."""
+    """Return weights with which every part matters: attention logits and outputs deviate by about 1 or more."""
     noise = (2 * uniform(name, shape) - 1) * 3**0.5  # unit variance
     if name.endswith("bias_table"):
         return noise
@@ -147,7 +147,7 @@ def random_weights(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def checkpoint(hat: Architecture) -> dict[str, Tensor]:
-    """A state dict as the published code saves it, random values in every weight."""
+    """Return a state dict as the published code saves it, with random values."""
     window, key_window = hat.window, hat.key_window
     indices = {
         "relative_position_index_SA": published_index(window, window, window - 1, 1),
@@ -158,19 +158,19 @@ def checkpoint(hat: Architecture) -> dict[str, Tensor]:
 
 
 def hollow_checkpoint(hat: Architecture) -> dict[str, Tensor]:
-    """The same names and shapes in next to no memory: every tensor is one zero."""
+    """Return a state dict with the same names and shapes that needs almost no memory: every tensor is one zero."""
     shapes = published_shapes(hat)
     return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items() if "index" not in name}
 
 
 def low_resolution(size: str) -> Tensor:
-    """A random image, ``(1, 3, h, w)``."""
+    """Return a random image, ``(1, 3, h, w)``."""
     height, width = map(int, size.split("x"))
     return uniform(f"lr {size}", (1, 3, height, width))
 
 
 def fingerprint() -> Tensor:
-    """A few values of the recipe, recorded beside the outputs."""
+    """Return some values of the recipe, which are recorded beside the outputs."""
     return random_weights("layers.0.residual_group.overlap_attn.qkv.weight", (2, 3))
 
 
@@ -181,7 +181,7 @@ def golden() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def small() -> dict[str, Tensor]:
-    """A checkpoint that loads fast. Tests copy the dictionary before they change it."""
+    """Return a checkpoint that loads fast. Tests copy the dictionary before they change it."""
     return checkpoint(ARCHITECTURES["small-x2"])
 
 
@@ -191,7 +191,7 @@ def write(path: Path, content: object) -> Path:
 
 
 def refusal(path: Path) -> str:
-    """The message with which a checkpoint is refused: it names the file and stays short."""
+    """Return the message with which a checkpoint is refused, after checking that it is short and names the file."""
     with pytest.raises(ValueError, match=str(path)) as caught:
         savl.load(path)
     message = str(caught.value)
@@ -200,7 +200,7 @@ def refusal(path: Path) -> str:
     return message
 
 
-# What comes out
+# Outputs
 
 
 def test_random_weights_are_the_ones_the_outputs_were_recorded_with(golden: dict[str, Tensor]) -> None:
@@ -226,7 +226,7 @@ def test_recorded_outputs_vary_enough_to_show_a_wrong_index(golden: dict[str, Te
     assert min(deviations.values()) > 1000 * TOLERANCE, deviations
 
 
-# What is read off the tensors
+# Hyper-parameters from tensor shapes
 
 PUBLISHED = [  # configuration, architecture, parameters at ×4
     ("hat-s", HAT_S, 9_621_183),
@@ -237,7 +237,7 @@ PUBLISHED = [  # configuration, architecture, parameters at ×4
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize(("name", "hat", "parameters"), PUBLISHED)
-def test_hyper_parameters_are_read_off(name: str, hat: Architecture, parameters: int, scale: int) -> None:
+def test_hyper_parameters_follow_from_tensor_shapes(name: str, hat: Architecture, parameters: int, scale: int) -> None:
     tensors = hollow_checkpoint(replace(hat, scale=scale))
     assert is_hat(tensors)
     assert hat_config(tensors) == replace(savl.CONFIGS[name], scale=scale)
@@ -260,7 +260,7 @@ def test_an_uneven_mlp_ratio_survives_rounding() -> None:
     assert int(22 * hat_config(tensors).mlp_ratio) == 30
 
 
-# Where the tensors may lie
+# Layouts of checkpoints
 
 
 @pytest.mark.parametrize("form", ["plain", "params", "params_ema", "both", "parameters", "legacy", "half"])
@@ -301,7 +301,7 @@ def test_a_hat_checkpoint_saved_by_savl_loads_again(small: dict[str, Tensor], tm
         assert torch.equal(model(lr), again(lr))
 
 
-# What is refused
+# Refused checkpoints
 
 
 def test_missing_unknown_and_misshapen_tensors_are_named(small: dict[str, Tensor], tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_the_overlap_index_is_the_published_one(window: int, key_window: int) ->
 
 @pytest.mark.parametrize(("window", "key_window"), [(16, 24), (4, 6)])
 def test_a_reordered_overlap_table_gives_every_pair_its_published_bias(window: int, key_window: int) -> None:
-    table = torch.arange((window + key_window - 1) ** 2).unsqueeze(1)  # every row its own number
+    table = torch.arange((window + key_window - 1) ** 2).unsqueeze(1)  # every row has a different value
     published = table[published_index(window, key_window, window - key_window + 1, -1)]
     ours = reorder_overlap_table(table, window, key_window)
     query_minus_key = published_index(window, key_window, key_window - 1, 1)

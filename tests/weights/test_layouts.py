@@ -1,4 +1,4 @@
-"""Weights as training programs keep them: nested, prefixed, beside other things, under any name, or not weights."""
+"""Layouts of weights by training programs: nested, prefixed, beside other entries, with any suffix, or not weights."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ State = dict[str, Tensor]
 
 
 def published(model: savl.SAVL) -> State:
-    """The state dict of a network without degradation code as the HAT release would have written it."""
+    """Return the state dict of a network without degradation code, with the names of the HAT release."""
     state: State = {}
     for name, tensor in model.state_dict().items():
         if name.endswith("ocab.bias_table"):
@@ -130,9 +130,7 @@ def prefixed(state: State, prefix: str) -> State:
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_weights_load_from_under_any_key_and_from_two(
-    key: str, network: savl.SAVL, weights: State, tmp_path: Path
-) -> None:
+def test_weights_load_from_any_key_also_nested(key: str, network: savl.SAVL, weights: State, tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     for content in ({key: weights}, {key: {"params": weights}}, {"state_dict": {key: weights}}):
         torch.save({"epoch": 3, "iter": 10_000, "name": "hat", "best": None, "betas": (0.9, 0.99), **content}, path)
@@ -141,7 +139,7 @@ def test_weights_load_from_under_any_key_and_from_two(
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_prefixes_of_names_are_taken_away(
+def test_prefixes_of_names_are_removed(
     prefix: str, suffix: str, network: savl.SAVL, weights: State, tmp_path: Path
 ) -> None:
     path = tmp_path / f"x{suffix}"
@@ -152,9 +150,7 @@ def test_prefixes_of_names_are_taken_away(
     check_same(savl.load(path), network)
 
 
-def test_what_a_compiler_of_parts_puts_inside_names_is_taken_away(
-    network: savl.SAVL, weights: State, tmp_path: Path
-) -> None:
+def test_names_inserted_by_compiled_modules_are_removed(network: savl.SAVL, weights: State, tmp_path: Path) -> None:
     inside = {name.replace("residual_group.", "_orig_mod.residual_group."): value for name, value in weights.items()}
     assert inside.keys() != weights.keys()
     torch.save(inside, tmp_path / "x.pth")
@@ -221,12 +217,12 @@ def test_a_moving_average_comes_before_the_weights_it_averages(
         check_same(savl.load(path), network)
 
 
-# By content, not by name
+# The content, not the suffix, determines the kind of a file
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".pkl", ""])
 @pytest.mark.parametrize("how", ["safetensors", "zip", "legacy"])
-def test_a_file_is_read_by_what_it_holds(
+def test_the_content_of_a_file_determines_how_it_is_read(
     how: str, suffix: str, network: savl.SAVL, weights: State, tmp_path: Path
 ) -> None:
     path = tmp_path / f"x{suffix}"
@@ -269,7 +265,7 @@ OTHERS: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ""])
 @pytest.mark.parametrize("other", OTHERS)
-def test_what_is_no_weights_is_said_in_one_line(other: str, suffix: str, tmp_path: Path) -> None:
+def test_a_file_without_weights_is_refused_in_one_line(other: str, suffix: str, tmp_path: Path) -> None:
     content, words = OTHERS[other]
     (tmp_path / f"x{suffix}").write_bytes(content)
     assert refusal(tmp_path / f"x{suffix}").startswith(words)
@@ -302,7 +298,7 @@ def test_a_checkpoint_that_is_cut_off_is_refused(
 
 
 class Payload:
-    """Pickles as a call that leaves a mark on the disk."""
+    """An object whose unpickling would create a file."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -385,7 +381,7 @@ def test_settings_beside_it_may_name_a_configuration(suffix: str, text: str, tmp
 
 
 @pytest.mark.parametrize("key", ["config", "savl_config"])
-def test_settings_in_the_checkpoint_itself_serve(key: str, own: savl.SAVL, tmp_path: Path) -> None:
+def test_settings_in_the_checkpoint_itself_are_used(key: str, own: savl.SAVL, tmp_path: Path) -> None:
     torch.save({"state_dict": own.state_dict(), key: own.config.to_dict(), "epoch": 2}, tmp_path / "mine.pth")
     check_same(savl.load(tmp_path / "mine.pth"), own)
 

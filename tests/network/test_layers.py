@@ -1,4 +1,4 @@
-"""Reflect padding to a multiple, for images smaller than the padding too."""
+"""Reflect padding to a multiple, also for images smaller than the padding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MULTIPLES = st.integers(1, 24)
 
 
 def walk_back_and_forth(length: int, target: int) -> list[int]:
-    """Pixels 0 ... length − 1 and back again, without repeating the turning points, until ``target`` are visited."""
+    """Return ``target`` indices that run from 0 to length − 1 and back, without repeating the turning points."""
     visited, position, step = [0], 0, 1
     while len(visited) < target:
         if length > 1:
@@ -27,7 +27,7 @@ def walk_back_and_forth(length: int, target: int) -> list[int]:
 
 
 @given(height=SIDES, width=SIDES, multiple=MULTIPLES)
-def test_padding_walks_back_and_forth_over_the_image(height: int, width: int, multiple: int) -> None:
+def test_padding_reflects_repeatedly_if_necessary(height: int, width: int, multiple: int) -> None:
     image = torch.arange(height * width).reshape(1, height, width)
     padded = reflect_pad_to_multiple(image, multiple)
 

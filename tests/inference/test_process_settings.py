@@ -1,4 +1,4 @@
-"""How many threads a command uses, how they wait, and what control groups and limits leave it."""
+"""Settings of a process: threads, how they wait, memory of the C library, and limits of the system."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from savl.cli import main
 from savl.inference import limits, process_settings
 from savl.inference.limits import control_group_folders, processor_quota
-from savl.inference.process_settings import MAX_THREADS, SPIN_COUNT, limit_spinning, use_threads
+from savl.inference.process_settings import MAX_THREADS, SPIN_COUNT, keep_freed_memory, limit_spinning, use_threads
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits are set as Linux sets them")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS", "VIPS_CONCURRENCY")
 
 
 def run(code: str, **environment: str) -> str:
-    """Run a program in a process of its own, with no variable of OpenMP beside those given; return what it prints."""
+    """Run a program in a new process, with no other variables of OpenMP than those given; return its output."""
     kept = {name: value for name, value in os.environ.items() if name not in WAITING}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -42,17 +42,17 @@ print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("KMP_BLOCKTIME"), os.envi
 """
 
 
-def test_commands_bound_how_long_threads_wait_awake() -> None:
+def test_commands_limit_the_spinning_of_idle_threads() -> None:
     assert run(SPINNING) == f"{SPIN_COUNT} 1 None"
 
 
 @pytest.mark.parametrize(("name", "value"), [("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "7")])
-def test_what_the_user_says_about_waiting_stays(name: str, value: str) -> None:
+def test_settings_of_the_user_for_waiting_threads_are_kept(name: str, value: str) -> None:
     expected = {"OMP_WAIT_POLICY": "None None ACTIVE", "GOMP_SPINCOUNT": "7 None None"}
     assert run(SPINNING, **{name: value}) == expected[name]
 
 
-def test_the_environment_is_left_alone_once_torch_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_not_changed_after_torch_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in WAITING:
         monkeypatch.delenv(name, raising=False)
     limit_spinning()
@@ -84,7 +84,7 @@ print(torch.get_num_threads(), pyvips.vips_lib.vips_concurrency_get())
     assert run(code) == "2 2"
 
 
-# What limits leave
+# Limits of control groups and ulimit
 
 
 def test_a_container_that_may_take_one_and_a_half_processors_gets_two_threads(
@@ -105,8 +105,8 @@ def test_a_container_that_may_take_one_and_a_half_processors_gets_two_threads(
         torch.set_num_threads(before)
 
 
-def test_a_thread_that_cannot_be_started_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VIPS_CONCURRENCY", "1")  # what is chosen for libvips ends with the test
+def test_fewer_threads_are_used_if_some_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIPS_CONCURRENCY", "1")  # so that the value set by the test is removed afterwards
     before = torch.get_num_threads()
     started: list[object] = []
 
@@ -124,7 +124,7 @@ def test_a_thread_that_cannot_be_started_is_done_without(monkeypatch: pytest.Mon
 
 
 def groups(monkeypatch: pytest.MonkeyPatch, root: Path, listing: str, files: dict[str, str]) -> None:
-    """Put files in the place of /sys/fs/cgroup and /proc/self/cgroup."""
+    """Replace /sys/fs/cgroup and /proc/self/cgroup by files in a folder."""
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -141,12 +141,12 @@ def groups(monkeypatch: pytest.MonkeyPatch, root: Path, listing: str, files: dic
         ("0::/a\n", {"a/cpu.max": "max 100000\n"}, None),
         ("3:cpu,cpuacct:/d\n", {"cpu/d/cpu.cfs_quota_us": "50000", "cpu/d/cpu.cfs_period_us": "100000"}, 0.5),
         ("3:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
-        # A container of version 1: the listing names the path outside, mounted in place of the root.
+        # A container with version 1: the listing contains the path outside the container, where it is the root.
         ("3:cpu:/docker/1f\n", {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2.0),
         ("", {}, None),
     ],
 )
-def test_the_quota_is_the_least_of_all_groups_around(
+def test_the_quota_is_the_minimum_over_all_control_groups(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, listing: str, files: dict[str, str], quota: float | None
 ) -> None:
     groups(monkeypatch, tmp_path, listing, files)
@@ -164,7 +164,7 @@ def test_the_quota_is_the_least_of_all_groups_around(
         ),
     ],
 )
-def test_a_tile_fits_what_the_container_has_left(
+def test_available_memory_is_limited_by_control_groups(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, listing: str, prefix: str, names: tuple[str, str, str]
 ) -> None:
     limit, used, cached = names
@@ -175,7 +175,7 @@ def test_a_tile_fits_what_the_container_has_left(
 
 
 @linux
-def test_a_tile_fits_what_ulimit_leaves() -> None:
+def test_available_memory_is_limited_by_ulimit() -> None:
     code = """
 import resource
 from savl.inference.limits import available_bytes
@@ -186,12 +186,12 @@ print(available_bytes() <= 2**26)
     assert run(code) == "True"
 
 
-# With too little memory, whatever it is too little for
+# Too little memory
 
 
 @linux
 @pytest.mark.parametrize("megabytes", [300, 640, 3000])
-def test_a_command_with_too_little_memory_ends_with_a_picture_or_with_one_line(tmp_path: Path, megabytes: int) -> None:
+def test_a_command_with_little_memory_writes_the_result_or_one_error_line(tmp_path: Path, megabytes: int) -> None:
     code = f"""
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, ({megabytes} * 2**20,) * 2)
@@ -219,7 +219,7 @@ main(["upscale", "in.png", "-o", "out.png", "--tile", "0", "--threads", "1"])
     [("upscale", 0), ("upscale", MAX_THREADS + 1)]
     + [(command, 99999999999) for command in ("upscale", "degrade", "evaluate", "analyze", "train")],
 )
-def test_a_number_of_threads_that_makes_no_sense_is_a_usage_error(
+def test_an_invalid_number_of_threads_is_a_usage_error(
     command: str, count: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -230,17 +230,17 @@ def test_a_number_of_threads_that_makes_no_sense_is_a_usage_error(
     assert str(1 if count < 1 else MAX_THREADS) in said
 
 
-def test_no_more_threads_are_started_than_make_sense(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_started_threads_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(process_settings, "_startable", lambda count: asked.append(count) or 1)
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 99999999)  # what OMP_NUM_THREADS said
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99999999)  # as set by OMP_NUM_THREADS
     monkeypatch.setattr(process_settings, "_use_vips_threads", asked.append)
     assert use_threads() == 1
     assert asked == [MAX_THREADS, 1, 1]
 
 
-def test_libvips_is_asked_for_no_more_threads_than_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_libvips_threads_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     pyvips = pytest.importorskip("pyvips")
     before = pyvips.vips_lib.vips_concurrency_get()
     try:
@@ -248,3 +248,33 @@ def test_libvips_is_asked_for_no_more_threads_than_it_has(monkeypatch: pytest.Mo
         assert pyvips.vips_lib.vips_concurrency_get() == 1024
     finally:
         pyvips.vips_lib.vips_concurrency_set(before)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults are counted as Linux counts them")
+def test_kept_memory_is_reused_without_page_faults() -> None:
+    code = """
+import resource, sys, torch
+from savl.inference.process_settings import keep_freed_memory
+
+if not keep_freed_memory():
+    sys.exit(77)
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = faults()
+print(first, min(faults() for _ in range(8)))  # pieces left by other allocations may not fit at once
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode == 77:
+        pytest.skip("this C library cannot be told to keep memory")
+    assert done.returncode == 0, done.stderr
+    first, again = map(int, done.stdout.split())
+    assert again < first / 10, f"{first} page faults the first time, {again} later"
+
+
+def test_nothing_is_changed_on_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert keep_freed_memory() is False

@@ -1,4 +1,4 @@
-"""How long and how much: the promises about time and memory."""
+"""Upper bounds of time and memory."""
 
 from __future__ import annotations
 
