@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from savl.images.tiff_kind import COMPRESSION, ORIENTATION, TiffKind, tiff_kind
 from savl.images.tiff_pages import TiffPage, choose_page
-from savl.images.tiff_rebuild import is_complete, rebuilt
+from savl.images.tiff_rebuild import check_tiles, is_complete, rebuilt
 from savl.images.vips_decode import (
     DecodeFailure,
     Load,
@@ -73,6 +73,8 @@ def decode_tiff(
         content = kind.layers.rebuilt(file, chosen)
     elif kind.fields or kind.without:
         content = rebuilt(file, chosen, kind.fields, without=kind.without)
+    elif chosen.is_tiled:
+        check_tiles(file, chosen)
 
     def load(fail_on: str) -> pyvips.Image:
         if content is None:

@@ -255,12 +255,12 @@ def test_unknown_tags_of_tiff_are_named(tmp_path: Path) -> None:
     assert sentence == "left out: ImageJ's metadata, the TIFF tag 65000 and the TIFF tag 65001"
 
 
-# Tags that say how samples lie in the file, with the type and the number that a file of RGB in one strip may have.
+# Tags that describe the storage of samples, with type and value for a file of RGB in one strip.
 STORAGE = {254: 0, 255: 1, 262: 2, 266: 1, 274: 1, 284: 1, 317: 1, 332: 2, 334: 4, 339: 1}
 KEPT = {*range(269, 273), 282, 283, 285, 296, 297, 301, 305, 306, 315, 316, 318, 319}
 
 
-# Tags that another number would make another picture or a corrupt file, or that have tests of their own.
+# Tags for which another value would change or corrupt the image, or that have their own tests.
 ELSEWHERE = {256, 257, 258, 259, 273, 277, 278, 279, 320, 322, 323, 324, 325, 330, 333, 336, 338, 342, 347}
 TAGS = sorted({*range(254, 350), 433, 559, 32781, 34016, 34030, 37439, 40976, 50000} - ELSEWHERE)
 

@@ -260,7 +260,8 @@ def test_the_transparency_mask_of_a_page_is_named() -> None:
         read_image(tiff(mask))
 
 
-def test_a_page_with_too_few_tiles_for_its_width_is_refused_at_once() -> None:
-    fields, tiles = page(random_codes(3, 8), CIELAB, tile=16)
+@pytest.mark.parametrize("photometric", [RGB, CIELAB])
+def test_a_page_with_too_few_tiles_for_its_width_is_refused_at_once(photometric: int) -> None:
+    fields, tiles = page(random_codes(3, 8), photometric, tile=16)
     with pytest.raises(UnreadableImage, match="some of its strips or tiles are missing"):
         read_image(tiff(({**fields, 256: [500_000]}, tiles)))
