@@ -1,1 +1,1 @@
-"""Studies of the degradation field: what it knows, what it forgets, and what the network makes of it."""
+"""Studies of the degradation field: the information it carries, and its effect on the network."""

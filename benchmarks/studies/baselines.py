@@ -1,11 +1,11 @@
-"""The degradation field, its baselines and the ablations of what it guides: trained alike, and told apart in one table.
+"""Train SAVL, its baselines and its ablations under the same conditions, and compare them in one table.
 
     python -m benchmarks.studies.baselines --hr FOLDER --test FOLDER [--pairs LR HR] [--steps N] [--quick] [--json FILE]
-                                        [CONFIG ...]
+                                           [CONFIG ...]
 
-Trains every configuration (``configs/baselines/*.toml`` if none is named), each in a folder of its own below
-``runs/``. A run that was cut off goes on from its checkpoint, and one that is done is not repeated. Then all of them
-are analysed together (`savl.analysis`) on photographs none has seen, and upscale the pairs.
+Every configuration (``configs/baselines/*.toml`` by default) is trained in a folder of its own below ``runs/``. An
+interrupted run resumes from its checkpoint; a finished run is not repeated. All networks are then analysed on
+photographs that none of them was trained on (`savl.analysis`), and upscale the pairs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "baselines"
 
 
 def trained(config: Path, hr: Sequence[str], steps: int | None) -> SAVL:
-    """The network of a configuration, trained now unless it was before."""
+    """Return the network of a configuration; train it if there are no weights of it."""
     changes = [f"data.hr={json.dumps(list(hr))}", *([f"run.steps={steps}"] if steps else [])]
     settings = load_config(config, changes)
     weights = Path(settings.run.output) / WEIGHTS_NAME
@@ -45,7 +45,7 @@ def trained(config: Path, hr: Sequence[str], steps: int | None) -> SAVL:
 
 
 def pair_scores(model: SAVL, lr: str, hr: str) -> dict[str, Any]:
-    """Mean PSNR of pairs, dB, beside that of bicubic interpolation."""
+    """Return the mean PSNR of pairs and that of bicubic interpolation, in dB."""
     upscaler = savl.Upscaler(model)
     scores = [evaluate_pair(pair, upscaler) for pair in match_pairs(lr, hr)]
     return {
@@ -58,7 +58,7 @@ def pair_scores(model: SAVL, lr: str, hr: str) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The comparison in Markdown."""
+    """Return the comparison as a Markdown table."""
     head = ["", "scene", "noise level", "MINE content", "MINE degradation", "HSIC content", "severity"]
     pairs = bool(rows) and "pairs" in rows[0]
     head += ["degraded, dB Y", *(["pairs, dB Y"] if pairs else [])]
@@ -84,14 +84,16 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, analyse, print, and write."""
+    """Train, analyse, print the table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", type=Path, metavar="CONFIG")
     parser.add_argument("--hr", required=True, action="append", metavar="FOLDER", help="photographs to train on")
-    parser.add_argument("--test", required=True, metavar="FOLDER", help="others, to analyse with")
+    parser.add_argument("--test", required=True, metavar="FOLDER", help="photographs to analyse with")
     parser.add_argument("--pairs", nargs=2, metavar=("LR", "HR"), help="real pairs to upscale")
-    parser.add_argument("--steps", type=int, metavar="N", help="instead of what the configurations say")
-    parser.add_argument("--quick", action="store_true", help="few repeats of the probes; scores of images as otherwise")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps instead of those of the configurations")
+    parser.add_argument(
+        "--quick", action="store_true", help="few repeats of the probes, but as many images for the scores"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     configs = options.configs or sorted(CONFIGS.glob("*.toml"))
@@ -111,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _row(result: ModelResult, model: SAVL, pairs: Sequence[str] | None) -> dict[str, Any]:
     found = json_value(result)
     if found["factorial"] is not None:
-        found["factorial"].pop("channels")  # long, and the report has it
+        found["factorial"].pop("channels")  # long; the report of `savl analyze` contains it
     return {"name": result.name, "evidence": found, **({"pairs": pair_scores(model, *pairs)} if pairs else {})}
 
 

@@ -1,9 +1,9 @@
-"""How much the fields of several networks know of content, over as many scenes as there are.
+"""Measure how much information the fields of several networks carry about content, on many scenes.
 
     python -m benchmarks.studies.content_probe --hr FOLDER [--scenes 100] [--crops 3] [--json FILE] WEIGHTS ...
 
-As `savl analyze` measures it (docs/analysis.md), and of noisy images alone. Where information about content is to be
-found in scenes that were not fitted on, it is scenes that count, and not crops: of two dozen little can be learned.
+The measurement is that of `savl analyze` on noisy images (docs/analysis.md). Information about content is measured on
+held-out scenes, so the number of scenes matters and not that of crops: two dozen scenes are too few to fit estimators.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from savl.images.folder import find_images
 
 
 def measure(data: ControlledFeatures, model: int, repeats: int) -> dict[str, Any]:
-    """Probes and information of one network, by name, as JSON has them.
+    """Return probes and information of one network, as JSON has them.
 
     Args:
-        data: The images.
-        model: Which network's features.
-        repeats: Of probes and estimators.
+        data: Features of the images.
+        model: Position of the network in the features.
+        repeats: Repeats of probes and estimators.
     """
     probes = degradation_result(data.degraded[0], model, repeats=repeats, seed=0)
     return {
@@ -41,13 +41,13 @@ def measure(data: ControlledFeatures, model: int, repeats: int) -> dict[str, Any
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, and write."""
+    """Measure, print the results and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", nargs="+", metavar="WEIGHTS", help="shipped weights, or files")
-    parser.add_argument("--hr", required=True, metavar="FOLDER", help="photographs that none was trained on")
-    parser.add_argument("--scenes", type=int, default=100, metavar="N", help="photographs, at most")
-    parser.add_argument("--crops", type=int, default=3, metavar="N", help="of every photograph, at most")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="of probes and estimators")
+    parser.add_argument("--hr", required=True, metavar="FOLDER", help="photographs that no network was trained on")
+    parser.add_argument("--scenes", type=int, default=100, metavar="N", help="largest number of photographs")
+    parser.add_argument("--crops", type=int, default=3, metavar="N", help="largest number of crops per photograph")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="repeats of probes and estimators")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     savl.use_fused_kernels()

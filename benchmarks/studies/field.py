@@ -1,10 +1,10 @@
-"""What the severity map of a network knows of degradations whose truth is known.
+"""Compare the severity maps of a network with the masks that images were degraded through.
 
     python -m benchmarks.studies.field --hr FOLDER [--model savl-tiny] [--json FILE]
 
-Images are degraded through random masks by the published pipeline (docs/degradation.md, strength 1, seed 0), and then
-by one operation of it alone: noise, blur or JPEG. The severity map of each is compared with the true one by Spearman's
-rank correlation: positive where the map is high where the image is degraded more.
+Images are degraded through random masks by the published pipeline (docs/degradation.md, strength 1, seed 0), and by
+single operations of it: noise, blur or JPEG. Severity map and mask are compared by Spearman's rank correlation, which
+is positive if the map is high where the image is degraded more.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from savl.network import SAVL
 
 PUBLISHED = DegradationConfig()
 DEGRADATIONS = {"all": PUBLISHED, **{operation: PUBLISHED.alone(operation) for operation in OPERATIONS}}
-"""By name: the whole pipeline, and single operations with its ranges."""
+"""Degradations by name: the whole pipeline, and single operations with the same ranges."""
 
 
 def measure(model: SAVL, images: Sequence[Path]) -> dict[str, Any]:
-    """Correlations by degradation; those of every image for the whole pipeline."""
+    """Return mean and median correlations by degradation, and those of every image for the whole pipeline."""
     report: dict[str, Any] = {}
     for name, config in DEGRADATIONS.items():
         found = [asdict(each) for each in severity_agreement(model, images, config)]
@@ -45,7 +45,7 @@ def measure(model: SAVL, images: Sequence[Path]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, and write."""
+    """Measure, print the results and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hr", required=True, metavar="FOLDER", help="high-resolution images")
     parser.add_argument("--model", default="savl-tiny", help="shipped weights, or a file")

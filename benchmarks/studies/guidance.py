@@ -1,11 +1,11 @@
-"""What a network makes of its degradation field: upscaling with the field as it is, and with parts of it taken away.
+"""Measure how much a network uses its degradation field: upscale with the field, and with parts of it replaced.
 
     python -m benchmarks.studies.guidance --lr FOLDER --hr FOLDER [--model savl-tiny] [--json FILE]
 
-The field is inferred as always, and changed before the network reads it: its mean averaged over the image (the type of
-degradation, without where), replaced by that of the next image (another type) or by that of all images (no type), and
-its severity map replaced by 1 everywhere. What the network loses is what the part is worth to it as it was trained; one
-that was trained without it may do as well (`benchmarks.studies.baselines`).
+The field is estimated as usual and changed before the network reads it. Its mean is replaced by the average over the
+image (the type of degradation without its position), by that of the next image (another type) or by that of all images
+(no type); its severity map is replaced by 1. The loss of PSNR shows how much the trained network uses the part. A
+network that is trained without it may be as good (`benchmarks.studies.baselines`).
 """
 
 from __future__ import annotations
@@ -29,38 +29,40 @@ Change = Callable[[DegradationField, int], DegradationField]
 
 
 def changes(means: Tensor) -> dict[str, Change]:
-    """What is done to the field of image i, by what is left of it.
+    """Return functions that change the field of image i, by the description of the changed field.
 
     Args:
-        means: ``(n, R)``: the mean over all pixels of the mean of every image's field.
+        means: ``(n, R)``: spatial mean of mu for every image.
     """
 
     def with_mean(field: DegradationField, mean: Tensor) -> DegradationField:
         return replace(field, mu=mean[None, :, None, None].expand_as(field.mu).contiguous())
 
-    def even(field: DegradationField) -> DegradationField:
+    def with_severity_1(field: DegradationField) -> DegradationField:
         assert field.severity is not None
         return replace(field, severity=torch.ones_like(field.severity))
 
-    everywhere = means.mean(dim=0)
+    over_all_images = means.mean(dim=0)
     return {
-        "the field as it is": lambda field, i: field,
-        "its mean the same everywhere in the image": lambda field, i: with_mean(field, means[i]),
-        "its mean that of the next image": lambda field, i: with_mean(field, means[(i + 1) % len(means)]),
-        "its mean that of all images": lambda field, i: with_mean(field, everywhere),
-        "its severity the same everywhere": lambda field, i: even(field),
-        "neither": lambda field, i: even(with_mean(field, everywhere)),
+        "unchanged": lambda field, i: field,
+        "mean replaced by its average over the image": lambda field, i: with_mean(field, means[i]),
+        "mean replaced by that of the next image": lambda field, i: with_mean(field, means[(i + 1) % len(means)]),
+        "mean replaced by that of all images": lambda field, i: with_mean(field, over_all_images),
+        "severity replaced by 1": lambda field, i: with_severity_1(field),
+        "mean replaced by that of all images, severity by 1": lambda field, i: with_severity_1(
+            with_mean(field, over_all_images)
+        ),
     }
 
 
 @torch.inference_mode()
 def measure(model: SAVL, lr: str, hr: str) -> dict[str, float]:
-    """Mean PSNR of luma, dB, by what was left of the field.
+    """Return the mean PSNR of luma in dB for every change of the field.
 
     Args:
         model: A network with a variational field, on the CPU.
         lr: Folder of degraded images.
-        hr: Folder of their originals, of the same names.
+        hr: Folder of their originals, with the same names.
 
     Raises:
         ValueError: The network has no severity, or the folders do not match.
@@ -85,18 +87,18 @@ def measure(model: SAVL, lr: str, hr: str) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, and write."""
+    """Measure, print the results and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lr", required=True, metavar="FOLDER", help="degraded images")
-    parser.add_argument("--hr", required=True, metavar="FOLDER", help="their originals, of the same names")
+    parser.add_argument("--hr", required=True, metavar="FOLDER", help="their originals, with the same names")
     parser.add_argument("--model", default="savl-tiny", help="shipped weights, or a file")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     savl.use_fused_kernels()
     found = measure(savl.load(options.model).eval(), options.lr, options.hr)
-    whole, *_ = found.values()
+    unchanged, *_ = found.values()
     for name, psnr in found.items():
-        print(f"{name}: {psnr:.3f} dB Y, {psnr - whole:+.3f}")
+        print(f"{name}: {psnr:.3f} dB Y, {psnr - unchanged:+.3f}")
     if options.json is not None:
         folder = "/".join(Path(options.lr).resolve().parts[-2:])
         report = {"model": options.model, "lr": folder, "psnr_y": found}

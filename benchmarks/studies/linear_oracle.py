@@ -1,11 +1,11 @@
-"""How much of a degradation a linear filter could undo that knows the answer: a yardstick for what a network gains.
+"""Measure how much of a degradation the best linear filter can undo, as a reference for the gain of a network.
 
     python -m benchmarks.studies.linear_oracle --lr FOLDER --hr FOLDER [--taps 9] [--json FILE]
 
-For every image the filter is fitted by least squares to its own original, on luma: ``scale²`` filters of ``taps`` ×
-``taps`` LR pixels, one for each place of an output pixel within an LR pixel, and a constant. No linear method of that
-reach does better on that image, and none that has to guess the degradation does as well. What a network gains beyond
-it comes from being nonlinear: from knowing edges, and what photographs look like.
+For every image the filter is fitted by least squares to the original of that image, on luma: ``scale²`` filters of
+``taps`` × ``taps`` LR pixels, one for each position of an output pixel within an LR pixel, and a constant. No linear
+filter of that size does better on the image, and none that must infer the degradation does as well. A larger gain of a
+network is due to its nonlinearity: edges, and the statistics of photographs.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from savl.evaluation.fidelity import luma
 from savl.evaluation.pairs import read_pair
 
 RIDGE = 0.1
-"""Added to the diagonal of the normal equations, per pixel, squared 8-bit levels: flat images have no unique filter."""
+"""Added to the diagonal of the normal equations per pixel, in squared 8-bit levels; flat images need it."""
 
 
 def best_linear(lr: Tensor, hr: Tensor, taps: int) -> Tensor:
-    """The image that the best linear filter makes of an LR image.
+    """Return the result of the best linear filter on an LR image.
 
     Args:
         lr: ``(h, w)`` float64.
-        hr: ``(scale·h, scale·w)`` float64, what it should become.
+        hr: ``(scale·h, scale·w)`` float64, the original.
         taps: Side of the filters in LR pixels, odd.
 
     Returns:
@@ -52,7 +52,7 @@ def best_linear(lr: Tensor, hr: Tensor, taps: int) -> Tensor:
 
 
 def measure(lr: str, hr: str, taps: int, scale: int = 4) -> list[dict[str, Any]]:
-    """PSNR of luma, dB, by name: bicubic interpolation and the best linear filter."""
+    """Return the PSNR of luma in dB of bicubic interpolation and of the best linear filter, for every pair."""
     rows = []
     for pair in match_pairs(lr, hr):
         small, large = read_pair(pair, scale)
@@ -70,10 +70,10 @@ def _psnr(image: Tensor, truth: Tensor, crop: int) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure two folders of pairs."""
+    """Measure, print the result and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lr", required=True, metavar="FOLDER", help="degraded images")
-    parser.add_argument("--hr", required=True, metavar="FOLDER", help="their originals, of the same names")
+    parser.add_argument("--hr", required=True, metavar="FOLDER", help="their originals, with the same names")
     parser.add_argument("--taps", type=int, default=9, metavar="N", help="side of the filters in LR pixels, odd")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)

@@ -1,11 +1,11 @@
-"""Which objective makes a degradation field: short trainings of estimator and likelihood decoder alone.
+"""Compare objectives of the degradation field in short trainings of the estimator and the likelihood decoder.
 
     python -m benchmarks.studies.objective_study --hr FOLDER --test FOLDER [--steps N] [--json FILE]
 
-Every variant sees the same batches from the same start. The network itself is left out, so that a variant takes minutes
-and what is measured is the objective: nats the field carries, how well y is explained with it and with the prior's
-sample in its place, how well its variance follows a known mask (`savl.evaluation.severity`), and how well five levels
-of noise are told apart in scenes that the classifier has not seen.
+All variants start from the same weights and see the same batches. The network itself is not trained, so a variant takes
+minutes and only the objective differs. Measured are the nats that the field carries, the reconstruction of y with the
+field and with a sample of the prior instead, the agreement of its variance with a known mask
+(`savl.evaluation.severity`), and the accuracy of a classifier of five noise levels on unseen scenes.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ VARIANTS: dict[str, tuple[ObjectiveConfig, bool]] = {
     "the same (Laplacian), image instead of high-pass": (CHOSEN, False),
     "calibration alone": (replace(CHOSEN, alpha=0.0), True),
 }
-"""Objective, and whether the estimator sees the image through its high-pass filter."""
+"""Objective, and whether the estimator has its high-pass filter."""
 LEVELS = (0.0, 5.0, 10.0, 20.0, 30.0)
-"""Noise of the classifier, 8-bit units."""
+"""Standard deviations of the noise that is classified, in 8-bit units."""
 RATE = 2e-3
 
 
 def train(model: SAVL, objective: Objective, batches: PairPool, steps: int) -> list[dict[str, float]]:
-    """Train estimator and decoder; the terms of every step."""
+    """Train estimator and decoder; return the terms of the objective at every step."""
     parameters = [p for n, p in objective.named_parameters() if n.startswith(("model.estimator.", "decoder."))]
     optimizer = torch.optim.Adam(parameters, lr=RATE, betas=(0.9, 0.99))
     found = []
@@ -75,7 +75,7 @@ def train(model: SAVL, objective: Objective, batches: PairPool, steps: int) -> l
 
 @torch.no_grad()
 def without_field(objective: Objective, batch: Batch, field: DegradationField) -> float | None:
-    """L_rec with a sample of the prior in the place of the field's."""
+    """Return L_rec with a sample of the prior instead of the field's; None without a decoder."""
     if objective.decoder is None:
         return None
     noise = torch.randn(field.mu.shape, generator=torch.Generator().manual_seed(0))
@@ -85,7 +85,7 @@ def without_field(objective: Objective, batch: Batch, field: DegradationField) -
 
 @torch.no_grad()
 def noise_accuracy(model: SAVL, images: Sequence[Path]) -> float:
-    """Share of right answers about the noise in unseen scenes: least squares on the mean of mu over 48×48 pixels."""
+    """Return the accuracy of the noise level on unseen scenes, by least squares on the mean of mu over 48×48 pixels."""
     features, scenes = [], []
     for scene, path in enumerate(images):
         z = bicubic_downsample(read_rgb(path)[None, :, :192, :192], 4)
@@ -108,7 +108,7 @@ def noise_accuracy(model: SAVL, images: Sequence[Path]) -> float:
 
 
 def measure(name: str, hr: str, test: str, steps: int) -> dict[str, Any]:
-    """Train one variant and look at its field."""
+    """Train one variant and measure its field."""
     settings, high_pass = VARIANTS[name]
     torch.manual_seed(0)
     model = SAVL(replace(CONFIGS["savl-tiny"], estimator_high_pass=high_pass))
@@ -139,7 +139,7 @@ def measure(name: str, hr: str, test: str, steps: int) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The study in Markdown."""
+    """Return the study as a Markdown table."""
     lines = [
         "| objective | KL, nats per pixel | L_rec | L_rec with the prior's sample | severity | noise level |",
         "|---|---:|---:|---:|---:|---:|",
@@ -152,10 +152,10 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run all variants, writing after each."""
+    """Run all variants; print and write the results after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hr", required=True, metavar="FOLDER", help="high-resolution images to train on")
-    parser.add_argument("--test", required=True, metavar="FOLDER", help="others, to look at the field")
+    parser.add_argument("--test", required=True, metavar="FOLDER", help="images to measure the field on")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
