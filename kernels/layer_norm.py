@@ -143,7 +143,7 @@ def layer_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, wide: bool, launch: Launch = run
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise; also returns each pixel's mean and 1 / √(variance + eps), float32 ``(B, H, W)``."""
-    x = _with_near_pixels(x)
+    x = with_near_pixels(x)
     channels, pixels = x.shape[3], x.shape[:3].numel()
     out = torch.empty(x.shape, dtype=torch.float32 if wide else x.dtype, device=x.device)
     mean, inverse = (torch.empty(x.shape[:3], dtype=torch.float32, device=x.device) for _ in range(2))
@@ -168,7 +168,7 @@ def layer_norm_backward(
     launch: Launch = run,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, the weight and the bias."""
-    x, grad_out = _with_near_pixels(x), grad_out.contiguous()
+    x, grad_out = with_near_pixels(x), grad_out.contiguous()
     channels, pixels = x.shape[3], x.shape[:3].numel()
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if pixels == 0:
@@ -187,7 +187,7 @@ def layer_norm_backward(
     return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
 
 
-def _with_near_pixels(x: Tensor) -> Tensor:
+def with_near_pixels(x: Tensor) -> Tensor:
     """With even pixels, those of a tile within 2³¹ numbers: the tensor itself, or a copy."""
     x = with_even_pixels(x)
     _, block_p = tile_of(x.shape[3], FORWARD_TILE)

@@ -1,11 +1,8 @@
-"""The search for block sizes, on a GPU that is made up; and what measures on a real one, under Triton's interpreter."""
+"""The search for block sizes, on a simulated GPU; interpreted/test_gpu_timing.py tests what runs on a real one."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -290,92 +287,3 @@ def test_other_processes_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     with tune.Compilations([task], HOPPER) as unfit:
         assert unfit(task, small) is None
         assert str(unfit(task, replace(small, block_m=48))).startswith("does not compile")
-
-
-# What measures
-
-
-def interpreted(code: str) -> list[str]:
-    preamble = """
-import warnings; warnings.simplefilter("ignore")
-import torch
-from savl.kernels import gpu_timing
-from savl.kernels.configs import STAGES, KernelConfig, Problem, default_config
-from savl.kernels.tune import TuningProblem
-torch.set_num_threads(1)
-cpu = torch.device("cpu")
-plain = TuningProblem(Problem("float32", 3, 2, 4), 1, False)
-shifted = TuningProblem(Problem("float16", 3, 2, 2), 1, True)
-tile = KernelConfig(16, 32, 1, 1)
-def rule(stage, tuning_problem): return default_config(stage, tuning_problem.problem, (9, 0))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", preamble + code],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-@needs_triton
-@pytest.mark.slow
-def test_each_kernel_can_be_run_again_alone_with_its_own_block_sizes() -> None:
-    lines = interpreted("""
-from savl.kernels import launch
-launched = []
-original = launch.Attention.launch
-def note(call, kernel, programs, *arguments, **constants):
-    launched.append((kernel.fn.__name__, constants.get("BLOCK_M")))
-    original(call, kernel, programs, *arguments, **constants)
-launch.Attention.launch = note
-result = {"forward": "out", "backward_q": "d q", "backward_kv": "d k"}
-data = gpu_timing.inputs(plain, side=4, device=cpu)
-for stage in STAGES:
-    results, again = gpu_timing.run(stage, data, KernelConfig(32, 16, 1, 1))
-    launched.clear()
-    if stage in result:
-        expected = results[result[stage]].clone()
-        results[result[stage]].fill_(7)
-    again()
-    print(stage, launched == [(stage, 32)], stage not in result or torch.equal(results[result[stage]], expected))
-""")
-    assert lines == [f"{stage} True True" for stage in configs.STAGES]
-
-
-@needs_triton
-@pytest.mark.slow
-def test_other_block_sizes_agree_with_the_rule() -> None:
-    lines = interpreted("""
-for tuning_problem, stages in ((plain, ("forward", "backward_q")), (shifted, ("backward_kv", "backward_bias"))):
-    for stage in stages:
-        print(gpu_timing.disagreement(stage, tuning_problem, tile, rule(stage, tuning_problem), cpu))
-""")
-    assert lines == ["None"] * 4
-
-
-@needs_triton
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("mistake", "said"),
-    [("pass", "nan"), ("original(call, *arguments, **constants); arguments[7].mul_(1.1)", "0.")],
-    ids=["writes nothing", "off by a tenth"],
-)
-def test_a_kernel_that_is_wrong_disagrees(mistake: str, said: str) -> None:
-    (line,) = interpreted(f"""
-from savl.kernels import launch
-original = launch.Attention.launch
-def wrong(call, *arguments, **constants):
-    if getattr(call, "tried", rules)["forward"] == tile:
-        {mistake}
-    else:
-        original(call, *arguments, **constants)
-rules = {{"forward": None}}
-launch.Attention.launch = wrong
-print(gpu_timing.disagreement("forward", shifted, tile, rule("forward", shifted), cpu))
-""")
-    assert line.startswith(f"out differs by {said}")
-    assert "allowed are" in line

@@ -1,22 +1,29 @@
-"""The ops as torch, the dispatcher and a network see them."""
+"""The Triton ops under torch: registration, fake kernels, torch.compile, the switch, and a network that uses them."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
-from case_tools import FLOAT16, FLOAT32, OVERLAPPING, TRITON, WINDOW, case, case_for
+from kernel_checks import DTYPES, FLOAT16, FLOAT32, TRITON
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from savl.network import SAVL, SAVLConfig
-from savl.ops import KernelSettings, KernelUnavailable, kernel_report, use_fused_kernels, window_attention
-from savl.ops.equivalence import interpreter_cases, layer_norm_case, verify
+from savl.ops import KernelSettings, KernelUnavailable, equivalence, kernel_report, use_fused_kernels, window_attention
+from savl.ops.equivalence import (
+    interpreter_cases,
+    layer_norm_case,
+    overlapping_window_attention_case,
+    verify,
+    window_attention_case,
+)
 
 
 def op_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
@@ -47,16 +54,16 @@ def backward_arguments(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (torch.ones_like(out), *args[:-2], out, lse, *args[-2:])
 
 
-@case_for("window_attention", "window_attention, float16", "overlapping_window_attention")
-def torch_finds_nothing_wrong_with_the_registration(name: str) -> None:
+@pytest.mark.parametrize("name", ["window_attention", "window_attention, float16", "overlapping_window_attention"])
+def test_torch_finds_nothing_wrong_with_the_registration(name: str) -> None:
     op, args = OP_CALLS[name]
     given = tuple(arg.clone().requires_grad_() if isinstance(arg, Tensor) else arg for arg in args)
     torch.library.opcheck(getattr(torch.ops.savl, op).default, given)
     torch.library.opcheck(getattr(torch.ops.savl, f"{op}_backward").default, backward_arguments(op, args))
 
 
-@case_for(*OP_CALLS)
-def the_fake_kernel_gives_what_the_real_one_gives(name: str) -> None:
+@pytest.mark.parametrize("name", OP_CALLS)
+def test_the_fake_kernel_gives_what_the_real_one_gives(name: str) -> None:
     op, args = OP_CALLS[name]
     for called, given in ((op, args), (f"{op}_backward", backward_arguments(op, args))):
         real = getattr(torch.ops.savl, called)(*given)
@@ -71,8 +78,7 @@ def the_fake_kernel_gives_what_the_real_one_gives(name: str) -> None:
             assert found.stride() == promised.stride(), f"{called}: output {index} has strides {found.stride()}"
 
 
-@case
-def the_log_sum_exp_is_that_of_the_logits() -> None:
+def test_the_log_sum_exp_is_that_of_the_logits() -> None:
     generator = torch.Generator().manual_seed(2)
     qkv, table = torch.randn(1, 4, 4, 3 * 6, generator=generator), torch.randn(49, 2, generator=generator)
     _, lse = torch.ops.savl.window_attention(qkv, table, None, 4, 0)
@@ -83,8 +89,7 @@ def the_log_sum_exp_is_that_of_the_logits() -> None:
     torch.testing.assert_close(lse.reshape(2, 16), logits.logsumexp(-1) / math.log(2), rtol=1e-6, atol=1e-6)
 
 
-@case
-def a_compiled_op_gives_what_the_op_gives() -> None:
+def test_a_compiled_op_gives_what_the_op_gives() -> None:
     def attend(qkv: Tensor, table: Tensor, severity: Tensor) -> Tensor:
         return window_attention(qkv, table, severity, window=2, shift=1, kernels=TRITON)
 
@@ -98,12 +103,12 @@ def a_compiled_op_gives_what_the_op_gives() -> None:
         assert torch.equal(found, expected)
 
 
-@case
-def it_serves_when_asked_for_by_name_and_only_then() -> None:
+def test_it_serves_only_when_asked_for_by_name() -> None:
+    from savl.kernels import launch
+
     qkv, table = torch.randn(1, 4, 4, 24), torch.zeros(49, 2)
     attend = partial(window_attention, qkv, table, window=4)
     launched: list[str] = []
-    launch = import_module("savl.kernels.launch")
     run = launch.forward
 
     def spy(call: Any) -> Any:
@@ -121,48 +126,43 @@ def it_serves_when_asked_for_by_name_and_only_then() -> None:
         assert launched == ["forward"]
 
 
-@case_for("cpp", "triton")
-def what_cannot_serve_says_so(backend: str) -> None:
+@pytest.mark.parametrize(("backend", "reason"), [("cpp", "interpreter"), ("triton", "float64")])
+def test_a_backend_that_cannot_serve_gives_the_reason(backend: str, reason: str) -> None:
     qkv, table = torch.randn(1, 4, 4, 24, dtype=torch.float64), torch.zeros(49, 2, dtype=torch.float64)
-    said = ""
-    try:
+    with pytest.raises(KernelUnavailable, match=reason):
         window_attention(qkv, table, window=4, kernels=KernelSettings(window_attention=backend))
-    except KernelUnavailable as error:
-        said = str(error)
-    assert said, f"{backend} served float64 under the interpreter"
-    assert ("interpreter" if backend == "cpp" else "float64") in said, said
 
 
-@case
-def verify_tries_both_dtypes_that_the_interpreter_gets_right() -> None:
-    small = [
-        lambda dtype, seed: WINDOW(dtype, window=4, shift=1, rows=1, columns=1, heads=2, seed=seed),
-        lambda dtype, seed: OVERLAPPING(dtype, window=3, key_window=5, rows=1, columns=1, heads=2, seed=seed),
-        lambda dtype, seed: layer_norm_case(dtype, batch=1, height=3, width=5, channels=19, seed=seed),
-    ]
-    assert {make(0).op for make in interpreter_cases(FLOAT32)} == {make(FLOAT32, 0).op for make in small}
-    equivalence = import_module("savl.ops.equivalence")
-    few = mock.patch.object(equivalence, "interpreter_cases", lambda dtype: [partial(make, dtype) for make in small])
-    with few, mock.patch.object(equivalence, "QUICK_DRAWS", 3):
-        for op in ("window_attention", "overlapping_window_attention", "layer_norm"):
-            verdicts = list(verify(op, "triton", quick=True))
-            assert [verdict.dtype for verdict in verdicts] == [FLOAT32, FLOAT16]
-            broken = [f"{verdict.worst} in {verdict.dtype}" for verdict in verdicts if not verdict.worst.kept]
-            assert not broken, f"{op}: {broken}"
+SMALL = {
+    "window_attention": lambda dtype, seed: window_attention_case(
+        dtype, window=4, shift=1, rows=1, columns=1, heads=2, seed=seed
+    ),
+    "overlapping_window_attention": lambda dtype, seed: overlapping_window_attention_case(
+        dtype, window=3, key_window=5, rows=1, columns=1, heads=2, seed=seed
+    ),
+    "layer_norm": lambda dtype, seed: layer_norm_case(dtype, batch=1, height=3, width=5, channels=19, seed=seed),
+}
 
 
-@case
-def a_network_has_the_picture_and_the_gradients_of_eager() -> None:
+@pytest.mark.parametrize("op", SMALL)
+def test_verify_tries_both_dtypes_that_the_interpreter_gets_right(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {make(0).op for make in interpreter_cases(FLOAT32)} == set(SMALL)
+    monkeypatch.setattr(equivalence, "interpreter_cases", lambda dtype: [partial(SMALL[op], dtype)])
+    monkeypatch.setattr(equivalence, "QUICK_DRAWS", 3)
+    verdicts = list(verify(op, "triton", quick=True))
+    assert [verdict.dtype for verdict in verdicts] == DTYPES
+    broken = [f"{verdict.worst} in {verdict.dtype}" for verdict in verdicts if not verdict.worst.kept]
+    assert not broken
+
+
+@pytest.mark.slow
+def test_a_network_has_the_output_and_the_gradients_of_eager(small_config: Callable[..., SAVLConfig]) -> None:
     torch.manual_seed(0)
-    config = SAVLConfig(
-        channels=12, depths=(2,), heads=2, window=4, cab_compress=3, cab_squeeze=4, cab_scale=0.1, drop_path=0.0,
-        upsample_features=8, latent=6, estimator_width=8, estimator_dilations=(1, 2), decoder_width=8, decoder_depth=3,
-    )  # fmt: skip
-    model = SAVL(config).eval()
+    model = SAVL(small_config(depths=(2,))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape)
-    lr = torch.rand(1, 3, 7, 4)
+    lr = torch.rand(1, 3, 3, 4)  # padded to one window
     results = []
     for settings in (TRITON, KernelSettings.of("eager")):
         model.zero_grad()
@@ -176,7 +176,7 @@ def a_network_has_the_picture_and_the_gradients_of_eager() -> None:
     tables = [name for name in eager if "bias_table" in name and bool(eager[name].any())]
     assert len(tables) >= 3, f"only {tables} have a gradient"
     for name, expected in eager.items():
-        # Both are float32: far apart from rounding, which twenty layers multiply, lies what is wrong.
+        # Both are float32: a mistake is far larger than rounding is after twenty layers.
         bound = 1e-3 * float(expected.abs().max()) + 1e-9
         error = float((fused[name] - expected).abs().max())
         assert error <= bound, f"{name} is off by {error:.3g}, more than {bound:.3g}"

@@ -1,0 +1,92 @@
+"""The attention kernels are as accurate as the eager path, for every shape, block size and option."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from kernel_checks import DTYPES, FLOAT16, Tile, argument, assert_accurate, changed
+
+from savl.ops.equivalence import Case, overlapping_window_attention_case, window_attention_case
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What to compute, and how."""
+
+    make: Callable[..., Case]
+    shape: dict[str, Any] = field(default_factory=dict)
+    """Arguments of ``make``; one window and one head where they do not say more."""
+    tile: Tile | None = None
+    """Queries and keys of a tile; None for the configured ones."""
+    draws: int = 1
+    """How many draws the largest errors are taken of: several where the eager path is more accurate by luck in one."""
+
+    def case(self, dtype: torch.dtype, seed: int, **changes: Any) -> Case:
+        """The case of a seed."""
+        return self.make(dtype, seed=seed, **({"rows": 1, "columns": 1, "heads": 1} | self.shape | changes))
+
+    def __str__(self) -> str:
+        words = [f"{name} {value}" for name, value in self.shape.items()]
+        return ", ".join(
+            [self.make.__name__.removesuffix("_case"), *words, *([f"tile {self.tile}"] if self.tile else [])]
+        )
+
+
+def window(tile: Tile | None = None, draws: int = 1, **shape: Any) -> Attention:
+    return Attention(window_attention_case, shape, tile, draws)
+
+
+def overlapping(tile: Tile | None = None, draws: int = 1, **shape: Any) -> Attention:
+    return Attention(overlapping_window_attention_case, shape, tile, draws)
+
+
+# The interpreter's time grows with the number of tiles: images are of as few windows as show what is meant.
+ATTENTIONS = [
+    overlapping((128, 128), window=16, key_window=24),
+    overlapping((64, 64), window=8, key_window=12, columns=2),
+    overlapping((32, 16), window=6, key_window=8, head_dim=64),
+    overlapping((64, 64), window=8, key_window=12, head_dim=30, severity=False),
+    overlapping(window=4, key_window=6, batch=2, heads=2),
+    overlapping((16, 16), window=4, key_window=6, rows=2, head_dim=32),
+    overlapping((16, 128), window=2, key_window=10, columns=3, head_dim=32),
+    overlapping(draws=2, window=5, key_window=9, columns=2, head_dim=7),
+    overlapping(window=4, key_window=4, heads=2, head_dim=1),
+    window((128, 64), window=16, shift=8),
+    window((64, 128), window=16, head_dim=30, severity=False),
+    window(window=8, shift=4, columns=2),
+    window((32, 16), window=8, shift=3, head_dim=32),
+    window((64, 64), window=8, shift=7, rows=2, head_dim=64, severity=False),
+    window((128, 32), draws=2, window=8, shift=4, columns=2, head_dim=30),
+    window(window=4, shift=2, batch=2, heads=2),
+    window(window=4, heads=3, severity=False),
+    window(draws=2, window=5, shift=2, columns=2, head_dim=30),
+    window((16, 16), draws=4, window=5, shift=1, head_dim=7),
+    window((32, 16), window=5, shift=4, heads=2, head_dim=1),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("attention", ATTENTIONS, ids=str)
+def test_outputs_and_gradients_are_as_accurate_as_eager(attention: Attention, dtype: torch.dtype) -> None:
+    assert_accurate(lambda seed: attention.case(dtype, seed), attention.draws, attention.tile)
+
+
+def in_float32(case: Case, *names: str) -> Case:
+    """The case with arguments in float32 that are not rounded to float16."""
+    generator = torch.Generator().manual_seed(3)
+    wide = {name: argument(case, name).float() for name in names}
+    wide = {name: value * (1 + 2**-12 * torch.rand(value.shape, generator=generator)) for name, value in wide.items()}
+    return changed(case, **wide)
+
+
+@pytest.mark.parametrize("names", [("severity",), ("bias_table",), ("severity", "bias_table")], ids=" and ".join)
+@pytest.mark.parametrize(
+    "attention", [window(window=4, shift=1, columns=2), overlapping(window=4, key_window=6, columns=2)], ids=str
+)
+def test_float16_features_go_with_float32_severity_and_bias(attention: Attention, names: tuple[str, ...]) -> None:
+    assert_accurate(lambda seed: in_float32(attention.case(FLOAT16, seed), *names), draws=3)
