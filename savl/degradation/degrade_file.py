@@ -104,7 +104,7 @@ def degrade_file(
     # The image is written last: if it exists, the masks that were asked for exist too.
     with _all_or_none() as written:
         if mask_image is not None:
-            drawn = draw_severity(mask, limits=(0.0, 1.0), label="true severity")
+            drawn = draw_severity(mask, limits=(0.0, 1.0), label="degradation mask")
             marked(mask_image, drawn, image_format=PNG, mark=SEVERITY_MAP)
             written.append(mask_image)
         if mask_array is not None:

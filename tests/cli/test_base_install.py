@@ -1,4 +1,4 @@
-"""What the base install brings is enough for `savl upscale`, `savl evaluate` and what they write."""
+"""The packages of the base install are enough for `savl upscale` and `savl evaluate`."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_lpips_without_torchmetrics_names_the_extra(monkeypatch: pytest.MonkeyPa
     assert caught.value.reason == "torchmetrics is not installed"
 
 
-def test_a_torchmetrics_that_does_not_import_is_told_from_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_torchmetrics_is_not_reported_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "torchmetrics.py").write_text("raise AttributeError('scipy has no attribute x')")
     monkeypatch.setattr("savl.evaluation.perceptual._cached_weights", lambda: Path("weights.pth"))
     for name in [name for name in sys.modules if name.split(".")[0] == "torchmetrics"]:

@@ -81,7 +81,7 @@ def test_a_picture_becomes_what_the_python_interface_makes_of_it(picture: Write)
     assert files() == ["photo.png", "photo_lr.png"]
 
 
-def test_a_result_depends_on_seed_and_name_and_not_on_folder_ending_or_company(picture: Write) -> None:
+def test_a_result_depends_on_seed_and_name_only(picture: Write) -> None:
     for name in ("in/a.png", "in/b.png", "other/deep/a.webp"):
         picture(name)
     picture("in/c.png", shape=(40, 8, 3))
@@ -150,7 +150,7 @@ def test_a_named_output_that_exists_is_an_error_unless_it_is_to_be_replaced(pict
 
 
 @pytest.mark.parametrize(("suffix", "name"), [("small", "a_small.png"), ("-s", "a-s.png"), ("", "a.png")])
-def test_a_suffix_of_ones_own(picture: Write, suffix: str, name: str) -> None:
+def test_a_suffix_can_be_given(picture: Write, suffix: str, name: str) -> None:
     picture("a.png")
     assert run("a.png", "-o", "out", "--suffix", suffix).exit_code == 0
     assert files("out") == [f"out/{name}"]
@@ -235,7 +235,7 @@ def test_the_severity_is_drawn_and_written_as_numbers(picture: Write) -> None:
     assert severity[place] > severity.max() - 0.02
 
 
-def test_a_uniform_severity_is_told(picture: Write) -> None:
+def test_a_uniform_mask_is_reported(picture: Write) -> None:
     picture("a.png")
     result = run("a.png", "-o", "out/", "--severity-map")
     assert "the severity map is 1 everywhere: nothing varies within the picture" in message(result)
@@ -295,7 +295,7 @@ def test_settings_come_from_a_file_which_may_be_a_training_configuration(picture
         ("[degradation.first.jpeg]\nquality = 5", "[degradation.first.jpeg]: jpeg.quality must be a tuple of float"),
     ],
 )
-def test_mistakes_in_the_settings_are_told_with_the_file(picture: Write, text: str | None, words: str) -> None:
+def test_mistakes_in_the_settings_are_reported_with_the_file(picture: Write, text: str | None, words: str) -> None:
     picture("a.png")
     if text is not None:
         Path("mine.toml").write_text(text)
@@ -321,7 +321,7 @@ def test_unreadable_files_are_named_skipped_and_make_the_exit_code_1(picture: Wr
 
 
 @pytest.mark.parametrize("name", ["_severity.npy", "_severity.png", ".png"])
-def test_an_output_that_cannot_be_written_is_found_out_before_the_work(
+def test_an_output_that_cannot_be_written_is_reported_before_the_work(
     picture: Write, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     picture("a.png")
@@ -362,7 +362,7 @@ def test_usage_mistakes_have_exit_code_2_and_write_nothing(picture: Write, argum
     assert files() == ["a.png", "b.png"]
 
 
-def test_without_kornia_the_command_to_install_is_told(picture: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kornia_the_command_to_install_it_is_printed(picture: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     picture("a.png")
     monkeypatch.setitem(sys.modules, "kornia.enhance", None)
     result = run("a.png")
@@ -371,7 +371,7 @@ def test_without_kornia_the_command_to_install_is_told(picture: Write, monkeypat
     assert files() == ["a.png"]
 
 
-def test_an_unexpected_error_fails_its_file_alone(picture: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_fails_only_its_file(picture: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.png", "b.png"):
         picture(name)
     degrade = Degradation.__call__

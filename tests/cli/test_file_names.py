@@ -1,4 +1,4 @@
-"""File names that are no text in the encoding of the system."""
+"""File names that are not text in the encoding of the system."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_files_with_names_of_other_encodings_are_locked_and_written(tmp_path: Pa
 
 
 @pytest.mark.parametrize("command", ["upscale", "degrade"])
-def test_a_name_that_cannot_be_locked_fails_that_file_alone(
+def test_a_name_that_cannot_be_locked_fails_only_that_file(
     savl: Callable[..., Any], picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     genuine = loop.lock_output

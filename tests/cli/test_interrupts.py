@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command with one line and exit code 130, from its first import to the end of the interpreter."""
+"""Ctrl-C ends a command with one line and exit code 130, from the first import to the shutdown of the interpreter."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _input(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["typer", "numpy", "torch"])
-def test_it_ends_the_command_though_an_import_would_drop_it(module: str, tmp_path: Path) -> None:
+def test_ctrl_c_during_an_import_ends_the_command(module: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", AT_IMPORT, module],
         cwd=tmp_path,
@@ -94,13 +94,13 @@ def test_it_ends_the_command_though_an_import_would_drop_it(module: str, tmp_pat
     ],
     ids=["once", "dropped", "turned", "twice"],
 )
-def test_it_ends_the_work_on_a_file_without_a_trace(pressed: str, fork: Callable[..., Any], tmp_path: Path) -> None:
+def test_ctrl_c_during_the_work_leaves_no_files(pressed: str, fork: Callable[..., Any], tmp_path: Path) -> None:
     done = fork(AT_WORK.format(pressed=pressed), *UPSCALE).wait()
     assert done == (130, "", "interrupted: 0 of 1 upscaled, no partial file left\n")
     assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
 
 
-def test_it_is_quiet_while_the_interpreter_ends(fork: Callable[..., Any], tmp_path: Path) -> None:
+def test_ctrl_c_while_the_interpreter_shuts_down_prints_one_line(fork: Callable[..., Any], tmp_path: Path) -> None:
     program = AT_WORK.format(pressed="pass").replace("main()", "import atexit\natexit.register(press)\nmain()")
     code, _, said = fork(program, *UPSCALE).wait()
     assert code == 130
@@ -108,19 +108,19 @@ def test_it_is_quiet_while_the_interpreter_ends(fork: Callable[..., Any], tmp_pa
     assert (tmp_path / "out.png").exists()
 
 
-def test_a_second_one_later_ends_a_cleaning_up_that_hangs(fork: Callable[..., Any]) -> None:
+def test_a_later_second_ctrl_c_ends_a_cleanup_that_hangs(fork: Callable[..., Any]) -> None:
     hanging = "\n        try: press()\n        finally: __import__('time').sleep(1.1); press(); sys.exit('not reached')"
     assert fork(AT_WORK.format(pressed=hanging), *UPSCALE).wait() == (130, "", "savl: interrupted\n")
 
 
-def test_a_program_that_calls_main_has_its_handler_back(capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_restores_the_signal_handler_of_the_program(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit):
         main(["--version"])
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_program_that_calls_main_gets_the_exit_code_too() -> None:
+def test_a_program_that_calls_main_gets_exit_code_130() -> None:
     def command() -> None:
         with exit_on_interrupt(until_exit=False), raise_on_interrupt():
             try:
@@ -134,7 +134,7 @@ def test_a_program_that_calls_main_gets_the_exit_code_too() -> None:
 
 
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda number, frame: None], ids=["ignored", "own"])
-def test_a_handler_of_somebody_else_stays(handler: signal.Handlers) -> None:
+def test_other_signal_handlers_are_not_replaced(handler: signal.Handlers) -> None:
     before = signal.signal(signal.SIGINT, handler)
     try:
         with exit_on_interrupt(until_exit=False):

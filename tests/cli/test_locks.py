@@ -1,4 +1,4 @@
-"""Several `savl` processes on the same files: each file is done once, and none is missing."""
+"""Several `savl` processes on the same files: each file is processed once, and none is missing."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_long_names_with_the_same_beginning_have_two_locks(tmp_path: Path) -> No
         assert second.acquired
 
 
-def test_what_a_kill_left_behind_blocks_nobody(tmp_path: Path) -> None:
+def test_a_lock_file_of_a_killed_process_is_reused(tmp_path: Path) -> None:
     lock_path(tmp_path / "a.png").touch()
     with lock_output(tmp_path / "a.png") as lock:
         assert lock.acquired
@@ -119,7 +119,7 @@ def hold(output: Path, until: Path, then: Callable[[], object]) -> tuple[threadi
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
-def test_what_another_process_does_is_waited_for_and_kept(savl: Run, picture: Write, overwrite: list[str]) -> None:
+def test_a_file_of_another_process_is_waited_for_and_kept(savl: Run, picture: Write, overwrite: list[str]) -> None:
     for name in ("a.png", "b.png"):
         picture(f"in/{name}")
     Path("out").mkdir()
@@ -139,7 +139,7 @@ def test_what_another_process_does_is_waited_for_and_kept(savl: Run, picture: Wr
     assert sorted(os.listdir("out")) == ["a.png", "b.png"]
 
 
-def test_what_another_process_failed_to_do_is_done(savl: Run, picture: Write) -> None:
+def test_a_file_at_which_another_process_failed_is_processed(savl: Run, picture: Write) -> None:
     picture("in/a.png")
     picture("in/b.png")
     thread, held = hold(Path("out/a.png"), Path("out/b.png"), lambda: None)

@@ -1,4 +1,4 @@
-"""The command line names what a format cannot hold in one line a file."""
+"""The command line reports what a format cannot store in one line per file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def lines(text: str) -> list[str]:
 
 @pytest.mark.usefixtures("inputs")
 @pytest.mark.parametrize("command", ["upscale", "degrade"])
-def test_what_is_lost_is_one_line_a_file(savl: Run, command: str) -> None:
+def test_lost_metadata_is_one_line_per_file(savl: Run, command: str) -> None:
     done = savl(command, "texts.png", "places.tif", "plain.png", "-o", "out", "-f", "webp")
     assert done.code == 0, done.text
     assert sorted(line.split(": ", 1)[1] for line in lines(done.text)) == [
@@ -46,7 +46,7 @@ def test_what_is_lost_is_one_line_a_file(savl: Run, command: str) -> None:
 
 @pytest.mark.usefixtures("inputs")
 @pytest.mark.parametrize(("command", "factor"), [("upscale", 0.25), ("degrade", 4.0)])
-def test_what_stays_true_is_kept_without_a_line(savl: Run, command: str, factor: float) -> None:
+def test_metadata_that_stays_correct_is_kept_without_a_line(savl: Run, command: str, factor: float) -> None:
     done = savl(command, "texts.png", "places.tif", "plain.png", "-o", "out", "-f", "tiff")
     assert done.code == 0, done.text
     assert [line.split(": ", 1)[1] for line in lines(done.text)] == ["left out: the PNG texts workflow, prompt"]

@@ -1,4 +1,4 @@
-"""The time that is left of a run, and how the display shows it."""
+"""The estimate of the remaining time, and its display."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Clock:
         return self.now
 
 
-def test_nothing_is_said_before_the_first_tile() -> None:
+def test_there_is_no_estimate_before_the_first_tile() -> None:
     estimate = TimeEstimate({A: 10}, Clock())
     estimate.begin(A)
     assert (estimate.tiles_per_second, estimate.file_seconds, estimate.seconds) == (None, None, None)
     assert format_remaining(estimate.seconds) == ""
 
 
-def test_the_time_left_follows_from_tiles_and_sizes_and_counts_down() -> None:
+def test_the_remaining_time_follows_from_tiles_and_sizes() -> None:
     clock = Clock()
     estimate = TimeEstimate({A: 10, B: 30}, clock)
     estimate.begin(A)
@@ -53,7 +53,7 @@ def test_the_time_left_follows_from_tiles_and_sizes_and_counts_down() -> None:
     assert estimate.seconds == 0, "late, but not negative"
 
 
-def test_files_without_work_make_no_pace() -> None:
+def test_files_without_work_do_not_count_in_the_estimate() -> None:
     clock = Clock()
     estimate = TimeEstimate({A: 10, B: 1000, C: 10}, clock)
     estimate.finish(B, worked=False)
@@ -66,7 +66,7 @@ def test_files_without_work_make_no_pace() -> None:
     assert estimate.seconds == 0
 
 
-def test_a_later_file_without_work_shortens_the_rest() -> None:
+def test_a_later_file_without_work_reduces_the_remaining_time() -> None:
     clock = Clock()
     estimate = TimeEstimate({A: 10, B: 10, C: 10}, clock)
     estimate.begin(A)
@@ -77,7 +77,7 @@ def test_a_later_file_without_work_shortens_the_rest() -> None:
     assert estimate.seconds == pytest.approx(4)
 
 
-def test_sizes_that_are_not_known_do_no_harm() -> None:
+def test_unknown_file_sizes_are_accepted() -> None:
     clock = Clock()
     estimate = TimeEstimate({}, clock)
     estimate.begin(A)

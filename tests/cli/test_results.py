@@ -1,4 +1,4 @@
-"""Results are no inputs: what savl has made is left out of folders and globs, with one line that says so."""
+"""Results of savl are left out of folders and globs, which is reported in one line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ RUNS: list[list[str]] = [
 
 @pytest.mark.parametrize("command", ["upscale", "degrade"])
 @pytest.mark.parametrize("inputs", ["folder", "glob", "shell"])
-def test_no_run_ever_takes_the_results_of_another(savl: Run, picture: Write, command: str, inputs: str) -> None:
+def test_no_run_processes_the_results_of_another(savl: Run, picture: Write, command: str, inputs: str) -> None:
     picture("t/a.png", shape=(24, 32, 3))
     if command == "upscale":
         picture("t/a.tif", shape=(24, 32, 3))
@@ -71,7 +71,7 @@ def test_no_run_ever_takes_the_results_of_another(savl: Run, picture: Write, com
         assert path.name.count("_") <= 1, f"{path} was made of a result"
 
 
-def test_the_line_counts_and_names_the_way_out(savl: Run, picture: Write) -> None:
+def test_results_that_are_left_out_are_counted_in_one_line(savl: Run, picture: Write) -> None:
     picture("t/a.png")
     picture("t/b.png")
     assert savl("upscale", "t", "--severity-map").code == 0
@@ -104,7 +104,7 @@ def test_a_named_result_is_taken(savl: Run, picture: Write) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["t", "t/a_x4.png"], ["t/a_x4.png", "t"]])
-def test_a_result_that_is_named_besides_its_folder_is_taken(savl: Run, picture: Write, arguments: list[str]) -> None:
+def test_a_result_named_in_addition_to_its_folder_is_taken(savl: Run, picture: Write, arguments: list[str]) -> None:
     picture("t/a.png")
     assert savl("upscale", "t").code == 0
     assert savl("upscale", *arguments, "-o", "out").code == 0
@@ -131,7 +131,7 @@ def test_results_of_degrading_are_inputs_of_upscaling_and_the_other_way_round(sa
         (["a.png", "a_lr.png", "ab_x4.png", "a_final.png"], []),
     ],
 )
-def test_without_a_mark_the_name_tells_where_the_original_lies_beside(
+def test_without_a_mark_the_name_decides_if_the_original_is_there(
     savl: Run, picture: Write, names: list[str], results: list[str]
 ) -> None:
     for name in names:
@@ -144,7 +144,7 @@ def test_without_a_mark_the_name_tells_where_the_original_lies_beside(
     assert made == {Path(name).stem for name in names if name not in left_out}
 
 
-def test_a_mark_counts_more_than_a_name(savl: Run, picture: Write) -> None:
+def test_a_mark_has_precedence_over_a_name(savl: Run, picture: Write) -> None:
     """A result under another name is a result; a picture of another kind with a result's name is none."""
     pixels = np.zeros((8, 8, 3), np.uint8)
     picture("t/a.png")
@@ -155,7 +155,7 @@ def test_a_mark_counts_more_than_a_name(savl: Run, picture: Write) -> None:
 
 
 @pytest.mark.parametrize("image_format", FORMATS, ids=lambda f: f.name)
-def test_results_in_every_format_are_known(savl: Run, picture: Write, image_format: Any) -> None:
+def test_results_in_every_format_are_recognised(savl: Run, picture: Write, image_format: Any) -> None:
     picture("t/a.png")
     assert savl("upscale", "t", "-o", f"t/other.{image_format.name}.d/", "-f", image_format.name).code == 0
     done = savl("upscale", "t", "-r", "-o", "out")

@@ -1,4 +1,4 @@
-"""A file in the place of a result may be another picture's: then it is not taken for one's own."""
+"""An existing file that was made of another image is not kept as a result."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_another_page_under_the_same_name_fails(savl: Run, command: str) -> None
 
 
 @pytest.mark.parametrize("command", ["upscale", "degrade"])
-def test_an_equal_name_from_another_folder_fails_unless_it_is_the_same_picture(savl: Run, command: str) -> None:
+def test_the_same_name_in_another_folder_fails_unless_it_is_the_same_picture(savl: Run, command: str) -> None:
     save("one/a.png", 40)
     save("two/a.png", 90)
     assert savl(command, "one", "-o", "out").code == 0
@@ -84,7 +84,7 @@ def test_an_equal_name_from_another_folder_fails_unless_it_is_the_same_picture(s
 
 
 @pytest.mark.parametrize(("command", "mark"), [("upscale", "x4"), ("degrade", "lr")])
-def test_a_picture_that_comes_later_is_not_forgotten(savl: Run, command: str, mark: str) -> None:
+def test_a_picture_that_is_added_later_is_reported(savl: Run, command: str, mark: str) -> None:
     save("in/a.jpg", 40)
     assert savl(command, "in", "-f", "png").code == 0
     save("in/a.png", 90)
@@ -94,7 +94,7 @@ def test_a_picture_that_comes_later_is_not_forgotten(savl: Run, command: str, ma
     assert os.path.exists(f"in/a.jpg_{mark}.png")
 
 
-def test_results_that_do_not_say_what_they_were_made_of_are_kept(savl: Run, picture: Write) -> None:
+def test_results_without_a_digest_of_their_source_are_kept(savl: Run, picture: Write) -> None:
     picture("a.png")
     picture("a_x4.png", value=7)
     done = savl("upscale", "a.png")
@@ -145,7 +145,7 @@ def test_an_output_that_was_named_and_that_another_process_has_written_is_an_err
     assert value_of("x.png") == 7
 
 
-def test_an_output_that_was_named_is_overwritten_whoever_has_written_it(
+def test_an_output_that_was_named_is_overwritten_even_if_another_process_wrote_it(
     savl: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save("a.png", 40)
@@ -155,7 +155,7 @@ def test_an_output_that_was_named_is_overwritten_whoever_has_written_it(
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
-def test_what_another_process_has_written_of_another_picture_is_an_error(
+def test_a_result_that_another_process_made_of_another_picture_is_an_error(
     savl: Run, monkeypatch: pytest.MonkeyPatch, overwrite: list[str]
 ) -> None:
     save("a/1.png", 40)

@@ -1,4 +1,4 @@
-"""What a folder holds that is no input: counted in one line, and left out on request."""
+"""Files of a folder that are not inputs are counted in one line; `--exclude` leaves out more."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def fill(picture: Write) -> None:
         (["-r"], "skipped: 2 .txt, 2 hidden, 1 .psd, 1 linked folder (not followed), 1 without a suffix"),
     ],
 )
-def test_what_is_skipped_is_counted_in_one_line(
+def test_skipped_files_are_counted_in_one_line(
     savl: Run, picture: Write, command: str, arguments: list[str], line: str
 ) -> None:
     fill(picture)
@@ -49,12 +49,12 @@ def test_what_is_skipped_is_counted_in_one_line(
     assert sorted(lines[0].removeprefix("skipped: ").split(", ")) == sorted(line.removeprefix("skipped: ").split(", "))
 
 
-def test_a_folder_of_pictures_alone_gets_no_such_line(savl: Run, picture: Write) -> None:
+def test_without_skipped_files_there_is_no_such_line(savl: Run, picture: Write) -> None:
     picture("in/a.png")
     assert "skipped" not in savl("upscale", "in", "-o", "out").text
 
 
-def test_many_kinds_still_make_one_line(savl: Run, picture: Write) -> None:
+def test_many_kinds_of_skipped_files_are_one_line(savl: Run, picture: Write) -> None:
     picture("in/a.png")
     for number in range(20):
         Path(f"in/x.k{number}").touch()
@@ -63,7 +63,7 @@ def test_many_kinds_still_make_one_line(savl: Run, picture: Write) -> None:
     assert done.text.count("skipped") == 1
 
 
-def test_a_folder_without_a_picture_says_what_it_has_instead(savl: Run, picture: Write) -> None:
+def test_the_error_for_a_folder_without_pictures_counts_its_other_files(savl: Run, picture: Write) -> None:
     fill(picture)
     Path("void/sub").mkdir(parents=True)
     Path("void/movie.mp4").touch()
@@ -120,7 +120,7 @@ def test_a_folder_that_is_named_can_be_excluded(savl: Run, picture: Write, patte
     assert "skipped: 1 by --exclude" in done.text
 
 
-def test_a_folder_on_the_way_to_the_one_that_is_named_excludes_nothing(savl: Run, picture: Write) -> None:
+def test_a_glob_does_not_match_folders_above_the_one_that_is_named(savl: Run, picture: Write) -> None:
     picture("draft/in/a.png")
     done = savl("upscale", "draft/in", "-o", "out", "--exclude", "draft")
     assert done.code == 0
@@ -128,7 +128,7 @@ def test_a_folder_on_the_way_to_the_one_that_is_named_excludes_nothing(savl: Run
 
 
 @pytest.mark.parametrize("pattern", ["{cwd}/in/deep", "{cwd}/in/deep/", "{cwd}/**/deep/**", "{cwd}/in/*/*.png"])
-def test_an_absolute_glob_matches_where_files_lie(savl: Run, picture: Write, pattern: str) -> None:
+def test_an_absolute_glob_is_compared_with_absolute_paths(savl: Run, picture: Write, pattern: str) -> None:
     fill(picture)
     done = savl("upscale", "in", "-r", "-o", "out", "--exclude", pattern.format(cwd=Path.cwd()))
     assert done.code == 0
@@ -138,7 +138,7 @@ def test_an_absolute_glob_matches_where_files_lie(savl: Run, picture: Write, pat
 
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("quoted", [False, True])
-def test_exclusion_holds_for_globs_and_for_named_files(savl: Run, picture: Write, quoted: bool, absolute: bool) -> None:
+def test_exclusion_applies_to_globs_and_named_files(savl: Run, picture: Write, quoted: bool, absolute: bool) -> None:
     names = [picture(f"in/{name}.png") for name in ("a", "b", "c")]
     root = Path.cwd() if absolute else Path()
     arguments = [root / "in/*.png"] if quoted else [root / name for name in names]

@@ -1,4 +1,4 @@
-"""`-`: a picture from standard input, one to standard output, and pages of files that hold several."""
+"""`-` is standard input or standard output; and `--page` for files with several pages."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_from_standard_input_to_standard_output(
     assert sorted(os.listdir()) == ["a.png"]
 
 
-def test_standard_output_holds_what_a_file_would_hold(savl: Run, picture: Write, redirect: Any) -> None:
+def test_standard_output_has_the_same_content_as_a_file(savl: Run, picture: Write, redirect: Any) -> None:
     standard_output = redirect()
     picture("a.png")
     assert savl("upscale", "a.png", "-o", "-").code == 0
@@ -107,7 +107,7 @@ def test_from_standard_input_to_a_file_and_to_a_folder(savl: Run, picture: Write
     ("content", "reason"),
     [(b"", "stdin: the file is empty"), (b"text", "stdin: not an image"), (None, "stdin: truncated or corrupt PNG")],
 )
-def test_what_is_no_picture_fails_and_writes_nothing(
+def test_input_that_is_not_a_picture_fails_and_writes_nothing(
     savl: Run, picture: Write, standard_input: Any, redirect: Any, content: bytes | None, reason: str
 ) -> None:
     standard_output = redirect()
@@ -131,7 +131,7 @@ def test_what_is_no_picture_fails_and_writes_nothing(
         (["a.png", "--page", "0"], "--page"),
     ],
 )
-def test_what_cannot_be_is_a_usage_mistake(
+def test_contradictory_arguments_are_a_usage_mistake(
     savl: Run, picture: Write, redirect: Any, arguments: list[str], words: str
 ) -> None:
     standard_output = redirect()
@@ -172,7 +172,9 @@ def test_standard_input_that_is_open_for_writing_only_is_a_usage_mistake(
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_picture_that_does_not_arrive_is_a_failure(savl: Run, picture: Write, redirect: Any) -> None:
+def test_a_picture_that_cannot_be_sent_to_standard_output_is_a_failure(
+    savl: Run, picture: Write, redirect: Any
+) -> None:
     redirect()
     picture("a.png")
     full = os.open("/dev/full", os.O_WRONLY)
@@ -186,7 +188,7 @@ def test_a_picture_that_does_not_arrive_is_a_failure(savl: Run, picture: Write, 
         assert f"a.png: standard output: {'cannot be written: ' if descriptor == full else ''}{reason}" in done.text
 
 
-def test_what_libraries_print_does_not_get_into_the_picture(
+def test_output_of_libraries_is_not_in_the_picture(
     savl: Run, picture: Write, redirect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     standard_output = redirect()

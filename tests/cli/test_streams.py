@@ -1,4 +1,4 @@
-"""Logs that go away: closed pipes, full devices and closed descriptors cost no picture and no true exit code."""
+"""Closed pipes, full devices and closed descriptors for messages do not end the work or change the exit code."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def shell(folder: Path, command: str) -> subprocess.Popen[str]:
     )
 
 
-def test_every_picture_is_done_whatever_becomes_of_the_log(fork: Callable[..., Any], tmp_path: Path) -> None:
+def test_pictures_are_processed_even_if_messages_cannot_be_printed(fork: Callable[..., Any], tmp_path: Path) -> None:
     for folder in ("good", "mixed"):
         (tmp_path / folder).mkdir()
         for name in ("a", "b", "c"):
@@ -78,7 +78,7 @@ def test_every_picture_is_done_whatever_becomes_of_the_log(fork: Callable[..., A
     ("redirection", "code", "words"),
     [(">/dev/full", 1, "standard output cannot be written: No space left"), ("| true", 0, ""), (">&-", 0, "")],
 )
-def test_an_answer_on_standard_output_is_lost_silently_only_when_nobody_wants_it(
+def test_losing_standard_output_is_an_error_unless_its_reader_has_gone(
     tmp_path: Path, redirection: str, code: int, words: str
 ) -> None:
     command = f'"{sys.executable}" -m savl --version'
@@ -89,13 +89,13 @@ def test_an_answer_on_standard_output_is_lost_silently_only_when_nobody_wants_it
     assert (words in errors) if words else (errors == "")
 
 
-def test_a_usage_mistake_has_its_exit_code_where_its_message_cannot_be_written(tmp_path: Path) -> None:
+def test_a_usage_mistake_has_its_exit_code_even_if_its_message_cannot_be_written(tmp_path: Path) -> None:
     process = shell(tmp_path, f'"{sys.executable}" -m savl upscale --quality 1000 x.png 2>/dev/full')
     process.communicate(timeout=60)
     assert process.returncode == 2
 
 
-def test_streams_that_stand_in_for_the_process_s_own_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_replaced_standard_streams_are_left_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     before = sys.stdout, sys.stderr
     with steady_streams():
         assert (sys.stdout, sys.stderr) == before
@@ -103,7 +103,7 @@ def test_streams_that_stand_in_for_the_process_s_own_are_left_alone(capsys: pyte
     assert capsys.readouterr().out == "a line\n"
 
 
-def test_the_error_that_was_met_first_is_remembered() -> None:
+def test_the_first_error_of_a_stream_is_recorded() -> None:
     with _SteadyFile("/dev/full", "wb") as stream:
         assert stream.write(b"abc") == 3
         assert stream.lost is not None

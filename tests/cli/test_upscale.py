@@ -1,4 +1,4 @@
-"""`savl upscale` from the user's side: files, folders, names, exit codes, messages."""
+"""`savl upscale` as typed: files, folders, names, exit codes, messages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_without_an_output_the_result_goes_beside_the_input(savl: Run, picture: 
     assert read_image("a/scan_x4.tif").pixels.dtype == np.uint16
 
 
-def test_the_suffix_tells_the_scale_that_was_asked_for(savl: Run, picture: Write) -> None:
+def test_the_suffix_names_the_requested_scale(savl: Run, picture: Write) -> None:
     picture("photo.png")
     assert savl("upscale", "photo.png", "--scale", "2.5").code == 0
     assert size_of("photo_x2.5.png") == (20, 15)
@@ -197,7 +197,7 @@ def test_the_severity_map_is_written_beside_the_result(savl: Run, picture: Write
     assert bright[1] > bright[2] + 100, "and ends in yellow"
 
 
-def test_severity_maps_of_one_name_in_two_formats_tell_the_formats(savl: Run, picture: Write) -> None:
+def test_severity_maps_of_one_name_in_two_formats_have_distinct_names(savl: Run, picture: Write) -> None:
     for name in ("in/a.png", "in/a.jpg", "in/b.png"):
         picture(name)
     assert savl("upscale", "in", "-o", "out", "--severity-map").code == 0
@@ -208,7 +208,7 @@ def test_severity_maps_of_one_name_in_two_formats_tell_the_formats(savl: Run, pi
 @pytest.mark.parametrize("ending", ["png", "jpg", "tif", "webp"])
 @pytest.mark.parametrize("space", [b"RGB ", b"GRAY", b"CMYK"])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_a_colour_profile_that_does_not_fit_the_picture_is_told_and_no_other(
+def test_only_colour_profiles_that_do_not_fit_are_reported(
     savl: Run, picture: Write, mode: str, space: bytes, ending: str
 ) -> None:
     picture("dot.png")
@@ -318,7 +318,7 @@ def test_a_failing_network_fails_that_file_and_leaves_nothing(
     assert files() == ["a.png"]
 
 
-def test_lines_stay_whole_and_file_names_are_not_markup(savl: Run, picture: Write) -> None:
+def test_lines_are_not_wrapped_and_file_names_are_not_markup(savl: Run, picture: Write) -> None:
     name = "[red]" + "long-" * 40 + ".png"
     picture(name)
     done = savl("upscale", name, "-o", "out/")
@@ -343,7 +343,7 @@ def test_upscale_help_names_every_option_and_gives_examples(savl: Run) -> None:
     assert all(line.startswith("savl upscale") for line in lines[first + 1 : first + 6])
 
 
-def test_the_version_is_told(savl: Run) -> None:
+def test_the_version_is_printed(savl: Run) -> None:
     done = savl("--version")
     assert done.code == 0
     assert re.fullmatch(r"savl \S+\n", done.text)

@@ -1,4 +1,4 @@
-"""Whatever ends `savl upscale` in the middle of writing, no half file is left under the output's name."""
+"""No incomplete output is left, whatever signal ends `savl upscale` while it writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`savl upscale` in trouble: what cannot be read or written, clashes of names, and inputs that stay untouched."""
+"""`savl upscale` with files that cannot be read or written, clashes of names, and inputs that must not change."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LONG = "x" * 300 + ".png"
 
 
 @pytest.mark.parametrize("arguments", [["a.png", LONG, "-o", "out/"], [LONG, "a.png", "-o", "out"]])
-def test_a_name_that_no_file_can_have_fails_alone(savl: Run, picture: Write, arguments: list[str]) -> None:
+def test_an_invalid_input_name_fails_only_that_file(savl: Run, picture: Write, arguments: list[str]) -> None:
     picture("a.png")
     done = savl("upscale", *arguments)
     assert done.code == 1
@@ -53,7 +53,7 @@ def test_a_name_that_no_file_can_have_fails_alone(savl: Run, picture: Write, arg
     assert files("out") == ["out/a.png"]
 
 
-def test_an_output_name_that_no_file_can_have_fails_that_file(savl: Run, picture: Write) -> None:
+def test_an_invalid_output_name_fails_that_file(savl: Run, picture: Write) -> None:
     picture("a.png")
     done = savl("upscale", "a.png", "-o", LONG)
     assert done.code == 1
@@ -120,7 +120,7 @@ def test_a_folder_in_the_place_of_the_output_is_a_failure(savl: Run, picture: Wr
 
 
 @pytest.mark.parametrize("arguments", [["-o", "plain/x.png"], ["-o", "plain.png/x.png", "--severity-map"]])
-def test_an_output_that_cannot_be_written_is_found_out_before_the_network_runs(
+def test_an_output_that_cannot_be_written_is_reported_before_the_network_runs(
     savl: Run, picture: Write, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     from savl.inference import upscale_image
@@ -166,7 +166,7 @@ def test_a_folder_given_again_through_a_link_is_done_once(savl: Run, picture: Wr
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
 @pytest.mark.parametrize("ignored", [False, True])
-def test_a_terminal_that_is_closed_ends_the_work_cleanly_unless_nohup_keeps_it(
+def test_closing_the_terminal_ends_the_work_cleanly_except_under_nohup(
     savl: Run, picture: Write, monkeypatch: pytest.MonkeyPatch, ignored: bool
 ) -> None:
     from savl.inference import upscale_image
@@ -218,7 +218,7 @@ def test_of_two_inputs_for_one_output_the_first_is_done_and_the_other_refused(sa
         (["a.png", "a.PNG"], [], ["a_x4.png", "a_x4.PNG"]),
     ],
 )
-def test_inputs_that_differ_in_their_endings_get_outputs_that_tell_them(
+def test_inputs_that_differ_in_their_extensions_get_distinct_outputs(
     savl: Run, picture: Write, names: list[str], arguments: list[str], results: list[str]
 ) -> None:
     for value, name in enumerate(names):
@@ -235,7 +235,7 @@ def test_inputs_that_differ_in_their_endings_get_outputs_that_tell_them(
         assert abs(int(pixels.mean()) - 50 * value) <= 2
 
 
-def test_a_result_that_has_the_name_of_another_s_costs_that_file_alone(savl: Run, picture: Write) -> None:
+def test_a_result_with_the_name_of_another_result_fails_only_that_file(savl: Run, picture: Write) -> None:
     for name in ("a.png", "a.jpg", "a.jpg.png"):
         picture(f"in/{name}")
     done = savl("upscale", "in", "-o", "out", "-f", "png")
@@ -262,7 +262,7 @@ def test_an_input_is_never_written_over(savl: Run, picture: Write, arguments: li
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
-def test_an_input_that_would_be_written_over_itself_costs_itself_alone(
+def test_an_input_that_would_be_written_over_itself_fails_only_itself(
     savl: Run, picture: Write, overwrite: list[str]
 ) -> None:
     before = picture("in/a.png").read_bytes()
@@ -288,7 +288,7 @@ def test_another_input_is_never_written_over(savl: Run, picture: Write) -> None:
     assert read_image("a_x4_x4.png").pixels.max() == 9
 
 
-def test_an_input_in_the_place_of_a_result_is_gone_around_where_the_ending_allows_it(savl: Run, picture: Write) -> None:
+def test_a_result_gets_another_name_if_an_input_has_its_name(savl: Run, picture: Write) -> None:
     picture("a.webp", value=50)
     before = picture("a_x4.png", value=9).read_bytes()
     assert savl("upscale", "a.webp", "a_x4.png", "-f", "png").code == 0
