@@ -19,15 +19,16 @@ from torch.nn.attention import SDPBackend
 
 import savl
 from benchmarks.peers import flex, sdpa
-from savl import ops
 from savl.network import CONFIGS
 from savl.network.dsca import DSCA
 from savl.network.rhag import HAB, OCAB
-from savl.ops.switch import BACKENDS, FUSED, OPS, KernelSettings
+from savl.ops import KernelSettings
+from savl.ops.case import Draw
+from savl.ops.op import OPS
 
 EAGER = KernelSettings.of(False)
-WINDOW, KEY_WINDOW, HEADS, CHANNELS, LATENT = 16, 24, 6, 144, 64
-"""Of savl-base, whose shapes the ops and blocks have."""
+WINDOW, CHANNELS, LATENT = 16, 144, 64
+"""Sizes of savl-base, whose shapes the blocks have."""
 Result = Tensor | Sequence[Tensor]
 
 
@@ -67,8 +68,7 @@ class Run:
     def fused(self) -> KernelSettings:
         """The fused kernels of the device by name: what cannot serve raises instead of falling back on eager."""
         kind = self.device.type
-        chosen: dict[str, Any] = {op: next(name for name in BACKENDS[op] if FUSED[name].device == kind) for op in OPS}
-        return KernelSettings(**chosen)
+        return KernelSettings(**{name: op.backend_for(kind) or "eager" for name, op in OPS.items()})
 
 
 @dataclass(frozen=True)
@@ -110,143 +110,83 @@ class BenchmarkCase:
 # Ops
 
 
-def window(run: Run, backward: bool = False) -> BenchmarkCase:
-    """Window attention of savl-base: 16×16 windows, shift 8, 6 heads of 24, severity."""
-    side = run.side
-    inputs = (
-        run.draw(1, side, side, 3 * CHANNELS, seed=0),
-        run.draw((2 * WINDOW - 1) ** 2, HEADS, seed=1),
-        2 * run.draw(1, side, side, seed=2, uniform=True),
-    )
-    call = partial(ops.window_attention, window=WINDOW, shift=WINDOW // 2)
-    peer = partial(sdpa.window_attention, window=WINDOW, shift=WINDOW // 2, backend=_efficient(run))
-    variants = _with_peers(run, call, peer)
-    if run.kept_masks and not backward:
-        mask = sdpa.folded_mask(inputs[1], side, side, WINDOW, WINDOW, WINDOW // 2)
-        variants["sdpa, mask kept"] = partial(peer, kept=mask)
+def of_op(run: Run, name: str, backward: bool = False, title: str | None = None, **options: Any) -> BenchmarkCase:
+    """Return the benchmark of an op (`savl.ops.op.Op.benchmark`), eager, fused, compiled and beside its baselines.
+
+    `benchmarks.peers.sdpa` and `benchmarks.peers.flex` bring baselines for the ops that they have a function for.
+
+    Args:
+        run: Device, dtype and size.
+        name: Name of the op.
+        backward: Whether gradients of all inputs are computed too.
+        title: Name of the case; None for the title of the op.
+        options: Options of the benchmark.
+    """
+    op = OPS[name]
+    assert op.benchmark is not None
+    problem = op.benchmark(Draw(run.dtype), run.side, **options)
+    names = [each for each, value in problem.arguments.items() if value is not None]
+    absent = {each: None for each, value in problem.arguments.items() if value is None}
+    inputs = tuple(value.to(run.device) for value in problem.arguments.values() if value is not None)
+
+    def call(*tensors: Tensor, kernels: KernelSettings) -> Result:
+        given = dict(zip(names, tensors, strict=True))
+        result: Result = op.function(**given, **absent, **problem.options, kernels=kernels)
+        return result if isinstance(result, Tensor) else result[: problem.outputs]
+
+    variants: dict[str, Callable[..., Result]] = {"eager": partial(call, kernels=EAGER)}
+    if hasattr(sdpa, name):
+        variants |= _sdpa_variants(run, name, inputs, problem.options, backward)
+    variants["fused"] = partial(call, kernels=run.fused())
     if run.compiled:
-        kept = flex.shift_block_mask(side, side, WINDOW, WINDOW // 2, device=run.device)
-
-        def by_flex(qkv: Tensor, table: Tensor, severity: Tensor) -> Tensor:
-            return flex.window_attention(qkv, table, severity, window=WINDOW, shift=WINDOW // 2, block_mask=kept)
-
-        variants["flex"] = torch.compile(by_flex, dynamic=False)
-    # Pairs that see each other: along an axis, the last window of a shifted image is cut in two.
-    runs = [WINDOW] * (side // WINDOW - 1) + [WINDOW // 2] * 2
-    return _attention("window attention", run, inputs, variants, sum(length**2 for length in runs) ** 2, backward)
-
-
-def overlapping(run: Run, backward: bool = False) -> BenchmarkCase:
-    """Overlapping attention of savl-base: 24×24 keys for 16×16 queries, 6 heads of 24."""
-    side = run.side
-    inputs = (
-        run.draw(1, side, side, CHANNELS, seed=3),
-        run.draw(1, side, side, 2 * CHANNELS, seed=4),
-        run.draw((WINDOW + KEY_WINDOW - 1) ** 2, HEADS, seed=5),
+        variants["compile"] = torch.compile(partial(call, kernels=EAGER), dynamic=False)
+        if hasattr(flex, name):
+            variants["flex"] = torch.compile(_flex_variant(run, name, problem.options), dynamic=False)
+    skipped = () if run.compiled else ("compile", "flex") if hasattr(flex, name) else ("compile",)
+    return BenchmarkCase(
+        f"{title or op.title}, forward{' and backward' if backward else ''}",
+        inputs,
+        variants,
+        torch.float64 if problem.bandwidth_bound else run.wide,
+        backward,
+        problem.moved + (problem.moved_backward if backward else 0.0),
+        problem.flops + (problem.flops_backward if backward else 0.0),
+        copied=problem.bandwidth_bound,
+        absent=dict.fromkeys(skipped, "torch.compile was switched off"),
     )
-    call = partial(ops.overlapping_window_attention, window=WINDOW, key_window=KEY_WINDOW)
-    windows = {"window": WINDOW, "key_window": KEY_WINDOW}
-    peer = partial(sdpa.overlapping_window_attention, **windows, backend=_efficient(run))
-    variants = _with_peers(run, call, peer)
+
+
+def _sdpa_variants(
+    run: Run, name: str, inputs: tuple[Tensor, ...], options: Mapping[str, Any], backward: bool
+) -> dict[str, Callable[..., Result]]:
+    """Return the ways to compute an attention op with `torch.nn.functional.scaled_dot_product_attention`."""
+    baseline = partial(getattr(sdpa, name), **options, backend=_efficient(run))
+    variants: dict[str, Callable[..., Result]] = {"sdpa": baseline}
+    if run.cuda:
+        variants["sdpa, padded"] = partial(baseline, padded_head_dim=32)
     if run.kept_masks and not backward:
-        variants["sdpa, mask kept"] = partial(peer, kept=sdpa.folded_mask(inputs[2], side, side, WINDOW, KEY_WINDOW, 0))
-    if run.compiled:
-        variants["flex"] = torch.compile(partial(flex.overlapping_window_attention, **windows), dynamic=False)
-    return _attention("overlapping attention", run, inputs, variants, side**2 * KEY_WINDOW**2, backward)
+        table = next(value for value in inputs if value.dim() == 2)
+        window, shift = options["window"], options.get("shift", 0)
+        mask = sdpa.folded_mask(table, run.side, run.side, window, options.get("key_window", window), shift)
+        variants["sdpa, mask kept"] = partial(baseline, kept=mask)
+    return variants
+
+
+def _flex_variant(run: Run, name: str, options: Mapping[str, Any]) -> Callable[..., Result]:
+    """Return an attention op on `torch.nn.attention.flex_attention`, with the block mask that a network would keep."""
+    function, masks = getattr(flex, name), {}
+    if shift := options.get("shift", 0):
+        masks["block_mask"] = flex.shift_block_mask(run.side, run.side, options["window"], shift, device=run.device)
+
+    def compute(*tensors: Tensor) -> Tensor:
+        result: Tensor = function(*tensors, **options, **masks)
+        return result
+
+    return compute
 
 
 def _efficient(run: Run) -> SDPBackend | None:
     return SDPBackend.EFFICIENT_ATTENTION if run.cuda else None
-
-
-def _with_peers(run: Run, call: Callable[..., Tensor], peer: Callable[..., Tensor]) -> dict[str, Callable[..., Result]]:
-    variants: dict[str, Callable[..., Result]] = {"eager": partial(call, kernels=EAGER), "sdpa": peer}
-    if run.cuda:
-        variants["sdpa, padded"] = partial(peer, padded_head_dim=32)
-    variants["fused"] = partial(call, kernels=run.fused())
-    if run.compiled:
-        variants["compile"] = torch.compile(partial(call, kernels=EAGER), dynamic=False)
-    return variants
-
-
-def _attention(
-    what: str,
-    run: Run,
-    inputs: tuple[Tensor, ...],
-    variants: dict[str, Callable[..., Result]],
-    pairs: int,
-    backward: bool,
-) -> BenchmarkCase:
-    # What the definition needs: q k and p v; on the way back q k once more, then gradients of p, q, k and v. Kernels
-    # that compute something again do more than that, and do not get a higher rate for it.
-    products = 7 if backward else 2
-    size = inputs[0].element_size() * CHANNELS * run.side**2
-    moved = 4.0 * size + (8.0 * size if backward else 0)  # q, k, v, out; on the way back these, theirs and delta's
-    what += _both(backward)
-    absent = {} if run.compiled else dict.fromkeys(("compile", "flex"), "torch.compile was switched off")
-    return BenchmarkCase(
-        what, inputs, variants, run.wide, backward, moved, 2.0 * products * pairs * CHANNELS, absent=absent
-    )
-
-
-def _both(backward: bool) -> str:
-    return ", forward and backward" if backward else ", forward"
-
-
-def posterior(run: Run, noise: bool = True, backward: bool = False) -> BenchmarkCase:
-    """The posterior of a 64-channel field, with given noise or the mean as its sample."""
-    parts = 3 if noise else 2
-    inputs = tuple(0.3 * run.draw(1, LATENT, run.side, run.side, seed=6 + part) for part in range(parts))
-
-    def call(*fields: Tensor, kernels: KernelSettings) -> Result:
-        found = ops.gaussian_posterior(*fields, kernels=kernels)
-        return found.sample, found.kl, found.severity, found.variance
-
-    pixels = run.side**2
-    one = float(inputs[0].nbytes)
-    moved = one * (4 if noise else 2) + 4.0 * 3 * pixels
-    if backward:  # mu, logvar, eps and the sample's gradient read again, gradients of the three written
-        moved += one * (4 + parts if noise else 2 + parts) + 4.0 * 3 * pixels
-    return _elementwise(f"posterior, {'given' if noise else 'no'} noise", run, inputs, call, moved, 25, backward)
-
-
-def modulation(run: Run, backward: bool = False) -> BenchmarkCase:
-    """The modulation of savl-base, without beta as there."""
-    inputs = tuple(run.draw(1, run.side, run.side, CHANNELS, seed=9 + part) for part in range(3))
-
-    def call(attended: Tensor, gamma: Tensor, residual: Tensor, kernels: KernelSettings) -> Result:
-        return ops.channel_modulation(attended, gamma, None, residual, kernels=kernels)
-
-    moved = (4.0 + (5 if backward else 0)) * inputs[0].nbytes
-    return _elementwise("modulation", run, inputs, call, moved, 3, backward)
-
-
-def layer_norm(run: Run, backward: bool = False) -> BenchmarkCase:
-    """The layer normalisation of savl-base."""
-    inputs = (run.draw(1, run.side, run.side, CHANNELS, seed=12), *(run.draw(CHANNELS, seed=13 + i) for i in range(2)))
-    moved = (2.0 + (3 if backward else 0)) * inputs[0].nbytes
-    return _elementwise("layer norm", run, inputs, ops.layer_norm, moved, 7, backward)
-
-
-def _elementwise(
-    what: str,
-    run: Run,
-    inputs: tuple[Tensor, ...],
-    call: Callable[..., Result],
-    moved: float,
-    operations: int,
-    backward: bool,
-) -> BenchmarkCase:
-    variants: dict[str, Callable[..., Result]] = {
-        "eager": partial(call, kernels=EAGER),
-        "fused": partial(call, kernels=run.fused()),
-    }
-    if run.compiled:
-        variants["compile"] = torch.compile(partial(call, kernels=EAGER), dynamic=False)
-    absent = {} if run.compiled else {"compile": "torch.compile was switched off"}
-    flops = float(operations * inputs[0].numel())
-    what += _both(backward)
-    return BenchmarkCase(what, inputs, variants, torch.float64, backward, moved, flops, copied=True, absent=absent)
 
 
 # Blocks
@@ -279,7 +219,7 @@ def _module(run: Run, what: str, module: nn.Module, inputs: tuple[Tensor, ...], 
     narrow = copy.deepcopy(wide).to(run.dtype)
     if run.wide == torch.float64:
         wide = copy.deepcopy(wide).double()
-    by_op = run.fused().__dict__
+    by_op = vars(run.fused())
 
     def eager(*given: Tensor) -> Tensor:
         with savl.use_fused_kernels(False):
@@ -382,7 +322,7 @@ def image(run: Run, name: str, pixels: int = 2**20, tile: int = 256) -> Benchmar
 
     variants: dict[str, Callable[..., Result]] = {
         "eager": upscale,
-        "fused": partial(upscale, **run.fused().__dict__),
+        "fused": partial(upscale, **vars(run.fused())),
     }
     return BenchmarkCase(f"{name}, {side}×{side} in tiles of {tile}", (lr,), variants, None)
 
@@ -404,5 +344,5 @@ def training_step(run: Run, name: str, batch: int = 2) -> BenchmarkCase:
         norm = torch.stack([each.float().norm() for each in gradients if each is not None])
         return loss.detach().float(), norm
 
-    variants: dict[str, Callable[..., Result]] = {"eager": step, "fused": partial(step, **run.fused().__dict__)}
+    variants: dict[str, Callable[..., Result]] = {"eager": step, "fused": partial(step, **vars(run.fused()))}
     return BenchmarkCase(f"{name}, training step, {batch} of {run.side}×{run.side}", (lr,), variants, None, items=batch)

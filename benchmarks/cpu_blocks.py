@@ -92,8 +92,8 @@ def serve() -> None:
     run = cases.Run(torch.device("cpu"), torch.float32, 64, compiled=False)
     calls = {}
     for name in CASES:
-        make = cases.window if name.startswith("window") else cases.overlapping
-        case = make(run, backward=name.endswith("backward"))
+        op = "window_attention" if name.startswith("window") else "overlapping_window_attention"
+        case = cases.of_op(run, op, backward=name.endswith("backward"))
         calls[name] = timing.computation(case, "fused", case.inputs)
     for line in sys.stdin:
         if line.strip() == "where":

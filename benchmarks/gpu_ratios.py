@@ -77,9 +77,9 @@ class Part:
     """Whether torch.compile of a network is measured, on CUDA GPUs alone."""
 
 
-def _part(make: Callable[..., BenchmarkCase], wanted: Wanted, **options: Any) -> Part:
+def _part(op: str, wanted: Wanted, **options: Any) -> Part:
     def case(settings: Settings) -> BenchmarkCase:
-        made = make(settings.run, **options)
+        made = cases.of_op(settings.run, op, **options)
         peers = [name for name in (*made.variants, *made.absent) if any(_alike(name, against) for against in wanted)]
         return made.only((*peers, "fused"))
 
@@ -91,15 +91,17 @@ def _alike(variant: str, against: str) -> bool:
 
 
 PARTS: dict[str, Part] = {
-    "window": _part(cases.window, {"eager": 8, "sdpa": 2, "flex": 1.5}),
-    "window-backward": _part(cases.window, {"eager": 5, "sdpa": 1.5, "flex": 1.3}, backward=True),
-    "overlapping": _part(cases.overlapping, {"eager": 8, "sdpa": None, "flex": None}),
-    "overlapping-backward": _part(cases.overlapping, {"eager": None, "sdpa": None, "flex": None}, backward=True),
-    "posterior": _part(cases.posterior, {"eager": None, COPY: 0.9}),
-    "posterior-plain": _part(cases.posterior, {"eager": None, COPY: 0.9}, noise=False),
-    "modulation": _part(cases.modulation, {"eager": None, COPY: 0.9}),
-    "layer-norm": _part(cases.layer_norm, {"eager": None, COPY: 0.9}),
-    "layer-norm-backward": _part(cases.layer_norm, {"eager": None}, backward=True),
+    "window": _part("window_attention", {"eager": 8, "sdpa": 2, "flex": 1.5}),
+    "window-backward": _part("window_attention", {"eager": 5, "sdpa": 1.5, "flex": 1.3}, backward=True),
+    "overlapping": _part("overlapping_window_attention", {"eager": 8, "sdpa": None, "flex": None}),
+    "overlapping-backward": _part(
+        "overlapping_window_attention", {"eager": None, "sdpa": None, "flex": None}, backward=True
+    ),
+    "posterior": _part("gaussian_posterior", {"eager": None, COPY: 0.9}),
+    "posterior-plain": _part("gaussian_posterior", {"eager": None, COPY: 0.9}, noise=False),
+    "modulation": _part("channel_modulation", {"eager": None, COPY: 0.9}),
+    "layer-norm": _part("layer_norm", {"eager": None, COPY: 0.9}),
+    "layer-norm-backward": _part("layer_norm", {"eager": None}, backward=True),
     "network": Part(lambda given: given.of_network(None), {"eager": 3, "sdpa": None}, network=True),
     "network-compile": Part(
         lambda given: given.of_network("default"), {"eager": 3, "compile": None}, network=True, compiles=True

@@ -50,12 +50,12 @@ MEMORY = "copy in memory"
 """The bandwidth of a copy too large for any cache; "copy" is one of as many bytes as the op moves, which fit there."""
 
 OPS: list[tuple[str, Mapping[str, float]]] = [
-    ("window", {"eager": 8, "sdpa": 2, "sdpa, mask kept": 2}),
-    ("overlapping", {"eager": 6, "sdpa": 2, "sdpa, mask kept": 2}),
-    ("posterior", {"eager": 3, MEMORY: 0.8, COPY: 0.8}),
-    ("modulation", {"eager": 3, MEMORY: 0.8, COPY: 0.8}),
+    ("window_attention", {"eager": 8, "sdpa": 2, "sdpa, mask kept": 2}),
+    ("overlapping_window_attention", {"eager": 6, "sdpa": 2, "sdpa, mask kept": 2}),
+    ("gaussian_posterior", {"eager": 3, MEMORY: 0.8, COPY: 0.8}),
+    ("channel_modulation", {"eager": 3, MEMORY: 0.8, COPY: 0.8}),
 ]
-"""For each op of `benchmarks.cases`, how many times as fast as what; against a copy, the share of its bandwidth."""
+"""For each of these ops, how many times as fast as what; against a copy, the share of its bandwidth."""
 
 
 def of_case(
@@ -107,7 +107,7 @@ def measure(compiled: bool, rounds: int) -> dict[str, Any]:
         report["measured"][key] = measured
 
     for op, wanted in OPS:
-        add(op, of_case(getattr(cases, op)(run), wanted, run, rounds, limits))
+        add(op, of_case(cases.of_op(run, op), wanted, run, rounds, limits))
     few = max(rounds // 4, 3)
     peers = {"eager": 3.0, "sdpa": 1.8} | ({"compile": 1.0} if compiled else {})
     add("savl-base", of_case(cases.network(run, "savl-base"), peers, run, few, limits))

@@ -105,18 +105,18 @@ def here(point: Point, limit_gib: float) -> dict[str, Any]:
 
     import savl
     from benchmarks import timing
-    from benchmarks.cases import HEADS, Run
+    from benchmarks.cases import CHANNELS, Run
     from savl import ops
-    from savl.ops.switch import KernelSettings
+    from savl.ops.settings import KernelSettings
 
     torch.set_num_threads(point.threads)
     torch.set_grad_enabled(False)
     run = Run(torch.device(point.device), torch.bfloat16 if point.device == "cuda" else torch.float32, point.side)
     settings = run.fused() if point.variant == "fused" else KernelSettings.of(False)
     if point.subject == "window attention":
-        channels = 24 * HEADS
-        qkv = run.draw(point.batch, point.side, point.side, 3 * channels, seed=0)
-        table = run.draw((2 * point.window - 1) ** 2, HEADS, seed=1)
+        heads = CHANNELS // 24
+        qkv = run.draw(point.batch, point.side, point.side, 3 * CHANNELS, seed=0)
+        table = run.draw((2 * point.window - 1) ** 2, heads, seed=1)
         severity = 2 * run.draw(point.batch, point.side, point.side, seed=2, uniform=True)
 
         def call() -> list[torch.Tensor]:
@@ -125,7 +125,7 @@ def here(point: Point, limit_gib: float) -> dict[str, Any]:
     else:
         torch.manual_seed(0)
         model = savl.build(point.subject).eval().to(run.device)
-        savl.use_fused_kernels(model=model, **asdict(settings))
+        savl.use_fused_kernels(model=model, **vars(settings))
         lr = Run(run.device, torch.float32, point.side).draw(
             point.batch, 3, point.side, point.side, seed=3, uniform=True
         )

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from benchmarks import cases
+from benchmarks.peers import sdpa
 from benchmarks.suite import Entry
 from benchmarks.timing import COPY
+from savl.ops.op import OPS, Op
 
-PEERS = ("eager", "sdpa", "sdpa, mask kept", "flex", "compile", "fused")
-ELEMENTWISE = ("eager", "compile", COPY, "fused")
-ENTRIES = [
-    Entry("window attention", cases.window, PEERS),
-    Entry("overlapping attention", cases.overlapping, PEERS),
-    Entry("posterior", cases.posterior, ELEMENTWISE),
-    Entry("posterior without noise", partial(cases.posterior, noise=False), ELEMENTWISE, full=True),
-    Entry("modulation", cases.modulation, ELEMENTWISE),
-    Entry("layer norm", cases.layer_norm, ELEMENTWISE),
-    Entry(
-        "window attention and gradients",
-        partial(cases.window, backward=True),
-        ("eager", "sdpa", "fused"),
-        ("flex", "compile"),
-    ),
-    Entry(
-        "overlapping attention and gradients",
-        partial(cases.overlapping, backward=True),
-        ("eager", "sdpa", "fused"),
-        ("flex", "compile"),
-    ),
-    Entry("posterior and gradients", partial(cases.posterior, backward=True), ("eager", "fused"), ("compile", COPY)),
-    Entry("modulation and gradients", partial(cases.modulation, backward=True), ("eager", "fused"), ("compile", COPY)),
-    Entry("layer norm and gradients", partial(cases.layer_norm, backward=True), ("eager", "fused"), ("compile", COPY)),
-]
+
+def _entries(op: Op) -> Iterator[Entry]:
+    make = partial(cases.of_op, name=op.name)
+    attention = hasattr(sdpa, op.name)
+    if attention:
+        yield Entry(op.title, make, ("eager", "sdpa", "sdpa, mask kept", "flex", "compile", "fused"))
+    else:
+        yield Entry(op.title, make, ("eager", "compile", COPY, "fused"))
+    for options in op.benchmark_options:
+        yield Entry(options["title"], partial(make, **options), ("eager", "compile", COPY, "fused"), full=True)
+    yield Entry(
+        f"{op.title} and gradients",
+        partial(make, backward=True),
+        ("eager", "sdpa", "fused") if attention else ("eager", "fused"),
+        ("flex", "compile") if attention else ("compile", COPY),
+    )
+
+
+# Forward passes first, as in the tables.
+ENTRIES = sorted(
+    (entry for op in OPS.values() if op.benchmark is not None for entry in _entries(op)),
+    key=lambda entry: entry.name.endswith("and gradients"),
+)
 
 
 def test_op(hand_over: Callable[[], None]) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     __version__: str
 
 from savl.torch_import import register_ops_with_torch
+from savl.version import version
 
 __all__ = [
     "CONFIGS",
@@ -48,7 +49,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return _version()
+        return version()
     for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(home), name)
@@ -57,15 +58,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__, "__version__"])
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # takes longer than the rest of this module
-
-    try:
-        return version("savl")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "0+unknown"
 
 
 register_ops_with_torch()

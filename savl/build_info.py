@@ -2,63 +2,62 @@
 
 from __future__ import annotations
 
+import json
+import mmap
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 
-import savl
-from savl.cuda_facts import cuda_facts
+from savl.version import version
+
+CUDA_LIBRARY = Path(__file__).with_name("_cuda.so")
+"""Where the build puts the CUDA library."""
 
 
 class BuildInfo(TypedDict):
-    """What `build_info` returns. What is not there has None (or nothing) for its facts."""
+    """Facts about the installation. A library that is missing has None, or an empty tuple, for its facts.
+
+    ``version`` and ``torch`` are the versions that run; ``extension_version`` and ``cuda_version`` those of the savl
+    whose sources a library was compiled from; ``stable_abi`` and ``cuda_stable_abi`` the oldest torch that can load it.
+    """
 
     version: str
-    """Version of the installed package."""
     torch: str
-    """Version of the torch that is running."""
     extension: bool
-    """Whether the C++ extension is loaded."""
+    """Whether the C++ extension can be used."""
     reason: str | None
-    """Why it is not, and what to do; None when it is."""
+    """Why it cannot be used, and what to do; None if it can."""
     extension_version: str | None
-    """Version of savl whose sources the extension was compiled from."""
     compiler: str | None
-    """Name and version of the compiler, such as ``"GCC 12.2.0"``."""
     cxx_standard: int | None
     """Value of ``__cplusplus``: 202002 is C++20."""
     stable_abi: str | None
-    """Oldest torch release that can load the extension, such as ``"2.10"``."""
     built_against_torch: str | None
-    """Torch release whose headers it was compiled with. It need not be the one that is running."""
+    """Torch release whose headers the extension was compiled with. It need not be the one that is running."""
     cuda: bool
-    """Whether the CUDA library was built. What keeps it from being used is in ``savl.kernel_report()``."""
+    """Whether the CUDA library was built. `savl.kernel_report` says whether it can be used."""
     cuda_version: str | None
-    """Version of savl whose sources the CUDA library was compiled from."""
     cuda_architectures: tuple[str, ...]
     """Compute capabilities it has code for, such as ``"90"``; drivers compile ``"80+PTX"`` for newer ones too."""
     cuda_compiler: str | None
-    """What compiled it, such as ``"nvcc 13.0.88"``."""
     cuda_stable_abi: str | None
-    """Oldest torch release that can load it."""
     instruction_sets: tuple[str, ...]
-    """Those this processor has, of the ones the kernels care about: ``"avx2"``, ``"neon"`` and so on."""
+    """Instruction sets of this processor that the kernels distinguish: ``"avx2"``, ``"neon"`` and so on."""
     kernel_instruction_set: str | None
-    """The one the CPU kernels use: ``"avx512"``, ``"avx2"`` or ``"portable"``."""
+    """Instruction set that the CPU kernels use: ``"avx512"``, ``"avx2"`` or ``"portable"``."""
 
 
 def build_info() -> BuildInfo:
-    """Report how savl was built.
+    """Return how savl was built, as a plain dictionary.
 
-    Returns:
-        The facts, as a plain dictionary. Never raises: a missing or broken extension is a fact too, told in
-        ``reason``.
+    Never raises: a missing or broken extension is a fact too, explained in ``reason``.
     """
-    facts, reason = _extension_facts()
+    facts, reason = extension_facts()
     cuda = cuda_facts()
     return BuildInfo(
-        version=savl.__version__,
+        version=version(),
         torch=str(torch.__version__),
         extension=reason is None,
         reason=reason,
@@ -67,26 +66,43 @@ def build_info() -> BuildInfo:
         cxx_standard=facts.get("cxx_standard"),
         stable_abi=facts.get("stable_abi"),
         built_against_torch=facts.get("torch"),
-        cuda=cuda is not None,
-        cuda_version=None if cuda is None else cuda["version"],
-        cuda_architectures=() if cuda is None else tuple(cuda["architectures"]),
-        cuda_compiler=None if cuda is None else cuda["compiler"],
-        cuda_stable_abi=None if cuda is None else cuda["stable_abi"],
+        cuda=bool(cuda),
+        cuda_version=cuda.get("version"),
+        cuda_architectures=tuple(cuda.get("architectures", ())),
+        cuda_compiler=cuda.get("compiler"),
+        cuda_stable_abi=cuda.get("stable_abi"),
         instruction_sets=facts.get("instruction_sets", ()),
         kernel_instruction_set=facts.get("kernel_instruction_set"),
     )
 
 
-def _extension_facts() -> tuple[dict[str, Any], str | None]:
-    """Return what ``savl._C`` says of itself, and why it says nothing."""
+def extension_facts() -> tuple[dict[str, Any], str | None]:
+    """Load the C++ extension; return its facts, and why it cannot be used, or None if it can."""
     try:
-        # Imported by name, so that type checking does not depend on what was built here. The library finds
-        # libtorch because the import of torch above has loaded it.
-        return import_module("savl._C").build_facts(), None
-    except ModuleNotFoundError as error:
-        return {}, (
-            f"{error}: savl was installed without its C++ extension, for want of a compiler or because "
-            "SAVL_NO_EXTENSION was set. `pip install -v` shows what the build says."
-        )
-    except Exception as error:  # whatever is wrong with the library, the report must come out
-        return {}, f"{type(error).__name__}: {error}. The C++ extension does not load: install savl again."
+        # Imported by name, so that type checking does not depend on what was built here. The extension finds libtorch
+        # because torch is imported already.
+        facts = import_module("savl._C").build_facts()
+    except ModuleNotFoundError:
+        return {}, "savl was installed without its C++ extension savl._C (`pip install -v` shows what the build said)"
+    except Exception as error:  # savl must import whatever is wrong with the extension
+        return {}, f"the C++ extension does not load ({type(error).__name__}: {error}); install savl again"
+    if facts["version"] != version():
+        return facts, f"the C++ extension is of version {facts['version']}, savl of {version()}; install savl again"
+    return facts, None
+
+
+def cuda_facts() -> dict[str, Any]:
+    """Return the facts of the CUDA library, read from the file: a torch without CUDA could not load it.
+
+    Returns:
+        version, stable_abi, architectures and compiler as in `BuildInfo`, and ``runtime``, the version of CUDA that the
+        library needs (13000 is 13.0). Empty if there is no library, or it contains no facts.
+    """
+    mark = b"savl_cuda_facts="
+    try:
+        with CUDA_LIBRARY.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            start = content.find(mark) + len(mark)
+            facts: dict[str, Any] = json.loads(content[start : content.find(b"\0", start)])
+            return facts
+    except (OSError, ValueError):
+        return {}

@@ -68,7 +68,7 @@ def test_a_file_without_facts_is_no_cuda_library(
     file = tmp_path / "_cuda.so"
     if content is not None:
         file.write_bytes(content)
-    monkeypatch.setattr(importlib.import_module("savl.cuda_facts"), "LIBRARY", file)
+    monkeypatch.setattr(importlib.import_module("savl.build_info"), "CUDA_LIBRARY", file)
     info = build_info()
     assert info["cuda"] is False
     assert info["cuda_architectures"] == ()

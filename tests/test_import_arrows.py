@@ -12,13 +12,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*ROOT.glob("savl/**/*.py"), *ROOT.glob("kernels/**/*.py")])
 
 # Modules that stand on nothing of savl's but each other; every part may import them.
-BASE = {"atomic_write", "bicubic", "interrupts", "out_of_memory", "printable", "settings"}
+BASE = {"atomic_write", "bicubic", "interrupts", "out_of_memory", "printable", "settings", "version"}
 # For each part, a package or a module right below savl/, the parts that it may import besides BASE.
 ALLOWED = {
     "kernels": set(),
-    "cuda_facts": set(),
-    "build_info": {"cuda_facts"},
-    "ops": {"build_info", "cuda_facts", "kernels"},
+    "build_info": set(),
+    "ops": {"build_info", "kernels"},
     "images": set(),
     "network": {"ops"},
     "weights": {"network", "ops"},

@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks import allocation
 from benchmarks.reporting import tables
 from benchmarks.scaling import growth
+from savl.ops import op as ops
 from savl.profile.roofline import Ceilings, Point
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,14 +29,8 @@ PAGE = ROOT / "docs/benchmarks.md"
 FIGURES = ROOT / "docs/benchmarks"
 VARIANTS = ("eager", "sdpa", "sdpa, mask kept", "flex", "compile", "compile, max-autotune", "copy", "fused",
             "fused, CUDA graph")  # fmt: skip
-OPS = {
-    "window attention": "window_attention",
-    "overlapping attention": "overlapping_window_attention",
-    "posterior": "gaussian_posterior",
-    "modulation": "channel_modulation",
-    "layer norm": "layer_norm",
-}
-"""The entries of the ops' forward passes."""
+OPS = {op.title: name for name, op in ops.OPS.items()}
+"""The ops by the entries of their forward passes."""
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 """Of the suites."""
 README_ENTRIES = (

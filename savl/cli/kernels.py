@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -58,7 +58,7 @@ def info(
     if as_json:
         import json
 
-        typer.echo(json.dumps(report.as_dict(), indent=1))
+        typer.echo(json.dumps(_as_json(report), indent=1))
         return
     console = Console()
     if everything or verbose:
@@ -66,22 +66,84 @@ def info(
         _print_triton_kernels(console, report.gpus, DTYPES if verbose else ("bfloat16",))
         _print_cuda_architectures(console, report.gpus, report.build["cuda_architectures"])
         return
-    console.print(report.overview(max(60, min(console.width, 100))), highlight=False, markup=False, soft_wrap=True)
+    console.print(_overview(report, max(60, min(console.width, 100))), highlight=False, markup=False, soft_wrap=True)
     for reason in _unfit_gpus(len(report.gpus)):
         console.print(reason, highlight=False, markup=False, soft_wrap=True)
     console.print("--all has every backend and block size, --json is for programs", style="dim", highlight=False)
 
 
-def _unfit_gpus(count: int) -> list[str]:
-    """Return why the kernels for GPUs cannot serve on some that are here, each reason once."""
-    from savl.ops.library import CUDA_UNAVAILABLE, cuda_architecture_unavailable
-    from savl.ops.triton_kernels import why_gpu_unfit, why_triton_unavailable
+def _overview(report: KernelReport, width: int) -> str:
+    """Return a table of the serving backends by device, followed by each reason why another does not serve, once.
 
-    found: list[str | None] = []
-    for index in range(count):
-        found.append(why_gpu_unfit(index) if why_triton_unavailable() is None else None)
-        found.append(cuda_architecture_unavailable(index) if CUDA_UNAVAILABLE is None else None)
-    return [reason for reason in dict.fromkeys(found) if reason is not None]
+    Args:
+        report: Result of `savl.kernel_report`.
+        width: Column at which the reasons are wrapped.
+    """
+    import textwrap
+
+    from savl.ops.library import EAGER, FUSED
+    from savl.ops.op import OPS, why_unavailable
+    from savl.ops.report import aligned
+
+    devices = {"cpu": "on the CPU"} | ({"cuda": "on a GPU"} if report.gpus else {})
+    rows = [("op", *devices.values()), *((op, *(report.serving(op, device) for device in devices)) for op in OPS)]
+    serving = {backend for row in rows[1:] for backend in row[1:]}
+    notes = [f"{name} takes {', '.join(kernels.dtypes)}" for name, kernels in FUSED.items() if name in serving]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for status in report.statuses:
+        if status.backend != EAGER and not status.serves:
+            reasons.setdefault((status.backend, status.reason), []).append(status.op)
+    shared: dict[tuple[str, str], list[str]] = {}  # backends by the ops concerned (empty for all) and the reason
+    for (backend, reason), ops in reasons.items():
+        everywhere = ops == [name for name, op in OPS.items() if backend in op.backends]
+        shared.setdefault(("" if everywhere else f" {', '.join(ops)}", reason), []).append(backend)
+    for (concerned, reason), backends in shared.items():
+        notes.append(f"{' and '.join(backends)} {'do' if backends[1:] else 'does'} not serve{concerned}: {reason}")
+    for status in report.statuses:  # a backend that raises is not replaced by another
+        if status.serves and why_unavailable(status.op, status.backend) is not None:
+            notes.append(f"{status.backend} for {status.op}: {status.reason}")
+    notes += ["eager is the reference: it serves whatever no other backend takes"]
+    notes += report.describe_machine().replace("; ", "\n").splitlines()
+    wrapped = [
+        textwrap.fill(note, width, subsequent_indent="  ", break_on_hyphens=False, break_long_words=True)
+        for note in notes
+    ]
+    return "\n".join([*aligned(rows), "", *wrapped])
+
+
+def _as_json(report: KernelReport) -> dict[str, Any]:
+    """Return the report as an object for JSON, with the keys that the help explains."""
+    from savl.ops.library import EAGER, FUSED
+
+    build = report.build
+    extension = {"compiler": build["compiler"], "torch": build["built_against_torch"]}
+    library = {"compiler": build["cuda_compiler"], "architectures": list(build["cuda_architectures"])}
+    ops: dict[str, Any] = {}
+    for status in report.statuses:
+        serves = {"cpu": report.serving(status.op), "cuda": report.serving(status.op, "cuda") if report.gpus else None}
+        dtypes = list(FUSED[status.backend].dtypes) if status.backend != EAGER else None
+        backend = {"device": status.device, "dtypes": dtypes, "serves": status.serves, "reason": status.reason}
+        ops.setdefault(status.op, {"serves": serves, "backends": {}})["backends"][status.backend] = backend
+    return {
+        "savl": build["version"],
+        "torch": build["torch"],
+        "threads": report.threads,
+        "instruction_set": report.instruction_set,
+        "gpus": list(report.gpus),
+        "extension": extension if build["extension"] else None,
+        "cuda_library": library if build["cuda"] else None,
+        "ops": ops,
+    }
+
+
+def _unfit_gpus(count: int) -> list[str]:
+    """Return why usable kernels for GPUs cannot serve on some of the GPUs, each reason once."""
+    from savl.ops.gpu import why_unfit
+    from savl.ops.library import FUSED
+
+    usable = [name for name, kernels in FUSED.items() if kernels.device == "cuda" and kernels.unavailable is None]
+    reasons = dict.fromkeys(why_unfit(name, index) for index in range(count) for name in usable)
+    return [reason for reason in reasons if reason is not None]
 
 
 @app.command()
@@ -103,26 +165,27 @@ def verify(
     from rich.table import Table
 
     from savl.ops.equivalence import verify as verify_op
-    from savl.ops.switch import BACKENDS, OPS, KernelUnavailable, why_unavailable
+    from savl.ops.op import OPS, why_unavailable
+    from savl.ops.switch import KernelUnavailable
 
     console, errors = Console(), Console(stderr=True)
     verdicts: dict[tuple[str, str], list[Verdict]] = {}
     skipped: dict[tuple[str, str], str] = {}
+    pairs = [(name, backend) for name, op in OPS.items() for backend in op.backends]
     progress = Progress(console=errors, transient=True) if errors.is_terminal else None
     with raise_on_interrupt(), progress or nullcontext():
-        bar = progress.add_task("verifying", total=sum(len(BACKENDS[op]) for op in OPS)) if progress else None
-        for op in OPS:
-            for backend in BACKENDS[op]:
-                reason = why_unavailable(op, backend)
-                try:
-                    if reason is None:
-                        verdicts[op, backend] = list(verify_op(op, backend, quick=not everything))
-                except KernelUnavailable as error:  # there is a GPU, but it is too old
-                    reason = str(error)
-                if reason is not None:
-                    skipped[op, backend] = reason
-                if progress is not None and bar is not None:
-                    progress.advance(bar)
+        bar = progress.add_task("verifying", total=len(pairs)) if progress else None
+        for op, backend in pairs:
+            reason = why_unavailable(op, backend)
+            try:
+                if reason is None:
+                    verdicts[op, backend] = list(verify_op(op, backend, quick=not everything))
+            except KernelUnavailable as error:  # there is a GPU, but it is too old
+                reason = str(error)
+            if reason is not None:
+                skipped[op, backend] = reason
+            if progress is not None and bar is not None:
+                progress.advance(bar)
 
     failures = 0
     for (op, backend), found in verdicts.items():
@@ -149,7 +212,7 @@ def verify(
 
 
 def _grouped(verdicts: list[Verdict], verbose: bool) -> list[list[Verdict]]:
-    """One group a case, or one a dtype."""
+    """Return the verdicts in groups: one for each case, or one for each dtype."""
     if verbose:
         return [[verdict] for verdict in verdicts]
     dtypes = dict.fromkeys(verdict.dtype for verdict in verdicts)
@@ -178,26 +241,29 @@ def _print_backends(console: Console, report: KernelReport) -> None:
 
 
 def _print_triton_kernels(console: Console, gpus: Sequence[str], dtypes: Sequence[str]) -> None:
-    """Block sizes of every Triton kernel: on the GPUs that are here, else by the rule for some architectures."""
+    """Print the block sizes of every Triton kernel: on the GPUs here, or by the rule for some architectures."""
     import torch
     from rich.markup import escape
     from rich.table import Table
 
     from savl.kernels import configs
     from savl.network import CONFIGS
-    from savl.ops.triton_kernels import why_gpu_unfit, why_triton_unavailable
+    from savl.ops.gpu import why_unfit
+    from savl.ops.library import TRITON, TRITON_UNAVAILABLE
 
     targets: dict[str, tuple[str | None, tuple[int, int]]] = {}
     for index, name in enumerate(gpus):
-        if (reason := why_gpu_unfit(index)) is not None:
+        if (reason := why_unfit(TRITON, index)) is not None:
             console.print(f"Triton kernels: {reason}", markup=False, highlight=False, soft_wrap=True)
         else:
             targets[name] = name, torch.cuda.get_device_capability(index)
     here = bool(targets)
     for capability in () if here else ((8, 0), (9, 0), (10, 0)):
         targets[f"sm_{capability[0]}{capability[1]}"] = None, capability
-    if (reason := why_triton_unavailable()) is not None:
-        console.print(f"Triton kernels: none can run here: {reason}", markup=False, highlight=False, soft_wrap=True)
+    if TRITON_UNAVAILABLE is not None:
+        console.print(
+            f"Triton kernels: none can run here: {TRITON_UNAVAILABLE}", markup=False, highlight=False, soft_wrap=True
+        )
     table = Table(
         title="Triton kernels: queries × keys of a tile, warps, pipeline stages",
         caption="fold_bias, with which the backward pass ends, has none of them",
@@ -226,16 +292,19 @@ def _print_triton_kernels(console: Console, gpus: Sequence[str], dtypes: Sequenc
 
 
 def _print_cuda_architectures(console: Console, gpus: Sequence[str], architectures: Sequence[str]) -> None:
-    """What the CUDA library was built for, and which of it runs here."""
+    """Print the architectures that the CUDA library was built for, and which GPUs here can run them."""
     import torch
     from rich.table import Table
 
-    from savl.ops.library import CUDA_UNAVAILABLE, runs_on
+    from savl.ops.gpu import runs_on
+    from savl.ops.library import CUDA, CUDA_UNAVAILABLE
+    from savl.ops.op import OPS
 
     if not architectures:
         console.print(f"CUDA library: {CUDA_UNAVAILABLE}", highlight=False, soft_wrap=True)
         return
-    table = Table(title="CUDA library (gaussian_posterior, channel_modulation)", title_justify="left")
+    served = ", ".join(name for name, op in OPS.items() if CUDA in op.backends)
+    table = Table(title=f"CUDA library ({served})", title_justify="left")
     for column in ("architecture", "code", "here"):
         table.add_column(column, overflow="fold")
     capabilities = {name: torch.cuda.get_device_capability(index) for index, name in enumerate(gpus)}

@@ -96,13 +96,14 @@ def tune(
 
 def _machine() -> Any:
     """The GPU to tune for, or why there is none."""
-    from savl.ops.triton_kernels import INTERPRETED, INTERPRETER_VARIABLE, why_gpu_unfit, why_triton_unavailable
+    from savl.ops.gpu import why_unfit
+    from savl.ops.library import INTERPRETED, INTERPRETER_VARIABLE, TRITON, TRITON_UNAVAILABLE
 
-    reason = why_triton_unavailable()
+    reason = TRITON_UNAVAILABLE
     if reason is None and INTERPRETED:
         reason = f"{INTERPRETER_VARIABLE} is set: the kernels are interpreted, on the CPU"
     if reason is None:
-        reason = why_gpu_unfit(0)
+        reason = why_unfit(TRITON, 0)
     if reason is not None:
         return reason
     from savl.kernels.gpu_timing import Gpu

@@ -1,10 +1,17 @@
-"""The ops of SAVL, one file each: its mathematics, the public function, the eager reference, and the registration.
+"""The ops of SAVL, one file each: its mathematics, the public function, the eager reference, and its record.
 
-The public functions validate their arguments and hand them to the kernel that `savl.ops.switch` chooses; the
-``*_reference`` functions are the definition of the truth that every kernel is held against (`savl.ops.equivalence`).
+The public functions validate their arguments and call the kernel that `savl.ops.switch` chooses. The ``*_reference``
+functions define the correct result, which `savl.ops.equivalence` compares every kernel with. The record
+(`savl.ops.op.Op`) holds everything that makes it an op.
 """
 
-from savl.ops.channel_modulation import channel_modulation, channel_modulation_reference
+# In the order of reports, not of the alphabet.
+# isort: off
+from savl.ops.window_attention import window_attention, window_attention_reference
+from savl.ops.overlapping_window_attention import (
+    overlapping_window_attention,
+    overlapping_window_attention_reference,
+)
 from savl.ops.gaussian_posterior import (
     GaussianPosterior,
     gaussian_posterior,
@@ -12,14 +19,17 @@ from savl.ops.gaussian_posterior import (
     normalise_severity,
     variance_statistics,
 )
+from savl.ops.channel_modulation import channel_modulation, channel_modulation_reference
 from savl.ops.layer_norm import layer_norm, layer_norm_reference
-from savl.ops.overlapping_window_attention import (
-    overlapping_window_attention,
-    overlapping_window_attention_reference,
-)
+
+# isort: on
+
+from savl.ops import switch
 from savl.ops.report import KernelReport, kernel_report
-from savl.ops.switch import KernelSettings, KernelUnavailable, use_fused_kernels
-from savl.ops.window_attention import window_attention, window_attention_reference
+from savl.ops.settings import KernelSettings, settings_of_environment
+from savl.ops.switch import KernelUnavailable, use_fused_kernels
+
+switch.process = switch.ProcessSettings(settings_of_environment())
 
 __all__ = [
     "GaussianPosterior",

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from savl.ops import library
-from savl.ops.switch import KernelSettings, serves
-from savl.ops.transforms import why_transformed
+from savl.ops.case import BenchmarkProblem, Case, Draw
+from savl.ops.library import CPP, CUDA
+from savl.ops.op import Op, register
+from savl.ops.settings import KernelSettings
+from savl.ops.switch import serves
 from savl.ops.validation import (
     check_same_device,
     check_same_dtype,
@@ -61,21 +63,18 @@ def channel_modulation(
     check_same_dtype(OP, "attended", attended, gamma=gamma, beta=beta)
     check_same_dtype_or_float32(OP, "attended", attended, residual=residual)
     check_same_device(OP, "attended", attended, gamma=gamma, beta=beta, residual=residual)
-    limit = why_transformed(attended, gamma, beta, residual)
-    if attended.dtype == torch.float64 and residual.dtype != torch.float64:
-        limit = "attended is float64 and residual is not"
-    if serves(OP, attended, kernels, limit):
+    if serves(CHANNEL_MODULATION, kernels, attended, gamma, beta, residual):
         fused: Tensor = torch.ops.savl.channel_modulation(attended, gamma, beta, residual)
         return fused
     return channel_modulation_reference(attended, gamma, beta, residual)
 
 
 def channel_modulation_reference(attended: Tensor, gamma: Tensor, beta: Tensor | None, residual: Tensor) -> Tensor:
-    """The definition of the truth. Arguments as `channel_modulation`."""
+    """Compute `channel_modulation` by operations of torch: the reference."""
     out = residual + (1 + gamma) * attended
     if beta is not None:
         out = out + beta
-    return out.to(residual.dtype)  # type promotion already gave it, but for float64 on a float32 residual
+    return out.to(residual.dtype)  # only float64 on a float32 residual has another dtype before
 
 
 # The op that fused kernels implement
@@ -89,7 +88,7 @@ def _fake_backward(grad_out: Tensor, attended: Tensor, gamma: Tensor) -> tuple[T
     return attended.new_empty(attended.shape), gamma.new_empty(gamma.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     attended, gamma, beta, residual = inputs
     ctx.save_for_backward(attended, gamma)
     ctx.beta_dtype = None if beta is None else beta.dtype
@@ -103,14 +102,71 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     return grad_attended, grad_gamma, grad_beta, grad_out
 
 
-library.define(
-    "channel_modulation(Tensor attended, Tensor gamma, Tensor? beta, Tensor residual) -> Tensor",
-    fake=_fake,
-    reference=channel_modulation_reference,
-    backward=_backward,
-    setup_context=_keep,
-)
-library.define(
-    "channel_modulation_backward(Tensor grad_out, Tensor attended, Tensor gamma) -> (Tensor, Tensor)",
-    fake=_fake_backward,
+# The problems it is tried on
+
+
+def channel_modulation_case(
+    dtype: torch.dtype,
+    *,
+    batch: int = 2,
+    height: int = 24,
+    width: int = 20,
+    channels: int = 144,
+    beta: bool = True,
+    seed: int = 0,
+) -> Case:
+    """Make a case of the modulation, with or without its shift."""
+    draw = Draw(dtype, seed)
+    shape = (batch, height, width, channels)
+    arguments = {
+        "attended": draw.normal(*shape),
+        "gamma": draw.normal(*shape),
+        "beta": draw.normal(*shape) if beta else None,
+        "residual": draw.normal(*shape),
+    }
+    return Case(OP, arguments, {}, 4, "with beta" if beta else "without beta")
+
+
+def _benchmark(draw: Draw, side: int) -> BenchmarkProblem:
+    """The modulation of savl-base, which has no beta."""
+    attended, gamma, residual = (draw.normal(1, side, side, 144) for _ in range(3))
+    arguments = {"attended": attended, "gamma": gamma, "beta": None, "residual": residual}
+    size, flops = float(attended.nbytes), 3.0 * attended.numel()
+    return BenchmarkProblem(arguments, {}, 4 * size, 5 * size, flops, 0.0)
+
+
+def _limit(attended: Tensor, gamma: Tensor, beta: Tensor | None, residual: Tensor) -> str | None:
+    if attended.dtype == torch.float64 and residual.dtype != torch.float64:
+        return "attended is float64 and residual is not"
+    return None
+
+
+CHANNEL_MODULATION = register(
+    Op(
+        name=OP,
+        function=channel_modulation,
+        reference=channel_modulation_reference,
+        backends={CUDA: None, CPP: _limit},
+        schema="channel_modulation(Tensor attended, Tensor gamma, Tensor? beta, Tensor residual) -> Tensor",
+        backward_schema="channel_modulation_backward(Tensor grad_out, Tensor attended, Tensor gamma) "
+        "-> (Tensor, Tensor)",
+        fake=_fake,
+        fake_backward=_fake_backward,
+        decomposition=channel_modulation_reference,
+        setup_context=_setup_context,
+        backward=_backward,
+        case=channel_modulation_case,
+        full_cases=({}, {"beta": False, "channels": 7}),
+        quick_cases=({"height": 12, "width": 10}, {"beta": False, "channels": 7}),
+        small_cases=(
+            {"height": 5, "width": 7, "channels": 19},
+            {"height": 3, "width": 4, "channels": 8, "beta": False},
+        ),
+        tiny_cases=(
+            {"height": 2, "width": 2, "channels": 3},
+            {"height": 2, "width": 2, "channels": 3, "beta": False},
+        ),
+        title="modulation",
+        benchmark=_benchmark,
+    )
 )

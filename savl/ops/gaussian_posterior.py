@@ -14,15 +14,18 @@ the paper divides by Var[v], which a uniform image makes zero.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from savl.ops import library
+from savl.ops.case import BenchmarkProblem, Case, Draw
+from savl.ops.library import CPP, CUDA
+from savl.ops.op import Op, register
 from savl.ops.philox import standard_normal
-from savl.ops.switch import KernelSettings, serves
-from savl.ops.transforms import why_transformed
+from savl.ops.settings import KernelSettings
+from savl.ops.switch import serves
 from savl.ops.validation import check_int, check_same_device, check_same_dtype, check_shape, check_tensor
 
 OP = "gaussian_posterior"
@@ -36,7 +39,7 @@ SEVERITY_MAX = 2.0
 
 
 class GaussianPosterior(NamedTuple):
-    """What `gaussian_posterior` returns: the sample in the dtype of mu, everything else in float32 at least."""
+    """The result of `gaussian_posterior`. The sample has the dtype of mu, the rest float32 (float64 for float64)."""
 
     sample: Tensor
     """``(B, R, H, W)`` reparameterized sample r; mu itself when neither eps nor seed was given."""
@@ -102,7 +105,7 @@ def gaussian_posterior(
         raise ValueError(f"{OP}: offset must satisfy 0 <= offset < 2**62, got {offset}")
     check_same_dtype(OP, "mu", mu, logvar=logvar, eps=eps)
     check_same_device(OP, "mu", mu, logvar=logvar, eps=eps)
-    if serves(OP, mu, kernels, why_transformed(mu, logvar, eps)):
+    if serves(GAUSSIAN_POSTERIOR, kernels, mu, logvar, eps):
         signed = seed if seed is None or seed < 2**63 else seed - 2**64  # the same 64 bits
         sample, *measures = torch.ops.savl.gaussian_posterior(
             mu, logvar, eps, signed, offset, SEVERITY_EPS, SEVERITY_MAX
@@ -114,7 +117,7 @@ def gaussian_posterior(
 def gaussian_posterior_reference(
     mu: Tensor, logvar: Tensor, eps: Tensor | None, *, seed: int | None, offset: int = 0
 ) -> GaussianPosterior:
-    """The definition of the truth. Arguments as `gaussian_posterior`."""
+    """Compute `gaussian_posterior` by operations of torch: the reference."""
     if seed is not None:
         eps = standard_normal(tuple(mu.shape), seed, offset=offset, device=mu.device).to(mu.dtype)
     sample = mu if eps is None else mu + torch.exp(0.5 * logvar) * eps
@@ -133,7 +136,7 @@ def _widen(tensor: Tensor) -> Tensor:
 
 
 def variance_statistics(variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of the per-pixel variance over the whole image.
+    """Return mean and biased variance of the per-pixel variance over the whole image.
 
     Args:
         variance: ``(B, H, W)``.
@@ -165,7 +168,7 @@ def normalise_severity(variance: Tensor, mean: Tensor, var: Tensor) -> Tensor:
 # input.
 
 
-def _reference(
+def _decomposition(
     mu: Tensor,
     logvar: Tensor,
     eps: Tensor | None,
@@ -181,7 +184,7 @@ def _reference(
 
 
 def _empty_field(mu: Tensor) -> Tensor:
-    """Strides of a sample: channels last where those of mu are, as the kernel decides it."""
+    """Return an empty sample: in channels-last layout if mu has it, as in the kernel."""
     interleaved = mu.stride(1) == 1 and mu.stride(3) != 1
     return torch.empty(
         mu.shape,
@@ -222,7 +225,7 @@ def _fake_backward(
     return _empty_field(mu), _empty_field(mu), grad_eps
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     mu, logvar, eps, ctx.seed, ctx.offset, ctx.severity_eps, ctx.severity_max = inputs
     _, _, _, variance, mean, var = output
     ctx.save_for_backward(mu, logvar, eps, variance, mean, var)
@@ -244,12 +247,12 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     mu, logvar, eps, variance, mean, var = ctx.saved_tensors
     if eps is None and ctx.seed is None:
-        grad_sample = None  # that of an empty tensor
+        grad_sample = None  # the sample is an empty tensor
     # The maps are small beside the field: plain tensor arithmetic takes their gradients back to the variance.
     pixels = variance.shape[1] * variance.shape[2]
     centred = variance - mean[:, None, None]
     scale = (var + ctx.severity_eps)[:, None, None]
-    # What got no gradient adds nothing, not 0 times its value: where a variance is infinite, that would be NaN.
+    # An output without a gradient adds nothing, not 0 times its value: for an infinite variance that would be NaN.
     total, to_mean, to_var = grad_variance, grad_mean, grad_var
     if grad_severity is not None:
         severity = 1 - centred / scale
@@ -269,16 +272,77 @@ def _backward(
     return grad_mu, grad_logvar, grad_eps if wants_eps else None, None, None, None, None
 
 
-library.define(
-    "gaussian_posterior(Tensor mu, Tensor logvar, Tensor? eps, SymInt? seed, SymInt offset, float severity_eps, "
-    "float severity_max) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    fake=_fake,
-    reference=_reference,
-    backward=_backward,
-    setup_context=_keep,
-)
-library.define(
-    "gaussian_posterior_backward(Tensor? grad_sample, Tensor? grad_kl, Tensor? grad_variance, Tensor mu, "
-    "Tensor logvar, Tensor? eps, SymInt? seed, SymInt offset, bool wants_grad_eps) -> (Tensor, Tensor, Tensor)",
-    fake=_fake_backward,
+# The problems it is tried on
+
+
+def gaussian_posterior_case(
+    dtype: torch.dtype,
+    *,
+    batch: int = 2,
+    channels: int = 64,
+    height: int = 24,
+    width: int = 20,
+    noise: str = "eps",
+    seed: int = 0,
+) -> Case:
+    """Make a case of the posterior; ``noise`` is ``"eps"``, ``"seed"`` or ``"none"``.
+
+    logvar is small, so that no severity comes near the ends of the clamp, where it has no derivative.
+    """
+    draw = Draw(dtype, seed)
+    shape = (batch, channels, height, width)
+    arguments: dict[str, Tensor | None] = {"mu": draw.normal(*shape), "logvar": 0.2 * draw.normal(*shape)}
+    if noise == "eps":
+        arguments["eps"] = draw.normal(*shape)
+    options = {"seed": 5, "offset": 3} if noise == "seed" else {}
+    terms = math.ceil((channels + height * width) / SEVERITY_EPS)  # severity is up to 1 / ε times as steep as variance
+    return Case(OP, arguments, options, terms, f"noise: {noise}", GaussianPosterior._fields)
+
+
+def _benchmark(draw: Draw, side: int, noise: bool = True) -> BenchmarkProblem:
+    """The posterior of a field of 64 channels, with given noise, or with the mean as its sample."""
+    names = ("mu", "logvar", "eps") if noise else ("mu", "logvar")
+    arguments: dict[str, Tensor | None] = {name: 0.3 * draw.normal(1, 64, side, side) for name in names}
+    mu = arguments["mu"]
+    assert mu is not None
+    size, maps = float(mu.nbytes), 4.0 * 3 * side**2
+    # Backward reads mu, logvar, eps and the sample's gradient again, and writes the gradients of the arguments.
+    moved, moved_backward = (4 * size, 7 * size) if noise else (2 * size, 4 * size)
+    flops = 25.0 * mu.numel()
+    return BenchmarkProblem(arguments, {}, moved + maps, moved_backward + maps, flops, 0.0, outputs=4)  # the maps
+
+
+GAUSSIAN_POSTERIOR = register(
+    Op(
+        name=OP,
+        function=gaussian_posterior,
+        reference=gaussian_posterior_reference,
+        backends={CUDA: None, CPP: None},
+        schema="gaussian_posterior(Tensor mu, Tensor logvar, Tensor? eps, SymInt? seed, SymInt offset, "
+        "float severity_eps, float severity_max) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        backward_schema="gaussian_posterior_backward(Tensor? grad_sample, Tensor? grad_kl, Tensor? grad_variance, "
+        "Tensor mu, Tensor logvar, Tensor? eps, SymInt? seed, SymInt offset, bool wants_grad_eps) "
+        "-> (Tensor, Tensor, Tensor)",
+        fake=_fake,
+        fake_backward=_fake_backward,
+        decomposition=_decomposition,
+        setup_context=_setup_context,
+        backward=_backward,
+        case=gaussian_posterior_case,
+        full_cases=({"noise": "eps"}, {"noise": "seed"}, {"noise": "none", "channels": 5}),
+        quick_cases=(
+            {"height": 12, "width": 10},
+            {"height": 12, "width": 10, "noise": "seed"},
+            {"height": 12, "width": 10, "noise": "none", "channels": 5},
+        ),
+        small_cases=(
+            {"channels": 9, "height": 3, "width": 7, "noise": "seed"},
+            {"channels": 5, "height": 7, "width": 9},
+            {"channels": 4, "height": 18, "width": 17, "noise": "none"},
+        ),
+        tiny_cases=tuple({"channels": 3, "height": 2, "width": 3, "noise": noise} for noise in ("eps", "seed", "none")),
+        title="posterior",
+        benchmark=_benchmark,
+        benchmark_options=({"title": "posterior without noise", "noise": False},),
+    )
 )

@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from savl.ops import library
+from savl.ops.case import BenchmarkProblem, Case, Draw
+from savl.ops.library import CPP, TRITON
+from savl.ops.op import Op, register
 from savl.ops.relative_position import gather_bias
-from savl.ops.switch import KernelSettings, serves
-from savl.ops.transforms import why_transformed
-from savl.ops.triton_kernels import empty_log_sum_exp, kept_outputs, register_triton
+from savl.ops.settings import KernelSettings
+from savl.ops.switch import serves
 from savl.ops.validation import (
     check_heads,
     check_int,
@@ -32,7 +33,13 @@ from savl.ops.validation import (
     check_tensor,
     check_window,
 )
-from savl.ops.window_attention import merge_windows, partition_windows
+from savl.ops.window_attention import (
+    attention_benchmark,
+    empty_log_sum_exp,
+    kept_outputs,
+    merge_windows,
+    partition_windows,
+)
 
 OP = "overlapping_window_attention"
 
@@ -71,7 +78,7 @@ def overlapping_window_attention(
         KernelUnavailable: A backend was asked for by name and cannot serve.
     """
     _validate(q, kv, bias_table, severity, window, key_window)
-    if serves(OP, q, kernels, why_transformed(q, kv, bias_table, severity)):
+    if serves(OVERLAPPING_WINDOW_ATTENTION, kernels, q, kv, bias_table, severity):
         fused: Tensor = torch.ops.savl.overlapping_window_attention(q, kv, bias_table, severity, window, key_window)[0]
         return fused
     return overlapping_window_attention_reference(q, kv, bias_table, severity, window=window, key_window=key_window)
@@ -80,7 +87,7 @@ def overlapping_window_attention(
 def overlapping_window_attention_reference(
     q: Tensor, kv: Tensor, bias_table: Tensor, severity: Tensor | None, *, window: int, key_window: int
 ) -> Tensor:
-    """The definition of the truth, one tensor operation a term. Arguments as `overlapping_window_attention`."""
+    """Compute `overlapping_window_attention` by one operation of torch per term of the formula: the reference."""
     batch, height, width, channels = q.shape
     dtype = q.dtype
     heads = bias_table.shape[1]
@@ -104,68 +111,6 @@ def overlapping_window_attention_reference(
 
     attended = attended.transpose(2, 3).reshape(batch, count, window * window, channels)
     return merge_windows(attended, window, height, width).to(dtype)  # autocast makes products bfloat16
-
-
-# The op that fused kernels implement; of its results see savl/ops/window_attention.py.
-
-
-def _reference(
-    q: Tensor, kv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, key_window: int
-) -> tuple[Tensor, Tensor]:
-    out = overlapping_window_attention_reference(q, kv, bias_table, severity, window=window, key_window=key_window)
-    return out, empty_log_sum_exp(q, bias_table.shape[1])
-
-
-def _fake(
-    q: Tensor, kv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, key_window: int
-) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), empty_log_sum_exp(q, bias_table.shape[1])
-
-
-def _fake_backward(
-    grad_out: Tensor,
-    q: Tensor,
-    kv: Tensor,
-    bias_table: Tensor,
-    severity: Tensor | None,
-    out: Tensor | None,
-    lse: Tensor | None,
-    window: int,
-    key_window: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_severity = q.new_empty(0) if severity is None else severity.new_empty(severity.shape)
-    return q.new_empty(q.shape), kv.new_empty(kv.shape), bias_table.new_empty(bias_table.shape), grad_severity
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, kv, bias_table, severity, ctx.window, ctx.key_window = inputs
-    ctx.save_for_backward(q, kv, bias_table, severity, *kept_outputs(ctx, output))
-
-
-def _backward(ctx: Any, grad_out: Tensor, grad_lse: None) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # read once: non-reentrant checkpointing unpacks what it recomputed only once
-    gradients = torch.ops.savl.overlapping_window_attention_backward(grad_out, *saved, ctx.window, ctx.key_window)
-    grad_q, grad_kv, grad_bias_table, grad_severity = gradients
-    return grad_q, grad_kv, grad_bias_table, None if saved[3] is None else grad_severity, None, None
-
-
-library.define(
-    "overlapping_window_attention(Tensor q, Tensor kv, Tensor bias_table, Tensor? severity, int window, int key_window)"
-    " -> (Tensor, Tensor)",
-    fake=_fake,
-    reference=_reference,
-    backward=_backward,
-    setup_context=_keep,
-)
-library.define(
-    "overlapping_window_attention_backward(Tensor grad_out, Tensor q, Tensor kv, Tensor bias_table, Tensor? severity, "
-    "Tensor? out, Tensor? lse, int window, int key_window) -> (Tensor, Tensor, Tensor, Tensor)",
-    fake=_fake_backward,
-)
-register_triton(OP)
-
-
-# A part of the reference
 
 
 def partition_overlapping_windows(image: Tensor, window: int, key_window: int) -> Tensor:
@@ -203,3 +148,135 @@ def _validate(q: Tensor, kv: Tensor, bias_table: Tensor, severity: Tensor | None
     check_same_dtype(OP, "q", q, kv=kv)
     check_same_dtype_or_float32(OP, "q", q, bias_table=bias_table, severity=severity)
     check_same_device(OP, "q", q, kv=kv, bias_table=bias_table, severity=severity)
+
+
+# The op that fused kernels implement. Its results are those of window attention.
+
+
+def _decomposition(
+    q: Tensor, kv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, key_window: int
+) -> tuple[Tensor, Tensor]:
+    out = overlapping_window_attention_reference(q, kv, bias_table, severity, window=window, key_window=key_window)
+    return out, empty_log_sum_exp(q, bias_table.shape[1])
+
+
+def _fake(
+    q: Tensor, kv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, key_window: int
+) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), empty_log_sum_exp(q, bias_table.shape[1])
+
+
+def _fake_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    kv: Tensor,
+    bias_table: Tensor,
+    severity: Tensor | None,
+    out: Tensor | None,
+    lse: Tensor | None,
+    window: int,
+    key_window: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_severity = q.new_empty(0) if severity is None else severity.new_empty(severity.shape)
+    return q.new_empty(q.shape), kv.new_empty(kv.shape), bias_table.new_empty(bias_table.shape), grad_severity
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, kv, bias_table, severity, ctx.window, ctx.key_window = inputs
+    ctx.save_for_backward(q, kv, bias_table, severity, *kept_outputs(ctx, output))
+
+
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: None) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors  # read once: non-reentrant checkpointing unpacks what it recomputed only once
+    gradients = torch.ops.savl.overlapping_window_attention_backward(grad_out, *saved, ctx.window, ctx.key_window)
+    grad_q, grad_kv, grad_bias_table, grad_severity = gradients
+    return grad_q, grad_kv, grad_bias_table, None if saved[3] is None else grad_severity, None, None
+
+
+# The problems it is tried on
+
+
+def overlapping_window_attention_case(
+    dtype: torch.dtype,
+    *,
+    batch: int = 1,
+    rows: int = 2,
+    columns: int = 2,
+    window: int = 8,
+    key_window: int = 12,
+    heads: int = 2,
+    head_dim: int = 24,
+    severity: bool = True,
+    seed: int = 0,
+) -> Case:
+    """Make a case of overlapping attention on ``rows`` × ``columns`` windows."""
+    draw, height, width = Draw(dtype, seed), rows * window, columns * window
+    channels = heads * head_dim
+    arguments = {
+        "q": draw.normal(batch, height, width, channels),
+        "kv": draw.normal(batch, height, width, 2 * channels),
+        "bias_table": draw.normal((window + key_window - 1) ** 2, heads),
+        "severity": draw.severity(batch, height, width) if severity else None,
+    }
+    terms = batch * rows * columns * key_window**2 + head_dim
+    label = f"windows {window} in {key_window}, head dim {head_dim}{', severity' if severity else ''}"
+    options = {"window": window, "key_window": key_window}
+    return Case(OP, arguments, options, terms, label)
+
+
+def _benchmark(draw: Draw, side: int) -> BenchmarkProblem:
+    """Overlapping attention of savl-base: 24×24 keys for 16×16 queries, 6 heads of 24 channels, no severity."""
+    window, key_window, heads, channels = 16, 24, 6, 144
+    arguments: dict[str, Tensor | None] = {
+        "q": draw.normal(1, side, side, channels),
+        "kv": draw.normal(1, side, side, 2 * channels),
+        "bias_table": draw.normal((window + key_window - 1) ** 2, heads),
+    }
+    options = {"window": window, "key_window": key_window}
+    return attention_benchmark(arguments, options, side**2 * key_window**2, channels, side)
+
+
+OVERLAPPING_WINDOW_ATTENTION = register(
+    Op(
+        name=OP,
+        function=overlapping_window_attention,
+        reference=overlapping_window_attention_reference,
+        backends={TRITON: None, CPP: None},
+        schema="overlapping_window_attention(Tensor q, Tensor kv, Tensor bias_table, Tensor? severity, int window, "
+        "int key_window) -> (Tensor, Tensor)",
+        backward_schema="overlapping_window_attention_backward(Tensor grad_out, Tensor q, Tensor kv, "
+        "Tensor bias_table, Tensor? severity, Tensor? out, Tensor? lse, int window, int key_window) "
+        "-> (Tensor, Tensor, Tensor, Tensor)",
+        fake=_fake,
+        fake_backward=_fake_backward,
+        decomposition=_decomposition,
+        setup_context=_setup_context,
+        backward=_backward,
+        case=overlapping_window_attention_case,
+        full_cases=(
+            {"window": 16, "key_window": 24, "heads": 3, "severity": False},
+            {"window": 8, "key_window": 12, "head_dim": 30},
+            {"window": 5, "key_window": 9, "rows": 1, "columns": 3, "head_dim": 7},
+        ),
+        quick_cases=(
+            {"window": 16, "key_window": 24, "rows": 1, "heads": 1, "severity": False},
+            {"window": 8, "key_window": 12, "rows": 1, "head_dim": 30},
+            {"window": 5, "key_window": 9, "rows": 1, "columns": 3, "head_dim": 7},
+        ),
+        small_cases=(
+            {"batch": 2, "window": 4, "key_window": 6, "head_dim": 5},
+            {"window": 2, "key_window": 8, "columns": 5, "rows": 3},
+            {"window": 3, "key_window": 5, "severity": False},
+        ),
+        tiny_cases=(
+            {"window": 2, "key_window": 4, "head_dim": 2, "rows": 1, "columns": 2},
+            {"window": 1, "key_window": 5, "head_dim": 1, "rows": 2, "columns": 3},
+        ),
+        interpreter_cases=(
+            {"window": 4, "key_window": 6, "rows": 1, "head_dim": 30},
+            {"window": 8, "key_window": 12, "rows": 1, "columns": 1, "severity": False},
+        ),
+        title="overlapping attention",
+        benchmark=_benchmark,
+    )
+)

@@ -23,11 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from savl.ops import library
+from savl.ops.case import BenchmarkProblem, Case, Draw
+from savl.ops.library import CPP, INTERPRETED, TRITON
+from savl.ops.op import Op, register
 from savl.ops.relative_position import gather_bias
-from savl.ops.switch import KernelSettings, serves
-from savl.ops.transforms import why_transformed
-from savl.ops.triton_kernels import empty_log_sum_exp, kept_outputs, register_triton
+from savl.ops.settings import KernelSettings
+from savl.ops.switch import serves
 from savl.ops.validation import (
     check_heads,
     check_int,
@@ -73,7 +74,7 @@ def window_attention(
         KernelUnavailable: A backend was asked for by name and cannot serve.
     """
     _validate(qkv, bias_table, severity, window, shift)
-    if serves(OP, qkv, kernels, why_transformed(qkv, bias_table, severity)):
+    if serves(WINDOW_ATTENTION, kernels, qkv, bias_table, severity):
         fused: Tensor = torch.ops.savl.window_attention(qkv, bias_table, severity, window, shift)[0]
         return fused
     return window_attention_reference(qkv, bias_table, severity, window=window, shift=shift)
@@ -82,7 +83,7 @@ def window_attention(
 def window_attention_reference(
     qkv: Tensor, bias_table: Tensor, severity: Tensor | None, *, window: int, shift: int
 ) -> Tensor:
-    """The definition of the truth, one tensor operation a term. Arguments as `window_attention`."""
+    """Compute `window_attention` by one operation of torch per term of the formula: the reference."""
     batch, height, width, channels3 = qkv.shape
     dtype = qkv.dtype
     heads = bias_table.shape[1]
@@ -113,63 +114,6 @@ def window_attention_reference(
     return out.to(dtype)  # autocast makes products bfloat16
 
 
-# The op that fused kernels implement. Its second result is the log-sum-exp that the backward pass of the GPU wants.
-
-
-def _reference(
-    qkv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, shift: int
-) -> tuple[Tensor, Tensor]:
-    out = window_attention_reference(qkv, bias_table, severity, window=window, shift=shift)
-    return out, empty_log_sum_exp(qkv, bias_table.shape[1])
-
-
-def _fake(qkv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, shift: int) -> tuple[Tensor, Tensor]:
-    batch, height, width, channels3 = qkv.shape
-    out = qkv.new_empty(batch, height, width, channels3 // 3)
-    return out, empty_log_sum_exp(qkv, bias_table.shape[1])
-
-
-def _fake_backward(
-    grad_out: Tensor,
-    qkv: Tensor,
-    bias_table: Tensor,
-    severity: Tensor | None,
-    out: Tensor | None,
-    lse: Tensor | None,
-    window: int,
-    shift: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_severity = qkv.new_empty(0) if severity is None else severity.new_empty(severity.shape)
-    return qkv.new_empty(qkv.shape), bias_table.new_empty(bias_table.shape), grad_severity
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    qkv, bias_table, severity, ctx.window, ctx.shift = inputs
-    ctx.save_for_backward(qkv, bias_table, severity, *kept_outputs(ctx, output))
-
-
-def _backward(ctx: Any, grad_out: Tensor, grad_lse: None) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # read once: non-reentrant checkpointing unpacks what it recomputed only once
-    gradients = torch.ops.savl.window_attention_backward(grad_out, *saved, ctx.window, ctx.shift)
-    grad_qkv, grad_bias_table, grad_severity = gradients
-    return grad_qkv, grad_bias_table, None if saved[2] is None else grad_severity, None, None
-
-
-library.define(
-    "window_attention(Tensor qkv, Tensor bias_table, Tensor? severity, int window, int shift) -> (Tensor, Tensor)",
-    fake=_fake,
-    reference=_reference,
-    backward=_backward,
-    setup_context=_keep,
-)
-library.define(
-    "window_attention_backward(Tensor grad_out, Tensor qkv, Tensor bias_table, Tensor? severity, Tensor? out, "
-    "Tensor? lse, int window, int shift) -> (Tensor, Tensor, Tensor)",
-    fake=_fake_backward,
-)
-register_triton(OP)
-
-
 # The parts of the reference
 
 
@@ -190,7 +134,7 @@ def merge_windows(windows: Tensor, window: int, height: int, width: int) -> Tens
 
 
 def shift_regions(height: int, width: int, window: int, shift: int, device: torch.device | str) -> Tensor:
-    """Which pixels of a window of the rolled image are neighbours in the image itself.
+    """Number the pixels of each window of the rolled image so that equal numbers are neighbours in the image itself.
 
     Along each axis the rolled image has three runs: windows left whole, and in the last window the pixels that
     belong there and those that wrapped around. Two pixels of a window may attend to each other when they lie in the
@@ -201,7 +145,7 @@ def shift_regions(height: int, width: int, window: int, shift: int, device: torc
         width: Image width in pixels, a multiple of ``window``.
         window: Window side in pixels.
         shift: Cyclic shift in pixels, 0 < shift < window.
-        device: Where the result should live.
+        device: Device of the result.
 
     Returns:
         ``(windows, window²)`` int64: two pixels of a window may attend to each other where the numbers are equal.
@@ -216,13 +160,13 @@ def shift_regions(height: int, width: int, window: int, shift: int, device: torc
 
 
 def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
-    """Mask between pixels of one window of the rolled image that are not neighbours in the image itself.
+    """Return the mask between pixels of one window of the rolled image that are not neighbours in the image itself.
 
     Args:
-        height: As for `shift_regions`.
-        width: Likewise.
-        window: Likewise.
-        shift: Likewise.
+        height: Image height in pixels, a multiple of ``window``.
+        width: Image width in pixels, a multiple of ``window``.
+        window: Window side in pixels.
+        shift: Cyclic shift in pixels, 0 < shift < window.
         like: Tensor whose dtype and device the mask takes.
 
     Returns:
@@ -250,3 +194,171 @@ def _validate(qkv: Tensor, bias_table: Tensor, severity: Tensor | None, window: 
         check_shape(OP, "severity", severity, (batch, height, width), "one value per pixel of qkv")
     check_same_dtype_or_float32(OP, "qkv", qkv, bias_table=bias_table, severity=severity)
     check_same_device(OP, "qkv", qkv, bias_table=bias_table, severity=severity)
+
+
+# The op that fused kernels implement. Its second result is the log-sum-exp that the Triton backward pass needs.
+
+
+def empty_log_sum_exp(q: Tensor, heads: int) -> Tensor:
+    """Return the second result without data: ``(B, heads, H, W)`` where Triton serves, else empty."""
+    if q.device.type != "cuda" and not INTERPRETED:
+        return q.new_empty(0, dtype=torch.float32)
+    from savl.kernels.log_sum_exp import lse_dtype
+
+    return q.new_empty(q.shape[0], heads, q.shape[1], q.shape[2], dtype=lse_dtype(q.dtype))
+
+
+def kept_outputs(ctx: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    """Return the results that the backward pass needs: both, or none if there is no log-sum-exp."""
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    return (out, lse) if lse.dim() == 4 else (None, None)
+
+
+def _decomposition(
+    qkv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, shift: int
+) -> tuple[Tensor, Tensor]:
+    out = window_attention_reference(qkv, bias_table, severity, window=window, shift=shift)
+    return out, empty_log_sum_exp(qkv, bias_table.shape[1])
+
+
+def _fake(qkv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, shift: int) -> tuple[Tensor, Tensor]:
+    batch, height, width, channels3 = qkv.shape
+    out = qkv.new_empty(batch, height, width, channels3 // 3)
+    return out, empty_log_sum_exp(qkv, bias_table.shape[1])
+
+
+def _fake_backward(
+    grad_out: Tensor,
+    qkv: Tensor,
+    bias_table: Tensor,
+    severity: Tensor | None,
+    out: Tensor | None,
+    lse: Tensor | None,
+    window: int,
+    shift: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_severity = qkv.new_empty(0) if severity is None else severity.new_empty(severity.shape)
+    return qkv.new_empty(qkv.shape), bias_table.new_empty(bias_table.shape), grad_severity
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    qkv, bias_table, severity, ctx.window, ctx.shift = inputs
+    ctx.save_for_backward(qkv, bias_table, severity, *kept_outputs(ctx, output))
+
+
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: None) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors  # read once: non-reentrant checkpointing unpacks what it recomputed only once
+    gradients = torch.ops.savl.window_attention_backward(grad_out, *saved, ctx.window, ctx.shift)
+    grad_qkv, grad_bias_table, grad_severity = gradients
+    return grad_qkv, grad_bias_table, None if saved[2] is None else grad_severity, None, None
+
+
+# The problems it is tried on
+
+
+def window_attention_case(
+    dtype: torch.dtype,
+    *,
+    batch: int = 1,
+    rows: int = 2,
+    columns: int = 2,
+    window: int = 8,
+    shift: int = 0,
+    heads: int = 2,
+    head_dim: int = 24,
+    severity: bool = True,
+    seed: int = 0,
+) -> Case:
+    """Make a case of window attention on ``rows`` × ``columns`` windows."""
+    draw, height, width = Draw(dtype, seed), rows * window, columns * window
+    arguments = {
+        "qkv": draw.normal(batch, height, width, 3 * heads * head_dim),
+        "bias_table": draw.normal((2 * window - 1) ** 2, heads),
+        "severity": draw.severity(batch, height, width) if severity else None,
+    }
+    terms = batch * rows * columns * window**2 + head_dim  # the bias gradient is the longest sum
+    label = f"window {window}, shift {shift}, head dim {head_dim}{', severity' if severity else ''}"
+    return Case(OP, arguments, {"window": window, "shift": shift}, terms, label)
+
+
+def attention_benchmark(
+    arguments: dict[str, Tensor | None], options: dict[str, Any], pairs: int, channels: int, side: int
+) -> BenchmarkProblem:
+    """Return a benchmark with the work of an attention op.
+
+    The definition needs two products per pair of pixels, q·k and p·v; the backward pass repeats q·k and computes the
+    gradients of p, q, k and v. Kernels that recompute more get no higher rate for it.
+
+    Args:
+        arguments: Tensors of the op.
+        options: Its windows.
+        pairs: Pairs of a query and a key that attend to each other.
+        channels: Channels C of the heads together.
+        side: Side of the image in pixels.
+    """
+    first = next(value for value in arguments.values() if value is not None)
+    size, product = float(first.element_size() * channels * side**2), 2.0 * pairs * channels
+    return BenchmarkProblem(arguments, options, 4 * size, 8 * size, 2 * product, 5 * product, bandwidth_bound=False)
+
+
+def _benchmark(draw: Draw, side: int) -> BenchmarkProblem:
+    """Window attention of savl-base: 16×16 windows, shift 8, 6 heads of 24 channels, severity."""
+    window, shift, heads, channels = 16, 8, 6, 144
+    arguments: dict[str, Tensor | None] = {
+        "qkv": draw.normal(1, side, side, 3 * channels),
+        "bias_table": draw.normal((2 * window - 1) ** 2, heads),
+        "severity": draw.severity(1, side, side),
+    }
+    # Pairs that attend to each other: along an axis, the shift cuts the last window in two.
+    runs = [window] * (side // window - 1) + [shift, window - shift]
+    pairs = sum(length**2 for length in runs) ** 2
+    return attention_benchmark(arguments, {"window": window, "shift": shift}, pairs, channels, side)
+
+
+WINDOW_ATTENTION = register(
+    Op(
+        name=OP,
+        function=window_attention,
+        reference=window_attention_reference,
+        backends={TRITON: None, CPP: None},
+        schema="window_attention(Tensor qkv, Tensor bias_table, Tensor? severity, int window, int shift) "
+        "-> (Tensor, Tensor)",
+        backward_schema="window_attention_backward(Tensor grad_out, Tensor qkv, Tensor bias_table, Tensor? severity, "
+        "Tensor? out, Tensor? lse, int window, int shift) -> (Tensor, Tensor, Tensor)",
+        fake=_fake,
+        fake_backward=_fake_backward,
+        decomposition=_decomposition,
+        setup_context=_setup_context,
+        backward=_backward,
+        case=window_attention_case,
+        full_cases=(
+            {"window": 16, "shift": 8, "heads": 3},
+            {"window": 16, "heads": 3, "head_dim": 30, "severity": False},
+            {"window": 8, "shift": 4},
+            {"window": 5, "shift": 2, "rows": 1, "columns": 3, "head_dim": 7},
+        ),
+        quick_cases=(
+            {"window": 16, "shift": 8, "rows": 1, "heads": 1},
+            {"window": 16, "rows": 1, "columns": 1, "head_dim": 30, "severity": False},
+            {"window": 8, "shift": 4},
+            {"window": 5, "shift": 2, "rows": 1, "columns": 3, "head_dim": 7},
+        ),
+        small_cases=(
+            {"batch": 2, "window": 4, "head_dim": 5, "columns": 3},
+            {"batch": 2, "window": 5, "shift": 2, "head_dim": 8},
+            {"window": 4, "shift": 1, "head_dim": 9, "severity": False},
+        ),
+        tiny_cases=(
+            {"window": 2, "head_dim": 2, "rows": 2, "columns": 1},
+            {"window": 2, "shift": 1, "head_dim": 2, "rows": 2, "columns": 1},
+            {"window": 2, "shift": 1, "head_dim": 3, "rows": 1, "columns": 1, "severity": False},
+        ),
+        interpreter_cases=(
+            {"window": 8, "shift": 4, "heads": 1},
+            {"window": 4, "rows": 1, "columns": 1, "head_dim": 30, "severity": False},
+        ),
+        title="window attention",
+        benchmark=_benchmark,
+    )
+)

@@ -18,7 +18,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from savl.atomic_write import write_atomically
-from savl.ops.switch import OPS
+from savl.ops.op import OPS
 from savl.profile.ranges import range_names
 from savl.profile.workload import PHASES, STEP, Workload, synchronise
 

@@ -24,7 +24,9 @@ from savl.network.dsca import Guidance
 from savl.network.layers import MLP
 from savl.network.savl import DirectUpsampler, PixelShuffleUpsampler
 from savl.ops import KernelSettings, KernelUnavailable
-from savl.ops.switch import BACKENDS, EAGER, FUSED, OPS, serves
+from savl.ops.library import EAGER
+from savl.ops.op import OPS, Op
+from savl.ops.switch import serves
 
 NETWORK = "network"
 TITLES: dict[type[nn.Module], str] = {
@@ -41,18 +43,18 @@ TITLES: dict[type[nn.Module], str] = {
     DirectUpsampler: "upsampler",
     LikelihoodDecoder: "decoder",
 }
-"""What the ranges of a module are called."""
+"""Names of the ranges of modules, by type."""
 
 _PARTS: dict[tuple[type[nn.Module], str], str] = {
     (SAVL, "conv_first"): "shallow features",
     (SAVL, "conv_last"): "deep features",
     (DARHAG, "conv"): "convolution",
 }
-"""The same for modules that are nothing special but for where they are."""
+"""Names of the ranges of modules whose type says nothing, by the type of their parent and their attribute."""
 
 
 def range_names(model: nn.Module) -> dict[nn.Module, str]:
-    """The modules that get a range, outermost first, and its name.
+    """Return the modules that get a range, outermost first, with the names of their ranges.
 
     Args:
         model: A network, or any module with savl blocks in it.
@@ -74,11 +76,12 @@ def range_names(model: nn.Module) -> dict[nn.Module, str]:
 
 @contextmanager
 def annotate(model: nn.Module) -> Iterator[None]:
-    """While it is open, named ranges surround the parts of a network and the ops.
+    """Put named ranges around the parts of a network and the ops for the duration of a ``with`` block.
 
-    They go to `torch.profiler.record_function`, and to NVTX where there is a CUDA GPU. Nothing of it is left when the
-    block ends, however it ends; blocks may nest, a part that is annotated already keeps its one range. The backward
-    pass has no ranges of its own. What `torch.compile` made has none inside, and is compiled again once for a block.
+    The ranges go to `torch.profiler.record_function`, and to NVTX if there is a CUDA GPU. They are removed when the
+    block ends, also by an exception. Blocks may nest; a part that is annotated already keeps its one range. The
+    backward pass has no ranges of its own. Code compiled by `torch.compile` has no ranges inside, and is compiled once
+    more for a block.
 
     Args:
         model: A network, or any module with savl blocks in it, in training or evaluation mode. The block must not end
@@ -111,10 +114,10 @@ def annotate(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def named_range(name: str) -> Iterator[None]:
-    """One range, for torch.profiler, and for NVTX where there is a CUDA GPU.
+    """Open one range for torch.profiler, and for NVTX if there is a CUDA GPU.
 
     Args:
-        name: What profilers show.
+        name: Name of the range in profilers.
     """
     depth = len(_stack())
     _open(name, None)
@@ -124,20 +127,20 @@ def named_range(name: str) -> Iterator[None]:
         _close_down_to(depth)
 
 
-def serving(op: str, tensor: Tensor, kernels: KernelSettings | None, limit: str | None = None) -> str:
-    """Name of the backend that serves a call; ``"refused"`` where it raises `KernelUnavailable`.
+def serving(op: Op, kernels: KernelSettings | None, *tensors: Tensor | None) -> str:
+    """Return the name of the backend that serves a call; ``"refused"`` where it raises `KernelUnavailable`.
 
     Args:
-        op: Name of the op.
-        tensor: Its main argument.
-        kernels: The model's setting; None for what holds in this thread.
-        limit: What else keeps a fused kernel from serving this call.
+        op: The op.
+        kernels: Setting of the model; None for the setting of this thread.
+        tensors: All tensors of the call.
     """
     try:
-        fused = serves(op, tensor, kernels, limit)
+        fused = serves(op, kernels, *tensors)
     except KernelUnavailable:
         return "refused"
-    return next(name for name in BACKENDS[op] if FUSED[name].device == tensor.device.type) if fused else EAGER
+    first = tensors[0]
+    return (op.backend_for(first.device.type) if fused and first is not None else None) or EAGER
 
 
 # Modules
@@ -145,28 +148,28 @@ def serving(op: str, tensor: Tensor, kernels: KernelSettings | None, limit: str 
 
 @dataclass
 class _Hooks:
-    """The hooks of one module, there while any block wants them."""
+    """The hooks of one module, which are registered while any block needs them."""
 
     module: nn.Module
     name: str
-    wanted: int = 0
+    blocks: int = 0
     handles: list[torch.utils.hooks.RemovableHandle] = field(default_factory=list)
 
     def open(self) -> None:
-        self.wanted += 1
-        if self.wanted == 1:
+        self.blocks += 1
+        if self.blocks == 1:
             self.handles = [
                 self.module.register_forward_pre_hook(self._before),
                 self.module.register_forward_hook(self._after, always_call=True),
             ]
 
     def close(self) -> bool:
-        """Returns whether nobody wants them any more."""
-        self.wanted -= 1
-        if self.wanted == 0:
+        """Leave a block; return whether no other block needs the hooks."""
+        self.blocks -= 1
+        if self.blocks == 0:
             for handle in self.handles:
                 handle.remove()
-        return self.wanted == 0
+        return self.blocks == 0
 
     def _before(self, module: nn.Module, arguments: Any) -> None:
         if not torch.compiler.is_compiling():
@@ -186,40 +189,39 @@ class _Hooks:
 
 
 class _WrappedOps:
-    """The networks call ``ops.<name>``: while any block wants them, these are functions that open a range."""
+    """Replacements of the functions ``ops.<name>`` that open a range, in place while any block needs them."""
 
     def __init__(self) -> None:
-        self.wanted = 0
+        self.blocks = 0
         self.originals: dict[str, Any] = {}
 
     def open(self) -> None:
-        self.wanted += 1
-        if self.wanted == 1:
-            self.originals = {op: getattr(ops, op) for op in OPS}
-            for op, function in self.originals.items():
-                setattr(ops, op, _in_range(op, function))
+        self.blocks += 1
+        if self.blocks == 1:
+            self.originals = {name: getattr(ops, name) for name in OPS}
+            for name, op in OPS.items():
+                setattr(ops, name, _in_range(op))
 
     def close(self) -> None:
-        self.wanted -= 1
-        if self.wanted == 0:
+        self.blocks -= 1
+        if self.blocks == 0:
             for op, function in self.originals.items():
                 setattr(ops, op, function)
             self.originals = {}
 
 
-def _in_range(op: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    main = next(iter(inspect.signature(function).parameters))
+def _in_range(op: Op) -> Callable[..., Any]:
+    function = op.function
+    signature = inspect.signature(function)
+    names = [name for name, each in signature.parameters.items() if each.kind is each.POSITIONAL_OR_KEYWORD]
 
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
-        tensor = arguments[0] if arguments else options.get(main)
-        if torch.compiler.is_compiling() or not isinstance(tensor, Tensor):
+        tensors = [*arguments, *(options.get(name) for name in names[len(arguments) :])]
+        valid = isinstance(tensors[0], Tensor) and all(isinstance(each, Tensor | None) for each in tensors)
+        if torch.compiler.is_compiling() or not valid:  # the function itself reports what is wrong
             return function(*arguments, **options)
-        limit = None
-        if op == "channel_modulation" and tensor.dtype == torch.float64:
-            others = [each for each in (*arguments, *options.values()) if isinstance(each, Tensor)]
-            limit = "mixed dtypes" if any(each.dtype != tensor.dtype for each in others) else None
-        with named_range(f"{op} [{serving(op, tensor, options.get('kernels'), limit)}]"):
+        with named_range(f"{op.name} [{serving(op, options.get('kernels'), *tensors)}]"):
             return function(*arguments, **options)
 
     return call
@@ -229,7 +231,7 @@ def _in_range(op: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Range:
-    """One open range of this thread."""
+    """An open range of this thread."""
 
     def __init__(self, name: str, owner: nn.Module | None) -> None:
         self.owner = owner
@@ -251,7 +253,7 @@ def _has_nvtx() -> bool:
 
 
 def _stack() -> list[_Range]:
-    """The open ranges of this thread."""
+    """Return the open ranges of this thread."""
     if not hasattr(_thread, "stack"):
         _thread.stack = []
     stack: list[_Range] = _thread.stack

@@ -27,7 +27,8 @@ from torch import Tensor
 from savl import ops
 from savl.network import SAVLConfig
 from savl.ops import KernelSettings
-from savl.ops.switch import EAGER
+from savl.ops.library import EAGER
+from savl.ops.op import OPS
 from savl.profile.ranges import serving
 from savl.profile.workload import synchronise
 
@@ -96,14 +97,14 @@ class Call:
     Attributes:
         op: Its name.
         run: Computes it with given kernels.
-        main: Its main argument.
+        tensors: Its tensors, and None for those left out.
         flops: Floating-point operations.
         bytes: Compulsory bytes.
     """
 
     op: str
     run: Callable[[KernelSettings], object]
-    main: Tensor
+    tensors: tuple[Tensor | None, ...]
     flops: float
     bytes: float
 
@@ -222,24 +223,29 @@ def network_calls(
         for keys_side, with_severity in ((window, severity is not None), (keys, False))
     ]
     calls = [
-        Call("window_attention", lambda kernels: attend(kernels=kernels), qkv, *works[0]),
-        Call("overlapping_window_attention", lambda kernels: overlap(kernels=kernels), q, *works[1]),
+        Call("window_attention", lambda kernels: attend(kernels=kernels), attend.args, *works[0]),
+        Call("overlapping_window_attention", lambda kernels: overlap(kernels=kernels), overlap.args, *works[1]),
     ]
     if field:
         mu, logvar = (normal(batch, latent, height, width) for _ in range(2))
         measure = partial(ops.gaussian_posterior, mu, logvar)
         work = gaussian_posterior_work(batch * height * width, latent, batch, size)
-        calls.append(Call("gaussian_posterior", lambda kernels: measure(kernels=kernels), mu, *work))
+        calls.append(Call("gaussian_posterior", lambda kernels: measure(kernels=kernels), measure.args, *work))
     if config.degradation_code != "none" and config.channel_modulation:
         attended, gamma, residual, beta = (normal(*features, channels) for _ in range(4))
         shift = config.modulation_shift
         modulate = partial(ops.channel_modulation, attended, gamma, beta if shift else None, residual)
         work = channel_modulation_work(pixels, channels, size, shift)
-        calls.append(Call("channel_modulation", lambda kernels: modulate(kernels=kernels), attended, *work))
+        calls.append(Call("channel_modulation", lambda kernels: modulate(kernels=kernels), modulate.args, *work))
     x, weight, bias = normal(*features, channels), normal(channels), normal(channels)
     normalise = partial(ops.layer_norm, x, weight, bias, eps=1e-5)
     calls.append(
-        Call("layer_norm", lambda kernels: normalise(kernels=kernels), x, *layer_norm_work(pixels, channels, size))
+        Call(
+            "layer_norm",
+            lambda kernels: normalise(kernels=kernels),
+            normalise.args,
+            *layer_norm_work(pixels, channels, size),
+        )
     )
     return calls
 
@@ -275,7 +281,7 @@ def measure_roofline(
     points = []
     fused, eager = KernelSettings.of(True), KernelSettings.of(False)
     for call in network_calls(config, height=height, width=width, batch=batch, dtype=dtype, device=device):
-        backend = serving(call.op, call.main, fused)
+        backend = serving(OPS[call.op], fused, *call.tensors)
         ways: dict[str, Callable[[], object]] = {EAGER: partial(call.run, eager)}
         if backend != EAGER:
             ways[backend] = partial(call.run, fused)

@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 
 from benchmarks import cases, timing
-from savl.ops.switch import why_unavailable
+from savl.ops.op import why_unavailable
 
 WITHOUT_EXTENSION = why_unavailable("window_attention", "cpp")
 ATTEMPTS = 3
 GATES: dict[str, tuple[Callable[[cases.Run], cases.BenchmarkCase], float]] = {
-    "window attention": (cases.window, 1.8),
-    "window attention and gradients": (lambda run: cases.window(run, backward=True), 1.3),
-    "overlapping attention": (cases.overlapping, 1.4),
-    "overlapping attention and gradients": (lambda run: cases.overlapping(run, backward=True), 1.5),
-    "posterior": (cases.posterior, 1.5),
-    "modulation": (cases.modulation, 0.8),
+    "window attention": (partial(cases.of_op, name="window_attention"), 1.8),
+    "window attention and gradients": (lambda run: cases.of_op(run, "window_attention", backward=True), 1.3),
+    "overlapping attention": (partial(cases.of_op, name="overlapping_window_attention"), 1.4),
+    "overlapping attention and gradients": (
+        lambda run: cases.of_op(run, "overlapping_window_attention", backward=True),
+        1.5,
+    ),
+    "posterior": (partial(cases.of_op, name="gaussian_posterior"), 1.5),
+    "modulation": (partial(cases.of_op, name="channel_modulation"), 0.8),
     "savl-tiny": (lambda run: cases.network(run, "savl-tiny"), 1.05),
 }
 

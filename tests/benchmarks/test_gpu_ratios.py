@@ -15,7 +15,8 @@ from torch import Tensor
 from benchmarks import cases, gpu_ratios, timing
 from benchmarks.peers import flex, sdpa
 from savl import ops
-from savl.ops.switch import EAGER, FUSED, why_unavailable
+from savl.ops.library import EAGER, FUSED
+from savl.ops.op import OPS, why_unavailable
 
 WITHOUT_EXTENSION = why_unavailable("window_attention", "cpp")
 CPU = ["--device", "cpu", "--side", "32", "--no-compile", "--network", "savl-tiny", "--rounds", "2"]
@@ -111,7 +112,7 @@ def test_a_part_that_fails_leaves_what_was_measured_before(tmp_path: Path, monke
 def test_the_fused_kernels_are_asked_for_by_name() -> None:
     for kind in ("cpu", "cuda"):
         wanted = cases.Run(torch.device(kind), torch.float32, 32, False).fused()
-        chosen = {getattr(wanted, op) for op in ops.switch.OPS}
+        chosen = {getattr(wanted, op) for op in OPS}
         assert EAGER not in chosen
         assert {FUSED[name].device for name in chosen} == {kind}
 

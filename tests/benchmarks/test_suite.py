@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from benchmarks import allocation, cases, scaling, suite, timing
 from benchmarks.reporting import compare, figures, join, report
 from benchmarks.suite import CLOCK, Entry
-from savl.ops.switch import why_unavailable
+from savl.ops.op import why_unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_EXTENSION = why_unavailable("window_attention", "cpp")
@@ -91,7 +92,7 @@ def test_a_suite_hands_over_the_times_of_each_variant_and_skips_with_a_reason(
         return measured
 
     monkeypatch.setattr(Entry, "records", records)
-    entry, variants = Entry("it", cases.modulation, tuple(measured)), tuple(measured)
+    entry, variants = Entry("it", partial(cases.of_op, name="channel_modulation"), tuple(measured)), tuple(measured)
     given = FakeBenchmark()
     suites = suite.Suite()
     suites.hand_over(given, entry, "cpu", "eager", variants)  # type: ignore[arg-type]
@@ -128,7 +129,8 @@ class FakeBenchmark:
 
 @needs_extension
 def test_a_measurement_has_times_errors_memory_and_shares_of_the_ceilings() -> None:
-    records = timing.check_and_time(cases.window(RUN).only(("sdpa", "fused", "flex")), RUN, 3, CEILINGS)
+    case = cases.of_op(RUN, "window_attention").only(("sdpa", "fused", "flex"))
+    records = timing.check_and_time(case, RUN, 3, CEILINGS)
     assert set(records) == {"eager", "sdpa", "fused", "flex"}
     assert records["flex"] == {"failed": "torch.compile was switched off"}
     for name in ("eager", "sdpa", "fused"):
@@ -150,7 +152,7 @@ def test_the_flops_of_attention_are_those_of_pairs_that_see_each_other() -> None
         wrapped = (torch.arange(32) < shift) == (first < shift)
         last = y // cases.WINDOW == 1
         seen += int((same_window & (~last | wrapped)).sum())
-    case = cases.window(RUN)
+    case = cases.of_op(RUN, "window_attention")
     assert case.flops == 2 * 2 * seen**2 * cases.CHANNELS
 
 

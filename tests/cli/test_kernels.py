@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from savl.kernels import configs
 from savl.kernels import tune as kernels_tune
 from savl.kernels.configs import STAGES, KernelConfig, Problem, default_config
 from savl.network import CONFIGS
-from savl.ops import KernelSettings, KernelUnavailable, equivalence, kernel_report, library, switch, triton_kernels
+from savl.ops import KernelSettings, KernelUnavailable, equivalence, gpu, kernel_report, library, switch
+from savl.ops import op as op_registry
 from savl.ops.library import EXTENSION_UNAVAILABLE
-from savl.ops.switch import OPS
+from savl.ops.op import OPS
+from savl.ops.settings import settings_of_environment
 
 Run = Callable[..., Any]
 Write = Callable[..., Path]
@@ -37,25 +40,14 @@ needs_extension = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def _no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SAVL_KERNELS", raising=False)
-    monkeypatch.setattr(switch, "_process", switch._Process(None))
+    monkeypatch.setattr(switch, "process", switch.ProcessSettings(None))
 
 
 @pytest.fixture
 def one_case_a_dtype(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Verification with one small case for every op and dtype, on one thread: on a busy machine more take longer."""
-
-    def cases(dtype: torch.dtype) -> list[Callable[[int], equivalence.Case]]:
-        return [
-            lambda seed: equivalence.window_attention_case(dtype, window=4, shift=1, head_dim=5, seed=seed),
-            lambda seed: equivalence.overlapping_window_attention_case(
-                dtype, window=3, key_window=5, head_dim=5, seed=seed
-            ),
-            lambda seed: equivalence.gaussian_posterior_case(dtype, channels=5, height=6, width=7, seed=seed),
-            lambda seed: equivalence.channel_modulation_case(dtype, height=4, width=5, channels=9, seed=seed),
-            lambda seed: equivalence.layer_norm_case(dtype, height=4, width=5, channels=9, seed=seed),
-        ]
-
-    monkeypatch.setattr(equivalence, "quick_cases", cases)
+    for name, op in OPS.items():
+        monkeypatch.setitem(OPS, name, replace(op, quick_cases=op.small_cases[:1]))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -85,7 +77,7 @@ def test_info_says_that_the_fused_kernels_serve_unless_told_otherwise(savl: Run)
     assert [line.split()[:2] for line in lines[1:6]] == [[op, "cpp"] for op in OPS]
     assert "cpp takes float32, float64, bfloat16" in lines
     assert f"{build_info()['kernel_instruction_set']} kernels" in done.text
-    assert kernel_report().serving(OPS[0]) == "eager", "the command left the switch on"
+    assert kernel_report().serving("window_attention") == "eager", "the command left the switch on"
 
 
 @pytest.mark.parametrize("columns", [80, 100, 200])
@@ -93,8 +85,8 @@ def test_info_is_one_screen_that_splits_no_name_and_repeats_no_reason(
     savl: Run, monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
     reasons = {"cpp": "nobody compiled it", "triton": "there is no GPU", "cuda": "there is no GPU"}
-    missing = {key: reasons.get(key[1]) for key in switch._UNAVAILABLE}
-    monkeypatch.setattr(switch, "_UNAVAILABLE", missing)
+    missing = {key: reasons.get(key[1]) for key in op_registry.UNAVAILABLE}
+    monkeypatch.setattr(op_registry, "UNAVAILABLE", missing)
     monkeypatch.setenv("COLUMNS", str(columns))
     done = savl("kernels", "info")
     assert done.code == 0
@@ -107,8 +99,8 @@ def test_info_is_one_screen_that_splits_no_name_and_repeats_no_reason(
 
 
 def test_info_names_the_ops_of_a_reason_that_is_not_true_of_all(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = dict.fromkeys(switch._UNAVAILABLE) | {("layer_norm", "cpp"): "it is older than this package"}
-    monkeypatch.setattr(switch, "_UNAVAILABLE", missing)
+    missing = dict.fromkeys(op_registry.UNAVAILABLE) | {("layer_norm", "cpp"): "it is older than this package"}
+    monkeypatch.setattr(op_registry, "UNAVAILABLE", missing)
     assert "cpp does not serve layer_norm: it is older than this package" in savl("kernels", "info").text
 
 
@@ -120,15 +112,14 @@ def test_info_says_what_raises_because_it_was_asked_for_by_name() -> None:
 
 @needs_extension
 def test_info_with_a_gpu_has_a_column_for_it(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(switch, "_UNAVAILABLE", dict.fromkeys(switch._UNAVAILABLE))
+    monkeypatch.setattr(op_registry, "UNAVAILABLE", dict.fromkeys(op_registry.UNAVAILABLE))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA Test 80GB")
-    monkeypatch.setattr(triton_kernels, "why_triton_unavailable", lambda: None)
-    monkeypatch.setattr(triton_kernels, "why_gpu_unfit", lambda index: "NVIDIA Test 80GB has 7.5")
-    monkeypatch.setattr(library, "CUDA_UNAVAILABLE", "not for this")
+    monkeypatch.setitem(library.FUSED, "triton", replace(library.FUSED["triton"], unavailable=None))
+    monkeypatch.setattr(gpu, "why_unfit", lambda backend, index: "NVIDIA Test 80GB has 7.5")
     done = savl("kernels", "info")
     lines = done.text.splitlines()
-    assert [line.split() for line in lines[1:6]] == [[op, "cpp", switch.BACKENDS[op][0]] for op in OPS]
+    assert [line.split() for line in lines[1:6]] == [[name, "cpp", op.backend_for("cuda")] for name, op in OPS.items()]
     for backend in ("triton", "cuda"):
         assert f"{backend} takes float32, bfloat16, float16" in lines
     assert "NVIDIA Test 80GB has 7.5" in done.text
@@ -141,7 +132,7 @@ def test_info_for_programs_is_json_with_the_keys_that_the_help_names(savl: Run) 
     for op, entry in found["ops"].items():
         assert list(entry) == ["serves", "backends"]
         assert list(entry["serves"]) == ["cpu", "cuda"]
-        assert list(entry["backends"]) == [*switch.BACKENDS[op], "eager"]
+        assert list(entry["backends"]) == [*OPS[op].backends, "eager"]
         for backend in entry["backends"].values():
             assert list(backend) == ["device", "dtypes", "serves", "reason"]
     described = " ".join(savl("kernels", "info", "--help").text.split())
@@ -169,8 +160,8 @@ def test_info_as_eager_says_that_they_could(savl: Run) -> None:
 
 
 def test_all_of_info_without_the_extension_says_why(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = switch._UNAVAILABLE | {(op, "cpp"): "nobody compiled it" for op in OPS}
-    monkeypatch.setattr(switch, "_UNAVAILABLE", missing)
+    missing = op_registry.UNAVAILABLE | {(op, "cpp"): "nobody compiled it" for op in OPS}
+    monkeypatch.setattr(op_registry, "UNAVAILABLE", missing)
     done = savl("kernels", "info", "--all")
     assert done.code == 0
     assert done.text.count("nobody compiled it") == len(OPS)
@@ -224,7 +215,7 @@ def test_verify_has_a_row_for_every_op_and_dtype_and_ends_well(savl: Run) -> Non
 def test_verify_tries_all_cases_only_when_asked(
     savl: Run, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], quick: bool
 ) -> None:
-    monkeypatch.setattr(switch, "_UNAVAILABLE", dict.fromkeys(switch._UNAVAILABLE))
+    monkeypatch.setattr(op_registry, "UNAVAILABLE", dict.fromkeys(op_registry.UNAVAILABLE))
     asked: list[bool] = []
 
     def verify(op: str, backend: str, *, quick: bool) -> Iterator[Any]:
@@ -233,19 +224,19 @@ def test_verify_tries_all_cases_only_when_asked(
 
     monkeypatch.setattr(equivalence, "verify", verify)
     assert savl("kernels", "verify", *flags).code == 0
-    assert asked == [quick] * sum(map(len, switch.BACKENDS.values()))
+    assert asked == [quick] * sum(len(op.backends) for op in OPS.values())
 
 
 @needs_extension
 @pytest.mark.usefixtures("one_case_a_dtype")
 def test_verify_tells_a_wrong_kernel(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = equivalence._OPS["window_attention"]
+    right = OPS["window_attention"].function
 
     def wrong(*args: Any, kernels: KernelSettings, **options: Any) -> torch.Tensor:
         out: torch.Tensor = right(*args, kernels=kernels, **options)
         return out if kernels.window_attention == "eager" else out * 1.5
 
-    monkeypatch.setitem(equivalence._OPS, "window_attention", wrong)
+    monkeypatch.setitem(OPS, "window_attention", replace(OPS["window_attention"], function=wrong))
     done = savl("kernels", "verify", "--verbose")
     assert done.code == 1
     off = [line for line in done.text.splitlines() if " off " in line]
@@ -256,8 +247,8 @@ def test_verify_tells_a_wrong_kernel(savl: Run, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("one_case_a_dtype")
 def test_verify_without_the_extension_has_nothing_to_do(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = switch._UNAVAILABLE | {(op, "cpp"): "nobody compiled it" for op in OPS}
-    monkeypatch.setattr(switch, "_UNAVAILABLE", missing)
+    missing = op_registry.UNAVAILABLE | {(op, "cpp"): "nobody compiled it" for op in OPS}
+    monkeypatch.setattr(op_registry, "UNAVAILABLE", missing)
     done = savl("kernels", "verify")
     assert done.code == 0
     assert "nothing to verify" in done.text
@@ -268,7 +259,7 @@ def test_verify_without_the_extension_has_nothing_to_do(savl: Run, monkeypatch: 
 def test_verify_passes_over_a_backend_that_is_there_but_cannot_serve_the_gpu(
     savl: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(switch, "_UNAVAILABLE", dict.fromkeys(switch._UNAVAILABLE))
+    monkeypatch.setattr(op_registry, "UNAVAILABLE", dict.fromkeys(op_registry.UNAVAILABLE))
 
     def refuse(op: str, backend: str, *, quick: bool) -> Iterator[Any]:
         raise KernelUnavailable(f"{op}: this GPU has compute capability 6.1")
@@ -277,8 +268,8 @@ def test_verify_passes_over_a_backend_that_is_there_but_cannot_serve_the_gpu(
     monkeypatch.setattr(equivalence, "verify", refuse)
     done = savl("kernels", "verify")
     assert done.code == 0, done.text
-    for op in OPS:
-        for backend in switch.BACKENDS[op]:
+    for op, record in OPS.items():
+        for backend in record.backends:
             assert f"{op} · {backend}: not here" in done.text
     assert "compute capability 6.1" in done.text
     assert "nothing to verify" in done.text
@@ -318,12 +309,12 @@ def test_upscale_heeds_the_environment_and_eager_comes_before_it(
 ) -> None:
     picture("photo.png")
     monkeypatch.setenv("SAVL_KERNELS", "eager")
-    monkeypatch.setattr(switch, "_process", switch._Process(switch._of_environment()))  # as at the start
+    monkeypatch.setattr(switch, "process", switch.ProcessSettings(settings_of_environment()))  # as at the start
     assert savl("upscale", "photo.png", "-o", "a.png").code == 0
     assert set(serving) == {"eager"}
     serving.clear()
     monkeypatch.setenv("SAVL_KERNELS", "fused")
-    monkeypatch.setattr(switch, "_process", switch._Process(switch._of_environment()))
+    monkeypatch.setattr(switch, "process", switch.ProcessSettings(settings_of_environment()))
     assert savl("upscale", "photo.png", "-o", "b.png").code == 0
     assert set(serving) == {"cpp"}
     serving.clear()
@@ -353,7 +344,7 @@ def test_info_lists_block_sizes_by_the_rule_where_there_is_no_gpu(savl: Run, mon
 
 
 def test_info_without_triton_says_so_and_lists_the_block_sizes(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_kernels, "TRITON_MISSING", "nobody installed it")
+    monkeypatch.setattr(library, "TRITON_UNAVAILABLE", "nobody installed it")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     done = savl("kernels", "info", "--all")
     assert done.code == 0
@@ -401,7 +392,7 @@ def test_info_says_where_the_block_sizes_of_a_gpu_come_from(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA Test 80GB")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-    monkeypatch.setattr(triton_kernels, "why_gpu_unfit", lambda index: None)
+    monkeypatch.setattr(gpu, "why_unfit", lambda backend, index: None)
     with pytest.warns(RuntimeWarning, match="tuned for other kernels"):
         done = savl("kernels", "info", "--all")
     assert done.code == 0
@@ -431,7 +422,7 @@ def test_info_says_which_architectures_of_the_cuda_library_run_here(
 
 
 def test_tune_without_a_gpu_says_why(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_kernels, "why_triton_unavailable", lambda: "torch finds no GPU")
+    monkeypatch.setattr(library, "TRITON_UNAVAILABLE", "torch finds no GPU")
     for flags in ((), ("--check",)):
         done = savl("kernels", "tune", *flags)
         assert done.code == 1
@@ -535,7 +526,7 @@ def test_tune_check_measures_what_is_stored_and_writes_nothing(savl: Run, fake_g
 
 def test_brackets_of_a_reason_are_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     missing = "not installed (pip install 'savl[triton]')"
-    monkeypatch.setattr(triton_kernels, "why_triton_unavailable", lambda: missing)
+    monkeypatch.setattr(library, "TRITON_UNAVAILABLE", missing)
     monkeypatch.setenv("COLUMNS", "200")
     kernels.info(eager=False, everything=True)
     assert missing in capsys.readouterr().out

@@ -14,7 +14,8 @@ import torch
 
 from benchmarks.predicted import cuda_resources
 from savl.ops import KernelSettings, channel_modulation, gaussian_posterior
-from savl.ops.switch import EAGER
+from savl.ops.library import EAGER
+from savl.ops.op import OPS, Op
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,8 +41,9 @@ def twin_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     assert done.returncode == 0, done.stderr
     torch.ops.load_library(str(library))
     for op in (gaussian_posterior, channel_modulation):  # as savl's own are
-        formula, keep = op.__globals__["_backward"], op.__globals__["_keep"]
-        torch.library.register_autograd(f"savl_twin::{op.__name__}", formula, setup_context=keep)
+        record = OPS[op.__name__]
+        name = f"savl_twin::{record.name}"
+        torch.library.register_autograd(name, record.backward, setup_context=record.setup_context)
     return ctypes.CDLL(str(library))
 
 
@@ -49,8 +51,8 @@ def twin_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 def twin(twin_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The twin in place of savl's ops wherever kernels are not eager's, of any dtype."""
 
-    def serves(op: str, tensor: torch.Tensor, kernels: KernelSettings, *limit: Any) -> bool:
-        return bool(getattr(kernels, op) != EAGER)
+    def serves(op: Op, kernels: KernelSettings, *tensors: torch.Tensor | None) -> bool:
+        return bool(getattr(kernels, op.name) != EAGER)
 
     monkeypatch.setattr(torch.ops, "savl", torch.ops.savl_twin)
     for function in (gaussian_posterior, channel_modulation):

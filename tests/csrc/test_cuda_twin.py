@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from savl.ops import KernelSettings, channel_modulation, gaussian_posterior
-from savl.ops.equivalence import Case, channel_modulation_case, gaussian_posterior_case, judge
+from savl.ops.channel_modulation import channel_modulation_case
+from savl.ops.equivalence import Case, judge
+from savl.ops.gaussian_posterior import gaussian_posterior_case
 from savl.ops.philox import standard_normal
 
 pytestmark = pytest.mark.usefixtures("twin")

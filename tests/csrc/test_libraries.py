@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from savl.cuda_facts import LIBRARY
+from savl.build_info import CUDA_LIBRARY as LIBRARY
 from savl.out_of_memory import is_out_of_memory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,10 +114,11 @@ def test_the_cuda_library_registers_its_kernels_in_a_torch_with_cuda(tmp_path: P
     code = f"""
 import torch
 from savl.ops import library
+from savl.ops.op import has_kernel
 if torch.version.cuda is not None:
     torch.ops.load_library({str(file)!r})
     ops = "gaussian_posterior", "channel_modulation"
-    assert all(library.has_kernel(op, "CUDA") for op in ops), "no kernel"
+    assert all(has_kernel(op, "cuda") for op in ops), "no kernel"
     reason = library.CUDA_UNAVAILABLE
     assert (reason is None) == torch.cuda.is_available(), reason
 print(torch.version.cuda)
@@ -130,7 +131,7 @@ def test_the_extension_serves_another_release_of_torch(built_extension: ModuleTy
     code = """
 import torch
 from savl.ops.equivalence import verify
-from savl.ops.switch import OPS
+from savl.ops.op import OPS
 off = [verdict for op in OPS for verdict in verify(op, "cpp") if not verdict.worst.kept]
 assert not off, off
 print(torch.__version__)

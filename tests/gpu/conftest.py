@@ -8,16 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from savl.ops.equivalence import (
-    Case,
-    channel_modulation_case,
-    gaussian_posterior_case,
-    judge,
-    layer_norm_case,
-    overlapping_window_attention_case,
-    window_attention_case,
-)
-from savl.ops.switch import BACKENDS, FUSED, why_unavailable
+from savl.ops.channel_modulation import channel_modulation_case
+from savl.ops.equivalence import Case, judge
+from savl.ops.gaussian_posterior import gaussian_posterior_case
+from savl.ops.layer_norm import layer_norm_case
+from savl.ops.op import OPS, why_unavailable
+from savl.ops.overlapping_window_attention import overlapping_window_attention_case
+from savl.ops.window_attention import window_attention_case
 
 FOLDER = Path(__file__).parent
 
@@ -70,7 +67,8 @@ def backend_of() -> Callable[[str], str]:
     """Name of the fused backend that an op has on a GPU; the test is skipped where it was not built or installed."""
 
     def backend(op: str) -> str:
-        (name,) = [name for name in BACKENDS[op] if FUSED[name].device == "cuda"]
+        name = OPS[op].backend_for("cuda")
+        assert name is not None
         if (reason := why_unavailable(op, name)) is not None:
             pytest.skip(f"{op} · {name}: {reason}")
         return name

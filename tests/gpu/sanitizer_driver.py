@@ -10,15 +10,14 @@ import sys
 
 import torch
 
-from savl.ops.equivalence import (
-    Case,
-    channel_modulation_case,
-    gaussian_posterior_case,
-    layer_norm_case,
-    overlapping_window_attention_case,
-    window_attention_case,
-)
-from savl.ops.switch import BACKENDS, FUSED, OPS, why_unavailable
+from savl.ops.channel_modulation import channel_modulation_case
+from savl.ops.equivalence import Case
+from savl.ops.gaussian_posterior import gaussian_posterior_case
+from savl.ops.layer_norm import layer_norm_case
+from savl.ops.library import FUSED
+from savl.ops.op import OPS, why_unavailable
+from savl.ops.overlapping_window_attention import overlapping_window_attention_case
+from savl.ops.window_attention import window_attention_case
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1, "float16": 1e-2}
 """Of the largest number of a result."""
@@ -63,7 +62,7 @@ def wrong(case: Case, backend: str, tolerance: float) -> list[str]:
 
 def main() -> int:
     """Run every case once; returns an exit code."""
-    backends = {op: next(name for name in BACKENDS[op] if FUSED[name].device == "cuda") for op in OPS}
+    backends = {name: op.backend_for("cuda") or "none" for name, op in OPS.items()}
     missing = {op: why_unavailable(op, backend) for op, backend in backends.items()}
     problems = [f"{op} · {backends[op]} cannot run: {reason}" for op, reason in missing.items() if reason is not None]
     if not problems:

@@ -14,15 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from savl.ops import KernelSettings, layer_norm
-from savl.ops.equivalence import (
-    Case,
-    channel_modulation_case,
-    gaussian_posterior_case,
-    judge,
-    layer_norm_case,
-    overlapping_window_attention_case,
-    window_attention_case,
-)
+from savl.ops.channel_modulation import channel_modulation_case
+from savl.ops.equivalence import Case, judge
+from savl.ops.gaussian_posterior import gaussian_posterior_case
+from savl.ops.layer_norm import layer_norm_case
+from savl.ops.overlapping_window_attention import overlapping_window_attention_case
+from savl.ops.window_attention import window_attention_case
 
 Hold = Callable[..., None]
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from savl.ops import KernelSettings, window_attention
-from savl.ops.equivalence import _OPS, Case, window_attention_case
+from savl.ops.equivalence import Case
+from savl.ops.op import OPS
+from savl.ops.window_attention import window_attention_case
 
 BackendOf = Callable[[str], str]
 Results = dict[str, Tensor]
@@ -21,7 +23,7 @@ NAP = 50_000_000
 
 
 def settings_for(case: Case, backend: str) -> KernelSettings:
-    return dataclasses.replace(KernelSettings.of(False), **{case.op: backend})  # type: ignore[arg-type]
+    return KernelSettings(**{case.op: backend})
 
 
 class Prepared:
@@ -36,7 +38,7 @@ class Prepared:
         self.seeds = [torch.ones_like(result) for result in self._forward()]
 
     def _forward(self) -> list[Tensor]:
-        results = _OPS[self.case.op](**self.given, **self.case.options, kernels=self.kernels)
+        results = OPS[self.case.op].function(**self.given, **self.case.options, kernels=self.kernels)
         return [results] if isinstance(results, Tensor) else list(results)
 
     def __call__(self) -> list[Tensor]:

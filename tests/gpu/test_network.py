@@ -15,7 +15,7 @@ import savl
 from savl.network import SAVL, SAVLConfig
 from savl.ops import use_fused_kernels
 from savl.ops.equivalence import Budget, measure
-from savl.ops.switch import OPS
+from savl.ops.op import OPS
 from savl.weights import load
 
 Small = Callable[..., SAVLConfig]

@@ -21,7 +21,7 @@ from savl.ops import (
     window_attention,
 )
 from savl.ops.gaussian_posterior import SEVERITY_EPS, SEVERITY_MAX
-from savl.ops.switch import OPS, why_unavailable
+from savl.ops.op import OPS, why_unavailable
 
 BackendOf = Callable[[str], str]
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import savl
 from savl.network import SAVL, DegradationField
-from savl.ops.switch import TRITON, why_unavailable
+from savl.ops.library import TRITON
+from savl.ops.op import why_unavailable
 
 WORKSPACES = 160 << 20
 """Most bytes that cuBLAS keeps for the streams of one upscaler."""

@@ -20,7 +20,7 @@ from savl.ops.switch import current_settings
 
 @pytest.fixture(autouse=True)
 def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(switch, "_process", switch._Process(None))
+    monkeypatch.setattr(switch, "process", switch.ProcessSettings(None))
 
 
 @pytest.fixture

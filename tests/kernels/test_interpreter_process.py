@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from savl.ops.triton_kernels import TRITON_MISSING
+from savl.ops.library import TRITON_MISSING
 
 TESTS = """
 import os

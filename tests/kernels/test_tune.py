@@ -13,7 +13,7 @@ import pytest
 from savl.kernels import configs, tune
 from savl.kernels.configs import KernelConfig, Problem, default_config
 from savl.kernels.tune import CannotRunError, Task, TuningProblem
-from savl.ops.triton_kernels import TRITON_MISSING
+from savl.ops.library import TRITON_MISSING
 
 needs_triton = pytest.mark.skipif(TRITON_MISSING is not None, reason=str(TRITON_MISSING))
 

@@ -16,7 +16,7 @@ from savl.network import SAVL, SAVLConfig
 from savl.ops import use_fused_kernels
 from savl.ops.equivalence import Budget, measure
 from savl.ops.library import EXTENSION_UNAVAILABLE
-from savl.ops.switch import OPS
+from savl.ops.op import OPS
 from savl.weights import load
 
 pytestmark = pytest.mark.skipif(

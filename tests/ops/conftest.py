@@ -11,34 +11,18 @@ import pytest
 import torch
 
 from savl.build_info import build_info
-from savl.ops.equivalence import (
-    Case,
-    channel_modulation_case,
-    gaussian_posterior_case,
-    judge,
-    layer_norm_case,
-    overlapping_window_attention_case,
-    window_attention_case,
-)
+from savl.ops.equivalence import Case, judge
 from savl.ops.library import EXTENSION_UNAVAILABLE
+from savl.ops.op import OPS
 
 MakeCase = Callable[..., Case]
 
-# Every op, every optional argument given and left out, sizes that are no multiple of any vector.
-SMALL: dict[str, tuple[MakeCase, dict[str, Any]]] = {
-    "window": (window_attention_case, {"batch": 2, "window": 4, "head_dim": 5, "columns": 3}),
-    "window-shifted": (window_attention_case, {"batch": 2, "window": 5, "shift": 2, "head_dim": 8}),
-    "window-plain": (window_attention_case, {"window": 4, "shift": 1, "head_dim": 9, "severity": False}),
-    "overlapping": (overlapping_window_attention_case, {"batch": 2, "window": 4, "key_window": 6, "head_dim": 5}),
-    "overlapping-wide": (overlapping_window_attention_case, {"window": 2, "key_window": 8, "columns": 5, "rows": 3}),
-    "overlapping-plain": (overlapping_window_attention_case, {"window": 3, "key_window": 5, "severity": False}),
-    "posterior-eps": (gaussian_posterior_case, {"channels": 5, "height": 7, "width": 9}),
-    "posterior-seed": (gaussian_posterior_case, {"channels": 9, "height": 3, "width": 7, "noise": "seed"}),
-    "posterior-none": (gaussian_posterior_case, {"channels": 4, "height": 18, "width": 17, "noise": "none"}),
-    "modulation": (channel_modulation_case, {"height": 5, "width": 7, "channels": 19}),
-    "modulation-plain": (channel_modulation_case, {"height": 3, "width": 4, "channels": 8, "beta": False}),
-    "norm": (layer_norm_case, {"height": 5, "width": 7, "channels": 19}),
+SMALL: dict[str, MakeCase] = {
+    f"{name}-{index}": partial(op.case, **settings)
+    for name, op in OPS.items()
+    for index, settings in enumerate(op.small_cases)
 }
+"""The small cases of every op: each optional argument given and left out, sizes that are no multiple of any vector."""
 
 
 def _instruction_sets() -> list[str]:
@@ -77,18 +61,19 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(params=SMALL, scope="session")
 def small_case(request: pytest.FixtureRequest, extension: Any) -> Callable[..., Case]:
     """Makes a small case of a dtype and a seed; a test runs once for every entry of `SMALL`."""
-    make, settings = SMALL[request.param]
+    make = SMALL[request.param]
 
     def small(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Case:
-        return make(dtype, seed=seed, **{**settings, **changes})
+        return make(dtype, seed=seed, **changes)
 
     return small
 
 
-@pytest.fixture(scope="session")
-def small_cases(extension: Any) -> dict[str, Callable[..., Case]]:
-    """What makes the cases of `SMALL`, by name."""
-    return {name: partial(make, **settings) for name, (make, settings) in SMALL.items()}
+@pytest.fixture(params=OPS, scope="session")
+def case_of_op(request: pytest.FixtureRequest, extension: Any) -> Case:
+    """The first small case of an op in float32; a test runs once for every op."""
+    op = OPS[request.param]
+    return op.case(torch.float32, **op.small_cases[0])
 
 
 @pytest.fixture(scope="session")

@@ -174,9 +174,8 @@ def test_second_derivatives_of_a_checkpointed_op_are_refused_by_name(small_case:
             sum((gradient.square().sum() for gradient in first), torch.zeros(())).backward()
 
 
-@pytest.mark.parametrize("name", ["window", "overlapping", "posterior-seed", "modulation", "norm"])
-def test_a_checkpointed_op_can_be_compiled(name: str, small_cases: dict[str, Callable[..., Case]]) -> None:
-    function, tensors = call(small_cases[name](torch.float32))
+def test_a_checkpointed_op_can_be_compiled(case_of_op: Case) -> None:
+    function, tensors = call(case_of_op)
     torch.compiler.reset()
     compiled = torch.compile(checkpointed(function, use_reentrant=False), backend="aot_eager", fullgraph=True)
     with use_fused_kernels():

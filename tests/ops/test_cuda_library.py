@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import savl
-from savl.ops import library
+from savl.ops import gpu, library
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from savl.ops import library
 def test_a_gpu_is_served_by_its_own_code_or_older_ptx(
     capability: tuple[int, int], architectures: list[str], served: bool
 ) -> None:
-    reason = library._code_missing(*capability, architectures)
+    reason = gpu.why_no_code(capability, architectures)
     assert (reason is None) == served
     assert served or f"{capability[0]}.{capability[1]}" in (reason or "")
 
@@ -47,15 +47,15 @@ def cuda_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any
     (tmp_path / "_cuda.so").touch()
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(library, "CUDA_LIBRARY", tmp_path / "_cuda.so")
-    monkeypatch.setattr(library, "_gpu_found", lambda: world["gpu"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(world["gpu"]))
     monkeypatch.setattr(library, "cuda_facts", lambda: world["facts"])
-    monkeypatch.setattr(library, "_driver_version", lambda: world["driver"])
+    monkeypatch.setattr(library, "driver_version", lambda: world["driver"])
     monkeypatch.setattr(torch.ops, "load_library", world["loaded"].append)
     return world
 
 
 def test_where_nothing_is_wrong_the_cuda_library_is_loaded(cuda_world: dict[str, Any]) -> None:
-    assert library._load_cuda() is None
+    assert library.load_cuda_library() is None
     assert cuda_world["loaded"] == [str(library.CUDA_LIBRARY)]
 
 
@@ -63,7 +63,7 @@ def test_where_nothing_is_wrong_the_cuda_library_is_loaded(cuda_world: dict[str,
     ("spoilt", "reason"),
     [
         ({"gpu": False}, "no CUDA GPU"),
-        ({"facts": None}, "of no known version"),
+        ({"facts": {}}, "of no known version"),
         ({"facts": {**FACTS, "version": "0.0.9"}}, "of version 0.0.9, savl of"),
         ({"driver": 12080}, "the driver supports CUDA 12.8, the CUDA library was built with 13.0"),
     ],
@@ -72,7 +72,7 @@ def test_what_keeps_the_cuda_library_from_being_used_is_told_and_it_is_not_loade
     spoilt: dict[str, Any], reason: str, cuda_world: dict[str, Any]
 ) -> None:
     cuda_world.update(spoilt)
-    assert reason in (library._load_cuda() or "")
+    assert reason in (library.load_cuda_library() or "")
     assert not cuda_world["loaded"]
 
 
@@ -81,9 +81,9 @@ def test_a_missing_or_broken_cuda_library_is_told(cuda_world: dict[str, Any], mo
         raise OSError("undefined symbol: torch_new_thing")
 
     monkeypatch.setattr(torch.ops, "load_library", fail)
-    assert "does not load (OSError: undefined symbol: torch_new_thing)" in (library._load_cuda() or "")
+    assert "does not load (OSError: undefined symbol: torch_new_thing)" in (library.load_cuda_library() or "")
     library.CUDA_LIBRARY.unlink()
-    assert "without its CUDA library" in (library._load_cuda() or "")
+    assert "without its CUDA library" in (library.load_cuda_library() or "")
 
 
 def test_a_torch_without_cuda_is_told_first() -> None:

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from savl.ops import equivalence
-from savl.ops.equivalence import (
-    Budget,
-    Case,
-    channel_modulation_case,
-    gaussian_posterior_case,
-    judge,
-    measure,
-    overlapping_window_attention_case,
-    quick_cases,
-    verification_cases,
-    window_attention_case,
-)
-from savl.ops.library import EXTENSION_UNAVAILABLE
-from savl.ops.switch import BACKENDS, FUSED, OPS
+from savl.ops import KernelSettings, equivalence
+from savl.ops.channel_modulation import channel_modulation_case
+from savl.ops.equivalence import Budget, Case, judge, measure
+from savl.ops.gaussian_posterior import gaussian_posterior_case
+from savl.ops.library import EXTENSION_UNAVAILABLE, FUSED
+from savl.ops.op import OPS, Op
+from savl.ops.overlapping_window_attention import overlapping_window_attention_case
+from savl.ops.window_attention import window_attention_case
 
 Spoil = Callable[[Tensor], Tensor]
+UseAsOp = Callable[[str, Callable[..., Any]], None]
 
 CASES: dict[str, Callable[[int], Case]] = {
     "window_attention": lambda seed: window_attention_case(torch.float32, window=4, head_dim=5, seed=seed),
@@ -50,18 +45,28 @@ def one_nan(value: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Spoil], None]:
+def use_as_op(monkeypatch: pytest.MonkeyPatch) -> UseAsOp:
+    """Put another function in place of an op's public one."""
+
+    def replace(op: str, function: Callable[..., Any]) -> None:
+        monkeypatch.setitem(OPS, op, dataclasses.replace(OPS[op], function=function))
+
+    return replace
+
+
+@pytest.fixture
+def pretend(use_as_op: UseAsOp) -> Callable[[str, Spoil], None]:
     """Make an op's "kernel" the reference, spoilt; the reference itself stays as it is."""
 
     def replace(op: str, spoil: Spoil) -> None:
-        original = equivalence._OPS[op]
+        original = OPS[op].function
 
-        def kernel(*args: object, kernels: equivalence.KernelSettings, **options: object) -> Tensor:
-            eager = equivalence.KernelSettings.of("eager")
+        def kernel(*args: object, kernels: KernelSettings, **options: object) -> Tensor:
+            eager = KernelSettings.of("eager")
             out: Tensor = original(*args, **options, kernels=eager)
             return out if kernels == eager else spoil(out)
 
-        monkeypatch.setitem(equivalence._OPS, op, kernel)
+        use_as_op(op, kernel)
 
     return replace
 
@@ -179,7 +184,7 @@ def test_luck_of_one_number_breaks_no_rule_and_an_error_of_all_roundings_does(
 ) -> None:
     budgets = {"lucky eager": Budget("x", 1.0, 0.1, 0.0), "usual": Budget("x", 0.5, 0.8, 0.0)}
     monkeypatch.setattr(Case, "nudged", lambda case, seed: dataclasses.replace(case, label="usual"))
-    monkeypatch.setattr(Case, "judge", lambda case, *others: [budgets[case.label]])
+    monkeypatch.setattr(equivalence, "judge_case", lambda case, *others: [budgets[case.label]])
 
     def make(seed: int) -> Case:
         return Case("window_attention", {}, {}, 1, "lucky eager")
@@ -201,29 +206,26 @@ def test_a_seed_gives_the_same_case_and_another_seed_another() -> None:
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("cases_of", [quick_cases, verification_cases])
-def test_verification_covers_every_op_in_forward_and_backward(
-    cases_of: Callable[[torch.dtype], Iterator[Callable[[int], Case]]],
-) -> None:
-    cases = [make(0) for make in cases_of(torch.float32)]
-    assert {case.op for case in cases} == set(OPS)
+def test_verification_covers_outputs_and_gradients() -> None:
     names = set(gaussian_posterior_case(torch.float32, channels=3, height=4, width=4).run("eager"))
     outputs = {"sample", "kl", "severity", "variance", "variance_mean", "variance_var"}
     assert names == outputs | {"d mu", "d logvar", "d eps"}
 
 
-def test_a_quick_verification_has_every_trait_of_the_full_one() -> None:
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_a_quick_verification_has_every_trait_of_the_full_one(op: Op) -> None:
     traits = []
-    for cases_of in (quick_cases, verification_cases):
+    for cases in (op.quick_cases, op.full_cases):
         found: set[tuple[object, ...]] = set()
-        for make in cases_of(torch.float32):
-            case = make(0)
-            found.add((case.op, *(f"{name} is None" for name, value in case.arguments.items() if value is None)))
-            found.update((case.op, name, value) for name, value in case.options.items())
+        for settings in cases:
+            case = op.case(torch.float32, **settings)
+            found.update((name, value is None) for name, value in case.arguments.items())
+            found.update((name, value) for name, value in case.options.items())
             if "severity" in case.arguments:
-                found.add((case.op, case.label))  # window, shift, head dimension
+                found.add((case.label,))  # window, shift, head dimension
         traits.append(found)
     assert traits[0] == traits[1]
+    assert traits[0]
 
 
 # Devices and dtypes
@@ -239,20 +241,20 @@ def test_a_case_runs_on_the_device_it_is_told_and_answers_on_the_cpu(op: str) ->
     assert all(value.dtype == torch.float64 and value.device.type == "cpu" for value in away.values())
 
 
-def test_arguments_go_to_the_device_and_the_reference_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_go_to_the_device_and_the_reference_stays_on_the_cpu(use_as_op: UseAsOp) -> None:
     seen: list[tuple[str, torch.dtype, str]] = []
 
-    def op(value: Tensor, kernels: equivalence.KernelSettings) -> Tensor:
+    def op(value: Tensor, kernels: KernelSettings) -> Tensor:
         seen.append((value.device.type, value.dtype, str(kernels.channel_modulation)))
         return value * 2
 
-    monkeypatch.setitem(equivalence._OPS, "channel_modulation", op)
+    use_as_op("channel_modulation", op)
     case = Case("channel_modulation", {"value": torch.ones(3)}, {}, 1)
     with pytest.raises(NotImplementedError, match="meta"):  # whose tensors have no numbers to bring back
         case.run("eager", device="meta")
     assert seen == [("meta", torch.float32, "eager")]
     seen.clear()
-    case.judge("cpp", "cpu")
+    equivalence.judge_case(case, "cpp", "cpu")
     assert seen == [
         ("cpu", torch.float32, "cpp"),
         ("cpu", torch.float32, "eager"),
@@ -260,16 +262,16 @@ def test_arguments_go_to_the_device_and_the_reference_stays_on_the_cpu(monkeypat
     ]
 
 
-def test_only_the_op_of_the_case_is_asked_of_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings: list[equivalence.KernelSettings] = []
+def test_only_the_op_of_the_case_is_asked_of_the_backend(use_as_op: UseAsOp) -> None:
+    settings: list[KernelSettings] = []
 
-    def op(*args: object, kernels: equivalence.KernelSettings, **options: object) -> Tensor:
+    def op(*args: object, kernels: KernelSettings, **options: object) -> Tensor:
         settings.append(kernels)
         return torch.zeros(2, requires_grad=True)
 
     for name in OPS:
-        monkeypatch.setitem(equivalence._OPS, name, op)
-        for backend in BACKENDS[name]:  # no other op needs to have it
+        use_as_op(name, op)
+        for backend in OPS[name].backends:  # no other op needs to have it
             Case(name, {"x": torch.zeros(2)}, {}, 1).run(backend)
             others = {getattr(settings[-1], other) for other in OPS if other != name}
             assert getattr(settings[-1], name) == backend
@@ -293,7 +295,7 @@ def test_verifying_takes_the_device_and_the_dtypes_of_the_backend(op: str, monke
         return [Budget("good", 0.5, 1.0, 0.0), Budget("worst", 1.0, 1.0, 0.0)]
 
     monkeypatch.setattr(equivalence, "judge", judged)
-    for backend in BACKENDS[op]:
+    for backend in OPS[op].backends:
         asked.clear()
         verdicts = list(equivalence.verify(op, backend))
         assert {verdict.case.op for verdict in verdicts} == {op}
@@ -302,7 +304,7 @@ def test_verifying_takes_the_device_and_the_dtypes_of_the_backend(op: str, monke
         assert list(dict.fromkeys(asked)) == [(backend, name, FUSED[backend].device) for name in FUSED[backend].dtypes]
 
 
-@pytest.mark.parametrize("op", ["window_attention", "overlapping_window_attention"])
+@pytest.mark.parametrize("op", [name for name, op in OPS.items() if op.interpreter_cases])
 def test_the_interpreter_is_tried_on_fewer_cases_and_no_bfloat16(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(equivalence, "judge", lambda *args, **options: [Budget("out", 0.0, 0.0, 0.0)])
     on_a_gpu = len(list(equivalence.verify(op, "triton")))

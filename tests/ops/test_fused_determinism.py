@@ -16,13 +16,11 @@ from savl.ops import (
     overlapping_window_attention,
     window_attention,
 )
-from savl.ops.equivalence import (
-    Case,
-    channel_modulation_case,
-    gaussian_posterior_case,
-    overlapping_window_attention_case,
-    window_attention_case,
-)
+from savl.ops.channel_modulation import channel_modulation_case
+from savl.ops.equivalence import Case
+from savl.ops.gaussian_posterior import gaussian_posterior_case
+from savl.ops.overlapping_window_attention import overlapping_window_attention_case
+from savl.ops.window_attention import window_attention_case
 
 pytestmark = pytest.mark.usefixtures("extension")
 

@@ -24,16 +24,18 @@ from savl.ops import (
     use_fused_kernels,
     window_attention,
 )
-from savl.ops.switch import BACKENDS, FUSED, OPS
+from savl.ops import op as op_registry
+from savl.ops.gpu import why_unfit
+from savl.ops.library import FUSED
+from savl.ops.op import OPS
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A GPU that every backend has kernels for, as far as the switch can tell."""
-    everything = dict.fromkeys(switch._UNAVAILABLE)
-    monkeypatch.setattr(switch, "_UNAVAILABLE", everything)
-    monkeypatch.setattr(switch, "why_gpu_unfit", lambda index: None)
-    monkeypatch.setattr(switch, "cuda_architecture_unavailable", lambda index: None)
+    everything = dict.fromkeys(op_registry.UNAVAILABLE)
+    monkeypatch.setattr(op_registry, "UNAVAILABLE", everything)
+    monkeypatch.setattr(switch, "why_unfit", lambda backend, index: None)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         yield
 
@@ -118,7 +120,7 @@ def test_kernels_of_the_cpu_asked_for_by_name_say_where_they_work() -> None:
 
 @pytest.mark.usefixtures("gpu", "reference")
 def test_a_gpu_that_is_too_old_falls_back_and_by_name_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(switch, "why_gpu_unfit", lambda index: f"GPU {index} is too old")
+    monkeypatch.setattr(switch, "why_unfit", lambda backend, index: f"GPU {index} is too old")
     with use_fused_kernels(), Calls() as calls:
         assert attend(torch.bfloat16) is REFERENCE
     assert calls.names == []
@@ -145,7 +147,7 @@ def test_a_compiled_function_goes_to_the_fused_kernel_without_a_graph_break() ->
 def test_the_report_names_the_backend_of_each_device() -> None:
     with use_fused_kernels():
         report = kernel_report()
-    assert {op: report.serving(op, "cuda") for op in OPS} == {op: BACKENDS[op][0] for op in OPS}
+    assert {op: report.serving(op, "cuda") for op in OPS} == {name: op.backend_for("cuda") for name, op in OPS.items()}
     assert {report.serving(op, "cpu") for op in OPS} == {"cpp"}
     assert {FUSED[report.serving(op, "cuda")].device for op in OPS} == {"cuda"}
 
@@ -155,4 +157,4 @@ def test_the_question_to_the_driver_is_marked_as_torch_marks_constants() -> None
 
     marked = vars(torch.compiler.assume_constant_result(asked))
     assert marked, "torch marks the function itself"
-    assert marked.items() <= vars(switch._gpu_refusal).items()
+    assert marked.items() <= vars(why_unfit).items()

@@ -11,7 +11,9 @@ import pytest
 
 import savl
 from savl.ops import KernelSettings, kernel_report, switch, use_fused_kernels
-from savl.ops.switch import BACKENDS, OPS, parse_settings
+from savl.ops import op as op_registry
+from savl.ops.op import OPS
+from savl.ops.settings import parse_settings
 from savl.settings import EnvironmentVariableError
 
 ON, OFF = KernelSettings.of(True), KernelSettings.of(False)
@@ -19,7 +21,7 @@ ON, OFF = KernelSettings.of(True), KernelSettings.of(False)
 
 @pytest.fixture(autouse=True)
 def _eager_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(switch, "_process", switch._Process(OFF))
+    monkeypatch.setattr(switch, "process", switch.ProcessSettings(OFF))
 
 
 # SAVL_KERNELS
@@ -38,9 +40,12 @@ def test_words_for_eager(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("window_attention=cpp", KernelSettings("cpp", True, True, True, True)),
-        ("window_attention=cpp,channel_modulation=eager", KernelSettings("cpp", True, True, "eager", True)),
-        (" gaussian_posterior = fused , window_attention = EAGER", KernelSettings("eager", True, True, True, True)),
+        ("window_attention=cpp", KernelSettings.of(True, window_attention="cpp")),
+        (
+            "window_attention=cpp,channel_modulation=eager",
+            KernelSettings.of(True, window_attention="cpp", channel_modulation="eager"),
+        ),
+        (" gaussian_posterior = fused , window_attention = EAGER", KernelSettings.of(True, window_attention="eager")),
         ("overlapping_window_attention=auto", ON),
     ],
 )
@@ -88,7 +93,7 @@ SETTINGS = "import savl.ops.switch as s; print(s.current_settings())"
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(None, OFF), ("fused", ON), ("window_attention=eager", KernelSettings("eager", True, True, True, True))],
+    [(None, OFF), ("fused", ON), ("window_attention=eager", KernelSettings.of(True, window_attention="eager"))],
 )
 def test_the_environment_gives_the_process_its_first_setting(value: str | None, expected: KernelSettings) -> None:
     done = run(SETTINGS, **({} if value is None else {"SAVL_KERNELS": value}))
@@ -134,7 +139,9 @@ def reason_of(op: str, backend: str) -> str:
 
 def test_the_report_has_every_backend_of_every_op_and_one_that_serves() -> None:
     report = kernel_report()
-    assert [(s.op, s.backend) for s in report.statuses] == [(op, b) for op in OPS for b in (*BACKENDS[op], "eager")]
+    assert [(s.op, s.backend) for s in report.statuses] == [
+        (name, b) for name, op in OPS.items() for b in (*op.backends, "eager")
+    ]
     for op in OPS:
         assert sum(s.serves for s in report.statuses if s.op == op and s.device in ("cpu", "any")) == 1, op
     assert all(status.reason for status in report.statuses)
@@ -157,18 +164,18 @@ def test_the_report_follows_the_switch() -> None:
 
 def test_the_report_says_why_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = "nobody compiled it"
-    before = dict(switch._UNAVAILABLE)
+    before = dict(op_registry.UNAVAILABLE)
     missing = before | {(op, "cpp"): reason for op in OPS}
-    monkeypatch.setattr(switch, "_UNAVAILABLE", missing)
+    monkeypatch.setattr(op_registry, "UNAVAILABLE", missing)
     with use_fused_kernels():
         assert serving() == {"eager"}
         assert reason_of("window_attention", "cpp") == reason
         assert "no fused kernel" in reason_of("window_attention", "eager")
     # Asked for by name while it was there, and gone since: as SAVL_KERNELS may ask for what never was.
-    monkeypatch.setattr(switch, "_process", switch._Process(KernelSettings.of("cpp")))
+    monkeypatch.setattr(switch, "process", switch.ProcessSettings(KernelSettings.of("cpp")))
     assert "raises KernelUnavailable" in reason_of("window_attention", "cpp")
     assert reason in reason_of("window_attention", "cpp")
-    monkeypatch.setattr(switch, "_UNAVAILABLE", before)
+    monkeypatch.setattr(op_registry, "UNAVAILABLE", before)
 
 
 @pytest.mark.usefixtures("extension")

@@ -20,7 +20,7 @@ from savl.ops import (
     window_attention,
 )
 from savl.ops.gaussian_posterior import SEVERITY_EPS, SEVERITY_MAX
-from savl.ops.switch import OPS
+from savl.ops.op import OPS
 
 pytestmark = pytest.mark.usefixtures("extension")
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -17,24 +16,26 @@ from torch import Tensor, nn
 
 from savl.network import SAVL, SAVLConfig
 from savl.ops import KernelSettings, KernelUnavailable, channel_modulation, switch, use_fused_kernels
-from savl.ops.switch import OPS, current_settings, fused_by_default, is_set
+from savl.ops import op as op_registry
+from savl.ops.op import OPS
+from savl.ops.settings import settings_of_environment
+from savl.ops.switch import current_settings, explicit_settings, fused_by_default
 
 ON, OFF = KernelSettings.of(True), KernelSettings.of(False)
 
 
 @pytest.fixture(autouse=True)
 def _eager_before_and_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(switch, "_process", switch._Process(OFF))
+    monkeypatch.setattr(switch, "process", switch.ProcessSettings(OFF))
     yield
-    assert getattr(switch._thread, "settings", None) is None, "the test left a block open"
+    switch.process = switch.ProcessSettings(None)
+    assert explicit_settings() is None, "the test left a block open"
 
 
 @pytest.fixture
 def no_extension(monkeypatch: pytest.MonkeyPatch) -> str:
     reason = "there is no extension in this test"
-    monkeypatch.setattr(
-        switch, "_UNAVAILABLE", {(op, "cpp"): reason for op in OPS} | {(op, "eager"): None for op in OPS}
-    )
+    monkeypatch.setattr(op_registry, "UNAVAILABLE", {(op, "cpp"): reason for op in OPS})
     return reason
 
 
@@ -83,7 +84,7 @@ def test_blocks_nest() -> None:
         with use_fused_kernels(False):
             assert current_settings() == OFF
             with use_fused_kernels(channel_modulation=False):
-                assert current_settings() == replace(ON, channel_modulation=False)
+                assert current_settings() == KernelSettings.of(True, channel_modulation=False)
             assert current_settings() == OFF
         assert current_settings() == ON
     assert current_settings() == OFF
@@ -120,7 +121,7 @@ def test_a_call_in_a_block_is_for_others_and_for_afterwards() -> None:
 
 @pytest.fixture
 def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(switch, "_process", switch._Process(None))
+    monkeypatch.setattr(switch, "process", switch.ProcessSettings(None))
 
 
 @pytest.mark.usefixtures("_nothing_said")
@@ -128,7 +129,7 @@ def test_fused_by_default_holds_in_its_block_and_thread_alone() -> None:
     assert current_settings() == OFF
     with fused_by_default():
         assert current_settings() == ON
-        assert not is_set()
+        assert explicit_settings() is None
         assert in_another_thread(current_settings) == OFF
         with fused_by_default():
             assert current_settings() == ON
@@ -143,10 +144,10 @@ def test_fused_by_default_holds_in_its_block_and_thread_alone() -> None:
 def test_a_block_comes_before_the_default_on_either_side_of_it() -> None:
     with use_fused_kernels(False), fused_by_default():
         assert current_settings() == OFF
-        assert is_set()
+        assert explicit_settings() is not None
     with fused_by_default():
         with use_fused_kernels(channel_modulation=False):
-            assert current_settings() == replace(ON, channel_modulation=False)
+            assert current_settings() == KernelSettings.of(True, channel_modulation=False)
         assert current_settings() == ON, "a block that was left is forgotten"
 
 
@@ -155,7 +156,7 @@ def test_a_call_in_any_thread_comes_before_the_default() -> None:
     with fused_by_default():
         in_another_thread(lambda: use_fused_kernels(False) and None)
         assert current_settings() == OFF
-    assert is_set()
+    assert explicit_settings() is not None
 
 
 @pytest.mark.parametrize(("variable", "expected"), [("eager", OFF), ("0", OFF), ("fused", ON), ("", ON), (" ", ON)])
@@ -163,7 +164,7 @@ def test_the_environment_comes_before_the_default_unless_it_is_empty(
     variable: str, expected: KernelSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAVL_KERNELS", variable)
-    monkeypatch.setattr(switch, "_process", switch._Process(switch._of_environment()))
+    monkeypatch.setattr(switch, "process", switch.ProcessSettings(settings_of_environment()))
     with fused_by_default():
         assert current_settings() == expected
 
@@ -281,7 +282,7 @@ def test_a_model_says_nothing_to_others(network: SAVL) -> None:
 
 def test_a_copy_of_a_model_keeps_its_setting(network: SAVL) -> None:
     use_fused_kernels(model=network, channel_modulation=False)
-    assert settings_of(copy.deepcopy(network)) == {replace(ON, channel_modulation=False)}
+    assert settings_of(copy.deepcopy(network)) == {KernelSettings.of(True, channel_modulation=False)}
     assert set(network.state_dict()) == set(copy.deepcopy(network).state_dict())
 
 
@@ -292,11 +293,12 @@ def test_a_copy_of_a_model_keeps_its_setting(network: SAVL) -> None:
 def test_the_automatic_choice_falls_back_silently_where_no_kernel_can_serve() -> None:
     half = torch.ones(1, 2, 2, 3, dtype=torch.float16)
     with use_fused_kernels():
-        assert switch.serves("channel_modulation", half.float(), None)
-        assert not switch.serves("channel_modulation", half, None)
+        assert switch.serves(OPS["channel_modulation"], None, half.float(), half.float(), None, half.float())
+        assert not switch.serves(OPS["channel_modulation"], None, half, half, None, half)
         assert channel_modulation(half, half, None, half).dtype == torch.float16
-        assert not switch.serves("channel_modulation", half.to("meta"), None)
-        assert not switch.serves("channel_modulation", half.float(), None, "of a limit")
+        assert not switch.serves(OPS["channel_modulation"], None, half.to("meta"), half, None, half)
+        double = half.double()
+        assert not switch.serves(OPS["channel_modulation"], None, double, double, None, half.float()), "of a limit"
 
 
 @pytest.mark.usefixtures("extension")

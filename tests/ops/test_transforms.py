@@ -165,11 +165,8 @@ def test_gradients_of_a_batch_of_directions_are_those_one_by_one(small_case: Cal
                     torch.testing.assert_close(value[index], wanted)
 
 
-@pytest.mark.parametrize("name", ["window", "overlapping", "posterior-seed", "modulation", "norm"])
-def test_a_compiled_transform_gives_what_the_transform_gives(
-    name: str, small_cases: dict[str, Callable[..., Case]]
-) -> None:
-    function, tensors = call(small_cases[name](torch.float32))
+def test_a_compiled_transform_gives_what_the_transform_gives(case_of_op: Case) -> None:
+    function, tensors = call(case_of_op)
     torch.compiler.reset()
     gradient = func.grad(total(function), every(tensors))
     with use_fused_kernels():
@@ -189,11 +186,8 @@ class Program(torch.nn.Module):
         return self.function(*tensors)
 
 
-@pytest.mark.parametrize("name", ["window", "overlapping", "posterior-eps", "posterior-seed", "modulation", "norm"])
-def test_an_exported_program_with_fused_ops_is_transformed_as_the_function_is(
-    name: str, small_cases: dict[str, Callable[..., Case]]
-) -> None:
-    function, tensors = call(small_cases[name](torch.float32))
+def test_an_exported_program_with_fused_ops_is_transformed_as_the_function_is(case_of_op: Case) -> None:
+    function, tensors = call(case_of_op)
     with use_fused_kernels():
         exported = torch.export.export(Program(function), tuple(tensors))
     assert any("savl" in str(node.target) for node in exported.graph.nodes)

@@ -21,6 +21,8 @@ from savl import cli
 from savl.build_info import build_info
 from savl.cli.app import app as savl_app
 from savl.ops import switch
+from savl.ops.op import OPS
+from savl.ops.settings import parse_settings, settings_of_environment
 from savl.profile import command, measure, roofline, workload
 from savl.profile.workload import find_model, make_workload
 
@@ -41,7 +43,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Runs the command on savl-tiny, 16×16 pixels, one step, on the CPU, unless the arguments say otherwise."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("SAVL_KERNELS", raising=False)
-    monkeypatch.setattr(switch, "_process", switch._Process(None))
+    monkeypatch.setattr(switch, "process", switch.ProcessSettings(None))
 
     def run(*arguments: Any) -> Finished:
         capsys.readouterr()
@@ -147,7 +149,7 @@ def test_backends_are_those_that_the_option_or_the_variable_says(
 ) -> None:
     if variable is not None:
         monkeypatch.setenv("SAVL_KERNELS", variable)
-        monkeypatch.setattr(switch, "_process", switch._Process(switch._of_environment()))  # as at the start
+        monkeypatch.setattr(switch, "process", switch.ProcessSettings(settings_of_environment()))  # as at the start
     served: list[str] = []
     monkeypatch.setattr(
         command, "_print_profile", lambda *arguments: served.append(savl.kernel_report().serving("window_attention"))
@@ -180,7 +182,7 @@ def test_a_roofline_is_drawn_and_listed(
     assert done.code == 0, done.text
     assert path.read_bytes().startswith(b"<?xml")
     table = [line for line in done.text.splitlines() if " eager " in line]
-    assert [line.split()[1] for line in table] == list(switch.OPS)
+    assert [line.split()[1] for line in table] == list(OPS)
     assert all(line.rstrip(" │").endswith("%") for line in table)
 
 
@@ -229,7 +231,7 @@ def test_a_dtype_that_the_device_cannot_compute_in_is_refused(
 
 def test_a_variable_that_says_nonsense_is_told(run: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch) -> None:
     def nonsense(*arguments: Any) -> Any:
-        return switch.parse_settings("fast")
+        return parse_settings("fast")
 
     monkeypatch.setattr(command, "_workload", nonsense)
     done = run()

@@ -15,8 +15,9 @@ import savl
 from savl import ops
 from savl.network import HAB, SAVL
 from savl.ops import KernelSettings, KernelUnavailable, switch
+from savl.ops import op as op_registry
 from savl.ops.library import EXTENSION_UNAVAILABLE
-from savl.ops.switch import OPS
+from savl.ops.op import OPS
 from savl.profile import annotate, named_range, ranges
 from savl.profile.ranges import range_names
 
@@ -31,7 +32,7 @@ FUNCTIONS = {op: getattr(ops, op) for op in OPS}
 def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever a test does: no range stays open, no hook stays registered, the ops are the functions they were."""
     monkeypatch.delenv("SAVL_KERNELS", raising=False)
-    monkeypatch.setattr(switch, "_process", switch._Process(KernelSettings.of(False)))
+    monkeypatch.setattr(switch, "process", switch.ProcessSettings(KernelSettings.of(False)))
     yield
     assert ranges._stack() == []
     assert ranges._hooked == {}
@@ -139,8 +140,7 @@ def test_the_name_of_an_op_ends_in_the_backend_that_serves(model: SAVL, scope: s
 @needs_extension
 def test_float64_beside_float32_is_named_eager_since_no_kernel_takes_it() -> None:
     wide, narrow = torch.rand(1, 2, 2, 4, dtype=torch.float64), torch.rand(1, 2, 2, 4)
-    modulate = FUNCTIONS["channel_modulation"]
-    ranged = ranges._in_range("channel_modulation", modulate)
+    ranged = ranges._in_range(OPS["channel_modulation"])
     with savl.use_fused_kernels():
         assert names(seen(lambda: ranged(wide, wide, None, wide))) == ["channel_modulation [cpp]"]
         assert names(seen(lambda: ranged(wide, wide, None, residual=narrow))) == ["channel_modulation [eager]"]
@@ -148,8 +148,8 @@ def test_float64_beside_float32_is_named_eager_since_no_kernel_takes_it() -> Non
 
 
 def test_an_op_refuses_as_it_does_without_a_block(model: SAVL, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = switch._UNAVAILABLE | {("window_attention", "cpp"): "nobody compiled it"}
-    monkeypatch.setattr(switch, "_UNAVAILABLE", missing)
+    missing = op_registry.UNAVAILABLE | {("window_attention", "cpp"): "nobody compiled it"}
+    monkeypatch.setattr(op_registry, "UNAVAILABLE", missing)
     qkv, table = torch.rand(1, 2, 2, 6), torch.rand(9, 1)
     with annotate(model):
         with pytest.raises(TypeError, match="qkv must be"):

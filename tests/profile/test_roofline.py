@@ -16,7 +16,7 @@ import savl
 from savl import ops
 from savl.network import CONFIGS
 from savl.ops import KernelSettings, kernel_report
-from savl.ops.switch import OPS
+from savl.ops.op import OPS
 from savl.profile import roofline
 from savl.profile.figure import draw_roofline, save_roofline
 from savl.profile.roofline import (

@@ -10,7 +10,9 @@ import pytest
 import torch
 from kernel_checks import DTYPES, FLOAT16, Tile, argument, assert_accurate, changed
 
-from savl.ops.equivalence import Case, overlapping_window_attention_case, window_attention_case
+from savl.ops.equivalence import Case
+from savl.ops.overlapping_window_attention import overlapping_window_attention_case
+from savl.ops.window_attention import window_attention_case
 
 
 @dataclass(frozen=True)

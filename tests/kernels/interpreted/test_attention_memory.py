@@ -22,7 +22,9 @@ from kernel_checks import (
 from torch import Tensor
 
 from savl.ops import overlapping_window_attention, window_attention
-from savl.ops.equivalence import Case, Outputs, overlapping_window_attention_case, window_attention_case
+from savl.ops.equivalence import Case, Outputs
+from savl.ops.overlapping_window_attention import overlapping_window_attention_case
+from savl.ops.window_attention import window_attention_case
 
 # With tails of tiles in queries, keys and the head dimension.
 AWKWARD: dict[str, Callable[[torch.dtype], Case]] = {

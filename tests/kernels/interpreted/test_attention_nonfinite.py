@@ -13,7 +13,9 @@ from kernel_checks import FLOAT16, FLOAT32, TRITON, argument, assert_accurate, b
 from torch import Tensor
 
 from savl.ops import KernelSettings, overlapping_window_attention, window_attention
-from savl.ops.equivalence import Case, Outputs, overlapping_window_attention_case, window_attention_case
+from savl.ops.equivalence import Case, Outputs
+from savl.ops.overlapping_window_attention import overlapping_window_attention_case
+from savl.ops.window_attention import window_attention_case
 
 FINITE: dict[str, Case] = {
     "window": window_attention_case(FLOAT32, window=4, rows=1, columns=2, heads=1, head_dim=5),

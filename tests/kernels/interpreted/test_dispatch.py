@@ -17,13 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from savl.network import SAVL, SAVLConfig
 from savl.ops import KernelSettings, KernelUnavailable, equivalence, kernel_report, use_fused_kernels, window_attention
-from savl.ops.equivalence import (
-    interpreter_cases,
-    layer_norm_case,
-    overlapping_window_attention_case,
-    verify,
-    window_attention_case,
-)
+from savl.ops.equivalence import verify
+from savl.ops.op import OPS
 
 
 def op_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
@@ -134,20 +129,16 @@ def test_a_backend_that_cannot_serve_gives_the_reason(backend: str, reason: str)
 
 
 SMALL = {
-    "window_attention": lambda dtype, seed: window_attention_case(
-        dtype, window=4, shift=1, rows=1, columns=1, heads=2, seed=seed
-    ),
-    "overlapping_window_attention": lambda dtype, seed: overlapping_window_attention_case(
-        dtype, window=3, key_window=5, rows=1, columns=1, heads=2, seed=seed
-    ),
-    "layer_norm": lambda dtype, seed: layer_norm_case(dtype, batch=1, height=3, width=5, channels=19, seed=seed),
+    "window_attention": {"window": 4, "shift": 1, "rows": 1, "columns": 1, "heads": 2},
+    "overlapping_window_attention": {"window": 3, "key_window": 5, "rows": 1, "columns": 1, "heads": 2},
+    "layer_norm": {"batch": 1, "height": 3, "width": 5, "channels": 19},
 }
 
 
 @pytest.mark.parametrize("op", SMALL)
 def test_verify_tries_both_dtypes_that_the_interpreter_gets_right(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {make(0).op for make in interpreter_cases(FLOAT32)} == set(SMALL)
-    monkeypatch.setattr(equivalence, "interpreter_cases", lambda dtype: [partial(SMALL[op], dtype)])
+    assert {name for name, record in OPS.items() if record.interpreter_cases} == set(SMALL)
+    monkeypatch.setitem(OPS, op, dataclasses.replace(OPS[op], interpreter_cases=(SMALL[op],)))
     monkeypatch.setattr(equivalence, "QUICK_DRAWS", 3)
     verdicts = list(verify(op, "triton", quick=True))
     assert [verdict.dtype for verdict in verdicts] == DTYPES
@@ -166,7 +157,7 @@ def test_a_network_has_the_output_and_the_gradients_of_eager(small_config: Calla
     results = []
     for settings in (TRITON, KernelSettings.of("eager")):
         model.zero_grad()
-        with use_fused_kernels(**dataclasses.asdict(settings)):
+        with use_fused_kernels(**vars(settings)):
             sr = model(lr)
             sr.square().mean().backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

@@ -27,7 +27,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from savl.network.layers import LayerNorm
 from savl.ops import KernelUnavailable, layer_norm, use_fused_kernels
-from savl.ops.equivalence import Case, layer_norm_case
+from savl.ops.equivalence import Case
+from savl.ops.layer_norm import layer_norm_case
 
 SHAPES: dict[str, dict[str, Any]] = {
     "C 48": {"batch": 2, "height": 5, "width": 7, "channels": 48},
