@@ -1,4 +1,4 @@
-"""Training pairs: patches that are degraded as training goes on, mixed in a pool, and prefetched for the next step."""
+"""Training pairs: patches that are degraded during training, mixed in a pool, and prefetched for the next step."""
 
 from __future__ import annotations
 

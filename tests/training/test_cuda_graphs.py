@@ -1,4 +1,4 @@
-"""Recorded passes, without a GPU: what is handed to torch for recording, and what calls of it give."""
+"""Recorded passes, without a GPU: the arguments of torch's recording, and the results of the recorded callable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Recorded = list[tuple[nn.Module, tuple[Tensor, ...]]]
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """What was given to torch to be recorded; it is run as it is instead."""
+    """Arguments of torch.cuda.make_graphed_callables, which is replaced by a function that returns the module."""
     seen: Recorded = []
 
     def record(module: nn.Module, samples: tuple[Tensor, ...], **_: Any) -> nn.Module:

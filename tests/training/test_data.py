@@ -126,7 +126,7 @@ def test_images_of_one_recipe_are_their_own_originals_degraded(tmp_path: Path) -
     settings = DataConfig(patch=8, batch=12, margin=2, pool=12, fresh=6, images_per_recipe=3)
     pairs = PairPool(PatchSource([tmp_path], 48), Degradation(nothing), settings, seed=0)(3)
     assert (pairs.y - pairs.z).abs().mean() * 255 < 0.8
-    assert (pairs.y - pairs.z.roll(1, dims=0)).abs().mean() * 255 > 3, "others would be told apart"
+    assert (pairs.y - pairs.z.roll(1, dims=0)).abs().mean() * 255 > 3, "the comparison must notice other images"
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # as of processes that were aborted

@@ -74,11 +74,11 @@ def test_an_estimator_that_no_loss_depends_on_needs_no_gradient() -> None:
     idle = {"channel_modulation": False, "spatial_modulation": False}
     model, _, _ = setup(ObjectiveConfig(alpha=0.0), **idle)
     assert not any(parameter.requires_grad for parameter in model.estimator.parameters())
-    asks = (
+    objectives = (
         ObjectiveConfig(alpha=0.1),
         *(ObjectiveConfig(alpha=0.0, **{name: 0.1}) for name in ("calibration", "contrast", "content")),
     )
-    for objective in asks:
+    for objective in objectives:
         model, _, _ = setup(objective, **idle)
         assert all(parameter.requires_grad for parameter in model.estimator.parameters())
 

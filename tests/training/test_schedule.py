@@ -20,7 +20,7 @@ Configure = Callable[..., TrainingConfig]
 
 
 def clock(*seconds: float) -> Callable[[], float]:
-    """Advances by so many seconds from one look at it to the next, and by the last of them from then on."""
+    """Make a clock that advances by the next of the given seconds at each call, and by the last of them afterwards."""
     passing: Iterator[float] = chain(seconds, repeat(seconds[-1]))
     now = 1000.0
 
@@ -33,7 +33,7 @@ def clock(*seconds: float) -> Callable[[], float]:
 
 
 def train(config: TrainingConfig, *seconds: float, until: int = 10**9) -> Trainer:
-    """Run it, steps taking so many seconds, or stop it after a step."""
+    """Train with steps that take the given seconds, and stop after step ``until``."""
     trainer = Trainer(config)
     trainer.time.now = clock(*seconds)
     weights = trainer.train(lambda done, _: trainer.stop() if done == until else None)
@@ -122,27 +122,27 @@ def test_the_last_step_is_validated_logged_and_saved(
 
 
 def test_processes_count_the_mean_of_their_times() -> None:
-    asked: list[float] = []
+    measured: list[float] = []
 
-    def agree(seconds: float) -> float:
-        asked.append(seconds)
+    def mean(seconds: float) -> float:
+        measured.append(seconds)
         return 20.0
 
-    time = TrainingTime(1.0, agree)
+    time = TrainingTime(1.0, mean)
     time.now = clock(10)
     time.begin()
     for _ in range(4):
         assert not time.over
         time.step_done()
-    assert asked == [10, 10, 10]
+    assert measured == [10, 10, 10]
     assert time.over
-    unlimited = TrainingTime(0.0, agree)
+    unlimited = TrainingTime(0.0, mean)
     unlimited.now = clock(10)
     for _ in range(3):
         unlimited.step_done()
     assert unlimited.seconds == 20
     assert unlimited.limit == math.inf
-    assert len(asked) == 3, "where nothing depends on it, processes need not wait for each other"
+    assert len(measured) == 3, "without a limit processes need not wait for each other"
 
 
 def test_the_expected_length_follows_from_the_mean_time_per_step() -> None:
