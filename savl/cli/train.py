@@ -112,8 +112,10 @@ def train(
             bar.remove_task(decoding)
             if trainer.step and first:
                 console.print(f"resuming {escape(printable(run.output))} at step {trainer.step}")
-            if trainer.results and first:
-                console.print(f"left out of the images, as made by savl: {trainer.results} (see --include-results)")
+            if trainer.excluded_results and first:
+                console.print(
+                    f"left out of the images, as made by savl: {trainer.excluded_results} (see --include-results)"
+                )
             if trainer.too_small and first:
                 console.print(f"left out of the images, as smaller than a patch: {trainer.too_small}")
             task = bar.add_task("training", total=trainer.expected_steps, completed=trainer.step, note="")

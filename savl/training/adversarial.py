@@ -141,12 +141,12 @@ class Adversary:
         self.settings = settings
         self.accelerator = accelerator
         self.perceptual = PerceptualLoss().to(accelerator.device) if settings.perceptual > 0 else None
-        self.plain = self.discriminator = None
+        self.unwrapped = self.discriminator = None
         """The discriminator, without and with the wrapper of accelerate; None without an adversarial loss."""
         if settings.weight > 0:
-            self.plain = UNetDiscriminator(settings.features).train()
-            adam = torch.optim.Adam(self.plain.parameters(), lr=settings.learning_rate, betas=optimizer.betas)
-            self.discriminator, self.optimizer = accelerator.prepare(self.plain, adam)
+            self.unwrapped = UNetDiscriminator(settings.features).train()
+            adam = torch.optim.Adam(self.unwrapped.parameters(), lr=settings.learning_rate, betas=optimizer.betas)
+            self.discriminator, self.optimizer = accelerator.prepare(self.unwrapped, adam)
 
     def generator_losses(self, sr: Tensor | None, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the losses of the generator.
@@ -165,12 +165,12 @@ class Adversary:
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(sr, x)
             total = total + self.settings.perceptual * terms["perceptual"]
-        if self.plain is not None:
-            # The bare module, because gradients pass through the discriminator here and do not train it.
-            self.plain.requires_grad_(False)
-            real = self.plain(x).detach() if self.settings.loss == "relativistic" else None
-            terms["adversarial"] = generator_loss(self.settings.loss, self.plain(sr), real)
-            self.plain.requires_grad_(True)
+        if self.unwrapped is not None:
+            # The unwrapped module, because gradients pass through the discriminator here and do not train it.
+            self.unwrapped.requires_grad_(False)
+            real = self.unwrapped(x).detach() if self.settings.loss == "relativistic" else None
+            terms["adversarial"] = generator_loss(self.settings.loss, self.unwrapped(sr), real)
+            self.unwrapped.requires_grad_(True)
             total = total + self.settings.weight * terms["adversarial"]
         return total, terms
 
@@ -192,10 +192,10 @@ class Adversary:
 
     def backward(self, loss: Tensor) -> bool:
         """Run the backward pass of the discriminator's loss and return whether all gradients are finite."""
-        assert self.plain is not None
+        assert self.unwrapped is not None
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
-        return all(bool(p.grad.isfinite().all()) for p in self.plain.parameters() if p.grad is not None)
+        return all(bool(p.grad.isfinite().all()) for p in self.unwrapped.parameters() if p.grad is not None)
 
     def step(self, lr_factor: float) -> None:
         """Update the discriminator.
@@ -209,14 +209,14 @@ class Adversary:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint; empty without a discriminator."""
-        if self.plain is None:
+        if self.unwrapped is None:
             return {}
-        return {"discriminator": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"discriminator": self.unwrapped.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-        if self.plain is not None:
-            self.plain.load_state_dict(state["discriminator"])
+        if self.unwrapped is not None:
+            self.unwrapped.load_state_dict(state["discriminator"])
             self.optimizer.load_state_dict(state["optimizer"])
 
 

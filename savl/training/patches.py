@@ -59,7 +59,7 @@ class PatchSource:
         self.side = side
         found = find_images(folders)
         paths = found if include_results else [path for path in found if read_mark(path) is None]
-        self.results = len(found) - len(paths)
+        self.excluded_results = len(found) - len(paths)
         """Number of images that are left out because savl has made them."""
         if not paths:
             raise ValueError(

@@ -94,13 +94,13 @@ class Trainer:
         if config.run.fused:
             use_fused_kernels(model=self.model)
         objective = Objective(self.model, config.objective).to(self.device).train()
-        self.plain = objective
+        self.unwrapped_objective = objective
         """The objective without the wrapper of accelerate, whose weights have the names of a single process."""
         self.average = AveragedWeights(self.model, config.optimizer.ema)
         self.parameters: list[nn.Parameter] = [p for p in objective.parameters() if p.requires_grad]
         self.deferred_checks = _can_defer_checks(config, self.accelerator)
         """Whether a step is checked after the passes of the next one were enqueued, so that a GPU does not idle."""
-        self.bare_optimizer = build_optimizer(objective, config.optimizer, fused=self.deferred_checks)
+        self.unwrapped_optimizer = build_optimizer(objective, config.optimizer, fused=self.deferred_checks)
         """The optimizer without the wrapper of accelerate; with deferred checks it has ``found_inf``."""
         self.autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=config.run.bfloat16, cache_enabled=not config.run.graph
@@ -114,12 +114,12 @@ class Trainer:
             with self.autocast:
                 example = torch.rand(config.data.batch, 3, side, side, device=self.device)
                 self.model.reconstruct = graphed_reconstruct(self.model, example)  # type: ignore[method-assign, assignment]
-        self.objective, self.optimizer = self.accelerator.prepare(objective, self.bare_optimizer)
+        self.objective, self.optimizer = self.accelerator.prepare(objective, self.unwrapped_optimizer)
         self.adversary = Adversary(config.gan, config.optimizer, self.accelerator)
         self.step = 0
         self.too_small = 0
         """Number of images that are left out because they are smaller than a patch."""
-        self.results = 0
+        self.excluded_results = 0
         """Number of images that are left out because savl has made them."""
         self.time = TrainingTime(config.run.minutes, partial(mean_number, self.accelerator))
         self._stopping = False
@@ -251,7 +251,7 @@ class Trainer:
                 "time": self.time.state_dict(),
                 "settings": identity_settings(self.config, self.accelerator.num_processes),
                 "average": self.average.state_dict(),
-                "objective": self.plain.state_dict(),
+                "objective": self.unwrapped_objective.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "adversary": self.adversary.state_dict(),
             }
@@ -301,7 +301,7 @@ class Trainer:
             self.adversary.step(lr_factor)
         if self.deferred_checks:
             step.send()
-            self.bare_optimizer.found_inf = step.found_inf()  # type: ignore[union-attr]
+            self.unwrapped_optimizer.found_inf = step.found_inf()  # type: ignore[union-attr]
             # Before the optimizer's step, while weights and average contain checked steps only.
             self._check_pending()
         self.optimizer.step()
@@ -354,7 +354,7 @@ class Trainer:
         )
 
     def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().cpu() for name, tensor in self.plain.state_dict().items()}
+        return {name: tensor.detach().cpu() for name, tensor in self.unwrapped_objective.state_dict().items()}
 
     def _averaged(self) -> SAVL:
         module = self.average.module
@@ -370,7 +370,7 @@ class Trainer:
                 first.enter_context(self.accelerator.local_main_process_first())
             side = (data.patch + 2 * data.margin) * scale
             patches = PatchSource(data.hr, side, on_image, data.cache, data.include_results)
-        self.too_small, self.results = patches.too_small, patches.results
+        self.too_small, self.excluded_results = patches.too_small, patches.excluded_results
         rank = self.accelerator.process_index
         return PairPool(patches, degradation, data, seed=self.config.run.seed, rank=rank, device=self.device)
 
@@ -399,12 +399,12 @@ class Trainer:
                     f"got {self.config.run.steps}"
                 )
             self.step = state["step"]
-            self.plain.load_state_dict(state["objective"])
+            self.unwrapped_objective.load_state_dict(state["objective"])
             self.average.load_state_dict(state["average"])
             if "time" in state:  # not in a checkpoint of an older version
                 self.time.load_state_dict(state["time"])
             for group in state["optimizer"]["param_groups"]:
-                group["fused"] = self.bare_optimizer.defaults["fused"]  # depends on the device of this run
+                group["fused"] = self.unwrapped_optimizer.defaults["fused"]  # depends on the device of this run
             self.optimizer.load_state_dict(state["optimizer"])
             self.adversary.load_state_dict(state["adversary"])
         except (KeyError, RuntimeError) as error:

@@ -74,7 +74,7 @@ def test_recorded_passes_train_as_plain_ones_do(
         losses: list[float] = []
         trainer.train(lambda step, terms: losses.append(terms["total"]))
         assert len(set(losses)) == 6
-        state = {name: value.detach().cpu() for name, value in trainer.plain.state_dict().items()}
+        state = {name: value.detach().cpu() for name, value in trainer.unwrapped_objective.state_dict().items()}
         return state | {"losses": torch.tensor(losses)}
 
     plain = trained(False)
@@ -154,11 +154,11 @@ def test_a_step_that_is_not_finite_changes_nothing_on_a_gpu(
 
     def keep(module: object, arguments: object) -> None:
         if trainer.step == step:  # the step before was enqueued, and this one has not begun
-            kept.update({name: value.clone() for name, value in trainer.plain.state_dict().items()})
+            kept.update({name: value.clone() for name, value in trainer.unwrapped_objective.state_dict().items()})
 
-    trainer.plain.register_forward_pre_hook(keep)
+    trainer.unwrapped_objective.register_forward_pre_hook(keep)
     # Not within the recorded passes, in which a hook would become part of the recording.
-    decoder = trainer.plain.decoder
+    decoder = trainer.unwrapped_objective.decoder
     assert decoder is not None
     weight = next(decoder.parameters())
     weight.register_hook(lambda g: g * float("inf") if what == "gradient" and trainer.step == step else g)
@@ -169,7 +169,7 @@ def test_a_step_that_is_not_finite_changes_nothing_on_a_gpu(
     assert trainer.step == step
     assert int(trainer.average.n_averaged) == step
     assert all(bool(value.isfinite().all()) for value in trainer.average.parameters())
-    for name, value in trainer.plain.state_dict().items():
+    for name, value in trainer.unwrapped_objective.state_dict().items():
         assert torch.equal(value, kept[name]), name
     saved = load_checkpoint(tmp_path / "not_finite.pt")
     assert saved["step"] == step

@@ -202,7 +202,7 @@ def test_a_discriminator_resumes_exactly_from_its_state() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_discriminator_learns_to_distinguish_noise_from_smooth_images(kind: AdversarialLoss) -> None:
     model = UNetDiscriminator(16)
-    learn(model, torch.optim.Adam(model.parameters(), 1e-3), range(60), kind)
+    learn(model, torch.optim.Adam(model.parameters(), 1e-3), range(30), kind)
     model.eval()
     real, fake = images(1000)  # never seen
     with torch.no_grad():

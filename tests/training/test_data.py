@@ -212,10 +212,10 @@ def test_images_that_savl_made_are_left_out_unless_they_are_asked_for(photograph
     for name, mark in (("up.webp", UPSCALED), ("low.jpg", DEGRADED), ("more/map.webp", SEVERITY_MAP)):
         Image.fromarray(pixels).save(photographs / name, xmp=add_mark(None, mark))
     Image.fromarray(pixels).save(photographs / "named_x4.png")  # a result by its name alone is a photograph
-    assert PatchSource([photographs], 32).results == 3
+    assert PatchSource([photographs], 32).excluded_results == 3
     assert len(PatchSource([photographs], 32).images) == 3
     everything = PatchSource([photographs], 32, include_results=True)
-    assert (everything.results, len(everything.images)) == (0, 6)
+    assert (everything.excluded_results, len(everything.images)) == (0, 6)
     (photographs / "more" / "b.jpg").unlink()
     with pytest.raises(ValueError, match=r"data.hr: .* 1 images were made by savl.*--include-results"):
         PatchSource([photographs / "more"], 32)

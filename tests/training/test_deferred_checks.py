@@ -37,7 +37,7 @@ def make(configuration: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def trainer(name: str, deferred: bool = True, source: Callable[[int], Batch] = batches, **run: object) -> Trainer:
         settings = {"steps": 7, "checkpoint_every": 3, "images_every": 100} | run
         made = Trainer(configuration(tmp_path / name, **settings), source)
-        assert made.bare_optimizer.defaults["fused"]
+        assert made.unwrapped_optimizer.defaults["fused"]
         made.deferred_checks = deferred
         return made
 
@@ -48,9 +48,9 @@ def state(trainer: Trainer) -> dict[str, Any]:
     """A copy of the state of training."""
     parts = {
         "step": trainer.step,
-        "weights": trainer.plain.state_dict(),
+        "weights": trainer.unwrapped_objective.state_dict(),
         "average": trainer.average.state_dict(),
-        "optimizer": trainer.bare_optimizer.state_dict()["state"],
+        "optimizer": trainer.unwrapped_optimizer.state_dict()["state"],
     }
     return deepcopy(parts)
 
@@ -139,7 +139,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_changes_nothing(make: Make,
     assert torch.equal(saved["y"], batches(step).y)
     assert bool(saved["x"].isnan().any()) == (what == "loss")
     assert bool(torch.tensor(saved["losses"]["total"]).isnan()) == (what == "loss")
-    assert same(saved["weights"], before.plain.state_dict())
+    assert same(saved["weights"], before.unwrapped_objective.state_dict())
 
     # With another batch in its place, the same trainer continues like an uninterrupted one.
     poisoned.clear()
@@ -239,7 +239,7 @@ def test_a_run_resumes_with_the_other_implementation_of_adam(
     first = trainer(3, not fused)
     first.train()
     second = trainer(6, fused)
-    assert [group["fused"] for group in second.bare_optimizer.param_groups] == [True if fused else None]
+    assert [group["fused"] for group in second.unwrapped_optimizer.param_groups] == [True if fused else None]
     assert same(state(second)["optimizer"], state(first)["optimizer"])
     second.train()
     assert second.step == 6

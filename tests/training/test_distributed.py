@@ -67,8 +67,8 @@ trainer = Trainer(
 rank = trainer.accelerator.process_index
 trainer.train(lambda step, _: trainer.stop() if step == 2 and rank == 1 else None)
 state = {
-    "weights": trainer.plain.state_dict(),
-    "discriminator": trainer.adversary.plain.state_dict(),
+    "weights": trainer.unwrapped_objective.state_dict(),
+    "discriminator": trainer.adversary.unwrapped.state_dict(),
     "batch": trainer.source(0).y,
     "decoded": len(decoded),
     "checkpoint": load_checkpoint(trainer.output / "checkpoint.pt")["step"],

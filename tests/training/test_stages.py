@@ -145,10 +145,10 @@ def test_a_gan_stage_trains_both_networks_and_resumes_exactly(
         return replace(base, gan=GanConfig(weight=0.1, features=4, loss=loss))  # type: ignore[arg-type]
 
     whole = Trainer(config("whole", 2))
-    assert whole.adversary.plain is not None
-    before = {name: value.clone() for name, value in whole.adversary.plain.state_dict().items()}
+    assert whole.adversary.unwrapped is not None
+    before = {name: value.clone() for name, value in whole.adversary.unwrapped.state_dict().items()}
     whole.train()
-    after = whole.adversary.plain.state_dict()
+    after = whole.adversary.unwrapped.state_dict()
     assert not torch.equal(before["enter.weight"], after["enter.weight"]), "the discriminator has not learned"
     line = json.loads((tmp_path / "whole" / "log.jsonl").read_text().splitlines()[0])
     assert line["total"] > line["sr"] + 0.1 * line["adversarial"] > line["sr"]
@@ -159,8 +159,8 @@ def test_a_gan_stage_trains_both_networks_and_resumes_exactly(
     pieces = Trainer(config("pieces", 2))
     assert pieces.step == 1
     pieces.train()
-    assert pieces.adversary.plain is not None
-    for name, value in pieces.adversary.plain.state_dict().items():
+    assert pieces.adversary.unwrapped is not None
+    for name, value in pieces.adversary.unwrapped.state_dict().items():
         assert torch.equal(value, after[name]), name
     for name, tensor in tensors(tmp_path / "whole" / "model.safetensors").items():
         assert torch.equal(tensor, tensors(tmp_path / "pieces" / "model.safetensors")[name]), name
@@ -222,8 +222,8 @@ def test_a_discriminator_that_is_not_finite_stops_the_run_before_it_reaches_the_
 ) -> None:
     config = configuration(tmp_path / "run", checkpoint_every=1)
     trainer = Trainer(replace(config, gan=GanConfig(weight=0.1, features=2)))
-    assert trainer.adversary.plain is not None
-    weight = trainer.adversary.plain.enter.weight
+    assert trainer.adversary.unwrapped is not None
+    weight = trainer.adversary.unwrapped.enter.weight
     weight.register_hook(lambda gradient: gradient * float("nan") if trainer.step == 1 else gradient)
     with pytest.raises(FloatingPointError, match="step 1: the discriminator's gradient is not finite"):
         trainer.train()

@@ -293,7 +293,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(configuration: Confi
     assert saved["x"].isnan().all()
     assert saved["images_per_recipe"] == 1
     assert saved["degradation_mask"] is None
-    trainer.plain.load_state_dict(saved["weights"])  # enough to repeat the step
+    trainer.unwrapped_objective.load_state_dict(saved["weights"])  # enough to repeat the step
 
 
 def test_the_log_has_a_line_per_step_with_losses_and_learning_rate(finished: Path) -> None:
