@@ -31,8 +31,8 @@ from savl.images.metadata_record import (
     GAIN_MAP,
     MULTI_PICTURE,
     Metadata,
-    bytes_behind,
-    pictures_behind,
+    bytes_after,
+    images_after,
 )
 from savl.images.photoshop import join_resources, split_resources
 from savl.images.tiff_directory import read_directory, read_layout
@@ -219,11 +219,11 @@ def _names_of_tail(file: BinaryIO, told: int) -> Iterator[str]:
     tail = read_tail(file)
     further = tail.pictures - told
     if further > 0:
-        yield pictures_behind(further)
+        yield images_after(further)
     if tail.film:
         yield FILM
     if tail.size:
-        yield bytes_behind(tail.size)
+        yield bytes_after(tail.size)
 
 
 def _name(segment: Segment) -> str:

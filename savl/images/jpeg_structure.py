@@ -243,7 +243,7 @@ def read_tail(file: BinaryIO) -> JpegTail:
         return JpegTail()
     pictures = 0
     while True:
-        start = _behind_filling(content, end)
+        start = _after_filling(content, end)
         further = end_of_picture(content, start) if content[start : start + len(_START)] == _START else None
         if further is None:
             break
@@ -254,7 +254,7 @@ def read_tail(file: BinaryIO) -> JpegTail:
     return JpegTail(pictures, film, 0 if film else whole - end)
 
 
-def _behind_filling(content: bytes, begin: int) -> int:
+def _after_filling(content: bytes, begin: int) -> int:
     """Return the position of the first byte from `begin` on that is not filling; 0xFF before an image is not."""
     position = begin
     while position < len(content):

@@ -131,19 +131,19 @@ class Metadata:
 GAIN_MAP = "the HDR gain map"
 DEPTH_MAP = "the depth map"
 FILM = "the film of a motion photo"
-MULTI_PICTURE = "the further pictures in the file (MPF)"
+MULTI_PICTURE = "the further images in the file (MPF)"
 COLOUR_PROFILE = "the colour profile, which is damaged"
-_BEHIND = "behind the first"
+_AFTER = "after the first"
 
 
-def pictures_behind(count: int) -> str:
+def images_after(count: int) -> str:
     """Return the name of further images in a file, of which only the number (at least 1) is known."""
-    return f"a further picture {_BEHIND}" if count == 1 else f"{count} further pictures {_BEHIND}"
+    return f"a further image {_AFTER}" if count == 1 else f"{count} further images {_AFTER}"
 
 
-def bytes_behind(count: int) -> str:
+def bytes_after(count: int) -> str:
     """Return the name of data after the end of an image."""
-    return "1 byte behind the picture" if count == 1 else f"{count} bytes behind the picture"
+    return "1 byte after the image" if count == 1 else f"{count} bytes after the image"
 
 
 def without_repetitions(lost: list[str]) -> list[str]:
@@ -153,7 +153,7 @@ def without_repetitions(lost: list[str]) -> list[str]:
     """
     names = list(dict.fromkeys(lost))
     if GAIN_MAP in names or DEPTH_MAP in names:
-        names = [name for name in names if name != MULTI_PICTURE and not name.endswith(_BEHIND)]
+        names = [name for name in names if name != MULTI_PICTURE and not name.endswith(_AFTER)]
     if MULTI_PICTURE in names:
-        names = [name for name in names if not name.endswith(_BEHIND)]
+        names = [name for name in names if not name.endswith(_AFTER)]
     return names

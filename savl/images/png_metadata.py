@@ -13,7 +13,7 @@ from typing import BinaryIO
 from savl.images import exif as exif_blocks
 from savl.images import jpeg_structure
 from savl.images.icc_profile import primaries_are_sound, repaired_profile
-from savl.images.metadata_record import COLOUR_PROFILE, Metadata, PngColour, PngText, Stored, bytes_behind
+from savl.images.metadata_record import COLOUR_PROFILE, Metadata, PngColour, PngText, Stored, bytes_after
 from savl.images.photoshop import join_resources, split_resources
 from savl.images.png_chunks import (
     MAX_INFLATED,
@@ -72,8 +72,8 @@ def read_png(file: BinaryIO) -> Metadata:
     for chunk in read_chunks(file):
         _take(found, chunk)
         if chunk.name == b"IEND":
-            behind = file.seek(0, os.SEEK_END) - chunk.end
-            found.lost += [bytes_behind(behind)] if behind > 0 else []
+            after = file.seek(0, os.SEEK_END) - chunk.end
+            found.lost += [bytes_after(after)] if after > 0 else []
     return Metadata(
         icc=found.values.get("icc"),
         exif=found.values.get("exif"),
@@ -183,7 +183,7 @@ def _take(found: _Found, chunk: Chunk) -> None:
 def _store_profile(found: _Found, chunk: Chunk) -> None:
     """Store a profile, including profiles that a PNG decoder refuses for their length or colour space."""
     if chunk.after_samples:
-        found.lost.append("a colour profile behind the samples")
+        found.lost.append("a colour profile after the samples")
         return
     _, zero, rest = chunk.data.partition(b"\0")
     inflated = inflate(rest[1:]) if zero and rest[:1] == b"\0" else None

@@ -333,11 +333,11 @@ def _cmyk_to_srgb(image: pyvips.Image) -> tuple[pyvips.Image, tuple[str, ...]]:
 
     depth = 16 if image.format == "ushort" else 8
     inks = image.extract_band(0, n=4).copy(interpretation="cmyk")
-    notes: tuple[str, ...] = ("it has no CMYK profile; a generic one was taken",)
+    notes: tuple[str, ...] = ("it has no CMYK profile; a generic one was used",)
     rgb = None
     if inks.get_typeof("icc-profile-data"):
         profile = bytes(inks.get("icc-profile-data"))
-        notes = ("its CMYK profile is broken; a generic one was taken",)
+        notes = ("its CMYK profile is damaged; a generic one was used",)
         # Check signature and colour space in the header, because libvips falls back to a generic profile silently.
         if profile[36:40] == b"acsp" and profile[16:20] == b"CMYK":
             with contextlib.suppress(pyvips.Error):

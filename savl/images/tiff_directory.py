@@ -159,14 +159,14 @@ def encode_directory(entries: Iterable[Entry], layout: Layout, offset: int, *, n
     chosen = sorted(entries, key=lambda entry: entry.tag)
     width = struct.calcsize(layout.offset)
     table = struct.pack(layout.count, len(chosen))
-    behind = offset + len(table) + struct.calcsize(layout.entry) * len(chosen) + width
+    after = offset + len(table) + struct.calcsize(layout.entry) * len(chosen) + width
     data = bytearray()
     for entry in chosen:
         if len(entry.data) <= width:
             field = entry.data.ljust(width, b"\0")
         else:
-            data += bytes((behind + len(data)) % 2)
-            field = struct.pack(layout.offset, behind + len(data))
+            data += bytes((after + len(data)) % 2)
+            field = struct.pack(layout.offset, after + len(data))
             data += entry.data
         table += struct.pack(layout.entry, entry.tag, entry.type, entry.count, field)
     encoded = table + struct.pack(layout.offset, next_offset) + data

@@ -99,8 +99,8 @@ def choose_page(file: BinaryIO, page: int | None) -> tuple[TiffPage, int, bool]:
     if not chosen.whole:
         raise DecodeFailure("its directory is cut off")
     following = next((later.index for later in pages if later.index > chosen.index), len(directories))
-    behind = directories[chosen.index + 1 : following]
-    return chosen, len(pages), any(later.is_mask and not later.is_reduced for later in behind)
+    after = directories[chosen.index + 1 : following]
+    return chosen, len(pages), any(later.is_mask and not later.is_reduced for later in after)
 
 
 def _read_chain(file: BinaryIO) -> list[TiffPage]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from savl.images.exif import PREFIX
-from savl.images.metadata_record import Metadata, Stored, bytes_behind
+from savl.images.metadata_record import Metadata, Stored, bytes_after
 
 _HEADER = 12
 _METADATA = (b"VP8X", b"ICCP", b"EXIF", b"XMP ")
@@ -29,8 +29,8 @@ def read_unknown(file: BinaryIO) -> tuple[list[str], int]:
     file.seek(4)
     size = struct.unpack("<I", file.read(4))[0] + 8
     file.seek(size + size % 2)
-    behind = sum(len(piece.strip(b"\0")) and len(piece) for piece in iter(lambda: file.read(2**20), b""))
-    return names, behind
+    after = sum(len(piece.strip(b"\0")) and len(piece) for piece in iter(lambda: file.read(2**20), b""))
+    return names, after
 
 
 def _places(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
@@ -63,34 +63,34 @@ def read_webp(file: BinaryIO) -> Metadata:
     chunks: dict[bytes, bytes] = {}
     for name, content in read_chunks(file):
         chunks.setdefault(name, content)
-    names, behind = read_unknown(file)
+    names, after = read_unknown(file)
     lost = [f"the WebP chunk {name.strip()}" for name in dict.fromkeys(names)]
-    if behind:
-        lost.append(bytes_behind(behind))
+    if after:
+        lost.append(bytes_after(after))
     return Metadata(exif=chunks.get(b"EXIF"), xmp=chunks.get(b"XMP "), lost=tuple(lost))
 
 
 def encode_webp(metadata: Metadata) -> tuple[bytes, bytes, list[str]]:
     """Return the chunks to write before and after the samples, and the names of what WebP cannot store."""
     before = b"" if metadata.icc is None else encode_chunk(b"ICCP", metadata.icc)
-    behind = b"" if metadata.exif is None else encode_chunk(b"EXIF", metadata.exif.removeprefix(PREFIX))
-    behind += b"" if metadata.xmp is None else encode_chunk(b"XMP ", metadata.xmp)
+    after = b"" if metadata.exif is None else encode_chunk(b"EXIF", metadata.exif.removeprefix(PREFIX))
+    after += b"" if metadata.xmp is None else encode_chunk(b"XMP ", metadata.xmp)
     lost = [] if metadata.iptc is None else ["IPTC"]
     if metadata.photoshop is not None:
         lost.append("Photoshop's image resources")
-    return before, behind, lost
+    return before, after, lost
 
 
-def splice_webp(head: bytes, before: bytes, behind: bytes, stored: Stored) -> bytes | None:
+def splice_webp(head: bytes, before: bytes, after: bytes, stored: Stored) -> bytes | None:
     """Add metadata to the beginning of an encoded WebP file; return None if more of the file is needed.
 
     Args:
         head: First bytes of the file, as written by an encoder without metadata.
         before: Chunks to write before the samples.
-        behind: Chunks that will be written after the samples.
+        after: Chunks that will be written after the samples.
         stored: The stored image.
     """
-    if not before and not behind:
+    if not before and not after:
         return head
     if len(head) < 30:
         return None
@@ -98,13 +98,13 @@ def splice_webp(head: bytes, before: bytes, behind: bytes, stored: Stored) -> by
     samples = 30 if head[12:16] == b"VP8X" else 12
     flags = _ALPHA if stored.bands == 4 else 0
     flags |= _ICC if before else 0
-    names = _names(behind)
+    names = _names(after)
     flags |= (_EXIF if b"EXIF" in names else 0) | (_XMP if b"XMP " in names else 0)
     extended = encode_chunk(
         b"VP8X",
         struct.pack("<I", flags) + _three_bytes(stored.width - 1) + _three_bytes(stored.height - 1),
     )
-    size += 12 - samples + len(extended) + len(before) + len(behind)
+    size += 12 - samples + len(extended) + len(before) + len(after)
     return b"RIFF" + struct.pack("<I", size) + b"WEBP" + extended + before + head[samples:]
 
 

@@ -173,8 +173,8 @@ def _splicing(metadata: Metadata, stored: Stored, image_format: ImageFormat) -> 
         segments, _ = encode_jpeg(metadata)
         return lambda head: splice_jpeg(head, segments), b""
     if image_format is WEBP:
-        before, behind, _ = encode_webp(metadata)
-        return lambda head: splice_webp(head, before, behind, stored), behind
+        before, after, _ = encode_webp(metadata)
+        return lambda head: splice_webp(head, before, after, stored), after
     return None, b""
 
 

@@ -51,7 +51,7 @@ def test_a_truncated_file_is_an_error_and_not_gray_pixels(
 
 
 @pytest.mark.parametrize("image_format", FORMATS, ids=lambda f: f.name)
-def test_a_file_of_noise_behind_a_good_signature_is_an_error(tmp_path: Path, image_format: ImageFormat) -> None:
+def test_a_file_of_noise_after_a_valid_signature_is_an_error(tmp_path: Path, image_format: ImageFormat) -> None:
     path = tmp_path / "picture"
     write_image(path, picture(), image_format=image_format)
     content = path.read_bytes()

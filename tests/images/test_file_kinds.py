@@ -54,8 +54,8 @@ def test_gray_jpeg_stays_gray() -> None:
 @pytest.mark.parametrize(
     ("profile", "note"),
     [
-        (None, "it has no CMYK profile; a generic one was taken"),
-        (b"not a profile" * 20, "its CMYK profile is broken; a generic one was taken"),
+        (None, "it has no CMYK profile; a generic one was used"),
+        (b"not a profile" * 20, "its CMYK profile is damaged; a generic one was used"),
         ("cmyk", None),
     ],
     ids=["no", "broken", "own"],

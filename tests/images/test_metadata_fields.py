@@ -54,12 +54,12 @@ def picture(width: int = 8, height: int = 6) -> Image.Image:
     return Image.fromarray(np.full((height, width, 3), (120, 90, 60), np.uint8))
 
 
-def with_chunks(path: Path, *chunks: tuple[bytes, bytes], behind: bool = False) -> Path:
+def with_chunks(path: Path, *chunks: tuple[bytes, bytes], after: bool = False) -> Path:
     """Write a PNG file with chunks before or after its samples."""
     buffer = io.BytesIO()
     picture().save(buffer, "png")
     whole = buffer.getvalue()
-    at = len(whole) - 12 if behind else 33
+    at = len(whole) - 12 if after else 33
     path.write_bytes(whole[:at] + b"".join(encode_chunk(*chunk) for chunk in chunks) + whole[at:])
     return path
 
@@ -277,7 +277,7 @@ PROFILE_TEXTS = {
 }
 
 
-@pytest.mark.parametrize("where", ["eXIf before", "eXIf behind", *PROFILE_TEXTS])
+@pytest.mark.parametrize("where", ["eXIf before", "eXIf after", *PROFILE_TEXTS])
 @pytest.mark.parametrize("target", FORMATS, ids=lambda f: f.name)
 def test_exif_is_found_wherever_png_files_have_it_and_its_orientation_applied(
     tmp_path: Path, where: str, target: ImageFormat
@@ -291,7 +291,7 @@ def test_exif_is_found_wherever_png_files_have_it_and_its_orientation_applied(
         lines = b"\n".join(data.hex().encode()[at : at + 72] for at in range(0, 2 * len(data), 72))
         text = b"\n%s\n%8d\n%s\n" % (kind, len(data), lines)
         chunk = (b"zTXt", b"Raw profile type " + kind + b"\0\0" + zlib.compress(text))
-    out, lost = through(with_chunks(tmp_path / "in", chunk, behind=where == "eXIf behind"), target)
+    out, lost = through(with_chunks(tmp_path / "in", chunk, after=where == "eXIf after"), target)
     opened = Image.open(out)
     assert opened.size == (24, 32)
     assert (opened.getexif()[0x010F], opened.getexif()[0x0112]) == ("Maker", 1)
@@ -367,7 +367,7 @@ def test_other_passengers_of_jpeg_files_are_named(tmp_path: Path) -> None:
     (sentence,) = lost
     assert sentence == (
         "left out: content credentials or other JUMBF data, application data (APP4) "
-        "and the further pictures in the file (MPF)"
+        "and the further images in the file (MPF)"
     )
 
 
@@ -378,7 +378,7 @@ def test_previews_of_cameras_go_without_a_word_and_other_pictures_with_one(
     pictures = struct.pack(">IIIHH", 0x030000, 900, 0, 0, 0) + struct.pack(">IIIHH", kind, 500, 900, 0, 0)
     block = b"MM\0*\0\0\0\x08" + struct.pack(">HHHIII", 1, 0xB002, 7, len(pictures), 26, 0) + pictures
     _, lost = through(with_segments(tmp_path / "in", (0xE2, b"MPF\0" + block)), JPEG)
-    assert lost == (["left out: the further pictures in the file (MPF)"] if named else [])
+    assert lost == (["left out: the further images in the file (MPF)"] if named else [])
 
 
 def test_names_from_files_cannot_steer_a_terminal(tmp_path: Path) -> None:

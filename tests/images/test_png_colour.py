@@ -194,7 +194,7 @@ def test_primaries_without_numbers_are_named_and_the_next_chunk_counts(tmp_path:
     np.testing.assert_allclose(shown(icc), expected(SRGB_XY, 1.0), atol=2)
 
 
-def test_a_profile_ranks_behind_cicp_and_before_gamma(tmp_path: Path) -> None:
+def test_a_profile_ranks_after_cicp_and_before_gamma(tmp_path: Path) -> None:
     icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     profile = (b"iCCP", b"x\0\0" + zlib.compress(icc))
     gamma, cicp = (b"gAMA", struct.pack(">I", 100000)), (b"cICP", bytes([12, 13, 0, 1]))
@@ -333,10 +333,10 @@ def test_a_profile_that_png_decoders_refuse_is_kept_or_named(
         ]
 
 
-def test_a_profile_behind_the_samples_says_nothing_and_is_named(tmp_path: Path) -> None:
+def test_a_profile_after_the_samples_is_ignored_and_named(tmp_path: Path) -> None:
     whole = png(tmp_path / "in").read_bytes()
     chunk = encode_chunk(b"iCCP", b"icc\0\0" + zlib.compress(PROFILES["sound"]))
     (tmp_path / "in").write_bytes(whole[:-12] + chunk + whole[-12:])
     read = read_image(tmp_path / "in")
     assert read.metadata.icc is None
-    assert losses(read.metadata, read.pixels, read.pixels, JPEG) == ["left out: a colour profile behind the samples"]
+    assert losses(read.metadata, read.pixels, read.pixels, JPEG) == ["left out: a colour profile after the samples"]

@@ -25,7 +25,7 @@ def directory(fields: Fields, order: str, offset: int, following: int = 0, *, bi
     width = 8 if big else 4
     entry = 12 + width - 4 + (4 if big else 0)
     table = struct.pack(order + ("Q" if big else "H"), len(fields))
-    behind = offset + len(table) + len(fields) * entry + width
+    after = offset + len(table) + len(fields) * entry + width
     values = b""
     for tag, (kind, numbers) in sorted(fields.items()):
         if kind == RATIONAL:
@@ -33,7 +33,7 @@ def directory(fields: Fields, order: str, offset: int, following: int = 0, *, bi
         else:
             data = struct.pack(f"{order}{len(numbers)}{'H' if kind == SHORT else 'I'}", *map(int, numbers))
         if len(data) > width:
-            place = struct.pack(order + ("Q" if big else "I"), behind + len(values))
+            place = struct.pack(order + ("Q" if big else "I"), after + len(values))
             values += data + bytes(len(data) % 2)
             data = place
         table += struct.pack(order + ("HHQ" if big else "HHI"), tag, kind, len(numbers)) + data.ljust(width, b"\0")

@@ -177,7 +177,7 @@ def test_a_cut_off_file_is_refused_in_every_layout(bits: int, layout: str) -> No
     content = tiff(page(random_codes(2, bits), BLACK_IS_ZERO, bits, (ALPHA,), **LAYOUTS[layout]))
     fields, blocks = page(random_codes(2, bits), BLACK_IS_ZERO, bits, (ALPHA,), **LAYOUTS[layout])
     first = tiff((fields, [b""] * len(blocks)))
-    behind = bytearray(first)
+    after = bytearray(first)
     places = 324 if 322 in fields else 273
     (at,) = struct.unpack_from("<I", first, 4)
     (count,) = struct.unpack_from("<H", first, at)
@@ -187,8 +187,8 @@ def test_a_cut_off_file_is_refused_in_every_layout(bits: int, layout: str) -> No
             numbers = [len(block) for block in blocks]
             if tag == places:
                 numbers = [len(first) + sum(numbers[:block]) for block in range(len(blocks))]
-            struct.pack_into(f"<{values}I", behind, where if values > 1 else at + 2 + 12 * index + 8, *numbers)
-    whole = bytes(behind) + b"".join(blocks)
+            struct.pack_into(f"<{values}I", after, where if values > 1 else at + 2 + 12 * index + 8, *numbers)
+    whole = bytes(after) + b"".join(blocks)
     np.testing.assert_array_equal(read_image(whole).pixels, read_image(content).pixels)
     for missing in (1, len(blocks[-1])):
         with pytest.raises(UnreadableImage, match="truncated or corrupt TIFF"):

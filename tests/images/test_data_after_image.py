@@ -42,13 +42,13 @@ def named(tmp_path: Path, content: bytes, source: ImageFormat, target: ImageForm
         (b"\0" * 77 + b"\xff" * 30 + b"\r\n", ""),
         (SAMSUNG, "the film of a motion photo"),
         (FILM, "the film of a motion photo"),
-        (encoded("jpeg", 1), "a further picture behind the first"),
-        (b"\xff\0" * 50 + encoded("jpeg", 1), "a further picture behind the first"),
-        (encoded("jpeg", 1) * 3, "3 further pictures behind the first"),
-        (encoded("jpeg", 1) + FILM, "a further picture behind the first and the film of a motion photo"),
-        (b"\0\0some maker's words", "20 bytes behind the picture"),
-        (encoded("jpeg", 1)[:-2], f"{len(encoded('jpeg', 1)) - 2} bytes behind the picture"),
-        (b"w", "1 byte behind the picture"),
+        (encoded("jpeg", 1), "a further image after the first"),
+        (b"\xff\0" * 50 + encoded("jpeg", 1), "a further image after the first"),
+        (encoded("jpeg", 1) * 3, "3 further images after the first"),
+        (encoded("jpeg", 1) + FILM, "a further image after the first and the film of a motion photo"),
+        (b"\0\0some maker's words", "20 bytes after the image"),
+        (encoded("jpeg", 1)[:-2], f"{len(encoded('jpeg', 1)) - 2} bytes after the image"),
+        (b"w", "1 byte after the image"),
     ],
 )
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}], ids=str)
@@ -75,9 +75,9 @@ def test_filling_may_be_longer_than_what_is_looked_at_at_once(monkeypatch: pytes
     ("kind", "pictures", "names"),
     [
         (0x010002, 1, ""),
-        (0x010002, 2, "a further picture behind the first"),
-        (0x020002, 1, "the further pictures in the file (MPF)"),
-        (0x020002, 2, "the further pictures in the file (MPF)"),
+        (0x010002, 2, "a further image after the first"),
+        (0x020002, 1, "the further images in the file (MPF)"),
+        (0x020002, 2, "the further images in the file (MPF)"),
     ],
 )
 def test_pictures_that_a_segment_lists_are_named_once(tmp_path: Path, kind: int, pictures: int, names: str) -> None:
@@ -94,7 +94,7 @@ def test_what_follows_a_png_or_webp_picture_is_named(tmp_path: Path, target: Ima
     for name, source in (("png", PNG), ("webp", WEBP)):
         whole = encoded(name)
         assert named(tmp_path, whole, source, target) == []
-        assert named(tmp_path, whole + b"words", source, target) == ["left out: 5 bytes behind the picture"]
+        assert named(tmp_path, whole + b"words", source, target) == ["left out: 5 bytes after the image"]
 
 
 def test_chunks_that_webp_does_not_define_are_named(tmp_path: Path) -> None:
