@@ -1,7 +1,7 @@
 """Triton kernels, imported as ``savl.kernels``.
 
-`attention` and `attention_backward` have the kernels, which are made of what is in `tiles`, and `launch` their
-launches; one file per op, named like its twin in ``savl/ops``, is what the dispatcher calls. `configs` has the block
-sizes, `tune` and `measure` search for them, `ahead` compiles without a GPU. This package, `configs`, `log_sum_exp`
-and `tune` import without Triton.
+`attention` and `attention_backward` contain the attention kernels, `tiles` the functions that they are made of, and
+`launch` the launches. The dispatcher calls one file per op, which has the name of the file in ``savl/ops``. `configs`
+looks up block sizes, `tune` and `gpu_timing` search for them, and `compile_ahead_of_time` compiles kernels without a
+GPU. This package, `configs`, `log_sum_exp` and `tune` can be imported without Triton.
 """

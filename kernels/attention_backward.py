@@ -1,4 +1,4 @@
-"""The backward pass of the Triton kernels of both attentions; `savl.kernels.attention` says what all of them do."""
+"""The backward pass of both attentions in Triton. `savl.kernels.attention` describes all kernels together."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _weights(
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A tile of the softmax, rebuilt from the log-sum-exp, and its gradient ``left @ rightᵀ``."""
+    """Return a tile of softmax weights, recomputed from the log-sum-exp, and its gradient ``left @ rightᵀ``."""
     logits = tile_of_logits(rows, columns, bias, bias_index, exists, visible, CHECKED, MASKED, PRECISION)
     weights = tl.exp2(logits - lse - lse_rest)
     return weights, dot(left, tl.trans(right), PRECISION)
@@ -80,7 +80,7 @@ def _weights_of_keys(
     CHECKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """`_weights` of some queries for the keys ``j`` of their window, and the keys' factors."""
+    """Return the `_weights` of some queries for the keys ``j`` of their window, and the keys' factors of the logits."""
     SPAN: tl.constexpr = WINDOW + KEY_WINDOW - 1
     ky = j // KEY_WINDOW
     kx = j % KEY_WINDOW
@@ -133,15 +133,24 @@ def backward_q(
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Gradient of BLOCK_M query rows of one window and head, and of their severity through q.
+    """Compute the gradient of BLOCK_M queries of one window and head, and of their severity through q.
 
-    Besides what `forward` takes: out and grad_out contiguous (B, H, W, heads · d); grad_q with strides of its own.
-    Writes delta, float32 (B, heads, H, W), the mean of the weights' gradients that `backward_kv` and `backward_bias`
-    want too, and grad_severity, float32 (B, heads, H, W), one share for each head.
+    Owns: BLOCK_M of the w² queries of a window, for one head.
+    Reads: their q, out, grad_out and log-sum-exp, k and v of the o² keys in steps of BLOCK_N, one bias per pair, and
+    the severity of both.
+    Keeps in registers: queries, rows of grad_out and the gradient in float32, and tiles of BLOCK_M × BLOCK_N weights
+    and of their gradients.
+    Writes: grad_q, delta and grad_severity of its queries.
+    Bytes, e per number: e · d · (4 · BLOCK_M + 2 · o²) for q, out, grad_out, grad_q, k and v; 12 to 16 a query.
+    FLOPs: 6 · BLOCK_D · BLOCK_M · o², and 4 more for float32, and an exponential for each pair and loop.
 
-    Delta equals the product of out and grad_out, and for 16-bit tensors that is what it is made of. In float32 the
-    keys are walked a first time for it: where one weight is nearly 1, its gradient minus delta is nearly 0, and is so
-    only when both went through the same arithmetic.
+    Pointers besides those of `forward`: out and grad_out contiguous (B, H, W, heads · d); grad_q with strides of its
+    own; delta float32 (B, heads, H, W), the weighted mean of the weights' gradients, which `backward_kv` and
+    `backward_bias` read too; grad_severity float32 (B, heads, H, W), the share of each head.
+
+    Delta equals the product of out and grad_out, and is computed so for 16-bit tensors. For float32 tensors a first
+    loop over the keys computes it: where one weight is nearly 1, its gradient minus delta is nearly 0, which holds only
+    when both come from the same arithmetic.
     """
     QUERIES: tl.constexpr = WINDOW * WINDOW
     KEYS: tl.constexpr = KEY_WINDOW * KEY_WINDOW
@@ -244,16 +253,26 @@ def backward_kv(
     TILE_WIDTH: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Gradients of TILE_HEIGHT × TILE_WIDTH key pixels of one head, from all windows that see them.
+    """Compute the gradients of TILE_HEIGHT × TILE_WIDTH key pixels of one head, from all windows that see them.
 
-    Besides what `backward_q` takes: grad_k and grad_v with the same strides; grad_severity takes the share through k.
+    Owns: N = TILE_HEIGHT · TILE_WIDTH key pixels of the rolled image, for one head.
+    Reads: their k, v and severity; and of each window that sees them, in steps of BLOCK_M, q, grad_out, log-sum-exp,
+    delta and severity of the queries, and one bias per pair. Without overlap that is one window where tiles divide it.
+    Keeps in registers: keys, values and both gradients in float32, and tiles of N × BLOCK_M weights and of their
+    gradients.
+    Writes: grad_k, grad_v and grad_severity of its pixels.
+    Bytes, e per number: e · d · 4 · N for k, v and their gradients, e · d · 2 · w² for each window that sees them.
+    FLOPs: 8 · BLOCK_D · N · w² for each window that sees them, and an exponential for each pair.
+
+    Pointers besides those of `backward_q`: grad_k and grad_v with the same strides; grad_severity float32
+    (B, heads, H, W), the share through k of each head.
     """
     QUERIES: tl.constexpr = WINDOW * WINDOW
     TILES: tl.constexpr = (QUERIES + BLOCK_M - 1) // BLOCK_M
     SPAN: tl.constexpr = WINDOW + KEY_WINDOW - 1
     MARGIN: tl.constexpr = (KEY_WINDOW - WINDOW) // 2
     BLOCK_N: tl.constexpr = TILE_HEIGHT * TILE_WIDTH
-    # Whether every pixel of a tile is a key of the one window that the tile lies in.
+    # Whether every pixel of a tile is a key of the one window that contains the tile.
     ALIGNED: tl.constexpr = MARGIN == 0 and WINDOW % TILE_HEIGHT == 0 and WINDOW % TILE_WIDTH == 0
     CHECK_QUERIES: tl.constexpr = QUERIES % BLOCK_M != 0
     CHECKED: tl.constexpr = CHECK_QUERIES or not ALIGNED
@@ -333,7 +352,7 @@ def backward_kv(
         values_now = add_dot(weights.to(rows_grad.dtype), rows_grad, grad_values, PRECISION)
         keys_now = narrow_dot(grad_logits, queries, grad_keys, WIDE, PRECISION)
         if not ALIGNED:
-            # A window that does not see a key must not reach it: its weights are 0, but 0 times NaN is no 0.
+            # A window must not change keys that it does not see: its weights are 0 there, but 0 times NaN is NaN.
             values_now = tl.where(is_key[:, None], values_now, grad_values)
             keys_now = tl.where(is_key[:, None], keys_now, grad_keys)
         grad_values = values_now
@@ -381,9 +400,15 @@ def backward_bias(
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Sum of the logits' gradients of BLOCK_M × BLOCK_N pairs of one head over every CHUNKS-th window.
+    """Sum the gradients of the logits of BLOCK_M × BLOCK_N pairs of one head over every CHUNKS-th window.
 
-    Writes grad_logits_sum, float32 (CHUNKS, heads, w², o²).
+    Owns: BLOCK_M queries × BLOCK_N keys of a window, for one head and one chunk of the windows.
+    Reads: q, grad_out, log-sum-exp, delta and severity of the queries, k, v and severity of the keys, in one window
+    after the other; the bias of the pairs.
+    Keeps in registers: the sum, float32 (BLOCK_M, BLOCK_N), and tiles of weights and of their gradients.
+    Writes: its part of grad_logits_sum, float32 (CHUNKS, heads, w², o²).
+    Bytes, e per number: e · d · 2 · (BLOCK_M + BLOCK_N) for each window, then 4 · BLOCK_M · BLOCK_N.
+    FLOPs: 4 · BLOCK_D · BLOCK_M · BLOCK_N for each window, and an exponential for each pair.
     """
     QUERIES: tl.constexpr = WINDOW * WINDOW
     KEYS: tl.constexpr = KEY_WINDOW * KEY_WINDOW
@@ -449,10 +474,15 @@ def fold_bias(
     BLOCK_QUERIES: tl.constexpr,
     BLOCK_SPAN: tl.constexpr,
 ):
-    """One row (offsets with the same dy) of one head of the bias gradient: the sum over all pairs that far apart.
+    """Sum the gradients of the logits over all pairs with the same offset: the gradient of the bias table.
 
-    Takes float32 (heads, w², o²), what `backward_bias` wrote added up over chunks; grad_table is (span², heads).
-    BLOCK_QUERIES ≥ w and BLOCK_SPAN ≥ span are powers of two.
+    Owns: one row of the table, the offsets with the same dy, for one head.
+    Reads: the pairs with this dy of grad_logits_sum, float32 (heads, w², o²): what `backward_bias` wrote, summed over
+    chunks.
+    Keeps in registers: the sum, float32 (BLOCK_QUERIES, BLOCK_SPAN); BLOCK_QUERIES ≥ w and BLOCK_SPAN ≥ span are powers
+    of two.
+    Writes: span numbers of grad_table (span², heads).
+    Bytes: at most 4 · w² · o; FLOPs: as many additions as pairs.
     """
     QUERIES: tl.constexpr = WINDOW * WINDOW
     KEYS: tl.constexpr = KEY_WINDOW * KEY_WINDOW

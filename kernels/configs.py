@@ -1,11 +1,11 @@
-"""Block sizes: what each kernel runs with, for a GPU, a dtype, a head dimension and a pair of windows.
+"""Block sizes of the attention kernels, for a GPU, a dtype, a head dimension and a pair of windows.
 
-The first that knows the problem counts: what `savl kernels tune` found on a GPU of this name and stored for the user,
-what the package ships for a GPU of this name, and the rule of `default_config`, which is good at once on every
-architecture. Looking up is all that ever happens while a network runs; nothing is searched then.
+The first of these sources that has the problem is used: what `savl kernels tune` stored for the user on a GPU of this
+name, what the package ships for a GPU of this name, and the rule of `default_config`, which works well on every
+architecture without a search. While a network runs, block sizes are only looked up.
 
-What was found lies in JSON files, one for each name of a GPU. A file that cannot be used costs a warning and nothing
-else. This module needs neither torch nor Triton.
+Tuned block sizes are stored in JSON files, one for each name of a GPU. A file that cannot be used causes a warning and
+has no other effect. This module needs neither torch nor Triton.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from pathlib import Path
 from typing import Any
 
 STAGES = ("forward", "backward_q", "backward_kv", "backward_bias")
-"""The kernels that have block sizes."""
+"""Names of the kernels that have block sizes."""
 
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """How one kernel is launched."""
+    """Block sizes of one kernel, and how it is launched."""
 
     block_m: int
-    """Queries of a tile, a power of two ≥ 16."""
+    """Queries in a tile, a power of two ≥ 16."""
     block_n: int
-    """Keys of a tile, a power of two ≥ 16."""
+    """Keys in a tile, a power of two ≥ 16."""
     warps: int
-    """Warps of a program: 1, 2, 4 or 8."""
+    """Number of warps of a program: 1, 2, 4 or 8."""
     stages: int
     """Depth of the software pipeline over tiles."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What the best block sizes depend on."""
+    """Dtype and shapes that the best block sizes depend on."""
 
     dtype: str
     """``"float32"``, ``"bfloat16"`` or ``"float16"``."""
@@ -52,17 +52,17 @@ class Problem:
 
     @property
     def block_d(self) -> int:
-        """Head dimension as the kernels pad it: a power of two, at least 16."""
+        """Head dimension, padded by the kernels to a power of two of at least 16."""
         return max(16, 1 << (self.head_dim - 1).bit_length())
 
 
 def default_config(stage: str, problem: Problem, capability: tuple[int, int]) -> KernelConfig:
-    """The rule: the largest tiles that leave two or more programs a multiprocessor and spill no register.
+    """Return block sizes by rule: the largest tiles that spill no register and fit two programs per multiprocessor.
 
-    One pipeline stage: k and v of a window are few and come from the L2 cache, and the other programs of the
-    multiprocessor hide that latency; a second stage adds instructions (592 against 567 for a tile of `forward` on
-    sm_90) and shared memory. Many rows a warp, because instructions are what bounds these kernels: 128×64 takes 567 for
-    a tile where 64×64 takes 348 for half of one. `savl kernels tune` tries more.
+    There is one pipeline stage: k and v of a window are small and come from the L2 cache, and the other programs of the
+    multiprocessor hide that latency. A second stage adds instructions (592 instead of 567 for a tile of `forward` on
+    sm_90) and shared memory. There are many rows per warp because instructions limit these kernels: a tile of 128×64
+    takes 567 instructions, half of it as 64×64 takes 348. `savl kernels tune` tries more.
 
     Args:
         stage: One of `STAGES`.
@@ -90,7 +90,7 @@ def default_config(stage: str, problem: Problem, capability: tuple[int, int]) ->
         elif stage == "backward_q":
             m, n = 128, 32
         elif stage == "backward_kv":
-            # Overlapping windows add selections to the sums, and their keys fill square tiles better.
+            # Overlapping windows add selects to the sums, and square tiles match the shape of their keys better.
             m, n = (32, 64) if not roomy else (32, 128) if problem.window == problem.key_window else (64, 64)
         else:
             m, n = (64, 32) if generation == 12 else (64, 64)
@@ -104,17 +104,17 @@ def default_config(stage: str, problem: Problem, capability: tuple[int, int]) ->
 
 
 def _covering(side: int) -> int:
-    """The least power of two that is at least the number of pixels of a window, and at least 16."""
+    """Return the smallest power of two that is at least side² and at least 16."""
     return max(16, 1 << (side * side - 1).bit_length())
 
 
-# What was tuned
+# Tuned block sizes
 
 CACHE_VARIABLE = "SAVL_CACHE_DIR"
 FORMAT = 1
-"""Version of the files."""
+"""Version of the file format."""
 TUNED_HERE, SHIPPED, RULE = "tuned here", "shipped", "rule"
-"""Where block sizes come from."""
+"""Sources of block sizes."""
 SHIPPED_FOLDER = Path(__file__).with_name("tuned")
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -122,7 +122,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Tuned:
-    """What one search found."""
+    """Result of one search."""
 
     stage: str
     problem: Problem
@@ -130,9 +130,9 @@ class Tuned:
     microseconds: float
     """Median time of the kernel with these block sizes."""
     rule_microseconds: float
-    """The same with those of `default_config`."""
+    """Median time with the block sizes of `default_config`."""
     kernels: str
-    """`kernels_hash` of the kernels that were measured."""
+    """`kernels_hash` of the measured kernels."""
     triton: str
     """Version of the Triton that compiled them."""
     date: str
@@ -141,25 +141,25 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Store:
-    """What a file holds for one GPU."""
+    """Content of the file of one GPU."""
 
     path: Path
     tuned: Mapping[tuple[str, Problem], Tuned] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
-    """What of the file cannot be used, and why."""
+    """Why parts of the file cannot be used."""
     unusable: bool = False
-    """Whether that is all of it: the file is none of this format and GPU."""
+    """Whether no part can be used: the file has another format or is of another GPU."""
 
 
 def config_for(
     stage: str, problem: Problem, gpu_name: str | None, capability: tuple[int, int]
 ) -> tuple[KernelConfig, str]:
-    """Look up the block sizes of a kernel; reads the files of a GPU once and remembers every answer.
+    """Look up the block sizes of a kernel. The files of a GPU are read once, and every answer is cached.
 
     Args:
         stage: One of `STAGES`.
         problem: The problem.
-        gpu_name: As the driver gives it; None for no GPU in particular.
+        gpu_name: Name that the driver gives; None for no particular GPU.
         capability: Its compute capability.
 
     Returns:
@@ -182,10 +182,10 @@ def _config_for(
 
 @cache
 def stores(gpu_name: str) -> tuple[tuple[str, Store], ...]:
-    """The files there are for a GPU with where they come from, the first to be asked first; warns of what is unusable.
+    """Return the files of a GPU with their sources, in order of precedence; warn about what cannot be used.
 
     Args:
-        gpu_name: As the driver gives it.
+        gpu_name: Name that the driver gives.
     """
     found = []
     for source, folder in ((TUNED_HERE, user_folder()), (SHIPPED, SHIPPED_FOLDER)):
@@ -207,9 +207,9 @@ def stores(gpu_name: str) -> tuple[tuple[str, Store], ...]:
 
 
 def user_folder() -> Path | None:
-    """Where `savl kernels tune` stores what it finds; None without a home folder.
+    """Return the folder that `savl kernels tune` stores files in; None without a home folder.
 
-    ``kernels`` in what SAVL_CACHE_DIR names, else in ``savl`` of XDG_CACHE_HOME, else in ``~/.cache/savl``.
+    It is ``kernels`` in SAVL_CACHE_DIR, else in ``savl`` in XDG_CACHE_HOME, else in ``~/.cache/savl``.
     """
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named) / "kernels"
@@ -223,20 +223,20 @@ def user_folder() -> Path | None:
 
 
 def file_name(gpu_name: str) -> str:
-    """Name of the file of a GPU, such as ``nvidia-h100-80gb-hbm3.json``."""
+    """Return the name of the file of a GPU, such as ``nvidia-h100-80gb-hbm3.json``."""
     return re.sub(r"[^a-z0-9]+", "-", gpu_name.lower()).strip("-") + ".json"
 
 
 @cache
 def kernels_hash() -> str:
-    """The `code_hash` of the kernels that are installed."""
+    """Return the `code_hash` of the installed attention kernels."""
     return code_hash(
         *(Path(__file__).with_name(name) for name in ("attention.py", "attention_backward.py", "tiles.py"))
     )
 
 
 def code_hash(*paths: Path) -> str:
-    """Sixteen hexadecimal digits that change with the code of Python files, not with their comments and line breaks.
+    """Return 16 hexadecimal digits that depend on the code of Python files, not on comments, docstrings, line breaks.
 
     Args:
         paths: The files.
@@ -262,11 +262,11 @@ def _add_code(digest: hashlib._Hash, path: Path) -> None:
 
 
 def read_store(path: Path, gpu_name: str) -> Store | None:
-    """Read a file; None where there is none. Whatever else is wrong is told in `Store.ignored`.
+    """Read a file; None if there is none. Every other problem is reported in `Store.ignored`.
 
     Args:
         path: The file.
-        gpu_name: The GPU it must be of.
+        gpu_name: The GPU that the file must be of.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -301,22 +301,22 @@ def read_store(path: Path, gpu_name: str) -> Store | None:
 
 
 def dump_store(gpu_name: str, entries: Iterable[Tuned]) -> bytes:
-    """Content of a file, which `read_store` reads.
+    """Return the content of a file for `read_store`.
 
     Args:
         gpu_name: The GPU.
-        entries: What was found.
+        entries: Results of searches.
     """
     listed = []
     for entry in sorted(entries, key=lambda each: (str(each.problem), STAGES.index(each.stage))):
         values = asdict(entry)
         listed.append({"stage": values.pop("stage"), **values.pop("problem"), **values.pop("config"), **values})
-    lines = ",\n".join(f"  {json.dumps(values)}" for values in listed)  # a line each: a change is easy to see
+    lines = ",\n".join(f"  {json.dumps(values)}" for values in listed)  # one entry a line, for readable diffs
     return f'{{\n "format": {FORMAT},\n "gpu": {json.dumps(gpu_name)},\n "configs": [\n{lines}\n ]\n}}\n'.encode()
 
 
 def forget() -> None:
-    """Read the files again when next asked."""
+    """Clear the caches, so that the files are read again."""
     stores.cache_clear()
     _config_for.cache_clear()
 
@@ -326,7 +326,7 @@ def _unusable(path: Path, reason: str) -> Store:
 
 
 def _entry(values: Any) -> Tuned:
-    """Raises ValueError where something is missing, or is nothing that a kernel can run with."""
+    """Return one entry of a file. Raise ValueError where a value is missing or no kernel can run with it."""
     if not isinstance(values, dict):
         raise ValueError(f"must be an object, got {type(values).__name__}")
 

@@ -1,4 +1,4 @@
-"""From tensors to launches of the attention kernels: shapes, strides, block sizes and grids."""
+"""Launches of the attention kernels: shapes, strides, block sizes and grids for the tensors of a call."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from savl.kernels.configs import KernelConfig, Problem, config_for
 from savl.kernels.log_sum_exp import lse_dtype
 
 BIAS_PROGRAMS = 1024
-"""How many programs share the sum over windows of `backward_bias`, more or less. Not a function of the GPU: the same
-shapes give the same bits on all of them."""
+"""Approximate number of programs that share the sum over windows of `backward_bias`. It is the same for every GPU, so
+that the same shapes give the same bits on all of them."""
 
 OPTIONS = {"enable_fp_fusion": True}
-"""Of Triton, for every kernel. Fused multiply-adds were the default up to Triton 3.9."""
+"""Options of Triton for every kernel. Fused multiply-adds were the default up to Triton 3.9."""
 
 
 @dataclass(frozen=True)
 class Attention:
-    """One call: its tensors as (B, H, W, C) views with contiguous channels, and its geometry."""
+    """One call: its tensors as (B, H, W, C) views with contiguous channels, and its geometry in pixels."""
 
     q: Tensor
     k: Tensor
@@ -39,23 +39,23 @@ class Attention:
 
     @property
     def heads(self) -> int:
-        """How many the channels are cut into."""
+        """Number of attention heads."""
         return self.bias_table.shape[1]
 
     @property
     def problem(self) -> Problem:
-        """What block sizes are looked up by."""
+        """The problem that block sizes are looked up for."""
         head_dim = self.q.shape[3] // self.heads
         return Problem(str(self.q.dtype).removeprefix("torch."), head_dim, self.window, self.key_window)
 
     @property
     def windows(self) -> int:
-        """Windows of all images."""
+        """Number of windows of all images."""
         batch, height, width, _ = self.q.shape
         return batch * (height // self.window) * (width // self.window)
 
     def constants(self) -> dict[str, Any]:
-        """Compile-time arguments that all kernels share."""
+        """Return the compile-time arguments that all kernels share."""
         problem = self.problem
         scale = problem.head_dim**-0.5
         grows = self.severity is not None or scale * math.log2(math.e) > 1
@@ -67,7 +67,7 @@ class Attention:
             "KEY_WINDOW": self.key_window,
             "SCALE": scale,
             "HAS_SEVERITY": self.severity is not None,
-            # A factor of the logits that is larger than what it is made of may not be a float16 any more.
+            # A factor of the logits that is larger than q or k may exceed the range of float16.
             "WIDE_FACTORS": self.q.dtype == torch.float16 and grows,
             "SHIFTED": self.shift > 0,
             "FAR": self.q.shape[1] * self.q.shape[2] * max(self.q.stride(2), self.k.stride(2)) >= 2**31,
@@ -75,39 +75,39 @@ class Attention:
         }
 
     def scaled_bias(self) -> Tensor:
-        """The table as float32 (heads, span²), in units of ln 2."""
+        """Return the bias table as float32 (heads, span²), in units of ln 2."""
         rows, heads = self.bias_table.shape
         bias = torch.empty(heads, rows, dtype=torch.float32, device=self.q.device)
         return torch.mul(self.bias_table.t(), math.log2(math.e), out=bias)
 
     def config(self, stage: str) -> KernelConfig:
-        """Block sizes of one of `savl.kernels.configs.STAGES`."""
+        """Return the block sizes of one of `savl.kernels.configs.STAGES`."""
         return config_for(stage, self.problem, *_gpu(self.q.device.index if self.q.is_cuda else None))[0]
 
     def launch(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-        """Run a kernel; every launch is one of this method.
+        """Run a kernel. Every launch of an attention kernel is a call of this method.
 
         Args:
             kernel: One of `savl.kernels.attention` or `attention_backward`.
             programs: How many of its programs to run.
-            arguments: Its first arguments.
-            constants: Its other arguments, and options of Triton.
+            arguments: Its positional arguments.
+            constants: Its compile-time arguments, and options of Triton.
         """
         kernel[(programs,)](*arguments, **constants, **OPTIONS)
 
 
 @cache
 def _gpu(index: int | None) -> tuple[str | None, tuple[int, int]]:
-    """Name and compute capability of a CUDA device; without one, as under Triton's interpreter, those of none."""
+    """Return name and compute capability of a CUDA device; None and (9, 0) for no device, as when interpreted."""
     if index is None:
         return None, (9, 0)
     return torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
 
 
 def precision(dtype: torch.dtype, head_dim: int) -> str:
-    """How products of float32 are computed: as torch computes its own, whose tf32 wants rows of whole 16 bytes."""
+    """Return how products are computed: as torch does, which uses tf32 only for rows of whole 16 bytes."""
     if dtype != torch.float32:
-        return "tf32"  # for float16's wide products, whose last bits may be cut off; says nothing of 16-bit operands
+        return "tf32"  # for the float32 factors of float16 tensors; 16-bit operands are not affected
     allowed = torch.backends.cuda.matmul.fp32_precision == "tf32" and head_dim % 4 == 0
     return "tf32, rounded" if allowed else "ieee"
 
@@ -160,19 +160,20 @@ def backward(
         out: What `forward` returned.
         lse: What `forward` returned.
         grad_out: Gradient of out, contiguous.
-        grad_q: Written; a (B, H, W, C) view with channels side by side and pixels evenly spaced.
-        grad_k: Likewise.
-        grad_v: Likewise, with the strides of ``grad_k``.
+        grad_q: Output; a (B, H, W, C) view with contiguous channels and evenly spaced pixels.
+        grad_k: Output, likewise.
+        grad_v: Output, likewise, with the strides of ``grad_k``.
 
     Returns:
-        Gradients of the bias table and of the severity, in their shapes and dtypes; the latter is empty without one.
+        Gradients of the bias table and of the severity, in their shapes and dtypes; without severity the second is
+        empty.
     """
     batch, height, width, _ = call.q.shape
     table = call.bias_table
     grad_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
     severity = call.severity
-    # A single key has all weight whatever its logit, and rounding must not say otherwise. A logit that is NaN spoils
-    # the output alone.
+    # A single key has the weight 1 for any logit, so its logit has no gradient, and rounding must not give it one. A
+    # logit that is NaN makes the output NaN, but not the gradients.
     if call.key_window == 1:
         grad_q.zero_()
         grad_k.zero_()
@@ -181,17 +182,17 @@ def backward(
         return grad_table, call.q.new_empty(0) if severity is None else torch.zeros_like(severity)
     maps = (batch, call.heads, height, width)
     delta = torch.empty(maps, dtype=torch.float32, device=call.q.device)
-    # Shares of the severity's gradient: through q and through k, one a head.
+    # Parts of the severity's gradient: through q and through k, for each head.
     shares = torch.empty((2, *maps) if severity is not None else 0, dtype=torch.float32, device=call.q.device)
     through_q, through_k = (shares[0], shares[1]) if severity is not None else (lse, lse)
     image = (height, width, call.shift, call.q.stride(2), call.k.stride(2))
     bias = call.scaled_bias()
-    scale = severity if severity is not None else lse
+    severity_map = severity if severity is not None else lse  # some pointer: not read without severity
     with device_of(call.q):
         config = call.config("backward_q")
         call.launch(
             attention_backward.backward_q, call.windows * call.heads * triton.cdiv(call.window**2, config.block_m),
-            call.q, call.k, call.v, bias, scale, out, lse, grad_out, delta, grad_q, through_q,
+            call.q, call.k, call.v, bias, severity_map, out, lse, grad_out, delta, grad_q, through_q,
             *image, grad_q.stride(2), **call.constants(),
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages, num_warps=config.warps,
         )  # fmt: skip
@@ -200,7 +201,7 @@ def backward(
         tiles = batch * triton.cdiv(height, tile_height) * triton.cdiv(width, tile_width)
         call.launch(
             attention_backward.backward_kv, tiles * call.heads,
-            call.q, call.k, call.v, bias, scale, lse, grad_out, delta, grad_k, grad_v, through_k,
+            call.q, call.k, call.v, bias, severity_map, lse, grad_out, delta, grad_k, grad_v, through_k,
             *image, grad_k.stride(2), **call.constants(),
             BLOCK_M=config.block_m, TILE_HEIGHT=tile_height, TILE_WIDTH=tile_width, STAGES=config.stages,
             num_warps=config.warps,
@@ -213,7 +214,7 @@ def backward(
         )
         call.launch(
             attention_backward.backward_bias, pairs * call.heads * chunks,
-            call.q, call.k, call.v, bias, scale, lse, grad_out, delta, sums, call.windows,
+            call.q, call.k, call.v, bias, severity_map, lse, grad_out, delta, sums, call.windows,
             *image, **call.constants(), CHUNKS=chunks,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages, num_warps=config.warps,
         )  # fmt: skip
@@ -229,24 +230,24 @@ def backward(
 
 
 def key_tile(block_n: int) -> tuple[int, int]:
-    """Height and width in pixels of a tile of keys in `backward_kv`: as square as a power of two can be."""
+    """Return height and width, in pixels, of a tile of keys in `backward_kv`: powers of two, as square as possible."""
     width = 1 << (block_n.bit_length() // 2)
     return block_n // width, width
 
 
 def bias_chunks(windows: int, programs: int) -> int:
-    """In how many chunks `backward_bias` takes the windows; a power of two, so that few are compiled."""
+    """Return the number of chunks of windows in `backward_bias`: a power of two, so that few kernels are compiled."""
     wanted = max(1, min(windows, BIAS_PROGRAMS // programs))
     return 1 << (wanted.bit_length() - 1)
 
 
 def device_of(tensor: Tensor) -> Any:
-    """Context in which launches go to the tensor's device; nothing under Triton's interpreter."""
+    """Return a context in which launches go to the tensor's device; it has no effect for tensors on the CPU."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def with_even_pixels(tensor: Tensor) -> Tensor:
-    """``(B, H, W, C)`` with channels side by side and pixels evenly spaced: the tensor itself, or a copy."""
+    """Return ``(B, H, W, C)`` with contiguous channels and evenly spaced pixels: the tensor itself, or a copy."""
     batch, height, width, channels = tensor.shape
     step = tensor.stride(2)
     wanted = ((batch, height * width * step), (height, width * step), (width, step), (channels, 1))

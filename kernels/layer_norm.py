@@ -1,15 +1,16 @@
 """``savl::layer_norm`` and its backward pass on the GPU; the mathematics is in savl/ops/layer_norm.py.
 
-A program takes a tile of pixels with all their channels, padded to a power of two. With e bytes a number the forward
-pass moves 2·e and the backward pass 3·e bytes per number of x, and eight a pixel: memory is the limit of both. Every
-number is read once, and mean and variance are two sums over registers, so that no large mean cancels.
+A program processes tiles of pixels with all their channels, padded to a power of two. With e bytes per number, the
+forward pass moves 2·e and the backward pass 3·e bytes per number of x, and both move 8 bytes per pixel: memory limits
+both. Every number is read once. The variance is computed from centred numbers in registers, so that a large mean does
+not cancel its digits.
 
     with x̂ = (x − mean) · inverse, inverse = 1 / √(variance + eps), g = grad_out · weight, and means over channels:
     grad_x      = (g − mean(g) − x̂ · mean(g · x̂)) · inverse
     grad_weight = Σ_pixels grad_out · x̂,  grad_bias = Σ_pixels grad_out
 
-The sums over pixels are shared by a number of programs that depends on the shape alone, and added in a fixed order: the
-same bits at every run.
+The number of programs that share the sums over pixels depends on the shape alone, and their parts are added in a fixed
+order, so every run gives the same bits.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from savl.kernels import launch as attention_launch
 from savl.kernels.launch import device_of, with_even_pixels
 
 OPTIONS = {**attention_launch.OPTIONS, "num_warps": 4}
-"""Of Triton, for both kernels."""
+"""Options of Triton for both kernels."""
 
 FORWARD_TILE, BACKWARD_TILE = 4096, 2048
-"""Numbers of a tile: 32 and 16 a thread of four warps, so that no register is spilled."""
+"""Numbers in a tile: 32 and 16 for each thread of four warps, so that no register is spilled."""
 SHARES = 1024
-"""Most programs that share the sums over pixels."""
+"""Largest number of programs that share the sums over pixels."""
 
 
 @triton.jit
@@ -51,8 +52,12 @@ def forward(
 ):
     """Normalise BLOCK_P pixels.
 
-    Pointers: x with channels side by side and ``x_stride`` numbers from pixel to pixel; weight and bias (C); out
-    (pixels, C); mean and inverse float32 (pixels).
+    Owns: BLOCK_P pixels with all channels. Reads: their numbers, weight and bias. Keeps in registers: one tile
+    (BLOCK_P, BLOCK_C) in float32. Writes: out, mean and inverse of its pixels. Bytes: 2 · e a number, 8 a pixel.
+    FLOPs: about 7 a number.
+
+    Pointers: x with contiguous channels and ``x_stride`` numbers from pixel to pixel; weight and bias (C); out
+    (pixels, C); mean and inverse = 1 / √(variance + eps), float32 (pixels).
     """
     first = tl.program_id(0).to(tl.int64) * BLOCK_P
     p = tl.arange(0, BLOCK_P)
@@ -89,7 +94,12 @@ def backward(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """Gradients of every ``programs``-th tile of BLOCK_P pixels, and a share of the sums over pixels.
+    """Compute the gradients of every ``programs``-th tile of BLOCK_P pixels, and a part of the sums over pixels.
+
+    Owns: every ``programs``-th tile of BLOCK_P pixels with all channels. Reads: their numbers, grad_out, mean and
+    inverse; the weight. Keeps in registers: two tiles (BLOCK_P, BLOCK_C) in float32, and two sums (BLOCK_C).
+    Writes: grad_x of its pixels and its part of the sums. Bytes: 3 · e a number, 8 a pixel, 8 · C for the sums.
+    FLOPs: about 14 a number.
 
     Pointers: as for `forward`; grad_out and grad_x (pixels, C); sums float32 (programs, 2, C), of the weight and of the
     bias.
@@ -129,21 +139,33 @@ def run(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
     Args:
         kernel: `forward` or `backward`.
         programs: How many of its programs to run.
-        arguments: Its first arguments.
-        constants: Its other arguments.
+        arguments: Its positional arguments.
+        constants: Its compile-time arguments.
     """
     kernel[(programs,)](*arguments, **constants, **OPTIONS)
 
 
 Launch = Callable[..., None]
-"""As `run`."""
+"""A function with the parameters of `run`."""
 
 
 def layer_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, wide: bool, launch: Launch = run
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise; also returns each pixel's mean and 1 / √(variance + eps), float32 ``(B, H, W)``."""
-    x = with_near_pixels(x)
+    """Normalise each pixel of ``x`` (B, H, W, C) over its channels.
+
+    Args:
+        x: Features.
+        weight: (C,).
+        bias: (C,).
+        eps: Added to the variance.
+        wide: Return float32 whatever the dtype of ``x``, as under autocast.
+        launch: What launches the kernel.
+
+    Returns:
+        The result (B, H, W, C), and mean and 1 / √(variance + eps) of each pixel, float32 (B, H, W).
+    """
+    x = _with_near_pixels(x)
     channels, pixels = x.shape[3], x.shape[:3].numel()
     out = torch.empty(x.shape, dtype=torch.float32 if wide else x.dtype, device=x.device)
     mean, inverse = (torch.empty(x.shape[:3], dtype=torch.float32, device=x.device) for _ in range(2))
@@ -167,8 +189,8 @@ def layer_norm_backward(
     inverse: Tensor,
     launch: Launch = run,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, the weight and the bias."""
-    x, grad_out = with_near_pixels(x), grad_out.contiguous()
+    """Return the gradients of x, the weight and the bias; ``mean`` and ``inverse`` are those of `layer_norm`."""
+    x, grad_out = _with_near_pixels(x), grad_out.contiguous()
     channels, pixels = x.shape[3], x.shape[:3].numel()
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if pixels == 0:
@@ -187,19 +209,19 @@ def layer_norm_backward(
     return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
 
 
-def with_near_pixels(x: Tensor) -> Tensor:
-    """With even pixels, those of a tile within 2³¹ numbers: the tensor itself, or a copy."""
+def _with_near_pixels(x: Tensor) -> Tensor:
+    """Return x with evenly spaced pixels, those of a tile within 2³¹ numbers: the tensor itself, or a copy."""
     x = with_even_pixels(x)
     _, block_p = tile_of(x.shape[3], FORWARD_TILE)
     return x if block_p * x.stride(2) < 2**31 else x.contiguous()
 
 
 def tile_of(channels: int, numbers: int) -> tuple[int, int]:
-    """Channels as a program pads them, and the pixels that it takes at a time; both powers of two.
+    """Return the padded number of channels and the number of pixels of a tile, both powers of two.
 
     Args:
         channels: C.
-        numbers: Of the tile, more or less.
+        numbers: Numbers in the tile, approximately.
     """
     padded = triton.next_power_of_2(channels)
     return padded, max(1, numbers // padded)

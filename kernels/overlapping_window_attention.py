@@ -19,7 +19,7 @@ def _call(
 def overlapping_window_attention(
     q: Tensor, kv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, key_window: int
 ) -> tuple[Tensor, Tensor]:
-    """Attend; also returns the log-sum-exp that the backward pass wants. Shapes as in the op's schema."""
+    """Return the output and the log-sum-exp for the backward pass, in the shapes of the op's schema."""
     return launch.forward(_call(q, kv, bias_table, severity, window, key_window))
 
 
@@ -34,7 +34,7 @@ def overlapping_window_attention_backward(
     window: int,
     key_window: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, kv, the bias table and the severity (empty without one)."""
+    """Return the gradients of q, kv, the bias table and the severity (empty without severity)."""
     grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     grad_kv = torch.empty(kv.shape, dtype=kv.dtype, device=kv.device)
     call = _call(q, kv, bias_table, severity, window, key_window)

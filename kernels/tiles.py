@@ -1,4 +1,4 @@
-"""What the attention kernels are made of: addresses of pixels, rows of heads, factors, tiles of logits, windows."""
+"""Functions that the attention kernels are made of: addresses, loads and stores, products, tiles of logits, windows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INTERPRETED: tl.constexpr = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 @triton.jit
 def image_pixel(y, x, height, width, shift, SHIFTED: tl.constexpr, FAR: tl.constexpr):
-    """Number in its image of a pixel of the rolled image."""
+    """Return the index in the image of pixel (y, x) of the rolled image; 64-bit where FAR."""
     if SHIFTED:
         y += shift
         y = tl.where(y >= height, y - height, y)
@@ -26,7 +26,7 @@ def image_pixel(y, x, height, width, shift, SHIFTED: tl.constexpr, FAR: tl.const
 
 @triton.jit
 def load_rows(base, pixels, stride, valid, CHECKED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """``(rows, BLOCK_D)``: one head of some pixels, zeros past the head and where not ``valid``."""
+    """Load one head of some pixels, ``(rows, BLOCK_D)``; zeros past HEAD_DIM and, where CHECKED, if not ``valid``."""
     d = tl.arange(0, BLOCK_D)
     pointers = base + (pixels * stride)[:, None] + d[None, :]
     if CHECKED:
@@ -38,7 +38,7 @@ def load_rows(base, pixels, stride, valid, CHECKED: tl.constexpr, HEAD_DIM: tl.c
 
 @triton.jit
 def store_rows(base, pixels, stride, rows, valid, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Write one head of some pixels where ``valid``, rounded to the dtype of the tensor."""
+    """Store one head of some pixels where ``valid``, rounded to the dtype of the tensor."""
     d = tl.arange(0, BLOCK_D)
     pointers = base + (pixels * stride)[:, None] + d[None, :]
     tl.store(pointers, rows.to(base.dtype.element_ty), mask=valid[:, None] & (d < HEAD_DIM)[None, :])
@@ -46,7 +46,7 @@ def store_rows(base, pixels, stride, rows, valid, HEAD_DIM: tl.constexpr, BLOCK_
 
 @triton.jit
 def severity_of(severity, pixels, valid, HAS_SEVERITY: tl.constexpr):
-    """``(rows,)`` float32: severity of some pixels, 0 where not ``valid``; nothing in particular without severity."""
+    """Load the severity of some pixels, ``(rows,)`` float32, 0 where not ``valid``; unused where not HAS_SEVERITY."""
     if HAS_SEVERITY:
         return tl.load(severity + pixels, mask=valid, other=0.0).to(tl.float32)
     return 0.0 * valid.to(tl.float32)
@@ -54,7 +54,7 @@ def severity_of(severity, pixels, valid, HAS_SEVERITY: tl.constexpr):
 
 @triton.jit
 def query_factor(q, severity, SCALE: tl.constexpr, HAS_SEVERITY: tl.constexpr, WIDE: tl.constexpr):
-    """The queries' factor of the logits, ``s q log₂ e / √d``, rounded to their dtype or, where WIDE, float32."""
+    """Return the queries' factor of the logits, ``s q log₂ e / √d``: float32 where WIDE, else in the dtype of q."""
     factor = q.to(tl.float32) * (SCALE * LOG2E)
     if HAS_SEVERITY:
         factor = factor * severity[:, None]
@@ -63,7 +63,7 @@ def query_factor(q, severity, SCALE: tl.constexpr, HAS_SEVERITY: tl.constexpr, W
 
 @triton.jit
 def key_factor(k, severity, HAS_SEVERITY: tl.constexpr, WIDE: tl.constexpr):
-    """The keys' factor of the logits, ``s k``, likewise."""
+    """Return the keys' factor of the logits, ``s k``: float32 where WIDE, else in the dtype of k."""
     if HAS_SEVERITY:
         factor = k.to(tl.float32) * severity[:, None]
         return factor if WIDE else factor.to(k.dtype)
@@ -73,7 +73,7 @@ def key_factor(k, severity, HAS_SEVERITY: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def side_of(y, x, last_row, last_column, shift, WINDOW: tl.constexpr):
-    """Which side of the image a pixel (y, x) of a window comes from: wrapped-around rows and columns count 2 and 1."""
+    """Return which side of the image a pixel (y, x) of a window is from: 2 for wrapped rows, plus 1 for columns."""
     wrapped_row = last_row & (y >= WINDOW - shift)
     wrapped_column = last_column & (x >= WINDOW - shift)
     return wrapped_row.to(tl.int32) * 2 + wrapped_column.to(tl.int32)
@@ -81,12 +81,12 @@ def side_of(y, x, last_row, last_column, shift, WINDOW: tl.constexpr):
 
 @triton.jit
 def load_bias(bias, index, exists, CHECKED: tl.constexpr):
-    """Elements of the table, −∞ for pairs that do not exist where CHECKED.
+    """Load elements of the bias table; −∞ for pairs that do not exist, where CHECKED.
 
-    A plain load takes a layout of its own, and its result goes through shared memory into that of the products. The
-    instruction written out is, to the compiler, arithmetic like any other: it is done in the layout of the products,
-    with offsets that are constants, and pairs of a thread with the same offset share a load. That is a fifth fewer
-    instructions a tile and no barrier, where there were sixteen.
+    The compiler gives `tl.load` a layout of its own and moves the result through shared memory into the layout of the
+    products. It treats inline assembly as arithmetic instead: the loads happen in the layout of the products, with
+    constant offsets, and pairs of a thread with the same offset share a load. That saves a fifth of the instructions of
+    a tile and all of its sixteen barriers.
     """
     if INTERPRETED:
         return tl.load(bias + index, mask=exists, other=float("-inf"))
@@ -105,9 +105,9 @@ def load_bias(bias, index, exists, CHECKED: tl.constexpr):
 
 @triton.jit
 def operand(x, PRECISION: tl.constexpr):
-    """An operand of a product. A float32 is rounded to the nearest tf32 where PRECISION is "tf32, rounded".
+    """Return an operand of a product: float32 rounded to the nearest tf32 where PRECISION is "tf32, rounded".
 
-    Tensor cores cut its last bits off otherwise, which always errs to one side, and by twice as much.
+    Without rounding, tensor cores truncate the last bits. That error has twice the size, and always the same sign.
     """
     if PRECISION == "tf32, rounded" and not INTERPRETED:
         return tl.inline_asm_elementwise(
@@ -118,16 +118,16 @@ def operand(x, PRECISION: tl.constexpr):
 
 @triton.jit
 def dot(a, b, PRECISION: tl.constexpr):
-    """``a @ b``, summed up in float32; PRECISION is "ieee", "tf32" or "tf32, rounded"."""
+    """Return ``a @ b``, accumulated in float32; PRECISION is "ieee", "tf32" or "tf32, rounded"."""
     INPUT: tl.constexpr = "ieee" if PRECISION == "ieee" else "tf32"
     return tl.dot(operand(a, PRECISION), operand(b, PRECISION), input_precision=INPUT)
 
 
 @triton.jit
 def add_dot(a, b, accumulator, PRECISION: tl.constexpr):
-    """``accumulator + a @ b``; in float32 proper the product is summed up by itself first, which rounds less.
+    """Return ``accumulator + a @ b``. With PRECISION "ieee" the product is summed by itself first, which rounds less.
 
-    The compiler would fold a sum into the product. It leaves a multiply-add alone.
+    The compiler would fold an addition into the product, but not a multiply-add.
     """
     if PRECISION == "ieee":
         return tl.fma(dot(a, b, PRECISION), 1.0, accumulator)
@@ -146,11 +146,11 @@ def tile_of_logits(
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A tile of logits in units of ln 2.
+    """Return a tile of logits in units of ln 2.
 
-    −∞ is added instead of the bias to pairs that do not exist (where CHECKED) or are not ``visible`` (where MASKED);
-    a product that is NaN stays NaN, as in the reference, but a NaN bias of a pair that is not visible is not looked at.
-    The bias is what the product is added to, which costs no instruction on tensor cores.
+    Pairs that do not exist (where CHECKED) or are not ``visible`` (where MASKED) get −∞ in place of the bias. A product
+    that is NaN stays NaN, as in the reference; the bias of a pair that is not visible has no effect, even if it is NaN.
+    The bias is the initial value of the accumulator, which costs no instruction on tensor cores.
     """
     start = load_bias(bias, bias_index, exists, CHECKED)
     if MASKED:
@@ -160,7 +160,7 @@ def tile_of_logits(
 
 @triton.jit
 def load_lse(pointers, valid):
-    """Log-sum-exp of some rows as a float32 and what it lacks; that is nothing where the log-sum-exp is float32."""
+    """Load the log-sum-exp of some rows: as float32, and its rounding error, 0 where it is stored as float32."""
     lse = tl.load(pointers, mask=valid, other=0.0)
     rounded = lse.to(tl.float32)
     return rounded, (lse - rounded.to(lse.dtype)).to(tl.float32)
@@ -168,7 +168,7 @@ def load_lse(pointers, valid):
 
 @triton.jit
 def narrow_dot(a, b, accumulator, WIDE: tl.constexpr, PRECISION: tl.constexpr):
-    """Add ``a @ b`` for float32 gradients of logits ``a``, rounded to the dtype of b; in tf32 where that overflows."""
+    """Return ``accumulator + a @ b``, the gradients of logits ``a`` rounded to the dtype of b; as tf32 where WIDE."""
     if WIDE:
         return add_dot(a, b.to(tl.float32), accumulator, PRECISION)
     return add_dot(a.to(b.dtype), b, accumulator, PRECISION)
@@ -179,7 +179,7 @@ def narrow_dot(a, b, accumulator, WIDE: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def place_of_window(window, height, width, WINDOW: tl.constexpr):
-    """Where a window is: row and column among the windows of its image, whether they are the last, pixels before it."""
+    """Return row and column of a window in its image, whether each is the last, and the pixels before the image."""
     columns = width // WINDOW
     rows = height // WINDOW
     column = window % columns
@@ -210,7 +210,7 @@ def keys_and_values(
     FAR: tl.constexpr,
     CHECK_KEYS: tl.constexpr,
 ):
-    """Factors of the logits and values of the keys with numbers ``j`` of a window; zeros outside the image."""
+    """Load the factors of the logits and the values of keys ``j`` of a window; zeros outside the image."""
     MARGIN: tl.constexpr = (KEY_WINDOW - WINDOW) // 2
     CHECKED: tl.constexpr = CHECK_KEYS or MARGIN > 0
     y = row * WINDOW - MARGIN + j // KEY_WINDOW

@@ -18,7 +18,7 @@ def _call(qkv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int,
 def window_attention(
     qkv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, shift: int
 ) -> tuple[Tensor, Tensor]:
-    """Attend; also returns the log-sum-exp that the backward pass wants. Shapes as in the op's schema."""
+    """Return the output and the log-sum-exp for the backward pass, in the shapes of the op's schema."""
     return launch.forward(_call(qkv, bias_table, severity, window, shift))
 
 
@@ -32,7 +32,7 @@ def window_attention_backward(
     window: int,
     shift: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of qkv, the bias table and the severity (empty without one)."""
+    """Return the gradients of qkv, the bias table and the severity (empty without severity)."""
     grad_qkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     call = _call(qkv, bias_table, severity, window, shift)
     grad_table, grad_severity = launch.backward(call, out, lse, grad_out.contiguous(), *grad_qkv.chunk(3, dim=-1))

@@ -15,6 +15,7 @@ from kernel_checks import DTYPES, FLOAT16, FLOAT32, TRITON
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from savl.kernels.configs import Problem
 from savl.network import SAVL, SAVLConfig
 from savl.ops import KernelSettings, KernelUnavailable, equivalence, kernel_report, use_fused_kernels, window_attention
 from savl.ops.equivalence import verify
@@ -126,6 +127,13 @@ def test_a_backend_that_cannot_serve_gives_the_reason(backend: str, reason: str)
     qkv, table = torch.randn(1, 4, 4, 24, dtype=torch.float64), torch.zeros(49, 2, dtype=torch.float64)
     with pytest.raises(KernelUnavailable, match=reason):
         window_attention(qkv, table, window=4, kernels=KernelSettings(window_attention=backend))
+
+
+def test_resources_of_interpreted_kernels_are_refused() -> None:
+    from savl.kernels.compile_ahead_of_time import resources
+
+    with pytest.raises(RuntimeError, match="unset TRITON_INTERPRET"):
+        resources("forward", Problem("bfloat16", 24, 16, 16), None, (9, 0), severity=True, shifted=True)
 
 
 SMALL = {

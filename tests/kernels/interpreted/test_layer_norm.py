@@ -82,10 +82,10 @@ def test_any_layout_gives_the_same_bits(name: str) -> None:
 
 @pytest.mark.parametrize(("step", "copied"), [(2**19, False), (2**21, True)])  # numbers; tiles have 2048 pixels
 def test_pixels_that_lie_too_far_apart_for_32_bits_are_copied(step: int, copied: bool) -> None:
-    from savl.kernels.layer_norm import with_near_pixels
+    from savl.kernels.layer_norm import _with_near_pixels
 
     x = torch.empty_strided((1, 1, 3, 2), (0, 0, step, 1), device="meta")
-    assert with_near_pixels(x).is_contiguous() is copied
+    assert _with_near_pixels(x).is_contiguous() is copied
 
 
 def test_an_expanded_gradient_gives_what_its_copy_gives() -> None:
