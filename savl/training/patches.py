@@ -146,7 +146,7 @@ def map_images(file: Path, count: int) -> Images:
     """
     images = _read(file, count)
     if images is None:
-        raise OSError(f"data.cache: {file} is gone, or damaged")
+        raise OSError(f"data.cache: {file} is missing or damaged")
     return images
 
 

@@ -116,7 +116,7 @@ def test_images_that_are_too_small_are_counted(folder: Path) -> None:
     Image.new("RGB", (10, 40)).save(folder / "hr" / "narrow.png")
     result = run("train", folder / "config.toml", "--hr", folder / "hr", "-o", folder / "run", "--set", "run.steps=1")
     assert result.exit_code == 0, result.stderr
-    assert "left out of the images, as smaller than a patch: 1" in message(result)
+    assert "images left out because they are smaller than a patch: 1" in message(result)
 
 
 def test_results_of_savl_are_counted_and_left_out_unless_they_are_included(folder: Path) -> None:
@@ -126,7 +126,7 @@ def test_results_of_savl_are_counted_and_left_out_unless_they_are_included(folde
     command = ("train", folder / "config.toml", "--hr", folder / "hr", "--steps", 1, "-o")
     without = run(*command, folder / "without")
     assert without.exit_code == 0, without.stderr
-    assert "left out of the images, as made by savl: 1 (see --include-results)" in message(without)
+    assert "images left out because savl made them: 1 (--include-results takes them)" in message(without)
     included = run(*command, folder / "included", "--include-results")
     assert included.exit_code == 0, included.stderr
     assert "left out" not in message(included)

@@ -171,7 +171,7 @@ def test_worker_processes_use_the_images_of_this_process(
     assert torch.equal(ours, theirs)
     for file in (tmp_path / "cache").iterdir():
         file.unlink()
-    with pytest.raises(OSError, match="data.cache: .* is gone, or damaged"):
+    with pytest.raises(OSError, match="data.cache: .* is missing or damaged"):
         pickle.loads(content)
 
 

@@ -146,7 +146,7 @@ def test_ctrl_c_ends_a_run_after_its_step_with_a_checkpoint(
 
     def interrupted(trainer: Trainer, batch: Batch, lr_factor: float) -> Outcome:
         if trainer.step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return step(trainer, batch, lr_factor)
 
     monkeypatch.setattr(Trainer, "_step", interrupted)
