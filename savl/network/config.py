@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from savl.settings import check_types
 
@@ -114,12 +114,6 @@ class SAVLConfig:
             )
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must satisfy 0 <= drop_path < 1, got {self.drop_path!r}")
-        if self.upsampler not in get_args(Upsampler):
-            raise ValueError(f"upsampler must be one of {get_args(Upsampler)}, got {self.upsampler!r}")
-        if self.degradation_code not in get_args(DegradationCode):
-            raise ValueError(
-                f"degradation_code must be one of {get_args(DegradationCode)}, got {self.degradation_code!r}"
-            )
         if len(self.rgb_mean) != 3:
             raise ValueError(f"rgb_mean must have three values, got {self.rgb_mean!r}")
         if min(self.estimator_dilations, default=1) < 1:
