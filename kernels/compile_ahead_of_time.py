@@ -1,8 +1,9 @@
-"""What the compiler makes of a kernel, for any GPU and without one: registers, stack, shared memory.
+"""Compile kernels for any GPU without having one, and read off registers, stack and shared memory.
 
-A kernel is compiled with what `savl.kernels.launch` launches it with: the same constants, and of the other arguments
-what Triton looks at (types, which are one, which are multiples of sixteen). To that end the launches of small tensors
-are noted, and not done. Triton brings the assembler and the tool that reads its output; nothing of CUDA is needed.
+A kernel is compiled as `savl.kernels.launch` launches it: with the same constants, and the properties of the other
+arguments that Triton specialises on (types, values of 1, multiples of 16). To get them, the launches of small tensors
+are recorded instead of executed. Triton includes the assembler and the tool that reads its output; the CUDA toolkit is
+not needed.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from savl.kernels import launch, layer_norm
 from savl.kernels.configs import STAGES, KernelConfig, Problem, default_config
 
 KERNELS = (*STAGES, "fold_bias")
-"""Every kernel of attention; the last one has no block sizes."""
+"""Names of the attention kernels; ``fold_bias`` has no block sizes."""
 NORM_KERNELS = ("forward", "backward")
-"""Every kernel of layer normalisation."""
+"""Names of the kernels of layer normalisation."""
 
 _TYPES = {
     torch.float64: "*fp64",
@@ -39,23 +40,23 @@ _TYPES = {
     torch.float16: "*fp16",
 }
 _ROWS_AND_COLUMNS = 3
-"""Windows of the image whose launches are noted. With windows of 8 its sides are no multiples of 16, which is the worst
-that happens."""
+"""Rows and columns of windows in the image whose launches are recorded. With windows of 8 its sides are no multiples of
+16, the most general case."""
 
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """What programs that run at the same time share."""
+    """Resources of a multiprocessor, which the programs that it runs at the same time share."""
 
     shared: int
-    """Bytes of shared memory."""
+    """Shared memory in bytes."""
     shared_of_program: int
-    """Bytes of it that one program may have."""
+    """Largest shared memory of one program in bytes."""
     warps: int
     programs: int
     registers: int = 65536
     tensor_memory: int = 0
-    """Columns of it."""
+    """Columns of tensor memory."""
 
 
 _KIB = 1024
@@ -71,11 +72,11 @@ _MULTIPROCESSORS = {
     (12, 0): Multiprocessor(100 * _KIB, 99 * _KIB, 48, 24),
     (12, 1): Multiprocessor(100 * _KIB, 99 * _KIB, 48, 24),
 }
-"""By compute capability, from the tables of the CUDA C++ programming guide."""
+"""Resources by compute capability, from the tables of the CUDA C++ programming guide."""
 
 
 def multiprocessor(capability: tuple[int, int]) -> Multiprocessor:
-    """What a multiprocessor has; one that is not known counts as the least of those with its major number, or of all.
+    """Return the resources of a multiprocessor; of an unknown one the least of its major version, or of all.
 
     Args:
         capability: Compute capability of the GPU, such as (9, 0).
@@ -87,7 +88,7 @@ def multiprocessor(capability: tuple[int, int]) -> Multiprocessor:
 
 
 def shared_memory_limit(capability: tuple[int, int]) -> int:
-    """Bytes of shared memory that a program may have.
+    """Return the largest shared memory of a program in bytes.
 
     Args:
         capability: Compute capability of the GPU.
@@ -97,35 +98,35 @@ def shared_memory_limit(capability: tuple[int, int]) -> int:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a program of a compiled kernel takes."""
+    """Resources that a program of a compiled kernel uses."""
 
     registers: int
-    """Of a thread."""
+    """Registers per thread."""
     stack: int
-    """Bytes of a thread; the kernels have no arrays, so whatever is there is spilled registers."""
+    """Stack per thread in bytes. The kernels have no arrays, so these are spilled registers."""
     shared: int
-    """Bytes, static and dynamic."""
+    """Static and dynamic shared memory in bytes."""
     warps: int
-    """More than were asked for where Triton gives some of them work of their own."""
+    """Number of warps: more than the block sizes say where Triton specialises warps."""
     tensor_memory: int = 0
-    """Columns, on data-centre Blackwell."""
+    """Columns of tensor memory, on data-centre Blackwell."""
 
     @property
     def spills(self) -> bool:
-        """Whether values wait in memory that should be in registers."""
+        """Whether registers are spilled to memory."""
         return self.stack > 0
 
     def programs(self, capability: tuple[int, int]) -> int:
-        """How many fit on a multiprocessor at the same time, as the occupancy calculator of CUDA has it.
+        """Return how many programs fit on a multiprocessor at once, as CUDA's occupancy calculator computes it.
 
         Args:
             capability: Compute capability of the GPU.
         """
         has = multiprocessor(capability)
         of_warp = -(-self.registers * 32 // 256) * 256
-        of_four = has.registers // (4 * of_warp)  # warps are shared out among four schedulers
+        of_four = has.registers // (4 * of_warp)  # four schedulers share the warps
         fitting = [has.programs, has.warps // self.warps, 4 * of_four // self.warps]
-        fitting.append(has.shared // (-(-self.shared // 128) * 128 + 1024))  # CUDA keeps 1 KiB of each for itself
+        fitting.append(has.shared // (-(-self.shared // 128) * 128 + 1024))  # CUDA reserves 1 KiB per program
         if self.tensor_memory:
             fitting.append(has.tensor_memory // self.tensor_memory)
         return min(fitting)
@@ -133,12 +134,12 @@ class Resources:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: a kernel and what it is given."""
+    """A recorded launch: a kernel and its arguments."""
 
     kernel: Any
     arguments: tuple[Any, ...]
     constants: Mapping[str, Any]
-    """Arguments by name, and options of Triton."""
+    """Compile-time arguments by name, and options of Triton."""
 
 
 def resources(
@@ -151,47 +152,47 @@ def resources(
     shifted: bool,
     heads: int = 6,
 ) -> Resources:
-    """Compile a kernel and say what it takes. Triton's cache answers what it has compiled before.
+    """Compile an attention kernel and return its resources. Triton caches what it has compiled.
 
     Args:
         stage: One of `KERNELS`.
-        problem: The problem; its dtype is that of the bias table and the severity, too.
-        config: Block sizes; those of the rule if None. ``fold_bias`` has none.
+        problem: The problem. Its dtype is also that of the bias table and the severity.
+        config: Block sizes; None for those of the rule, and for ``fold_bias``, which has none.
         capability: Compute capability of the GPU.
         severity: Whether there is a severity map.
         shifted: Whether windows are shifted.
-        heads: Attention heads; they decide which strides are multiples of sixteen.
+        heads: Attention heads, which decide what strides are multiples of 16.
 
     Raises:
         RuntimeError: Triton's interpreter is on.
-        Exception: Triton's own, where a kernel does not compile with these block sizes.
+        Exception: An error of Triton, where the kernel does not compile with these block sizes.
     """
-    noted = launches(problem, capability, severity=severity, shifted=shifted, heads=heads, **{stage: config})
-    return measure(compile_launch(noted[stage], capability))
+    recorded = launches(problem, capability, severity=severity, shifted=shifted, heads=heads, **{stage: config})
+    return read_resources(compile_launch(recorded[stage], capability))
 
 
 def layer_norm_resources(kernel: str, channels: int, dtype: str, capability: tuple[int, int]) -> Resources:
-    """Compile a kernel of layer normalisation and say what it takes.
+    """Compile a kernel of layer normalisation and return its resources.
 
     Args:
         kernel: One of `NORM_KERNELS`.
         channels: C.
-        dtype: Of the features, by name; weight and bias are float32, as under autocast.
+        dtype: Name of the dtype of the features; weight and bias are float32, as under autocast.
         capability: Compute capability of the GPU.
 
     Raises:
         RuntimeError: Triton's interpreter is on.
     """
-    noted: dict[str, Launch] = {}
+    recorded: dict[str, Launch] = {}
 
-    def note(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-        noted[_name(kernel)] = Launch(kernel, arguments, {**constants, **layer_norm.OPTIONS})
+    def record(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+        recorded[_name(kernel)] = Launch(kernel, arguments, {**constants, **layer_norm.OPTIONS})
 
     x = torch.empty(1, 24, 24, channels, dtype=getattr(torch, dtype))
     weight, bias = (torch.empty(channels) for _ in range(2))
-    out, *kept = layer_norm.layer_norm(x, weight, bias, 1e-5, False, launch=note)
-    layer_norm.layer_norm_backward(torch.empty_like(out), x, weight, bias, *kept, launch=note)
-    return measure(compile_launch(noted[kernel], capability))
+    out, *kept = layer_norm.layer_norm(x, weight, bias, 1e-5, False, launch=record)
+    layer_norm.layer_norm_backward(torch.empty_like(out), x, weight, bias, *kept, launch=record)
+    return read_resources(compile_launch(recorded[kernel], capability))
 
 
 def launches(
@@ -203,7 +204,7 @@ def launches(
     heads: int = 6,
     **configs: KernelConfig | None,
 ) -> dict[str, Launch]:
-    """The launches of a forward and a backward pass, by the name of the kernel, with tensors on the CPU.
+    """Return the launches of a forward and a backward pass on tensors of the CPU, by name of the kernel.
 
     Args:
         problem: The problem.
@@ -211,19 +212,19 @@ def launches(
         severity: Whether there is a severity map.
         shifted: Whether windows are shifted.
         heads: Attention heads.
-        configs: Block sizes of single kernels; the others have those of the rule.
+        configs: Block sizes of some kernels; the others have those of the rule.
     """
     dtype = getattr(torch, problem.dtype)
     side = _ROWS_AND_COLUMNS * problem.window
     channels = heads * problem.head_dim
 
     def pixels(*parts: int) -> Iterator[Tensor]:
-        """Tensors of so many parts, cut up: as the ops hand them over."""
+        """Yield the parts of tensors with so many parts each, as the ops pass them."""
         for count in parts:
             yield from torch.empty(1, side, side, count * channels, dtype=dtype).chunk(count, dim=-1)
 
     parts = (3,) if problem.window == problem.key_window else (1, 2)
-    call = _Noted(
+    call = _RecordedAttention(
         *pixels(*parts),
         bias_table=torch.empty((problem.window + problem.key_window - 1) ** 2, heads, dtype=dtype),
         severity=torch.empty(1, side, side, dtype=dtype) if severity else None,
@@ -234,21 +235,21 @@ def launches(
     )
     out, lse = launch.forward(call)
     launch.backward(call, out, lse, torch.empty_like(out), *pixels(*parts))
-    return call.noted
+    return call.recorded
 
 
 @dataclass(frozen=True)
-class _Noted(launch.Attention):
-    """A call whose launches are noted instead of done."""
+class _RecordedAttention(launch.Attention):
+    """A call whose launches are recorded instead of executed."""
 
     configs: Mapping[str, KernelConfig] = field(default_factory=dict)
-    noted: dict[str, Launch] = field(default_factory=dict)
+    recorded: dict[str, Launch] = field(default_factory=dict)
 
     def config(self, stage: str) -> KernelConfig:
         return self.configs[stage]
 
     def launch(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-        self.noted[_name(kernel)] = Launch(kernel, arguments, {**constants, **launch.OPTIONS})
+        self.recorded[_name(kernel)] = Launch(kernel, arguments, {**constants, **launch.OPTIONS})
 
 
 def _name(kernel: Any) -> str:
@@ -258,13 +259,13 @@ def _name(kernel: Any) -> str:
 
 
 def source(launched: Launch) -> tuple[ASTSource, dict[str, Any]]:
-    """What Triton compiles for a launch, as it would itself on a GPU, and the options.
+    """Return what Triton would compile for a launch on a GPU, and the options.
 
     Args:
         launched: The launch.
     """
     kernel = launched.kernel
-    values = dict(zip(kernel.arg_names, launched.arguments, strict=False))  # constants follow
+    values = dict(zip(kernel.arg_names, launched.arguments, strict=False))  # compile-time arguments follow
     options = {}
     for name, value in launched.constants.items():
         (values if name in kernel.arg_names else options)[name] = value
@@ -279,7 +280,7 @@ def source(launched: Launch) -> tuple[ASTSource, dict[str, Any]]:
         elif isinstance(value, float) and not parameter.is_constexpr:
             signature[parameter.name] = "fp32"
             continue
-        elif parameter.is_constexpr or value == 1:  # one is always compiled in
+        elif parameter.is_constexpr or value == 1:  # Triton always compiles 1 in
             signature[parameter.name] = "constexpr"
             constants[place,] = value
             continue
@@ -292,7 +293,7 @@ def source(launched: Launch) -> tuple[ASTSource, dict[str, Any]]:
 
 
 def compile_launch(launched: Launch, capability: tuple[int, int]) -> Any:
-    """Compile what a launch runs; what comes back is Triton's CompiledKernel.
+    """Compile the kernel of a launch; return Triton's CompiledKernel.
 
     Args:
         launched: The launch.
@@ -302,8 +303,8 @@ def compile_launch(launched: Launch, capability: tuple[int, int]) -> Any:
     return triton.compile(what, target=GPUTarget("cuda", 10 * capability[0] + capability[1], 32), options=options)
 
 
-def measure(kernel: Any) -> Resources:
-    """Read what a compiled kernel takes off its machine code.
+def read_resources(kernel: Any) -> Resources:
+    """Read the resources of a compiled kernel from its machine code.
 
     Args:
         kernel: Triton's CompiledKernel.
@@ -312,8 +313,8 @@ def measure(kernel: Any) -> Resources:
         file.write(kernel.asm["cubin"])
         file.flush()
         command = [cuobjdump(), "-res-usage", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    used = {name: int(number) for name, number in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", said)}
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    used = {name: int(number) for name, number in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", output)}
     facts = kernel.metadata
     return Resources(
         registers=used["REG"],
@@ -326,5 +327,5 @@ def measure(kernel: Any) -> Resources:
 
 @cache
 def cuobjdump() -> str:
-    """Triton's own."""
+    """Return the path of the cuobjdump that Triton includes."""
     return str(Path(nvidia.__file__).parent / "bin" / "cuobjdump")

@@ -1,4 +1,4 @@
-"""The GPU as `savl.kernels.tune` sees it: how long one kernel takes with some block sizes, and whether it is right."""
+"""Time a kernel with given block sizes on a GPU, and check its results, for `savl.kernels.tune`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from savl.kernels.configs import STAGES, KernelConfig, default_config
 from savl.kernels.tune import CannotRunError, TuningProblem
 
 SIDE = 256
-"""Height and width in pixels, more or less, of the image that is measured on: enough windows for the largest GPUs."""
+"""Approximate height and width, in pixels, of the image in measurements: enough windows for the largest GPUs."""
 REPETITIONS = 7
-"""Runs of one measurement."""
+"""Number of runs in one measurement."""
 
 
 class Gpu:
     """A CUDA GPU, an implementation of `savl.kernels.tune.Machine`.
 
     Args:
-        index: Of the CUDA device.
+        index: Index of the CUDA device.
     """
 
     def __init__(self, index: int = 0) -> None:
@@ -36,24 +36,24 @@ class Gpu:
         self.name = torch.cuda.get_device_name(index)
         self.capability = torch.cuda.get_device_capability(index)
         self.triton = triton.__version__
-        # Twice the L2 cache: writing it leaves nothing of the tensors there. It also takes the GPU longer than the host
-        # takes to launch what is measured.
+        # Writing twice the size of the L2 cache removes the tensors from it. It also takes the GPU longer than the host
+        # needs to launch the measured kernel.
         size = max(2 * torch.cuda.get_device_properties(index).L2_cache_size, 2**28)
         self._cold = torch.empty(size, dtype=torch.int8, device=self.device)
-        # Few: each keeps its results.
+        # A small cache, because each graph keeps its results in memory.
         self._graph = lru_cache(maxsize=16)(self._capture)
         self._data = lru_cache(maxsize=1)(partial(inputs, side=SIDE, device=self.device))
 
     def measure(self, stage: str, tuning_problem: TuningProblem, config: KernelConfig) -> float:
-        """Median time of a kernel with cold caches, in microseconds.
+        """Return the median time of a kernel with cold caches, in microseconds.
 
         Args:
             stage: The kernel.
-            tuning_problem: What it computes.
+            tuning_problem: The problem that it computes.
             config: Its block sizes.
 
         Raises:
-            CannotRunError: It does not compile, launch or run.
+            CannotRunError: The kernel does not compile, launch or run.
         """
         try:
             with torch.cuda.device(self.device):
@@ -76,22 +76,22 @@ class Gpu:
     def disagreement(
         self, stage: str, tuning_problem: TuningProblem, config: KernelConfig, rule: KernelConfig
     ) -> str | None:
-        """How results differ from those with the block sizes of the rule, None if only as rounding may.
+        """Return how results differ from those with the rule's block sizes; None if rounding explains it.
 
         Args:
             stage: The kernel.
-            tuning_problem: What it computes.
+            tuning_problem: The problem that it computes.
             config: Its block sizes.
-            rule: Those of the rule.
+            rule: Block sizes of the rule.
         """
         return disagreement(stage, tuning_problem, config, rule, self.device)
 
     def _capture(
         self, stage: str, tuning_problem: TuningProblem, config: KernelConfig
     ) -> tuple[torch.cuda.CUDAGraph, Any]:
-        """A kernel, with what else depends on its block sizes, as a graph: the time of the host does not show.
+        """Capture a kernel, with whatever else depends on its block sizes, in a CUDA graph, to exclude host time.
 
-        Also gives what must live as long as the graph: the tensors that it writes to.
+        Returns the graph, and an object that keeps the tensors that it writes to alive.
         """
         _, kernel = run(stage, self._data(tuning_problem), config)
         torch.cuda.synchronize()
@@ -108,11 +108,11 @@ class Gpu:
 
 @dataclass(frozen=True)
 class _Tried(launch.Attention):
-    """A call with block sizes of its own, which notes its launches."""
+    """A call with given block sizes that records its launches."""
 
     tried: Mapping[str, KernelConfig] = field(default_factory=dict)
-    noted: dict[str, tuple[Callable[[], None], dict[str, Any]]] = field(default_factory=dict)
-    """By the name of the kernel: how to repeat its launch, and its arguments."""
+    recorded: dict[str, tuple[Callable[[], None], dict[str, Any]]] = field(default_factory=dict)
+    """By name of the kernel: a function that repeats its launch, and its arguments."""
 
     def config(self, stage: str) -> KernelConfig:
         return self.tried[stage]
@@ -120,13 +120,13 @@ class _Tried(launch.Attention):
     def launch(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
         again = partial(super().launch, kernel, programs, *arguments, **constants)
         named = dict(zip(kernel.arg_names, arguments, strict=False))  # constants follow
-        self.noted[kernel.fn.__name__] = again, named
+        self.recorded[kernel.fn.__name__] = again, named
         again()
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a tuning_problem computes with: as `savl.kernels.launch` takes it, results of its forward pass included."""
+    """Tensors of a problem, as `savl.kernels.launch` takes them, with the results of the forward pass."""
 
     call: launch.Attention
     out: Tensor
@@ -135,12 +135,12 @@ class Inputs:
 
 
 def inputs(tuning_problem: TuningProblem, *, side: int, device: torch.device) -> Inputs:
-    """Random tensors in the layout that networks have them in.
+    """Return random tensors in the layout of those of networks.
 
     Args:
         tuning_problem: The problem.
-        side: Of the square image in pixels, rounded down to whole windows, but one window at least.
-        device: Where to put them.
+        side: Side of the square image in pixels, rounded down to whole windows, but to at least one.
+        device: Device of the tensors.
     """
     problem = tuning_problem.problem
     dtype = getattr(torch, problem.dtype)
@@ -162,16 +162,16 @@ def inputs(tuning_problem: TuningProblem, *, side: int, device: torch.device) ->
 
 
 def run(stage: str, data: Inputs, config: KernelConfig) -> tuple[dict[str, Tensor], Callable[[], object]]:
-    """Compute what a kernel is for, with block sizes for it and those of the rule for all others.
+    """Run the pass that a kernel is part of, with given block sizes for it and those of the rule for the others.
 
     Args:
         stage: The kernel.
-        data: What to compute with.
+        data: Inputs of the pass.
         config: Its block sizes.
 
     Returns:
-        All results of the pass that the kernel is part of, by name; and a function that runs the kernel again, with
-        whatever else depends on its block sizes.
+        All results of the pass, by name; and a function that runs the kernel again, with whatever else depends on its
+        block sizes.
     """
     call = _with(data.call, {stage: config})
     if stage == "forward":
@@ -186,10 +186,10 @@ def run(stage: str, data: Inputs, config: KernelConfig) -> tuple[dict[str, Tenso
             grads.insert(0, torch.empty_like(data.out))
         table, severity = launch.backward(call, data.out, data.lse, data.grad_out, *grads)
         results = dict(zip(("d q", "d k", "d v", "d bias_table", "d severity"), (*grads, table, severity), strict=True))
-    kernel, arguments = call.noted[stage]
+    kernel, arguments = call.recorded[stage]
     if stage != "backward_bias":
         return results, kernel
-    # Its chunks, which are added up after it, are as many as its block sizes want.
+    # The number of chunks, which are summed afterwards, depends on its block sizes.
     sums = arguments["grad_logits_sum"]
     return results, lambda: (kernel(), sums.sum(0))
 
@@ -197,17 +197,17 @@ def run(stage: str, data: Inputs, config: KernelConfig) -> tuple[dict[str, Tenso
 def disagreement(
     stage: str, tuning_problem: TuningProblem, config: KernelConfig, rule: KernelConfig, device: torch.device
 ) -> str | None:
-    """How results differ from those with the block sizes of the rule, None if only as rounding may.
+    """Return how results differ from those with the rule's block sizes; None if rounding explains it.
 
-    Rounding: eight times in the dtype of the tensors (their products with severity, weights or gradients of logits, and
-    results, on both sides), and that of float32 sums of T numbers taken in two orders, 2 √T of its units.
+    Rounding may cause eight units in the dtype of the tensors (of products with severity, of weights or gradients of
+    logits, and of results, on both sides), and 2 √T units in float32 from sums of T numbers in two orders.
 
     Args:
         stage: The kernel.
-        tuning_problem: What it computes, here on three windows by three.
+        tuning_problem: The problem that it computes, on three by three windows.
         config: Its block sizes.
-        rule: Those of the rule.
-        device: Where to compute.
+        rule: Block sizes of the rule.
+        device: Device to compute on.
     """
     window = tuning_problem.problem.window
     data = inputs(tuning_problem, side=3 * window, device=device)
@@ -236,7 +236,7 @@ def _with(call: launch.Attention, configs: Mapping[str, KernelConfig]) -> _Tried
 
 @contextmanager
 def _nan_in_new_tensors() -> Iterator[None]:
-    """What a kernel fails to write is NaN, and not what an earlier one wrote to the same memory."""
+    """Fill new tensors with NaN, so that what a kernel fails to write is not the result of an earlier one."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

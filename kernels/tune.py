@@ -1,11 +1,11 @@
-"""The search behind `savl kernels tune`: the fastest block sizes of each kernel for each problem, on the GPU at hand.
+"""Search for the fastest block sizes of each kernel and problem on the GPU at hand, for `savl kernels tune`.
 
-For one kernel and problem: candidates that spill registers or want more shared memory than is sure to be there are left
-out by what the compiler says of them. The others are measured in turn, several times over, and the slower ones dropped
-at each turn. A pipeline deeper than one stage is tried with the block sizes that are best without. The fastest are held
-against the rule, and one that is faster by more than the noise, and computes the same, is stored; else the rule is.
+The search for one kernel and problem compiles all candidates first. It leaves out those that spill registers or need
+more shared memory than is certain to be available. It then measures the others in turn, several times, and drops the
+slower ones after each turn. The best block sizes are tried with deeper pipelines too. Finally the fastest are compared
+with the rule. One that is faster by more than the noise and computes the same is stored, otherwise the rule.
 
-Nothing here touches a GPU: `savl.kernels.gpu_timing` does.
+This module does not use the GPU itself: `savl.kernels.gpu_timing` does.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from savl.kernels import configs
 from savl.kernels.configs import KernelConfig, Problem, Tuned, default_config
 
 LEAST_GAIN = 0.02
-"""A share of the rule's time. What gains less is noise, or not worth a difference between machines."""
+"""Least gain as a share of the rule's time. Less may be noise, and is not worth a difference between machines."""
 SHARED_MEMORY_SHARE = 0.75
-"""Of what a program may have: another Triton may need a little more for the same block sizes, and must still launch."""
+"""Share of a program's shared memory that may be used: other versions of Triton may need a little more."""
 TURNS = 3
-"""Measurements of each candidate before the slower ones are dropped."""
+"""Turns of measurements, after each of which the slower candidates are dropped."""
 FINAL_TURNS = 12
 """Measurements of the finalists and of the rule."""
 FINALISTS = 3
@@ -43,7 +43,7 @@ class CannotRunError(RuntimeError):
 
 @dataclass(frozen=True)
 class TuningProblem:
-    """A problem as networks pose it."""
+    """A problem as it occurs in networks: besides its `Problem`, what costs time but does not select block sizes."""
 
     problem: Problem
     heads: int
@@ -52,70 +52,70 @@ class TuningProblem:
 
     @property
     def shifted(self) -> bool:
-        """Whether windows are shifted, which costs more registers: always where networks shift them."""
+        """Whether windows are shifted, which needs more registers: true where any network shifts them."""
         return self.problem.window == self.problem.key_window
 
 
 @dataclass(frozen=True)
 class Task:
-    """One search."""
+    """One search: a kernel and a problem."""
 
     stage: str
     tuning_problem: TuningProblem
 
     @property
     def problem(self) -> Problem:
-        """What block sizes are looked up by."""
+        """The problem that block sizes are looked up for."""
         return self.tuning_problem.problem
 
 
 class Machine(Protocol):
-    """A GPU; `savl.kernels.gpu_timing.Gpu` is the one there is."""
+    """A GPU that kernels are measured on, such as `savl.kernels.gpu_timing.Gpu`."""
 
     name: str
     capability: tuple[int, int]
     triton: str
 
     def measure(self, stage: str, tuning_problem: TuningProblem, config: KernelConfig) -> float:
-        """Run one kernel a few times, with cold caches; the median, in microseconds. Raises CannotRunError."""
+        """Return the median time of one kernel with cold caches, in microseconds; raise CannotRunError."""
 
     def disagreement(
         self, stage: str, tuning_problem: TuningProblem, config: KernelConfig, rule: KernelConfig
     ) -> str | None:
-        """How results differ from those with the block sizes of the rule; None if only as rounding may differ."""
+        """Return how results differ from those with the rule's block sizes; None if rounding explains it."""
 
 
 Unfit = Callable[[Task, KernelConfig], str | None]
-"""Why block sizes are not worth a measurement, None if they may be."""
+"""Returns why block sizes need not be measured, or None."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one search found."""
+    """Result of one search."""
 
     task: Task
     entry: Tuned
     rule: KernelConfig
     measured: int
-    """How many candidates were measured."""
+    """Number of candidates that were measured."""
     left_out: int
-    """How many were not, by what the compiler said of them."""
+    """Number of candidates that were compiled but not measured."""
     kept: bool = False
-    """Whether an earlier run had found it."""
+    """Whether the result of an earlier run was kept."""
 
     @property
     def gain(self) -> float:
-        """Share of the rule's time that is saved."""
+        """Saved time as a share of the rule's time."""
         return 1 - self.entry.microseconds / self.entry.rule_microseconds
 
 
 def candidates(problem: Problem) -> list[KernelConfig]:
-    """Block sizes worth trying without a pipeline: no larger than the windows, scores a thread neither few nor many.
+    """Return block sizes to try: no larger than the windows, with neither few nor many scores per thread.
 
     Args:
         problem: The problem.
     """
-    # Products of float32 are no work for tensor cores: more of them at once only fill registers.
+    # Tensor cores do not compute float32 products: larger tiles would only need more registers.
     fewest, most = (4, 32) if problem.dtype == "float32" else (8, 64)
     sizes = (16, 32, 64, 128)
     rows = [size for size in sizes if size < 2 * problem.window**2 or size == 16]
@@ -138,26 +138,25 @@ def tune(
     force: bool = False,
     on_step: Callable[[Task, KernelConfig, str], None] | None = None,
 ) -> Iterator[Outcome]:
-    """Search for every task, and store each result as soon as it is there.
+    """Search for every task, and store each result at once.
 
-    What the file has already of the same kernels and Triton is kept, so that an interrupted run goes on where it
-    stopped.
+    Results in the file for the same kernels and Triton are kept, so that an interrupted run continues where it stopped.
 
     Args:
-        tasks: What to search for.
+        tasks: Kernels and problems to search for.
         machine: The GPU.
         path: The file to store in.
-        unfit: Says what need not be measured.
-        force: Search for what is there too, and replace a file that cannot be used.
-        on_step: Told what is about to be tried, and what for.
+        unfit: Returns why block sizes need not be measured.
+        force: Search for tasks with stored results too, and replace a file that cannot be used.
+        on_step: Callback before each measurement: task, block sizes, and the purpose.
 
     Yields:
-        An outcome for each task, in their order.
+        An outcome for each task, in order.
 
     Raises:
-        ValueError: The file is there and is none of this GPU's.
-        OSError: It cannot be written.
-        CannotRunError: A kernel does not even run with the block sizes of the rule.
+        ValueError: The file exists and is not one of this GPU.
+        OSError: The file cannot be written.
+        CannotRunError: A kernel does not run with the block sizes of the rule.
     """
     known = _known(path, machine, force)
     for task in tasks:
@@ -174,7 +173,7 @@ def tune(
 
 
 def _known(path: Path, machine: Machine, force: bool) -> dict[tuple[str, Problem], Tuned]:
-    """What a file holds that can be kept; entries for other kernels go with the next that is stored."""
+    """Return the entries of a file that can be kept. Those of other kernels are dropped when the file is written."""
     store = configs.read_store(path, machine.name)
     if store is None:
         return {}
@@ -192,7 +191,7 @@ def search(
     """Search for one task; arguments and errors as for `tune`."""
     rule = default_config(task.stage, task.problem, machine.capability)
     trial = _Trial(task, machine, rule, on_step)
-    trial.measure(rule, "rule")  # raises where nothing runs
+    trial.measure(rule, "rule")  # raises if even the rule does not run
     tried = [config for config in candidates(task.problem) if config != rule]
     fit = [config for config in tried if unfit(task, config) is None]
     best = trial.halve([rule, *fit], FINALISTS)
@@ -265,7 +264,7 @@ class _Trial:
         return median(self.samples[config])
 
     def halve(self, contestants: Iterable[KernelConfig], survivors: int) -> list[KernelConfig]:
-        """The fastest, in order. All are measured once, the fastest half (or what survives) again, and so on."""
+        """Return the fastest, in order: measure all once, the fastest half (or ``survivors``) again, and so on."""
         left = list(dict.fromkeys(contestants))
         for turn in range(TURNS):
             for config in list(left):
@@ -280,10 +279,10 @@ class _Trial:
         return left[:survivors]
 
     def winner(self, finalists: Sequence[KernelConfig]) -> KernelConfig:
-        """The fastest finalist that beats the rule by more than the noise and computes the same; else the rule."""
+        """Return the fastest finalist that beats the rule by more than noise and computes the same; else the rule."""
         candidates = [config for config in finalists if config != self.rule]
         for config in (self.rule, *candidates):
-            self.samples[config] = []  # of one time and one temperature, or they cannot be compared
+            self.samples[config] = []  # compare only measurements taken at the same time and temperature
         for turn in range(FINAL_TURNS):
             for config in (self.rule, *candidates):
                 self.measure(config, f"final {turn + 1} of {FINAL_TURNS}")
@@ -298,10 +297,10 @@ class _Trial:
 
 
 class Compilations:
-    """What the compiler says of candidates, from other processes while this one measures; an `Unfit` while it is open.
+    """Compile candidates in other processes while this one measures. The open context is an `Unfit`.
 
     Args:
-        tasks: What will be asked for, in this order.
+        tasks: Tasks in the order in which they will be asked for.
         capability: Compute capability of the GPU.
     """
 
@@ -311,7 +310,7 @@ class Compilations:
         self._futures: dict[tuple[Task, KernelConfig], Future[str | None]] = {}
 
     def __enter__(self) -> Compilations:
-        # Not forked: a process that has used a GPU cannot be.
+        # Spawned, because a process that has used a GPU must not fork.
         workers = max(1, min(8, (os.cpu_count() or 2) - 1))
         self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _leave_interrupts_to_the_parent)
         return self
@@ -322,8 +321,8 @@ class Compilations:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __call__(self, task: Task, config: KernelConfig) -> str | None:
-        """Why block sizes are not worth a measurement, or None."""
-        # The next task's are compiled while this one's are measured.
+        """Return why block sizes need not be measured, or None."""
+        # The candidates of the next task are compiled while those of this one are measured.
         place = self._tasks.index(task)
         for each in self._tasks[place : place + 2]:
             for candidate in candidates(each.problem):
@@ -332,7 +331,7 @@ class Compilations:
             return self._submit(task, config).result()
         except BrokenExecutor as error:
             raise CannotRunError(
-                f"the processes that compile have ended, perhaps for want of memory: {error}"
+                f"the processes that compile kernels have ended, perhaps because memory ran out: {error}"
             ) from error
 
     def _submit(self, task: Task, config: KernelConfig) -> Future[str | None]:
@@ -347,7 +346,7 @@ def _leave_interrupts_to_the_parent() -> None:
 
 
 def why_unfit(task: Task, config: KernelConfig, capability: tuple[int, int]) -> str | None:
-    """Compile a kernel and say why its block sizes are not worth a measurement; None if they may be.
+    """Compile a kernel; return why its block sizes need not be measured, or None.
 
     Args:
         task: The kernel and problem.

@@ -19,7 +19,7 @@ from benchmarks.predicted import resource_page, triton_resources
 from benchmarks.predicted.triton_resources import COMMITTED, Row
 from savl.kernels.configs import KernelConfig, Problem, default_config, kernels_hash
 from savl.network import CONFIGS
-from savl.ops.triton_kernels import INTERPRETED
+from savl.ops.library import INTERPRETED
 
 COMPILED_HERE = ((8, 0), (9, 0), (10, 0))
 REWRITE = f"run `python -m benchmarks.predicted.triton_resources --json {COMMITTED.relative_to(triton_resources.ROOT)}`"
