@@ -52,6 +52,7 @@ print(json.dumps(sorted(set(sys.modules) - before)))
         "torch._dynamo", "torch._inductor", "triton", "sympy", "torchmetrics", "torchvision", "matplotlib", "sklearn",
         "scipy", "kornia", "PIL", "pydantic",
     }  # fmt: skip
+    assert not {name for name in loaded if name.startswith(("savl.analysis", "savl.evaluation", "savl.training"))}
 
 
 def test_help_loads_neither_torch_nor_image_libraries(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from savl.analysis.controlled import ControlledFeatures, SingleDegradation, degrade_at_every_level
+from savl.analysis.controlled import DegradedFeatures, degrade_at_every_level
 from savl.analysis.features import Features, measure_fields
 from savl.network import SAVL
 
@@ -35,32 +35,6 @@ class ChannelResponse:
     deviations of the channel."""
 
 
-def channel_responses(
-    model: SAVL, data: ControlledFeatures, place: int, *, seed: int
-) -> tuple[ChannelResponse, ...]:  # fmt: skip
-    """Measure the response to every degradation.
-
-    Args:
-        model: A network with a field.
-        data: The images.
-        place: Position of the network in the features.
-        seed: Seed of the noise in the sweeps.
-    """
-    unit = deviations([degraded.features[place] for degraded in data.degraded])
-    return tuple(
-        channel_response(
-            model,
-            data.first_scene,
-            degraded.degradation,
-            degraded.features[place],
-            degraded.amounts,
-            unit,
-            (seed, which),
-        )
-        for which, degraded in enumerate(data.degraded)
-    )
-
-
 def deviations(parts: Sequence[Features]) -> NDArray[np.float64]:
     """Return the standard deviation of every channel over all features, ``(R,)``; 1 for a constant channel."""
     spread = np.concatenate([part.mean for part in parts]).astype(np.float64).std(axis=0)
@@ -70,9 +44,8 @@ def deviations(parts: Sequence[Features]) -> NDArray[np.float64]:
 def channel_response(
     model: SAVL,
     z: Tensor,
-    degradation: SingleDegradation,
-    features: Features,
-    amounts: NDArray[np.float64],
+    data: DegradedFeatures,
+    place: int,
     unit: NDArray[np.float64],
     seed: Sequence[int],
 ) -> ChannelResponse:
@@ -81,19 +54,19 @@ def channel_response(
     Args:
         model: A network with a field.
         z: ``(K, 3, h, w)`` clean crops of one scene.
-        degradation: The degradation; the sweep ends at its strongest level.
-        features: Features of n images at any of its levels.
-        amounts: ``(n,)`` amounts of the n images.
+        data: Images of one degradation; the sweep ends at its strongest level.
+        place: Position of the network in the features of the images.
         unit: ``(R,)`` unit of each channel, see `deviations`.
         seed: Seed of the noise in the sweep.
     """
+    degradation = data.degradation
     strongest = max(degradation.amounts)
     levels = np.linspace(0.0, strongest, SWEEP_LEVELS)
     swept = degrade_at_every_level(z, degradation.with_amounts(levels.tolist()), seed)
     means = torch.from_numpy(measure_fields(model, swept)[0].mean).double()
     by_level = means.view(SWEEP_LEVELS, z.shape[0], -1).mean(dim=1).numpy()
     change = (by_level - by_level[0]) / unit
-    slope, r_squared = regress(features.mean.astype(np.float64) / unit, amounts / strongest)
+    slope, r_squared = regress(data.features[place].mean.astype(np.float64) / unit, data.amounts / strongest)
     return ChannelResponse(
         degradation.name,
         tuple(r_squared.tolist()),

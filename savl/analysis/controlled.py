@@ -164,12 +164,13 @@ def collect_controlled(
         DegradationUnavailable: kornia is not installed.
     """
     scale = models[0].config.scale
-    files: list[Path] = []
     too_small = [path for path in paths if (sides := read_size(path)) and min(sides) < side * scale]
     small = set(too_small)
     chosen = evenly_spaced([path for path in paths if path not in small], scenes)
-    descriptions: list[Tensor] = []
-    collectors = [_Collector(degradation, models) for degradation in degradations]
+    files: list[Path] = []
+    counts: list[int] = []
+    descriptors: list[Tensor] = []
+    parts: list[list[list[Features]]] = [[[] for _ in models] for _ in degradations]
     first_scene: Tensor | None = None
     on_progress("photographs", 0, len(chosen))
     for place, path in enumerate(chosen):
@@ -177,49 +178,36 @@ def collect_controlled(
         if z is None:
             too_small.append(path)
         else:
-            for which, collector in enumerate(collectors):
-                collector.add(len(files), z, (seed, place, which))
+            for which, degradation in enumerate(degradations):
+                y = degrade_at_every_level(z, degradation, (seed, place, which))
+                for model, collected in zip(models, parts[which], strict=True):
+                    collected.append(measure_fields(model, y)[0])
             files.append(path)
-            descriptions.append(describe_content(z))
+            counts.append(len(z))
+            descriptors.append(describe_content(z))
             first_scene = z if first_scene is None else first_scene
         on_progress("photographs", place + 1, len(chosen))
-    if len(files) < 2 or collectors[0].crops < FEWEST_CROPS or first_scene is None:
+    if len(files) < 2 or sum(counts) < FEWEST_CROPS or first_scene is None:
         raise ValueError(
             f"hr: at least 2 photographs, and {FEWEST_CROPS} crops of {side * scale}×{side * scale} pixels in all, are "
-            f"needed; got {len(files)} and {collectors[0].crops} from {len(paths)} images"
+            f"needed; got {len(files)} and {sum(counts)} from {len(paths)} images"
         )
-    return ControlledFeatures(
-        tuple(files),
-        tuple(too_small),
-        principal_components(descriptions, components),
-        tuple(collector.finish() for collector in collectors),
-        first_scene,
+    degraded = tuple(
+        DegradedFeatures(
+            degradation, *_rows(counts, len(degradation.amounts)), tuple(Features.join(each) for each in by_model)
+        )
+        for degradation, by_model in zip(degradations, parts, strict=True)
     )
+    content = principal_components(descriptors, components)
+    return ControlledFeatures(tuple(files), tuple(too_small), content, degraded, first_scene)
 
 
-class _Collector:
-    """Features of one degradation, collected scene by scene."""
-
-    def __init__(self, degradation: SingleDegradation, models: Sequence[SAVL]) -> None:
-        self.degradation = degradation
-        self.models = models
-        self.features: list[list[Features]] = [[] for _ in models]
-        self.rows: list[NDArray[np.int64]] = []
-        """Scene, crop and level of the images, each ``(3, images)``."""
-        self.crops = 0
-
-    def add(self, scene: int, z: Tensor, seed: Sequence[int]) -> None:
-        """Degrade the clean crops ``(K, 3, h, w)`` of a scene and measure their fields."""
-        y = degrade_at_every_level(z, self.degradation, seed)
-        for model, collected in zip(self.models, self.features, strict=True):
-            collected.append(measure_fields(model, y)[0])
-        count, levels = z.shape[0], len(self.degradation.amounts)
-        crop = np.tile(np.arange(self.crops, self.crops + count), levels)
-        level = np.repeat(np.arange(levels), count)
-        self.rows.append(np.stack((np.full(count * levels, scene), crop, level)))
-        self.crops += count
-
-    def finish(self) -> DegradedFeatures:
-        """Return the features of all scenes."""
-        scene, crop, level = np.concatenate(self.rows, axis=1)
-        return DegradedFeatures(self.degradation, scene, crop, level, tuple(map(Features.join, self.features)))
+def _rows(crops: Sequence[int], levels: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return scene, crop and level of every image, ``(n,)`` each, for the number of crops of every scene."""
+    rows, first = [], 0
+    for scene, count in enumerate(crops):
+        crop = np.tile(np.arange(first, first + count), levels)
+        rows.append(np.stack((np.full(count * levels, scene), crop, np.repeat(np.arange(levels), count))))
+        first += count
+    scenes, all_crops, level = np.concatenate(rows, axis=1)
+    return scenes, all_crops, level

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from savl.analysis.channels import channel_responses
+from savl.analysis.channels import channel_response, deviations
 from savl.analysis.controlled import ControlledFeatures, collect_controlled
 from savl.analysis.controlled_results import (
     ControlledResults,
@@ -221,6 +221,10 @@ def _controlled_results(
     advance()
     noise = noise_information(data, place, repeats=information_repeats, seed=seed)
     advance()
-    channels = channel_responses(network, data, place, seed=seed)
+    unit = deviations([degraded.features[place] for degraded in data.degraded])
+    channels = tuple(
+        channel_response(network, data.first_scene, degraded, place, unit, (seed, which))
+        for which, degraded in enumerate(data.degraded)
+    )
     advance()
     return ControlledResults(tuple(by_degradation), kind, content, noise, channels, agreement, restoration)

@@ -17,7 +17,7 @@ from savl.analysis.channels import (
     direction_cosine,
     regress,
 )
-from savl.analysis.controlled import NOISE, degrade_at_every_level
+from savl.analysis.controlled import NOISE, DegradedFeatures, degrade_at_every_level
 from savl.analysis.features import Features, measure_fields
 from savl.network import SAVL
 
@@ -46,7 +46,9 @@ def test_a_sweep_starts_at_zero_and_ends_at_the_effect_of_the_strongest_level(ne
     features, _ = measure_fields(model, noisy)
     amounts = np.repeat(NOISE.amounts, 3)
     unit = np.asarray([1.0, 2.0, 1.0, 1.0, 1.0])
-    found = channel_response(model, z, NOISE, features, amounts, unit, (7,))
+    crop, level = np.tile(np.arange(3), 5), np.repeat(np.arange(5), 3)
+    data = DegradedFeatures(NOISE, np.zeros_like(crop), crop, level, (features,))
+    found = channel_response(model, z, data, 0, unit, (7,))
     assert found.amounts == tuple(np.linspace(0, 30, SWEEP_LEVELS))
     sweep = np.asarray(found.sweep)
     assert sweep.shape == (5, SWEEP_LEVELS)

@@ -1,4 +1,4 @@
-"""Figures: that they show what they are given."""
+"""Figures show the data that they are given."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ def pixels(png: bytes) -> NDArray[np.uint8]:
 
 
 def colours(png: bytes, at_least: int = 40) -> set[tuple[int, ...]]:
-    """Those that so many pixels have, grays aside."""
-    found, counts = np.unique(pixels(png).reshape(-1, 3), axis=0, return_counts=True)
-    return {tuple(colour.tolist()) for colour in found[counts >= at_least] if np.ptp(colour) > 30}
+    """Return the colours that at least so many pixels have, without grays."""
+    packed = pixels(png).astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    found, counts = np.unique(packed, return_counts=True)
+    common = [(value >> 16, value >> 8 & 255, value & 255) for value in found[counts >= at_least].tolist()]
+    return {colour for colour in common if np.ptp(colour) > 30}
 
 
 def test_an_embedding_keeps_groups_together_and_follows_from_the_seed() -> None:

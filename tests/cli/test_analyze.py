@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.manifold import TSNE
 from typer.testing import CliRunner, Result
 
 import savl
@@ -32,6 +33,7 @@ def message(result: Result) -> str:
 def short_estimators(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controlled_results, "mine", partial(controlled_results.mine, steps=3, width=8))
     monkeypatch.setattr(controlled_results, "club", partial(controlled_results.club, steps=3, width=8))
+    monkeypatch.setattr("sklearn.manifold.TSNE", partial(TSNE, max_iter=250))
 
 
 @pytest.fixture(scope="module")
