@@ -1,11 +1,11 @@
-"""What allocating memory costs a network: the same tile with glibc's allocator as it is, and told to keep what it has.
+"""Measure what memory allocation costs a network: with glibc's allocator as it is, and set to keep freed memory.
 
     python -m benchmarks.allocation [--model savl-base] [--rounds 3] [--json FILE]
 
-By default glibc gives large blocks back to the system as soon as they are freed, and the next operation has its memory
-mapped, and zeroed, anew: a page fault for every 4 KiB. Eager networks allocate for every operation, fused ones for few.
-``GLIBC_TUNABLES`` decides at the start of a process, so every figure is that of processes of their own, in turn. Linux
-with glibc only.
+By default glibc returns large blocks to the system as soon as they are freed. The next operation then needs memory that
+is mapped and zeroed again, with a page fault for every 4 KiB. Eager networks allocate memory for every operation, fused
+ones for few. ``GLIBC_TUNABLES`` takes effect when a process starts, so every measurement is one of separate processes,
+which take turns. It needs Linux with glibc.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from benchmarks import machine
 
 BACKENDS = ("eager", "fused")
 KEPT = {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"}
-"""No block is mapped by itself, and nothing freed at the end of the heap is given back."""
+"""Settings with which no block is mapped separately and freed memory at the end of the heap is kept."""
 SETTINGS: dict[str, Mapping[str, str]] = {"as it is": {}, "kept": KEPT}
 CALLS = 3
 
 
 def measure_here(name: str, backend: str) -> dict[str, float]:
-    """One 64×64 tile in this process, the median of three calls after a first: seconds, and of them the system's."""
+    """Return median seconds of three calls after a first on a 64×64 tile in this process, and the system's share."""
     import torch
 
     import savl

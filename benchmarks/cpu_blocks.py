@@ -1,11 +1,11 @@
-"""Whether other block sizes of the C++ attention kernels would pay on this machine.
+"""Find out whether other block sizes of the C++ attention kernels would be faster on this machine.
 
     python -m benchmarks.cpu_blocks                 # results/<machine>/cpu_blocks.json, about a minute a variant
     python -m benchmarks.cpu_blocks --rounds 40
 
-The blocks are constants of the build: how many query rows have their logits in the cache at a time, how many values.
-Each variant is built into a folder and timed in a process of its own; the processes take turns, and a ratio is a median
-of ratios of neighbouring turns. What gains less than the noise, `LEAST_GAIN`, is no reason to build another.
+Block sizes are constants of the build: the number of query rows whose logits are in the cache at once, and of values.
+Each variant is built into its own folder and timed in its own process. The processes take turns, and a ratio is the
+median of ratios of neighbouring turns. A gain below `LEAST_GAIN` is noise.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from savl.atomic_write import write_atomically
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = (16, 64)
 VARIANTS = (SHIPPED, (8, 64), (32, 64), (16, 32), (16, 128))
-"""Rows and values."""
+"""Query rows and values of a block."""
 LEAST_GAIN = 0.03
 CASES = ("window", "window-backward", "overlapping", "overlapping-backward")
 
 
 def build(rows: int, values: int, folder: Path) -> None:
-    """Build the extension with other blocks.
+    """Build the extension with other block sizes.
 
     Raises:
-        RuntimeError: It cannot be built; the message ends with what the compiler said.
+        RuntimeError: The build failed; the message ends with the output of the compiler.
     """
     flags = f"{os.environ.get('CFLAGS', '')} -DSAVL_ROW_BLOCK={rows} -DSAVL_KEY_BLOCK={values}"
     command = [sys.executable, "setup.py", "--quiet", "build", "--build-base", str(folder / "base")]

@@ -1,12 +1,12 @@
-"""The ratios promised for a GPU, all in one run: variants in turn, round after round, medians.
+"""Measure the ratios promised for a GPU in one run. Variants take turns, round after round; ratios are of medians.
 
     python -m benchmarks.gpu_ratios                                   # results/<name of the GPU>/gpu_ratios.json
     python -m benchmarks.gpu_ratios --only window network             # some parts
     python -m benchmarks.gpu_ratios --only max-autotune               # against torch.compile at its best, minutes
     python -m benchmarks.gpu_ratios --device cpu --side 32 --no-compile --network savl-tiny   # whether it runs at all
 
-Variants are checked, and times taken, as `benchmarks.timing` does. Results are written after every part. Exit code 0
-whatever the table says: it reports.
+`benchmarks.timing` checks and times the variants. Results are written after every part. The exit code is 0 whether or
+not the ratios are reached.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from savl.atomic_write import write_atomically
 
 @dataclass
 class Report:
-    """What is written, after every part."""
+    """Results, which are written after every part."""
 
     path: Path | None
     content: dict[str, Any] = field(default_factory=dict)
 
     def write(self) -> None:
-        """Write what there is."""
+        """Write the results so far."""
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path, (json.dumps(self.content, indent=1) + "\n").encode())

@@ -2,8 +2,8 @@
 
     python -m benchmarks.limits benchmarks/results/MACHINE/limits.json
 
-Each figure is a median over runs in this process; the large photo runs in a process of its own, whose peak memory the
-operating system reports. Linux only, for that reason.
+Each figure is the median of several runs in this process. The large photo is upscaled in its own process, whose peak
+memory the operating system reports, which needs Linux.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What figures depend on, and the ceilings they are held against."""
+"""Facts of the machine that measurements depend on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def facts() -> dict[str, Any]:
-    """Processor, threads, versions and commit."""
+    """Return processor, threads, versions and commit."""
     info = build_info()
     return {
         "cpu": cpu_name(),
@@ -36,7 +36,7 @@ def facts() -> dict[str, Any]:
 
 
 def device_facts(device: torch.device) -> dict[str, Any]:
-    """`facts` and, as ``device``, the name of what computes; of a CUDA GPU its driver and libraries too."""
+    """Return `facts` with the name of the device as ``device``, and driver and libraries of a CUDA GPU."""
     if device.type != "cuda":
         return {"device": cpu_name(), **facts()}
     properties = torch.cuda.get_device_properties(device)

@@ -1,8 +1,8 @@
-"""How much memory a forward pass takes on top of the network: run as a process of its own, it prints bytes.
+"""Measure the memory of a forward pass in addition to that of the network. It runs in its own process, prints bytes.
 
     python -m benchmarks.peak_memory savl-base fused
 
-Linux only: it resets the high-water mark of resident memory that the kernel keeps.
+It needs Linux, where it resets the peak of resident memory that the operating system records.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def measure(network: str, variant: str) -> int:
-    """Peak resident bytes of one 64×64 tile over what was resident before, in a fresh process."""
+    """Return the peak of resident bytes of one 64×64 tile above those before, in a new process."""
     command = [sys.executable, "-m", "benchmarks.peak_memory", network, variant]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[1])
     return int(done.stdout.split()[-1])
@@ -36,7 +36,7 @@ def main() -> None:
     network, variant = sys.argv[1:3]
     model = savl.build(network).eval()
     with torch.no_grad():
-        model(torch.rand(1, 3, 16, 16))  # what libraries set up on first use is not the network's
+        model(torch.rand(1, 3, 16, 16))  # memory that libraries allocate on first use does not count
         savl.use_fused_kernels(variant == "fused")
         lr = torch.rand(1, 3, 64, 64)
         before = _resident("VmRSS")

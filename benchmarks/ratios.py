@@ -1,10 +1,10 @@
-"""The promised ratios, all in one run: each variant in turn, round after round, medians.
+"""Measure the promised ratios on a CPU in one run. Variants take turns, round after round; ratios are of medians.
 
     python -m benchmarks.ratios                                  # a table
     python -m benchmarks.ratios --json benchmarks/results/MACHINE/cpu_ratios.json
     python -m benchmarks.ratios --compile                        # with torch.compile of the network, minutes to compile
 
-Exit code 0 whatever the table says: it reports.
+The exit code is 0 whether or not the ratios are reached.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from benchmarks.timing import COPY, ceilings, check_and_time
 from savl.atomic_write import write_atomically
 
 SIDE = 64
-"""Tokens along a side of the tile that everything is measured on."""
+"""Side of the measured tile in tokens."""
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """One promise and what was measured."""
+    """A promised ratio and the measured one."""
 
     what: str
     against: str

@@ -1,12 +1,12 @@
-"""How time and memory grow: with the area of the image, with the batch, the window and the threads; fused and eager.
+"""Measure how time and memory grow with image area, batch size, window size and threads, for fused and eager.
 
     python -m benchmarks.scaling                       # results/<machine>/scaling.json
     python -m benchmarks.scaling --only area threads   # some series
-    python -m benchmarks.scaling --limit 8             # GiB a point may take; what wants more is out of memory
+    python -m benchmarks.scaling --limit 8             # GiB per point; a point that needs more is out of memory
 
-Every point is measured in a process of its own, whose peak memory the operating system tells and which may not take
-more than the limit: so memory is that of the point alone, and running out of it is a result. Linux, and any CUDA GPU
-(``--device cuda``), whose allocator tells the peak.
+Every point is measured in its own process. The operating system reports the peak memory of the process and enforces the
+limit, so that memory is that of the point alone, and running out of memory is a result. It needs Linux, or a CUDA GPU
+(``--device cuda``), whose allocator reports the peak.
 """
 
 from __future__ import annotations

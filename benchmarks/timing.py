@@ -1,11 +1,11 @@
-"""How anything is measured: every variant checked first, then timed in turn, round after round.
+"""Check every variant of a benchmark case, then time the variants in turn, round after round.
 
-A variant is checked against eager in float64 (attention of 16-bit tensors and networks: float32): results and gradients
-may be `SLACK` times as far off as eager in the dtype at hand. What computes something else is not timed. A variant that
-fails, is out of memory or misses a library has its reason in the record, and the others go on.
+A variant is compared with eager in float64 (float32 for attention of 16-bit tensors and for networks). The errors of
+its results and gradients may be `SLACK` times those of eager in the dtype at hand; a variant with larger errors is not
+timed. If a variant fails, runs out of memory or lacks a library, its record has the reason, and the others continue.
 
-On a CUDA GPU times are those of CUDA events, with the L2 cache overwritten before every call; elsewhere wall clock. The
-first call of a variant, which compiles what there is to compile, is timed by itself.
+On a CUDA GPU, times are those of CUDA events, and the L2 cache is overwritten before every call. Elsewhere they are
+wall clock times. The first call of a variant, which may compile code, is timed separately.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from benchmarks import machine
 from benchmarks.cases import BenchmarkCase, NotHereError, Run
 
 SLACK = 4
-"""How many times eager's error a variant may have. What computes something else is further off; `savl.ops.equivalence`
-holds the fused kernels to 2."""
+"""Largest error of a variant as a multiple of eager's error. Wrong results have far larger errors.
+`savl.ops.equivalence` allows the fused kernels a factor of 2."""
 FLUSHED = 2**29
-"""Bytes written before a timing on a GPU. No cache holds more."""
+"""Bytes written before each timing on a GPU, more than any cache holds."""
 LEAD = 8
-"""How often they are written: an H200 should need about 1.4 ms for that, and meanwhile the host launches what is timed.
-Once was most likely too little, 0.2 ms: attention then took 0.69 ms, of which its kernel was 0.46."""
+"""Number of times that these bytes are written. An H200 should need about 1.4 ms for that, during which the host
+launches the timed call. Writing them once, in 0.2 ms, was probably too short: attention then took 0.69 ms, its kernel
+0.46 ms."""
 COPY = "copy"
-"""A copy of as many bytes as a case moves, in memory at hand."""
+"""Name of the variant that copies as many bytes as a case moves."""
 
 Call = Callable[[], list[Tensor]]
 
 
 def computation(case: BenchmarkCase, variant: str, inputs: tuple[Tensor, ...]) -> Call:
-    """A call that computes a variant's results, then its gradients where the case has them."""
+    """Return a call that computes the results of a variant, and its gradients if the case has them."""
     call = case.variants[variant]
     if not case.backward:
 
@@ -73,10 +74,10 @@ def computation(case: BenchmarkCase, variant: str, inputs: tuple[Tensor, ...]) -
 
 
 def check(case: BenchmarkCase, run: Run) -> tuple[dict[str, Call], dict[str, dict[str, Any]]]:
-    """Run every variant once and compare: the calls that may be timed, and what is known of all.
+    """Run every variant once and compare results; return the calls to time, and a record of each variant.
 
-    A variant's record has ``error`` and ``allowed`` for each result, as shares of its largest value, ``peak_bytes``
-    where memory can be read off, and the seconds of its first call; or ``failed`` and why.
+    A record has ``error`` and ``allowed`` for each result as shares of its largest value, ``peak_bytes`` where memory
+    can be measured, and ``first_call_seconds``; or ``failed`` with the reason.
     """
     calls: dict[str, Call] = {}
     records: dict[str, dict[str, Any]] = {name: {"failed": why} for name, why in case.absent.items()}
@@ -84,7 +85,7 @@ def check(case: BenchmarkCase, run: Run) -> tuple[dict[str, Call], dict[str, dic
     if case.wide is not None:
         try:
             reference = computation(case, "eager", tuple(each.to(case.wide) for each in case.inputs))()
-        except Exception as error:  # whatever a device or a library raises: the rest goes on
+        except Exception as error:  # any error of a device or a library: the others continue
             records["reference"] = {"failed": reason(error)}
     for variant in case.variants:
         record: dict[str, Any] = {}
@@ -100,13 +101,13 @@ def check(case: BenchmarkCase, run: Run) -> tuple[dict[str, Call], dict[str, dic
             if peak is not None and (run.cuda or not variant.startswith(("compile", "flex"))):
                 record["peak_bytes"] = peak
             if reference is None and case.wide is None and variant == "eager":
-                reference = found  # what the others are held against
+                reference = found  # the others are compared with it
             if reference is None:
                 record["unchecked"] = "there is no reference"
             else:
                 errors = [_error(one, exact) for one, exact in zip(found, reference, strict=True)]
                 eager_errors = errors if variant == "eager" else eager_errors
-                # Without a finer reference eager's own rounding is not known: a thousand of its units.
+                # Without a more precise reference the rounding of eager is unknown: allow a thousand units.
                 units = 1 if case.wide is not None else 1000
                 least = [units * torch.finfo(run.dtype if case.wide is None else one.dtype).eps for one in found]
                 bases = eager_errors or [0.0] * len(errors)
@@ -134,25 +135,25 @@ def _error(found: Tensor, exact: Tensor) -> float:
 
 
 def reason(error: Exception) -> str:
-    """A failure in a line."""
+    """Return the reason of a failure in one line."""
     said = str(error).strip().splitlines()
     kind = "not on this device" if isinstance(error, NotHereError) else type(error).__name__
     return f"{kind}: {said[0][:300] if said else ''}"
 
 
 def release_memory(run: Run) -> None:
-    """Give memory back that nobody uses."""
+    """Return unused memory to the device or the operating system."""
     gc.collect()
     if run.cuda:
         torch.cuda.empty_cache()
     elif sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)  # what was freed is resident no more, and counts again when it is used again
+        libc.malloc_trim(0)  # freed memory is not resident any more, and counts when it is used again
 
 
 def peak_of(run: Run, call: Call) -> tuple[list[Tensor], int | None]:
-    """Results of a call and the most memory, in bytes, that it held at once on top of what was held before.
+    """Return the results of a call and its peak memory in bytes, in addition to the memory in use before.
 
-    Of a CPU that is the process's resident memory, and None where the operating system does not tell (it is not Linux).
+    On a CPU this is resident memory of the process, and None on operating systems other than Linux.
     """
     if run.cuda:
         torch.cuda.synchronize(run.device)
@@ -179,7 +180,7 @@ def _resident(key: str) -> int:
 def time_in_turn(
     calls: Mapping[str, Callable[[], object]], run: Run, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Seconds of every call in turn, round after round, with cold caches; and why calls that fail are left out."""
+    """Return seconds of each call in every round, the calls in turn and with cold caches; and reasons of failures."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     failed: dict[str, str] = {}
     cold = torch.empty(FLUSHED if run.cuda else 0, dtype=torch.int8, device=run.device)
@@ -203,7 +204,7 @@ def _timed(call: Callable[[], object], run: Run, cold: Tensor) -> float:
         return machine.seconds(call)
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize(run.device)
-    for _ in range(LEAD):  # while the GPU is at it, the CPU gets ahead with its launches
+    for _ in range(LEAD):  # meanwhile the CPU launches the call
         cold.zero_()
     start.record()
     call()
@@ -213,7 +214,7 @@ def _timed(call: Callable[[], object], run: Run, cold: Tensor) -> float:
 
 
 def ceilings(run: Run) -> dict[str, float]:
-    """What this device does at best: bytes copied a second, read and written counted, and operations of a product."""
+    """Measure the device: bytes per second of a copy, counting reads and writes, and FLOPs of a product."""
     count, size = (2**29, 8192) if run.cuda else (2**27, 1536)
     source = torch.ones(count // 4, device=run.device)
     target = torch.empty_like(source)
@@ -231,18 +232,18 @@ def ceilings(run: Run) -> dict[str, float]:
 def check_and_time(
     case: BenchmarkCase, run: Run, rounds: int, ceilings: Mapping[str, float]
 ) -> dict[str, dict[str, Any]]:
-    """Check a case and time it: a record of each variant.
+    """Check and time all variants of a case; return a record of each.
 
     Args:
-        case: What to measure.
-        run: Where.
-        rounds: How often each variant is timed; 0 where the call that checks it is the measurement, because it is long.
-        ceilings: What `ceilings` found, or nothing.
+        case: The case.
+        run: Device and dtype.
+        rounds: Timings of each variant; 0 to use the time of the call that checks it, where that takes long.
+        ceilings: Result of `ceilings`, or an empty mapping.
 
     Returns:
-        By variant what `check` says; and ``seconds``, those of every round; ``tflops`` and ``gb_per_second`` of what
-        must be computed and moved; shares of the ceilings, and ``of_roofline``, the share of what the ceilings allow
-        for so many operations and bytes. Or ``failed`` and why.
+        By variant, the record of `check` with: ``seconds`` of every round; ``tflops`` and ``gb_per_second``, counting
+        the operations and bytes that the case requires; shares of the ceilings; and ``of_roofline``, the share of the
+        speed that the ceilings allow for these operations and bytes. Or ``failed`` with the reason.
     """
     calls, records = check(case, run)
     release_memory(run)
@@ -267,7 +268,7 @@ def check_and_time(
 def rates(
     case: BenchmarkCase, seconds: float, ceilings: Mapping[str, float], computes: bool = True
 ) -> dict[str, float]:
-    """What a time means: operations and bytes a second, and shares of the ceilings."""
+    """Convert a time to operations and bytes per second, and to shares of the ceilings."""
     found: dict[str, float] = {}
     if case.flops and computes:
         found["tflops"] = case.flops / seconds / 1e12
@@ -277,7 +278,7 @@ def rates(
 
 
 def shares(rates: Mapping[str, float], ceilings: Mapping[str, float]) -> dict[str, float]:
-    """Rates as shares of the ceilings, where both are known; of the roofline, the share of the nearer one."""
+    """Return rates as shares of the ceilings where both are known; ``of_roofline`` is the larger share."""
     found: dict[str, float] = {}
     for share, rate, ceiling in (
         ("of_product_tflops", "tflops", "product_tflops"),
@@ -289,7 +290,7 @@ def shares(rates: Mapping[str, float], ceilings: Mapping[str, float]) -> dict[st
 
 
 def summary(seconds: Sequence[float]) -> dict[str, Any]:
-    """Median and spread in milliseconds."""
+    """Return median and spread in milliseconds."""
     ordered = sorted(1000 * each for each in seconds)
     quarter = len(ordered) // 4
     return {

@@ -1,6 +1,6 @@
-"""Where the time goes: named ranges for profilers, a profile of a step, and the roofline of the ops.
+"""Profiling: named ranges for profilers, a profile of one step, and the roofline of the ops.
 
-`annotate` is all that a program of one's own needs; ``savl profile`` does the rest (``--guide`` explains it).
+Your own programs need `annotate` only. ``savl profile`` does everything else; ``--guide`` explains it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-r"""``savl profile``: where the time of a step goes. With ``--guide`` it prints this page.
+r"""``savl profile`` shows what the time of a step is spent on. With ``--guide`` it prints this page.
 
 ``python -m savl.profile`` is the same command.
 
@@ -6,20 +6,20 @@ Anywhere, torch.profiler
     python -m savl.profile --model savl-base --size 64x64
     python -m savl.profile --model savl-base --size 64x64 --backend eager --trace step.json.gz
 
-  prints two tables: the operations (on a GPU, the kernels) by their own time, and the named ranges: the stages of the
-  network, its blocks, and the ops with the backend that serves them. Open the trace in https://ui.perfetto.dev.
-  "eager" behind an op where you expected another backend: `savl kernels info` says why.
+  prints two tables. One lists the operations (on a GPU, the kernels) by their own time, the other the named ranges: the
+  stages of the network, its blocks, and the ops with the backend that serves them. Open the trace in https://ui.perfetto.dev.
+  If an op shows "eager" where you expected another backend, `savl kernels info` gives the reason.
 
-  Is the op worth looking at at all? Take its share from the table of ranges. An op that takes 5 % of a step makes the
-  step 5 % faster at the very best.
+  Look at the share of an op in the table of ranges first. An op that takes 5 % of a step can make it at most 5 %
+  faster.
 
 The device, the roofline
     python -m savl.profile --model savl-base --size 512x512 --dtype bfloat16 --roofline roofline.svg
 
-  Points under the slope are limited by memory: gaussian_posterior, channel_modulation and layer_norm. They should come
-  near it; half of it or less means that bytes move twice or that the launch takes longer than the kernel. Attention
-  lies near the ridge or right of it. It does not come near the flat roof: exponentials and instructions are its limit,
-  not products.
+  Points under the slope are limited by memory: gaussian_posterior, channel_modulation and layer_norm. They should be
+  near the slope. At half of it or less, bytes move twice, or the launch takes longer than the kernel. Attention is near
+  the ridge or right of it. It does not reach the flat roof, because exponentials and instructions limit it, not
+  products.
   docs/predicted-floors.md has a floor for each kernel and resource on an H100.
 
 Nsight Systems: is the GPU busy?
@@ -27,16 +27,16 @@ Nsight Systems: is the GPU busy?
         python -m savl.profile --capture --device cuda --model savl-base --size 512x512 --dtype bfloat16 --steps 5
     nsys stats --report cuda_gpu_kern_sum,nvtx_gpu_proj_sum,nvtx_sum,cuda_api_sum step.nsys-rep
 
-  --capture warms up first, so that compiling and tuning are not recorded, then runs the steps between
-  cudaProfilerStart and cudaProfilerStop.
+  --capture warms up first, so that compilation is not recorded, and then runs the steps between cudaProfilerStart and
+  cudaProfilerStop.
 
   - cuda_gpu_kern_sum: which kernels take the time of the GPU.
   - nvtx_gpu_proj_sum: the same time by range, "group 0 HAB 1" or "window_attention [triton]". It is projected from what
     was launched in a range; nvtx_sum is the time of the CPU in it.
-  - The launch gap. Add up the kernels of cuda_gpu_kern_sum and compare with "step" in nvtx_gpu_proj_sum. Where the sum
-    is far below, the GPU waits for the CPU: cuda_api_sum shows cudaLaunchKernel to be as long as the kernels, and the
-    timeline shows gaps between kernels of a few microseconds. No kernel can help then: take larger tiles or batches,
-    or CUDA graphs (`savl.Upscaler(..., cuda_graph=True)`).
+  - The launch gap: add up the kernels of cuda_gpu_kern_sum and compare the sum with "step" in nvtx_gpu_proj_sum. If the
+    sum is far smaller, the GPU waits for the CPU: in cuda_api_sum, cudaLaunchKernel takes as long as the kernels, and
+    the timeline shows gaps between kernels of a few microseconds. Faster kernels do not help then. Use larger tiles or
+    batches, or CUDA graphs (`savl.Upscaler(..., cuda_graph=True)`).
   - cudaStreamSynchronize, cudaMemcpy or cudaMalloc inside a step are mistakes.
   - With --train the backward pass runs in the thread of the forward pass, so that its kernels are in "backward".
 
@@ -223,7 +223,7 @@ def _check_options(
 
 
 def _check_targets(trace: Path | None, roofline: Path | None, overwrite: bool) -> None:
-    """Refuse before the work, not after it."""
+    """Refuse files that cannot be written before the work starts."""
     from savl.atomic_write import check_writable
 
     for path in (trace, roofline):

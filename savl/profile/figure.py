@@ -1,4 +1,4 @@
-"""The roofline as a picture."""
+"""Draw the roofline."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ _COLOURS = {
     "channel_modulation": "#aa4499",
     "layer_norm": "#b8860b",
 }
-"""Told apart by the colour-blind too (Okabe and Ito 2008)."""
+"""Colours of the ops, distinguishable with colour blindness (Okabe and Ito 2008)."""
 _INK = "#333333"
 
 
 def draw_roofline(roofline: Roofline, subtitle: str = "") -> Figure:
-    """Draw both axes logarithmic: the roof, and one point for each op and backend, eager hollow.
+    """Draw the roof and one point for each op and backend, eager hollow, on logarithmic axes.
 
     Args:
-        roofline: What was measured.
-        subtitle: What was computed, in a line.
+        roofline: Measurements.
+        subtitle: What was computed, in one line.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, 5.6), layout="constrained")
-    FigureCanvasAgg(figure)  # drawn by the figure itself: pyplot would keep state and could open a window
+    FigureCanvasAgg(figure)  # without pyplot, which keeps state and could open a window
     axes = figure.add_subplot()
     ceilings, points = roofline.ceilings, roofline.points
     intensities = [point.intensity for point in points] + [ceilings.ridge]
@@ -59,7 +59,7 @@ def draw_roofline(roofline: Roofline, subtitle: str = "") -> Figure:
     axes.set_ylabel("speed, GFLOP/s")
     title = f"Roofline of {roofline.device}, {roofline.dtype}"
     axes.set_title(f"{title}\n{subtitle}" if subtitle else title, fontsize=10, loc="left")
-    for op, colour in _COLOURS.items():  # how far it is from eager to fused
+    for op, colour in _COLOURS.items():  # a line from eager to fused
         ends = [(point.intensity, point.gflops) for point in points if point.op == op]
         axes.plot([x for x, _ in ends], [y for _, y in ends], color=colour, linewidth=1, alpha=0.4, zorder=3)
     for point in points:
@@ -70,22 +70,22 @@ def draw_roofline(roofline: Roofline, subtitle: str = "") -> Figure:
             point.intensity, point.gflops, "o", markersize=8, color=colour, markerfacecolor=face, linewidth=2, zorder=4
         )
     _add_legend(figure, roofline)
-    figure.draw_without_rendering()  # settles where everything is, in pixels
+    figure.draw_without_rendering()  # computes all positions in pixels
     _label_all(axes, roofline)
     return figure
 
 
 def save_roofline(figure: Figure, path: Path, *, overwrite: bool) -> None:
-    """Write the picture, whole or not at all.
+    """Write the figure to a file. An error leaves no partial file.
 
     Args:
         figure: From `draw_roofline`.
-        path: Ends in ``.svg``, ``.pdf`` or ``.png``.
+        path: Path that ends in ``.svg``, ``.pdf`` or ``.png``.
         overwrite: Replace an existing file.
 
     Raises:
-        FileExistsError: The file is there and ``overwrite`` is False.
-        OSError: It cannot be written.
+        FileExistsError: The file exists and ``overwrite`` is False.
+        OSError: The file cannot be written.
     """
     from matplotlib import rc_context
 
@@ -111,7 +111,7 @@ def _add_legend(figure: Figure, roofline: Roofline) -> None:
 
 
 def _label_all(axes: Axes, roofline: Roofline) -> None:
-    """Name ceilings and ops, so that no label covers a point, a line or another label."""
+    """Label ceilings and ops so that no label covers a point, a line or another label."""
     ceilings = roofline.ceilings
     by_op: dict[str, dict[str, float]] = {}
     for point in roofline.points:
@@ -147,16 +147,16 @@ _WAYS = [
     for x, horizontal in ((10, "left"), (-10, "right"), (0, "center"))
     if x or abs(y) == 8
 ]
-"""Where a label may stand: offset from its point in points, and which side of it is there; the best first."""
+"""Possible positions of a label, the best first: offset from its point in points, and its alignment."""
 
 
 def _place(axes: Axes, labels: list[tuple[str, tuple[float, float], str]], taken: list[Any]) -> None:
-    """Write labels beside their points, all of them together in the way that covers least.
+    """Place labels beside their points, in the combination of positions that covers least.
 
     Args:
-        axes: Where.
-        labels: Text, point and colour of each.
-        taken: Boxes in pixels that they must not cover.
+        axes: Axes to draw in.
+        labels: Text, point and colour of each label.
+        taken: Boxes in pixels that labels must not cover.
     """
     inside = axes.get_window_extent()
     texts: list[list[Text]] = []
@@ -185,7 +185,7 @@ def _place(axes: Axes, labels: list[tuple[str, tuple[float, float], str]], taken
         alone = sum(costs[index][way] for index, way in enumerate(ways))
         return alone + sum(clash[one, other][ways[one]][ways[other]] for one, other in pairs)
 
-    # Of each label the places that are best for it alone suffice, and keep the number of combinations small.
+    # Only the best positions of each label are combined, to keep the number of combinations small.
     likely = [sorted(range(len(_WAYS)), key=each.__getitem__)[:8] for each in costs]
     best = min(product(*likely), key=cost)
     for index, ways in enumerate(texts):
@@ -195,10 +195,10 @@ def _place(axes: Axes, labels: list[tuple[str, tuple[float, float], str]], taken
 
 
 def _along_slope(axes: Axes, roofline: Roofline, label: str) -> Any:
-    """Write along the slope of the roof, above it; returns the place taken."""
+    """Write a label above the slope of the roof and return its box."""
     ceilings = roofline.ceilings
     left = axes.get_xlim()[0]
-    # The middle of what is seen of the slope, on a logarithmic axis.
+    # The middle of the visible slope on a logarithmic axis.
     middle = (left * ceilings.ridge) ** 0.5
     ends = axes.transData.transform([(x, ceilings.gigabytes * x) for x in (left, ceilings.ridge)])
     (dx, dy) = ends[1] - ends[0]

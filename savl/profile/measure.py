@@ -1,4 +1,4 @@
-"""Times of a step: by the clock, and by torch.profiler per operation and per range."""
+"""Measure a step by the clock, and with torch.profiler per operation and per range."""
 
 from __future__ import annotations
 
@@ -28,40 +28,40 @@ _INDEX = re.compile(r"^group \d+ | \d+$")
 
 @dataclass(frozen=True)
 class Time:
-    """Time of something in one step, the mean over the steps profiled."""
+    """Time of an operation or range in one step, averaged over the profiled steps."""
 
     name: str
     seconds: float
-    """Of an operation: in it but not in those that it calls. Of a range: from its beginning to its end; on a GPU, of
-    the kernels launched in it."""
+    """For an operation: without the operations that it calls. For a range: from its beginning to its end, or on a GPU
+    the time of the kernels launched in it."""
     share: float
-    """Of the sum of the operations; of a range, of the step."""
+    """For an operation: share of the sum of all operations. For a range: share of the step."""
     calls: float
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What `profile` finds."""
+    """Result of `profile`."""
 
     seconds: float
-    """Median time of a step without the profiler, nor ranges."""
+    """Median time of a step without profiler and ranges."""
     profiled_seconds: float
-    """Mean time of a step with both."""
+    """Mean time of a step with profiler and ranges."""
     operations: tuple[Time, ...]
-    """Of the CPU, or the kernels of the GPU; the longest first."""
+    """Operations of the CPU or kernels of the GPU, the longest first."""
     ranges: tuple[Time, ...]
-    """In the order of the network: phases, stages, then blocks, all of a kind together, and ops."""
+    """Ranges in the order of the network: phases, stages, then blocks (all of a kind together) and ops."""
 
 
 def warm_up(workload: Workload, steps: int) -> None:
-    """Run steps that nobody looks at."""
+    """Run steps without measuring them."""
     for _ in range(steps):
         workload.step()
     synchronise(workload.device)
 
 
 def median_seconds(workload: Workload, steps: int) -> float:
-    """Median time of a step by the clock."""
+    """Return the median time of a step in seconds, by the clock."""
     times = []
     for _ in range(steps):
         synchronise(workload.device)
@@ -77,11 +77,11 @@ def profile(workload: Workload, *, warm_up_steps: int, steps: int) -> tuple[Prof
 
     Args:
         workload: The step.
-        warm_up_steps: Steps before.
-        steps: How often the step is timed, and again how often it is profiled.
+        warm_up_steps: Number of steps before.
+        steps: Number of steps to time, and then number of steps to profile.
 
     Returns:
-        What was found, and the profiler, for `write_trace`.
+        The result, and the profiler for `write_trace`.
     """
     warm_up(workload, warm_up_steps)
     seconds = median_seconds(workload, steps)
@@ -123,7 +123,7 @@ def profile(workload: Workload, *, warm_up_steps: int, steps: int) -> tuple[Prof
 
 
 def write_trace(profiler: Any, path: Path, *, overwrite: bool) -> None:
-    """Write a Chrome trace, which Perfetto and chrome://tracing show, whole or not at all.
+    """Write a Chrome trace for Perfetto or chrome://tracing. An error leaves no partial file.
 
     Args:
         profiler: A `torch.profiler.profile` that has ended.
@@ -144,14 +144,14 @@ def write_trace(profiler: Any, path: Path, *, overwrite: bool) -> None:
 
 
 def _kinds(workload: Workload) -> dict[str, str]:
-    """Which row of the table a range belongs to, in the order of the rows: stages alone, then blocks of a kind."""
+    """Return the row of the table for each range, in the order of the rows: stages, then kinds of blocks."""
     names = [name for module in workload.annotated for name in range_names(module).values()]
     names.sort(key=lambda name: _row(name) != name)
     return {name: name for name in (STEP, *PHASES)} | {name: _row(name) for name in names}
 
 
 def _row(name: str) -> str:
-    """``group 0`` stays; ``group 0 HAB 1 CAB`` becomes ``all CAB``, ``group 0 HAB 1`` becomes ``all HAB``."""
+    """Return the row of a range: ``group 0`` for itself, ``all HAB`` for ``group 0 HAB 1``."""
     if not re.match(r"group \d+ ", name):
         return name
     return f"all {_INDEX.sub('', name).split()[-1]}"

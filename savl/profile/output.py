@@ -1,4 +1,4 @@
-"""Tables on the terminal."""
+"""Tables of a profile and of a roofline for the terminal."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 def amount(number: float) -> str:
-    """A positive number to three or four digits, never with an exponent where it is large."""
+    """Format a positive number with three or more digits, without an exponent if it is large."""
     return f"{number:.3g}" if number < 1000 else f"{number:,.0f}"
 
 
 def operations_table(profile: Profile, top: int, on_gpu: bool) -> Table:
-    """The operations that take longest.
+    """Return a table of the operations that take longest.
 
     Args:
-        profile: What was found.
-        top: How many of them.
-        on_gpu: Whether they are kernels of a GPU.
+        profile: The profile.
+        top: Number of operations.
+        on_gpu: Whether the operations are kernels of a GPU.
     """
     kind = "kernel" if on_gpu else "operation"
     rows = profile.operations[:top]
@@ -32,11 +32,11 @@ def operations_table(profile: Profile, top: int, on_gpu: bool) -> Table:
 
 
 def ranges_table(profile: Profile, on_gpu: bool) -> Table:
-    """The annotated ranges.
+    """Return a table of the annotated ranges.
 
     Args:
-        profile: What was found.
-        on_gpu: Whether their times are those of the kernels in them.
+        profile: The profile.
+        on_gpu: Whether times are those of the kernels in the ranges.
     """
     what = "kernels in them" if on_gpu else "from begin to end"
     title = f"ranges, {what}, in a step; they contain one another, so that shares add up to more than 100 %"
@@ -44,7 +44,7 @@ def ranges_table(profile: Profile, on_gpu: bool) -> Table:
 
 
 def roofline_table(roofline: Roofline) -> Table:
-    """The points of a roofline, and how much of the roof each reaches."""
+    """Return a table of the points of a roofline, with the share of the roof that each reaches."""
     ceilings = roofline.ceilings
     peak, copy = amount(ceilings.gflops), amount(ceilings.gigabytes)
     title = f"roofline of {roofline.device}, {roofline.dtype}: {peak} GFLOP/s (matrix product), {copy} GB/s (copy)"

@@ -1,12 +1,13 @@
-"""The roofline of the ops: how fast this device could be, and how fast the ops are on it.
+"""The roofline of the ops: the highest speed that this device allows, and the speed of the ops on it.
 
-An op that does F floating-point operations on Q bytes takes at least F / (operations a second) and at least Q / (bytes
-a second). Over its intensity F / Q that makes a roof: a slope where memory is the limit, flat where arithmetic is.
+An op with F floating-point operations on Q bytes takes at least F / (operations per second) and at least Q / (bytes per
+second). Plotted over its intensity F / Q, this bound is a roof: a slope where memory is the limit, and flat where
+arithmetic is.
 
-Both ceilings are measured: a large matrix product and a large copy, of which the bytes read and the bytes written both
-count. F and Q follow from the shapes, not from what a kernel does: F is what the definition needs, Q reads each input
-once and writes each output once. What a kernel does beyond lowers its point. Eager is drawn at the same intensity, so
-that above and below is faster and slower. Tensors that fit into a cache can lie above the slope.
+Both ceilings are measured: with a large matrix product, and with a large copy, counting the bytes read and written.
+F and Q follow from the shapes: F counts what the definition of the op requires, and Q reads each input and writes each
+output once. Additional work of a kernel lowers its point. Eager is plotted at the same intensity, so that a higher
+point is a faster one. Tensors that fit into a cache can be above the slope.
 
 Source: Williams, Waterman and Patterson, "Roofline: an insightful visual performance model" (CACM 2009).
 """
@@ -33,56 +34,56 @@ from savl.profile.ranges import serving
 from savl.profile.workload import synchronise
 
 _ROUND_SECONDS = 2e-3
-"""A round of calls takes at least that long, so that the clock and the wait for the device do not count."""
+"""Minimum duration of a round of calls, so that the clock and waiting for the device do not matter."""
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the device does at best."""
+    """Highest speeds of the device."""
 
     gflops: float
-    """10⁹ floating-point operations a second."""
+    """10⁹ floating-point operations per second."""
     gigabytes: float
-    """10⁹ bytes a second, read and written."""
+    """10⁹ bytes per second, read and written."""
 
     @property
     def ridge(self) -> float:
-        """Intensity in FLOP/byte from which on arithmetic is the limit."""
+        """Intensity in FLOP/byte above which arithmetic is the limit."""
         return self.gflops / self.gigabytes
 
     def roof(self, intensity: float) -> float:
-        """Most GFLOP/s at an intensity in FLOP/byte."""
+        """Return the highest speed in GFLOP/s at an intensity in FLOP/byte."""
         return min(self.gflops, self.gigabytes * intensity)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One op by one backend."""
+    """One op with one backend."""
 
     op: str
     backend: str
     """``"eager"`` or the name of a fused backend."""
     flops: float
-    """Floating-point operations of a call."""
+    """Floating-point operations per call."""
     bytes: float
-    """Compulsory bytes of a call."""
+    """Compulsory bytes per call."""
     seconds: float
     """Median time of a call."""
 
     @property
     def intensity(self) -> float:
-        """FLOP/byte."""
+        """Arithmetic intensity in FLOP/byte."""
         return self.flops / self.bytes
 
     @property
     def gflops(self) -> float:
-        """GFLOP/s."""
+        """Speed in GFLOP/s."""
         return self.flops / self.seconds / 1e9
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """What `measure_roofline` finds."""
+    """Result of `measure_roofline`."""
 
     device: str
     dtype: str
@@ -109,17 +110,17 @@ class Call:
     bytes: float
 
 
-# Work by formula. N: pixels of all images, C: channels, R: channels of the field, e: bytes of a number.
+# FLOPs and bytes by formula. N: pixels of all images, C: channels, R: channels of the field, e: bytes per number.
 
 
 def window_attention_work(
     pixels: int, channels: int, heads: int, window: int, key_window: int, width: int, severity: bool
 ) -> tuple[float, float]:
-    """FLOPs and bytes of either attention; ``key_window`` is ``window`` where they do not overlap.
+    """Return FLOPs and bytes of either attention; ``key_window`` equals ``window`` without overlap.
 
-    F = 4·N·o²·C: every pixel multiplies with o² keys and adds up as many values, C products and C sums each. Softmax,
-    bias and severity are left out: they are not matrix products, and few beside them.
-    Q = e·(4·N·C + (w + o − 1)²·heads), q, k, v and out and the bias table, and 4·N for severity, which is float32.
+    F = 4·N·o²·C: each pixel is multiplied with o² keys and sums as many values, with C products and C sums each.
+    Softmax, bias and severity are not counted, because they need few operations in comparison.
+    Q = e·(4·N·C + (w + o − 1)²·heads) for q, k, v, out and the bias table, and 4·N for severity, which is float32.
 
     Args:
         pixels: N, padded to windows.
@@ -136,13 +137,13 @@ def window_attention_work(
 
 
 def gaussian_posterior_work(pixels: int, latent: int, batch: int, width: int) -> tuple[float, float]:
-    """FLOPs and bytes of the posterior without a sample, as in inference.
+    """Return FLOPs and bytes of the posterior without a sample, as in inference.
 
-    F = N·(7·R + 10): of each number an exponential, a square, expm1, two sums inside the divergence and one into each
-    of the two maps; of each pixel half the divergence and the mean, four for the statistics, four for severity. An
-    exponential counts as one.
-    Q = 2·e·N·R + 12·N + 8·B: mean and log-variance read; divergence, variance, severity and two statistics of an
-    image written, in float32.
+    F = N·(7·R + 10). Each number needs an exponential (counted as one operation), a square, expm1, two additions for
+    the divergence and one for each of the two maps. Each pixel needs one operation for half the divergence, one for the
+    mean, four for the statistics and four for severity.
+    Q = 2·e·N·R + 12·N + 8·B: mean and log-variance are read; divergence, variance, severity, and two statistics per
+    image are written in float32.
 
     Args:
         pixels: N.
@@ -154,9 +155,9 @@ def gaussian_posterior_work(pixels: int, latent: int, batch: int, width: int) ->
 
 
 def channel_modulation_work(pixels: int, channels: int, width: int, shift: bool) -> tuple[float, float]:
-    """FLOPs and bytes of the modulation.
+    """Return FLOPs and bytes of the modulation.
 
-    F = 3·N·C, Q = 4·e·N·C: 1 + gamma, times attended, plus residual. With beta 4·N·C and 5·e·N·C.
+    F = 3·N·C and Q = 4·e·N·C for (1 + gamma) · attended + residual; with beta 4·N·C and 5·e·N·C.
 
     Args:
         pixels: N, padded to windows.
@@ -169,11 +170,11 @@ def channel_modulation_work(pixels: int, channels: int, width: int, shift: bool)
 
 
 def layer_norm_work(pixels: int, channels: int, width: int) -> tuple[float, float]:
-    """FLOPs and bytes of layer normalisation.
+    """Return FLOPs and bytes of layer normalisation.
 
-    F = N·(7·C + 4): each number into the mean, less the mean, its square into the variance, times the inverse
-    deviation, times weight, plus bias; of each pixel the divisions by C, a sum, a root.
-    Q = e·(2·N·C + 2·C): x and the parameters read, the result written.
+    F = N·(7·C + 4). Each number is added to the mean, centred, squared and added to the variance, multiplied by the
+    inverse deviation and the weight, and shifted by the bias. Each pixel needs two divisions, an addition and a root.
+    Q = e·(2·N·C + 2·C): x and the parameters are read, the result is written.
 
     Args:
         pixels: N, padded to windows.
@@ -186,15 +187,15 @@ def layer_norm_work(pixels: int, channels: int, width: int) -> tuple[float, floa
 def network_calls(
     config: SAVLConfig, *, height: int, width: int, batch: int, dtype: torch.dtype, device: torch.device
 ) -> list[Call]:
-    """One call of each op that a network makes, on random numbers; windows are not shifted.
+    """Return one call of each op of a network, with random numbers and windows that are not shifted.
 
     Args:
         config: The network.
-        height: Of the images, in pixels.
-        width: Likewise.
-        batch: Images.
-        dtype: Of the network.
-        device: Where.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
+        batch: Number of images.
+        dtype: Dtype of the network.
+        device: Device of the tensors.
     """
     generator = torch.Generator().manual_seed(0)
     window, keys, channels, latent = config.window, config.key_window, config.channels, config.latent
@@ -265,18 +266,18 @@ def measure_roofline(
     matrix: int | None = None,
     copied: int | None = None,
 ) -> Roofline:
-    """Measure the ceilings and every op of a network, fused (where a kernel serves) and eager.
+    """Measure the ceilings, and every op of a network: eager, and fused where a kernel serves.
 
     Args:
         config: The network.
-        height: Of the images, in pixels.
-        width: Likewise.
-        batch: Images.
-        dtype: Of the network.
-        device: Where.
-        rounds: How often everything is timed; the ways of an op take turns.
-        matrix: Side of the matrices of the product; None for 8192 on a GPU, 1536 elsewhere.
-        copied: Bytes to copy; None for 1 GiB on a GPU, 256 MiB elsewhere.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
+        batch: Number of images.
+        dtype: Dtype of the network.
+        device: Device of the tensors.
+        rounds: Number of measurements; the backends of an op take turns.
+        matrix: Side of the matrices in the product; None for 8192 on a GPU and 1536 elsewhere.
+        copied: Bytes to copy; None for 1 GiB on a GPU and 256 MiB elsewhere.
     """
     points = []
     fused, eager = KernelSettings.of(True), KernelSettings.of(False)
@@ -297,17 +298,17 @@ def measure_roofline(
 def measure_ceilings(
     dtype: torch.dtype, device: torch.device, *, rounds: int = 7, matrix: int | None = None, copied: int | None = None
 ) -> Ceilings:
-    """What the device does at best: a ceiling is the fastest of several tries, not the median.
+    """Measure the ceilings. A ceiling is the fastest of several measurements, not the median.
 
-    Where float32 products are faster than those of the dtype, as on processors without units for it, theirs count:
-    kernels may widen their numbers.
+    Where float32 products are faster than those of the dtype, as on processors without instructions for it, their
+    speed is the ceiling, because kernels may convert their numbers to float32.
 
     Args:
-        dtype: Of the product.
-        device: Where.
-        rounds: Tries.
+        dtype: Dtype of the product.
+        device: Device to measure.
+        rounds: Number of measurements.
         matrix: As in `measure_roofline`.
-        copied: Likewise.
+        copied: As in `measure_roofline`.
     """
     large = device.type == "cuda"
     side = matrix or (8192 if large else 1536)
@@ -325,12 +326,12 @@ def measure_ceilings(
 
 
 def time_in_turn(calls: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, list[float]]:
-    """Seconds of a call, once a round for each; the calls take turns, so that what slows the machine slows all.
+    """Return seconds per call in each round. The calls take turns, so that other load on the machine affects all.
 
     Args:
-        calls: By name.
-        device: What they run on.
-        rounds: How many.
+        calls: Calls by name.
+        device: Device that they run on.
+        rounds: Number of rounds.
     """
 
     def round_of(call: Callable[[], object], repeats: int) -> float:
@@ -353,7 +354,7 @@ def time_in_turn(calls: dict[str, Callable[[], object]], device: torch.device, r
 
 
 def device_name(device: torch.device) -> str:
-    """What the device is called, for people."""
+    """Return the name of the device for people to read."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -363,7 +364,7 @@ def device_name(device: torch.device) -> str:
 
 
 def cpu_name() -> str:
-    """What the operating system calls the processor."""
+    """Return the name that the operating system has for the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What is profiled: one step of a network, forward or in training, on random images."""
+"""The step that is profiled: of a network on random images, in inference or in training."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from savl.weights import build, load
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STEP = "step"
 PHASES = ("forward", "backward", "optimizer")
-"""Of a step of training."""
+"""Names of the ranges in a training step."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One step, to be run again and again.
+    """One step that can be repeated.
 
     Attributes:
         model: The network.
         annotated: The modules that `ranges` annotates.
-        work: Does the step.
-        device: Where.
-        title: Model, size and so on, in a line.
+        work: Function that computes the step.
+        device: Device of the step.
+        title: Model, size and settings in one line.
     """
 
     model: SAVL
@@ -40,12 +40,12 @@ class Workload:
     title: str
 
     def step(self) -> None:
-        """Run one step, in a range called ``step``."""
+        """Run one step in a range named ``step``."""
         with named_range(STEP):
             self.work()
 
     def ranges(self) -> AbstractContextManager[object]:
-        """`annotate` for all modules."""
+        """Return a context manager that annotates all modules."""
         stack = ExitStack()
         for module in self.annotated:
             stack.enter_context(annotate(module))
@@ -63,20 +63,20 @@ def make_workload(
     device: torch.device,
     train: bool = False,
 ) -> Workload:
-    """A step of a network on random images.
+    """Return a step of a network on random images.
 
-    Without ``train`` it is a forward pass of the network in ``dtype``. With it, one of `savl.training`: the objective
-    of the paper under autocast to ``dtype``, backward, clipped Adam.
+    In inference the step is a forward pass of the network in ``dtype``. In training it is a step of `savl.training`:
+    the objective of the paper under autocast to ``dtype``, the backward pass, and Adam with clipped gradients.
 
     Args:
-        model: Is moved to the device, and but for training converted to the dtype.
-        name: What to call it.
-        height: Of the images that it is given, in pixels.
-        width: Likewise.
-        batch: Images.
+        model: The network. It is moved to the device and, for inference, converted to the dtype.
+        name: Name of the network in the title.
+        height: Height of the input images in pixels.
+        width: Width of the input images in pixels.
+        batch: Number of images.
         dtype: One of `DTYPES`.
-        device: Where to run.
-        train: A step of training.
+        device: Device to run on.
+        train: Whether the step is one of training.
 
     Raises:
         ValueError: The device cannot compute in the dtype.
@@ -114,7 +114,7 @@ def make_workload(
         with named_range("forward"), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             losses = objective(images, 0, 0).losses
         optimizer.zero_grad(set_to_none=True)
-        # In this thread: the ranges of a thread do not contain what another one launches.
+        # In this thread, because its ranges do not contain what other threads launch.
         with named_range("backward"), torch.autograd.set_multithreading_enabled(False):
             losses.total.backward()
         with named_range("optimizer"):
@@ -126,13 +126,13 @@ def make_workload(
 
 
 def find_model(source: str) -> SAVL:
-    """A network of random weights by its name, since time does not depend on them, or one from a file.
+    """Return a network by name, with random weights because time does not depend on them, or one from a file.
 
     Args:
-        source: A name out of ``savl.CONFIGS``, or a path that `savl.load` takes.
+        source: A name in ``savl.CONFIGS``, or a path that `savl.load` accepts.
 
     Raises:
-        ValueError: It is neither, or the file cannot be used.
+        ValueError: ``source`` is neither, or the file cannot be used.
         OSError: The file cannot be read.
     """
     if source in CONFIGS:
@@ -144,10 +144,10 @@ def find_model(source: str) -> SAVL:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Height and width from ``"64x96"``.
+    """Return height and width from text such as ``"64x96"``.
 
     Raises:
-        ValueError: It is something else, or below one pixel.
+        ValueError: The text has another form, or a side is less than one pixel.
     """
     height, _, width = text.lower().partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
@@ -156,10 +156,10 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def check_dtype(dtype: torch.dtype, device: torch.device) -> None:
-    """Try what a network does in a dtype.
+    """Try the operations of a network in a dtype.
 
     Raises:
-        ValueError: The device cannot.
+        ValueError: The device does not support the dtype.
     """
     reason = None
     if dtype == torch.bfloat16 and device.type == "cuda":
@@ -177,7 +177,7 @@ def check_dtype(dtype: torch.dtype, device: torch.device) -> None:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for what was launched on a device."""
+    """Wait until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
