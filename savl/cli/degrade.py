@@ -145,7 +145,7 @@ def degrade(
                 existing = next(path for path in outputs if path not in missing)
                 raise ImageFileError(
                     existing,
-                    f"exists already, but not {missing[0].name}, which belongs to it; --overwrite makes them anew",
+                    f"exists already without {missing[0].name}, which belongs to it; --overwrite writes both",
                 )
             mask_image, mask_array = job.severity or (None, None)
             return degrade_file(

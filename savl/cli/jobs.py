@@ -29,7 +29,7 @@ class Job:
         severity: The files to write the severity map to, in the order of `Naming.severity`.
         content: What to read instead of `source`, which is only a name for standard input then.
         exact: Whether the user named `target` itself.
-        otherwise: The same job with another target, in case `target` is the result of another image; None if there is
+        alternative: The same job with another target, in case `target` is the result of another image; None if there is
             no other name.
     """
 
@@ -39,7 +39,7 @@ class Job:
     severity: tuple[Path, ...]
     content: bytes | None = None
     exact: bool = False
-    otherwise: Job | None = None
+    alternative: Job | None = None
 
     @property
     def outputs(self) -> tuple[Path, ...]:
@@ -134,7 +134,7 @@ def output_is_file(output: str | None, arguments: Sequence[str]) -> bool:
             raise UsageError("-o - writes one picture to standard output, but there may be several inputs")
         return True
     if output is None and STANDARD in arguments:
-        raise UsageError("- has no place of its own to write beside: -o - is standard output, -o FILE a file")
+        raise UsageError("- is standard input, so -o is required: -o - writes to standard output, -o FILE to a file")
     if output is None or os.path.isdir(output):
         return False
     folder = output.endswith(("/", os.sep))
@@ -146,7 +146,7 @@ def output_is_file(output: str | None, arguments: Sequence[str]) -> bool:
     if one_file and not folder and not known and Path(output).suffix:
         endings = " ".join(image_format.suffixes[0] for image_format in FORMATS)
         raise UsageError(
-            f"-o {output}: {Path(output).suffix} is no format savl writes ({endings}); "
+            f"-o {output}: {Path(output).suffix} is not a format that savl writes ({endings}); "
             "end the name with / if it is a folder"
         )
     return known
@@ -223,11 +223,11 @@ def plan_jobs(
     for job in jobs:
         other = _under_another_name(job, naming, taken)
         if job.source not in blocked:
-            kept.append(replace(job, otherwise=other))
+            kept.append(replace(job, alternative=other))
         elif other is not None:
             kept.append(other)
         else:
-            refused[job.source] = f"{blocked[job.source]}, which is an input too, stands in the place of its result"
+            refused[job.source] = f"would be written to {blocked[job.source]}, which is an input too"
     if refused and not kept:
         path, reason = next(iter(refused.items()))
         raise UsageError(f"{path} {reason}")

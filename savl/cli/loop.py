@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 from savl.cli.jobs import Job, Naming, Plan, format_of_source, name_suffix, output_is_file, plan_jobs, refuse_existing
 from savl.cli.locks import lock_output
 from savl.cli.progress import ProgressReport
-from savl.cli.results import ResultRule, leave_out_results, left_out_results
+from savl.cli.results import ResultRule, remove_results, results_message
 from savl.cli.sources import Found, find_sources
 from savl.cli.streams import STANDARD, StandardOutput, read_standard_input
 from savl.command_line import UsageError
@@ -125,7 +125,7 @@ def process_files(
             place = standard_output.file((image_format or format_of_source(found.sources[0]) or PNG).suffixes[0])
         if not include_results:
             suffixes = (operation.result_suffix, re.escape(name_suffix(suffix, beside=False, default="")))
-            found = leave_out_results(found, ResultRule(frozenset([operation.participle, SEVERITY_MAP]), suffixes))
+            found = remove_results(found, ResultRule(frozenset([operation.participle, SEVERITY_MAP]), suffixes))
         default_suffix, work = operation.prepare()
         ending = name_suffix(suffix, beside=output is None, default=default_suffix)
         if page is not None and suffix is None:
@@ -169,11 +169,11 @@ def _run(loop: _Loop, found: Found, plan: Plan, participle: str) -> bool:
             for pattern in found.unmatched:
                 report.say(f"--exclude {pattern} matches nothing")
             if found.results:
-                report.say(left_out_results(found.results))
+                report.say(results_message(found.results))
             for path, reason in (found.unreadable | plan.refused).items():
                 report.fail(path, reason)
             for path in plan.left_out:
-                report.note(path, f"left out, because it is what another input is {participle} to")
+                report.note(path, "left out, because the result of another input has this name")
             try:
                 loop.run(report)
             except KeyboardInterrupt:
@@ -213,7 +213,7 @@ class _Loop:
         self._started = started
         self._shown_target = shown_target
         self._exact = {path for job in jobs if job.exact for path in job.outputs}
-        names = [name for job in jobs for name in (job, job.otherwise) if name is not None]
+        names = [name for job in jobs for name in (job, job.alternative) if name is not None]
         self._before = {path: _signature(path) for name in names for path in name.outputs}
 
     def run(self, report: ProgressReport) -> None:
@@ -243,8 +243,8 @@ class _Loop:
                     while self._conflict(job) is None:
                         if self._nothing_due(job) or self._process(job):
                             return True
-            if job.otherwise is not None:
-                return self._finished(job.otherwise)
+            if job.alternative is not None:
+                return self._finished(job.alternative)
             self._fail(job, UnwritableImage(job.source, self._conflict(job) or ""))
             return True
         except Exception as error:  # for example a name that the file system does not accept

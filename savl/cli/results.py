@@ -68,7 +68,7 @@ class ResultRule:
         return self._names[folder]
 
 
-def leave_out_results(found: Found, rule: ResultRule) -> Found:
+def remove_results(found: Found, rule: ResultRule) -> Found:
     """Remove results from the images that were found.
 
     A result that was found in a folder or by a glob is removed. One that was named is kept, unless it has a mark and
@@ -96,11 +96,11 @@ def leave_out_results(found: Found, rule: ResultRule) -> Found:
         else:
             kept.append(source)
     if not kept and not found.unreadable:
-        raise UsageError(f"no picture is left to work on: {left_out_results(left_out)}")
+        raise UsageError(f"no picture is left to work on: {results_message(left_out)}")
     return replace(found, sources=tuple(kept), results=tuple(left_out))
 
 
-def left_out_results(results: Sequence[Path]) -> str:
+def results_message(results: Sequence[Path]) -> str:
     """Return a line that says which results were left out."""
     if len(results) == 1:
         return f"left out 1 result of an earlier run, {results[0]} (--include-results takes it)"

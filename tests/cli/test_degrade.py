@@ -252,7 +252,7 @@ def test_a_picture_and_its_severity_are_never_from_two_draws(picture: Write, mis
     left = files("out")
     result = run(*arguments, "--seed", 1)
     assert result.exit_code == 1
-    assert f"exists already, but not {missing}, which belongs to it; --overwrite makes them anew" in message(result)
+    assert f"exists already without {missing}, which belongs to it; --overwrite writes both" in message(result)
     assert files("out") == left
     assert run(*arguments, "--seed", 1, "--overwrite").exit_code == 0
     assert len(files("out")) == 3
@@ -343,7 +343,7 @@ def test_an_output_that_cannot_be_written_is_reported_before_the_work(
         (["a.png", "--seed", "-1"], "--seed"),
         (["a.png", "--format", "jpg"], "--format"),
         (["a.png", "-o", "out.jpg"], "-o out.jpg: JPEG would compress the result once more"),
-        (["a.png", "-o", "out.bmp"], ".bmp is no format"),
+        (["a.png", "-o", "out.bmp"], ".bmp is not a format that savl writes"),
         (["a.png", "-o", "out.png", "--format", "webp"], "contradict"),
         (["a.png", "b.png", "-o", "out.png"], "name a folder"),
         (["*.jpg"], f"no {READABLE} picture matches"),

@@ -123,7 +123,7 @@ def test_input_that_is_not_a_picture_fails_and_writes_nothing(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-"], "- has no place of its own to write beside"),
+        (["-"], "- is standard input, so -o is required"),
         (["a.png", "b.png", "-o", "-"], "-o - writes one picture to standard output"),
         (["in", "-o", "-"], "-o - writes one picture to standard output"),
         (["*.png", "-o", "-"], "-o - writes one picture to standard output"),

@@ -251,7 +251,7 @@ def test_a_missing_severity_map_alone_is_added(savl: Run, picture: Write) -> Non
         (["a.png", "--tile", "-1"], "--tile"),
         (["a.png", "--quality", "101"], "--quality"),
         (["a.png", "--format", "bmp"], "--format"),
-        (["a.png", "-o", "out.bmp"], ".bmp is no format"),
+        (["a.png", "-o", "out.bmp"], ".bmp is not a format that savl writes"),
         (["a.png", "-o", "out.png", "--format", "jpg"], "contradict"),
         (["a.png", "b.png", "-o", "out.png"], "name a folder"),
         ([".", "-o", "out.png"], "name a folder"),

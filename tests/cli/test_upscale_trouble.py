@@ -282,7 +282,7 @@ def test_another_input_is_never_written_over(savl: Run, picture: Write) -> None:
     assert Path("a_x4.png").read_bytes() == before
     done = savl("upscale", "a.png", "a_x4.png")
     assert done.code == 1
-    assert "a.png: a_x4.png, which is an input too, stands in the place of its result" in done.text
+    assert "a.png: would be written to a_x4.png, which is an input too" in done.text
     assert files() == ["a.png", "a_x4.png", "a_x4_x4.png"]
     assert Path("a_x4.png").read_bytes() == before
     assert read_image("a_x4_x4.png").pixels.max() == 9
