@@ -1,4 +1,4 @@
-"""How channels move with one factor."""
+"""Response of channels to a single degradation."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ Write = Callable[..., list[Path]]
 
 
 def crops() -> Tensor:
-    """Two crops of a fine pattern around middle gray, whole 8-bit levels, and far from black and white."""
+    """Return two crops with a fine pattern of 8-bit values around middle gray, far from black and white."""
     values = torch.randint(100, 156, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     return values / 255
 

@@ -16,7 +16,7 @@ from savl.images.folder import read_rgb
 
 @pytest.fixture
 def quarters(tmp_path: Path) -> Path:
-    """128×128 pixels: four quarters of one gray each."""
+    """Write an image of 128×128 pixels whose quarters have different grays."""
     pixels = np.kron(np.asarray([[40, 80], [120, 160]], np.uint8), np.ones((64, 64), np.uint8))
     Image.fromarray(pixels).save(tmp_path / "quarters.png")
     return tmp_path / "quarters.png"

@@ -1,4 +1,4 @@
-"""What features say of the factors of a table."""
+"""Results on tables with known factors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCENE = [f"s{row // 4}" for row in range(N)]
 
 
 def features(*columns: Sequence[float], severity: Sequence[float] | None = None) -> Features:
-    """Columns that mean something, and one that does not."""
+    """Return features with the given columns and a random one."""
     mean = np.stack((*columns, RANDOM.normal(size=len(columns[0]))), axis=1).astype(np.float32)
     variance = None if severity is None else (1 - np.asarray(severity)).astype(np.float32)
     return Features(mean, variance, variance)

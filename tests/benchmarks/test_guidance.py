@@ -1,4 +1,4 @@
-"""Parts of the field taken away: that each change takes what its name says."""
+"""Every change of the field replaces the part that its name says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`savl analyze` as typed: what it writes, errors and exit codes."""
+"""`savl analyze` on the command line: files, errors and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`savl evaluate` as typed: results, errors and exit codes."""
+"""`savl evaluate` on the command line: results, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def message(result: Result) -> str:
 
 @pytest.fixture(autouse=True)
 def no_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is installed: LPIPS is left out."""
+    """Make LPIPS unavailable, whatever is installed."""
     monkeypatch.setitem(sys.modules, "torchvision", None)
 
 
 @pytest.fixture
 def lpips(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for LPIPS, which images of 64 pixels have."""
+    """Replace LPIPS by a distance that requires images of 64 pixels."""
 
     class MeanDifference:
         def __call__(self, sr: Tensor, hr: Tensor) -> float | None:
@@ -66,7 +66,7 @@ def add_pair(folder: Path, name: str, side: int) -> None:
 
 
 def evaluate(folder: Path) -> tuple[str, dict[str, Any], list[dict[str, str]]]:
-    """Evaluate the small network: what is printed, the JSON and the rows of the CSV."""
+    """Evaluate the small network; return the output, the JSON and the rows of the CSV."""
     result = run(
         "evaluate", "--lr", folder / "lr", "--hr", folder / "hr", "--model", folder / "weights[1].safetensors",
         "--json", folder / "scores.json", "--csv", folder / "scores.csv",

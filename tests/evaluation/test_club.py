@@ -1,4 +1,4 @@
-"""CLUB on variables for which it has a closed form."""
+"""CLUB for variables for which it has a closed form."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from savl.evaluation import Interval, club
 from savl.evaluation.club import contrast, gaussian_log_likelihood
 
 SHORT: dict[str, Any] = {"width": 64, "rate": 3e-3, "repeats": 2}
-"""Enough for a few dimensions, in a third of the time."""
+"""Settings that suffice for a few dimensions and take a third of the time."""
 
 
 def gaussians(n: int, d: int, rho: float, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Standard normal, correlated dimension by dimension: I = −½·d·log(1 − ρ²), CLUB = d·ρ²/(1 − ρ²).
 
-    Mean, variance and correlation are those exactly, in the samples too, which leaves less to chance.
+    The samples have exactly this mean, variance and correlation, which reduces the random error.
     """
     normal = torch.randn(n, 2 * d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     exact = torch.linalg.qr(normal - normal.mean(dim=0))[0] * math.sqrt(n)
@@ -59,13 +59,13 @@ def test_a_fitted_conditional_comes_near_it_and_stays_above_the_information(
 
 
 def test_the_variance_stays_above_one_in_e() -> None:
-    """With ρ = 0.95 the right variance, 0.0975, is out of reach: the contrast is ρ²·e."""
+    """With ρ = 0.95 the correct variance is 0.0975, below the minimum of 1/e: the contrast is ρ²·e."""
     x, y = gaussians(1500, 1, 0.95)
     assert club(x, y, **SHORT).value == pytest.approx(0.95**2 * math.e, rel=0.1)
 
 
 def test_a_variance_that_follows_x_is_information() -> None:
-    """Two levels of noise, their variances 0.4 and 1.6: ½·(E[σ²]·E[1/σ²] − 1)."""
+    """With noise of variance 0.4 or 1.6 the contrast is ½·(E[σ²]·E[1/σ²] − 1)."""
     x = torch.randint(2, (3000,)).float()
     y = torch.where(x > 0, 1.6, 0.4).sqrt() * torch.randn(3000)
     assert club(x, y, **SHORT).value == pytest.approx(0.5 * (0.5 * (1 / 0.4 + 1 / 1.6) - 1), rel=0.25)

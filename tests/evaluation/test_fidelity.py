@@ -59,7 +59,7 @@ def test_lpips_is_averaged_where_every_image_has_it_and_left_out_otherwise() -> 
 
 
 def photograph(height: int, width: int) -> torch.Tensor:
-    """Something smooth with edges, a white area and a black one; ``(3, H, W)`` in [0, 1]."""
+    """Return a smooth image with edges, a white area and a black one; ``(3, H, W)`` in [0, 1]."""
     coarse = torch.rand(1, 3, 5, 7, generator=torch.Generator().manual_seed(0))
     image = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")[0].clamp(0, 1)
     image[:, : height // 4, : width // 3] = 1

@@ -1,4 +1,4 @@
-"""Choosing on one half and measuring on the other."""
+"""Choose on one half and measure on the other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from savl.evaluation.held_out import CrossFit, Split, split_samples
 
 
 class Counter(nn.Module):
-    """A network whose one weight is the number of steps that it has been fitted for."""
+    """A network whose only weight is the number of steps that it has been fitted for."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""HSIC against its definition by enumeration, its value for Gaussians, and the promises of a permutation test."""
+"""HSIC against its definition by enumeration and its value for Gaussians; properties of the permutation test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from savl.evaluation import HSICResult, hsic
 
 
 def gaussians(n: int, rho: float) -> tuple[Tensor, Tensor]:
-    """Standard normal with a correlation, ``(n, 1)`` each."""
+    """Return standard normal samples with a correlation, ``(n, 1)`` each."""
     x, noise = torch.randn(2, n, 1, dtype=torch.float64)
     return x, rho * x + math.sqrt(1 - rho**2) * noise
 
@@ -27,7 +27,7 @@ def gram(values: Tensor, bandwidth: float) -> Tensor:
 
 
 def by_enumeration(K: Tensor, L: Tensor) -> float:
-    """The U-statistic itself: the mean over all ordered choices of four different samples."""
+    """Return the U-statistic: the mean over all ordered choices of four different samples."""
     terms = [
         K[i, j] * L[i, j] + K[i, j] * L[q, r] - 2 * K[i, j] * L[i, q]
         for i, j, q, r in itertools.permutations(range(len(K)), 4)
@@ -36,7 +36,7 @@ def by_enumeration(K: Tensor, L: Tensor) -> float:
 
 
 def by_formula(K: Tensor, L: Tensor) -> float:
-    """Song et al., equation 5, with every matrix written out."""
+    """Return equation 5 of Song et al. with explicit matrices."""
     n, one = len(K), torch.ones(len(K), dtype=torch.float64)
     K, L = (matrix - torch.diag(matrix.diag()) for matrix in (K, L))
     terms = (
@@ -46,7 +46,7 @@ def by_formula(K: Tensor, L: Tensor) -> float:
 
 
 def population(rho: float, bandwidth: float) -> float:
-    """HSIC of two standard normals with a correlation, by Gaussian integrals; one bandwidth for both."""
+    """Return HSIC of two correlated standard normals with one bandwidth, by Gaussian integrals."""
     s = bandwidth**2
     together = ((1 + 2 / s) ** 2 - (2 * rho / s) ** 2) ** -0.5
     apart = 1 / (1 + 2 / s)
@@ -94,13 +94,13 @@ def test_p_values_of_dependent_variables_are_as_small_as_they_can_be() -> None:
 
 
 def test_equal_permuted_values_raise_the_p_value() -> None:
-    """Two pairs of equal samples: a third of all permutations leaves the pairs together."""
+    """With two pairs of equal samples, a third of all permutations keeps the pairs together."""
     x = torch.tensor([0.1, 0.1, 0.7, 0.7])
     assert hsic(x, ["a", "a", "b", "b"], permutations=999).p_value == pytest.approx(1 / 3, abs=0.06)
 
 
 def grouped(groups: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Independent x and y ``(groups·size, 1)``, each nearly the same throughout a group; and the groups."""
+    """Return independent x and y ``(groups·size, 1)``, each nearly constant within a group, and the groups."""
     members = torch.arange(groups).repeat_interleave(size)
     x, y = torch.randn(2, groups, 1, dtype=torch.float64)
     return x[members] + 0.1 * torch.randn(len(members), 1), y[members] + 0.1 * torch.randn(len(members), 1), members
@@ -125,7 +125,7 @@ def test_dependence_between_groups_is_found() -> None:
 
 
 def test_groups_are_permuted_with_groups_of_the_same_size_row_for_row() -> None:
-    """Of four groups of sizes 3, 3, 2 and 1 there are two exchanges: none, and of the first two."""
+    """Four groups of sizes 3, 3, 2 and 1 have two permutations: the identity, and the exchange of the first two."""
     groups = ["a"] * 3 + ["b"] * 3 + ["c"] * 2 + ["d"]
     x = torch.tensor([1.0, 2, 3, 7, 8, 9, 20, 21, 30])
     order = torch.tensor([3, 4, 5, 0, 1, 2, 6, 7, 8])

@@ -111,7 +111,7 @@ def test_the_interval_follows_from_the_seed() -> None:
 
 
 def test_images_of_one_scene_are_resampled_together() -> None:
-    """A slope of its own for each of 8 scenes: of how other scenes would do, hundreds of images say as little as 8."""
+    """If each of 8 scenes has its own slope, hundreds of images say no more about other scenes than 8 do."""
     random = np.random.default_rng(3)
     scenes = np.repeat(np.arange(8), 60)
     a = random.normal(size=len(scenes))

@@ -1,4 +1,4 @@
-"""MINE on variables whose information is known."""
+"""MINE for variables whose information is known."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from savl.evaluation import Interval, mine
 from savl.evaluation.mine import _expectations, _Objective
 
 SHORT: dict[str, Any] = {"width": 64, "rate": 2e-3, "steps": 200}
-"""Enough for a few dimensions, in a tenth of the time."""
+"""Settings that suffice for a few dimensions and take a tenth of the time."""
 
 
 def gaussians(n: int, d: int, rho: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Standard normal, correlated dimension by dimension: I = −½·d·log(1 − ρ²).
+    """Return standard normal samples that are correlated dimension by dimension: I = −½·d·log(1 − ρ²).
 
-    Mean, variance and correlation are those exactly, in the samples too, which leaves less to chance.
+    The samples have exactly this mean, variance and correlation, which reduces the random error.
     """
     normal = torch.randn(n, 2 * d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     exact = torch.linalg.qr(normal - normal.mean(dim=0))[0] * math.sqrt(n)
@@ -29,7 +29,7 @@ def gaussians(n: int, d: int, rho: float, seed: int = 0) -> tuple[Tensor, Tensor
 
 @pytest.mark.parametrize(("d", "rho"), [(1, 0.8), (2, 0.6)])
 def test_correlated_gaussians_have_the_information_of_the_formula(d: int, rho: float) -> None:
-    """A lower bound that is nearly tight; 450 of 1,500 samples are held out, three times."""
+    """The lower bound is nearly tight; 450 of 1,500 samples are held out in each of three repeats."""
     x, y = gaussians(1500, d, rho)
     truth = -0.5 * d * math.log(1 - rho**2)
     found = mine(x, y, **SHORT)
@@ -95,7 +95,7 @@ def test_results_depend_on_the_seed_only() -> None:
 
 
 def test_every_pair_of_the_product_is_of_different_samples_and_there_once() -> None:
-    """T counts (x, y) = (i, j) as 10^(3·i + j): the digits of the sum of exp T are then a list of the pairs."""
+    """With T(i, j) = log 10^(3·i + j), the digits of the sum of exp T list the pairs."""
     index = torch.arange(3.0)[:, None].double()
 
     class Count(nn.Module):

@@ -18,7 +18,7 @@ URL = "https://weights.example/models/alexnet-standin-0123abcd.pth"
 
 
 def features() -> nn.Sequential:
-    """AlexNet as far as LPIPS reads it."""
+    """The part of AlexNet that LPIPS uses."""
     return nn.Sequential(
         nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
         nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
@@ -36,7 +36,7 @@ def alexnet(*, weights: SimpleNamespace) -> SimpleNamespace:
 
 @pytest.fixture
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """torchvision imports, and weights lie where torch.hub looks for them; a download fails the test."""
+    """Provide a torchvision and cached weights; a download fails the test."""
     models = ModuleType("torchvision.models")
     models.__dict__.update(alexnet=alexnet, AlexNet_Weights=SimpleNamespace(DEFAULT=SimpleNamespace(url=URL)))
     torchvision = ModuleType("torchvision")
@@ -55,7 +55,7 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def by_hand(path: Path, sr: Tensor, hr: Tensor) -> float:
-    """The paper's formula, with the heads that torchmetrics ships."""
+    """Return the distance by the paper's formula, with the weights that torchmetrics ships."""
     net = features()
     net.load_state_dict(torch.load(path))
     heads = torch.load(Path(functional.__file__).parent / "lpips_models" / "alex.pth", map_location="cpu")

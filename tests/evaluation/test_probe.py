@@ -1,4 +1,4 @@
-"""Linear probes where the answer is known: separable classes, random labels, features that only name the group."""
+"""Linear probes with known results: separable classes, random labels, features that only identify the group."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from savl.evaluation.probe import _grouped, _stratified
 
 
 def scenes_and_levels(scenes: int, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A factorial design: every scene at every level."""
+    """Return scenes and levels of a factorial design: every scene at every level."""
     return torch.arange(scenes).repeat_interleave(levels), torch.arange(levels).repeat(scenes)
 
 
@@ -31,7 +31,7 @@ def test_separable_classes_are_all_predicted() -> None:
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_random_labels_are_predicted_at_chance(grouped: bool) -> None:
-    """More features than samples, so that what is fitted is known by heart. 150 different samples at the least."""
+    """There are more features than fitted samples, so that the classifier memorises them; 150 samples are held out."""
     labels = torch.arange(500)[torch.randperm(500)] % 5
     result = linear_probe(torch.randn(500, 400), labels, groups=torch.arange(500) // 10 if grouped else None)
     assert abs(result.accuracy.value - 0.2) < 4 * math.sqrt(0.2 * 0.8 / 500)
@@ -84,7 +84,7 @@ def test_without_groups_every_share_keeps_all_classes(share: float) -> None:
 
 
 def test_with_groups_no_group_is_on_both_sides_and_every_class_is() -> None:
-    """Of the ten groups only two hold the third class: most draws will not do."""
+    """Only two of ten groups contain the third class, so most draws are rejected."""
     members = np.arange(10).repeat(4)
     classes = np.array([0, 1, 0, 1] * 10)
     classes[[0, 4]] = 2

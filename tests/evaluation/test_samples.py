@@ -1,4 +1,4 @@
-"""What is taken for samples and labels, what is refused, and how columns are standardised."""
+"""Conversion and checks of samples and labels, and standardisation of columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Severity maps against the truth."""
+"""Agreement of severity maps with degradation masks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_rank_correlation_gives_equal_values_the_mean_of_their_ranks() -> None:
 
 
 def test_a_network_that_returns_the_mask_agrees_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variance of an oracle falls where severity rises; the map that the network makes of it must rise."""
+    """The oracle's variance is low where the mask is high, so the severity map of the network must be high there."""
     truths: list[Tensor] = []
     degrade = Degradation.__call__
 
