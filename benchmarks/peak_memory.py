@@ -19,7 +19,8 @@ def measure(network: str, variant: str) -> int:
     return int(done.stdout.split()[-1])
 
 
-def _resident(key: str) -> int:
+def resident_bytes(key: str) -> int:
+    """Return ``"VmRSS"``, the resident memory of this process in bytes, or ``"VmHWM"``, its peak; Linux only."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key):
             return int(line.split()[1]) * 1024
@@ -27,7 +28,7 @@ def _resident(key: str) -> int:
 
 
 def main() -> None:
-    """Measure in this process."""
+    """Measure in this process and print the result."""
     import torch
 
     import savl
@@ -39,14 +40,14 @@ def main() -> None:
         model(torch.rand(1, 3, 16, 16))  # memory that libraries allocate on first use does not count
         savl.use_fused_kernels(variant == "fused")
         lr = torch.rand(1, 3, 64, 64)
-        before = _resident("VmRSS")
+        before = resident_bytes("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
         if variant == "sdpa":
             with sdpa.in_every_network():
                 model(lr)
         else:
             model(lr)
-    print(_resident("VmHWM") - before)
+    print(resident_bytes("VmHWM") - before)
 
 
 if __name__ == "__main__":

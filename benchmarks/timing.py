@@ -24,6 +24,7 @@ from torch import Tensor
 
 from benchmarks import machine
 from benchmarks.cases import BenchmarkCase, NotHereError, Run
+from benchmarks.peak_memory import resident_bytes
 
 SLACK = 4
 """Largest error of a variant as a multiple of eager's error. Wrong results have far larger errors.
@@ -162,19 +163,12 @@ def peak_of(run: Run, call: Call) -> tuple[list[Tensor], int | None]:
         found = _done(run, call)
         return found, torch.cuda.max_memory_allocated(run.device) - before
     try:
-        before = _resident("VmRSS")
+        before = resident_bytes("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return call(), None
     found = call()
-    return found, max(_resident("VmHWM") - before, 0)
-
-
-def _resident(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {key}")
+    return found, max(resident_bytes("VmHWM") - before, 0)
 
 
 def time_in_turn(

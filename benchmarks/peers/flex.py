@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from benchmarks.peers.sdpa import queries_keys_values
 from savl.ops.overlapping_window_attention import partition_overlapping_windows
 from savl.ops.window_attention import merge_windows, partition_windows, shift_regions
 
@@ -68,18 +69,10 @@ def window_attention(
     shift: int = 0,
     block_mask: BlockMask | None = None,
 ) -> Tensor:
-    """As `savl.ops.window_attention`; ``block_mask`` is what `shift_block_mask` gave where there is a shift."""
+    """Compute `savl.ops.window_attention`; with a shift, ``block_mask`` is a result of `shift_block_mask`."""
     batch, height, width, channels3 = qkv.shape
     heads, pixels = bias_table.shape[1], window * window
-    if shift:
-        qkv = qkv.roll((-shift, -shift), (1, 2))
-    windows = partition_windows(qkv, window).view(-1, pixels, 3, heads, channels3 // 3 // heads)
-    q, k, v = windows.permute(2, 0, 3, 1, 4)
-    if severity is not None:
-        severity = severity.to(qkv.dtype)
-        s = severity.roll((-shift, -shift), (1, 2)) if shift else severity
-        s = partition_windows(s[..., None], window).view(-1, 1, pixels, 1)
-        q, k = s * q, s * k
+    q, k, v = queries_keys_values(qkv, severity, heads, window, shift)
     out = _attend(q, k, v, relative_bias(bias_table, window, window), block_mask)
     out = merge_windows(out.transpose(1, 2).reshape(batch, -1, pixels, channels3 // 3), window, height, width)
     return out.roll((shift, shift), (1, 2)) if shift else out
@@ -94,7 +87,7 @@ def overlapping_window_attention(
     window: int,
     key_window: int,
 ) -> Tensor:
-    """As `savl.ops.overlapping_window_attention`."""
+    """Compute `savl.ops.overlapping_window_attention`."""
     batch, height, width, channels = q.shape
     heads, pixels, keys = bias_table.shape[1], window * window, key_window * key_window
     if severity is not None:
@@ -109,8 +102,8 @@ def overlapping_window_attention(
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, score_mod: ScoreMod, block_mask: BlockMask | None = None) -> Tensor:
-    # Compiled for CPUs by torch 2.13, views of a larger tensor give wrong results. The copy is not one more: the
-    # windows have to be cut out anyway, and the compiler makes one of both.
+    # torch 2.13 gives wrong results for views of larger tensors when it compiles for CPUs. This is no additional copy,
+    # because the compiler merges it with the one that partitions the windows.
     q, k, v = (each.contiguous() for each in (q, k, v))
     out: Tensor = flex_attention(q, k, v, score_mod=score_mod, block_mask=block_mask)
     return out

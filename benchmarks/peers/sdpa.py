@@ -37,6 +37,23 @@ def folded_mask(
     return bias.contiguous() + mask if batch is None else (bias + mask).repeat(batch, 1, 1, 1)
 
 
+def queries_keys_values(
+    qkv: Tensor, severity: Tensor | None, heads: int, window: int, shift: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return q, k and v (windows, heads, w², d) of a shifted image, q and k multiplied by the severity."""
+    pixels = window * window
+    if shift:
+        qkv = qkv.roll((-shift, -shift), (1, 2))
+    windows = partition_windows(qkv, window).view(-1, pixels, 3, heads, qkv.shape[3] // 3 // heads)
+    q, k, v = windows.permute(2, 0, 3, 1, 4)
+    if severity is not None:
+        severity = severity.to(qkv.dtype)
+        s = severity.roll((-shift, -shift), (1, 2)) if shift else severity
+        s = partition_windows(s[..., None], window).view(-1, 1, pixels, 1)
+        q, k = s * q, s * k
+    return q, k, v
+
+
 def window_attention(
     qkv: Tensor,
     bias_table: Tensor,
@@ -49,20 +66,12 @@ def window_attention(
     padded_head_dim: int | None = None,
     backend: SDPBackend | None = None,
 ) -> Tensor:
-    """As `savl.ops.window_attention`; ``kept`` is a mask that `folded_mask` gave before."""
+    """Compute `savl.ops.window_attention`; ``kept`` is a result of `folded_mask` to use again."""
     batch, height, width, channels3 = qkv.shape
     heads, pixels = bias_table.shape[1], window * window
     images = None if backend is not None and batch == 1 else batch
     mask = folded_mask(bias_table, height, width, window, window, shift, images) if kept is None else kept
-    if shift:
-        qkv = qkv.roll((-shift, -shift), (1, 2))
-    windows = partition_windows(qkv, window).view(-1, pixels, 3, heads, channels3 // 3 // heads)
-    q, k, v = windows.permute(2, 0, 3, 1, 4)
-    if severity is not None:
-        severity = severity.to(qkv.dtype)
-        s = severity.roll((-shift, -shift), (1, 2)) if shift else severity
-        s = partition_windows(s[..., None], window).view(-1, 1, pixels, 1)
-        q, k = s * q, s * k
+    q, k, v = queries_keys_values(qkv, severity, heads, window, shift)
     out = _attend(q, k, v, mask, padded_head_dim, backend)
     out = merge_windows(out.transpose(1, 2).reshape(batch, -1, pixels, channels3 // 3), window, height, width)
     return out.roll((shift, shift), (1, 2)) if shift else out
@@ -81,7 +90,7 @@ def overlapping_window_attention(
     padded_head_dim: int | None = None,
     backend: SDPBackend | None = None,
 ) -> Tensor:
-    """As `savl.ops.overlapping_window_attention`; ``kept`` is a mask that `folded_mask` gave before."""
+    """Compute `savl.ops.overlapping_window_attention`; ``kept`` is a result of `folded_mask` to use again."""
     batch, height, width, channels = q.shape
     heads, pixels, keys = bias_table.shape[1], window * window, key_window * key_window
     mask = folded_mask(bias_table, height, width, window, key_window, 0) if kept is None else kept

@@ -1,15 +1,16 @@
-"""What the kernels must cost on an H100 or H200, predicted from their machine code and from bytes. Nothing is measured.
+"""Predict the least time of the kernels on an H100 or H200, from machine code and bytes. Nothing is measured.
 
-    python -m benchmarks.predicted.floors           # a table, results/predicted/floors.json, docs/predicted-floors.md
+    python -m benchmarks.predicted.floors           # a table, results/predicted/floors.json, the page
     python -m benchmarks.predicted.floors --page    # the page alone, from the committed figures
 
-Wants Triton and, for posterior and modulation, an installed CUDA library (`savl/_cuda.so`); no GPU.
+The page is docs/predicted-floors.md. This needs Triton and, for posterior and modulation, the CUDA library
+(`savl/_cuda.so`), but no GPU.
 
-A kernel takes at least as long as the resource it needs most: memory (each byte once), tensor cores, exponentials, or
-issue slots for its instructions. The last are counted in the machine code that Triton's compiler makes with the block
-sizes of the rule: instructions of a path through the program times how often programs and loops run. Eager takes at
-least the bytes of every tensor that its operations read and write: the operations of the reference in `savl.ops` are
-noted one by one while it runs on tensors without data (`benchmarks.predicted.traffic`).
+Each resource that a kernel uses gives a floor, a least time: memory (each byte once), tensor cores, exponentials, and
+issue slots for instructions. The largest floor is the prediction. Instructions are counted in the machine code that
+Triton's compiler generates with the block sizes of the rule: those of a path through the program, times how often
+programs and loops run. Eager takes at least the time to move the bytes that its operations read and write:
+`benchmarks.predicted.traffic` records the operations of the reference in `savl.ops` on tensors without data.
 """
 
 from __future__ import annotations
@@ -38,26 +39,26 @@ CHANNELS = HEADS * HEAD_DIM
 PIXELS, WINDOWS = SIDE**2, (SIDE // WINDOW) ** 2
 CAPABILITY = (9, 0)
 WIDTH = 2
-"""Bytes of a bfloat16."""
+"""Bytes per bfloat16."""
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """What a GPU does at best, from its data sheet."""
+class DataSheet:
+    """Highest speeds of a GPU according to its data sheet."""
 
     name: str
     bytes_per_second: float
     flops: float = 989e12
-    """Dense bfloat16."""
+    """FLOPs per second of dense bfloat16 products."""
     multiprocessors: int = 132
     hertz: float = 1.755e9
     exponentials: int = 16
-    """A clock and multiprocessor."""
+    """Per clock and multiprocessor."""
     instructions: int = 4
-    """Of a warp, a clock and multiprocessor."""
+    """Instructions of a warp, per clock and multiprocessor."""
 
     def floors(self, work: Work) -> dict[str, float]:
-        """Least seconds by resource."""
+        """Return the least seconds by resource."""
         clocks = self.multiprocessors * self.hertz
         return {
             "memory": work.bytes / self.bytes_per_second,
@@ -67,37 +68,37 @@ class Gpu:
         }
 
     def seconds(self, work: Work) -> float:
-        """The prediction: the largest of the floors."""
+        """Return the predicted seconds: the largest of the floors."""
         return max(self.floors(work).values())
 
 
-H100 = Gpu("H100 SXM", 3.35e12)
-H200 = Gpu("H200", 4.8e12)
+H100 = DataSheet("H100 SXM", 3.35e12)
+H200 = DataSheet("H200", 4.8e12)
 GPUS = (H100, H200)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a kernel does in all."""
+    """Total work of a kernel."""
 
     bytes: float
     flops: float = 0.0
     exponentials: float = 0.0
     instructions: float = 0.0
-    """Of a warp."""
+    """Instructions of warps."""
 
 
 # The attention kernels
 
 
 def attention_work(key_window: int, severity: bool, shifted: bool, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Work of the attention kernels on an image of 512×512 pixels, and what was counted.
+    """Return the work of the attention kernels on an image of 512×512 pixels, and the counts it is made of.
 
     Args:
         key_window: Side of the key windows.
         severity: Whether there is a severity map.
         shifted: Whether windows are shifted.
-        stages: Which kernels.
+        stages: Names of the kernels.
     """
     from savl.kernels import compile_ahead_of_time, launch
     from savl.kernels.configs import Problem, default_config
@@ -166,7 +167,7 @@ def attention_work(key_window: int, severity: bool, shifted: bool, stages: Itera
 
 
 def _windows_seen(size: int, key_window: int) -> list[int]:
-    """For each tile of keys along an axis, how many windows see it."""
+    """Return how many windows see each tile of keys along an axis."""
     margin, last = (key_window - WINDOW) // 2, SIDE // WINDOW - 1
     return [
         min((first + size - 1 + margin) // WINDOW, last) - max(first - margin, 0) // WINDOW + 1
@@ -189,7 +190,7 @@ and for the severity, which is written."""
 
 
 def cuda_work(library: Path) -> dict[str, dict[str, Any]]:
-    """Work of the CUDA C++ kernels with bfloat16; instructions are those of the loop over channels alone.
+    """Return the work of the CUDA C++ kernels with bfloat16; instructions are those of the loop over channels.
 
     Args:
         library: The CUDA library.
@@ -221,11 +222,11 @@ def cuda_work(library: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-# All of it
+# The prediction
 
 
 def predict() -> dict[str, Any]:
-    """Everything, as plain data."""
+    """Return the prediction as JSON values."""
     stages = ("forward", "backward_q", "backward_kv", "backward_bias")
     kernels: dict[str, dict[str, Any]] = {}
     for title, key_window, severity, shifted in (("window", 16, True, True), ("overlapping", 24, False, False)):
@@ -275,7 +276,7 @@ def predict() -> dict[str, Any]:
             },
         }
 
-    def total(gpu: Gpu, *names: str) -> float:
+    def total(gpu: DataSheet, *names: str) -> float:
         return sum(gpu.seconds(works[name]) for name in names)
 
     def add(
@@ -343,7 +344,7 @@ on the GPU.
 
 
 def page(report: Mapping[str, Any]) -> str:
-    """docs/predicted-floors.md."""
+    """Return the text of docs/predicted-floors.md."""
     lines = [
         "# Predicted, not measured",
         "",
@@ -413,9 +414,9 @@ def page(report: Mapping[str, Any]) -> str:
 
 
 def main() -> int:
-    """Predict, write, print."""
+    """Predict, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", default=COMMITTED, help="where to write the figures")
+    parser.add_argument("--json", type=Path, metavar="FILE", default=COMMITTED, help="file to write the figures to")
     parser.add_argument(
         "--page", action="store_true", help="write docs/predicted-floors.md from the committed figures alone"
     )

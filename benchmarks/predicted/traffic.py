@@ -1,8 +1,8 @@
-"""What eager PyTorch moves: every operation of a computation with its bytes and products, on tensors without data.
+"""Count the bytes and FLOPs of eager PyTorch, operation by operation, on tensors without data.
 
-A tensor of the meta device has a shape and no memory, so that an image of any size costs nothing; what PyTorch would
-run on a GPU passes by one operation at a time. Views move nothing. An operation reads each of its inputs once (of an
-expanded one what there is of it) and writes each result once.
+A tensor of the meta device has a shape and no memory, so that images of any size take no time. The operations that
+PyTorch would run on a GPU are recorded one at a time. Views move no bytes. An operation reads each input once (of an
+expanded tensor only the stored numbers) and writes each result once.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Step:
     flops: float
     shape: tuple[int, ...]
     detail: tuple[bool, bool] = (False, False)
-    """Of window attention: whether there is severity, whether there is a shift."""
+    """For window attention: whether there is a severity map, and whether windows are shifted."""
 
     def facts(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the step as JSON values."""
         return {
             "op": self.name.removeprefix("aten."),
             "shape": list(self.shape),
@@ -49,17 +49,17 @@ class Step:
         }
 
     def seconds(self, bytes_per_second: float, flops: float) -> float:
-        """At least, on a GPU that does so much a second."""
+        """Return the least seconds on a GPU with these bytes and FLOPs per second."""
         return max(self.bytes / bytes_per_second, self.flops / flops)
 
 
 @dataclass
-class Noted(TorchDispatchMode):
-    """Notes operations while it is entered.
+class RecordedOperations(TorchDispatchMode):
+    """Records operations while it is entered.
 
     Attributes:
-        steps: What was done, in order.
-        peak: Most bytes that tensors held that came to be meanwhile.
+        steps: Operations in order.
+        peak: Largest number of bytes in tensors that were created meanwhile.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -70,11 +70,11 @@ class Noted(TorchDispatchMode):
         self._held = 0
 
     def seconds(self, bytes_per_second: float, flops: float) -> float:
-        """All steps one after the other."""
+        """Return the least seconds of all steps, one after the other."""
         return sum(step.seconds(bytes_per_second, flops) for step in self.steps)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and note it."""
+        """Run and record an operation."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
@@ -117,28 +117,28 @@ def _is_written(func: Any, args: Any, tensor: Tensor) -> bool:
 
 
 def bytes_of(tensor: Tensor) -> int:
-    """Bytes that are there to be read: an expanded dimension is there once."""
+    """Return the stored bytes of a tensor, in which an expanded dimension counts once."""
     count = 1
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         count *= size if stride else 1
     return count * tensor.element_size()
 
 
-def noted(call: Callable[[], object]) -> Noted:
-    """What a call does."""
-    notes = Noted()
-    with notes:
+def record(call: Callable[[], object]) -> RecordedOperations:
+    """Return the operations of a call."""
+    recorded = RecordedOperations()
+    with recorded:
         call()
-    return notes
+    return recorded
 
 
-def window(side: int, backward: bool = False, sdpa_peer: bool = False) -> Noted:
-    """Window attention of savl-base, shift 8, severity.
+def window(side: int, backward: bool = False, sdpa_peer: bool = False) -> RecordedOperations:
+    """Record window attention of savl-base with shift 8 and severity.
 
     Args:
-        side: Of the image, in tokens.
+        side: Side of the image in tokens.
         backward: Whether gradients are computed too.
-        sdpa_peer: `benchmarks.peers.sdpa` in place of the reference, its attention counted as bytes.
+        sdpa_peer: Whether to use `benchmarks.peers.sdpa` in place of the reference, counting its attention as bytes.
     """
     qkv, table, severity = (
         torch.empty(shape, **BF16, requires_grad=backward)
@@ -155,50 +155,50 @@ def window(side: int, backward: bool = False, sdpa_peer: bool = False) -> Noted:
         if backward:
             torch.autograd.grad(out, (qkv, table, severity), torch.empty_like(out))
 
-    return noted(call)
+    return record(call)
 
 
-def overlapping(side: int) -> Noted:
-    """Overlapping attention of savl-base: 24×24 keys for 16×16 queries."""
+def overlapping(side: int) -> RecordedOperations:
+    """Record overlapping attention of savl-base: 24×24 keys for 16×16 queries."""
     q, kv, table = (torch.empty(shape, **BF16) for shape in ((1, side, side, 144), (1, side, side, 288), (39**2, 6)))
     eager = ops.KernelSettings.of(False)
-    return noted(lambda: ops.overlapping_window_attention(q, kv, table, window=16, key_window=24, kernels=eager))
+    return record(lambda: ops.overlapping_window_attention(q, kv, table, window=16, key_window=24, kernels=eager))
 
 
-def posterior(side: int, noise: bool = False) -> Noted:
-    """The posterior of a 64-channel field."""
+def posterior(side: int, noise: bool = False) -> RecordedOperations:
+    """Record the posterior of a field with 64 channels."""
     fields = [torch.empty(1, 64, side, side, **BF16) for _ in range(3 if noise else 2)]
-    return noted(lambda: ops.gaussian_posterior(*fields, kernels=ops.KernelSettings.of(False)))
+    return record(lambda: ops.gaussian_posterior(*fields, kernels=ops.KernelSettings.of(False)))
 
 
-def modulation(side: int) -> Noted:
-    """The modulation of savl-base."""
+def modulation(side: int) -> RecordedOperations:
+    """Record the modulation of savl-base."""
     attended, gamma, residual = (torch.empty(1, side, side, 144, **BF16) for _ in range(3))
     eager = ops.KernelSettings.of(False)
-    return noted(lambda: ops.channel_modulation(attended, gamma, None, residual, kernels=eager))
+    return record(lambda: ops.channel_modulation(attended, gamma, None, residual, kernels=eager))
 
 
 @torch.no_grad()
-def network(side: int, fused: bool) -> Noted:
-    """The forward pass of savl-base.
+def network(side: int, fused: bool) -> RecordedOperations:
+    """Record the forward pass of savl-base.
 
     Args:
-        side: Of the image, in pixels.
-        fused: The fused ops, each one step, in place of their references.
+        side: Side of the image in pixels.
+        fused: Whether to use the fused ops, each a single step, in place of the references.
     """
     with torch.device("meta"):
         model = savl.build("savl-base").eval().to(torch.bfloat16)
     lr = torch.empty(1, 3, side, side, **BF16)
     if fused:
         with fused_everywhere():
-            return noted(lambda: model(lr))
+            return record(lambda: model(lr))
     with savl.use_fused_kernels(False):
-        return noted(lambda: model(lr))
+        return record(lambda: model(lr))
 
 
 @contextmanager
 def fused_everywhere() -> Iterator[None]:
-    """While inside, networks call the fused ops whatever the device: on meta tensors they say what shape comes out."""
+    """Let networks call the fused ops on any device. On meta tensors these return tensors of the right shape."""
 
     def attend(qkv: Tensor, table: Tensor, severity: Tensor | None, *, window: int, shift: int, **_: Any) -> Tensor:
         found: Tensor = torch.ops.savl.window_attention(qkv, table, severity, window, shift)[0]
@@ -235,7 +235,7 @@ def fused_everywhere() -> Iterator[None]:
 
 @contextmanager
 def attention_without_work() -> Iterator[None]:
-    """While inside, SDPA of `benchmarks.peers.sdpa` is one operation, which reads its inputs and writes its result."""
+    """Let SDPA of `benchmarks.peers.sdpa` count as one operation that reads its inputs and writes its result."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, **_: Any) -> Tensor:
         out: Tensor = torch.ops.savl_traffic.attention(q, k, v, attn_mask)

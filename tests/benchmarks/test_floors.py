@@ -109,21 +109,21 @@ def test_traffic_counts_each_operation_of_the_modulation_once() -> None:
 
 
 def test_traffic_leaves_views_and_expanded_dimensions_out() -> None:
-    with traffic.Noted() as notes:
+    with traffic.RecordedOperations() as recorded:
         ones = torch.empty(1, 8, device="meta").expand(100, 8).transpose(0, 1)
         ones + torch.empty(8, 1, device="meta")
-    (step,) = notes.steps
+    (step,) = recorded.steps
     assert step.bytes == 4 * (8 + 8 + 800)
 
 
 def test_traffic_knows_how_much_memory_is_held_at_the_most() -> None:
-    with traffic.Noted() as notes:
+    with traffic.RecordedOperations() as recorded:
         for _ in range(3):
             big = torch.zeros(1000, device="meta")
             del big
         two = torch.zeros(100, device="meta"), torch.zeros(100, device="meta")
     assert len(two) == 2
-    assert notes.peak == 4000
+    assert recorded.peak == 4000
 
 
 def test_the_fused_network_holds_far_less_than_the_eager_one() -> None:
