@@ -20,8 +20,8 @@ from savl.weights import save
 def test_a_photo_of_128_pixels_takes_at_most_three_seconds() -> None:
     upscaler = savl.Upscaler(savl.load("savl-tiny"))
     image = torch.rand(1, 3, 128, 128)
-    seconds = []
-    for _ in range(3):
+    seconds: list[float] = []
+    while len(seconds) < 3 and min(seconds, default=4.0) > 3:  # twice more on a busy machine
         start = time.perf_counter()
         upscaler(image)
         seconds.append(time.perf_counter() - start)
