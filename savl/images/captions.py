@@ -44,7 +44,7 @@ def put_captions(metadata: Metadata, image_format: ImageFormat, lost: list[str])
     captions: dict[str, str] = {}
     comments = list(metadata.comments)
     user_comments: list[tuple[str, str]] = []
-    homeless: list[str] = []
+    unplaced: list[str] = []
     for text in metadata.text:
         if text.keyword in _KEYWORDS:
             joined = (captions.get(text.keyword), text.text)
@@ -54,7 +54,7 @@ def put_captions(metadata: Metadata, image_format: ImageFormat, lost: list[str])
         elif text.keyword == _PARAMETERS and not user_comments:
             user_comments.append((f"the PNG text {text.keyword}", text.text))
         else:
-            homeless.append(text.keyword)
+            unplaced.append(text.keyword)
     if image_format is not JPEG:
         user_comments += [(_A_COMMENT, comment) for comment in comments]
         comments = []
@@ -67,9 +67,9 @@ def put_captions(metadata: Metadata, image_format: ImageFormat, lost: list[str])
     packet = add_captions(
         metadata.xmp, **{name: captions.get(keyword, "") for keyword, (_, name) in _KEYWORDS.items() if name}
     )
-    homeless += [keyword for keyword, text in captions.items() if not _is_present(keyword, text, exif, packet)]
-    if homeless:
-        lost.append(_named_texts(list(dict.fromkeys(homeless))))
+    unplaced += [keyword for keyword, text in captions.items() if not _is_present(keyword, text, exif, packet)]
+    if unplaced:
+        lost.append(_named_texts(list(dict.fromkeys(unplaced))))
     return replace(metadata, exif=exif, xmp=packet, comments=tuple(comments), text=())
 
 

@@ -71,6 +71,7 @@ def _decode_alone(content: bytes) -> Attempt:
 
     for _ in range(5):
         attempt = decode_alone(load)
+        # If there are warnings without text, code outside savl has cleared the messages: decode again.
         if not attempt.warnings or attempt.jpeg_warning:
-            break  # otherwise code outside savl has cleared the messages, so decode once more
+            break
     return attempt
