@@ -118,7 +118,7 @@ def analyze(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     from savl.inference.process_settings import use_threads
-    from savl.ops.switch import fused_by_default
+    from savl.ops.scopes import fused_by_default
 
     use_threads(threads)
     console = Console(stderr=True)

@@ -66,7 +66,7 @@ def evaluate(
     from savl.evaluation import Fidelity, Lpips, LpipsUnavailable, evaluate_pair, match_pairs
     from savl.inference.process_settings import use_threads
     from savl.inference.upscale_image import as_upscaler
-    from savl.ops.switch import fused_by_default
+    from savl.ops.scopes import fused_by_default
 
     use_threads(threads)
     console = Console(stderr=True)

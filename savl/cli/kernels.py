@@ -47,7 +47,7 @@ def info(
     from rich.console import Console
 
     from savl.ops import kernel_report
-    from savl.ops.switch import fused_by_default
+    from savl.ops.scopes import fused_by_default
 
     if as_json and (everything or verbose):
         raise typer.BadParameter(

@@ -112,7 +112,7 @@ def upscale(
     from savl.inference.process_settings import use_threads
     from savl.inference.upscale_file import enlarge_file
     from savl.inference.upscale_image import as_upscaler
-    from savl.ops.switch import fused_by_default
+    from savl.ops.scopes import fused_by_default
 
     with option_value("--dtype"):
         checked_dtype(dtype)

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from savl.ops.switch import current_settings
+from savl.ops.scopes import current_settings
 from savl.out_of_memory import is_out_of_memory
 
 MAX_GRAPHS = 16

@@ -27,7 +27,7 @@ from savl.inference.tiling import Region, default_tile, feather, split, whole
 from savl.network import DegradationField
 from savl.network.savl import check_image
 from savl.network.unwrap import unwrap
-from savl.ops.switch import fused_by_default
+from savl.ops.scopes import fused_by_default
 from savl.out_of_memory import binary_size, is_out_of_memory, require_memory
 
 _Parts = tuple[Callable[[Tensor], DegradationField | None], Callable[[Tensor, DegradationField | None], Tensor]]

@@ -24,12 +24,12 @@ from savl.ops.layer_norm import layer_norm, layer_norm_reference
 
 # isort: on
 
-from savl.ops import switch
 from savl.ops.report import KernelReport, kernel_report
-from savl.ops.settings import KernelSettings, settings_of_environment
+from savl.ops.scopes import read_environment
+from savl.ops.settings import KernelSettings
 from savl.ops.switch import KernelUnavailable, use_fused_kernels
 
-switch.process = switch.ProcessSettings(settings_of_environment())
+read_environment()
 
 __all__ = [
     "GaussianPosterior",

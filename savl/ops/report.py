@@ -10,8 +10,8 @@ import torch
 from savl.build_info import BuildInfo, build_info
 from savl.ops.library import EAGER, FUSED, INTERPRETED, TRITON
 from savl.ops.op import OPS, why_unavailable
+from savl.ops.scopes import current_settings, explicit_settings
 from savl.ops.settings import Choice
-from savl.ops.switch import current_settings, explicit_settings
 
 
 @dataclass(frozen=True)

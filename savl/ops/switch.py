@@ -1,20 +1,12 @@
-"""The switch: which backend serves an op. Process-wide, for a block of code, or for one model.
-
-Three settings may apply to a call, and the nearest counts: the setting of the model, that of the ``with`` block that
-the thread is in, and that of the process, whose first value comes from ``SAVL_KERNELS``. Without any of them the eager
-reference serves, or the fused kernels inside `fused_by_default`, which `savl.Upscaler` and the command line enter.
-"""
+"""The switch: which backend serves an op. Process-wide, for a block of code, or for one model."""
 
 from __future__ import annotations
 
 import threading
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
+from savl.ops import scopes
 from savl.ops.gpu import why_unfit
 from savl.ops.library import EAGER, FUSED, INTERPRETED, TRITON
 from savl.ops.op import Op, why_unavailable
@@ -76,123 +68,32 @@ class FusedKernels:
         self._before: list[tuple[nn.Module, KernelSettings | None]] = []
         if model is None:
             assert settings is not None
-            process.push(self, settings)
+            scopes.process.push(self, settings)
             return
-        for module in model.modules():
-            kernels = vars(module).get("kernels", "no such attribute")
-            if kernels is None or isinstance(kernels, KernelSettings):
-                self._before.append((module, kernels))
+        with _lock:
+            for module in model.modules():
+                kernels = vars(module).get("kernels", "no such attribute")
+                if kernels is None or isinstance(kernels, KernelSettings):
+                    self._before.append((module, kernels))
+                    module.kernels = settings  # type: ignore[assignment]
         if not self._before:
             raise ValueError(f"model must have savl blocks in it, {type(model).__name__} has none")
-        _set_kernels([(module, settings) for module, _ in self._before])
 
     def __enter__(self) -> FusedKernels:
-        if not self._before:
-            process.remove(self)  # the call applied to all threads, a block applies to its own
-            # Kept by thread and not by object, which threads may share.
-            before = getattr(_thread, "settings", None), _settings_of_backward_pass()
-            _thread.outer = [*getattr(_thread, "outer", []), before]
-            _thread.settings = self._settings
-            _hand_to_backward_passes(self._settings)
+        if self._settings is not None and not self._before:
+            scopes.process.remove(self)  # the call applied to all threads, a block applies to its own
+            scopes.enter_block(self._settings)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._before:
-            _set_kernels(self._before)
-        else:
-            _thread.settings, handed_on = _thread.outer.pop()
-            _hand_to_backward_passes(handed_on)
-
-
-def _set_kernels(settings: list[tuple[nn.Module, KernelSettings | None]]) -> None:
-    with _lock:
-        for module, kernels in settings:
-            module.kernels = kernels  # type: ignore[assignment]
-
-
-class ProcessSettings:
-    """The setting of the process: that of the newest call whose result entered no ``with`` block."""
-
-    def __init__(self, first: KernelSettings | None) -> None:
-        self.settings = first
-        """None if neither a call nor the environment has set anything."""
-        self._calls: list[tuple[Callable[[], FusedKernels | None], KernelSettings | None]] = [(lambda: None, first)]
-
-    def push(self, call: FusedKernels, settings: KernelSettings) -> None:
-        """Apply the setting of a new call."""
+        if not self._before:
+            scopes.leave_block()
         with _lock:
-            if self._calls[-1][0]() is None:  # nobody can undo that call any more: it hides for good what came before
-                del self._calls[:-1]
-            self._calls.append((weakref.ref(call), settings))
-            self.settings = settings
+            for module, kernels in self._before:
+                module.kernels = kernels  # type: ignore[assignment]
 
-    def remove(self, call: FusedKernels) -> None:
-        """Undo a call, because its result enters a block."""
-        with _lock:
-            self._calls = [entry for entry in self._calls if entry[0]() is not call]
-            self.settings = self._calls[-1][1]
-
-
-process = ProcessSettings(None)
-"""The setting of this process; `savl.ops` gives it the value of the environment. Tests put another in its place."""
 
 _lock = threading.Lock()
-_thread = threading.local()
-
-# A backward pass may run in threads of autograd: on a GPU always, on a CPU where reentrant checkpoints nest deeply. It
-# recomputes checkpointed activations there, by the setting of the block that it was started in. Torch hands the state
-# of a thread to these threads, including the object under this key; the functions have no public names.
-_KEY = "savl.ops.switch"
-_HANDS_ON = all(hasattr(torch._C, name) for name in ("_stash_obj_in_tls", "_get_obj_in_tls", "_is_key_in_tls"))
-
-
-def _hand_to_backward_passes(settings: KernelSettings | None) -> None:
-    if _HANDS_ON:
-        torch._C._stash_obj_in_tls(_KEY, settings)
-
-
-def _settings_of_backward_pass() -> KernelSettings | None:
-    """Return the setting of the block in which the backward pass was started that this thread works on, or None."""
-    if torch.compiler.is_compiling() or not _HANDS_ON or not torch._C._is_key_in_tls(_KEY):
-        return None
-    settings: KernelSettings | None = torch._C._get_obj_in_tls(_KEY)
-    return settings
-
-
-def explicit_settings() -> KernelSettings | None:
-    """Return what a block of this thread, a call or the environment has set for models without their own setting."""
-    settings: KernelSettings | None = getattr(_thread, "settings", None)
-    if settings is None:
-        settings = _settings_of_backward_pass()
-    return process.settings if settings is None else settings
-
-
-def current_settings() -> KernelSettings:
-    """Return the settings that apply in this thread to a model without a setting of its own."""
-    settings = explicit_settings()
-    return KernelSettings.of(getattr(_thread, "default", False)) if settings is None else settings
-
-
-@contextmanager
-def fused_by_default(*, eager: bool = False) -> Iterator[None]:
-    """Have the fused kernels serve in a block of this thread unless something else is set.
-
-    A model's own setting, a ``with use_fused_kernels(...)`` block, a call of `use_fused_kernels` in any thread and the
-    environment variable ``SAVL_KERNELS`` all take precedence. Blocks nest.
-
-    Args:
-        eager: Have the reference serve in the block instead, as ``use_fused_kernels(False)`` does.
-    """
-    if eager:
-        with use_fused_kernels(False):
-            yield
-        return
-    outer = getattr(_thread, "default", False)
-    _thread.default = True
-    try:
-        yield
-    finally:
-        _thread.default = outer
 
 
 def serves(op: Op, kernels: KernelSettings | None, *tensors: Tensor | None) -> bool:
@@ -206,8 +107,7 @@ def serves(op: Op, kernels: KernelSettings | None, *tensors: Tensor | None) -> b
     Raises:
         KernelUnavailable: A backend was requested by name and cannot serve.
     """
-    settings = explicit_settings() if kernels is None else kernels
-    choice = getattr(_thread, "default", False) if settings is None else getattr(settings, op.name)
+    choice = scopes.choice_of_thread(op.name) if kernels is None else getattr(kernels, op.name)
     if choice is False or choice == EAGER:
         return False
     first = tensors[0]

@@ -232,7 +232,8 @@ def _check_targets(trace: Path | None, roofline: Path | None, overwrite: bool) -
 
 
 def _kernels(backend: str | None) -> AbstractContextManager[Any]:
-    from savl.ops.switch import fused_by_default, use_fused_kernels
+    from savl.ops.scopes import fused_by_default
+    from savl.ops.switch import use_fused_kernels
 
     return fused_by_default() if backend is None else use_fused_kernels(backend == "fused")
 

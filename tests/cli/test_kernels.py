@@ -23,7 +23,7 @@ from savl.kernels import configs
 from savl.kernels import tune as kernels_tune
 from savl.kernels.configs import STAGES, KernelConfig, Problem, default_config
 from savl.network import CONFIGS
-from savl.ops import KernelSettings, KernelUnavailable, equivalence, gpu, kernel_report, library, switch
+from savl.ops import KernelSettings, KernelUnavailable, equivalence, gpu, kernel_report, library, scopes
 from savl.ops import op as op_registry
 from savl.ops.library import EXTENSION_UNAVAILABLE
 from savl.ops.op import OPS
@@ -40,7 +40,7 @@ needs_extension = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def _no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SAVL_KERNELS", raising=False)
-    monkeypatch.setattr(switch, "process", switch.ProcessSettings(None))
+    monkeypatch.setattr(scopes, "process", scopes.ProcessSettings(None))
 
 
 @pytest.fixture
@@ -309,12 +309,12 @@ def test_upscale_heeds_the_environment_and_eager_comes_before_it(
 ) -> None:
     picture("photo.png")
     monkeypatch.setenv("SAVL_KERNELS", "eager")
-    monkeypatch.setattr(switch, "process", switch.ProcessSettings(settings_of_environment()))  # as at the start
+    monkeypatch.setattr(scopes, "process", scopes.ProcessSettings(settings_of_environment()))  # as at the start
     assert savl("upscale", "photo.png", "-o", "a.png").code == 0
     assert set(serving) == {"eager"}
     serving.clear()
     monkeypatch.setenv("SAVL_KERNELS", "fused")
-    monkeypatch.setattr(switch, "process", switch.ProcessSettings(settings_of_environment()))
+    monkeypatch.setattr(scopes, "process", scopes.ProcessSettings(settings_of_environment()))
     assert savl("upscale", "photo.png", "-o", "b.png").code == 0
     assert set(serving) == {"cpp"}
     serving.clear()

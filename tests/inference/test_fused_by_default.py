@@ -14,13 +14,13 @@ from torch import Tensor
 
 import savl
 from savl.network import SAVL, SAVLConfig
-from savl.ops import KernelSettings, kernel_report, switch
-from savl.ops.switch import current_settings
+from savl.ops import KernelSettings, kernel_report, scopes
+from savl.ops.scopes import current_settings
 
 
 @pytest.fixture(autouse=True)
 def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(switch, "process", switch.ProcessSettings(None))
+    monkeypatch.setattr(scopes, "process", scopes.ProcessSettings(None))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import savl
 from savl.inference.device import with_device_index
 from savl.inference.graphs import GraphCache
 from savl.network import SAVL, DegradationField
-from savl.ops.switch import current_settings
+from savl.ops.scopes import current_settings
 
 
 class Recorder:

@@ -17,7 +17,7 @@ from savl import ops
 from savl.network import SAVL, SAVLConfig
 from savl.ops import use_fused_kernels
 from savl.ops.equivalence import Case
-from savl.ops.switch import current_settings
+from savl.ops.scopes import current_settings
 
 pytestmark = pytest.mark.usefixtures("extension", "one_thread")
 

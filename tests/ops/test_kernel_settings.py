@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import savl
-from savl.ops import KernelSettings, kernel_report, switch, use_fused_kernels
+from savl.ops import KernelSettings, kernel_report, scopes, use_fused_kernels
 from savl.ops import op as op_registry
 from savl.ops.op import OPS
 from savl.ops.settings import parse_settings
@@ -21,7 +21,7 @@ ON, OFF = KernelSettings.of(True), KernelSettings.of(False)
 
 @pytest.fixture(autouse=True)
 def _eager_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(switch, "process", switch.ProcessSettings(OFF))
+    monkeypatch.setattr(scopes, "process", scopes.ProcessSettings(OFF))
 
 
 # SAVL_KERNELS
@@ -88,7 +88,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-SETTINGS = "import savl.ops.switch as s; print(s.current_settings())"
+SETTINGS = "import savl.ops.scopes as s; print(s.current_settings())"
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_the_report_says_why_without_the_extension(monkeypatch: pytest.MonkeyPat
         assert reason_of("window_attention", "cpp") == reason
         assert "no fused kernel" in reason_of("window_attention", "eager")
     # Asked for by name while it was there, and gone since: as SAVL_KERNELS may ask for what never was.
-    monkeypatch.setattr(switch, "process", switch.ProcessSettings(KernelSettings.of("cpp")))
+    monkeypatch.setattr(scopes, "process", scopes.ProcessSettings(KernelSettings.of("cpp")))
     assert "raises KernelUnavailable" in reason_of("window_attention", "cpp")
     assert reason in reason_of("window_attention", "cpp")
     monkeypatch.setattr(op_registry, "UNAVAILABLE", before)

@@ -15,20 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from savl.network import SAVL, SAVLConfig
-from savl.ops import KernelSettings, KernelUnavailable, channel_modulation, switch, use_fused_kernels
+from savl.ops import KernelSettings, KernelUnavailable, channel_modulation, scopes, switch, use_fused_kernels
 from savl.ops import op as op_registry
 from savl.ops.op import OPS
+from savl.ops.scopes import current_settings, explicit_settings, fused_by_default
 from savl.ops.settings import settings_of_environment
-from savl.ops.switch import current_settings, explicit_settings, fused_by_default
 
 ON, OFF = KernelSettings.of(True), KernelSettings.of(False)
 
 
 @pytest.fixture(autouse=True)
 def _eager_before_and_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(switch, "process", switch.ProcessSettings(OFF))
+    monkeypatch.setattr(scopes, "process", scopes.ProcessSettings(OFF))
     yield
-    switch.process = switch.ProcessSettings(None)
+    scopes.process = scopes.ProcessSettings(None)
     assert explicit_settings() is None, "the test left a block open"
 
 
@@ -121,7 +121,7 @@ def test_a_call_in_a_block_is_for_others_and_for_afterwards() -> None:
 
 @pytest.fixture
 def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(switch, "process", switch.ProcessSettings(None))
+    monkeypatch.setattr(scopes, "process", scopes.ProcessSettings(None))
 
 
 @pytest.mark.usefixtures("_nothing_said")
@@ -164,7 +164,7 @@ def test_the_environment_comes_before_the_default_unless_it_is_empty(
     variable: str, expected: KernelSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAVL_KERNELS", variable)
-    monkeypatch.setattr(switch, "process", switch.ProcessSettings(settings_of_environment()))
+    monkeypatch.setattr(scopes, "process", scopes.ProcessSettings(settings_of_environment()))
     with fused_by_default():
         assert current_settings() == expected
 

@@ -20,7 +20,7 @@ import savl
 from savl import cli
 from savl.build_info import build_info
 from savl.cli.app import app as savl_app
-from savl.ops import switch
+from savl.ops import scopes
 from savl.ops.op import OPS
 from savl.ops.settings import parse_settings, settings_of_environment
 from savl.profile import command, measure, roofline, workload
@@ -43,7 +43,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Runs the command on savl-tiny, 16×16 pixels, one step, on the CPU, unless the arguments say otherwise."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("SAVL_KERNELS", raising=False)
-    monkeypatch.setattr(switch, "process", switch.ProcessSettings(None))
+    monkeypatch.setattr(scopes, "process", scopes.ProcessSettings(None))
 
     def run(*arguments: Any) -> Finished:
         capsys.readouterr()
@@ -149,7 +149,7 @@ def test_backends_are_those_that_the_option_or_the_variable_says(
 ) -> None:
     if variable is not None:
         monkeypatch.setenv("SAVL_KERNELS", variable)
-        monkeypatch.setattr(switch, "process", switch.ProcessSettings(settings_of_environment()))  # as at the start
+        monkeypatch.setattr(scopes, "process", scopes.ProcessSettings(settings_of_environment()))  # as at the start
     served: list[str] = []
     monkeypatch.setattr(
         command, "_print_profile", lambda *arguments: served.append(savl.kernel_report().serving("window_attention"))

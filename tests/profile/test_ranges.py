@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 import savl
 from savl import ops
 from savl.network import HAB, SAVL
-from savl.ops import KernelSettings, KernelUnavailable, switch
+from savl.ops import KernelSettings, KernelUnavailable, scopes
 from savl.ops import op as op_registry
 from savl.ops.library import EXTENSION_UNAVAILABLE
 from savl.ops.op import OPS
@@ -32,7 +32,7 @@ FUNCTIONS = {op: getattr(ops, op) for op in OPS}
 def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever a test does: no range stays open, no hook stays registered, the ops are the functions they were."""
     monkeypatch.delenv("SAVL_KERNELS", raising=False)
-    monkeypatch.setattr(switch, "process", switch.ProcessSettings(KernelSettings.of(False)))
+    monkeypatch.setattr(scopes, "process", scopes.ProcessSettings(KernelSettings.of(False)))
     yield
     assert ranges._stack() == []
     assert ranges._hooked == {}
