@@ -55,7 +55,7 @@ STABLE_TORCH_LIBRARY_IMPL(savl, CUDA, library) {
 
 }  // namespace savl::gpu
 
-// How this library was built. savl/cuda_facts.py reads it from the file, because a torch without CUDA cannot load the
+// How this library was built. savl/build_info.py reads it from the file, because a torch without CUDA cannot load the
 // library.
 extern "C" __attribute__((visibility("default"))) const char savl_cuda_facts[];
 const char savl_cuda_facts[] = SAVL_CUDA_FACTS;

@@ -16,7 +16,7 @@ from savl.ops.settings import KernelSettings
 Outputs = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One call of one op.
 
@@ -101,7 +101,7 @@ class Case:
         )
 
 
-@dataclass
+@dataclass(eq=False)
 class Draw:
     """Random arguments from one seed: standard normal, or uniform in [0, 2] for severities."""
 
@@ -121,7 +121,7 @@ class Draw:
         return (2 * torch.rand(shape, generator=self.generator, dtype=torch.float64)).to(self.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BenchmarkProblem:
     """One problem of an op, as savl-base poses it, and the least work that its definition needs.
 

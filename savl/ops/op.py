@@ -25,7 +25,7 @@ Settings = Mapping[str, Any]
 """Keyword arguments for `Op.case`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Op:
     """Everything that makes an op: what it computes, what serves it, and on which problems it is tried."""
 

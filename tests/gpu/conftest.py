@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from savl.ops.channel_modulation import channel_modulation_case
 from savl.ops.equivalence import Case, judge
-from savl.ops.gaussian_posterior import gaussian_posterior_case
-from savl.ops.layer_norm import layer_norm_case
 from savl.ops.op import OPS, why_unavailable
-from savl.ops.overlapping_window_attention import overlapping_window_attention_case
-from savl.ops.window_attention import window_attention_case
 
 FOLDER = Path(__file__).parent
 
-# One of every op, sizes that are no multiple of any tile; by dtype and seed.
-SMALL: dict[str, Callable[[torch.dtype, int], Case]] = {
-    "window": lambda dtype, seed: window_attention_case(
-        dtype, batch=2, window=5, shift=2, columns=3, head_dim=7, seed=seed
-    ),
-    "window-16": lambda dtype, seed: window_attention_case(dtype, window=16, shift=8, heads=3, seed=seed),
-    "window-plain": lambda dtype, seed: window_attention_case(
-        dtype, window=8, head_dim=30, severity=False, rows=3, seed=seed
-    ),
-    "overlapping": lambda dtype, seed: overlapping_window_attention_case(
-        dtype, batch=2, window=5, key_window=9, columns=3, head_dim=7, seed=seed
-    ),
-    "overlapping-16": lambda dtype, seed: overlapping_window_attention_case(
-        dtype, window=16, key_window=24, heads=3, head_dim=30, seed=seed
-    ),
-    "posterior-eps": lambda dtype, seed: gaussian_posterior_case(dtype, channels=9, height=17, width=31, seed=seed),
-    "posterior-seed": lambda dtype, seed: gaussian_posterior_case(dtype, noise="seed", seed=seed),
-    "posterior-none": lambda dtype, seed: gaussian_posterior_case(dtype, channels=5, noise="none", seed=seed),
-    "modulation": lambda dtype, seed: channel_modulation_case(dtype, height=5, width=7, channels=19, seed=seed),
-    "modulation-plain": lambda dtype, seed: channel_modulation_case(dtype, beta=False, seed=seed),
-    "norm": lambda dtype, seed: layer_norm_case(dtype, height=5, width=7, channels=19, seed=seed),
-    "norm-144": lambda dtype, seed: layer_norm_case(dtype, seed=seed),
+SMALL: dict[str, Callable[..., Case]] = {
+    f"{name}-{index}": partial(op.case, **settings)
+    for name, op in OPS.items()
+    for index, settings in enumerate((*op.small_cases, *op.quick_cases))
 }
+"""The small and quick cases of every op: each optional argument given and left out, sizes that divide no tile."""
 
 
 def _missing() -> str | None:
@@ -82,7 +61,7 @@ def small_case(request: pytest.FixtureRequest) -> Callable[..., Case]:
     make = SMALL[request.param]
 
     def small(dtype: torch.dtype = torch.float32, seed: int = 0) -> Case:
-        return make(dtype, seed)
+        return make(dtype, seed=seed)
 
     return small
 

@@ -12,13 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from savl.ops import (
     KernelUnavailable,
-    channel_modulation,
     gaussian_posterior,
     kernel_report,
-    layer_norm,
-    overlapping_window_attention,
     use_fused_kernels,
-    window_attention,
 )
 from savl.ops.gaussian_posterior import SEVERITY_EPS, SEVERITY_MAX
 from savl.ops.op import OPS, why_unavailable
@@ -129,22 +125,17 @@ Call = tuple[Callable[..., Any], list[Tensor]]
 
 
 def public_calls() -> dict[str, Call]:
-    image, table, severity = numbers(2, 8, 12, 42), numbers(49, 2), numbers(2, 8, 12).abs()
-    q, kv, far = numbers(2, 8, 12, 14), numbers(2, 8, 12, 28), numbers(81, 2)
-    mu, logvar, eps = numbers(2, 3, 4, 5), numbers(2, 3, 4, 5), numbers(2, 3, 4, 5)
-    a, g, b, r = (numbers(2, 3, 4, 5) for _ in range(4))
-    return {
-        "window_attention": (lambda *t: window_attention(*t, window=4, shift=1), [image, table, severity]),
-        "overlapping_window_attention": (
-            lambda *t: overlapping_window_attention(*t, window=4, key_window=6),
-            [q, kv, far, severity],
-        ),
-        "gaussian_posterior": (lambda *t: tuple(gaussian_posterior(*t)), [mu, logvar, eps]),
-        "gaussian_posterior-seed": (lambda *t: tuple(gaussian_posterior(*t, seed=2**64 - 1)), [mu, logvar]),
-        "channel_modulation": (channel_modulation, [a, g, b, r]),
-        "channel_modulation-plain": (lambda x, y, z: channel_modulation(x, y, None, z), [a, g, r]),
-        "layer_norm": (layer_norm, [a, numbers(5), numbers(5)]),
+    """Small cases of every op as functions of tensors; the first of an op is named as the op."""
+    found = {
+        f"{name}-{index}" if index else name: op.case(torch.float32, **settings).function()
+        for name, op in OPS.items()
+        for index, settings in enumerate(op.small_cases)
     }
+    found["gaussian_posterior-largest-seed"] = (
+        lambda *tensors: tuple(gaussian_posterior(*tensors, seed=2**64 - 1)),
+        [numbers(2, 3, 4, 5), numbers(2, 3, 4, 5)],
+    )
+    return found
 
 
 PUBLIC = public_calls()
@@ -155,8 +146,9 @@ def run(function: Callable[..., Any], tensors: list[Tensor]) -> list[Tensor]:
     given = [value.detach().cuda().requires_grad_() for value in tensors]
     out = function(*given)
     outputs = [out] if isinstance(out, Tensor) else list(out)
-    gradients = torch.autograd.grad(sum(value.square().sum() for value in outputs), given)
-    return [value.detach() for value in outputs] + list(gradients)
+    total = sum(value.square().sum() for value in outputs)
+    gradients = torch.autograd.grad(total, given, allow_unused=True)
+    return [value.detach() for value in outputs] + [value for value in gradients if value is not None]
 
 
 def ops_run_by(function: Callable[..., Any], tensors: list[Tensor]) -> set[str]:

@@ -49,17 +49,9 @@ WRAPS: dict[str, Wrap] = {
 
 
 def call(case: Case) -> tuple[Function, list[Tensor]]:
-    """The public function of a case on its tensors, and the tensors; the way to it is recomputed too."""
-    names = [name for name, value in case.arguments.items() if value is not None]
-    absent = {name: None for name, value in case.arguments.items() if value is None}
-    function = getattr(ops, case.op)
-
-    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-        moved = {name: tensor * 1.0 for name, tensor in zip(names, tensors, strict=True)}
-        out = function(**moved, **absent, **case.options)
-        return (out,) if isinstance(out, Tensor) else tuple(out)
-
-    return run, [value for value in case.arguments.values() if value is not None]
+    """The op of a case as a function of its tensors, and the tensors; what comes before the op is recomputed too."""
+    function, tensors = case.function()
+    return lambda *given: function(*(tensor * 1.0 for tensor in given)), tensors
 
 
 def gradients(function: Function, tensors: list[Tensor], used: set[int] | None = None) -> list[Tensor | None]:

@@ -7,25 +7,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from savl.ops import (
-    KernelSettings,
-    channel_modulation,
-    gaussian_posterior,
-    layer_norm,
-    overlapping_window_attention,
-    window_attention,
-)
+from savl.ops import KernelSettings
 from savl.ops.channel_modulation import channel_modulation_case
 from savl.ops.equivalence import Case
-from savl.ops.gaussian_posterior import gaussian_posterior_case
+from savl.ops.op import OPS
 from savl.ops.overlapping_window_attention import overlapping_window_attention_case
-from savl.ops.window_attention import window_attention_case
 
 pytestmark = pytest.mark.usefixtures("extension")
 
@@ -72,21 +63,18 @@ def test_every_element_of_every_output_is_written(
 
 FINGERPRINT = """
 import hashlib, torch
-from savl.ops import equivalence as e
-for make, settings in (
-    (e.window_attention_case, dict(window=5, shift=2, head_dim=7)),
-    (e.overlapping_window_attention_case, dict(window=3, key_window=7, head_dim=5)),
-    (e.gaussian_posterior_case, dict(channels=5, height=7, width=9, noise="seed")),
-):
+from savl.ops.op import OPS
+for name, op in OPS.items():
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        outputs = make(dtype, **settings).run("cpp").values()
-        print(hashlib.sha256(b"".join(value.double().numpy().tobytes() for value in outputs)).hexdigest())
+        outputs = op.case(dtype, **op.small_cases[0]).run("cpp").values()
+        digest = hashlib.sha256(b"".join(value.double().numpy().tobytes() for value in outputs)).hexdigest()
+        print(f"{name}:{dtype}:{digest}")
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc fills what malloc returns")
 def test_no_kernel_reads_scratch_memory_that_it_did_not_write() -> None:
-    # 0x7f7f7f7f is 3.4e38 as a float: whoever multiplies it or takes its exponential gives himself away.
+    # 0x7f7f7f7f is 3.4e38 as a float: a product with it or its exponential shows.
     prints = [
         subprocess.run(
             [sys.executable, "-c", FINGERPRINT],
@@ -98,9 +86,9 @@ def test_no_kernel_reads_scratch_memory_that_it_did_not_write() -> None:
         ).stdout.split()
         for fill in ("0", str(0x7F ^ 0xFF))
     ]
-    assert len(prints[0]) == 9
-    different = [number for number in range(9) if prints[0][number] != prints[1][number]]
-    assert not different, f"cases {different} (three dtypes per op) depend on what memory held before"
+    assert len(prints[0]) == 3 * len(OPS)
+    different = [first for first, second in zip(*prints, strict=True) if first != second]
+    assert not different, f"{different} depend on what memory held before"
 
 
 # Layouts
@@ -176,12 +164,8 @@ def expanded_cases() -> dict[str, Case]:
             kept = tuple(slice(0, 1) if dim in dims else slice(None) for dim in range(value.dim()))
             return value[kept].expand(value.shape)
 
-        for case in (
-            window_attention_case(torch.float32, batch=2, window=3, shift=1, head_dim=5),
-            overlapping_window_attention_case(torch.float32, batch=2, window=3, key_window=5, head_dim=5),
-            gaussian_posterior_case(torch.float32, channels=5, height=6, width=7),
-            channel_modulation_case(torch.float32, height=6, width=7, channels=5),
-        ):
+        for op in OPS.values():
+            case = op.case(torch.float32, **op.small_cases[0])
             for argument, value in case.arguments.items():
                 if value is not None and value.dim() > max(dims):
                     view = {argument: expand(value)}
@@ -215,7 +199,7 @@ def test_gradients_that_come_expanded_give_the_same_bits(small_case: Make, dims:
 
     def gradients(contiguous: bool) -> dict[str, Tensor]:
         leaves = {name: value.detach().requires_grad_() for name, value in given.items()}
-        out = _call(case, leaves)
+        out = OPS[case.op].function(**{**case.arguments, **leaves}, **case.options, kernels=CPP)
         out = out if isinstance(out, Tensor) else out[0] if out[0].shape != (0,) else out[1]
         over = tuple(dim for dim in dims if dim < out.dim())
         ramp = torch.linspace(-1, 1, out.numel()).reshape(out.shape)
@@ -226,17 +210,6 @@ def test_gradients_that_come_expanded_give_the_same_bits(small_case: Make, dims:
         return {name: value for name, value in zip(leaves, found, strict=True) if value is not None}
 
     assert_same_bits(gradients(False), gradients(True), f"for a gradient expanded along {dims}")
-
-
-def _call(case: Case, leaves: dict[str, Tensor]) -> Any:
-    functions: dict[str, Callable[..., Any]] = {
-        "window_attention": window_attention,
-        "overlapping_window_attention": overlapping_window_attention,
-        "gaussian_posterior": gaussian_posterior,
-        "channel_modulation": channel_modulation,
-        "layer_norm": layer_norm,
-    }
-    return functions[case.op](**{**case.arguments, **leaves}, **case.options, kernels=CPP)
 
 
 def test_q_and_kv_may_be_views_of_one_tensor() -> None:

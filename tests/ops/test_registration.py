@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from savl.ops import (
-    KernelSettings,
-    channel_modulation,
-    gaussian_posterior,
-    layer_norm,
-    overlapping_window_attention,
-    use_fused_kernels,
-    window_attention,
-)
+from savl.ops import KernelSettings, gaussian_posterior, use_fused_kernels, window_attention
+from savl.ops.case import Case
 from savl.ops.gaussian_posterior import SEVERITY_EPS, SEVERITY_MAX
-from savl.ops.op import OPS
+from savl.ops.library import EXTENSION_UNAVAILABLE
+from savl.ops.op import OPS, Op
 
 pytestmark = pytest.mark.usefixtures("extension")
-
-TAIL = (SEVERITY_EPS, SEVERITY_MAX)
 
 
 def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -32,62 +27,74 @@ def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
-    """Arguments of every op, backward ones included, with what is optional given and left out."""
-    image, table = numbers(2, 4, 6, 18), numbers(9, 2)
-    severity, out = numbers(2, 4, 6).abs(), numbers(2, 4, 6, 6)
-    q, kv, far = numbers(2, 4, 6, 6), numbers(2, 4, 6, 12), numbers(25, 2)
-    mu, logvar, eps = (numbers(2, 3, 4, size) for size in (5, 5, 5))
-    interleaved = [value.contiguous(memory_format=torch.channels_last) for value in (mu, logvar, eps)]
-    maps = numbers(2, 4, 5), numbers(2, 4, 5)
+class Recorder(TorchDispatchMode):
+    """Names and arguments of savl's ops that run, with the arguments detached."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "savl":
+            kept = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
+            self.calls.append((function._schema.name.removeprefix("savl::"), kept))
+        return function(*args, **(kwargs or {}))
+
+
+def recorded_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
+    """Arguments of every op and its backward pass in its small cases; in the first also with channels-last images."""
+    found = {}
+    for op in OPS.values():
+        for index, settings in enumerate(op.small_cases):
+            case = op.case(torch.float32, **settings)
+            for layout in ("contiguous", "channels-last")[: 2 if index == 0 else 1]:
+                with Recorder() as recorder:
+                    (case if layout == "contiguous" else channels_last(case)).run("cpp")
+                for called, args in recorder.calls:
+                    found[f"{called}-{index}-{layout}"] = (called, args)
+    return found
+
+
+def channels_last(case: Case) -> Case:
+    arguments = {
+        name: value.contiguous(memory_format=torch.channels_last) if value is not None and value.dim() == 4 else value
+        for name, value in case.arguments.items()
+    }
+    return replace(case, arguments=arguments)
+
+
+def mixed_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
+    """Arguments with the mixtures of dtypes that autocast makes, and backward passes with few gradients."""
+    image, table, severity = numbers(2, 4, 6, 18), numbers(9, 2), numbers(2, 4, 6).abs()
+    mu, logvar, map_ = numbers(2, 3, 4, 5), numbers(2, 3, 4, 5), numbers(2, 4, 5)
     a, g, b, r = (numbers(2, 3, 4, 5) for _ in range(4))
     half = [value.bfloat16() for value in (a, g, b)]
     weight, bias, kept = numbers(5), numbers(5), (numbers(2, 3, 4), numbers(2, 3, 4).exp())
+    interleaved = [value.contiguous(memory_format=torch.channels_last) for value in (mu, logvar, mu - 1)]
     return {
-        "window": ("window_attention", (image, table, severity, 2, 1)),
-        "window-plain": ("window_attention", (image, table, None, 2, 0)),
-        "window-autocast": ("window_attention", (image.bfloat16(), table, severity, 2, 1)),
-        "window-backward": ("window_attention_backward", (out, image, table, severity, None, None, 2, 1)),
-        "window-backward-plain": ("window_attention_backward", (out, image, table, None, None, None, 2, 0)),
-        "overlapping": ("overlapping_window_attention", (q, kv, far, severity, 2, 4)),
-        "overlapping-plain": ("overlapping_window_attention", (q, kv, far, None, 2, 4)),
-        "overlapping-backward": (
-            "overlapping_window_attention_backward",
-            (out, q, kv, far, severity, None, None, 2, 4),
-        ),
-        "overlapping-backward-plain": (
-            "overlapping_window_attention_backward",
-            (out, q, kv, far, None, None, None, 2, 4),
-        ),
-        "posterior-eps": ("gaussian_posterior", (mu, logvar, eps, None, 0, *TAIL)),
-        "posterior-seed": ("gaussian_posterior", (mu, logvar, None, -3, 7, *TAIL)),
-        "posterior-none": ("gaussian_posterior", (mu, logvar, None, None, 0, *TAIL)),
-        "posterior-channels-last": ("gaussian_posterior", (*interleaved, None, 0, *TAIL)),
-        "posterior-channels-last-seed": ("gaussian_posterior", (*interleaved[:2], None, 5, 0, *TAIL)),
-        "posterior-backward-eps": ("gaussian_posterior_backward", (mu, *maps, mu, logvar, eps, None, 0, True)),
-        "posterior-backward-seed": ("gaussian_posterior_backward", (mu, *maps, mu, logvar, None, 5, 2, False)),
-        "posterior-backward-none": (
-            "gaussian_posterior_backward",
-            (None, None, maps[0], mu, logvar, None, None, 0, False),
+        "posterior-channels-last": (
+            "gaussian_posterior",
+            (*interleaved, None, 0, SEVERITY_EPS, SEVERITY_MAX),
         ),
         "posterior-backward-channels-last": (
             "gaussian_posterior_backward",
-            (mu, None, maps[1], *interleaved, None, 0, True),
+            (mu, None, map_, *interleaved, None, 0, True),
         ),
-        "modulation": ("channel_modulation", (a, g, b, r)),
-        "modulation-plain": ("channel_modulation", (a, g, None, r)),
+        "window-autocast": ("window_attention", (image.bfloat16(), table, severity, 2, 1)),
+        "posterior-negative-seed": ("gaussian_posterior", (mu, logvar, None, -3, 7, SEVERITY_EPS, SEVERITY_MAX)),
+        "posterior-backward-one-map": (
+            "gaussian_posterior_backward",
+            (None, None, map_, mu, logvar, None, None, 0, False),
+        ),
         "modulation-autocast": ("channel_modulation", (*half, r)),
-        "modulation-backward": ("channel_modulation_backward", (a, g, b)),
         "modulation-backward-autocast": ("channel_modulation_backward", (r, *half[:2])),
-        "norm": ("layer_norm", (a, weight, bias, 1e-5, False)),
         "norm-mixed": ("layer_norm", (half[0], weight, bias, 1e-5, False)),
         "norm-wide": ("layer_norm", (half[0], weight, bias.bfloat16(), 1e-5, True)),
-        "norm-backward": ("layer_norm_backward", (b, a, weight, bias, *kept)),
         "norm-backward-wide": ("layer_norm_backward", (b, half[0], weight, bias.bfloat16(), *kept)),
     }
 
 
-CALLS = calls()
+CALLS = (recorded_calls() | mixed_calls()) if EXTENSION_UNAVAILABLE is None else {}
 
 
 def test_every_op_and_its_backward_are_called_here() -> None:
@@ -117,18 +124,13 @@ def test_the_fake_kernel_gives_what_the_real_one_gives(name: str) -> None:
         assert promised.stride() == found.stride(), f"output {index}"
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_a_schema_names_the_arguments_as_the_public_function_does(op: str) -> None:
-    names = [argument.name for argument in getattr(torch.ops.savl, op).default._schema.arguments]
-    expected = {
-        "window_attention": ["qkv", "bias_table", "severity", "window", "shift"],
-        "overlapping_window_attention": ["q", "kv", "bias_table", "severity", "window", "key_window"],
-        "gaussian_posterior": ["mu", "logvar", "eps", "seed", "offset", "severity_eps", "severity_max"],
-        "channel_modulation": ["attended", "gamma", "beta", "residual"],
-        "layer_norm": ["x", "weight", "bias", "eps", "wide"],
-    }
-    assert names == expected[op]
-    assert not getattr(torch.ops.savl, op).default._schema.is_mutable
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_a_schema_names_the_arguments_as_the_public_function_does(op: Op) -> None:
+    schema = getattr(torch.ops.savl, op.name).default._schema
+    names = [argument.name for argument in schema.arguments]
+    expected = [name for name in inspect.signature(op.function).parameters if name != "kernels"]
+    assert names[: len(expected)] == expected
+    assert not schema.is_mutable
 
 
 # Compilation
@@ -137,23 +139,25 @@ Call = tuple[Callable[..., Any], list[Tensor]]
 
 
 def public_calls() -> dict[str, Call]:
-    image, table, severity = numbers(2, 4, 6, 18), numbers(9, 2), numbers(2, 4, 6).abs()
-    q, kv, far = numbers(2, 4, 6, 6), numbers(2, 4, 6, 12), numbers(25, 2)
-    mu, logvar, eps = numbers(2, 3, 4, 5), numbers(2, 3, 4, 5), numbers(2, 3, 4, 5)
-    a, g, b, r = (numbers(2, 3, 4, 5) for _ in range(4))
-    return {
-        "window_attention": (lambda *t: window_attention(*t, window=2, shift=1), [image, table, severity]),
-        "overlapping_window_attention": (
-            lambda *t: overlapping_window_attention(*t, window=2, key_window=4),
-            [q, kv, far, severity],
-        ),
-        "gaussian_posterior": (lambda *t: tuple(gaussian_posterior(*t)), [mu, logvar, eps]),
-        "gaussian_posterior-seed": (lambda *t: tuple(gaussian_posterior(*t, seed=2**64 - 1)), [mu, logvar]),
-        "gaussian_posterior-none": (lambda *t: tuple(gaussian_posterior(*t))[1:], [mu, logvar]),
-        "channel_modulation": (channel_modulation, [a, g, b, r]),
-        "channel_modulation-plain": (lambda x, y, z: channel_modulation(x, y, None, z), [a, g, r]),
-        "layer_norm": (layer_norm, [a, numbers(5), numbers(5)]),
-    }
+    """Small cases of every op as functions of tensors: one for each set of arguments that are given.
+
+    The first of an op is named as the op.
+    """
+    found: dict[str, Call] = {}
+    traits = set()
+    for name, op in OPS.items():
+        for index, settings in enumerate(op.small_cases):
+            case = op.case(torch.float32, **settings)
+            given = name, *case.options, *(value is None for value in case.arguments.values())
+            if given not in traits:
+                traits.add(given)
+                found[f"{name}-{index}" if index else name] = case.function()
+    mu, logvar = numbers(2, 3, 4, 5), numbers(2, 3, 4, 5)
+    found["gaussian_posterior-largest-seed"] = (
+        lambda *tensors: tuple(gaussian_posterior(*tensors, seed=2**64 - 1)),
+        [mu, logvar],
+    )
+    return found
 
 
 PUBLIC = public_calls()
@@ -164,8 +168,9 @@ def run(function: Callable[..., Any], tensors: list[Tensor]) -> list[Tensor]:
     given = [value.detach().clone().requires_grad_() for value in tensors]
     out = function(*given)
     outputs = [out] if isinstance(out, Tensor) else list(out)
-    gradients = torch.autograd.grad(sum(value.square().sum() for value in outputs), given)
-    return [value.detach() for value in outputs] + list(gradients)
+    total = sum(value.square().sum() for value in outputs)
+    gradients = torch.autograd.grad(total, given, allow_unused=True)
+    return [value.detach() for value in outputs] + [value for value in gradients if value is not None]
 
 
 @pytest.fixture(autouse=True)
@@ -205,9 +210,9 @@ def test_the_switch_is_heeded_after_compilation(name: str) -> None:
 
 
 def test_settings_that_are_passed_are_heeded_by_a_compiled_function() -> None:
-    _, tensors = PUBLIC["window_attention"]
+    image, table = numbers(2, 4, 6, 18), numbers(9, 2)
     compiled = torch.compile(
-        lambda kernels: window_attention(*tensors, window=2, shift=1, kernels=kernels),
+        lambda kernels: window_attention(image, table, window=2, shift=1, kernels=kernels),
         fullgraph=True,
         backend="aot_eager",
     )

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, func
 from torch.autograd import forward_ad
 
-from savl import ops
 from savl.network import SAVL, SAVLConfig
 from savl.ops import KernelUnavailable, use_fused_kernels
 from savl.ops.equivalence import Case
@@ -22,19 +21,6 @@ pytestmark = [
 ]
 
 Function = Callable[..., tuple[Tensor, ...]]
-
-
-def call(case: Case) -> tuple[Function, list[Tensor]]:
-    """The public function of a case, and its tensors."""
-    names = [name for name, value in case.arguments.items() if value is not None]
-    absent = {name: None for name, value in case.arguments.items() if value is None}
-    function = getattr(ops, case.op)
-
-    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-        out = function(**dict(zip(names, tensors, strict=True)), **absent, **case.options)
-        return (out,) if isinstance(out, Tensor) else tuple(out)
-
-    return run, [value.detach() for value in case.arguments.values() if value is not None]
 
 
 def total(function: Function) -> Callable[..., Tensor]:
@@ -91,7 +77,7 @@ def flat(result: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_a_transform_gives_what_it_gives_with_the_kernels_off(transform: str, small_case: Callable[..., Case]) -> None:
-    function, tensors = call(small_case())
+    function, tensors = small_case().function()
     with use_fused_kernels(False):
         expected = flat(TRANSFORMS[transform](function, tensors))
     with use_fused_kernels():
@@ -103,7 +89,7 @@ def test_a_transform_gives_what_it_gives_with_the_kernels_off(transform: str, sm
 
 
 def test_gradients_of_torch_func_are_those_of_the_fused_backward_pass(small_case: Callable[..., Case]) -> None:
-    function, tensors = call(small_case(torch.float64))
+    function, tensors = small_case(torch.float64).function()
     with use_fused_kernels():
         found = func.grad(total(function), every(tensors))(*tensors)
         leaves = [tensor.clone().requires_grad_() for tensor in tensors]
@@ -113,7 +99,7 @@ def test_gradients_of_torch_func_are_those_of_the_fused_backward_pass(small_case
 
 
 def test_tangents_are_those_of_finite_differences(small_case: Callable[..., Case]) -> None:
-    function, tensors = call(small_case(torch.float64))
+    function, tensors = small_case(torch.float64).function()
     step = 1e-6
     with use_fused_kernels():
         _, tangents = func.jvp(function, tuple(tensors), directions(tensors))
@@ -131,7 +117,7 @@ def test_a_backend_asked_for_by_name_refuses_and_names_the_way_out(
     transform: str, small_case: Callable[..., Case]
 ) -> None:
     case = small_case()
-    function, tensors = call(case)
+    function, tensors = case.function()
     with (
         use_fused_kernels(**{case.op: "cpp"}),
         pytest.raises(KernelUnavailable, match=rf"{case.op}: .*savl\.use_fused_kernels\(False\)"),
@@ -141,7 +127,7 @@ def test_a_backend_asked_for_by_name_refuses_and_names_the_way_out(
 
 def test_after_a_transform_the_fused_kernels_serve_again(small_case: Callable[..., Case]) -> None:
     case = small_case()
-    function, tensors = call(case)
+    function, tensors = case.function()
     with use_fused_kernels(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         func.grad(total(function))(*tensors)
         before = {event.key for event in profile.events() or ()}
@@ -151,7 +137,7 @@ def test_after_a_transform_the_fused_kernels_serve_again(small_case: Callable[..
 
 
 def test_gradients_of_a_batch_of_directions_are_those_one_by_one(small_case: Callable[..., Case]) -> None:
-    function, tensors = call(small_case(torch.float64))
+    function, tensors = small_case(torch.float64).function()
     leaves = [tensor.clone().requires_grad_() for tensor in tensors]
     with use_fused_kernels():
         (out, *_) = function(*leaves)
@@ -166,7 +152,7 @@ def test_gradients_of_a_batch_of_directions_are_those_one_by_one(small_case: Cal
 
 
 def test_a_compiled_transform_gives_what_the_transform_gives(case_of_op: Case) -> None:
-    function, tensors = call(case_of_op)
+    function, tensors = case_of_op.function()
     torch.compiler.reset()
     gradient = func.grad(total(function), every(tensors))
     with use_fused_kernels():
@@ -187,7 +173,7 @@ class Program(torch.nn.Module):
 
 
 def test_an_exported_program_with_fused_ops_is_transformed_as_the_function_is(case_of_op: Case) -> None:
-    function, tensors = call(case_of_op)
+    function, tensors = case_of_op.function()
     with use_fused_kernels():
         exported = torch.export.export(Program(function), tuple(tensors))
     assert any("savl" in str(node.target) for node in exported.graph.nodes)
