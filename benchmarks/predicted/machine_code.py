@@ -1,7 +1,7 @@
-"""How many instructions a program issues, counted in its machine code.
+"""Count the instructions that a program issues, in its machine code.
 
-Triton and CUDA C++ alike: a binary is disassembled, and instructions are counted along the way through a program that
-does the arithmetic, of which its loop may be passed many times.
+This works for Triton and CUDA C++. A binary is disassembled, and instructions are counted along the path through the
+program that does the arithmetic, which may contain a loop.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ class Instruction:
 
     opcode: str
     target: int | None
-    """Where a branch goes."""
+    """Index of the instruction that a branch jumps to."""
     conditional: bool
 
 
 def functions(listing: str) -> dict[str, list[Instruction]]:
-    """Instructions of every function.
+    """Return the instructions of every function.
 
     Args:
-        listing: What ``nvdisasm -c`` prints.
+        listing: Output of ``nvdisasm -c``.
     """
     found: dict[str, list[tuple[str, str | None, bool]]] = {}
     labels: dict[str, dict[str, int]] = {}
@@ -52,7 +52,7 @@ def functions(listing: str) -> dict[str, list[Instruction]]:
 
 
 def loops(program: list[Instruction]) -> list[tuple[int, int]]:
-    """First and last instruction of each innermost loop that does arithmetic, the largest first."""
+    """Return first and last instruction of each innermost loop with arithmetic, the largest first."""
     spans = [
         (each.target, place)
         for place, each in enumerate(program)
@@ -65,10 +65,10 @@ def loops(program: list[Instruction]) -> list[tuple[int, int]]:
 
 
 def path(program: list[Instruction], first: int, last: int) -> list[Instruction] | None:
-    """The way from one instruction to another that does the most arithmetic in the fewest instructions.
+    """Return the shortest path between two instructions among those with the most arithmetic; None without a path.
 
-    Branches backwards are not taken. Most arithmetic: a shorter way round it is for data that is not there, a longer
-    one for data that cannot be read 16 bytes at a time. None: there is no way.
+    Backward branches are not taken. Shorter paths around the arithmetic are for data that does not exist, longer ones
+    for data that cannot be read in units of 16 bytes.
     """
     best: dict[int, tuple[int, int, int]] = {first: (-_useful(program[first]), 1, -1)}
     for place in range(first, last):
@@ -99,23 +99,23 @@ def _useful(instruction: Instruction) -> int:
 
 @dataclass(frozen=True)
 class Counted:
-    """Instructions of a thread: of one pass through a loop, and before and after it."""
+    """Instructions of a thread: in one pass through a loop, and before and after the loop."""
 
     loop: int
     around: int
     exponentials: int
-    """Of one pass."""
+    """Exponentials in one pass."""
 
 
 def count(program: list[Instruction], number: int = 0) -> Counted:
-    """Count along the way through one of the innermost loops.
+    """Count instructions along the path through one of the innermost loops.
 
     Args:
         program: The program.
-        number: Which loop; the largest is 0.
+        number: Index of the loop; the largest is 0.
 
     Raises:
-        ValueError: There is no such loop, or no way through it.
+        ValueError: There is no such loop, or no path through it.
     """
     found = loops(program)
     if number >= len(found):
@@ -130,7 +130,7 @@ def count(program: list[Instruction], number: int = 0) -> Counted:
 
 
 def disassemble(cubin: bytes) -> dict[str, list[Instruction]]:
-    """Functions of a binary, by the disassembler that Triton brings."""
+    """Return the functions of a binary, by the disassembler that Triton includes."""
     from savl.kernels import compile_ahead_of_time
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

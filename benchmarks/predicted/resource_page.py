@@ -1,7 +1,7 @@
 """Write the tables of docs/kernel-resources.md from committed results.
 
-    python -m benchmarks.predicted.resource_page          # rewrite what stands between the markers
-    python -m benchmarks.predicted.resource_page --check  # only say whether it is up to date
+    python -m benchmarks.predicted.resource_page          # rewrite the tables between the markers
+    python -m benchmarks.predicted.resource_page --check  # only check whether it is up to date
 
 The figures come from `benchmarks.predicted.triton_resources` and `benchmarks.predicted.cuda_resources`.
 """
@@ -23,10 +23,10 @@ _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 def triton_tables(report: dict[str, Any]) -> str:
-    """Markdown: a table for each dtype, a row for each kernel and problem, a column for each architecture.
+    """Return a Markdown table for each dtype: a row for each kernel and problem, a column for each architecture.
 
     Args:
-        report: What `benchmarks.predicted.triton_resources` wrote.
+        report: Results of `benchmarks.predicted.triton_resources`.
     """
     lines = [f"Triton {report['triton']}, {len(report['rows'])} compilations."]
     norms = [row for row in report["rows"] if row["op"] == "layer_norm"]
@@ -82,7 +82,7 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 
 def _tiles(group: dict[int, dict[str, Any]]) -> str:
-    """Block sizes, and where they differ on which architectures."""
+    """Return block sizes, and the architectures where they differ."""
     found: dict[str, list[str]] = {}
     for architecture, row in group.items():
         found.setdefault(triton_resources.tiles(row["config"]), []).append(str(architecture))
@@ -92,10 +92,10 @@ def _tiles(group: dict[int, dict[str, Any]]) -> str:
 
 
 def filled(page: str) -> str:
-    """The page with the tables of those results that are there.
+    """Return the page with the tables of all results that exist.
 
     Args:
-        page: The page as it is.
+        page: The present page.
     """
     if triton_resources.COMMITTED.is_file():
         tables = triton_tables(json.loads(triton_resources.COMMITTED.read_text(encoding="utf-8")))
@@ -107,7 +107,7 @@ def filled(page: str) -> str:
 
 
 def main() -> int:
-    """Rewrite or check; returns the exit code."""
+    """Rewrite or check the page; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if a table is out of date")
     check = parser.parse_args().check

@@ -1,10 +1,10 @@
-"""Registers, stack, shared memory and occupancy of the Triton kernels, with the block sizes that the package ships.
+"""Registers, stack, shared memory and occupancy of the Triton kernels with the block sizes that the package ships.
 
     python -m benchmarks.predicted.triton_resources    # a table
     python -m benchmarks.predicted.triton_resources --json benchmarks/results/kernel-resources/triton.json
 
-Wants Triton, no GPU: every kernel is compiled ahead of time for every architecture, dtype and network, in the worst
-case of severity and shift. A kernel that spills waits for memory where it should compute.
+This needs Triton, but no GPU: every kernel is compiled ahead of time for every architecture, dtype and network, with
+severity and, where networks shift windows, with a shift, which needs most registers. Spilled registers cost time.
 `benchmarks.predicted.resource_page` writes docs/kernel-resources.md from the committed figures.
 """
 
@@ -53,7 +53,7 @@ _GPUS = {
     r"B200|GB200|B100": (10, 0),
     r"RTX 50|RTX PRO": (12, 0),
 }
-"""Compute capability of the GPUs that files of block sizes may be shipped for, by patterns of their names."""
+"""Compute capabilities of GPUs that block sizes may be shipped for, by patterns of their names."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,17 @@ class Row:
     heads: int
     capability: tuple[int, int]
     config: KernelConfig | None
-    """Block sizes; None for the kernel that has none."""
+    """Block sizes; None for ``fold_bias``, which has none."""
     source: str = RULE
-    """Where they come from: `RULE`, or the name of a GPU."""
+    """Source of the block sizes: `RULE`, or the name of a GPU."""
 
     @property
     def shifted(self) -> bool:
-        """Whether windows are shifted: where networks shift them."""
+        """Whether windows are shifted: true where networks shift them."""
         return self.problem.window == self.problem.key_window
 
     def facts(self) -> dict[str, Any]:
-        """What tells it apart from others, for JSON."""
+        """Return what identifies the compilation, as JSON values."""
         config = self.config
         return {
             "kernel": self.kernel,
@@ -91,7 +91,7 @@ class Row:
         }
 
     def resources(self) -> Resources:
-        """Compile it, in the worst case of severity and shift."""
+        """Compile the kernel with severity, and shifted where networks shift windows."""
         from savl.kernels import (
             compile_ahead_of_time,  # here: Triton's interpreter and its compiler exclude each other in a process
         )
@@ -117,7 +117,7 @@ class NormRow:
     capability: tuple[int, int]
 
     def facts(self) -> dict[str, Any]:
-        """What tells it apart from others, for JSON."""
+        """Return what identifies the compilation, as JSON values."""
         return {
             "kernel": self.kernel,
             "op": "layer_norm",
@@ -129,14 +129,14 @@ class NormRow:
         }
 
     def resources(self) -> Resources:
-        """Compile it."""
+        """Compile the kernel."""
         from savl.kernels import compile_ahead_of_time
 
         return compile_ahead_of_time.layer_norm_resources(self.kernel, self.channels, self.dtype, self.capability)
 
 
 def norm_rows(capabilities: Iterable[tuple[int, int]] = CAPABILITIES) -> list[NormRow]:
-    """Layer normalisation of the named networks.
+    """Return the compilations of layer normalisation for the named networks.
 
     Args:
         capabilities: Architectures to compile for.
@@ -152,7 +152,7 @@ def norm_rows(capabilities: Iterable[tuple[int, int]] = CAPABILITIES) -> list[No
 
 
 def networks() -> list[tuple[int, Problem]]:
-    """Heads and problem of every attention of the named networks, without repetition; the dtype is still open."""
+    """Return heads and problem (without dtype) of every attention of the named networks, without repetition."""
     found = {}
     for config in CONFIGS.values():
         for key_window in (config.window, config.key_window):
@@ -163,11 +163,11 @@ def networks() -> list[tuple[int, Problem]]:
 def rows(
     capabilities: Iterable[tuple[int, int]] = CAPABILITIES, wanted: Callable[[Row], bool] = lambda row: True
 ) -> list[Row]:
-    """All compilations: what the rule gives for the named networks, and what is shipped for single GPUs.
+    """Return all compilations: block sizes of the rule for the named networks, and those shipped for single GPUs.
 
     Args:
         capabilities: Architectures to compile for.
-        wanted: Says which to keep.
+        wanted: Whether to keep a compilation.
     """
     found = []
     for capability in capabilities:
@@ -184,10 +184,10 @@ def rows(
 
 
 def shipped(folder: Path = SHIPPED_FOLDER) -> Iterator[Row]:
-    """What the files of single GPUs hold.
+    """Yield the block sizes in the files of single GPUs.
 
     Args:
-        folder: Where they lie.
+        folder: Folder of the files.
 
     Raises:
         ValueError: The compute capability of a GPU is not known here.
@@ -204,11 +204,11 @@ def shipped(folder: Path = SHIPPED_FOLDER) -> Iterator[Row]:
             yield Row(stage, problem, number, capability, tuned.config, gpu)
 
 
-def measure(row: Row | NormRow) -> dict[str, Any]:
-    """Compile, and say what a program takes: the row's facts with registers, bytes, and programs a multiprocessor.
+def compile_row(row: Row | NormRow) -> dict[str, Any]:
+    """Compile a kernel; return its facts with registers, bytes and programs per multiprocessor.
 
     Args:
-        row: What to compile.
+        row: The compilation.
     """
     used = row.resources()
     return {
@@ -221,24 +221,24 @@ def measure(row: Row | NormRow) -> dict[str, Any]:
     }
 
 
-def measure_all(
+def compile_rows(
     wanted: Iterable[Row | NormRow],
     jobs: int | None = None,
     on_step: Callable[[], None] | None = None,
     cache: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """`measure` in processes of their own; answers in order.
+    """Call `compile_row` in several processes; return results in order.
 
     Args:
-        wanted: What to compile.
-        jobs: How many processes; as many as there are processors if None.
-        on_step: Called after each compilation.
-        cache: Triton's cache, with what need not be compiled again; a new one if None.
+        wanted: The compilations.
+        jobs: Number of processes; None for the number of processors.
+        on_step: Callback after each compilation.
+        cache: Folder of Triton's cache, to skip compilations in it; None for a new one.
     """
     with tempfile.TemporaryDirectory() as empty:
         pool = ProcessPoolExecutor(jobs or os.cpu_count(), get_context("spawn"), _start, (str(cache or empty),))
         with pool:
-            futures = [pool.submit(measure, row) for row in wanted]
+            futures = [pool.submit(compile_row, row) for row in wanted]
             try:
                 for future in as_completed(futures):
                     future.result()
@@ -259,26 +259,26 @@ def _start(cache: str) -> None:
 
 
 def report(measured: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is committed."""
+    """Return the committed content."""
     import triton
 
     return {"triton": triton.__version__, "kernels": kernels_hash(), "layer_norm": norm_hash(), "rows": measured}
 
 
 def norm_hash() -> str:
-    """The `code_hash` of the kernels of layer normalisation."""
+    """Return the `code_hash` of the kernels of layer normalisation."""
     return code_hash(SHIPPED_FOLDER.with_name("layer_norm.py"))
 
 
 def dump(content: dict[str, Any]) -> bytes:
-    """As JSON, a line a row."""
+    """Return the content as JSON with one line per row."""
     lines = ",\n".join(f"  {json.dumps(row)}" for row in content["rows"])
     head = "".join(f' "{name}": {json.dumps(content[name])},\n' for name in ("triton", "kernels", "layer_norm"))
     return f'{{\n{head} "rows": [\n{lines}\n ]\n}}\n'.encode()
 
 
 def faults(measured: Iterable[dict[str, Any]]) -> list[str]:
-    """What no kernel may have: a stack frame, where registers spill to, or more shared memory than there is."""
+    """Return what no kernel may have: a stack frame (spilled registers) or more shared memory than available."""
     from savl.kernels.compile_ahead_of_time import shared_memory_limit
 
     found = []
@@ -294,14 +294,14 @@ def faults(measured: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def named(row: dict[str, Any]) -> str:
-    """What a row is about, its architecture left out."""
+    """Return the name of a row without its architecture."""
     if row["op"] == "layer_norm":
         return f"layer_norm {row['kernel']} {row['dtype']} C={row['channels']}"
     return f"{row['kernel']} {row['dtype']} d={row['head_dim']} {row['window']}→{row['key_window']}"
 
 
 def tiles(config: list[int] | None) -> str:
-    """Block sizes as people write them: queries × keys / warps, and stages unless there is one."""
+    """Format block sizes: queries × keys / warps, and stages unless there is one."""
     if config is None:
         return "none"
     block_m, block_n, warps, stages = config
@@ -309,7 +309,7 @@ def tiles(config: list[int] | None) -> str:
 
 
 def main() -> int:
-    """Measure, print, and write what is asked for."""
+    """Compile, print, and write if asked to."""
     from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
@@ -328,7 +328,7 @@ def main() -> int:
     start = time.perf_counter()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("compiling", total=len(wanted))
-        measured = measure_all(wanted, arguments.jobs, lambda: progress.advance(task), arguments.cache)
+        measured = compile_rows(wanted, arguments.jobs, lambda: progress.advance(task), arguments.cache)
     content = report(measured)
     if arguments.json:
         write_atomically(arguments.json, dump(content))
