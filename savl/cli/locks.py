@@ -1,9 +1,9 @@
-"""Locks on outputs, so that several processes share one folder: each file is processed by one of them.
+"""Locks on output files, with which several processes can work on one folder without processing a file twice.
 
-A lock is an advisory lock (flock) on a hidden file beside the output, `.<name>.<checksum>.claim`. The system releases
-it when the process ends, however it ends, so a crash blocks nobody. The file is removed with the lock; one that a
-killed process has left behind is reused by the next process. Where files cannot be locked (Windows, some network file
-systems, a folder that cannot be written), every lock is granted.
+A lock is an advisory lock (`flock`) on a hidden *lock file* beside the output, `.<name>.<checksum>.claim`. The
+operating system releases the lock when the process ends, even if it crashes. The lock file is removed with the lock.
+A lock file that a killed process has left behind is not locked; the next process uses it again. Where files cannot be
+locked (Windows, some network file systems, a folder without write permission), every attempt to lock succeeds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ except ImportError:  # Windows
 LOCK_SUFFIX = ".claim"
 
 _BUSY = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
-_ATTEMPTS = 100
+_MAX_ATTEMPTS = 100
+"""Attempts to lock a file that other processes keep removing."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class OutputLock:
 
     Attributes:
         acquired: Whether this process may write the output; False if another process holds the lock.
-        time_ns: Time of the lock in nanoseconds, by the clock of the file system, which need not be that of this
-            machine. None if it is unknown, or known in whole seconds only.
+        time_ns: Time at which the lock was acquired, in nanoseconds since the epoch. It is read from the clock of the
+            file system, which can differ from the clock of this machine. None if the time is unknown, or if the file
+            system stores whole seconds.
     """
 
     acquired: bool
@@ -45,12 +47,16 @@ class OutputLock:
 
 @contextlib.contextmanager
 def lock_output(output: Path) -> Iterator[OutputLock]:
-    """Try to lock an output for the duration of the block.
+    """Try to lock an output file for the duration of the `with` block.
 
-    The folder of the output is created. If the block leaves it empty, it is removed again.
+    Missing folders on the path of the output are created. Those that are still empty at the end of the block are
+    removed again.
 
     Args:
         output: The file that is going to be written.
+
+    Yields:
+        Whether this process acquired the lock, and when.
     """
     if fcntl is None:
         yield OutputLock(True)
@@ -61,8 +67,8 @@ def lock_output(output: Path) -> Iterator[OutputLock]:
     result = OutputLock(True)
     try:
         try:
-            descriptor = _lock(path, created)
-            result = OutputLock(True, _time(descriptor))
+            descriptor = _open_locked(path, created)
+            result = OutputLock(True, _touch(descriptor))
         except BlockingIOError:
             result = OutputLock(False)
         except OSError:
@@ -70,8 +76,8 @@ def lock_output(output: Path) -> Iterator[OutputLock]:
         yield result
     finally:
         if descriptor is not None:
-            # The file is removed before the lock is released. A process that locks the removed file afterwards notices
-            # it and creates a new one.
+            # The lock file is removed before the lock is released. Another process may already have opened it; that
+            # process then locks a removed file, notices this, and creates a new lock file.
             with contextlib.suppress(OSError):
                 path.unlink()
             os.close(descriptor)
@@ -81,25 +87,30 @@ def lock_output(output: Path) -> Iterator[OutputLock]:
 
 
 def lock_path(output: Path) -> Path:
-    """Return the file that is locked for an output; all names that lead to the output have the same one."""
+    """Return the path of the lock file of an output. All symbolic links to an output have the same lock file."""
     target = Path(os.path.realpath(output))
-    # The beginning of the name is for people. The checksum distinguishes long names, which do not fit in whole.
+    # The lock file's name contains the beginning of the output's name, so that users recognize it. The checksum
+    # distinguishes long names that begin alike, because a long name does not fit completely.
     checksum = zlib.crc32(os.fsencode(target.name))
     return target.with_name(f".{name_beginning(target.name)}.{checksum:08x}{LOCK_SUFFIX}")
 
 
-def _lock(path: Path, created: list[Path]) -> int:
-    """Return a descriptor that holds the lock. Folders that had to be created are added to `created`, outermost first.
+def _open_locked(path: Path, created: list[Path]) -> int:
+    """Open and lock a lock file, and return its descriptor.
+
+    Args:
+        path: The lock file.
+        created: List to which the folders that had to be created are appended, outermost first.
 
     Raises:
         BlockingIOError: Another process holds the lock.
-        OSError: The file cannot be locked here.
+        OSError: The file system does not support locks, or the folder cannot be written.
     """
-    for _ in range(_ATTEMPTS):
+    for _ in range(_MAX_ATTEMPTS):
         try:
             _create_folders(path.parent, created)
             descriptor = _open(path)
-        except FileNotFoundError:  # Another process has removed the folder, because it was empty.
+        except FileNotFoundError:  # Another process has just removed the folder because it was empty.
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -110,10 +121,11 @@ def _lock(path: Path, created: list[Path]) -> int:
             with contextlib.suppress(OSError):
                 path.unlink()
             raise
-        if _is_at(descriptor, path):
+        if _refers_to(descriptor, path):
             return descriptor
-        os.close(descriptor)  # Its holder removed the file in between, so that other processes no longer see it.
-    # A file system whose inode numbers change each time: it cannot be known whose lock this is.
+        # The previous holder removed the lock file after it was opened here. Other processes would not see this lock.
+        os.close(descriptor)
+    # Some file systems return a new inode number on every call, so `_refers_to` never succeeds. There is no lock then.
     with contextlib.suppress(OSError):
         path.unlink()
     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(path))
@@ -122,17 +134,19 @@ def _lock(path: Path, created: list[Path]) -> int:
 def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except PermissionError:  # A file of another user can be locked without write permission.
+    except PermissionError:  # Another user's file can be locked without write permission.
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
 
 
-def _time(descriptor: int) -> int | None:
+def _touch(descriptor: int) -> int | None:
+    """Set the modification time of a file to now and return it, or None if it is a whole number of seconds."""
     os.utime(descriptor)
     time = os.fstat(descriptor).st_mtime_ns
     return time if time % 10**9 else None
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def _refers_to(descriptor: int, path: Path) -> bool:
+    """Return whether an open file is the file that the path names now."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except OSError:

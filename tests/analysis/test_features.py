@@ -43,23 +43,23 @@ def test_the_statistics_are_means_of_the_field_over_its_pixels(network: Make, y:
     assert features.mean.std() > 0.01, "a constant would prove nothing"
 
 
-def test_severity_is_how_far_the_variance_lies_below_that_of_the_prior(network: Make, y: Tensor) -> None:
+def test_severity_is_the_variance_of_the_prior_minus_the_mean_variance(network: Make, y: Tensor) -> None:
     features, _ = measure_fields(network(), y)
     assert features.severity is not None
     assert features.variance is not None
     np.testing.assert_allclose(features.severity, 1 - features.variance)
 
 
-@pytest.mark.parametrize("block", [1, 7, 16, 40])
-def test_an_image_in_parts_has_the_same_statistics_as_the_whole(network: Make, y: Tensor, block: int) -> None:
+@pytest.mark.parametrize("tile", [1, 7, 16, 40])
+def test_the_statistics_do_not_depend_on_the_tile_size(network: Make, y: Tensor, tile: int) -> None:
     model = network()
-    whole, parts = measure_fields(model, y), measure_fields(model, y, block=block)
+    whole, tiled = measure_fields(model, y), measure_fields(model, y, tile=tile)
     for name in ("mean", "variance", "kl"):
-        np.testing.assert_allclose(getattr(parts[0], name), getattr(whole[0], name), atol=2e-6)
-    torch.testing.assert_close(parts[1], whole[1], atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(getattr(tiled[0], name), getattr(whole[0], name), atol=2e-6)
+    torch.testing.assert_close(tiled[1], whole[1], atol=1e-5, rtol=1e-5)
 
 
-def test_the_size_of_the_parts_does_not_grow_with_the_image(network: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_the_tiles_does_not_grow_with_the_image(network: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
     estimate = SAVL.estimate
 
@@ -69,13 +69,13 @@ def test_the_size_of_the_parts_does_not_grow_with_the_image(network: Make, monke
 
     monkeypatch.setattr(SAVL, "estimate", spy)
     model = network()
-    measure_fields(model, torch.rand(1, 3, 70, 90), block=16)
+    measure_fields(model, torch.rand(1, 3, 70, 90), tile=16)
     assert len(seen) == 5 * 6
     assert max(map(max, seen)) <= 16 + model.config.receptive_field
 
 
 def test_a_deterministic_code_has_only_a_mean(network: Make, y: Tensor) -> None:
-    features, variance = measure_fields(network(degradation_code="deterministic"), y, block=16)
+    features, variance = measure_fields(network(degradation_code="deterministic"), y, tile=16)
     assert features.mean.shape == (2, 5)
     assert features.variance is features.kl is features.severity is variance is None
 
