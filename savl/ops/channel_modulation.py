@@ -44,15 +44,15 @@ def channel_modulation(
         gamma: ``(B, H, W, C)``, same dtype.
         beta: ``(B, H, W, C)``, same dtype, or None for no shift.
         residual: ``(B, H, W, C)``, same dtype or float32 (autocast keeps residual streams in float32).
-        kernels: Which kernels serve; None follows `savl.use_fused_kernels`.
+        kernels: Kernels to use in this call. None uses the setting of `savl.use_fused_kernels`.
 
     Returns:
         ``(B, H, W, C)``, dtype of ``residual``.
 
     Raises:
-        TypeError: An argument is not a tensor, not floating, or dtypes do not fit together.
+        TypeError: An argument is not a floating-point tensor, or dtypes are incompatible.
         ValueError: Shapes or devices differ.
-        KernelUnavailable: A backend was asked for by name and cannot serve.
+        KernelUnavailable: A backend was requested by name and cannot compute this call.
     """
     check_tensor(OP, "attended", attended, "(B, H, W, C)")
     for name, value in (("gamma", gamma), ("beta", beta), ("residual", residual)):
@@ -102,7 +102,7 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     return grad_attended, grad_gamma, grad_beta, grad_out
 
 
-# The problems it is tried on
+# Cases for tests and benchmarks
 
 
 def channel_modulation_case(
@@ -115,7 +115,7 @@ def channel_modulation_case(
     beta: bool = True,
     seed: int = 0,
 ) -> Case:
-    """Make a case of the modulation, with or without its shift."""
+    """Return a case of the modulation, with or without its shift."""
     draw = Draw(dtype, seed)
     shape = (batch, height, width, channels)
     arguments = {

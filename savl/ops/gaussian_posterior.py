@@ -73,7 +73,7 @@ def gaussian_posterior(
         seed: 0 ≤ seed < 2**64: noise from the counter-based generator of `savl.ops.philox`, the same stream on
             every device and any number of threads.
         offset: Where in the stream of ``seed`` to begin, in counters of four numbers each, 0 ≤ offset < 2**62.
-        kernels: Which kernels serve; None follows `savl.use_fused_kernels`.
+        kernels: Kernels to use in this call. None uses the setting of `savl.use_fused_kernels`.
 
     Returns:
         A `GaussianPosterior`.
@@ -82,7 +82,7 @@ def gaussian_posterior(
         TypeError: An argument is not a tensor, not floating, or dtypes differ; seed or offset is not an int.
         ValueError: Shapes or devices differ, there is no channel or no pixel, eps and seed are both given, or seed or
             offset is out of range.
-        KernelUnavailable: A backend was asked for by name and cannot serve.
+        KernelUnavailable: A backend was requested by name and cannot compute this call.
     """
     check_tensor(OP, "mu", mu, "(B, R, H, W)")
     if 0 in mu.shape[1:]:
@@ -272,7 +272,7 @@ def _backward(
     return grad_mu, grad_logvar, grad_eps if wants_eps else None, None, None, None, None
 
 
-# The problems it is tried on
+# Cases for tests and benchmarks
 
 
 def gaussian_posterior_case(
@@ -285,7 +285,7 @@ def gaussian_posterior_case(
     noise: str = "eps",
     seed: int = 0,
 ) -> Case:
-    """Make a case of the posterior; ``noise`` is ``"eps"``, ``"seed"`` or ``"none"``.
+    """Return a case of the posterior; ``noise`` is ``"eps"``, ``"seed"`` or ``"none"``.
 
     logvar is small, so that no severity comes near the ends of the clamp, where it has no derivative.
     """

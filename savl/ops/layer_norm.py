@@ -39,16 +39,16 @@ def layer_norm(
         weight: ``(C,)``, dtype of ``x`` or float32; under CUDA's autocast any floating one.
         bias: ``(C,)``, likewise.
         eps: Added to the variance, ≥ 0.
-        kernels: Which kernels serve; None follows `savl.use_fused_kernels`.
+        kernels: Kernels to use in this call. None uses the setting of `savl.use_fused_kernels`.
 
     Returns:
         ``(B, H, W, C)``, dtype of ``x``; float32 under CUDA's autocast if ``x`` is narrower, as torch has it.
         Gradients have the dtypes of what they belong to.
 
     Raises:
-        TypeError: An argument is not a tensor or not floating, dtypes do not fit together, or eps is no number.
-        ValueError: Shapes or devices do not fit together, or eps is negative or not finite.
-        KernelUnavailable: A backend was asked for by name and cannot serve.
+        TypeError: An argument is not a floating-point tensor, dtypes are incompatible, or eps is not a number.
+        ValueError: Shapes or devices are incompatible, or eps is negative or not finite.
+        KernelUnavailable: A backend was requested by name and cannot compute this call.
     """
     for name, value, shape in (("x", x, "(B, H, W, C)"), ("weight", weight, "(C)"), ("bias", bias, "(C)")):
         check_tensor(OP, name, value, shape)
@@ -122,7 +122,7 @@ def _backward(ctx: Any, grad_out: Tensor, *others: None) -> tuple[Tensor | None,
     return (*torch.ops.savl.layer_norm_backward(grad_out, *ctx.saved_tensors), None, None)
 
 
-# The problems it is tried on
+# Cases for tests and benchmarks
 
 
 def layer_norm_case(
@@ -134,7 +134,7 @@ def layer_norm_case(
     channels: int = 144,
     seed: int = 0,
 ) -> Case:
-    """Make a case of layer normalisation; the mean of a pixel's channels is not zero."""
+    """Return a case of layer normalisation; the mean of a pixel's channels is not zero."""
     draw = Draw(dtype, seed)
     arguments: dict[str, Tensor | None] = {
         "x": draw.normal(batch, height, width, channels) + draw.normal(batch, height, width, 1),

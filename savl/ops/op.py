@@ -27,7 +27,7 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Op:
-    """Everything that makes an op: what it computes, what serves it, and on which problems it is tried."""
+    """Record of an op: its functions, its backends, and its cases for tests and benchmarks."""
 
     name: str
     """Name in ``torch.ops.savl``, of the modules that hold its kernels, and of its setting."""

@@ -1,6 +1,6 @@
 r"""Overlapping cross-window attention: queries of a w×w window, keys and values of the o×o window around it.
 
-For a query pixel i of a window and a key pixel j of the o×o window with the same centre, head by head:
+For a query pixel i of a window and a key pixel j of the o×o window with the same centre, each head computes:
 
     logits_ij = s_i · s_j · (q_i · k_j) / √d + bias[i − j]
     out_i     = Σ_j softmax_j(logits_ij) · v_j
@@ -54,7 +54,7 @@ def overlapping_window_attention(
     key_window: int,
     kernels: KernelSettings | None = None,
 ) -> Tensor:
-    """Attend from each window to the larger window around it.
+    """Compute attention from the queries of each window to the keys of the larger window around it.
 
     Args:
         q: ``(B, H, W, C)`` floating queries, C = heads × d with the heads outermost. H and W in pixels, positive
@@ -66,16 +66,16 @@ def overlapping_window_attention(
         severity: ``(B, H, W)``, dtype of ``q`` or float32; None for plain attention (s = 1).
         window: Side w of the query windows, in pixels.
         key_window: Side o of the key windows, in pixels; o ≥ w and o − w even.
-        kernels: Which kernels serve; None follows `savl.use_fused_kernels`.
+        kernels: Kernels to use in this call. None uses the setting of `savl.use_fused_kernels`.
 
     Returns:
         ``(B, H, W, C)``, dtype of ``q``, heads outermost in C.
 
     Raises:
-        TypeError: An argument is not a tensor or not floating, dtypes do not fit together, or a window is not an
+        TypeError: An argument is not a floating-point tensor, dtypes are incompatible, or a window is not an
             int.
-        ValueError: Shapes, windows or devices do not fit together.
-        KernelUnavailable: A backend was asked for by name and cannot serve.
+        ValueError: Shapes, windows or devices are incompatible.
+        KernelUnavailable: A backend was requested by name and cannot compute this call.
     """
     _validate(q, kv, bias_table, severity, window, key_window)
     if serves(OVERLAPPING_WINDOW_ATTENTION, kernels, q, kv, bias_table, severity):
@@ -87,7 +87,7 @@ def overlapping_window_attention(
 def overlapping_window_attention_reference(
     q: Tensor, kv: Tensor, bias_table: Tensor, severity: Tensor | None, *, window: int, key_window: int
 ) -> Tensor:
-    """Compute `overlapping_window_attention` by one operation of torch per term of the formula: the reference."""
+    """Compute the reference of `overlapping_window_attention`, with one PyTorch operation per term of the formula."""
     batch, height, width, channels = q.shape
     dtype = q.dtype
     heads = bias_table.shape[1]
@@ -110,11 +110,11 @@ def overlapping_window_attention_reference(
     attended = logits.softmax(dim=-1) @ v
 
     attended = attended.transpose(2, 3).reshape(batch, count, window * window, channels)
-    return merge_windows(attended, window, height, width).to(dtype)  # autocast makes products bfloat16
+    return merge_windows(attended, window, height, width).to(dtype)  # under autocast, the products are bfloat16
 
 
 def partition_overlapping_windows(image: Tensor, window: int, key_window: int) -> Tensor:
-    """Cut ``(B, H, W, C)`` into the o×o windows around each w×w window, zeros outside the image.
+    """Cut ``(B, H, W, C)`` into the o×o window around each w×w window, with zeros outside the image.
 
     Returns:
         ``(B, windows, key_window², C)``, windows in row-major order.
@@ -187,13 +187,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: None) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # read once: non-reentrant checkpointing unpacks what it recomputed only once
+    saved = ctx.saved_tensors  # read once: under non-reentrant checkpointing, saved tensors can be unpacked only once
     gradients = torch.ops.savl.overlapping_window_attention_backward(grad_out, *saved, ctx.window, ctx.key_window)
     grad_q, grad_kv, grad_bias_table, grad_severity = gradients
     return grad_q, grad_kv, grad_bias_table, None if saved[3] is None else grad_severity, None, None
 
 
-# The problems it is tried on
+# Cases for tests and benchmarks
 
 
 def overlapping_window_attention_case(
@@ -209,7 +209,7 @@ def overlapping_window_attention_case(
     severity: bool = True,
     seed: int = 0,
 ) -> Case:
-    """Make a case of overlapping attention on ``rows`` × ``columns`` windows."""
+    """Return a case of overlapping attention on ``rows`` × ``columns`` windows."""
     draw, height, width = Draw(dtype, seed), rows * window, columns * window
     channels = heads * head_dim
     arguments = {
@@ -225,7 +225,7 @@ def overlapping_window_attention_case(
 
 
 def _benchmark(draw: Draw, side: int) -> BenchmarkProblem:
-    """Overlapping attention of savl-base: 24×24 keys for 16×16 queries, 6 heads of 24 channels, no severity."""
+    """Return overlapping attention as in savl-base: 24×24 keys, 16×16 queries, 6 heads of 24 channels, no severity."""
     window, key_window, heads, channels = 16, 24, 6, 144
     arguments: dict[str, Tensor | None] = {
         "q": draw.normal(1, side, side, channels),

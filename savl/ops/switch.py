@@ -105,7 +105,7 @@ def serves(op: Op, kernels: KernelSettings | None, *tensors: Tensor | None) -> b
         tensors: All tensors of the call; device and dtype of the first decide.
 
     Raises:
-        KernelUnavailable: A backend was requested by name and cannot serve.
+        KernelUnavailable: A backend was requested by name and cannot compute this call.
     """
     choice = scopes.choice_of_thread(op.name) if kernels is None else getattr(kernels, op.name)
     if choice is False or choice == EAGER:

@@ -1,13 +1,13 @@
 r"""Severity-reweighted shifted-window attention.
 
-For a query pixel i and a key pixel j of the same window, head by head:
+For a query pixel i and a key pixel j of the same window, each head computes:
 
     logits_ij = s_i · s_j · (q_i · k_j) / √d + bias[i − j] + shift_mask_ij
     out_i     = Σ_j softmax_j(logits_ij) · v_j
 
-The severity s weighs both ends of a pair: where the field is sure of the degradation (low variance, s > 1)
-attention sharpens, where it is not (s < 1) it falls back on the positional bias. Since
-s_i·s_j·(q_i·k_j) = (s_i q_i)·(s_j k_j), a fused kernel gets the reweighting for two multiplications per row.
+The severity s scales the similarity of each pair of pixels. Where the variance of the degradation field is low
+(s > 1), attention becomes sharper; where the variance is high (s < 1), the positional bias dominates. Since
+s_i·s_j·(q_i·k_j) = (s_i q_i)·(s_j k_j), a fused kernel only has to scale each query and each key once.
 
 Windows are taken from the image rolled by ``−shift`` along both axes. The rolled image wraps around, so windows at
 the far edges hold pixels from both sides of the image; ``shift_mask`` is −∞ between pixels of different sides.
@@ -51,7 +51,7 @@ def window_attention(
     shift: int = 0,
     kernels: KernelSettings | None = None,
 ) -> Tensor:
-    """Attend within (shifted) windows, logits reweighted by severity.
+    """Compute attention within windows, optionally shifted, with logits scaled by severity.
 
     Args:
         qkv: ``(B, H, W, 3C)`` floating: queries, keys and values side by side, each C = heads × d channels with the
@@ -62,16 +62,16 @@ def window_attention(
         severity: ``(B, H, W)``, dtype of ``qkv`` or float32; None for plain attention (s = 1).
         window: Side of the square window, in pixels.
         shift: Cyclic shift in pixels, 0 ≤ shift < window.
-        kernels: Which kernels serve; None follows `savl.use_fused_kernels`.
+        kernels: Kernels to use in this call. None uses the setting of `savl.use_fused_kernels`.
 
     Returns:
         ``(B, H, W, C)``, dtype of ``qkv``, heads outermost in C.
 
     Raises:
-        TypeError: An argument is not a tensor or not floating, dtypes do not fit together, or window or shift is
+        TypeError: An argument is not a floating-point tensor, dtypes are incompatible, or window or shift is
             not an int.
-        ValueError: Shapes, window, shift or devices do not fit together.
-        KernelUnavailable: A backend was asked for by name and cannot serve.
+        ValueError: Shapes, window, shift or devices are incompatible.
+        KernelUnavailable: A backend was requested by name and cannot compute this call.
     """
     _validate(qkv, bias_table, severity, window, shift)
     if serves(WINDOW_ATTENTION, kernels, qkv, bias_table, severity):
@@ -83,7 +83,7 @@ def window_attention(
 def window_attention_reference(
     qkv: Tensor, bias_table: Tensor, severity: Tensor | None, *, window: int, shift: int
 ) -> Tensor:
-    """Compute `window_attention` by one operation of torch per term of the formula: the reference."""
+    """Compute the reference of `window_attention`, with one PyTorch operation per term of the formula."""
     batch, height, width, channels3 = qkv.shape
     dtype = qkv.dtype
     heads = bias_table.shape[1]
@@ -111,10 +111,10 @@ def window_attention_reference(
     out = merge_windows(attended, window, height, width)
     if shift:
         out = torch.roll(out, shifts=(shift, shift), dims=(1, 2))
-    return out.to(dtype)  # autocast makes products bfloat16
+    return out.to(dtype)  # under autocast, the products are bfloat16
 
 
-# The parts of the reference
+# Parts of the reference
 
 
 def partition_windows(image: Tensor, window: int) -> Tensor:
@@ -134,11 +134,11 @@ def merge_windows(windows: Tensor, window: int, height: int, width: int) -> Tens
 
 
 def shift_regions(height: int, width: int, window: int, shift: int, device: torch.device | str) -> Tensor:
-    """Number the pixels of each window of the rolled image so that equal numbers are neighbours in the image itself.
+    """Number the regions of the rolled image within which the pixels of a window may attend to each other.
 
-    Along each axis the rolled image has three runs: windows left whole, and in the last window the pixels that
-    belong there and those that wrapped around. Two pixels of a window may attend to each other when they lie in the
-    same run of both axes.
+    Along each axis, the rolled image has three intervals: all windows but the last; the part of the last window that
+    did not wrap around; and the part that wrapped around. Two pixels of a window may attend to each other if they lie
+    in the same interval along both axes.
 
     Args:
         height: Image height in pixels, a multiple of ``window``.
@@ -148,29 +148,30 @@ def shift_regions(height: int, width: int, window: int, shift: int, device: torc
         device: Device of the result.
 
     Returns:
-        ``(windows, window²)`` int64: two pixels of a window may attend to each other where the numbers are equal.
+        ``(windows, window²)`` int64: number of the region of each pixel. Two pixels of a window may attend to each
+        other if their numbers are equal.
     """
 
-    def runs(length: int) -> Tensor:
+    def intervals(length: int) -> Tensor:
         position = torch.arange(length, device=device)
         return (position >= length - window).long() + (position >= length - shift).long()
 
-    region = 3 * runs(height)[:, None] + runs(width)[None, :]
+    region = 3 * intervals(height)[:, None] + intervals(width)[None, :]
     return partition_windows(region[None, :, :, None], window)[0, :, :, 0]
 
 
 def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
-    """Return the mask between pixels of one window of the rolled image that are not neighbours in the image itself.
+    """Return the mask that prevents attention between the regions of a window (see `shift_regions`).
 
     Args:
         height: Image height in pixels, a multiple of ``window``.
         width: Image width in pixels, a multiple of ``window``.
         window: Window side in pixels.
         shift: Cyclic shift in pixels, 0 < shift < window.
-        like: Tensor whose dtype and device the mask takes.
+        like: Tensor that has the dtype and device of the result.
 
     Returns:
-        ``(windows, window², window²)``: 0 where attention is allowed, −∞ elsewhere.
+        ``(windows, window², window²)``: 0 where a query (second dimension) may attend to a key (third), −∞ elsewhere.
     """
     region = shift_regions(height, width, window, shift, like.device)
     forbidden = region[:, :, None] != region[:, None, :]
@@ -200,7 +201,7 @@ def _validate(qkv: Tensor, bias_table: Tensor, severity: Tensor | None, window: 
 
 
 def empty_log_sum_exp(q: Tensor, heads: int) -> Tensor:
-    """Return the second result without data: ``(B, heads, H, W)`` where Triton serves, else empty."""
+    """Return an uninitialised log-sum-exp: ``(B, heads, H, W)`` if Triton computes the op, else an empty tensor."""
     if q.device.type != "cuda" and not INTERPRETED:
         return q.new_empty(0, dtype=torch.float32)
     from savl.kernels.log_sum_exp import lse_dtype
@@ -209,7 +210,7 @@ def empty_log_sum_exp(q: Tensor, heads: int) -> Tensor:
 
 
 def kept_outputs(ctx: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor | None, Tensor | None]:
-    """Return the results that the backward pass needs: both, or none if there is no log-sum-exp."""
+    """Return the outputs that the backward pass needs: both of them, or None twice if there is no log-sum-exp."""
     out, lse = output
     ctx.mark_non_differentiable(lse)
     return (out, lse) if lse.dim() == 4 else (None, None)
@@ -248,13 +249,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: None) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # read once: non-reentrant checkpointing unpacks what it recomputed only once
+    saved = ctx.saved_tensors  # read once: under non-reentrant checkpointing, saved tensors can be unpacked only once
     gradients = torch.ops.savl.window_attention_backward(grad_out, *saved, ctx.window, ctx.shift)
     grad_qkv, grad_bias_table, grad_severity = gradients
     return grad_qkv, grad_bias_table, None if saved[2] is None else grad_severity, None, None
 
 
-# The problems it is tried on
+# Cases for tests and benchmarks
 
 
 def window_attention_case(
@@ -270,7 +271,7 @@ def window_attention_case(
     severity: bool = True,
     seed: int = 0,
 ) -> Case:
-    """Make a case of window attention on ``rows`` × ``columns`` windows."""
+    """Return a case with an image of ``rows`` × ``columns`` windows."""
     draw, height, width = Draw(dtype, seed), rows * window, columns * window
     arguments = {
         "qkv": draw.normal(batch, height, width, 3 * heads * head_dim),
@@ -285,17 +286,18 @@ def window_attention_case(
 def attention_benchmark(
     arguments: dict[str, Tensor | None], options: dict[str, Any], pairs: int, channels: int, side: int
 ) -> BenchmarkProblem:
-    """Return a benchmark with the work of an attention op.
+    """Return a benchmark of an attention op, with the bytes and floating-point operations that the op requires.
 
-    The definition needs two products per pair of pixels, q·k and p·v; the backward pass repeats q·k and computes the
-    gradients of p, q, k and v. Kernels that recompute more get no higher rate for it.
+    The forward pass needs two products per pair of pixels: q·k, and p·v with the attention weight p. The backward pass
+    computes q·k again, and the gradients of p, q, k and v. Products that a kernel recomputes beyond these are not
+    counted, so they do not raise its FLOP/s.
 
     Args:
         arguments: Tensors of the op.
-        options: Its windows.
-        pairs: Pairs of a query and a key that attend to each other.
-        channels: Channels C of the heads together.
-        side: Side of the image in pixels.
+        options: Keyword arguments of the op: its window sizes and, if it has one, its shift.
+        pairs: Number of pairs of a query and a key that attend to each other.
+        channels: Number of channels C, summed over all heads.
+        side: Side of the image, in pixels.
     """
     first = next(value for value in arguments.values() if value is not None)
     size, product = float(first.element_size() * channels * side**2), 2.0 * pairs * channels
@@ -303,16 +305,16 @@ def attention_benchmark(
 
 
 def _benchmark(draw: Draw, side: int) -> BenchmarkProblem:
-    """Window attention of savl-base: 16×16 windows, shift 8, 6 heads of 24 channels, severity."""
+    """Return window attention as in savl-base: 16×16 windows, shift 8, 6 heads of 24 channels, with severity."""
     window, shift, heads, channels = 16, 8, 6, 144
     arguments: dict[str, Tensor | None] = {
         "qkv": draw.normal(1, side, side, 3 * channels),
         "bias_table": draw.normal((2 * window - 1) ** 2, heads),
         "severity": draw.severity(1, side, side),
     }
-    # Pairs that attend to each other: along an axis, the shift cuts the last window in two.
-    runs = [window] * (side // window - 1) + [shift, window - shift]
-    pairs = sum(length**2 for length in runs) ** 2
+    # Along each axis, the shift divides the last window into two intervals, which do not attend to each other.
+    intervals = [window] * (side // window - 1) + [shift, window - shift]
+    pairs = sum(length**2 for length in intervals) ** 2
     return attention_benchmark(arguments, {"window": window, "shift": shift}, pairs, channels, side)
 
 
