@@ -222,7 +222,7 @@ def test_float64_features_go_with_a_float32_table_and_severity(
     severity=st.booleans(),
     batch=st.integers(1, 2),
 )
-@settings(max_examples=20)
+@settings(max_examples=10)
 def test_any_window_attention_is_as_right_as_eager(
     dtype: torch.dtype, assert_within_budget: Check, shift: int, window: int, **settings: Any
 ) -> None:
@@ -241,7 +241,7 @@ def test_any_window_attention_is_as_right_as_eager(
     head_dim=st.integers(4, 40),
     severity=st.booleans(),
 )
-@settings(max_examples=20)
+@settings(max_examples=10)
 def test_any_overlapping_attention_is_as_right_as_eager(
     dtype: torch.dtype, assert_within_budget: Check, window: int, margin: int, **settings: Any
 ) -> None:
@@ -260,7 +260,7 @@ def test_any_overlapping_attention_is_as_right_as_eager(
     width=st.integers(4, 20),
     noise=st.sampled_from(["eps", "seed", "none"]),
 )
-@settings(max_examples=20)
+@settings(max_examples=10)
 def test_any_posterior_is_as_right_as_eager(dtype: torch.dtype, assert_within_budget: Check, **settings: Any) -> None:
     assert_within_budget(lambda seed: gaussian_posterior_case(dtype, seed=seed, **settings))
 

@@ -88,27 +88,21 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-SETTINGS = "import savl.ops.scopes as s; print(s.current_settings())"
+CHOSEN = """
+from savl.build_info import build_info
+from savl.ops.scopes import current_settings
+print(current_settings())
+print(build_info()["kernel_instruction_set"])
+"""
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [(None, OFF), ("fused", ON), ("window_attention=eager", KernelSettings.of(True, window_attention="eager"))],
-)
-def test_the_environment_gives_the_process_its_first_setting(value: str | None, expected: KernelSettings) -> None:
-    done = run(SETTINGS, **({} if value is None else {"SAVL_KERNELS": value}))
-    assert done.stdout.strip() == str(expected), done.stderr
-
-
-# SAVL_CPU_INSTRUCTION_SET
-
-INSTRUCTION_SET = "from savl.build_info import build_info; print(build_info()['kernel_instruction_set'])"
-
-
-def test_the_environment_chooses_among_the_instruction_sets(extension: Any) -> None:
-    for name in extension.kernel_instruction_sets():
-        done = run(INSTRUCTION_SET, SAVL_CPU_INSTRUCTION_SET=name)
-        assert done.stdout.strip() == name, done.stderr
+def test_the_environment_chooses_the_first_settings_and_the_instruction_set(extension: Any) -> None:
+    names = extension.kernel_instruction_sets()
+    kernels = {"": OFF, "fused": ON, "window_attention=eager": KernelSettings.of(True, window_attention="eager")}
+    for index, (value, expected) in enumerate(kernels.items()):
+        name = names[index % len(names)]
+        done = run(CHOSEN, SAVL_KERNELS=value, SAVL_CPU_INSTRUCTION_SET=name)
+        assert done.stdout.splitlines() == [str(expected), name], done.stderr
 
 
 def test_an_instruction_set_that_is_not_there_is_told_with_those_there_are(extension: Any) -> None:
