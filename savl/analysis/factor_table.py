@@ -21,7 +21,7 @@ MISSING = frozenset({"", "none", "nan", "na", "n/a", "null", "-"})
 """Lower-case spellings of a missing value."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _FRACTION = re.compile(r"([+-]?\d{1,18})/(\d{1,18})", re.ASCII)
-_MOST_NAMED = 5
+_MAX_LISTED = 5
 
 
 class FactorTableError(ValueError):
@@ -33,9 +33,11 @@ class FactorTable:
     """Images and their factors."""
 
     name: str
+    """Name of the table in reports and errors."""
     paths: tuple[Path, ...]
+    """Paths of the images."""
     factors: dict[str, tuple[str | None, ...]]
-    """Values by factor, one per image; None for a missing value."""
+    """For each factor, the values of all images in the order of `paths`; None for a missing value."""
 
     @property
     def scenes(self) -> tuple[str | None, ...] | None:
@@ -46,10 +48,11 @@ class FactorTable:
 def read_tables(files: Iterable[Path], only: Sequence[str] = ()) -> list[FactorTable]:
     """Read tables of images.
 
-    A table is a CSV or TSV file with a header. The column ``path`` names an image, relative to the table's folder;
-    every other column is a factor. If there is a column ``metadata`` of the form ``camera=Nikon;iso=100``, as in
-    manifests of image collections, it holds the factors and the other columns are ignored. If images lie in several
-    folders, the folder's name becomes the factor ``folder``, unless the table has a factor of that name.
+    A table is a CSV or TSV file with a header. The column ``path`` holds the path of an image, relative to the table's
+    folder; every other column is a factor. Manifests of image collections have a column ``metadata`` with values such
+    as ``camera=Nikon;iso=100``. If a table has this column, the factors are read from it, and the other columns are
+    ignored. If the images lie in several folders, the name of the folder is added as the factor ``folder``, unless the
+    table has a factor of that name.
 
     Args:
         files: The tables.
@@ -57,8 +60,9 @@ def read_tables(files: Iterable[Path], only: Sequence[str] = ()) -> list[FactorT
             own; a folder matches all rows below it. If empty, whole tables are read.
 
     Raises:
-        FactorTableError: A table cannot be read, has no column ``path``, has rows of different lengths, names an image
-            twice or a missing one, or has no factor that varies; or a path of ``only`` is in no table.
+        FactorTableError: A table cannot be read, has no column ``path``, has rows of different lengths, lists an image
+            twice, lists an image that does not exist, or has no factor that varies; or a path in ``only`` matches no
+            row of any table.
     """
     tables: list[FactorTable] = []
     files = list(dict.fromkeys(files))
@@ -73,17 +77,16 @@ def read_tables(files: Iterable[Path], only: Sequence[str] = ()) -> list[FactorT
             if chosen:
                 found[part] += len(chosen)
                 tables.append(_table(file, part if len(files) == 1 else f"{title}: {part}", chosen))
-    if lost := [part for part in only if not found[part]]:
-        raise FactorTableError(
-            f"only: no path of {_named([str(file) for file in files]) or 'any table'} is {lost[0]!r} or lies in it"
-        )
+    if unmatched := [part for part in only if not found[part]]:
+        tables_read = _listed([str(file) for file in files]) or "any table"
+        raise FactorTableError(f"only: {unmatched[0]!r} matches no path in {tables_read}")
     return tables
 
 
 def numbers(values: Sequence[str | None]) -> list[float] | None:
-    """Convert values to numbers, None to NaN; return None if one of the values is no number.
+    """Convert values to numbers, and None to NaN. Return None if one of the values is not a number.
 
-    Fractions such as 1/160 are numbers. Values with leading zeros such as 007 are names.
+    Fractions such as 1/160 are numbers. Values with leading zeros such as 007 are not, because they are usually names.
     """
     parsed = [math.nan if value is None else _number(value) for value in values]
     return None if None in parsed else [number for number in parsed if number is not None]
@@ -93,20 +96,20 @@ def _number(text: str) -> float | None:
     if re.match(r"[+-]?0\d", text):
         return None
     if fraction := _FRACTION.fullmatch(text):
-        above, below = map(int, fraction.groups())
-        return above / below if below else None
+        numerator, denominator = map(int, fraction.groups())
+        return numerator / denominator if denominator else None
     value = float(text) if _NUMBER.fullmatch(text) else math.inf
     return value if math.isfinite(value) else None
 
 
 def _read_rows(file: Path) -> list[dict[str, str]]:
-    """Return the rows as dictionaries by column, with the metadata split into factors."""
+    """Return each row as a dictionary from column to value, with the column ``metadata`` split into its factors."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise FactorTableError(f"{file}: {(error.strerror or str(error)).lower()}") from error
     except UnicodeDecodeError as error:
-        raise FactorTableError(f"{file}: is no UTF-8 text ({error.reason} at byte {error.start})") from error
+        raise FactorTableError(f"{file}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
     header = text.lstrip("\r\n").partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in header else ",")
     try:
@@ -114,16 +117,16 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
     except csv.Error as error:
         raise FactorTableError(f"{file}: line {reader.line_num}: {error}") from error
     if not lines:
-        raise FactorTableError(f"{file}: is empty; a header with a column {PATH!r}, and rows, are needed")
+        raise FactorTableError(f"{file}: is empty; a table must have a header with a column {PATH!r}, and rows")
     columns = [name.strip() for name in lines[0][1]]
     if PATH not in columns:
-        raise FactorTableError(f"{file}: must have a column {PATH!r}, has {_named(columns)}")
+        raise FactorTableError(f"{file}: must have a column {PATH!r}, but its columns are {_listed(columns)}")
     if "" in columns:
         raise FactorTableError(f"{file}: column {columns.index('') + 1} of {len(columns)} has no name")
-    if twice := [name for name, count in Counter(columns).items() if count > 1]:
-        raise FactorTableError(f"{file}: has several columns {twice[0]!r}")
+    if repeated := [name for name, count in Counter(columns).items() if count > 1]:
+        raise FactorTableError(f"{file}: has more than one column {repeated[0]!r}")
     if len(lines) == 1:
-        raise FactorTableError(f"{file}: has a header and no rows")
+        raise FactorTableError(f"{file}: has a header but no rows")
     rows = []
     for number, line in lines[1:]:
         if len(line) != len(columns):
@@ -144,7 +147,9 @@ def _split_metadata(metadata: str, where: str) -> dict[str, str]:
         name, equals, value = part.partition("=")
         name = name.strip()
         if not equals or not name or name == PATH or name in values:
-            raise FactorTableError(f"{where}: {METADATA} must be name=value;name=value, each name once, has {part!r}")
+            raise FactorTableError(
+                f"{where}: {METADATA} must have the form name=value;name=value with different names, got {part!r}"
+            )
         values[name] = value.strip()
     return values
 
@@ -152,28 +157,28 @@ def _split_metadata(metadata: str, where: str) -> dict[str, str]:
 def _table(file: Path, name: str, rows: Sequence[dict[str, str]]) -> FactorTable:
     paths = tuple(file.parent / row[PATH] for row in rows)
     if bad := [row[PATH] for row in rows if "\0" in row[PATH]]:
-        raise FactorTableError(f"{file}: {bad[0]!r} is no path")
-    if lost := [str(path) for path in paths if not _is_file(path)]:
-        raise FactorTableError(f"{file}: names images that are not there: {_named(lost)}")
-    if twice := [str(path) for path, count in Counter(path.resolve() for path in paths).items() if count > 1]:
-        raise FactorTableError(f"{file}: names images several times: {_named(twice)}")
+        raise FactorTableError(f"{file}: {bad[0]!r} is not a path")
+    if missing := [str(path) for path in paths if not _is_file(path)]:
+        raise FactorTableError(f"{file}: lists images that do not exist: {_listed(missing)}")
+    if repeated := [str(path) for path, count in Counter(path.resolve() for path in paths).items() if count > 1]:
+        raise FactorTableError(f"{file}: lists images more than once: {_listed(repeated)}")
     names = dict.fromkeys(column for row in rows for column in row if column != PATH)
     factors = {column: tuple(_value(row.get(column, "")) for row in rows) for column in names}
     folders = tuple(path.parent.name for path in paths)
     if len(set(folders)) > 1:
         factors.setdefault(FOLDER, folders)
     if not factors:
-        raise FactorTableError(f"{file}: {name} has no factor, only the column {PATH!r}")
+        raise FactorTableError(f"{file}: {name} has no factor; its only column is {PATH!r}")
     if all(len(set(values) - {None}) < 2 for values in factors.values()):
         known = [f"{factor} is always {next(filter(None, values), 'missing')}" for factor, values in factors.items()]
-        raise FactorTableError(f"{file}: {name} has one class only of every factor ({_named(known)})")
+        raise FactorTableError(f"{file}: {name} has no factor that varies ({_listed(known)})")
     return FactorTable(name, paths, factors)
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # such as a name that is too long for any file
+    except OSError:  # for example, the name is longer than the file system allows
         return False
 
 
@@ -181,6 +186,6 @@ def _value(text: str) -> str | None:
     return None if text.lower() in MISSING else text
 
 
-def _named(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_MOST_NAMED])
-    return f"{shown} and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else shown
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_MAX_LISTED])
+    return f"{shown} and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else shown

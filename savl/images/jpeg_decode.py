@@ -1,7 +1,8 @@
-"""Decode JPEG files, and refuse those in which the decoder replaced broken data by invented blocks.
+"""Decode JPEG files, and refuse files with corrupt image data.
 
-libjpeg reports broken data as a warning. It warns likewise of harmless faults, such as the stray bytes that many
-cameras write before a marker. Files with harmless faults are decoded.
+Where image data is corrupt, libjpeg fills blocks with made-up content and only gives a warning. It gives the same kind
+of warning for harmless faults, such as the stray bytes that many cameras write before a marker. Files that have only
+harmless faults are decoded; files with corrupt image data are refused.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def decode_jpeg(file: BinaryIO, load: Load) -> pyvips.Image:
     is refused if the decoder still warns.
 
     Args:
-        file: The JPEG file, seekable.
-        load: Opens the file with libvips.
+        file: JPEG file, which must be seekable.
+        load: Function that opens the file with libvips.
 
     Raises:
         DecodeFailure: The file is truncated or corrupt.
@@ -55,7 +56,7 @@ def decode_jpeg(file: BinaryIO, load: Load) -> pyvips.Image:
                 content, attempt = shorter, trial
                 break
         else:
-            raise DecodeFailure(attempt.jpeg_warning or "its decoder met broken data")
+            raise DecodeFailure(attempt.jpeg_warning or "the decoder found corrupt data")
     if attempt.image is None:
         if kind is not None and not reports_out_of_memory(attempt.messages):
             raise UnsupportedKind(f"is a JPEG file of a kind that savl cannot read: {kind}")
@@ -71,7 +72,7 @@ def _decode_alone(content: bytes) -> Attempt:
 
     for _ in range(5):
         attempt = decode_alone(load)
-        # If there are warnings without text, code outside savl has cleared the messages: decode again.
+        # Warnings without text mean that code outside savl has cleared the messages, so the file is decoded again.
         if not attempt.warnings or attempt.jpeg_warning:
             break
     return attempt

@@ -123,10 +123,10 @@ def special_kind(content: bytes) -> str | None:
 
 
 def without_harmless_faults(content: bytes) -> bytes:
-    """Return a JPEG stream without harmless faults, so that a decoder warns only of broken image data.
+    """Return a JPEG stream without harmless faults, so that a decoder warns only of corrupt image data.
 
     Many cameras and programs write stray bytes before a marker, unknown version numbers, or scan parameters without a
-    meaning in sequential files. libjpeg ignores these faults, but warns of them as it does of broken data. Here they
+    meaning in sequential files. libjpeg ignores these faults, but warns of them as it does of corrupt data. Here they
     are removed, or replaced by the values that libjpeg assumes.
     """
     parts = [b"\xff\xd8"]

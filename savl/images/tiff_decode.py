@@ -137,7 +137,7 @@ def _decode_page(load: Load, kind: TiffKind, page: TiffPage) -> pyvips.Image:
 
 
 def _decode_jpeg_streams(load: Load) -> pyvips.Image:
-    """Decode a page of JPEG streams in memory; refuse it if the decoder replaced broken data by invented blocks.
+    """Decode a page of JPEG streams in memory, and refuse it if the image data is corrupt.
 
     For strips, libtiff decodes and logs warnings. For tiles, libvips decodes and adds warnings to its messages.
     """

@@ -124,7 +124,7 @@ def test_without_images_sample_photographs_are_used(folder: Path, monkeypatch: p
         (["--hr", "hr", "--real", "none[/q]"], "--real: none[/q] is not a folder"),
         (["--table", "none.csv"], "none.csv: no such file"),
         (["--hr", "hr", "--only", "hr"], "--only picks rows of a --table, and there is none"),
-        (["--table", "table.csv", "--only", "else"], "only: no path of table.csv is 'else' or lies in it"),
+        (["--table", "table.csv", "--only", "else"], "only: 'else' matches no path in table.csv"),
         (["--hr", "hr", "--model", "zzz"], "zzz"),
         (["--hr", "hr", "--model", "hat.safetensors"], "hat.safetensors has no degradation field to analyze"),
         (
