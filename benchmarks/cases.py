@@ -1,6 +1,6 @@
-"""What is measured: ops, blocks, networks, a training step; each several ways, on any device and in any dtype.
+"""Computations to measure: ops, blocks, networks, a training step; in several variants, on any device and dtype.
 
-Every way of a case computes the same numbers from the same inputs; `benchmarks.timing` sees to that before it times
+Every variant of a case computes the same numbers from the same inputs; `benchmarks.timing` sees to that before it times
 anything.
 """
 
@@ -33,12 +33,12 @@ Result = Tensor | Sequence[Tensor]
 
 
 class NotHereError(RuntimeError):
-    """Something that this device or run does not have."""
+    """A variant does not exist on this device or in this run."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where and on what to measure."""
+    """Device, dtype and size of a measurement."""
 
     device: torch.device
     dtype: torch.dtype
@@ -60,25 +60,25 @@ class Run:
         return torch.float64 if self.dtype == torch.float32 else torch.float32
 
     def draw(self, *shape: int, seed: int, uniform: bool = False) -> Tensor:
-        """Random numbers, the same on every device."""
+        """Return random numbers, the same on every device."""
         generator = torch.Generator().manual_seed(seed)
         values = torch.rand(shape, generator=generator) if uniform else torch.randn(shape, generator=generator)
         return values.to(self.device, self.dtype)
 
     def fused(self) -> KernelSettings:
-        """The fused kernels of the device by name: what cannot serve raises instead of falling back on eager."""
+        """Return the fused kernels of the device by name, which raise where they cannot serve."""
         kind = self.device.type
         return KernelSettings(**{name: op.backend_for(kind) or "eager" for name, op in OPS.items()})
 
 
 @dataclass(frozen=True)
 class BenchmarkCase:
-    """One computation, several ways.
+    """One computation in several variants.
 
     Attributes:
         what: What is computed.
         inputs: What it is computed from.
-        variants: Ways to compute it from the inputs, eager first. Nothing is compiled before it is called.
+        variants: Functions that compute it from the inputs, eager first. Nothing is compiled before it is called.
         wide: Dtype of the reference; None where eager itself is the reference.
         backward: Whether gradients of all inputs are computed too.
         moved: Bytes that must be read and written.
@@ -100,7 +100,7 @@ class BenchmarkCase:
     items: int = 1
 
     def only(self, variants: Sequence[str]) -> BenchmarkCase:
-        """The case with some of its variants, and eager."""
+        """Return the case with some of its variants, and eager."""
         kept = {name: call for name, call in self.variants.items() if name in variants or name == "eager"}
         return replace(
             self, variants=kept, absent={name: self.absent[name] for name in variants if name in self.absent}
@@ -193,7 +193,7 @@ def _efficient(run: Run) -> SDPBackend | None:
 
 
 def block(run: Run, name: str) -> BenchmarkCase:
-    """One block of savl-base.
+    """Return the case of one block of savl-base.
 
     Args:
         run: Where and on what.
@@ -214,7 +214,7 @@ def block(run: Run, name: str) -> BenchmarkCase:
 
 
 def _module(run: Run, what: str, module: nn.Module, inputs: tuple[Tensor, ...], items: int = 1) -> BenchmarkCase:
-    """A module in evaluation mode by eager, SDPA, fused kernels and torch.compile."""
+    """Return the case of a module in evaluation mode, with eager, SDPA, fused kernels and torch.compile."""
     wide = module.eval().to(run.device).requires_grad_(False)
     narrow = copy.deepcopy(wide).to(run.dtype)
     if run.wide == torch.float64:
@@ -263,7 +263,7 @@ def _module(run: Run, what: str, module: nn.Module, inputs: tuple[Tensor, ...], 
 
 
 def _exactly(model: nn.Module, *given: Tensor) -> Tensor:
-    """Convolutions in float32 and not, as is torch's default, in tf32."""
+    """Compute with convolutions in float32 instead of torch's default, tf32."""
     convolutions = torch.backends.cudnn.conv
     before = convolutions.fp32_precision
     convolutions.fp32_precision = "ieee"
@@ -275,7 +275,7 @@ def _exactly(model: nn.Module, *given: Tensor) -> Tensor:
 
 
 def _replayed(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Callable[..., Tensor]:
-    """The call as a CUDA graph, captured when first asked for; on the inputs it was made with."""
+    """Return the call on these inputs as a CUDA graph, which the first call captures."""
     graph: list[torch.cuda.CUDAGraph] = []
     out: list[Tensor] = []
 
@@ -301,7 +301,7 @@ def _replayed(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Callab
 
 
 def network(run: Run, name: str, batch: int = 1) -> BenchmarkCase:
-    """A whole network on one tile, or a batch of them; random weights, since time does not depend on them."""
+    """Return the case of a network on a tile or a batch; weights are random, as time does not depend on them."""
     torch.manual_seed(0)
     lr = run.draw(batch, 3, run.side, run.side, seed=12, uniform=True)
     what = f"{name}, {run.side}×{run.side}" + (f", batch of {batch}" if batch > 1 else "")
@@ -309,7 +309,7 @@ def network(run: Run, name: str, batch: int = 1) -> BenchmarkCase:
 
 
 def image(run: Run, name: str, pixels: int = 2**20, tile: int = 256) -> BenchmarkCase:
-    """A whole image in tiles, as `savl.upscale` does it: a square one of about so many pixels."""
+    """Return the case of a square image of about ``pixels`` pixels, in tiles as in `savl.upscale`."""
     torch.manual_seed(0)
     model = savl.build(name).eval().to(run.device)
     side = math.isqrt(pixels)
@@ -328,7 +328,7 @@ def image(run: Run, name: str, pixels: int = 2**20, tile: int = 256) -> Benchmar
 
 
 def training_step(run: Run, name: str, batch: int = 2) -> BenchmarkCase:
-    """Forward and backward of a network in training: gradients of all its parameters for an L1 loss; no optimiser."""
+    """Return the case of a training step without optimiser: gradients of all parameters for an L1 loss."""
     torch.manual_seed(0)
     model = savl.build(name).to(run.device).train()
     lr = run.draw(batch, 3, run.side, run.side, seed=18, uniform=True)

@@ -1,4 +1,4 @@
-"""What the pytest-benchmark suites share: entries, and a clock that gives back what was measured side by side.
+"""Entries of the pytest-benchmark suites, and a clock that reports times which were measured side by side.
 
 pytest-benchmark times one test after the other. On a machine that others use too, a ratio of two such times says
 little. So the variants of an entry are timed together, in turn (`benchmarks.timing`), when the first of its tests
@@ -35,11 +35,11 @@ class Clock:
         self.now = 0.0
 
     def __call__(self) -> float:
-        """The time, in seconds."""
+        """Return the time in seconds."""
         return self.now
 
     def advance(self, seconds: float) -> None:
-        """Let so much time pass."""
+        """Move the clock forward."""
         self.now += seconds
 
 
@@ -48,7 +48,7 @@ CLOCK = Clock()
 
 @dataclass(frozen=True)
 class Entry:
-    """A case of a suite, and what of it is measured."""
+    """A case of a suite, with the variants to measure."""
 
     name: str
     build: Callable[[Run], BenchmarkCase] | None
@@ -56,7 +56,7 @@ class Entry:
     more: tuple[str, ...] = ()
     """Variants with ``--full``."""
     rounds: int = 15
-    """On a CPU; a GPU does twice as many."""
+    """Rounds on a CPU; a GPU does twice as many."""
     full: bool = False
     """Whether the entry as a whole is for ``--full``."""
     sides: tuple[int, int] = (64, 512)
@@ -69,13 +69,13 @@ class Entry:
         return self.name
 
     def run(self, device: str) -> Run:
-        """Where and on what: float32 on a CPU, bfloat16 on a GPU."""
+        """Return device, dtype and size: float32 on a CPU, bfloat16 on a GPU."""
         cuda = device == "cuda"
         dtype = torch.bfloat16 if cuda else torch.float32
         return Run(torch.device(device), dtype, self.sides[cuda], kept_masks=not cuda)
 
     def records(self, device: str, variants: tuple[str, ...]) -> Records:
-        """Measure all variants, in turn."""
+        """Measure all variants in turn."""
         run, rounds = self.run(device), self.rounds * (2 if device == "cuda" else 1)
         if self.measure is not None:
             return self.measure(run, rounds)
@@ -89,18 +89,18 @@ class Entry:
 
 @cache
 def limits(device: str) -> dict[str, float]:
-    """The ceilings of a device, in the dtype that the suites use there."""
+    """Return the ceilings of a device in the dtype that the suites use there."""
     return ceilings(Entry("ceilings", None, ()).run(device))
 
 
 @cache
 def facts(device: str) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return the facts about a device that the figures depend on."""
     return machine.device_facts(torch.device(device))
 
 
 def parameters(entries: list[Entry], full: bool) -> Iterator[tuple[Entry, str, str, tuple[str, ...]]]:
-    """Entry, device, variant, and all variants of the entry, for each test of a suite."""
+    """Yield entry, device, variant and all variants of the entry, for each test of a suite."""
     for device in DEVICES:
         for entry in entries:
             if device not in entry.devices or (entry.full and not full):
@@ -111,7 +111,7 @@ def parameters(entries: list[Entry], full: bool) -> Iterator[tuple[Entry, str, s
 
 
 class Suite:
-    """Measures each entry once, and tells pytest-benchmark the times of one variant after the other."""
+    """Measure each entry once, and report the times of one variant after the other to pytest-benchmark."""
 
     def __init__(self) -> None:
         self._measured: tuple[str, str] | None = None
@@ -120,7 +120,7 @@ class Suite:
     def hand_over(
         self, benchmark: BenchmarkFixture, entry: Entry, device: str, variant: str, variants: tuple[str, ...]
     ) -> None:
-        """One test: the times of a variant, with what is known of it in ``extra_info``."""
+        """Report the times of a variant, with its other facts in ``extra_info``."""
         if device == "cuda" and not torch.cuda.is_available():
             pytest.skip("torch finds no CUDA GPU")
         if self._measured != (entry.name, device):
@@ -139,7 +139,7 @@ class Suite:
         benchmark.pedantic(CLOCK.advance, setup=lambda: ((next(times),), {}), rounds=len(seconds))
 
     def _explain(self, variant: str, record: Mapping[str, Any]) -> None:
-        """Fail where the package is at fault, skip where a peer is."""
+        """Fail if the package is at fault, skip if a baseline is."""
         why = record.get("failed", "it was not timed")
         if variant in ("eager", "fused") or "something else" in why:
             pytest.fail(f"{variant}: {why}")
@@ -147,7 +147,7 @@ class Suite:
 
 
 def _known(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What goes into ``extra_info``."""
+    """Return the content of ``extra_info``."""
     known = {name: value for name, value in record.items() if name not in ("seconds", "items")}
     if (items := record.get("items", 1)) > 1:
         known["images_per_second"] = items / statistics.median(record["seconds"])

@@ -1,4 +1,4 @@
-"""How this installation of savl was built: the facts of the C++ extension and of the CUDA library."""
+"""Facts about how this installation of savl was built: its C++ extension and its CUDA library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from savl.version import version
 
 CUDA_LIBRARY = Path(__file__).with_name("_cuda.so")
-"""Where the build puts the CUDA library."""
+"""Path of the CUDA library."""
 
 
 class BuildInfo(TypedDict):

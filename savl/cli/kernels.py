@@ -1,4 +1,4 @@
-"""`savl kernels`: what serves each op on this machine, and whether it computes the right thing."""
+"""`savl kernels`: report which kernels serve on this machine, verify them, and tune them."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from savl.command_line import exit_with_error
 from savl.interrupts import mark_reported, raise_on_interrupt
 
 DTYPES = ("bfloat16", "float16", "float32")
-"""Those that the Triton kernels take."""
+"""Dtypes of the Triton kernels."""
 
 
 def tune(
@@ -43,7 +43,7 @@ def tune(
     Options may be given several times. Results are stored one by one, for the name of the GPU, in SAVL_CACHE_DIR
     (~/.cache/savl if unset): the same command goes on where an interrupted one stopped.
 
-    Without all this the kernels run with block sizes that are good on every GPU; nothing else ever searches. Of several
+    Tuning is optional: by default the block sizes are good on every GPU, and no other command searches. Of several
     GPUs it takes the first that CUDA_VISIBLE_DEVICES shows. Exit code 1 where none can run the kernels.
     """
     from rich.console import Console
@@ -95,7 +95,7 @@ def tune(
 
 
 def _machine() -> Any:
-    """The GPU to tune for, or why there is none."""
+    """Return the GPU to tune for, or the reason why there is none."""
     from savl.ops.gpu import why_unfit
     from savl.ops.library import INTERPRETED, INTERPRETER_VARIABLE, TRITON, TRITON_UNAVAILABLE
 
@@ -206,7 +206,7 @@ def _check(tasks: Sequence[Any], machine: Any, path: Path) -> None:
 
 
 class _Steps:
-    """A bar on a terminal, which says what is being tried; elsewhere a line for each task."""
+    """Progress: on a terminal a bar that names the current measurement, and a line for each finished task."""
 
     def __init__(self, tasks: int) -> None:
         from rich.console import Console
@@ -232,11 +232,11 @@ class _Steps:
         self._progress.stop()
 
     def trying(self, task: Any, config: Any, why: str) -> None:
-        """Something is about to be measured."""
+        """Show what is about to be measured."""
         self._progress.update(self._bar, description=f"{task_label(task)}: {config_label(config)} ({why})")
 
     def done(self, line: str) -> None:
-        """A task is finished."""
+        """Print the line of a finished task."""
         self._progress.advance(self._bar)
         self._console.print(line, markup=False, soft_wrap=True)
 
@@ -258,12 +258,12 @@ def _add_timing(table: Any, task: Any, rule_time: float, time: float, config: An
 
 
 def task_label(task: Any) -> str:
-    """A task in a line."""
+    """Describe a task in a line."""
     return f"{task.stage} · {problem_label(task.problem)}"
 
 
 def problem_label(problem: Any) -> str:
-    """A `savl.kernels.configs.Problem` in words."""
+    """Describe a `savl.kernels.configs.Problem` in words."""
     windows = (
         f"window {problem.window}"
         if problem.window == problem.key_window
@@ -273,5 +273,5 @@ def problem_label(problem: Any) -> str:
 
 
 def config_label(config: Any) -> str:
-    """A `savl.kernels.configs.KernelConfig` in short: a tile's queries × keys, warps, pipeline stages."""
+    """Describe a `savl.kernels.configs.KernelConfig` in short: queries × keys of a tile, warps, pipeline stages."""
     return f"{config.block_m}×{config.block_n}, {config.warps}w, {config.stages}s"

@@ -1,4 +1,4 @@
-"""Which GPUs the kernels can run on: whether there is one, what its driver supports, and what there is code for."""
+"""Requirements of the kernels for GPUs: a GPU that torch finds, its driver, and code for its compute capability."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Op:
     fake: Callable[..., Any]
     """Outputs without data, of the right shapes, dtypes and strides."""
     fake_backward: Callable[..., Any]
-    """The same of ``<name>_backward``."""
+    """Outputs of ``<name>_backward`` without data."""
     decomposition: Callable[..., Any]
     """Outputs computed by operations of torch, for calls under the transforms of `torch.func`."""
     setup_context: Callable[..., None]

@@ -1,4 +1,4 @@
-"""Where settings apply: which of them counts in this thread, and how a block hands its own to backward passes.
+"""Scopes of the kernel settings: process, ``with`` block of a thread, and the backward passes started in a block.
 
 Three settings may apply to a call, and the nearest counts: the setting of the model, that of the ``with`` block that
 the thread is in, and that of the process, whose first value comes from ``SAVL_KERNELS``. Without any of them the eager

@@ -1,4 +1,4 @@
-"""Which kernels serve each op: the settings, and how the environment variable SAVL_KERNELS writes them."""
+"""Settings that choose the kernels of each op, and their form in the environment variable SAVL_KERNELS."""
 
 from __future__ import annotations
 

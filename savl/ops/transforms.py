@@ -1,4 +1,4 @@
-"""Which transformations of torch a call is under that no fused kernel has rules for."""
+"""Transformations of torch for which the fused kernels have no rules: detect that a call is under one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests on a GPU share: marked, skipped where torch finds none, and told which backend serves an op there."""
+"""Fixtures of the tests on a GPU: they are marked, skipped without one, and know the backend of an op there."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from savl.ops.library import FUSED
 from savl.ops.op import OPS, why_unavailable
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1, "float16": 1e-2}
-"""Of the largest number of a result."""
+"""Allowed error, as a share of the largest number of a result."""
 
 
 def cases(dtype: torch.dtype) -> list[Case]:
@@ -37,7 +37,7 @@ def cases(dtype: torch.dtype) -> list[Case]:
 
 
 def wrong(case: Case, backend: str, tolerance: float) -> list[str]:
-    """What is wrong with the results of a case."""
+    """Return the errors in the results of a case."""
     found, expected = case.run(backend, device="cuda"), case.run("eager", torch.float64, "cpu")
     problems = []
     for name, value in expected.items():
@@ -48,7 +48,7 @@ def wrong(case: Case, backend: str, tolerance: float) -> list[str]:
 
 
 def main() -> int:
-    """Run every case once; returns an exit code."""
+    """Run every case once; return an exit code."""
     backends = {name: op.backend_for("cuda") or "none" for name, op in OPS.items()}
     missing = {op: why_unavailable(op, backend) for op, backend in backends.items()}
     problems = [f"{op} · {backends[op]} cannot run: {reason}" for op, reason in missing.items() if reason is not None]

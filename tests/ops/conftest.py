@@ -1,4 +1,4 @@
-"""What the tests of the fused kernels share: a skip where there are none, small cases of every op, instruction sets."""
+"""Fixtures of the tests of fused kernels: the extension, small cases of every op, and instruction sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What autograd may do with the tensors that an op keeps: recompute them, move them, read them twice."""
+"""Autograd may recompute the tensors that an op keeps, move them, and read them twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the CUDA library can be used here, and what is said where it cannot."""
+"""The CUDA library is loaded if it can be used; otherwise the reason is given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the C++ kernels do to memory: every output written, no input, any layout read, the same bits on any threads."""
+"""The C++ kernels write every output and no input, and read any layout."""
 
 from __future__ import annotations
 

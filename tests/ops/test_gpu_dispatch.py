@@ -1,4 +1,4 @@
-"""Where a call with CUDA tensors goes, on any machine: fake tensors have a device and shapes, but no numbers."""
+"""Dispatch of calls with CUDA tensors, tested on any machine: fake tensors have a device and shapes, but no numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the environment says about kernels, and what the report says of them."""
+"""The settings of kernels in the environment, and the report."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 3e-4, torch.bfloat16: 3e-2}
 """Allowed distance from the reference in float64, relative to the largest value, or to 1 where all values are small. A
 wrong number is off by its own size; rounding alone comes near this where all numbers are one and gradients cancel."""
 OUTSIDE = float("nan")
-"""What lies in memory around a tensor: whoever reads it shows it."""
+"""Content of the memory around a tensor: a kernel that reads it gives NaN."""
 
 
 def permuted(tensor: Tensor) -> Tensor:
@@ -48,13 +48,13 @@ def cut_out(tensor: Tensor) -> Tensor:
 
 
 def part_of_the_channels(tensor: Tensor) -> Tensor:
-    """As `chunk` and `split` give it: a run of the last dimension."""
+    """Lay the tensor out as a part of the last dimension of a larger one, as `chunk` and `split` do."""
     larger = tensor.new_full([*tensor.shape[:-1], 2 * tensor.shape[-1] + 1], OUTSIDE)
     return larger[..., tensor.shape[-1] + 1 :].copy_(tensor)
 
 
 def part_of_dimension_one(tensor: Tensor) -> Tensor:
-    """As the estimator's head is cut into mu and logvar, in channels_last."""
+    """Lay the tensor out as the estimator cuts mu and logvar from its output, in channels_last."""
     if tensor.dim() != 4:
         return tensor
     shape = [tensor.shape[0], 2 * tensor.shape[1], *tensor.shape[2:]]
@@ -89,7 +89,7 @@ def of_stride_zero(dim: int) -> Layout:
 
 
 def one_number(tensor: Tensor) -> Tensor:
-    """What the gradient of a sum looks like: one number everywhere."""
+    """Expand one number to the whole tensor, as the gradient of a sum is."""
     return tensor.flatten()[:1].clone().view([1] * tensor.dim()).expand(tensor.shape)
 
 
