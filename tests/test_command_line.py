@@ -86,7 +86,7 @@ def test_paragraphs_of_the_help_fill_their_lines(words: tuple[str, ...]) -> None
 
 def test_a_file_of_that_name_is_an_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("true").write_text("no picture")
+    Path("true").write_text("no image")
     for arguments in (("--overwrite", "true"), ("--overwrite", "--", "true")):
         assert "a flag takes no value" not in run("upscale", *arguments).stderr
     Path("true").unlink()

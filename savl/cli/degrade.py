@@ -44,8 +44,8 @@ def degrade(
             "--seed",
             metavar="N",
             min=0,
-            help="Seed of the random draws. Those of a picture follow from it and from the picture's name without "
-            "folder and extension, and not from the order or other pictures.",
+            help="Seed of the random draws. Those of an image follow from it and from the image's name without "
+            "folder and extension, and not from the order or other images.",
             rich_help_panel=_DEGRADATION,
         ),
     ] = 0,
@@ -75,7 +75,7 @@ def degrade(
         bool,
         typer.Option(
             "--spatial",
-            help="Degrade every picture through a random mask, more strongly in some places than in others.",
+            help="Degrade every image through a random mask, more strongly in some places than in others.",
             rich_help_panel=_DEGRADATION,
         ),
     ] = False,
@@ -112,11 +112,11 @@ def degrade(
     threads: options.Threads = None,
     debug: options.Debug = False,
 ) -> None:
-    """Make low-resolution pictures of high-resolution ones: blur, resizing, noise and JPEG, in two stages.
+    """Make low-resolution images from high-resolution ones: blur, resizing, noise and JPEG, in two stages.
 
     Results are 8-bit RGB with the colour profile and EXIF of the input, and files are written atomically.
 
-    A picture that cannot be read is reported and skipped, and makes the exit code 1.
+    An image that cannot be read is reported and skipped, and makes the exit code 1.
     """
     started = time.monotonic()
     from savl.cli.loop import Operation, Work, process_files

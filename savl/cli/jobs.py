@@ -131,7 +131,7 @@ def output_is_file(output: str | None, arguments: Sequence[str]) -> bool:
     )
     if output == STANDARD:
         if not one_file:
-            raise UsageError("-o - writes one picture to standard output, but there may be several inputs")
+            raise UsageError("-o - writes one image to standard output, but there may be several inputs")
         return True
     if output is None and STANDARD in arguments:
         raise UsageError("- is standard input, so -o is required: -o - writes to standard output, -o FILE to a file")

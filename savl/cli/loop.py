@@ -95,7 +95,7 @@ def process_files(
         KeyboardInterrupt: Ctrl-C; the outputs of the current file are as they were before.
     """
     if "" in arguments:  # as happens when a shell expands an unset variable
-        raise UsageError(f"IN number {arguments.index('') + 1} is empty; name a picture, a folder or a glob")
+        raise UsageError(f"IN number {arguments.index('') + 1} is empty; name an image, a folder or a glob")
     if output == "":
         raise UsageError("-o is empty; name a file or a folder, or leave it out to write beside the inputs")
     to_file = output_is_file(output, arguments)
@@ -103,7 +103,7 @@ def process_files(
         standard_output = None
         if output == STANDARD:
             if operation.map_suffixes:
-                raise UsageError("-o - writes one picture, --severity-map needs more files: name a file or a folder")
+                raise UsageError("-o - writes one image, --severity-map needs more files: name a file or a folder")
             stack.enter_context(raise_on_interrupt())
             standard_output = stack.enter_context(StandardOutput())
         place = None if output is None else Path(output)
@@ -286,8 +286,8 @@ class _Loop:
             if origin is None or origin == (job.origin(self._page) or origin):
                 continue
             if written_meanwhile:
-                return f"another process has just written {output}, of another picture{hint}"
-            return f"{output} exists already, made of another picture or page, or before this one was changed{hint}"
+                return f"another process has just written {output}, of another image{hint}"
+            return f"{output} exists already, made of another image or page, or before this one was changed{hint}"
         return None
 
     def _nothing_due(self, job: Job) -> bool:

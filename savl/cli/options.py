@@ -15,7 +15,7 @@ Inputs = Annotated[
     list[str],
     typer.Argument(
         metavar="IN",
-        help="Pictures (PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, HEIC), folders, quoted globs; - is standard input.",
+        help="Images (PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, HEIC), folders, quoted globs; - is standard input.",
     ),
 ]
 Output = Annotated[
@@ -24,7 +24,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="OUT",
-        help="A file for a single picture, - for standard output, or a folder, which is created if missing. Default: "
+        help="A file for a single image, - for standard output, or a folder, which is created if missing. Default: "
         "results are written beside the inputs.",
         rich_help_panel=OUTPUT_PANEL,
     ),
@@ -74,7 +74,7 @@ IncludeResults = Annotated[
     bool,
     typer.Option(
         "--include-results",
-        help="Include pictures in folders and globs that savl has made, which are left out by default.",
+        help="Include images in folders and globs that savl has made, which are left out by default.",
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]

@@ -96,7 +96,7 @@ def remove_results(found: Found, rule: ResultRule) -> Found:
         else:
             kept.append(source)
     if not kept and not found.unreadable:
-        raise UsageError(f"no picture is left to work on: {results_message(left_out)}")
+        raise UsageError(f"no image is left to work on: {results_message(left_out)}")
     return replace(found, sources=tuple(kept), results=tuple(left_out))
 
 

@@ -133,13 +133,13 @@ def find_sources(
             unreadable |= {Path(error.filename): (error.strerror or str(error)).lower() for error in errors}
             if not sources and not errors:
                 below = " or below" if recursive else "; -r looks into its subfolders"
-                raise UsageError(f"no {READABLE} picture in folder {argument!r}{below}{_in_brackets(skipped)}")
+                raise UsageError(f"no {READABLE} image in folder {argument!r}{below}{_in_brackets(skipped)}")
         elif not os.path.exists(path) and glob.has_magic(argument):
             matches = [path for path in map(Path, sorted(glob.glob(argument, recursive=True))) if os.path.isfile(path)]
             pictures = _pictures({match: match for match in matches}, exclusion, skipped)
             sources = [Source(match, Path("."), named=False) for match in pictures]
             if not sources:
-                raise UsageError(f"no {READABLE} picture matches {argument!r}{_in_brackets(skipped)}")
+                raise UsageError(f"no {READABLE} image matches {argument!r}{_in_brackets(skipped)}")
         elif exclusion.covers(path, path):
             skipped.add(path, EXCLUDED)
             sources = []
@@ -151,7 +151,7 @@ def find_sources(
             if source.named and not other.named:
                 found[_place(source.path)] = replace(other, named=True)
     if not found and not unreadable:
-        raise UsageError(f"no picture is left to work on{_in_brackets(skipped)}")
+        raise UsageError(f"no image is left to work on{_in_brackets(skipped)}")
     return Found(tuple(found.values()), unreadable, skipped, exclusion.unmatched)
 
 

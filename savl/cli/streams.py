@@ -131,14 +131,14 @@ def read_standard_input() -> bytes:
         UsageError: It is closed, a terminal, which holds no image, or cannot be read.
     """
     if sys.stdin is None or was_closed("stdin"):
-        raise UsageError("- reads a picture from standard input, which is closed")
+        raise UsageError("- reads an image from standard input, which is closed")
     if sys.stdin.isatty():
-        raise UsageError("- reads a picture from standard input, which is a terminal; redirect it: - <photo.jpg")
+        raise UsageError("- reads an image from standard input, which is a terminal; redirect it: - <photo.jpg")
     try:
         return sys.stdin.buffer.read()
     except OSError as error:
         reason = (error.strerror or "it is not open for reading").lower()
-        raise UsageError(f"- reads a picture from standard input, which cannot be read: {reason}") from error
+        raise UsageError(f"- reads an image from standard input, which cannot be read: {reason}") from error
 
 
 class StandardOutput:
@@ -154,10 +154,10 @@ class StandardOutput:
             UsageError: It is closed, or a terminal.
         """
         if was_closed("stdout"):
-            raise UsageError("-o - writes the picture to standard output, which is closed")
+            raise UsageError("-o - writes the image to standard output, which is closed")
         if os.isatty(1):
             raise UsageError(
-                "-o - writes the picture to standard output, which is a terminal; redirect it: -o - >large.png"
+                "-o - writes the image to standard output, which is a terminal; redirect it: -o - >large.png"
             )
         self._folder = tempfile.TemporaryDirectory(prefix="savl-", ignore_cleanup_errors=True)
 

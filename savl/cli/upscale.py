@@ -98,11 +98,11 @@ def upscale(
     threads: options.Threads = None,
     debug: options.Debug = False,
 ) -> None:
-    """Upscale pictures.
+    """Upscale images.
 
     Bit depth, transparency, colour profile and EXIF are kept, and files are written atomically: complete or not at all.
 
-    A picture that cannot be read is reported and skipped, and makes the exit code 1.
+    An image that cannot be read is reported and skipped, and makes the exit code 1.
     """
     started = time.monotonic()
     from savl.cli.loop import Operation, Work, in_short, process_files

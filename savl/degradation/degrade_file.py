@@ -96,7 +96,7 @@ def degrade_file(
     degraded = degradation(x, file_seed(seed, name))
     mask = degraded.degradation_mask[0].numpy()
     if (mask_image or mask_array) and bool((mask == mask[0, 0]).all()):
-        notes.append(f"the severity map is {mask[0, 0]:g} everywhere: nothing varies within the picture")
+        notes.append(f"the severity map is {mask[0, 0]:g} everywhere: nothing varies within the image")
     pixels = (degraded.y[0] * 255.0).round().byte().permute(1, 2, 0).numpy()
     metadata = picture.metadata.cropped(new_width * scale, new_height * scale)
     notes += losses(metadata, picture.pixels, pixels, image_format, transparency="dropped")

@@ -90,7 +90,7 @@ def read_metadata(
         lost += left
     if tiff is not None and orientation != 1:
         tiff = None
-        lost.append("the georeference, as the picture was turned")
+        lost.append("the georeference, as the image was turned")
     resolution, unit = found.resolution, found.resolution_unit
     if resolution is not None and orientation >= 5:
         resolution = resolution[::-1]

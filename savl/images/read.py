@@ -246,7 +246,7 @@ def _decode(file: BinaryIO, image_format: ImageFormat, page: int | None) -> tupl
             raise _no_decoder(image_format) from None
         raise
     if several > 1 and page is None:
-        return image, (f"the main picture of {several}; --page picks another",)
+        return image, (f"the main image of {several}; --page picks another",)
     return image, ()
 
 
@@ -279,7 +279,7 @@ def _check_pages(image: pyvips.Image, image_format: ImageFormat, page: int | Non
     # Not get_fields(), which fails if the keyword of a PNG text is not UTF-8.
     pages: int = image.get("n-pages") if image.get_typeof("n-pages") else 1
     if pages > 1 and page is None and image_format not in (AVIF, HEIC):  # these mark one image as the main one
-        raise UnsupportedKind(f"holds {pages} frames (animated); savl reads single pictures, and --page picks one")
+        raise UnsupportedKind(f"holds {pages} frames (animated); savl reads single images, and --page picks one")
     check_page(page, pages)
     return pages
 
@@ -308,7 +308,7 @@ def _check_first_frame(frames: int, page: int | None) -> None:
     """Raise an error unless the first frame is requested: libvips would read that one without a warning."""
     check_page(page, frames)
     if frames > 1 and page != 1:
-        raise UnsupportedKind(f"holds {frames} frames (animated); savl reads single pictures, and here --page 1 only")
+        raise UnsupportedKind(f"holds {frames} frames (animated); savl reads single images, and here --page 1 only")
 
 
 def _check_kind(image: pyvips.Image, image_format: ImageFormat) -> None:

@@ -2,7 +2,7 @@
 
 The mark is a property in the file's XMP packet, in a namespace of savl: the same for PNG, JPEG, WebP and TIFF, and
 other programs keep it. It stands at the beginning of the packet. A second property holds a digest of the source
-(`digest_origin`), by which a later run can tell whether a result was made from the picture at hand or from another.
+(`digest_origin`), by which a later run can tell whether a result was made from the image at hand or from another.
 """
 
 from __future__ import annotations

@@ -26,14 +26,14 @@ _COEFFICIENTS, _SUBSAMPLING, _BLACK_WHITE, _MATTEING = 529, 530, 532, 32995
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, MASK, SEPARATED, YCBCR, CIELAB, ICCLAB = 0, 1, 2, 3, 4, 5, 6, 8, 9
 _REFUSED = {
-    MASK: "is a transparency mask and no picture",
+    MASK: "is a transparency mask, not an image",
     10: "is in the ITULAB colour space",
     32803: "is a colour filter array of raw camera data",
     32844: "holds LogL samples of high dynamic range",
     32845: "holds LogLuv samples of high dynamic range",
     34892: "is LinearRaw camera data",
-    51177: "is a depth map and no picture",
-    52527: "is a semantic mask and no picture",
+    51177: "is a depth map, not an image",
+    52527: "is a semantic mask, not an image",
 }
 _COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, SEPARATED: 4, YCBCR: 3, CIELAB: 3, ICCLAB: 3}
 _NAMES = {RGB: "RGB", PALETTE: "palette", SEPARATED: "CMYK", YCBCR: "YCbCr", CIELAB: "CIELab", ICCLAB: "ICCLab"}

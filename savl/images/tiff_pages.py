@@ -84,12 +84,12 @@ def choose_page(file: BinaryIO, page: int | None) -> tuple[TiffPage, int, bool]:
     """
     file.seek(8)
     if file.read(2) == b"CR":
-        raise UnsupportedKind("is a CR2 file of raw camera data; convert it to a picture first")
+        raise UnsupportedKind("is a CR2 file of raw camera data; convert it to an image first")
     directories = _read_chain(file)
     if not directories:
         raise DecodeFailure("its directory is missing")
     if any(_DNG_VERSION in directory.entries for directory in directories):
-        raise UnsupportedKind("is a DNG file of raw camera data; convert it to a picture first")
+        raise UnsupportedKind("is a DNG file of raw camera data; convert it to an image first")
     pages = [directory for directory in directories if not (directory.is_mask or directory.is_reduced)]
     if not pages and any(_SUB_DIRECTORIES in directory.entries for directory in directories):
         raise UnsupportedKind("holds a thumbnail only, beside a sub-directory as raw camera files have it")

@@ -129,7 +129,7 @@ def check_size(path: str | os.PathLike[str], width: int, height: int, image_form
         raise UnwritableImage(
             path,
             f"{image_format.title} holds at most {image_format.max_side} pixels a side, "
-            f"and the picture would be {width}x{height}; write PNG or TIFF instead",
+            f"and the image would be {width}x{height}; write PNG or TIFF instead",
         )
 
 

@@ -245,7 +245,7 @@ def _stale(namespace: str, name: str, value: str, turned: bool) -> str | None:
         return FILM if name in ("MotionPhoto", "MicroVideo") and value.strip() == "1" else ""
     regions = ((_REGIONS, "Regions"), (_MICROSOFT_PHOTO, "RegionInfo"), (_IPTC_EXTENSION, "ImageRegion"))
     if turned and (namespace, name) in regions:
-        return "marked regions, as the picture was turned"
+        return "marked regions, as the image was turned"
     return None
 
 

@@ -58,5 +58,5 @@ def checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
         return names[name]
     reason = ""
     if name in ("float16", "half", "fp16"):
-        reason = "; networks of the HAT family overflow in float16 and give black or NaN pictures"
+        reason = "; networks of the HAT family overflow in float16 and give black or NaN images"
     raise ValueError(f"dtype must be {' or '.join(names)}, got {name!r}{reason}")

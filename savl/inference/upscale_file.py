@@ -51,7 +51,7 @@ def upscale_file(
             transparency, which is flattened onto white; JPEG and WebP store 8 bits per sample.
         scale: Output pixels per input pixel, any number above 0; None is that of the network.
         quality: 1 to 100, for JPEG and WebP; WebP at 100 is lossless.
-        severity_map: Where to write a picture of the severity map (PNG), or None.
+        severity_map: Where to write the severity map as an image (PNG), or None.
         overwrite: Replace existing files.
         page: Page of a file with several pages, counted from 1; None takes the first, and the `notes` say so.
         tile: Side of the tiles in input pixels; None chooses it by the free memory, 0 does not tile.

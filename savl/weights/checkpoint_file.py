@@ -26,8 +26,8 @@ _OTHER_FILES = {
     b"GGUF": "a GGUF file, which holds no network that savl has",
     b"\x89HDF": "an HDF5 file; savl reads safetensors and torch checkpoints",
     b"\x93NUMPY": "a numpy array; savl reads safetensors and torch checkpoints",
-    b"\x89PNG": "a PNG picture, no weights",
-    b"\xff\xd8\xff": "a JPEG picture, no weights",
+    b"\x89PNG": "a PNG image, no weights",
+    b"\xff\xd8\xff": "a JPEG image, no weights",
 }
 
 _numpy_numbers_allowed = threading.Lock()

@@ -238,7 +238,7 @@ def test_the_severity_is_drawn_and_written_as_numbers(picture: Write) -> None:
 def test_a_uniform_mask_is_reported(picture: Write) -> None:
     picture("a.png")
     result = run("a.png", "-o", "out/", "--severity-map")
-    assert "the severity map is 1 everywhere: nothing varies within the picture" in message(result)
+    assert "the severity map is 1 everywhere: nothing varies within the image" in message(result)
     assert (np.load("out/a_severity.npy") == 1).all()
 
 
@@ -346,7 +346,7 @@ def test_an_output_that_cannot_be_written_is_reported_before_the_work(
         (["a.png", "-o", "out.bmp"], ".bmp is not a format that savl writes"),
         (["a.png", "-o", "out.png", "--format", "webp"], "contradict"),
         (["a.png", "b.png", "-o", "out.png"], "name a folder"),
-        (["*.jpg"], f"no {READABLE} picture matches"),
+        (["*.jpg"], f"no {READABLE} image matches"),
         (["void"], "-r looks into its subfolders"),
         (["a.png", "-o", "a.png"], "a.png would be written over itself"),
         (["a.png", "--suffix", "x/y"], "--suffix x/y holds a folder separator"),

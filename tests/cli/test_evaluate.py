@@ -193,7 +193,7 @@ def test_images_too_small_to_score_are_named(folder: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="such names are forbidden there")
 def test_control_characters_in_a_name_are_escaped(folder: Path) -> None:
     for side in ("lr", "hr"):
-        (folder / side / "new\nline\x1b[31m.png").write_bytes(b"no picture")
+        (folder / side / "new\nline\x1b[31m.png").write_bytes(b"no image")
     result = run("evaluate", "--lr", folder / "lr", "--hr", folder / "hr", "--model", folder / "weights[1].safetensors")
     assert result.exit_code == 1
     assert r"new\nline\x1b[31m.png" in message(result)

@@ -92,7 +92,7 @@ def test_a_folder_of_nothing_but_results_is_a_usage_mistake(savl: Run, picture: 
     done = savl("upscale", "out", "-o", "again")
     assert done.code == 2
     text = re.sub(r"[\s│]+", " ", done.text)
-    assert "no picture is left to work on: left out 1 result of an earlier run, out/a.png" in text
+    assert "no image is left to work on: left out 1 result of an earlier run, out/a.png" in text
     assert "--include-results takes it" in text
 
 

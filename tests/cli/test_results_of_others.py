@@ -62,7 +62,7 @@ def test_another_page_under_the_same_name_fails(savl: Run, command: str) -> None
     assert savl(command, "a.tif", "--page", "2", "--suffix", "k", "-f", "tiff").code == 0, "kept"
     done = savl(command, "a.tif", "--suffix", "k", "-f", "tiff")
     assert done.code == 1
-    assert "a.tif: a_k.tif exists already, made of another picture or page" in done.text
+    assert "a.tif: a_k.tif exists already, made of another image or page" in done.text
 
 
 @pytest.mark.parametrize("command", ["upscale", "degrade"])
@@ -73,11 +73,11 @@ def test_the_same_name_in_another_folder_fails_unless_it_is_the_same_picture(sav
     before = Path("out/a.png").read_bytes()
     done = savl(command, "two", "-o", "out")
     assert done.code == 1
-    assert "two/a.png: out/a.png exists already, made of another picture" in done.text
+    assert "two/a.png: out/a.png exists already, made of another image" in done.text
     assert Path("out/a.png").read_bytes() == before
     os.rename("one", "moved")
     done = savl(command, "moved", "-o", "out", *(["--seed", "5"] if command == "degrade" else ["--scale", "2"]))
-    assert done.code == 0, "the same picture in another place, with other settings"
+    assert done.code == 0, "the same image in another place, with other settings"
     assert "kept out/a.png" in done.text
     assert savl(command, "two", "-o", "out", "--overwrite").code == 0
     assert savl(command, "two", "-o", "out").code == 0, "now it is its own"
@@ -90,7 +90,7 @@ def test_a_picture_that_is_added_later_is_reported(savl: Run, command: str, mark
     save("in/a.png", 90)
     done = savl(command, "in", "-f", "png")
     assert done.code == 1
-    assert f"in/a.png: in/a_{mark}.png exists already, made of another picture" in done.text
+    assert f"in/a.png: in/a_{mark}.png exists already, made of another image" in done.text
     assert os.path.exists(f"in/a.jpg_{mark}.png")
 
 
@@ -163,5 +163,5 @@ def test_a_result_that_another_process_made_of_another_picture_is_an_error(
     overtake(monkeypatch, "out/1.png", "b/1.png")
     done = savl("upscale", "a", "-o", "out", *overwrite)
     assert done.code == 1
-    assert "of another picture" in done.text
+    assert "of another image" in done.text
     assert value_of("out/1.png") == 7

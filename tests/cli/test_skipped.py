@@ -22,7 +22,7 @@ def fill(picture: Write) -> None:
     for name in ("in/a.png", "in/b.JPG", "in/deep/c.png", "in/deep/draft/d.png", "in/.cache/e.png", "in/.f.png"):
         picture(name)
     for name in ("notes.txt", "more.TXT", "README", "deep/x.psd", ".a_x4.png.00ff.part", ".a_x4.png.12345678.claim"):
-        Path("in", name).write_text("no picture")
+        Path("in", name).write_text("no image")
     picture("elsewhere/linked.png")
     Path("in/link").symlink_to(Path("elsewhere").resolve(), target_is_directory=True)
 

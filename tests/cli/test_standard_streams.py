@@ -124,9 +124,9 @@ def test_input_that_is_not_a_picture_fails_and_writes_nothing(
     ("arguments", "words"),
     [
         (["-"], "- is standard input, so -o is required"),
-        (["a.png", "b.png", "-o", "-"], "-o - writes one picture to standard output"),
-        (["in", "-o", "-"], "-o - writes one picture to standard output"),
-        (["*.png", "-o", "-"], "-o - writes one picture to standard output"),
+        (["a.png", "b.png", "-o", "-"], "-o - writes one image to standard output"),
+        (["in", "-o", "-"], "-o - writes one image to standard output"),
+        (["*.png", "-o", "-"], "-o - writes one image to standard output"),
         (["a.png", "-o", "-", "--severity-map"], "name a file or a folder"),
         (["a.png", "--page", "0"], "--page"),
     ],

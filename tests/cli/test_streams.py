@@ -66,7 +66,7 @@ def test_pictures_are_processed_even_if_messages_cannot_be_printed(fork: Callabl
         (tmp_path / folder).mkdir()
         for name in ("a", "b", "c"):
             write_image(tmp_path / folder / f"{name}.png", np.zeros((8, 8, 3), np.uint8), image_format=PNG)
-    (tmp_path / "mixed/broken.png").write_bytes(b"no picture")
+    (tmp_path / "mixed/broken.png").write_bytes(b"no image")
     code, output, errors = fork(PROGRAM).wait()
     assert (code, errors) == (0, "")
     assert output.splitlines() == ["pipe 0", "full 0", "closed 1"]

@@ -73,7 +73,7 @@ def test_an_output_without_an_image_ending_is_a_folder(savl: Run, picture: Write
 def test_a_folder_takes_only_its_own_pictures(savl: Run, picture: Write) -> None:
     for name in ("in/a.png", "in/b.webp", "in/deep/c.png", "in/.hidden.png"):
         picture(name)
-    Path("in/notes.txt").write_text("no picture")
+    Path("in/notes.txt").write_text("no image")
     assert savl("upscale", "in", "-o", "out").code == 0
     assert files("out") == ["out/a.png", "out/b.webp"]
 
@@ -255,7 +255,7 @@ def test_a_missing_severity_map_alone_is_added(savl: Run, picture: Write) -> Non
         (["a.png", "-o", "out.png", "--format", "jpg"], "contradict"),
         (["a.png", "b.png", "-o", "out.png"], "name a folder"),
         ([".", "-o", "out.png"], "name a folder"),
-        (["*.jpg"], f"no {READABLE} picture matches"),
+        (["*.jpg"], f"no {READABLE} image matches"),
         (["void"], "-r looks into its subfolders"),
         (["a.png", "-o", "b.png/"], "is a file and not a folder"),
         (["a.png", "b.png", "-o", "plain"], "is a file and not a folder"),

@@ -1,4 +1,4 @@
-"""The whole network on the kernels of the GPU: the same picture and gradients, compiled, exported, in a CUDA graph."""
+"""The whole network on the kernels of the GPU: the same image and gradients, compiled, exported, in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def image(height: int, width: int, seed: int = 3, batch: int = 1) -> Tensor:
 
 
 def run(model: SAVL, lr: Tensor, fused: bool, gradients: bool = False, autocast: torch.dtype | None = None) -> Outputs:
-    """Picture, field, and gradients of all parameters and the input, on the device of the model; given on the CPU."""
+    """Image, field, and gradients of all parameters and the input, on the device of the model; given on the CPU."""
     model = copy.deepcopy(model)
     device = next(model.parameters()).device
     lr = lr.detach().to(device).requires_grad_(gradients)

@@ -154,7 +154,7 @@ def test_a_file_without_read_permission_is_reported_as_such(tmp_path: Path) -> N
 def test_animations_are_refused(tmp_path: Path, ending: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / f"moving.{ending}", save_all=True, append_images=frames[1:])
-    with pytest.raises(UnsupportedImage, match="single pictures"):
+    with pytest.raises(UnsupportedImage, match="single images"):
         read_image(tmp_path / f"moving.{ending}")
 
 

@@ -153,7 +153,7 @@ def test_regions_of_a_turned_picture_go_and_are_named() -> None:
     kept, lost = clean_xmp(packet("", REGIONS), turned=True)
     assert kept is not None
     assert b"Ada" not in kept
-    assert lost == ["marked regions, as the picture was turned"]
+    assert lost == ["marked regions, as the image was turned"]
 
 
 def test_iptc_regions_in_pixels_are_scaled() -> None:

@@ -256,7 +256,7 @@ def test_the_transparency_mask_of_a_page_is_named() -> None:
     assert read_image(tiff(picture, unmarked)).notes == ("its transparency mask is left out",)
     of_thumbnail = page(random_codes(1, 1, 4, 4), MASK, 1, more={254: [5]})
     assert read_image(tiff(picture, of_thumbnail)).notes == ()
-    with pytest.raises(UnsupportedImage, match="is a transparency mask and no picture"):
+    with pytest.raises(UnsupportedImage, match="is a transparency mask, not an image"):
         read_image(tiff(mask))
 
 

@@ -50,7 +50,7 @@ def save_photographs(folder: Path) -> Path:
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    """A folder of two pictures of 96×96 pixels."""
+    """A folder of two images of 96×96 pixels."""
     return save_photographs(tmp_path / "photographs")
 
 

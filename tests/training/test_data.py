@@ -279,7 +279,7 @@ def test_a_damaged_cache_is_written_again(
 
 
 def test_images_that_cannot_be_decoded_leave_no_cache(photographs: Path, tmp_path: Path) -> None:
-    (photographs / "c.png").write_bytes(b"no picture")
+    (photographs / "c.png").write_bytes(b"no image")
     with pytest.raises(ImageFileError, match=r"c\.png"):
         PatchSource([photographs], 32, cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())

@@ -259,7 +259,7 @@ OTHERS: dict[str, tuple[bytes, str]] = {
     "json": (b'{"error": "Repository not found"}', "is a JSON text"),
     "zip": (zipped(HAT__readme=b"x", HAT__weights=b"y"), "is a zip file, but no torch checkpoint (it holds HAT/readme"),
     "gzip": (b"\x1f\x8b\x08" + bytes(20), "is a gzip archive; unpack it first"),
-    "picture": (b"\x89PNG\r\n\x1a\n" + bytes(20), "is a PNG picture"),
+    "picture": (b"\x89PNG\r\n\x1a\n" + bytes(20), "is a PNG image"),
 }
 
 
