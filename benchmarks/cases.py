@@ -1,7 +1,7 @@
-"""Computations to measure: ops, blocks, networks, a training step; in several variants, on any device and dtype.
+"""Benchmark cases: ops, blocks, networks and training steps, on any device and in any dtype.
 
-Every variant of a case computes the same numbers from the same inputs; `benchmarks.timing` sees to that before it times
-anything.
+A case has several variants, which compute the same results from the same inputs in different ways, such as eager,
+fused or compiled. `benchmarks.timing` compares their results before it times them.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from savl.ops.op import OPS
 
 EAGER = KernelSettings.of(False)
 WINDOW, CHANNELS, LATENT = 16, 144, 64
-"""Sizes of savl-base, whose shapes the blocks have."""
+"""Window size in pixels, channels, and channels of the degradation code of savl-base, for benchmarks of its blocks."""
 Result = Tensor | Sequence[Tensor]
 
 
-class NotHereError(RuntimeError):
-    """A variant does not exist on this device or in this run."""
+class NotAvailableError(RuntimeError):
+    """A variant cannot be measured on this device or with these settings."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Device, dtype and size of a measurement."""
+    """Device, dtype and size to measure with."""
 
     device: torch.device
     dtype: torch.dtype
     side: int
-    """Tokens along a side of the image; a multiple of 16."""
+    """Side of the image in tokens; a multiple of 16."""
     compiled: bool = True
-    """Whether to compile what torch.compile compiles quickly: single ops and blocks."""
-    kept_masks: bool = False
-    """Whether SDPA is also handed finished masks, which take memory that grows with the image."""
+    """Whether to measure ops and blocks under torch.compile, which compiles them quickly."""
+    precomputed_masks: bool = False
+    """Whether to also measure SDPA with precomputed masks, whose memory grows with the image."""
 
     @property
     def cuda(self) -> bool:
@@ -55,65 +55,65 @@ class Run:
         return self.device.type == "cuda"
 
     @property
-    def wide(self) -> torch.dtype:
-        """Dtype of references that would take too much memory in float64."""
+    def reference_dtype(self) -> torch.dtype:
+        """Dtype of the reference: float64 for float32, and float32 for 16-bit types, to save memory."""
         return torch.float64 if self.dtype == torch.float32 else torch.float32
 
     def draw(self, *shape: int, seed: int, uniform: bool = False) -> Tensor:
-        """Return random numbers, the same on every device."""
+        """Return random numbers, the same on every device: uniform in [0, 1), or standard normal."""
         generator = torch.Generator().manual_seed(seed)
         values = torch.rand(shape, generator=generator) if uniform else torch.randn(shape, generator=generator)
         return values.to(self.device, self.dtype)
 
     def fused(self) -> KernelSettings:
-        """Return the fused kernels of the device by name, which raise where they cannot serve."""
+        """Return settings that name the fused kernels of the device, so that an unavailable kernel raises an error."""
         kind = self.device.type
         return KernelSettings(**{name: op.backend_for(kind) or "eager" for name, op in OPS.items()})
 
 
 @dataclass(frozen=True)
 class BenchmarkCase:
-    """One computation in several variants.
+    """One computation and the variants that compute it.
 
     Attributes:
-        what: What is computed.
-        inputs: What it is computed from.
-        variants: Functions that compute it from the inputs, eager first. Nothing is compiled before it is called.
-        wide: Dtype of the reference; None where eager itself is the reference.
+        title: Name of the computation.
+        inputs: Inputs of every variant.
+        variants: Functions of the inputs, by name, eager first. They are compiled when they are first called.
+        reference_dtype: Dtype in which eager computes the reference; None to use the result of eager as it is.
         backward: Whether gradients of all inputs are computed too.
-        moved: Bytes that must be read and written.
-        flops: Multiplications and additions of the products.
-        copied: Whether bytes are what bounds it, so that copying as many is a peer.
-        absent: Variants that this run leaves out, and why.
-        items: Images of a call.
+        moved: Number of bytes that must be read and written.
+        flops: Number of multiplications and additions in matrix products.
+        bandwidth_bound: Whether memory bandwidth limits the time; it is then compared with a copy of as many bytes.
+        skipped: Reasons, by name, why this run omits a variant.
+        items: Number of images per call.
     """
 
-    what: str
+    title: str
     inputs: tuple[Tensor, ...]
     variants: Mapping[str, Callable[..., Result]]
-    wide: torch.dtype | None
+    reference_dtype: torch.dtype | None
     backward: bool = False
     moved: float = 0.0
     flops: float = 0.0
-    copied: bool = False
-    absent: Mapping[str, str] = field(default_factory=dict)
+    bandwidth_bound: bool = False
+    skipped: Mapping[str, str] = field(default_factory=dict)
     items: int = 1
 
     def only(self, variants: Sequence[str]) -> BenchmarkCase:
-        """Return the case with some of its variants, and eager."""
+        """Return the case with the given variants and eager only."""
         kept = {name: call for name, call in self.variants.items() if name in variants or name == "eager"}
         return replace(
-            self, variants=kept, absent={name: self.absent[name] for name in variants if name in self.absent}
+            self, variants=kept, skipped={name: self.skipped[name] for name in variants if name in self.skipped}
         )
 
 
 # Ops
 
 
-def of_op(run: Run, name: str, backward: bool = False, title: str | None = None, **options: Any) -> BenchmarkCase:
-    """Return the benchmark of an op (`savl.ops.op.Op.benchmark`), eager, fused, compiled and beside its baselines.
+def op_case(run: Run, name: str, backward: bool = False, title: str | None = None, **options: Any) -> BenchmarkCase:
+    """Return the benchmark of an op (`savl.ops.op.Op.benchmark`), with variants eager, fused, compiled and baselines.
 
-    `benchmarks.peers.sdpa` and `benchmarks.peers.flex` bring baselines for the ops that they have a function for.
+    The baselines of an op are the functions of its name in `benchmarks.peers.sdpa` and `benchmarks.peers.flex`.
 
     Args:
         run: Device, dtype and size.
@@ -147,24 +147,24 @@ def of_op(run: Run, name: str, backward: bool = False, title: str | None = None,
         f"{title or op.title}, forward{' and backward' if backward else ''}",
         inputs,
         variants,
-        torch.float64 if problem.bandwidth_bound else run.wide,
+        torch.float64 if problem.bandwidth_bound else run.reference_dtype,
         backward,
         problem.moved + (problem.moved_backward if backward else 0.0),
         problem.flops + (problem.flops_backward if backward else 0.0),
-        copied=problem.bandwidth_bound,
-        absent=dict.fromkeys(skipped, "torch.compile was switched off"),
+        bandwidth_bound=problem.bandwidth_bound,
+        skipped=dict.fromkeys(skipped, "torch.compile was switched off"),
     )
 
 
 def _sdpa_variants(
     run: Run, name: str, inputs: tuple[Tensor, ...], options: Mapping[str, Any], backward: bool
 ) -> dict[str, Callable[..., Result]]:
-    """Return the ways to compute an attention op with `torch.nn.functional.scaled_dot_product_attention`."""
+    """Return variants of an attention op that use `torch.nn.functional.scaled_dot_product_attention`."""
     baseline = partial(getattr(sdpa, name), **options, backend=_efficient(run))
     variants: dict[str, Callable[..., Result]] = {"sdpa": baseline}
     if run.cuda:
         variants["sdpa, padded"] = partial(baseline, padded_head_dim=32)
-    if run.kept_masks and not backward:
+    if run.precomputed_masks and not backward:
         table = next(value for value in inputs if value.dim() == 2)
         window, shift = options["window"], options.get("shift", 0)
         mask = sdpa.folded_mask(table, run.side, run.side, window, options.get("key_window", window), shift)
@@ -173,7 +173,7 @@ def _sdpa_variants(
 
 
 def _flex_variant(run: Run, name: str, options: Mapping[str, Any]) -> Callable[..., Result]:
-    """Return an attention op on `torch.nn.attention.flex_attention`, with the block mask that a network would keep."""
+    """Return an attention op that uses `torch.nn.attention.flex_attention`, with a precomputed block mask."""
     function, masks = getattr(flex, name), {}
     if shift := options.get("shift", 0):
         masks["block_mask"] = flex.shift_block_mask(run.side, run.side, options["window"], shift, device=run.device)
@@ -193,10 +193,10 @@ def _efficient(run: Run) -> SDPBackend | None:
 
 
 def block(run: Run, name: str) -> BenchmarkCase:
-    """Return the case of one block of savl-base.
+    """Return the benchmark of one block of savl-base.
 
     Args:
-        run: Where and on what.
+        run: Device, dtype and size.
         name: ``"DSCA"``, ``"HAB"`` or ``"OCAB"``.
     """
     torch.manual_seed(0)
@@ -213,31 +213,31 @@ def block(run: Run, name: str) -> BenchmarkCase:
     return _module(run, name, modules[name], inputs)
 
 
-def _module(run: Run, what: str, module: nn.Module, inputs: tuple[Tensor, ...], items: int = 1) -> BenchmarkCase:
-    """Return the case of a module in evaluation mode, with eager, SDPA, fused kernels and torch.compile."""
-    wide = module.eval().to(run.device).requires_grad_(False)
-    narrow = copy.deepcopy(wide).to(run.dtype)
-    if run.wide == torch.float64:
-        wide = copy.deepcopy(wide).double()
+def _module(run: Run, title: str, module: nn.Module, inputs: tuple[Tensor, ...], items: int = 1) -> BenchmarkCase:
+    """Return the benchmark of a module in evaluation mode, with variants eager, SDPA, fused and torch.compile."""
+    reference = module.eval().to(run.device).requires_grad_(False)
+    measured = copy.deepcopy(reference).to(run.dtype)
+    if run.reference_dtype == torch.float64:
+        reference = copy.deepcopy(reference).double()
     by_op = vars(run.fused())
 
     def eager(*given: Tensor) -> Tensor:
         with savl.use_fused_kernels(False):
-            return narrow(*given) if given[0].dtype == run.dtype else _exactly(wide, *given)
+            return measured(*given) if given[0].dtype == run.dtype else _without_tf32(reference, *given)
 
     def with_sdpa(*given: Tensor) -> Tensor:
         padded = 32 if run.cuda else None
         with savl.use_fused_kernels(False), sdpa.in_every_network(padded_head_dim=padded, backend=_efficient(run)):
-            result: Tensor = narrow(*given)
+            result: Tensor = measured(*given)
         return result
 
     def with_fused(*given: Tensor) -> Tensor:
         with savl.use_fused_kernels(**by_op):
-            result: Tensor = narrow(*given)
+            result: Tensor = measured(*given)
         return result
 
     def compiled(mode: str) -> Callable[..., Tensor]:
-        by_inductor = torch.compile(narrow, dynamic=False, mode=mode)
+        by_inductor = torch.compile(measured, dynamic=False, mode=mode)
 
         def call(*given: Tensor) -> Tensor:
             torch.compiler.cudagraph_mark_step_begin()
@@ -254,16 +254,16 @@ def _module(run: Run, what: str, module: nn.Module, inputs: tuple[Tensor, ...], 
         "compile": compiled("default"),
         "compile, max-autotune": compiled("max-autotune"),
     }
-    absent = {}
+    skipped = {}
     if run.cuda:
         variants["fused, CUDA graph"] = _replayed(with_fused, inputs)
     else:
-        absent["fused, CUDA graph"] = "CUDA graphs need a CUDA GPU"
-    return BenchmarkCase(what, inputs, variants, run.wide, absent=absent, items=items)
+        skipped["fused, CUDA graph"] = "CUDA graphs need a CUDA GPU"
+    return BenchmarkCase(title, inputs, variants, run.reference_dtype, skipped=skipped, items=items)
 
 
-def _exactly(model: nn.Module, *given: Tensor) -> Tensor:
-    """Compute with convolutions in float32 instead of torch's default, tf32."""
+def _without_tf32(model: nn.Module, *given: Tensor) -> Tensor:
+    """Call a module with convolutions in float32, for which cuDNN uses TF32 by default."""
     convolutions = torch.backends.cudnn.conv
     before = convolutions.fp32_precision
     convolutions.fp32_precision = "ieee"
@@ -275,7 +275,10 @@ def _exactly(model: nn.Module, *given: Tensor) -> Tensor:
 
 
 def _replayed(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Callable[..., Tensor]:
-    """Return the call on these inputs as a CUDA graph, which the first call captures."""
+    """Return a function that replays the call as a CUDA graph, which is captured at the first call.
+
+    The graph always computes from ``inputs``; the arguments of the returned function are ignored.
+    """
     graph: list[torch.cuda.CUDAGraph] = []
     out: list[Tensor] = []
 
@@ -301,15 +304,15 @@ def _replayed(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Callab
 
 
 def network(run: Run, name: str, batch: int = 1) -> BenchmarkCase:
-    """Return the case of a network on a tile or a batch; weights are random, as time does not depend on them."""
+    """Return the benchmark of a network on a batch of tiles. The weights are random, which does not affect the time."""
     torch.manual_seed(0)
     lr = run.draw(batch, 3, run.side, run.side, seed=12, uniform=True)
-    what = f"{name}, {run.side}×{run.side}" + (f", batch of {batch}" if batch > 1 else "")
-    return _module(run, what, savl.build(name), (lr,), batch)
+    title = f"{name}, {run.side}×{run.side}" + (f", batch of {batch}" if batch > 1 else "")
+    return _module(run, title, savl.build(name), (lr,), batch)
 
 
 def image(run: Run, name: str, pixels: int = 2**20, tile: int = 256) -> BenchmarkCase:
-    """Return the case of a square image of about ``pixels`` pixels, in tiles as in `savl.upscale`."""
+    """Return the benchmark of upscaling a square image of about ``pixels`` pixels in tiles, as `savl.upscale` does."""
     torch.manual_seed(0)
     model = savl.build(name).eval().to(run.device)
     side = math.isqrt(pixels)
@@ -328,7 +331,7 @@ def image(run: Run, name: str, pixels: int = 2**20, tile: int = 256) -> Benchmar
 
 
 def training_step(run: Run, name: str, batch: int = 2) -> BenchmarkCase:
-    """Return the case of a training step without optimiser: gradients of all parameters for an L1 loss."""
+    """Return the benchmark of a forward and backward pass in training, with an L1 loss and without an optimiser."""
     torch.manual_seed(0)
     model = savl.build(name).to(run.device).train()
     lr = run.draw(batch, 3, run.side, run.side, seed=18, uniform=True)

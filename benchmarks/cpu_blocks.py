@@ -93,7 +93,7 @@ def serve() -> None:
     calls = {}
     for name in CASES:
         op = "window_attention" if name.startswith("window") else "overlapping_window_attention"
-        case = cases.of_op(run, op, backward=name.endswith("backward"))
+        case = cases.op_case(run, op, backward=name.endswith("backward"))
         calls[name] = timing.computation(case, "fused", case.inputs)
     for line in sys.stdin:
         if line.strip() == "where":

@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu_ratios                                   # results/<name of the GPU>/gpu_ratios.json
     python -m benchmarks.gpu_ratios --only window network             # some parts
-    python -m benchmarks.gpu_ratios --only max-autotune               # against torch.compile at its best, minutes
-    python -m benchmarks.gpu_ratios --device cpu --side 32 --no-compile --network savl-tiny   # whether it runs at all
+    python -m benchmarks.gpu_ratios --only max-autotune               # against mode max-autotune; takes minutes
+    python -m benchmarks.gpu_ratios --device cpu --side 32 --no-compile --network savl-tiny   # only checks that it runs
 
 `benchmarks.timing` checks and times the variants. Results are written after every part. The exit code is 0 whether or
 not the ratios are reached.
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks import cases, machine
-from benchmarks.cases import BenchmarkCase, NotHereError, Run
+from benchmarks.cases import BenchmarkCase, NotAvailableError, Run
 from benchmarks.timing import COPY, ceilings, check_and_time, reason, release_memory, summary
 from savl.atomic_write import write_atomically
 
@@ -42,21 +42,21 @@ class Report:
             write_atomically(self.path, (json.dumps(self.content, indent=1) + "\n").encode())
 
 
-# What is promised
+# Promised ratios
 
 Wanted = dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure, and how often."""
+    """Settings of the measurements."""
 
     run: Run
     rounds: int
     network: str
 
     def of_network(self, mode: str | None) -> BenchmarkCase:
-        """A network beside SDPA, or beside torch.compile in one of its modes."""
+        """Return the benchmark of the network, compared with SDPA or with a mode of torch.compile."""
         case = cases.network(self.run, self.network)
         peers = ("sdpa",) if mode is None else ("compile" if mode == "default" else f"compile, {mode}",)
         return case.only((*peers, "fused"))
@@ -64,10 +64,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Part:
-    """One case, and how many times as fast as which variants the fused one shall be.
+    """One case, and how many times as fast as other variants the fused variant should be.
 
-    Against a copy it is the share of its bandwidth. Of variants whose names begin alike ("sdpa", "sdpa, padded") the
-    fastest counts. None: measured, nothing promised.
+    The ratio to a copy is the share of the copy's bandwidth. Of variants whose names begin alike ("sdpa",
+    "sdpa, padded"), the fastest is compared with. A variant whose ratio is None is measured, but no ratio is promised.
     """
 
     case: Callable[[Settings], BenchmarkCase]
@@ -79,8 +79,8 @@ class Part:
 
 def _part(op: str, wanted: Wanted, **options: Any) -> Part:
     def case(settings: Settings) -> BenchmarkCase:
-        made = cases.of_op(settings.run, op, **options)
-        peers = [name for name in (*made.variants, *made.absent) if any(_alike(name, against) for against in wanted)]
+        made = cases.op_case(settings.run, op, **options)
+        peers = [name for name in (*made.variants, *made.skipped) if any(_alike(name, against) for against in wanted)]
         return made.only((*peers, "fused"))
 
     return Part(case, wanted)
@@ -118,33 +118,33 @@ ON_REQUEST = ("max-autotune",)
 
 
 def measure_part(name: str, settings: Settings, limits: Mapping[str, float]) -> dict[str, Any]:
-    """One part: its variants, checked and timed, and its ratios.
+    """Check and time the variants of a part, and return its ratios.
 
     Args:
         name: One of `PARTS`.
-        settings: Where, on what and how often.
-        limits: What `benchmarks.timing.ceilings` found.
+        settings: Device, dtype and size, and the number of rounds.
+        limits: Result of `benchmarks.timing.ceilings`.
     """
     part, run = PARTS[name], settings.run
     if part.compiles:
         if not run.cuda:
-            raise NotHereError("torch.compile of a network is measured on CUDA GPUs")
+            raise NotAvailableError("torch.compile of a network is measured on CUDA GPUs")
         if not run.compiled:
-            raise NotHereError("torch.compile was switched off")
+            raise NotAvailableError("torch.compile was switched off")
     case = part.case(settings)
     rounds = max(settings.rounds // 4, min(settings.rounds, 3)) if part.network else settings.rounds
     records = check_and_time(case, run, rounds, limits)
     for record in records.values():
         if "seconds" in record:
             record |= summary(record.pop("seconds"))
-    ratios = [ratio(case.what, against, wanted, records) for against, wanted in part.wanted.items()]
+    ratios = [ratio(case.title, against, wanted, records) for against, wanted in part.wanted.items()]
     if name == "network":
         exact = records if run.cuda else {}
-        memory = ratio(f"{case.what}, peak memory", "eager", 3, exact, "peak_bytes")
+        memory = ratio(f"{case.title}, peak memory", "eager", 3, exact, "peak_bytes")
         ratios.append(
             memory if run.cuda else memory | {"why": "not on this device: memory is read off CUDA's allocator"}
         )
-    return {"state": "done", "what": case.what, "rounds": rounds, "variants": records, "ratios": ratios}
+    return {"state": "done", "what": case.title, "rounds": rounds, "variants": records, "ratios": ratios}
 
 
 def ratio(
@@ -173,7 +173,7 @@ def measure(settings: Settings, parts: Iterable[str], report: Report) -> dict[st
     """Measure part by part, and write after each.
 
     Args:
-        settings: Where, on what and how often.
+        settings: Device, dtype and size, and the number of rounds.
         parts: Of `PARTS`.
         report: Where to write.
 
@@ -204,7 +204,7 @@ def measure(settings: Settings, parts: Iterable[str], report: Report) -> dict[st
         start = time.perf_counter()
         try:
             part = measure_part(name, settings, limits)
-        except NotHereError as error:
+        except NotAvailableError as error:
             part = {"state": "not on this device", "why": str(error), "ratios": []}
         except Exception as error:
             part = {"state": "failed", "why": reason(error), "ratios": []}

@@ -70,17 +70,17 @@ def of_case(
     records = check_and_time(case, run, rounds, limits)
     broken = {name: record["failed"] for name, record in records.items() if "failed" in record and name in wanted}
     if broken or "seconds" not in records["fused"]:
-        raise RuntimeError(f"{case.what}: {broken or records['fused']}")
+        raise RuntimeError(f"{case.title}: {broken or records['fused']}")
     medians = {name: statistics.median(record["seconds"]) for name, record in records.items() if "seconds" in record}
     fused = medians["fused"]
     detail = f"{fused:.2f} s"
-    if case.copied:
+    if case.bandwidth_bound:
         medians[MEMORY] = case.moved / limits["copy_gb_per_second"] / 1e9
         detail = f"{case.moved / fused / 1e9:.1f} GB/s"
     elif case.flops:
         rate = case.flops / fused / 1e9
         detail = f"{rate:.0f} GFLOP/s, {rate / 1000 / limits['product_tflops']:.0%} of the peak"
-    ratios = [Ratio(case.what, name, medians[name] / fused, least, detail) for name, least in wanted.items()]
+    ratios = [Ratio(case.title, name, medians[name] / fused, least, detail) for name, least in wanted.items()]
     return ratios, {"median_seconds": medians, "rounds": rounds, "flops": case.flops, "bytes": case.moved}
 
 
@@ -93,7 +93,7 @@ def of_memory(name: str) -> tuple[list[Ratio], dict[str, Any]]:
 
 def measure(compiled: bool, rounds: int) -> dict[str, Any]:
     """Everything, as plain data."""
-    run = Run(torch.device("cpu"), torch.float32, SIDE, compiled=False, kept_masks=True)
+    run = Run(torch.device("cpu"), torch.float32, SIDE, compiled=False, precomputed_masks=True)
     limits = ceilings(run)
     facts = machine.facts() | {
         "peak_gflops": 1000 * limits["product_tflops"],
@@ -107,7 +107,7 @@ def measure(compiled: bool, rounds: int) -> dict[str, Any]:
         report["measured"][key] = measured
 
     for op, wanted in OPS:
-        add(op, of_case(cases.of_op(run, op), wanted, run, rounds, limits))
+        add(op, of_case(cases.op_case(run, op), wanted, run, rounds, limits))
     few = max(rounds // 4, 3)
     peers = {"eager": 3.0, "sdpa": 1.8} | ({"compile": 1.0} if compiled else {})
     add("savl-base", of_case(cases.network(run, "savl-base"), peers, run, few, limits))

@@ -58,11 +58,11 @@ class Entry:
     rounds: int = 15
     """Rounds on a CPU; a GPU does twice as many."""
     full: bool = False
-    """Whether the entry as a whole is for ``--full``."""
+    """Whether the entry is measured with ``--full`` only."""
     sides: tuple[int, int] = (64, 512)
-    """Pixels along a side, on a CPU and on a GPU."""
+    """Side of the image in tokens, on a CPU and on a GPU."""
     measure: Callable[[Run, int], Records] | None = None
-    """Measures in place of `benchmarks.timing.check_and_time`, for what is no case."""
+    """Function that measures instead of `benchmarks.timing.check_and_time`, for entries without a case."""
     devices: tuple[str, ...] = DEVICES
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ class Entry:
         """Return device, dtype and size: float32 on a CPU, bfloat16 on a GPU."""
         cuda = device == "cuda"
         dtype = torch.bfloat16 if cuda else torch.float32
-        return Run(torch.device(device), dtype, self.sides[cuda], kept_masks=not cuda)
+        return Run(torch.device(device), dtype, self.sides[cuda], precomputed_masks=not cuda)
 
     def records(self, device: str, variants: tuple[str, ...]) -> Records:
         """Measure all variants in turn."""

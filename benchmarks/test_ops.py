@@ -13,7 +13,7 @@ from savl.ops.op import OPS, Op
 
 
 def _entries(op: Op) -> Iterator[Entry]:
-    make = partial(cases.of_op, name=op.name)
+    make = partial(cases.op_case, name=op.name)
     attention = hasattr(sdpa, op.name)
     if attention:
         yield Entry(op.title, make, ("eager", "sdpa", "sdpa, mask kept", "flex", "compile", "fused"))

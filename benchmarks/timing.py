@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
-from benchmarks.cases import BenchmarkCase, NotHereError, Run
+from benchmarks.cases import BenchmarkCase, NotAvailableError, Run
 from benchmarks.peak_memory import resident_bytes
 
 SLACK = 4
@@ -81,11 +81,11 @@ def check(case: BenchmarkCase, run: Run) -> tuple[dict[str, Call], dict[str, dic
     can be measured, and ``first_call_seconds``; or ``failed`` with the reason.
     """
     calls: dict[str, Call] = {}
-    records: dict[str, dict[str, Any]] = {name: {"failed": why} for name, why in case.absent.items()}
+    records: dict[str, dict[str, Any]] = {name: {"failed": why} for name, why in case.skipped.items()}
     reference, eager_errors = None, None
-    if case.wide is not None:
+    if case.reference_dtype is not None:
         try:
-            reference = computation(case, "eager", tuple(each.to(case.wide) for each in case.inputs))()
+            reference = computation(case, "eager", tuple(each.to(case.reference_dtype) for each in case.inputs))()
         except Exception as error:  # any error of a device or a library: the others continue
             records["reference"] = {"failed": reason(error)}
     for variant in case.variants:
@@ -101,7 +101,7 @@ def check(case: BenchmarkCase, run: Run) -> tuple[dict[str, Call], dict[str, dic
                 found, peak = peak_of(run, call)
             if peak is not None and (run.cuda or not variant.startswith(("compile", "flex"))):
                 record["peak_bytes"] = peak
-            if reference is None and case.wide is None and variant == "eager":
+            if reference is None and case.reference_dtype is None and variant == "eager":
                 reference = found  # the others are compared with it
             if reference is None:
                 record["unchecked"] = "there is no reference"
@@ -109,8 +109,10 @@ def check(case: BenchmarkCase, run: Run) -> tuple[dict[str, Call], dict[str, dic
                 errors = [_error(one, exact) for one, exact in zip(found, reference, strict=True)]
                 eager_errors = errors if variant == "eager" else eager_errors
                 # Without a more precise reference the rounding of eager is unknown: allow a thousand units.
-                units = 1 if case.wide is not None else 1000
-                least = [units * torch.finfo(run.dtype if case.wide is None else one.dtype).eps for one in found]
+                units = 1 if case.reference_dtype is not None else 1000
+                least = [
+                    units * torch.finfo(run.dtype if case.reference_dtype is None else one.dtype).eps for one in found
+                ]
                 bases = eager_errors or [0.0] * len(errors)
                 allowed = [SLACK * own + eps for own, eps in zip(bases, least, strict=True)]
                 record |= {"error": errors, "allowed": allowed}
@@ -138,7 +140,7 @@ def _error(found: Tensor, exact: Tensor) -> float:
 def reason(error: Exception) -> str:
     """Return the reason of a failure in one line."""
     said = str(error).strip().splitlines()
-    kind = "not on this device" if isinstance(error, NotHereError) else type(error).__name__
+    kind = "not on this device" if isinstance(error, NotAvailableError) else type(error).__name__
     return f"{kind}: {said[0][:300] if said else ''}"
 
 
@@ -242,7 +244,7 @@ def check_and_time(
     calls, records = check(case, run)
     release_memory(run)
     timed: dict[str, Callable[[], object]] = dict(calls)
-    if case.copied:
+    if case.bandwidth_bound:
         source = torch.ones(int(case.moved) // 8, device=run.device)
         target = torch.empty_like(source)
         timed[COPY] = lambda: target.copy_(source)

@@ -20,15 +20,15 @@ from savl.ops.op import why_unavailable
 WITHOUT_EXTENSION = why_unavailable("window_attention", "cpp")
 ATTEMPTS = 3
 GATES: dict[str, tuple[Callable[[cases.Run], cases.BenchmarkCase], float]] = {
-    "window attention": (partial(cases.of_op, name="window_attention"), 1.8),
-    "window attention and gradients": (lambda run: cases.of_op(run, "window_attention", backward=True), 1.3),
-    "overlapping attention": (partial(cases.of_op, name="overlapping_window_attention"), 1.4),
+    "window attention": (partial(cases.op_case, name="window_attention"), 1.8),
+    "window attention and gradients": (lambda run: cases.op_case(run, "window_attention", backward=True), 1.3),
+    "overlapping attention": (partial(cases.op_case, name="overlapping_window_attention"), 1.4),
     "overlapping attention and gradients": (
-        lambda run: cases.of_op(run, "overlapping_window_attention", backward=True),
+        lambda run: cases.op_case(run, "overlapping_window_attention", backward=True),
         1.5,
     ),
-    "posterior": (partial(cases.of_op, name="gaussian_posterior"), 1.5),
-    "modulation": (partial(cases.of_op, name="channel_modulation"), 0.8),
+    "posterior": (partial(cases.op_case, name="gaussian_posterior"), 1.5),
+    "modulation": (partial(cases.op_case, name="channel_modulation"), 0.8),
     "savl-tiny": (lambda run: cases.network(run, "savl-tiny"), 1.05),
 }
 

@@ -92,7 +92,7 @@ def test_a_suite_hands_over_the_times_of_each_variant_and_skips_with_a_reason(
         return measured
 
     monkeypatch.setattr(Entry, "records", records)
-    entry, variants = Entry("it", partial(cases.of_op, name="channel_modulation"), tuple(measured)), tuple(measured)
+    entry, variants = Entry("it", partial(cases.op_case, name="channel_modulation"), tuple(measured)), tuple(measured)
     given = FakeBenchmark()
     suites = suite.Suite()
     suites.hand_over(given, entry, "cpu", "eager", variants)  # type: ignore[arg-type]
@@ -129,7 +129,7 @@ class FakeBenchmark:
 
 @needs_extension
 def test_a_measurement_has_times_errors_memory_and_shares_of_the_ceilings() -> None:
-    case = cases.of_op(RUN, "window_attention").only(("sdpa", "fused", "flex"))
+    case = cases.op_case(RUN, "window_attention").only(("sdpa", "fused", "flex"))
     records = timing.check_and_time(case, RUN, 3, CEILINGS)
     assert set(records) == {"eager", "sdpa", "fused", "flex"}
     assert records["flex"] == {"failed": "torch.compile was switched off"}
@@ -152,7 +152,7 @@ def test_the_flops_of_attention_are_those_of_pairs_that_see_each_other() -> None
         wrapped = (torch.arange(32) < shift) == (first < shift)
         last = y // cases.WINDOW == 1
         seen += int((same_window & (~last | wrapped)).sum())
-    case = cases.of_op(RUN, "window_attention")
+    case = cases.op_case(RUN, "window_attention")
     assert case.flops == 2 * 2 * seen**2 * cases.CHANNELS
 
 
