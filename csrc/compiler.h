@@ -1,7 +1,7 @@
-// Annotations that tell a compiler which processors a function is compiled for.
+// Compiler-specific annotations: host and device functions, loop unrolling, and CPU features of functions.
 #pragma once
 
-// Functions that run on the host and on a CUDA device: nvcc compiles them for both.
+// Marks a function that is always inlined. nvcc compiles it for both the host and the device.
 #if defined(__CUDACC__)
 #define SAVL_HOST_DEVICE __host__ __device__ __forceinline__
 #elif defined(__GNUC__)
@@ -10,7 +10,8 @@
 #define SAVL_HOST_DEVICE inline
 #endif
 
-// Placed before a loop whose trip count is a constant. An array that the loop indexes can then stay in registers.
+// SAVL_UNROLL, before a loop with a constant trip count, makes nvcc unroll the loop. Arrays that the loop indexes can
+// then stay in registers. SAVL_NO_UNROLL, before a loop, prevents unrolling.
 #if defined(__CUDACC__)
 #define SAVL_UNROLL _Pragma("unroll")
 #define SAVL_NO_UNROLL _Pragma("unroll 1")
@@ -19,10 +20,10 @@
 #define SAVL_NO_UNROLL
 #endif
 
-// Functions between these two macros are compiled for the CPU features that SAVL_TARGET names, such as "avx2,fma".
-// Without SAVL_TARGET the macros are empty. Put them after all #include lines: an inline function of the standard
-// library that two source files define is kept only once, and the copy compiled for AVX-512 would crash an older
-// processor.
+// Functions between SAVL_BEGIN_TARGET and SAVL_END_TARGET are compiled for the CPU features in SAVL_TARGET, for example
+// "avx2,fma". Without SAVL_TARGET the macros are empty. SAVL_BEGIN_TARGET must follow all #include lines. Otherwise
+// inline functions of the standard library would be compiled for these features too, and the linker, which keeps one
+// copy of each inline function, might keep a copy that uses AVX-512 and crashes on older processors.
 #if !defined(SAVL_TARGET)
 #define SAVL_BEGIN_TARGET
 #define SAVL_END_TARGET

@@ -76,7 +76,7 @@ class Gpu:
     def disagreement(
         self, stage: str, tuning_problem: TuningProblem, config: KernelConfig, rule: KernelConfig
     ) -> str | None:
-        """Return how results differ from those with the rule's block sizes; None if rounding explains it.
+        """Return how results differ from those with the rule's block sizes; None if only by rounding errors.
 
         Args:
             stage: The kernel.
@@ -197,7 +197,7 @@ def run(stage: str, data: Inputs, config: KernelConfig) -> tuple[dict[str, Tenso
 def disagreement(
     stage: str, tuning_problem: TuningProblem, config: KernelConfig, rule: KernelConfig, device: torch.device
 ) -> str | None:
-    """Return how results differ from those with the rule's block sizes; None if rounding explains it.
+    """Return how results differ from those with the rule's block sizes; None if only by rounding errors.
 
     Rounding may cause eight units in the dtype of the tensors (of products with severity, of weights or gradients of
     logits, and of results, on both sides), and 2 √T units in float32 from sums of T numbers in two orders.

@@ -82,7 +82,7 @@ class Machine(Protocol):
     def disagreement(
         self, stage: str, tuning_problem: TuningProblem, config: KernelConfig, rule: KernelConfig
     ) -> str | None:
-        """Return how results differ from those with the rule's block sizes; None if rounding explains it."""
+        """Return how results differ from those with the rule's block sizes; None if only by rounding errors."""
 
 
 Unfit = Callable[[Task, KernelConfig], str | None]

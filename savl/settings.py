@@ -26,7 +26,7 @@ def check_types(settings: Any, prefix: str = "") -> None:
         prefix: Text before the field's name in the message, for example ``"run."``.
 
     Raises:
-        TypeError: A value has another type; the message names the field, what came, and what is accepted.
+        TypeError: A value has another type; the message names the field, the type of its value, and the accepted types.
         ValueError: A value is not one of those in the field's ``Literal`` annotation.
     """
     hints = get_type_hints(type(settings))

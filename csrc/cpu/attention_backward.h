@@ -102,8 +102,8 @@ SAVL_INLINE double dot_of(const S* a, const T* b, int64_t channels) {
   return sum_of_lanes<double, kWidth<T>>(sum) + rest;
 }
 
-// Writes (or adds) the gradient of a scaled row to the gradients of the image and of the severity. `unscaled` is the
-// image whose pixels were multiplied by the severity (`weighed`).
+// Writes the gradient of a scaled row to `target`, or adds it if `add` is true, and adds the gradient of the severity.
+// `unscaled` is the image whose pixels were multiplied by the severity, if `weighed` is true.
 template <typename S, typename T>
 SAVL_INLINE void spread_gradient(const AttentionArgs& args, const Window& window, const Image& unscaled,
                                  const Image& target, int64_t row, int64_t column, const T* gradient, T scale,

@@ -1,4 +1,4 @@
-"""Checks shared by the ops: every failure names the argument, what came, and what is accepted."""
+"""Checks shared by the ops: every error message names the argument, its value, and the accepted values."""
 
 from __future__ import annotations
 

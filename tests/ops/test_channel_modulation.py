@@ -58,9 +58,7 @@ def test_every_pixel_and_channel_stands_alone() -> None:
 
 @pytest.mark.parametrize("residual_dtype", ["same", "float32"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_the_output_has_the_dtype_of_residual_and_errs_by_rounding_only(
-    dtype: torch.dtype, residual_dtype: str
-) -> None:
+def test_the_output_has_the_dtype_of_residual_and_is_accurate(dtype: torch.dtype, residual_dtype: str) -> None:
     given = arguments(dtype)
     if residual_dtype == "float32":  # autocast keeps the residual stream in float32
         given["residual"] = given["residual"].float()
@@ -109,7 +107,7 @@ def test_gradients_are_those_of_finite_differences(with_beta: bool) -> None:
         assert torch.autograd.gradcheck(lambda a, g, r: channel_modulation(a, g, None, r), (attended, gamma, residual))
 
 
-# Errors: each names the argument, what came, and what is accepted
+# Error messages name the argument, its value, and the accepted values
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The Gaussian posterior: sample, divergence and severity, held against torch.distributions and plain statistics."""
+"""Compare sample, KL divergence and severity of the Gaussian posterior with torch.distributions and statistics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def posterior_parameters(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Te
 
 
 def with_variance(variance: Tensor) -> tuple[Tensor, Tensor]:
-    """mu and logvar of a two-channel field whose per-pixel variance is the given ``(B, H, W)``."""
+    """Return mu and logvar of a two-channel field with the given variance of each pixel, ``(B, H, W)``."""
     logvar = torch.stack((variance * 0.5, variance * 1.5), dim=1).log()
     return torch.zeros_like(logvar), logvar
 
@@ -46,7 +46,7 @@ def test_without_noise_the_sample_is_the_mean() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32, 2**64 - 1])
-def test_a_seed_gives_the_noise_of_philox(seed: int) -> None:
+def test_seeded_noise_is_that_of_philox(seed: int) -> None:
     mu, logvar = posterior_parameters(torch.float32)
     seeded = gaussian_posterior(mu, logvar, seed=seed)
     assert torch.equal(seeded.sample, gaussian_posterior(mu, logvar, standard_normal(SHAPE, seed)).sample)
@@ -57,16 +57,16 @@ def test_a_seed_gives_the_noise_of_philox(seed: int) -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2**32, 2**63, 2**64 - 1])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 5, 7), (1, 5, 3, 90), (3, 4, 1, 6)], ids=str)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["planar", "channels-last"])
-def test_the_kernel_draws_the_very_stream_of_philox(
+def test_the_kernel_draws_the_same_noise_as_philox(
     layout: torch.memory_format, shape: tuple[int, ...], seed: int, offset: int
 ) -> None:
     zeros = torch.zeros(shape).contiguous(memory_format=layout)
     kernels = KernelSettings.of("cpp")
     sample = gaussian_posterior(zeros, zeros, seed=seed, offset=offset, kernels=kernels).sample
-    assert torch.equal(sample, standard_normal(shape, seed, offset=offset)), "with mu = logvar = 0 they are one"
+    assert torch.equal(sample, standard_normal(shape, seed, offset=offset)), "mu = logvar = 0: the sample is the noise"
 
 
-def test_an_offset_begins_later_in_the_stream_of_a_seed() -> None:
+def test_an_offset_skips_random_numbers_of_a_seed() -> None:
     mu, logvar = posterior_parameters(torch.float32)
     shifted = gaussian_posterior(mu, logvar, seed=3, offset=2)
     assert torch.equal(shifted.sample, gaussian_posterior(mu, logvar, standard_normal(SHAPE, 3, offset=2)).sample)
@@ -82,16 +82,16 @@ def test_a_bad_offset_is_named(offset: Any, error: type[Exception], fragments: l
     with pytest.raises(error) as caught:
         gaussian_posterior(*posterior_parameters(), seed=1, offset=offset)
     missing = [f for f in ["gaussian_posterior", "offset", *fragments] if f not in str(caught.value)]
-    assert not missing, f"the message lacks {missing}: {caught.value}"
+    assert not missing, f"the message does not contain {missing}: {caught.value}"
 
 
-def test_a_seed_does_not_touch_the_generator_of_torch() -> None:
+def test_a_seed_leaves_the_global_generator_unchanged() -> None:
     before = torch.get_rng_state()
-    gaussian_posterior(*posterior_parameters_without_random(), seed=3)
+    gaussian_posterior(*fixed_posterior_parameters(), seed=3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def posterior_parameters_without_random() -> tuple[Tensor, Tensor]:
+def fixed_posterior_parameters() -> tuple[Tensor, Tensor]:
     mu = torch.linspace(-1, 1, math.prod(SHAPE)).reshape(SHAPE)
     return mu, -mu
 
@@ -114,10 +114,10 @@ def test_noise_changes_the_sample_and_nothing_else() -> None:
         assert torch.equal(getattr(quiet, name), getattr(noisy, name)), name
 
 
-# Divergence
+# KL divergence
 
 
-def test_kl_is_that_of_torch_distributions() -> None:
+def test_kl_equals_kl_divergence_of_torch_distributions() -> None:
     mu, logvar = posterior_parameters()
     expected = kl_divergence(Normal(mu, torch.exp(logvar / 2)), Normal(0.0, 1.0)).sum(dim=1)
     torch.testing.assert_close(gaussian_posterior(mu, logvar).kl, expected)
@@ -131,13 +131,13 @@ def test_kl_of_the_prior_is_zero() -> None:
 # Severity
 
 
-def test_variance_is_the_mean_over_channels() -> None:
+def test_variance_of_a_pixel_is_the_mean_over_channels() -> None:
     mu, logvar = posterior_parameters()
     pixel = gaussian_posterior(mu, logvar).variance[1, 2, 3]
     assert float(pixel) == pytest.approx(statistics.fmean(math.exp(value) for value in logvar[1, :, 2, 3].tolist()))
 
 
-def test_severity_follows_the_statistics_of_the_whole_image() -> None:
+def test_severity_is_computed_from_the_statistics_of_the_whole_image() -> None:
     mu, logvar = posterior_parameters()
     posterior = gaussian_posterior(mu, logvar)
     for image in range(SHAPE[0]):
@@ -154,7 +154,7 @@ def test_severity_follows_the_statistics_of_the_whole_image() -> None:
 def test_severity_of_a_uniform_field_is_one(variance: float, dtype: torch.dtype) -> None:
     logvar = torch.full((1, 8, 5, 6), math.log(variance), dtype=dtype)
     severity = gaussian_posterior(torch.zeros_like(logvar), logvar).severity
-    # v and its mean carry a few float32 roundings, and ε is the least they are divided by.
+    # The variance of a pixel and its mean have a few rounding errors each. Their difference is divided by at least ε.
     tolerance = 8 * variance * torch.finfo(severity.dtype).eps / SEVERITY_EPS
     torch.testing.assert_close(severity, torch.ones_like(severity), rtol=0, atol=tolerance)
 
@@ -168,7 +168,7 @@ def test_severity_falls_as_variance_rises() -> None:
     mu, logvar = with_variance(torch.tensor([[[0.2, 0.4], [0.6, 0.8]]], dtype=torch.float64))
     severity = gaussian_posterior(mu, logvar).severity.flatten().tolist()
     assert severity == sorted(severity, reverse=True)
-    assert len(set(severity)) == 4, f"nothing should be clamped here: {severity}"
+    assert len(set(severity)) == 4, f"no value should be clamped: {severity}"
 
 
 def test_severity_is_clamped_to_its_range() -> None:
@@ -188,13 +188,13 @@ def test_images_of_a_batch_have_their_own_statistics() -> None:
         torch.testing.assert_close(both.severity[image], alone.severity[0], rtol=0, atol=1e-12)
 
 
-def test_a_tile_normalised_with_the_statistics_of_the_image_is_a_tile_of_its_severity() -> None:
+def test_severity_of_a_tile_with_the_statistics_of_the_image_equals_that_part_of_its_severity() -> None:
     posterior = gaussian_posterior(*posterior_parameters())
     mean, var = variance_statistics(posterior.variance)
     tile = normalise_severity(posterior.variance[:, 1:3, 2:6], mean, var)
     assert torch.equal(tile, posterior.severity[:, 1:3, 2:6])
     own = normalise_severity(posterior.variance[:, 1:3, 2:6], *variance_statistics(posterior.variance[:, 1:3, 2:6]))
-    assert not torch.allclose(own, tile), "this field does not tell a tile's statistics from the image's"
+    assert not torch.allclose(own, tile), "the statistics of the tile and of the image must differ"
 
 
 # Dtypes, memory layout and gradients
@@ -202,7 +202,9 @@ def test_a_tile_normalised_with_the_statistics_of_the_image_is_a_tile_of_its_sev
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("seed", [None, 3])
-def test_the_sample_has_the_dtype_of_mu_and_all_else_is_float32_at_least(dtype: torch.dtype, seed: int | None) -> None:
+def test_the_sample_has_the_dtype_of_mu_and_other_outputs_have_at_least_float32(
+    dtype: torch.dtype, seed: int | None
+) -> None:
     posterior = gaussian_posterior(*posterior_parameters(dtype), seed=seed)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     for name, value in posterior._asdict().items():
@@ -210,31 +212,32 @@ def test_the_sample_has_the_dtype_of_mu_and_all_else_is_float32_at_least(dtype: 
         assert torch.isfinite(value).all(), name
 
 
-def test_kl_near_the_prior_keeps_its_digits() -> None:
-    # mu² + exp(logvar) − 1 − logvar is about 1e-8 here: added up term by term in float32, nothing would be left of it.
+def test_kl_near_the_prior_is_accurate() -> None:
+    # mu² + exp(logvar) − 1 − logvar is about 1e-8 here. Adding its terms in float32 would lose all significant digits.
     small = torch.full((1, 4, 1, 1), 1e-4)
     exact = 4 * 0.5 * (1e-8 + math.expm1(1e-4) - 1e-4)
     assert float(gaussian_posterior(small, small).kl) == pytest.approx(exact, rel=1e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_low_precision_errs_by_rounding_only(dtype: torch.dtype) -> None:
+def test_low_precision_differs_from_float64_by_rounding_errors_only(dtype: torch.dtype) -> None:
     mu, logvar = posterior_parameters(dtype)
     exact = gaussian_posterior(mu.double(), logvar.double(), seed=3)
     rounded = gaussian_posterior(mu, logvar, seed=3)
-    # The sample takes four roundings of the dtype on at most |mu| + exp(logvar/2)·|eps|. The others are float32: two
-    # roundings a channel, R channels, on terms no larger than the largest.
+    # The sample is rounded four times in its dtype; the values are at most |mu| + exp(logvar/2)·|eps|. The other outputs
+    # are float32 sums over the channels, with two roundings per channel of values no larger than the largest term.
     channels = SHAPE[1]
-    reach = float(mu.abs().max()) + float((logvar / 2).exp().max()) * float(standard_normal(SHAPE, 3).abs().max())
-    term = float(mu.double().square().max() + logvar.double().exp().max() + logvar.double().abs().max())
+    largest_noise = float(standard_normal(SHAPE, 3).abs().max())
+    largest_sample = float(mu.abs().max()) + float((logvar / 2).exp().max()) * largest_noise
+    largest_term = float(mu.double().square().max() + logvar.double().exp().max() + logvar.double().abs().max())
     bounds = {
-        "sample": 4 * torch.finfo(dtype).eps * reach,
-        "kl": (channels + 4) * channels * torch.finfo(torch.float32).eps * term,
-        "variance": (channels + 4) * torch.finfo(torch.float32).eps * term,
+        "sample": 4 * torch.finfo(dtype).eps * largest_sample,
+        "kl": (channels + 4) * channels * torch.finfo(torch.float32).eps * largest_term,
+        "variance": (channels + 4) * torch.finfo(torch.float32).eps * largest_term,
     }
     for name, bound in bounds.items():
         error = float((getattr(rounded, name).double() - getattr(exact, name)).abs().max())
-        assert error <= bound, f"{name} is off by {error:.3g}, rounding explains {bound:.3g}"
+        assert error <= bound, f"the error of {name}, {error:.3g}, exceeds the bound on rounding errors {bound:.3g}"
 
 
 def test_inputs_in_any_memory_layout_give_the_same_output() -> None:
@@ -247,7 +250,7 @@ def test_inputs_in_any_memory_layout_give_the_same_output() -> None:
         torch.testing.assert_close(getattr(strided, name), value, rtol=0, atol=1e-14, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.filterwarnings("ignore:var_mean")  # torch warns of statistics over nothing
+@pytest.mark.filterwarnings("ignore:var_mean")  # PyTorch warns that the variance of an empty tensor is undefined
 def test_an_empty_batch_gives_empty_outputs() -> None:
     empty = torch.zeros(0, 5, 4, 7, requires_grad=True)
     posterior = gaussian_posterior(empty, empty, seed=0)
@@ -258,8 +261,8 @@ def test_an_empty_batch_gives_empty_outputs() -> None:
     assert empty.grad is not None
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
-    variance = 0.5 + 0.3 * torch.rand(2, 2, 3, dtype=torch.float64)  # nowhere near the kinks of the clamp
+def test_gradients_equal_finite_differences() -> None:
+    variance = 0.5 + 0.3 * torch.rand(2, 2, 3, dtype=torch.float64)  # severity is not clamped
     mu, logvar = with_variance(variance)
     eps = torch.randn_like(mu)
     severity = gaussian_posterior(mu, logvar).severity
@@ -276,7 +279,7 @@ def test_gradients_reach_both_parameters_through_a_seeded_sample() -> None:
     torch.testing.assert_close(logvar.grad, 0.5 * torch.exp(logvar.detach() / 2) * noise)
 
 
-# Errors: each names the argument, what came, and what is accepted
+# Error messages name the argument, its value, and the accepted values
 
 
 @pytest.mark.parametrize(
@@ -318,4 +321,4 @@ def test_a_bad_argument_is_named(changes: dict[str, Any], error: type[Exception]
     with pytest.raises(error) as caught:
         gaussian_posterior(**{**valid, **changes})
     missing = [f for f in ["gaussian_posterior", *fragments] if f not in str(caught.value)]
-    assert not missing, f"the message lacks {missing}: {caught.value}"
+    assert not missing, f"the message does not contain {missing}: {caught.value}"

@@ -164,7 +164,7 @@ def test_images_of_a_batch_do_not_see_each_other() -> None:
 
 @pytest.mark.parametrize("table_dtype", ["same", "float32"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_the_output_has_the_dtype_of_q_and_errs_by_rounding_only(
+def test_the_output_has_the_dtype_of_q_and_is_accurate(
     dtype: torch.dtype, table_dtype: str, attention_rounding_bound: Callable[..., float]
 ) -> None:
     given = arguments(dtype=dtype)
@@ -180,7 +180,7 @@ def test_the_output_has_the_dtype_of_q_and_errs_by_rounding_only(
     k, v = given["kv"].chunk(2, dim=-1)
     bound = attention_rounding_bound(dtype, given["q"], k, v, given["bias_table"], heads=2, keys=36)
     error = float((out.double() - expected).abs().max())
-    assert error <= bound, f"{error:.3g} from the formula, rounding explains {bound:.3g}"
+    assert error <= bound, f"the error {error:.3g} exceeds the bound on rounding errors {bound:.3g}"
 
 
 def test_inputs_in_any_memory_layout_give_the_same_output() -> None:
@@ -221,7 +221,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda *t: overlapping_window_attention(*t, window=2, key_window=4), tensors)
 
 
-# Errors: each names the argument, what came, and what is accepted
+# Error messages name the argument, its value, and the accepted values
 
 
 @pytest.mark.parametrize(

@@ -337,7 +337,7 @@ def test_without_the_extension_automatic_is_eager_and_a_name_raises(no_extension
         channel_modulation(ones, ones, None, ones, kernels=KernelSettings.of("cpp"))
 
 
-# Errors: each names the argument, what came, and what is accepted
+# Error messages name the argument, its value, and the accepted values
 
 
 @pytest.mark.parametrize(

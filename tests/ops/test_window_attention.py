@@ -175,7 +175,7 @@ def test_images_of_a_batch_do_not_see_each_other() -> None:
 
 @pytest.mark.parametrize("table_dtype", ["same", "float32"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_the_output_has_the_dtype_of_qkv_and_errs_by_rounding_only(
+def test_the_output_has_the_dtype_of_qkv_and_is_accurate(
     dtype: torch.dtype, table_dtype: str, attention_rounding_bound: Callable[..., float]
 ) -> None:
     given = arguments(dtype=dtype)
@@ -190,7 +190,7 @@ def test_the_output_has_the_dtype_of_qkv_and_errs_by_rounding_only(
     q, k, v = given["qkv"].chunk(3, dim=-1)
     bound = attention_rounding_bound(dtype, q, k, v, given["bias_table"], heads=2, keys=16)
     error = float((out.double() - expected).abs().max())
-    assert error <= bound, f"{error:.3g} from the formula, rounding explains {bound:.3g}"
+    assert error <= bound, f"the error {error:.3g} exceeds the bound on rounding errors {bound:.3g}"
 
 
 def test_huge_logits_do_not_overflow() -> None:
@@ -237,7 +237,7 @@ def test_gradients_are_those_of_finite_differences(shift: int) -> None:
     assert torch.autograd.gradcheck(lambda *t: window_attention(*t, window=2, shift=shift), tensors)
 
 
-# Errors: each names the argument, what came, and what is accepted
+# Error messages name the argument, its value, and the accepted values
 
 
 @pytest.mark.parametrize(
