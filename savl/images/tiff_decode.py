@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from savl.images.tiff_kind import COMPRESSION, ORIENTATION, TiffKind, tiff_kind
 from savl.images.tiff_pages import TiffPage, choose_page
-from savl.images.tiff_rebuild import check_tiles, is_complete, rebuilt
+from savl.images.tiff_rebuild import check_tiles, is_complete, rewrite_page
 from savl.images.vips_decode import (
     DecodeFailure,
     Load,
@@ -69,10 +69,10 @@ def decode_tiff(
     chosen, pages, masked = choose_page(file, page)
     kind = tiff_kind(chosen)
     content: bytes | None = None
-    if kind.layers is not None:
-        content = kind.layers.rebuilt(file, chosen)
+    if kind.split_samples is not None:
+        content = kind.split_samples.split(file, chosen)
     elif kind.fields or kind.without:
-        content = rebuilt(file, chosen, kind.fields, without=kind.without)
+        content = rewrite_page(file, chosen, kind.fields, without=kind.without)
     elif chosen.is_tiled:
         check_tiles(file, chosen)
 
@@ -80,9 +80,10 @@ def decode_tiff(
         if content is None:
             return kind.select(_open(open_source(file), fail_on, chosen.index))
         images = [
-            _open(open_source(content), fail_on, index) for index in range(kind.layers.pages if kind.layers else 1)
+            _open(open_source(content), fail_on, index)
+            for index in range(kind.split_samples.pages if kind.split_samples else 1)
         ]
-        image = images[0].copy() if kind.layers is None else kind.layers.join(images)
+        image = images[0].copy() if kind.split_samples is None else kind.split_samples.join(images)
         orientation = chosen.number(ORIENTATION, 1)
         image.set_type(pyvips.GValue.gint_type, "orientation", orientation if orientation in range(1, 9) else 1)
         return kind.select(image)
@@ -97,7 +98,7 @@ def decode_tiff(
         if content is not None or reports_out_of_memory(str(failure)) or not is_complete(file, chosen):
             raise
         # libtiff also fails on fields that do not concern the samples, such as an invalid orientation.
-        content = rebuilt(file, chosen)
+        content = rewrite_page(file, chosen)
         try:
             image = _decode_page(load, kind, chosen)
         except DecodeFailure:

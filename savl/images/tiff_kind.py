@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from savl.images.colour_spaces import YCbCrCoding, cielab_to_srgb, icclab_to_srgb, ycbcr_to_rgb
 from savl.images.tiff_pages import TiffPage
-from savl.images.tiff_rebuild import Layers
+from savl.images.tiff_rebuild import SplitSamples
 from savl.images.vips_decode import DecodeFailure, UnsupportedKind
 
 _BITS, COMPRESSION, _PHOTOMETRIC, ORIENTATION, _SAMPLES = 258, 259, 262, 274, 277
@@ -65,7 +65,7 @@ class TiffKind:
         is_jpeg: Whether the samples are JPEG streams.
         by_libtiff: Whether libtiff converts the samples to RGBA.
         notes: Notes for the user on what is left out or assumed.
-        layers: How to assemble a page whose sample layout libvips cannot read, or None.
+        split_samples: How to read a page whose sample layout libvips cannot read, or None.
     """
 
     extra: int = 0
@@ -77,7 +77,7 @@ class TiffKind:
     is_jpeg: bool = False
     by_libtiff: bool = False
     notes: tuple[str, ...] = ()
-    layers: Layers | None = None
+    split_samples: SplitSamples | None = None
 
     def select(self, image: pyvips.Image) -> pyvips.Image:
         """Return libvips' image without the bands that are neither colour nor alpha."""
@@ -132,18 +132,18 @@ def tiff_kind(page: TiffPage) -> TiffKind:
     planar = page.number(_PLANAR, 1) == 2
     if photometric == YCBCR and kind.is_jpeg and planar:
         raise UnsupportedKind("is YCbCr in JPEG streams, one a plane; convert it to RGB first")
-    # libvips assembles planes in strips only for these.
-    apart = planar and (page.is_tiled or kind.is_jpeg or photometric not in (RGB, SEPARATED, YCBCR, CIELAB, ICCLAB))
-    if apart or (samples > 1 and bits < 8):
-        layers = Layers(
-            apart,
+    # libvips assembles planes only if they are stored in strips and have one of these interpretations.
+    by_plane = planar and (page.is_tiled or kind.is_jpeg or photometric not in (RGB, SEPARATED, YCBCR, CIELAB, ICCLAB))
+    if by_plane or (samples > 1 and bits < 8):
+        split_samples = SplitSamples(
+            by_plane,
             samples,
             inverted=photometric == WHITE_IS_ZERO,
             colours=palette,
             premultiplied=(colours if palette is None else 3) + (alpha or 0) if premultiplied else None,
             interpretation={WHITE_IS_ZERO: "b-w", BLACK_IS_ZERO: "b-w", SEPARATED: "cmyk"}.get(photometric, "srgb"),
         )
-        kind = replace(kind, layers=layers)
+        kind = replace(kind, split_samples=split_samples)
     if photometric == SEPARATED:
         _check_inks(page, bits)
         if premultiplied and bits == 16:  # libvips would divide by an 8-bit alpha

@@ -1,8 +1,11 @@
-"""Rebuild TIFF files with new directories, for pages that libvips refuses or misinterprets.
+"""Rewrite the directories of TIFF files, for pages that libvips refuses or misinterprets.
 
-The samples of a page stay where they are in the file. New directories, which only tell how the samples are stored, are
-appended. They omit fields that do not concern the samples, or make each plane a page of its own, or declare the samples
-of a pixel as pixels of a wider image.
+The samples of a page stay where they are in the file; only new directories are appended. The new directories change the
+page in one of three ways:
+
+- They omit the fields that do not describe the samples, because libvips may reject their values.
+- They declare each plane as a separate page.
+- They declare the samples of one pixel as neighbouring pixels of a wider image with one sample per pixel.
 """
 
 from __future__ import annotations
@@ -27,8 +30,10 @@ _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES = 256, 257, 258, 262, 277
 _STRIP_OFFSETS, _ROWS, _STRIP_SIZES = 273, 278, 279
 _PLANAR, _COLOUR_MAP, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES = 284, 320, 322, 323, 324, 325
 _FILL_ORDER, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _ICC, _LONG8 = 266, 338, 339, 34675, 16
-_SAMPLE_FIELDS = (_BITS, _COLOUR_MAP, _EXTRA_SAMPLES, _SAMPLE_FORMAT, 529, 530, 532)  # meaning of each sample
-# Fields that tell how samples are stored, and the colour profile, which libvips returns.
+# Fields that describe the meaning of the samples: also YCbCrCoefficients, YCbCrSubSampling and ReferenceBlackWhite.
+_SAMPLE_FIELDS = (_BITS, _COLOUR_MAP, _EXTRA_SAMPLES, _SAMPLE_FORMAT, 529, 530, 532)
+# Fields that a rewritten directory keeps: those that describe how the samples are stored (also Compression (259),
+# T4Options, T6Options (292, 293), Predictor (317) and the JPEG fields (347, 512 to 521)), and the colour profile.
 _KEPT = {
     *(
         _WIDTH,
@@ -48,70 +53,83 @@ _KEPT = {
     *(_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES, 347, _ICC, *range(512, 522), *_SAMPLE_FIELDS),
 }
 _BLACK_IS_ZERO = 1
-_EXTRA_KINDS = (0, 1, 2, 999)  # values of ExtraSamples that libtiff knows
+_MISSING_BLOCKS = "some of its strips or tiles are missing"
+_EXTRA_SAMPLE_TYPES = (0, 1, 2, 999)  # values of ExtraSamples that libtiff accepts
 
 
 @dataclass(frozen=True)
-class Layers:
-    """How to assemble a page whose sample layout libvips cannot read.
+class SplitSamples:
+    """A page whose sample layout libvips cannot read, and which is therefore read sample by sample.
+
+    `split` rewrites the file so that libvips can read it, and `join` assembles the image from the pages that it reads.
 
     Attributes:
-        apart: Whether each plane is read as an image of its own. Otherwise the samples of a pixel are adjacent and have
-            fewer than 8 bits each, and are read as pixels of a wider image.
+        planar: Whether each plane is read as a separate page. If False, the samples of a pixel are stored next to each
+            other with fewer than 8 bits each, and are read as pixels of a wider page.
         samples: Number of samples per pixel.
-        inverted: Whether 0 is white in the first sample.
+        inverted: Whether the value 0 of the first sample means white.
         colours: Palette (256, 3) uint8 for the values of the first sample, scaled to 8 bits; None without a palette.
-        premultiplied: Index of the alpha band that the other bands were multiplied with, or None.
-        interpretation: libvips' interpretation for 8-bit samples.
+        premultiplied: Index of the alpha band by which the other bands were multiplied, or None.
+        interpretation: libvips' interpretation of the image if it has 8-bit samples.
     """
 
-    apart: bool
+    planar: bool
     samples: int
     inverted: bool = False
     colours: np.ndarray[tuple[int, int], np.dtype[np.uint8]] | None = None
     premultiplied: int | None = None
     interpretation: str = "srgb"
 
-    def rebuilt(self, file: BinaryIO, page: TiffPage) -> bytes:
-        """Return the file with the directories of the pages that `join` needs.
+    def split(self, file: BinaryIO, page: TiffPage) -> bytes:
+        """Return a TIFF file whose pages are the planes of a page, or the wider page; see the class.
+
+        Args:
+            file: The TIFF file, seekable.
+            page: The page to split.
 
         Raises:
-            DecodeFailure: Samples are missing.
+            DecodeFailure: The file ends before the last sample, or a field that locates the samples is missing.
         """
-        content = _content(file)
-        entries = _storage(content, page)
+        content = _read_whole(file)
+        entries = _read_kept_fields(content, page)
         single = {tag: entry for tag, entry in entries.items() if tag not in _SAMPLE_FIELDS}
-        single |= _fields(page, {_SAMPLES: 1, _PHOTOMETRIC: _BLACK_IS_ZERO, _PLANAR: 1, _BITS: page.number(_BITS, 1)})
-        if not self.apart:
+        single |= _short_entries(
+            page, {_SAMPLES: 1, _PHOTOMETRIC: _BLACK_IS_ZERO, _PLANAR: 1, _BITS: page.number(_BITS, 1)}
+        )
+        if not self.planar:
             for tag in {_WIDTH, _TILE_WIDTH} & entries.keys():
-                single[tag] = _numbers(page, tag, [int(entries[tag].numbers(page.layout.order)[0]) * self.samples])
-            return _with_directories(content, page, [single])
-        blocks = _blocks_of_plane(page, entries)
+                single[tag] = _offset_entry(page, tag, [int(entries[tag].numbers(page.layout.order)[0]) * self.samples])
+            return _append_directories(content, page, [single])
+        blocks = _blocks_per_plane(page, entries)
         numbers = {
             tag: [int(number) for number in entries[tag].numbers(page.layout.order)] for tag in _block_tags(entries)
         }
         directories = []
         for plane in range(self.samples):
             directory = dict(single)
-            for tag, every in numbers.items():
-                own = every[plane * blocks : (plane + 1) * blocks]
-                if len(own) < blocks:
-                    raise DecodeFailure("some of its strips or tiles are missing")
-                directory[tag] = _numbers(page, tag, own)
+            for tag, all_planes in numbers.items():
+                this_plane = all_planes[plane * blocks : (plane + 1) * blocks]
+                if len(this_plane) < blocks:
+                    raise DecodeFailure(_MISSING_BLOCKS)
+                directory[tag] = _offset_entry(page, tag, this_plane)
             directories.append(directory)
-        return _with_directories(content, page, directories)
+        return _append_directories(content, page, directories)
 
     @property
     def pages(self) -> int:
-        """Number of pages that `join` needs."""
-        return self.samples if self.apart else 1
+        """Number of pages of the file that `split` returns."""
+        return self.samples if self.planar else 1
 
     def join(self, pages: Sequence[pyvips.Image]) -> pyvips.Image:
-        """Return the assembled image, in the form in which libvips returns pages that it can read."""
+        """Return the image of the page, as libvips would return it if it could read the page directly.
+
+        Args:
+            pages: All pages of the file that `split` returns, read by libvips.
+        """
         import pyvips
 
         bands = list(pages)
-        if not self.apart:
+        if not self.planar:
             wide = pages[0].bandfold(factor=self.samples)
             bands = [wide.extract_band(band) for band in range(self.samples)]
         if self.inverted:
@@ -128,28 +146,28 @@ class Layers:
         return joined.copy(interpretation=name or self.interpretation)
 
 
-def rebuilt(
+def rewrite_page(
     file: BinaryIO, page: TiffPage, fields: Mapping[int, int] | None = None, *, without: Iterable[int] = ()
 ) -> bytes:
-    """Return a TIFF file of one page, without fields that do not concern its samples.
+    """Return a TIFF file of one page, without the fields that do not describe its samples.
 
     Args:
         file: The TIFF file, seekable.
         page: The page.
-        fields: New values for some fields of the page; fields that it does not have are not added.
-        without: Further fields to leave out.
+        fields: New values of fields, by tag. They replace fields of the page; no field is added.
+        without: Tags of further fields to remove.
 
     Raises:
-        DecodeFailure: Samples are missing.
+        DecodeFailure: The file ends before the last sample, or a field that locates the samples is missing.
     """
-    content = _content(file)
-    entries = _storage(content, page)
-    entries |= _fields(page, {tag: value for tag, value in (fields or {}).items() if tag in entries})
-    return _with_directories(content, page, [{tag: entries[tag] for tag in entries.keys() - set(without)}])
+    content = _read_whole(file)
+    entries = _read_kept_fields(content, page)
+    entries |= _short_entries(page, {tag: value for tag, value in (fields or {}).items() if tag in entries})
+    return _append_directories(content, page, [{tag: entries[tag] for tag in entries.keys() - set(without)}])
 
 
 def is_complete(file: BinaryIO, page: TiffPage) -> bool:
-    """Return whether all fields of a page are within the file."""
+    """Return whether the file contains the values of all fields of a page, and does not end before."""
     tags, following = read_table(file, page.layout, page.offset)
     return following is not None and read_directory(file, page.layout, page.offset).keys() >= set(tags)
 
@@ -157,7 +175,8 @@ def is_complete(file: BinaryIO, page: TiffPage) -> bool:
 def check_tiles(file: BinaryIO, page: TiffPage) -> None:
     """Raise DecodeFailure if a tiled page has fewer tiles than its size requires.
 
-    libvips would report each missing tile, and more slowly each time: minutes for a damaged file with a large width.
+    libvips would report every missing tile, and each report takes longer than the one before. A damaged file with a
+    large width would take minutes.
     """
     tags = (_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS)
     entries = read_directory(file, page.layout, page.offset, tags=tags)
@@ -166,39 +185,47 @@ def check_tiles(file: BinaryIO, page: TiffPage) -> None:
 
 
 def _check_count(page: TiffPage, entries: Mapping[int, Entry], count: int) -> None:
-    if count < _blocks_of_plane(page, entries):
-        raise DecodeFailure("some of its strips or tiles are missing")
+    """Raise DecodeFailure if there are fewer strips or tiles than one plane of the page requires."""
+    if count < _blocks_per_plane(page, entries):
+        raise DecodeFailure(_MISSING_BLOCKS)
 
 
-def _content(file: BinaryIO) -> bytes:
+def _read_whole(file: BinaryIO) -> bytes:
     file.seek(0, os.SEEK_SET)
     return file.read()
 
 
-def _storage(content: bytes, page: TiffPage) -> dict[int, Entry]:
-    """Return the fields that tell how samples are stored; raise DecodeFailure if samples are missing in the file."""
+def _read_kept_fields(content: bytes, page: TiffPage) -> dict[int, Entry]:
+    """Return the fields of a page that a rewritten directory keeps, without values that libtiff would reject.
+
+    Raises:
+        DecodeFailure: The file ends before the last sample, or a field that locates the samples is missing.
+    """
     entries = read_directory(io.BytesIO(content), page.layout, page.offset, tags=_KEPT)
     order = page.layout.order
     offsets, sizes = (entries[tag].numbers(order) if tag in entries else () for tag in _block_tags(entries))
     if not offsets or len(sizes) < len(offsets):
-        raise DecodeFailure("the places of its samples are missing")
+        raise DecodeFailure("it does not say where its samples are stored")
     _check_count(page, entries, len(offsets))
     if any(offset + size > len(content) for offset, size in zip(offsets, sizes, strict=False)):
-        raise DecodeFailure("its samples are cut off")
+        raise DecodeFailure("the file ends before its last sample")
     for tag, known in ((_FILL_ORDER, (1, 2)), (_SAMPLE_FORMAT, range(1, 7))):
         if tag in entries and not set(entries[tag].numbers(order)).intersection(known):
             del entries[tag]
     if _EXTRA_SAMPLES in entries:
-        kinds = [int(kind) if kind in _EXTRA_KINDS else 0 for kind in entries[_EXTRA_SAMPLES].numbers(order)]
-        entries[_EXTRA_SAMPLES] = Entry(_EXTRA_SAMPLES, SHORT, struct.pack(f"{order}{len(kinds)}H", *kinds))
+        types = [int(each) if each in _EXTRA_SAMPLE_TYPES else 0 for each in entries[_EXTRA_SAMPLES].numbers(order)]
+        entries[_EXTRA_SAMPLES] = Entry(_EXTRA_SAMPLES, SHORT, struct.pack(f"{order}{len(types)}H", *types))
     return entries
 
 
 def _block_tags(entries: Mapping[int, Entry]) -> tuple[int, int]:
+    """Return the tags of the positions and of the sizes of the tiles or, without tiles, of the strips."""
     return (_TILE_OFFSETS, _TILE_SIZES) if _TILE_OFFSETS in entries else (_STRIP_OFFSETS, _STRIP_SIZES)
 
 
-def _blocks_of_plane(page: TiffPage, entries: Mapping[int, Entry]) -> int:
+def _blocks_per_plane(page: TiffPage, entries: Mapping[int, Entry]) -> int:
+    """Return the number of strips or tiles that one plane of the page requires."""
+
     def number(tag: int, default: int) -> int:
         found = entries[tag].numbers(page.layout.order) if tag in entries else ()
         return int(found[0]) if found else default
@@ -208,31 +235,39 @@ def _blocks_of_plane(page: TiffPage, entries: Mapping[int, Entry]) -> int:
     if _TILE_OFFSETS in entries:
         block_width, block_height = number(_TILE_WIDTH, 0), number(_TILE_HEIGHT, 0)
     if min(width, height, block_width, block_height) < 1:
-        raise DecodeFailure("its size is missing")
+        raise DecodeFailure("it does not say how large the image or its tiles are")
     return -(-width // block_width) * -(-height // block_height)
 
 
-def _numbers(page: TiffPage, tag: int, numbers: Sequence[int]) -> Entry:
-    code, kind = ("Q", _LONG8) if page.layout.big else ("I", LONG)
-    return Entry(tag, kind, struct.pack(f"{page.layout.order}{len(numbers)}{code}", *numbers))
+def _offset_entry(page: TiffPage, tag: int, numbers: Sequence[int]) -> Entry:
+    """Return a field of the widest integer type that the file supports: LONG8 in BigTIFF, otherwise LONG."""
+    code, field_type = ("Q", _LONG8) if page.layout.big else ("I", LONG)
+    return Entry(tag, field_type, struct.pack(f"{page.layout.order}{len(numbers)}{code}", *numbers))
 
 
-def _fields(page: TiffPage, fields: Mapping[int, int]) -> dict[int, Entry]:
+def _short_entries(page: TiffPage, fields: Mapping[int, int]) -> dict[int, Entry]:
+    """Return fields of type SHORT with one value each, by tag."""
     return {tag: Entry(tag, SHORT, struct.pack(page.layout.order + "H", value)) for tag, value in fields.items()}
 
 
-def _with_directories(content: bytes, page: TiffPage, directories: Sequence[Mapping[int, Entry]]) -> bytes:
+def _append_directories(content: bytes, page: TiffPage, directories: Sequence[Mapping[int, Entry]]) -> bytes:
+    """Return the file with new directories at its end, which replace its former chain of directories.
+
+    Raises:
+        UnsupportedKind: The new directories would lie beyond 4 GiB, and the file is not a BigTIFF.
+    """
     layout = page.layout
     first = len(content) + len(content) % 2
     parts = [content, bytes(first - len(content))]
-    at = first
+    offset = first
     for index, directory in enumerate(directories):
-        size = len(encode_directory(directory.values(), layout, at))
+        size = len(encode_directory(directory.values(), layout, offset))
         last = index == len(directories) - 1
-        parts.append(encode_directory(directory.values(), layout, at, next_offset=0 if last else at + size))
-        at += size
-    if not layout.big and at >= 2**32:
-        raise UnsupportedKind("is stored in a way that savl reads in files below 4 GiB; convert it first")
+        next_offset = 0 if last else offset + size
+        parts.append(encode_directory(directory.values(), layout, offset, next_offset=next_offset))
+        offset += size
+    if not layout.big and offset >= 2**32:
+        raise UnsupportedKind("has a sample layout that savl reads only in files smaller than 4 GiB; convert it first")
     changed = bytearray().join(parts)
     struct.pack_into(layout.offset, changed, layout.header, first)
     return bytes(changed)
