@@ -83,9 +83,12 @@ def extension_facts() -> tuple[dict[str, Any], str | None]:
         # because torch is imported already.
         facts = import_module("savl._C").build_facts()
     except ModuleNotFoundError:
-        return {}, "savl was installed without its C++ extension savl._C (`pip install -v` shows what the build said)"
+        return (
+            {},
+            "savl was installed without its C++ extension savl._C (`pip install -v` shows the output of the build)",
+        )
     except Exception as error:  # savl must import whatever is wrong with the extension
-        return {}, f"the C++ extension does not load ({type(error).__name__}: {error}); install savl again"
+        return {}, f"the C++ extension could not be loaded ({type(error).__name__}: {error}); install savl again"
     if facts["version"] != version():
         return facts, f"the C++ extension is of version {facts['version']}, savl of {version()}; install savl again"
     return facts, None

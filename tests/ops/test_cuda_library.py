@@ -63,9 +63,9 @@ def test_where_nothing_is_wrong_the_cuda_library_is_loaded(cuda_world: dict[str,
     ("spoilt", "reason"),
     [
         ({"gpu": False}, "no CUDA GPU"),
-        ({"facts": {}}, "of no known version"),
-        ({"facts": {**FACTS, "version": "0.0.9"}}, "of version 0.0.9, savl of"),
-        ({"driver": 12080}, "the driver supports CUDA 12.8, the CUDA library was built with 13.0"),
+        ({"facts": {}}, "the CUDA library has an unknown version"),
+        ({"facts": {**FACTS, "version": "0.0.9"}}, "has version 0.0.9, but savl has version"),
+        ({"driver": 12080}, "the driver supports CUDA 12.8, but the CUDA library was built with CUDA 13.0"),
     ],
 )
 def test_what_keeps_the_cuda_library_from_being_used_is_told_and_it_is_not_loaded(
@@ -81,7 +81,7 @@ def test_a_missing_or_broken_cuda_library_is_told(cuda_world: dict[str, Any], mo
         raise OSError("undefined symbol: torch_new_thing")
 
     monkeypatch.setattr(torch.ops, "load_library", fail)
-    assert "does not load (OSError: undefined symbol: torch_new_thing)" in (library.load_cuda_library() or "")
+    assert "could not be loaded (OSError: undefined symbol: torch_new_thing)" in (library.load_cuda_library() or "")
     library.CUDA_LIBRARY.unlink()
     assert "without its CUDA library" in (library.load_cuda_library() or "")
 
