@@ -35,7 +35,7 @@ void use_kernel_instruction_set(const std::string& name) {
   if (savl::cpu::use_kernels(name.c_str())) return;
   std::string accepted;
   for (const std::string& known : kernel_instruction_sets()) accepted += (accepted.empty() ? "" : ", ") + known;
-  throw py::value_error("instruction set must be one of those this processor can run (" + accepted + "), got " + name);
+  throw py::value_error("the instruction set must be one that this processor supports (" + accepted + "), got " + name);
 }
 
 }  // namespace

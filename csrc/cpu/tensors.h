@@ -21,7 +21,7 @@ inline Storage storage_of(const char* op, const Tensor& tensor) {
     case ScalarType::BFloat16:
       return Storage::kBFloat16;
     default:
-      STD_TORCH_CHECK(false, op, ": the C++ kernel takes float32, float64 and bfloat16");
+      STD_TORCH_CHECK(false, op, ": the C++ kernels accept float32, float64 and bfloat16 tensors");
   }
 }
 

@@ -123,7 +123,7 @@ SAVL_HOST_DEVICE ChannelModulationPlace channel_modulation_place(const ChannelMo
 template <typename S, typename R, bool kBeta>
 struct ChannelModulationForward {
   using Args = ChannelModulationArgs;
-  using Shared = NothingShared;
+  using Shared = NoSharedMemory;
   static constexpr int kPhases = 1;
   static constexpr int kResident = 3;
 
@@ -165,7 +165,7 @@ struct ChannelModulationForward {
 template <typename S, typename R>
 struct ChannelModulationBackward {
   using Args = ChannelModulationArgs;
-  using Shared = NothingShared;
+  using Shared = NoSharedMemory;
   static constexpr int kPhases = 1;
   static constexpr int kResident = 3;
 

@@ -16,7 +16,7 @@ struct ChannelModulationOp {
   static constexpr const char* kOp = "savl::channel_modulation";
 
   static void check(const char* name, const Tensor& tensor, const Tensor& attended, bool float_too) {
-    check_like<Device>(kOp, name, tensor, "attended", attended);
+    check_device_and_shape<Device>(kOp, name, tensor, "attended", attended);
     if (!float_too || tensor.scalar_type() != ScalarType::Float) {
       check_dtype(kOp, name, tensor, "attended", attended);
     }

@@ -1,5 +1,6 @@
-// The data of one CUDA thread: 16 bytes of a tensor at a time for storage, and float for arithmetic. Everything also
-// compiles for the host, where csrc/twin runs it.
+// Loads, stores and conversions of tensor elements in a CUDA thread. A thread loads and stores a *chunk* of 16 bytes at
+// a time, and computes in float. Everything also compiles for the host: csrc/twin is a library for tests that runs the
+// CUDA kernels on the CPU.
 #pragma once
 
 #include <cstdint>
@@ -12,16 +13,15 @@
 
 namespace savl::gpu {
 
-constexpr int kThreads = 256;  // of a block, in every kernel
-constexpr int kWarp = 32;
+constexpr int kThreads = 256;  // Threads per block, in every kernel.
+constexpr int kWarp = 32;      // Threads per warp.
 
 enum class Storage : int { kFloat32, kBFloat16, kFloat16 };
 
-// The shared memory of a kernel that needs none.
-struct NothingShared {};
+// Type of the shared memory of a kernel that uses no shared memory.
+struct NoSharedMemory {};
 
-// The first argument where it is larger (smaller), otherwise the second. A NaN in the second argument is kept; the
-// first argument must not be NaN.
+// Return the larger (lesser) of two values. If `b` is NaN, the result is NaN. `a` must not be NaN.
 SAVL_HOST_DEVICE float larger(float a, float b) {
 #if defined(__CUDA_ARCH__)
   float result;
@@ -56,7 +56,7 @@ struct ArithmeticTraits<float> {
 
 namespace savl::gpu {
 
-// Storage types. Those of 16 bits are stored as their bits.
+// Storage types of tensor elements. The 16-bit types hold the bits of the number; arithmetic needs `widen` first.
 
 struct BFloat16 {
   uint16_t bits;
@@ -65,6 +65,7 @@ struct Float16 {
   uint16_t bits;
 };
 
+// Convert a stored element to float. The conversion is exact.
 SAVL_HOST_DEVICE float widen(float value) { return value; }
 SAVL_HOST_DEVICE float widen(BFloat16 value) { return bits_of<float>(static_cast<uint32_t>(value.bits) << 16); }
 SAVL_HOST_DEVICE float widen(Float16 value) {
@@ -75,12 +76,13 @@ SAVL_HOST_DEVICE float widen(Float16 value) {
 #else
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000) << 16, rest = value.bits & 0x7fff;
   if (rest >= 0x7c00) return bits_of<float>(sign | 0x7f800000 | (rest & 0x3ff) << 13);  // infinity, NaN
-  const float magnitude = bits_of<float>(rest << 13) * bits_of<float>(0x77800000u);     // times 2^112: subnormals too
+  // Multiplying by 2^112 corrects the bias of the exponent, which also holds for subnormal numbers.
+  const float magnitude = bits_of<float>(rest << 13) * bits_of<float>(0x77800000u);
   return bits_of<float>(sign | bits_of<uint32_t>(magnitude));
 #endif
 }
 
-// To nearest, ties to even.
+// Convert a float to a storage type, rounding to nearest, ties to even.
 template <typename S>
 SAVL_HOST_DEVICE S narrow(float value);
 template <>
@@ -108,9 +110,11 @@ SAVL_HOST_DEVICE Float16 narrow<Float16>(float value) {
 #else
   const uint32_t bits = bits_of<uint32_t>(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000) return {static_cast<uint16_t>(sign | 0x7e00)};
-  if (magnitude >= 0x477ff000) return {static_cast<uint16_t>(sign | 0x7c00)};  // rounds to 2^16 or more
+  if (magnitude >= 0x477ff000) return {static_cast<uint16_t>(sign | 0x7c00)};  // The result is at least 2^16.
   uint32_t rounded;
-  if (magnitude < 0x38800000) {  // below 2^-14: a half adds in units of 2^-24, and float rounds the sum
+  if (magnitude < 0x38800000) {
+    // Below 2^-14, the result is subnormal, a multiple of 2^-24. Floats from 0.5 to 1 are multiples of 2^-24 too, so
+    // adding 0.5 rounds the value to such a multiple.
     rounded = bits_of<uint32_t>(bits_of<float>(magnitude) + 0.5f) - 0x3f000000;
   } else {
     rounded = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
@@ -119,7 +123,7 @@ SAVL_HOST_DEVICE Float16 narrow<Float16>(float value) {
 #endif
 }
 
-// Two values as one word, the first in its low half.
+// Convert two floats to a 16-bit storage type and pack them into one word, the first one into the lower half.
 template <typename S>
 SAVL_HOST_DEVICE uint32_t narrow_pair(float first, float second) {
 #if defined(__CUDA_ARCH__)
@@ -135,21 +139,22 @@ SAVL_HOST_DEVICE uint32_t narrow_pair(float first, float second) {
 #endif
 }
 
-// The value after it was stored and loaded again.
+// Round a float to the precision of a storage type.
 template <typename S>
 SAVL_HOST_DEVICE float rounded(float value) {
   return widen(narrow<S>(value));
 }
 
-// Sixteen bytes.
+// The 16 bytes of a chunk.
 struct alignas(16) Words {
   uint32_t word[4];
 };
 
 template <typename S>
-constexpr int kLanes = 16 / static_cast<int>(sizeof(S));  // elements of a chunk
+constexpr int kLanes = 16 / static_cast<int>(sizeof(S));  // Elements per chunk.
 
-// Element `lane`, which must be a constant after unrolling: the words are registers.
+// Return element `lane` of a chunk as it is stored. The words are in registers, so `lane` must be a compile-time
+// constant once the loop around the call is unrolled.
 template <typename S>
 SAVL_HOST_DEVICE S stored_lane(const Words& words, int lane) {
   if constexpr (sizeof(S) == 4) {
@@ -159,13 +164,13 @@ SAVL_HOST_DEVICE S stored_lane(const Words& words, int lane) {
   }
 }
 
-// The same as a float.
+// Return element `lane` of a chunk as a float.
 template <typename S>
 SAVL_HOST_DEVICE float lane_of(const Words& words, int lane) {
   return widen(stored_lane<S>(words, lane));
 }
 
-// Elements `lane`, which is even, and the next.
+// Set elements `lane` and `lane + 1` of a chunk. `lane` must be even.
 template <typename S>
 SAVL_HOST_DEVICE void set_pair(Words& words, int lane, const float (&values)[2]) {
   if constexpr (sizeof(S) == 4) {
@@ -176,8 +181,9 @@ SAVL_HOST_DEVICE void set_pair(Words& words, int lane, const float (&values)[2])
   }
 }
 
+// Return the bits of a stored element; those of a 16-bit element are in the lower half.
 template <typename S>
-SAVL_HOST_DEVICE uint32_t bits_from(S value) {
+SAVL_HOST_DEVICE uint32_t element_bits(S value) {
   if constexpr (sizeof(S) == 4) {
     return bits_of<uint32_t>(value);
   } else {
@@ -185,17 +191,16 @@ SAVL_HOST_DEVICE uint32_t bits_from(S value) {
   }
 }
 
-// How the lanes of a chunk lie in memory: side by side and aligned to 16 bytes (`whole`), or `step` elements apart, of
-// which only the first `count` exist.
+// The memory layout of the elements of a chunk.
 struct Access {
-  bool whole;
-  int count;
-  int64_t step;
+  bool whole;    // Whether the chunk is 16 contiguous bytes, aligned to 16 bytes. `step` is ignored then.
+  int count;     // Number of elements that exist. The others are loaded as zero and not stored.
+  int64_t step;  // Distance between neighbouring elements, in elements.
 };
 
 inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
-// A GPU stops at an unaligned access; on the host, csrc/twin has to look for it.
+// A GPU reports an unaligned access as an error, but a CPU allows it. This check finds such errors on the CPU.
 inline void check_alignment(const void* data) {
   if (!is_aligned(data)) throw std::runtime_error("an access of 16 bytes at an address that is not a multiple of 16");
 }
@@ -216,7 +221,7 @@ SAVL_HOST_DEVICE Words load_chunk(const S* from, const Access& access) {
   SAVL_UNROLL
   for (int lane = 0; lane < kLanes<S>; ++lane) {
     if (lane >= access.count) continue;
-    const uint32_t bits = bits_from(from[lane * access.step]);
+    const uint32_t bits = element_bits(from[lane * access.step]);
     words.word[lane * sizeof(S) / 4] |= sizeof(S) == 4 ? bits : bits << lane % 2 * 16;
   }
   return words;
@@ -239,7 +244,7 @@ SAVL_HOST_DEVICE void store_chunk(S* to, const Words& words, const Access& acces
   }
 }
 
-// Loads as many float32 values as a chunk of S has lanes, from the same places.
+// Load float32 values for the elements of a chunk of type S: as many values, with the same layout in elements.
 template <typename S>
 SAVL_HOST_DEVICE void load_floats(const float* from, const Access& access, float (&values)[kLanes<S>]) {
   constexpr int kParts = kLanes<S> / 4;

@@ -162,7 +162,7 @@ template <typename S>
 SAVL_HOST_DEVICE void shift_in(Words& words, S last) {
   SAVL_UNROLL
   for (int index = 0; index < 4; ++index) {
-    const uint32_t next = index < 3 ? words.word[(index + 1) % 4] : bits_from(last);
+    const uint32_t next = index < 3 ? words.word[(index + 1) % 4] : element_bits(last);
     words.word[index] = sizeof(S) == 4 ? next : words.word[index] >> 16 | next << 16;
   }
 }

@@ -14,7 +14,7 @@ namespace savl::gpu {
 template <typename S, NoiseSource kNoise, bool kPlanar>
 struct GaussianPosteriorBackward {
   using Args = GaussianPosteriorArgs;
-  using Shared = NothingShared;
+  using Shared = NoSharedMemory;
   static constexpr int kPhases = 1;
   static constexpr int kResident =
       kNoise == NoiseSource::kDrawn || (kNoise == NoiseSource::kGiven && sizeof(S) == 2) ? 2 : 3;

@@ -26,8 +26,8 @@ struct GaussianPosteriorOp {
            std::optional<int64_t> seed, int64_t offset)
         : mu(mu_in), logvar(logvar_in), eps(eps_in) {
       args.storage = storage_of(kOp, mu);
-      check_like<Device>(kOp, "mu", mu, "mu", mu);
-      check_like<Device>(kOp, "logvar", logvar, "mu", mu);
+      check_device_and_shape<Device>(kOp, "mu", mu, "mu", mu);
+      check_device_and_shape<Device>(kOp, "logvar", logvar, "mu", mu);
       check_dtype(kOp, "logvar", logvar, "mu", mu);
       STD_TORCH_CHECK(mu.size(1) > 0 && mu.size(2) > 0 && mu.size(3) > 0, kOp,
                       ": mu must have at least one channel and one pixel");
@@ -38,7 +38,7 @@ struct GaussianPosteriorOp {
       args.logvar = field_of(logvar, args.planar);
       args.noise = seed.has_value() ? NoiseSource::kDrawn : NoiseSource::kNone;
       if (eps.has_value()) {
-        check_like<Device>(kOp, "eps", *eps, "mu", mu);
+        check_device_and_shape<Device>(kOp, "eps", *eps, "mu", mu);
         check_dtype(kOp, "eps", *eps, "mu", mu);
         eps = in_layout(*eps, args.planar);
         args.eps = field_of(*eps, args.planar);
@@ -121,7 +121,7 @@ struct GaussianPosteriorOp {
     GaussianPosteriorArgs& args = inputs.args;
     std::optional<Tensor> to_sample, to_kl, to_variance;
     if (grad_sample.has_value()) {
-      check_like<Device>(kOp, "grad_sample", *grad_sample, "mu", mu);
+      check_device_and_shape<Device>(kOp, "grad_sample", *grad_sample, "mu", mu);
       check_dtype(kOp, "grad_sample", *grad_sample, "mu", mu);
       STD_TORCH_CHECK(args.noise != NoiseSource::kNone, kOp, ": a gradient of the sample, but no noise");
       to_sample = in_layout(*grad_sample, args.planar);
