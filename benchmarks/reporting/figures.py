@@ -1,4 +1,4 @@
-"""The figures of docs/benchmarks.md, from committed results, as SVG."""
+"""Draw the figures of docs/benchmarks.md as SVG, from the committed results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STYLE = {"svg.hashsalt": "savl", "svg.fonttype": "none", "font.family": "sans-s
 
 
 def svg(figure: Figure) -> str:
-    """The figure as text, the same every time."""
+    """Return a figure as SVG. The text is reproducible, so that a committed file changes only when its data change."""
     out = StringIO()
     with mpl.rc_context(_STYLE):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
@@ -48,20 +48,26 @@ def _axes(width: float = 7.2, height: float = 4.4) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def growth(points: Sequence[Mapping[str, Any]], figure_of: str, limit_gib: float) -> str:
-    """Time (``"seconds"``) or memory (``"peak_bytes"``) against the area of the image, both axes logarithmic."""
+def growth(points: Sequence[Mapping[str, Any]], quantity: str, limit_gib: float) -> str:
+    """Draw how the time or the memory grows with the area of the image, on logarithmic axes.
+
+    Args:
+        points: Measurements, as `benchmarks.scaling` records them. Those of tiled images are left out.
+        quantity: ``"seconds"`` or ``"peak_bytes"``.
+        limit_gib: Memory that each measurement was allowed to use, in GiB.
+    """
     figure, axes = _axes()
     rows = [row for row in points if row["series"] == "area"]
     for subject in dict.fromkeys(row["subject"] for row in rows):
         for variant in ("eager", "fused"):
-            whole = [row for row in rows if (row["subject"], row["variant"], row["tile"]) == (subject, variant, 0)]
-            known = [row for row in whole if row.get(figure_of)]
-            scale = 1.0 if figure_of == "seconds" else 2**-30
-            x, y = [row["side"] ** 2 for row in known], [row[figure_of] * scale for row in known]
+            untiled = [row for row in rows if (row["subject"], row["variant"], row["tile"]) == (subject, variant, 0)]
+            measured = [row for row in untiled if row.get(quantity)]
+            scale = 1.0 if quantity == "seconds" else 2**-30
+            x, y = [row["side"] ** 2 for row in measured], [row[quantity] * scale for row in measured]
             style = {"color": COLOURS[variant], "marker": MARKERS.get(subject, "o"), "markersize": 5}
             axes.plot(x, y, label=f"{subject}, {variant}", linestyle="-" if variant == "fused" else "--", **style)
-            if figure_of == "peak_bytes":
-                for row in whole:
+            if quantity == "peak_bytes":
+                for row in untiled:
                     if row.get("failed") == "out of memory":
                         axes.plot(
                             [row["side"] ** 2], [limit_gib], "x", color="#b22222", markersize=9, markeredgewidth=2
@@ -71,43 +77,43 @@ def growth(points: Sequence[Mapping[str, Any]], figure_of: str, limit_gib: float
     sides = sorted({row["side"] for row in rows if row["tile"] == 0})
     axes.set_xticks([side**2 for side in sides], [f"{side}²" for side in sides])
     axes.minorticks_off()
-    axes.set_xlabel("LR pixels of the image, in one piece")
-    if figure_of == "seconds":
+    axes.set_xlabel("LR pixels of the image, processed without tiles")
+    if quantity == "seconds":
         axes.set_ylabel("seconds")
     else:
         axes.axhline(limit_gib, color="#b22222", linewidth=1)
-        axes.annotate(f"{limit_gib:g} GiB given; × wanted more", (axes.get_xlim()[0], limit_gib), xytext=(4, 4),
+        axes.annotate(f"limit of {limit_gib:g} GiB; ×: out of memory", (axes.get_xlim()[0], limit_gib), xytext=(4, 4),
                       textcoords="offset points", color="#b22222")  # fmt: skip
-        axes.set_ylabel("GiB on top of the network and the image")
+        axes.set_ylabel("peak memory in GiB, without network and image")
     axes.legend(frameon=False, fontsize=9)
     return svg(figure)
 
 
 def speedups(entries: Mapping[str, Mapping[str, float]]) -> str:
-    """How many times as fast as eager each variant is, a group of bars for each entry.
+    """Draw the speedup of each variant over eager, as one group of bars per entry.
 
     Args:
-        entries: Median seconds by entry and variant.
+        entries: Median time in seconds, by entry and variant. Every entry has the variant ``"eager"``.
     """
     names = list(entries)
     variants = [name for name in COLOURS if name != "eager" and any(name in times for times in entries.values())]
     figure, axes = _axes(7.6, 0.42 * sum(len(times) - 1 for times in entries.values()) * 0.5 + 1.2)
-    place, ticks = 0.0, []
+    position, ticks = 0.0, []
     for name in names:
         times = entries[name]
         shown = [variant for variant in variants if variant in times]
-        ticks.append(place + (len(shown) - 1) / 2)
+        ticks.append(position + (len(shown) - 1) / 2)
         for variant in shown:
             ratio = times["eager"] / times[variant]
-            axes.barh(place, ratio, color=COLOURS[variant], height=0.9)
-            axes.annotate(f"{ratio:.2f}", (ratio, place), xytext=(3, 0), textcoords="offset points", va="center",
+            axes.barh(position, ratio, color=COLOURS[variant], height=0.9)
+            axes.annotate(f"{ratio:.2f}", (ratio, position), xytext=(3, 0), textcoords="offset points", va="center",
                           fontsize=8)  # fmt: skip
-            place += 1
-        place += 0.8
+            position += 1
+        position += 0.8
     axes.axvline(1, color="#8c8c8c", linewidth=1)
     axes.set_yticks(ticks, names)
     axes.invert_yaxis()
-    axes.set_xlabel("times as fast as eager")
+    axes.set_xlabel("speedup over eager")
     handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[variant]) for variant in variants]
     axes.legend(
         handles, variants, frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(variants)
@@ -117,6 +123,6 @@ def speedups(entries: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def roofline(device: str, dtype: str, ceilings: Ceilings, points: Sequence[Point]) -> str:
-    """The roofline of `savl.profile`, of what the suites measured."""
-    figure = draw_roofline(Roofline(device, dtype, ceilings, tuple(points)), "the ops of savl-base, forward")
+    """Draw the measurements of the benchmark suites as a roofline, with `savl.profile`."""
+    figure = draw_roofline(Roofline(device, dtype, ceilings, tuple(points)), "forward passes of the ops of savl-base")
     return svg(figure)

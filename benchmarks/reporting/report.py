@@ -1,4 +1,4 @@
-"""One page from committed results: docs/benchmarks.md with its figures, and the tables of README.md and model cards.
+"""Generate docs/benchmarks.md with its figures, and the tables of README.md and model cards, from committed results.
 
     python -m benchmarks.reporting.report           # rewrite them
     python -m benchmarks.reporting.report --check   # change nothing, exit with 1 if one is out of date
@@ -30,9 +30,9 @@ FIGURES = ROOT / "docs/benchmarks"
 VARIANTS = ("eager", "sdpa", "sdpa, mask kept", "flex", "compile", "compile, max-autotune", "copy", "fused",
             "fused, CUDA graph")  # fmt: skip
 OPS = {op.title: name for name, op in ops.OPS.items()}
-"""The ops by the entries of their forward passes."""
+"""Name of the op whose forward pass each benchmark entry measures, by entry."""
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
-"""Of the suites."""
+"""Dtype in which the suites ran, by device type."""
 README_ENTRIES = (
     "window attention",
     "overlapping attention",
@@ -45,14 +45,14 @@ README_ENTRIES = (
 )
 """The rows of README's table; docs/benchmarks.md has all entries."""
 BACKENDS = {"cpu": "cpp", "cuda": "triton and cuda"}
-"""What the fused variants are served by."""
+"""Backends that run the fused variants, by device type."""
 PEERS = tuple(name for name in VARIANTS if not name.startswith(("fused", "copy")))
 
 Entries = dict[str, dict[str, dict[str, Any]]]
 
 
 def entries(suite: Mapping[str, Any]) -> Entries:
-    """The benchmarks of a file by group (entry and device) and variant: median, quartiles, and what else is known."""
+    """Return the benchmarks of a file by group (entry and device) and variant: median, quartiles and further data."""
     found: Entries = {}
     for each in suite["benchmarks"]:
         variant = each["params"]["of_suite"][2]
@@ -63,12 +63,12 @@ def entries(suite: Mapping[str, Any]) -> Entries:
 
 
 def entry_of(group: str) -> str:
-    """The entry, without the device that ends the name of a group."""
+    """Return the entry of a group: the name of the group without the device at its end."""
     return group.rsplit(", ", 1)[0]
 
 
 def duration(seconds: float) -> str:
-    """With three digits and the unit that suits."""
+    """Return a time with three digits and a suitable unit."""
     if seconds < 1e-3:
         return f"{1e6 * seconds:.3g} µs"
     if seconds >= 999.5:
@@ -77,7 +77,7 @@ def duration(seconds: float) -> str:
 
 
 def best_peer(variants: Mapping[str, Mapping[str, Any]]) -> tuple[str, float] | None:
-    """The fastest variant that is not savl's own, and how many times as fast as it the fused one is."""
+    """Return the fastest variant that is not savl's own, and the speedup of the fused variant over it."""
     peers = {name: record["median"] for name, record in variants.items() if name in PEERS}
     if not peers or "fused" not in variants:
         return None
@@ -86,7 +86,7 @@ def best_peer(variants: Mapping[str, Mapping[str, Any]]) -> tuple[str, float] | 
 
 
 def suite_tables(found: Entries) -> str:
-    """A row for each entry: times, and the fused one against the best peer."""
+    """Return a table with the times of each entry, and the speedup of the fused variant over the fastest peer."""
     used = [name for name in VARIANTS if any(name in variants for variants in found.values())]
     lines = [f"| | {' | '.join(used)} | fused against the best peer |", f"|---|{'---:|' * len(used)}---|"]
     for group, variants in found.items():
@@ -100,7 +100,7 @@ def suite_tables(found: Entries) -> str:
 
 
 def bound_table(found: Entries) -> str:
-    """What the fused kernels reach of the ceilings, and the memory of both."""
+    """Return a table with the fraction of the ceilings that the fused kernels reach, and the peak memory."""
     lines = [
         "| fused | GFLOP/s | of a product | GB/s | of a copy | of the roofline | peak memory | eager's |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -127,13 +127,13 @@ def bound_table(found: Entries) -> str:
 
 
 def start_table(found: Entries) -> str:
-    """Seconds of whole processes."""
+    """Return the table of the times that new processes take, in seconds."""
     rows = [f"| {name} | {duration(record['median'])} |" for name, record in found.get("start, cpu", {}).items()]
     return "\n".join(["| a new process | takes |", "|---|---:|", *rows]) + "\n" if rows else ""
 
 
 def compile_table(found: Entries) -> str:
-    """First calls of what compiles."""
+    """Return the table of the first calls of the variants that compile."""
     rows = [
         f"| {entry_of(group)} | {name} | {duration(record['first_call_seconds'])} |"
         for group, variants in found.items()
@@ -144,7 +144,7 @@ def compile_table(found: Entries) -> str:
 
 
 def scaling_section(report: Mapping[str, Any]) -> str:
-    """Growth with the area, and the other series."""
+    """Return the section about how time and memory grow with the image area, batch, window and threads."""
     points, lines = report["points"], []
     for subject in dict.fromkeys(row["subject"] for row in points if row["series"] == "area"):
         for variant in ("eager", "fused"):
@@ -190,7 +190,7 @@ def scaling_section(report: Mapping[str, Any]) -> str:
 
 
 def section(folder: Path) -> tuple[str, dict[str, str]]:
-    """The page's part of one machine, and its figures by name."""
+    """Return the section of the page about one machine, and its figures by name."""
     from benchmarks.reporting import figures
 
     def read(name: str) -> Any:
@@ -215,8 +215,8 @@ def section(folder: Path) -> tuple[str, dict[str, str]]:
                 for group, variants in here.items()
                 if {"eager", "fused"} <= set(variants)
             }
-            parts += ["Medians; all variants of a row were timed in turn.\n", suite_tables(here)]
-            show(f"speed-{device}", "How many times as fast as eager each variant is", figures.speedups(times))
+            parts += ["Median times. All variants of a row were timed in turn.\n", suite_tables(here)]
+            show(f"speed-{device}", "Speedup of each variant over eager", figures.speedups(times))
             parts += [bound_table(here)]
             points = roofline_points(here, device)
             if points:
@@ -228,7 +228,8 @@ def section(folder: Path) -> tuple[str, dict[str, str]]:
             parts += [compile_table(here)]
         parts.append(start_table(found))
     if scaling is not None:
-        parts.append(f"### Growth\n\nOne process a point, {scaling['limit_gib']:g} GiB of memory given to each.\n")
+        words = f"Each point was measured in a separate process, with a memory limit of {scaling['limit_gib']:g} GiB."
+        parts.append(f"### Growth with the image area\n\n{words}\n")
         show(
             "time",
             "Time against the area of the image",
@@ -238,8 +239,8 @@ def section(folder: Path) -> tuple[str, dict[str, str]]:
         show("memory", "Memory against the area of the image", drawing)
         parts.append(scaling_section(scaling))
     if (allocated := read("allocation.json")) is not None:
-        words = f"A 64×64 tile of {allocated['model']}; processes of their own, `benchmarks.allocation`."
-        parts.append(f"### What allocating costs\n\n{words}\n\n{allocation.table(allocated)}")
+        words = f"Measured by `benchmarks.allocation` in separate processes, with a 64×64 tile of {allocated['model']}."
+        parts.append(f"### Cost of memory allocation\n\n{words}\n\n{allocation.table(allocated)}")
     if (promised := read("cpu_ratios.json")) is not None:
         parts.append("### Promised ratios\n\n" + tables.ratios_of(promised))
     if gpu is not None:
@@ -250,7 +251,7 @@ def section(folder: Path) -> tuple[str, dict[str, str]]:
 
 
 def roofline_points(found: Entries, device: str) -> list[Point]:
-    """The forward passes of the ops on a device, eager and fused."""
+    """Return the measurements of the ops' forward passes on a device, eager and fused."""
     points = []
     for group, op in OPS.items():
         variants = next((each for name, each in found.items() if entry_of(name) == group), {})
@@ -277,13 +278,13 @@ def _machine(devices: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def page() -> tuple[str, dict[str, str]]:
-    """docs/benchmarks.md and its figures by name."""
+    """Return the content of docs/benchmarks.md, and its figures by name."""
     lines = [
         "# Benchmarks",
         "",
-        "Made by `python -m benchmarks.reporting.report` from what is committed in benchmarks/results;",
-        "[benchmarks/README.md](../benchmarks/README.md) says how it is measured and what is compared. All times are",
-        "of one machine and one run; peers were timed in turn with the fused kernels.",
+        "`python -m benchmarks.reporting.report` generates this page from the files in benchmarks/results.",
+        "[benchmarks/README.md](../benchmarks/README.md) explains the measurements and the variants. The times of a",
+        "section come from one machine and one run, in which the variants of an entry were timed in turn.",
         "",
     ]
     drawn: dict[str, str] = {}
@@ -296,7 +297,7 @@ def page() -> tuple[str, dict[str, str]]:
 
 
 def performance() -> str:
-    """README's table: the fused kernels against eager and the best peer, the entries of `README_ENTRIES` alone."""
+    """Return README's table of the entries in `README_ENTRIES`: fused kernels, eager, and the best peer."""
     parts = []
     for path in sorted(RESULTS.glob("*/suite.json")):
         suite = json.loads(path.read_text(encoding="utf-8"))
@@ -321,12 +322,12 @@ def performance() -> str:
 
 
 def documents() -> dict[Path, str]:
-    """Every document that is made from results, and what it should say."""
+    """Return the generated documents by path, with the content that they should have."""
     return {**tables.documents({"performance": performance()}), PAGE: page()[0]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Rewrite or check; returns the exit code."""
+    """Rewrite or check the documents. Return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if something is out of date")
     check = parser.parse_args(arguments).check
