@@ -111,7 +111,7 @@ def name_suffix(suffix: str | None, *, beside: bool, default: str) -> str:
     if suffix is None:
         return f"_{default}" if beside else ""
     if "/" in suffix or "\\" in suffix:
-        raise UsageError(f"--suffix {suffix} holds a folder separator; it is added to file names, -o names a folder")
+        raise UsageError(f"--suffix must not contain a slash or backslash, got {suffix}; use -o to choose the folder")
     return f"_{suffix}" if suffix[:1].isalnum() else suffix
 
 
@@ -142,7 +142,7 @@ def output_is_file(output: str | None, arguments: Sequence[str]) -> bool:
     if known and not one_file:
         raise UsageError(f"-o {output} names a file, but there may be several inputs: name a folder")
     if not known and os.path.exists(Path(output)):
-        raise UsageError(f"-o {output} is a file and not a folder")
+        raise UsageError(f"-o {output} must be a folder, but it is a file")
     if one_file and not folder and not known and Path(output).suffix:
         endings = " ".join(image_format.suffixes[0] for image_format in FORMATS)
         raise UsageError(

@@ -95,9 +95,9 @@ def process_files(
         KeyboardInterrupt: Ctrl-C; the outputs of the current file are as they were before.
     """
     if "" in arguments:  # as happens when a shell expands an unset variable
-        raise UsageError(f"IN number {arguments.index('') + 1} is empty; name an image, a folder or a glob")
+        raise UsageError(f"IN number {arguments.index('') + 1} is an empty string; pass an image, a folder or a glob")
     if output == "":
-        raise UsageError("-o is empty; name a file or a folder, or leave it out to write beside the inputs")
+        raise UsageError("-o is an empty string; pass a file or a folder, or omit -o to write beside the inputs")
     to_file = output_is_file(output, arguments)
     with contextlib.ExitStack() as stack:
         standard_output = None

@@ -65,7 +65,7 @@ def _spell(kind: str, count: int) -> str:
     plural = "" if count == 1 else "s"
     return {
         LINKED_FOLDER: f"{count} linked folder{plural} (not followed)",
-        SUBFOLDER: f"{count} subfolder{plural} (-r looks into {'it' if count == 1 else 'them'})",
+        SUBFOLDER: f"{count} subfolder{plural} (use -r to search {'it' if count == 1 else 'them'})",
         EXCLUDED: f"{count} by --exclude",
         NO_SUFFIX: f"{count} without a suffix",
     }.get(kind, f"{count} {kind}")
@@ -132,7 +132,7 @@ def find_sources(
             sources = list(_in_folder(path, recursive, output, exclusion, skipped, errors))
             unreadable |= {Path(error.filename): (error.strerror or str(error)).lower() for error in errors}
             if not sources and not errors:
-                below = " or below" if recursive else "; -r looks into its subfolders"
+                below = " or below" if recursive else "; use -r to search its subfolders"
                 raise UsageError(f"no {READABLE} image in folder {argument!r}{below}{_in_brackets(skipped)}")
         elif not os.path.exists(path) and glob.has_magic(argument):
             matches = [path for path in map(Path, sorted(glob.glob(argument, recursive=True))) if os.path.isfile(path)]

@@ -337,8 +337,8 @@ def test_an_output_that_cannot_be_written_is_reported_before_the_work(
     ("arguments", "words"),
     [
         ([], "Missing argument"),
-        ([""], "IN number 1 is empty"),
-        (["a.png", "-o", ""], "-o is empty"),
+        ([""], "IN number 1 is an empty string"),
+        (["a.png", "-o", ""], "-o is an empty string"),
         (["a.png", "--scale", "0"], "--scale"),
         (["a.png", "--seed", "-1"], "--seed"),
         (["a.png", "--format", "jpg"], "--format"),
@@ -347,12 +347,12 @@ def test_an_output_that_cannot_be_written_is_reported_before_the_work(
         (["a.png", "-o", "out.png", "--format", "webp"], "contradict"),
         (["a.png", "b.png", "-o", "out.png"], "name a folder"),
         (["*.jpg"], f"no {READABLE} image matches"),
-        (["void"], "-r looks into its subfolders"),
+        (["void"], "use -r to search its subfolders"),
         (["a.png", "-o", "a.png"], "a.png would be written over itself"),
-        (["a.png", "--suffix", "x/y"], "--suffix x/y holds a folder separator"),
+        (["a.png", "--suffix", "x/y"], "--suffix must not contain a slash or backslash, got x/y"),
     ],
 )
-def test_usage_mistakes_have_exit_code_2_and_write_nothing(picture: Write, arguments: list[str], words: str) -> None:
+def test_usage_errors_have_exit_code_2_and_write_nothing(picture: Write, arguments: list[str], words: str) -> None:
     picture("a.png")
     picture("b.png")
     Path("void").mkdir()

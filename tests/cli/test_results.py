@@ -86,7 +86,7 @@ def test_results_that_are_left_out_are_counted_in_one_line(savl: Run, picture: W
     assert "t/a_x4_x4.png" in files("t")
 
 
-def test_a_folder_of_nothing_but_results_is_a_usage_mistake(savl: Run, picture: Write) -> None:
+def test_a_folder_of_nothing_but_results_is_a_usage_error(savl: Run, picture: Write) -> None:
     picture("t/a.png")
     assert savl("upscale", "t", "-o", "out").code == 0
     done = savl("upscale", "out", "-o", "again")

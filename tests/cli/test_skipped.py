@@ -33,7 +33,7 @@ def fill(picture: Write) -> None:
     [
         (
             [],
-            "skipped: 2 .txt, 2 hidden, 1 linked folder (not followed), 1 subfolder (-r looks into it), "
+            "skipped: 2 .txt, 2 hidden, 1 linked folder (not followed), 1 subfolder (use -r to search it), "
             "1 without a suffix",
         ),
         (["-r"], "skipped: 2 .txt, 2 hidden, 1 .psd, 1 linked folder (not followed), 1 without a suffix"),
@@ -70,7 +70,7 @@ def test_the_error_for_a_folder_without_pictures_counts_its_other_files(savl: Ru
     done = savl("upscale", "void")
     assert done.code == 2
     text = re.sub(r"[\s│]+", " ", done.text)
-    assert "-r looks into its subfolders (skipped: 1 subfolder (-r looks into it), 1 .mp4)" in text
+    assert "use -r to search its subfolders (skipped: 1 subfolder (use -r to search it), 1 .mp4)" in text
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_exclusion_applies_to_globs_and_named_files(savl: Run, picture: Write, q
     assert "skipped: 1 by --exclude" in done.text
 
 
-def test_when_all_is_excluded_that_is_a_usage_mistake(savl: Run, picture: Write) -> None:
+def test_when_all_is_excluded_that_is_a_usage_error(savl: Run, picture: Write) -> None:
     picture("in/a.png")
     for argument in ("in", "in/*.png", "in/a.png"):
         done = savl("upscale", argument, "-o", "out", "--exclude", "*.png")

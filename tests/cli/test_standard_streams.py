@@ -131,7 +131,7 @@ def test_input_that_is_not_a_picture_fails_and_writes_nothing(
         (["a.png", "--page", "0"], "--page"),
     ],
 )
-def test_contradictory_arguments_are_a_usage_mistake(
+def test_contradictory_arguments_are_a_usage_error(
     savl: Run, picture: Write, redirect: Any, arguments: list[str], words: str
 ) -> None:
     standard_output = redirect()
@@ -158,7 +158,7 @@ def test_a_terminal_neither_gives_nor_gets_a_picture(
 
 
 @pytest.mark.parametrize("command", ["upscale", "degrade"])
-def test_standard_input_that_is_open_for_writing_only_is_a_usage_mistake(
+def test_standard_input_that_is_open_for_writing_only_is_a_usage_error(
     savl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -89,7 +89,7 @@ def test_losing_standard_output_is_an_error_unless_its_reader_has_gone(
     assert (words in errors) if words else (errors == "")
 
 
-def test_a_usage_mistake_has_its_exit_code_even_if_its_message_cannot_be_written(tmp_path: Path) -> None:
+def test_a_usage_error_has_its_exit_code_even_if_its_message_cannot_be_written(tmp_path: Path) -> None:
     process = shell(tmp_path, f'"{sys.executable}" -m savl upscale --quality 1000 x.png 2>/dev/full')
     process.communicate(timeout=60)
     assert process.returncode == 2

@@ -1,4 +1,4 @@
-"""`savl upscale` as typed: files, folders, names, exit codes, messages."""
+"""Tests of the command `savl upscale`: inputs, outputs, their names, exit codes and messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def size_of(path: str) -> tuple[int, int]:
     return width, height
 
 
-def test_a_file_to_a_file(savl: Run, picture: Write) -> None:
+def test_an_input_file_is_upscaled_to_the_named_output_file(savl: Run, picture: Write) -> None:
     picture("photo.jpg")
     done = savl("upscale", "photo.jpg", "-o", "out.png")
     assert done.code == 0
@@ -36,7 +36,7 @@ def test_a_file_to_a_file(savl: Run, picture: Write) -> None:
     assert files() == ["out.png", "photo.jpg"]
 
 
-def test_without_an_output_the_result_goes_beside_the_input(savl: Run, picture: Write) -> None:
+def test_without_an_output_the_result_is_written_beside_the_input(savl: Run, picture: Write) -> None:
     picture("a/photo.JPG")
     picture("a/scan.tif", dtype=np.uint16)
     assert savl("upscale", "a/photo.JPG", "a/scan.tif").code == 0
@@ -44,14 +44,14 @@ def test_without_an_output_the_result_goes_beside_the_input(savl: Run, picture: 
     assert read_image("a/scan_x4.tif").pixels.dtype == np.uint16
 
 
-def test_the_suffix_names_the_requested_scale(savl: Run, picture: Write) -> None:
+def test_the_default_suffix_contains_the_requested_scale(savl: Run, picture: Write) -> None:
     picture("photo.png")
     assert savl("upscale", "photo.png", "--scale", "2.5").code == 0
     assert size_of("photo_x2.5.png") == (20, 15)
 
 
 @pytest.mark.parametrize(("scale", "size"), [("1", (8, 6)), ("3", (24, 18)), ("0.37", (3, 2)), ("7.3", (58, 44))])
-def test_any_scale_gives_the_rounded_size(savl: Run, picture: Write, scale: str, size: tuple[int, int]) -> None:
+def test_the_output_size_is_rounded_for_any_scale(savl: Run, picture: Write, scale: str, size: tuple[int, int]) -> None:
     picture("photo.png")
     assert savl("upscale", "photo.png", "-o", "out.png", "-s", scale).code == 0
     assert size_of("out.png") == size
@@ -70,7 +70,7 @@ def test_an_output_without_an_image_ending_is_a_folder(savl: Run, picture: Write
     assert files(output) == [f"{output.rstrip('/')}/photo.jpg"]
 
 
-def test_a_folder_takes_only_its_own_pictures(savl: Run, picture: Write) -> None:
+def test_without_recursion_only_visible_images_directly_in_the_folder_are_upscaled(savl: Run, picture: Write) -> None:
     for name in ("in/a.png", "in/b.webp", "in/deep/c.png", "in/.hidden.png"):
         picture(name)
     Path("in/notes.txt").write_text("no image")
@@ -101,7 +101,7 @@ def test_quoted_globs_are_expanded(savl: Run, picture: Write) -> None:
     assert files("out") == ["out/a.png", "out/b.png"]
 
 
-def test_a_file_whose_name_looks_like_a_glob_is_taken_as_it_is(savl: Run, picture: Write) -> None:
+def test_a_file_whose_name_looks_like_a_glob_is_taken_literally(savl: Run, picture: Write) -> None:
     picture("a[1].png")
     picture("a1.png")
     done = savl("upscale", "a[1].png", "-o", "out.png")
@@ -113,7 +113,7 @@ def test_a_file_whose_name_looks_like_a_glob_is_taken_as_it_is(savl: Run, pictur
     ("suffix", "name"),
     [("out", "photo_out.png"), ("_big", "photo_big.png"), ("-hd", "photo-hd.png"), ("", "photo.png")],
 )
-def test_suffixes_are_joined_as_real_esrgan_does(savl: Run, picture: Write, suffix: str, name: str) -> None:
+def test_a_suffix_is_joined_to_the_name_as_real_esrgan_does(savl: Run, picture: Write, suffix: str, name: str) -> None:
     picture("photo.png")
     assert savl("upscale", "photo.png", "-o", "out", "--suffix", suffix).code == 0
     assert files("out") == [f"out/{name}"]
@@ -130,7 +130,7 @@ def test_the_format_can_be_chosen(savl: Run, picture: Write, ending: str) -> Non
     assert ("8 bits per sample" in done.text) == (ending in ("jpg", "webp"))
 
 
-def test_transparency_is_flattened_onto_white_for_jpeg_and_that_is_said(savl: Run, picture: Write) -> None:
+def test_transparency_is_flattened_onto_white_for_jpeg_with_a_note(savl: Run, picture: Write) -> None:
     picture("clear.png", value=0, shape=(8, 8, 4))
     done = savl("upscale", "clear.png", "-o", "out.jpg")
     assert done.code == 0
@@ -138,7 +138,7 @@ def test_transparency_is_flattened_onto_white_for_jpeg_and_that_is_said(savl: Ru
     assert (read_image("out.jpg").pixels == 255).all()
 
 
-def test_quality_reaches_the_encoder(savl: Run, tmp_path: Path, picture: Write) -> None:
+def test_a_lower_quality_gives_a_smaller_file(savl: Run, tmp_path: Path, picture: Write) -> None:
     from savl.images.format import PNG
     from savl.images.write import write_image
 
@@ -150,7 +150,7 @@ def test_quality_reaches_the_encoder(savl: Run, tmp_path: Path, picture: Write) 
     assert Path("q10.jpg").stat().st_size * 3 < Path("q95.jpg").stat().st_size
 
 
-def test_existing_outputs_are_kept_and_that_is_no_error(savl: Run, picture: Write) -> None:
+def test_existing_outputs_are_kept_with_exit_code_0(savl: Run, picture: Write) -> None:
     picture("a.png")
     Path("out").mkdir()
     Path("out/a.png").write_bytes(b"old")
@@ -163,9 +163,7 @@ def test_existing_outputs_are_kept_and_that_is_no_error(savl: Run, picture: Writ
 
 
 @pytest.mark.parametrize("arguments", [[], ["--scale", "2"], ["--severity-map"]])
-def test_a_named_output_that_exists_is_an_error_unless_it_is_to_be_replaced(
-    savl: Run, picture: Write, arguments: list[str]
-) -> None:
+def test_an_existing_output_file_is_an_error_without_overwrite(savl: Run, picture: Write, arguments: list[str]) -> None:
     picture("a.png")
     Path("out.png").write_bytes(b"old")
     done = savl("upscale", "a.png", "-o", "out.png", *arguments)
@@ -176,14 +174,14 @@ def test_a_named_output_that_exists_is_an_error_unless_it_is_to_be_replaced(
     assert size_of("out.png") == ((16, 12) if "--scale" in arguments else (32, 24))
 
 
-def test_a_second_run_over_a_folder_does_only_what_is_missing(savl: Run, picture: Write) -> None:
+def test_a_second_run_processes_only_files_without_a_result(savl: Run, picture: Write) -> None:
     picture("in/a.png")
     assert savl("upscale", "in").code == 0
     picture("in/b.png")
     done = savl("upscale", "in")
     assert done.code == 0
     assert "1 upscaled, 1 kept" in done.text
-    assert files() == ["in/a.png", "in/a_x4.png", "in/b.png", "in/b_x4.png"], "results are no inputs"
+    assert files() == ["in/a.png", "in/a_x4.png", "in/b.png", "in/b_x4.png"], "results must not be upscaled again"
 
 
 def test_the_severity_map_is_written_beside_the_result(savl: Run, picture: Write) -> None:
@@ -193,11 +191,11 @@ def test_the_severity_map_is_written_beside_the_result(savl: Run, picture: Write
     drawn = read_image("out/large_severity.png").pixels
     assert drawn.shape[2] == 3
     dark, bright = drawn[100, 13].astype(int), drawn[100, 12 + 511].astype(int)
-    assert dark[2] > dark[1], "viridis begins in violet"
-    assert bright[1] > bright[2] + 100, "and ends in yellow"
+    assert dark[2] > dark[1], "the lowest value of the colour bar must be violet"
+    assert bright[1] > bright[2] + 100, "the highest value of the colour bar must be yellow"
 
 
-def test_severity_maps_of_one_name_in_two_formats_have_distinct_names(savl: Run, picture: Write) -> None:
+def test_inputs_that_differ_only_in_format_get_distinct_severity_maps(savl: Run, picture: Write) -> None:
     for name in ("in/a.png", "in/a.jpg", "in/b.png"):
         picture(name)
     assert savl("upscale", "in", "-o", "out", "--severity-map").code == 0
@@ -218,15 +216,15 @@ def test_only_colour_profiles_that_do_not_fit_are_reported(
     done = savl("upscale", "photo.tif", "-o", f"out.{ending}")
     assert done.code == 0
     stored = "gray" if mode == "L" and ending != "webp" else "RGB"
-    told = re.search(r"colour profile was left out: it is for (\w+), and \w+ stores this as (\w+)", done.text)
+    reported = re.search(r"colour profile was left out: it is for (\w+), and \w+ stores this as (\w+)", done.text)
     if read_image(f"out.{ending}").metadata.icc is None:
-        assert told is not None
-        assert told.groups() == (space.decode().strip(), stored)
+        assert reported is not None
+        assert reported.groups() == (space.decode().strip(), stored)
     else:
-        assert told is None
+        assert reported is None
 
 
-def test_a_missing_severity_map_alone_is_added(savl: Run, picture: Write) -> None:
+def test_only_a_missing_severity_map_is_written(savl: Run, picture: Write) -> None:
     picture("photo.png")
     assert savl("upscale", "photo.png").code == 0
     before = Path("photo_x4.png").stat().st_mtime_ns
@@ -237,15 +235,15 @@ def test_a_missing_severity_map_alone_is_added(savl: Run, picture: Write) -> Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ([], "Missing argument"),
-        ([""], "IN number 1 is empty"),
-        (["a.png", ""], "IN number 2 is empty"),
-        (["a.png", "-o", ""], "-o is empty"),
-        (["a.png", "--suffix", "a/b"], "--suffix a/b holds a folder separator"),
-        (["a.png", "--suffix", "/../../y"], "holds a folder separator"),
-        (["a.png", "-o", "out", "--suffix", "a\\b"], "holds a folder separator"),
+        ([""], "IN number 1 is an empty string"),
+        (["a.png", ""], "IN number 2 is an empty string"),
+        (["a.png", "-o", ""], "-o is an empty string"),
+        (["a.png", "--suffix", "a/b"], "--suffix must not contain a slash or backslash, got a/b"),
+        (["a.png", "--suffix", "/../../y"], "must not contain a slash"),
+        (["a.png", "-o", "out", "--suffix", "a\\b"], "must not contain a slash"),
         (["a.png", "--dtype", "float16"], "overflow in float16"),
         (["a.png", "--scale", "0"], "above 0"),
         (["a.png", "--tile", "-1"], "--tile"),
@@ -256,13 +254,13 @@ def test_a_missing_severity_map_alone_is_added(savl: Run, picture: Write) -> Non
         (["a.png", "b.png", "-o", "out.png"], "name a folder"),
         ([".", "-o", "out.png"], "name a folder"),
         (["*.jpg"], f"no {READABLE} image matches"),
-        (["void"], "-r looks into its subfolders"),
-        (["a.png", "-o", "b.png/"], "is a file and not a folder"),
-        (["a.png", "b.png", "-o", "plain"], "is a file and not a folder"),
+        (["void"], "use -r to search its subfolders"),
+        (["a.png", "-o", "b.png/"], "must be a folder, but it is a file"),
+        (["a.png", "b.png", "-o", "plain"], "must be a folder, but it is a file"),
     ],
 )
-def test_usage_mistakes_have_exit_code_2_and_write_nothing(
-    savl: Run, picture: Write, arguments: list[str], words: str
+def test_usage_errors_have_exit_code_2_and_write_nothing(
+    savl: Run, picture: Write, arguments: list[str], message: str
 ) -> None:
     picture("a.png")
     picture("b.png")
@@ -270,7 +268,7 @@ def test_usage_mistakes_have_exit_code_2_and_write_nothing(
     Path("plain").write_text("a file")
     done = savl("upscale", *arguments)
     assert done.code == 2
-    assert words in re.sub(r"[\s│]+", " ", done.text)
+    assert message in re.sub(r"[\s│]+", " ", done.text)
     assert files() == ["a.png", "b.png", "plain"]
 
 
@@ -286,7 +284,7 @@ def test_a_damaged_model_is_named_once(picture: Write, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("arguments", [["--model", "no-such-model"], ["--device", "cuda:99"]])
-def test_an_unknown_model_or_device_is_a_usage_mistake(
+def test_an_unknown_model_or_device_is_a_usage_error(
     picture: Write, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     from savl.cli import main
@@ -299,7 +297,7 @@ def test_an_unknown_model_or_device_is_a_usage_mistake(
     assert files() == ["a.png"]
 
 
-def test_a_failing_network_fails_that_file_and_leaves_nothing(
+def test_a_file_that_cannot_be_upscaled_is_reported_and_has_no_output(
     savl: Run, picture: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from savl.inference import upscale_image
@@ -327,7 +325,7 @@ def test_lines_are_not_wrapped_and_file_names_are_not_markup(savl: Run, picture:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["upscale", "--help"]])
-def test_help_is_given(savl: Run, arguments: list[str]) -> None:
+def test_help_is_printed(savl: Run, arguments: list[str]) -> None:
     done = savl(*arguments)
     assert done.code == 0
     assert "Usage: savl" in done.text
