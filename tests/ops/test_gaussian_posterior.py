@@ -224,8 +224,8 @@ def test_low_precision_differs_from_float64_by_rounding_errors_only(dtype: torch
     mu, logvar = posterior_parameters(dtype)
     exact = gaussian_posterior(mu.double(), logvar.double(), seed=3)
     rounded = gaussian_posterior(mu, logvar, seed=3)
-    # The sample is rounded four times in its dtype; the values are at most |mu| + exp(logvar/2)·|eps|. The other outputs
-    # are float32 sums over the channels, with two roundings per channel of values no larger than the largest term.
+    # The sample is rounded four times in its dtype, at values of at most |mu| + exp(logvar/2)·|eps|. The others are
+    # float32 sums over the channels, with two roundings per channel, of values no larger than the largest term.
     channels = SHAPE[1]
     largest_noise = float(standard_normal(SHAPE, 3).abs().max())
     largest_sample = float(mu.abs().max()) + float((logvar / 2).exp().max()) * largest_noise
