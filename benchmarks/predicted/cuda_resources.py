@@ -1,10 +1,10 @@
 """Registers, stack, spills and shared memory of the CUDA C++ kernels, for every GPU they are compiled for.
 
-    python -m benchmarks.predicted.cuda_resources    # a table
-    python -m benchmarks.predicted.cuda_resources --json csrc/cuda/resources.json    # the committed one
-    python -m benchmarks.predicted.cuda_resources --page    # rewrite docs/kernel-resources.md from the committed one
+    python -m benchmarks.predicted.cuda_resources    # print a table
+    python -m benchmarks.predicted.cuda_resources --json csrc/cuda/resources.json    # update the committed figures
+    python -m benchmarks.predicted.cuda_resources --page    # update docs/kernel-resources.md from the committed figures
 
-Wants nvcc, no GPU. A kernel that spills or has a stack frame waits for memory where it should compute.
+Needs nvcc but no GPU. A kernel that spills registers or has a stack frame waits for memory instead of computing.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _NOISE = ("no noise", "eps", "seed")
 
 
 def measure(toolkit: Any, folder: Path) -> dict[str, Any]:
-    """Compile every source for every architecture that is compiled for by default.
+    """Compile every source for every default architecture.
 
     Args:
         toolkit: A `Toolkit` of csrc/cuda/nvcc.py.
-        folder: For the objects; those of an earlier compilation are used where they still fit.
+        folder: The folder for the objects. Objects of an earlier compilation are used again where they are up to date.
 
     Returns:
-        What is committed as csrc/cuda/resources.json: bytes, and registers per thread.
+        The contents of csrc/cuda/resources.json. Sizes are in bytes, registers are per thread.
     """
     sources = [ROOT / "csrc/cuda" / name for name in nvcc.SOURCES]
     architectures = toolkit.architectures()
@@ -70,7 +70,7 @@ def measure(toolkit: Any, folder: Path) -> dict[str, Any]:
 
 
 def readable(names: list[str]) -> list[str]:
-    """Names of kernels as people write them, where there is a c++filt."""
+    """Return short, demangled names of kernels, or the names themselves where c++filt is missing."""
     tool = shutil.which("c++filt")
     if tool is None or not names:
         return names
@@ -87,7 +87,7 @@ def _shortened(name: str) -> str:
 
 
 def problems(report: dict[str, Any]) -> list[str]:
-    """What no kernel may have: a spill or a stack frame; and kernels that are missing for an architecture."""
+    """Return a message for every spill, every stack frame, and every kernel that is missing for an architecture."""
     found = []
     for name, gpus in report["kernels"].items():
         if missing := set(report["architectures"]) - set(gpus):
@@ -100,7 +100,7 @@ def problems(report: dict[str, Any]) -> list[str]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Markdown: registers per GPU, and what is the same for all."""
+    """Return a Markdown table: registers for each architecture, shared memory, and the sum of stack and spills."""
     gpus = report["architectures"]
     lines = [
         f"nvcc {report['nvcc']}; registers per thread, 256 threads a block, static shared memory of a block.\n",
@@ -121,13 +121,13 @@ def write_page(report: dict[str, Any]) -> None:
 
 
 def with_table(page: str, report: dict[str, Any]) -> str:
-    """The page with the table between its markers."""
+    """Return the page with the table between its markers."""
     start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
     return page[:start] + table(report) + page[end:]
 
 
 def main() -> int:
-    """Measure, print, and write what is asked for."""
+    """Run the command line: measure and print, and write what the options ask for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     parser.add_argument(

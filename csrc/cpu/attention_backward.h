@@ -1,8 +1,8 @@
 // Window attention, backward. The logits are computed again, one block of rows after the other. With P the softmax, G
 // the gradient of the output, and q and k multiplied by the severity as in the forward pass:
 //
-//   dP = G v^T      dS = P * (dP - sum_j P dP)      dq = dS k      dk = dS^T q      dv = P^T G      dbias[i - j] = sum
-//   dS
+//   dP = G v^T      dS = P * (dP - sum_j P dP)      dbias[i - j] = sum dS
+//   dq = dS k       dk = dS^T q                     dv = P^T G
 //
 // From dq and dk, the product rule gives the gradients of the unscaled q and k and of the severity.
 //

@@ -1,16 +1,16 @@
-// What a CPU kernel is: a function that takes plain arguments and works on a range of tasks. Neither torch nor vectors
-// appear here.
+// The definition of a CPU kernel: a function that takes plain arguments and works on a range of tasks. This header
+// needs neither torch nor vectors.
 //
-// Tasks are cut by shape alone, and every task adds up in a fixed order. Results therefore have the same bits on any
-// number of threads.
+// The shape of the arguments alone determines the tasks, and every task adds up in a fixed order. Results therefore
+// have the same bits on any number of threads.
 #pragma once
 
 #include <cstdint>
 
 namespace savl::cpu {
 
-// The dtypes that every CPU kernel is compiled for. A comment that calls a dtype S means the storage type, and T the
-// type of all arithmetic: double for float64, float otherwise.
+// The dtypes that every CPU kernel is compiled for. In comments and templates, S is the storage type of the tensors,
+// and T is the type of all arithmetic: double for float64, float otherwise.
 enum class Storage : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2 };
 constexpr int kStorages = 3;
 

@@ -218,7 +218,7 @@ SAVL_INLINE void store_narrow<BFloat16>(BFloat16* to, Vec<float> value) {
   __builtin_memcpy(to, &half, sizeof(half));
 }
 
-// a * factor, rounded once.
+// Returns a * factor, which is computed in double and rounded once.
 SAVL_INLINE Vec<double> times(Vec<double> a, double factor) { return a * factor; }
 SAVL_INLINE Vec<float> times(Vec<float> a, double factor) {
   // Half by half: GCC passes a vector of twice the width through memory.
@@ -229,7 +229,7 @@ SAVL_INLINE Vec<float> times(Vec<float> a, double factor) {
   return bits_of<Vec<float>>(halves);
 }
 
-// 2^x for x <= 0, 0 from 2^-126.5 down, and NaN for NaN.
+// Returns 2^x for x <= 0. The result is 0 where it is below 2^-126.5, and NaN where x is NaN.
 SAVL_INLINE Vec<float> exp2_of_negative(Vec<float> x) {
   constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: the low bits of the sum are the nearest integer
   x = larger(broadcast(-127.0f), x);

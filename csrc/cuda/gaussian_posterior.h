@@ -2,15 +2,15 @@
 // kernel share. A kernel is a struct whose `phase` functions say what one thread of a block does. All threads of a
 // block finish a phase before any of them begins the next. csrc/twin runs the same phases on a CPU.
 //
-// Bytes per element (of R channels; a map is 4 bytes per pixel, 1/R of an element's share each), float32 and 16 bits:
+// Bytes per element for float32 and for 16 bits. Maps have 4 bytes per pixel, which is 4 / R bytes per element:
 //   forward, no noise or seeded   8 (+ 4 for the sample)    4 (+ 2)     and 2 maps written
 //   forward, eps                 16                         8           and 2 maps written
 //   backward, all gradients      24                        12           and 2 maps read
 // An H100 moves 3.35 TB/s: with R = 64 and 16 bits, the forward of a 512 x 512 image takes no less than 20 us without
-// noise and 41 us with eps, its backward 61 us. The arithmetic of an element is some forty instructions (an estimate);
-// in the time that memory takes an H100 issues about 34 for 4 bytes and 68 for 8. So 16 bits without noise may be bound
-// by arithmetic, everything else by memory; but seeded noise adds some forty operations in double per element, twice
-// that where a chunk's elements do not follow each other in the stream.
+// noise and 41 us with eps, its backward 61 us. The arithmetic of an element takes about forty instructions (an
+// estimate). In the time in which an H100 moves 4 bytes it issues about 34 instructions, for 8 bytes about 68.
+// Arithmetic may therefore limit 16 bits without noise; memory limits everything else. Seeded noise adds about forty
+// operations in double per element, and twice as many where the elements of a chunk are not consecutive in the stream.
 //
 // Launch shapes: blocks of 256 threads, one tile of pixels each. Planar: 8, 16 or 32 threads side by side along the
 // pixels, 16 bytes of each channel per thread, and 32, 16 or 8 such rows of threads, among which the channels are

@@ -1,4 +1,4 @@
-"""What the tests of csrc share: the CUDA kernels compiled for the host, in place of savl's ops."""
+"""Fixtures of the tests of csrc: the CUDA kernels compiled for the host, in place of savl's ops."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def twin_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """csrc/twin, compiled and loaded; with the sanitizers that SAVL_SANITIZE names."""
+    """The compiled and loaded csrc/twin, with the sanitizers that SAVL_SANITIZE names."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         pytest.skip("needs a C++ compiler")
@@ -49,7 +49,7 @@ def twin_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @pytest.fixture
 def twin(twin_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The twin in place of savl's ops wherever kernels are not eager's, of any dtype."""
+    """The twin in place of savl's ops, for every dtype, wherever the kernel settings are not eager."""
 
     def serves(op: Op, kernels: KernelSettings, *tensors: torch.Tensor | None) -> bool:
         return bool(getattr(kernels, op.name) != EAGER)
@@ -62,7 +62,7 @@ def twin(twin_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture(scope="session")
 def toolkit() -> Any:
-    """The CUDA toolkit; the test is skipped where there is none."""
+    """The CUDA toolkit. The test is skipped where there is none."""
     found = cuda_resources.nvcc.Toolkit.find()
     if found is None:
         pytest.skip("no nvcc found: set CUDA_HOME, or put nvcc on the PATH")
@@ -71,5 +71,5 @@ def toolkit() -> Any:
 
 @pytest.fixture(scope="session")
 def cuda_objects() -> Path:
-    """Where compiled kernels are kept: an editable install leaves them there, and what is up to date is used again."""
+    """The folder of compiled kernels. An editable install leaves objects there, which are used again if up to date."""
     return ROOT / "build/cuda"

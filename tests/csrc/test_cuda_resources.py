@@ -1,4 +1,4 @@
-"""The CUDA kernels compile for every GPU they are meant for, spill nothing, and the committed table tells the truth."""
+"""The CUDA kernels compile for every supported GPU without spills, and the committed table is up to date."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def test_no_kernel_spills_or_has_a_stack_frame(measured: dict[str, Any]) -> None
 
 
 @pytest.mark.slow
-def test_the_committed_table_is_that_of_these_kernels(measured: dict[str, Any]) -> None:
+def test_the_committed_table_matches_the_kernels(measured: dict[str, Any]) -> None:
     again = "python -m benchmarks.predicted.cuda_resources --json csrc/cuda/resources.json"
     assert measured["kernels"].keys() == COMMITTED["kernels"].keys(), f"other kernels: run {again}"
     if set(measured["architectures"]) == set(COMMITTED["architectures"]) and measured["nvcc"] == COMMITTED["nvcc"]:
         assert measured == COMMITTED, f"other resources: run {again}"
-    else:  # another nvcc leaves some architectures out, and assigns registers in its own way
+    else:  # another nvcc may know fewer architectures, and assigns registers differently
         assert set(measured["architectures"]) <= set(COMMITTED["architectures"])
 
 
@@ -48,7 +48,7 @@ def test_every_source_is_compiled() -> None:
     assert found == set(cuda_resources.nvcc.SOURCES)
 
 
-def test_spills_stack_frames_and_missing_kernels_are_seen() -> None:
+def test_spills_stack_frames_and_missing_kernels_are_reported() -> None:
     report = copy.deepcopy(COMMITTED)
     names = list(report["kernels"])
     report["kernels"][names[0]]["sm_90"]["spill_loads"] = 4

@@ -1,4 +1,4 @@
-"""The CUDA kernels of csrc/cuda, run on the host thread by thread, compute what the reference computes."""
+"""The CUDA kernels, which csrc/twin runs on the CPU thread by thread, compute the same as the reference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from savl.ops.philox import standard_normal
 
 pytestmark = pytest.mark.usefixtures("twin")
 
-CUDA = KernelSettings.of(True)  # with the fixture, the twin
+CUDA = KernelSettings.of(True)  # the fixture puts the twin in place of the CUDA kernels
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
 NOISES = pytest.mark.parametrize("noise", ["eps", "seed", "none"])
 Layout = Callable[[Tensor], Tensor]
@@ -55,14 +55,14 @@ def channels_last(value: Tensor) -> Tensor:
 
 
 def moved(value: Tensor) -> Tensor:
-    """The same layout, one element past an aligned address."""
+    """The same layout, but the address is not a multiple of 16 bytes."""
     around = torch.full((value.numel() + 1,), torch.nan, dtype=value.dtype)[1:]
     view = around.as_strided(value.shape, value.stride())
     return view.copy_(value)
 
 
 def sliced(value: Tensor) -> Tensor:
-    """The middle of something larger that is NaN all around."""
+    """The middle of a larger tensor whose other elements are NaN."""
     around = torch.full([size + 3 for size in value.shape], torch.nan, dtype=value.dtype)
     return around[tuple(slice(1, size + 1) for size in value.shape)].copy_(value)
 
@@ -72,36 +72,36 @@ def strided(value: Tensor) -> Tensor:
 
 
 def apart(value: Tensor) -> Tensor:
-    """Rows begin aligned, but the next is no multiple of 16 bytes away."""
+    """The distance between rows is not a multiple of 16 bytes."""
     around = torch.full((*value.shape[:3], value.shape[3] + 1), torch.nan, dtype=value.dtype)
     return around[..., :-1].copy_(value)
 
 
 def channels_apart(value: Tensor) -> Tensor:
-    """Planar, and channels are no multiple of 16 bytes apart."""
+    """Planar, and the distance between channels is not a multiple of 16 bytes."""
     around = torch.full((*value.shape[:2], value.shape[2] * value.shape[3] + 1), torch.nan, dtype=value.dtype)
     return around[..., :-1].copy_(value.flatten(2)).unflatten(2, value.shape[2:])
 
 
 def padded_pixels(value: Tensor) -> Tensor:
-    """Channels last, each pixel part of a longer one: what a slice of channels is."""
+    """Channels last, as a slice of the channels of a larger tensor."""
     around = torch.full((*value.shape[:1], *value.shape[2:], value.shape[1] + 8), torch.nan, dtype=value.dtype)
     return around[..., : value.shape[1]].permute(0, 3, 1, 2).copy_(value)
 
 
 def pixels_apart(value: Tensor) -> Tensor:
-    """The same, and pixels are no multiple of 16 bytes apart."""
+    """Channels last, and the distance between pixels is not a multiple of 16 bytes."""
     around = torch.full((*value.shape[:1], *value.shape[2:], value.shape[1] + 1), torch.nan, dtype=value.dtype)
     return around[..., :-1].permute(0, 3, 1, 2).copy_(value)
 
 
 def fewer_channels(value: Tensor) -> Tensor:
-    """Planar, each image part of one with more channels."""
+    """Planar, as a slice of the channels of a larger tensor."""
     around = torch.full((value.shape[0], value.shape[1] + 3, *value.shape[2:]), torch.nan, dtype=value.dtype)
     return around[:, : value.shape[1]].copy_(value)
 
 
-# The rule
+# Accuracy
 
 
 @DTYPES
@@ -112,7 +112,7 @@ def fewer_channels(value: Tensor) -> Tensor:
     [(2, 64, 9, 8), (1, 16, 16, 16), (1, 5, 17, 31), (3, 1, 4, 4), (1, 19, 1, 70), (2, 8, 60, 1), (1, 3, 1, 1)],
     ids=str,
 )
-def test_the_posterior_is_as_right_as_eager(
+def test_the_posterior_is_as_accurate_as_eager(
     dtype: torch.dtype, noise: str, layout: str, shape: tuple[int, ...]
 ) -> None:
     batch, channels, height, width = shape
@@ -129,7 +129,7 @@ def test_the_posterior_is_as_right_as_eager(
 @DTYPES
 @pytest.mark.parametrize("beta", [True, False], ids=["beta", "no-beta"])
 @pytest.mark.parametrize("shape", [(2, 6, 5, 144), (1, 3, 4, 7), (3, 1, 1, 1), (1, 9, 1, 33), (1, 40, 30, 8)], ids=str)
-def test_channel_modulation_is_as_right_as_eager(dtype: torch.dtype, beta: bool, shape: tuple[int, ...]) -> None:
+def test_channel_modulation_is_as_accurate_as_eager(dtype: torch.dtype, beta: bool, shape: tuple[int, ...]) -> None:
     batch, height, width, channels = shape
     assert_within_budget(
         lambda seed: channel_modulation_case(
@@ -141,7 +141,7 @@ def test_channel_modulation_is_as_right_as_eager(dtype: torch.dtype, beta: bool,
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
 @pytest.mark.parametrize("beta", [True, False], ids=["beta", "no-beta"])
 @pytest.mark.parametrize("channels", [37, 40])
-def test_features_of_16_bits_go_on_a_float32_residual(dtype: torch.dtype, beta: bool, channels: int) -> None:
+def test_features_of_16_bits_are_added_to_a_float32_residual(dtype: torch.dtype, beta: bool, channels: int) -> None:
     def make(seed: int) -> Case:
         case = channel_modulation_case(dtype, height=4, width=5, channels=channels, beta=beta, seed=seed)
         return rearranged(case, lambda value: value.float() * (1 + 2**-12 * torch.rand(value.shape)), "residual")
@@ -153,8 +153,8 @@ def test_features_of_16_bits_go_on_a_float32_residual(dtype: torch.dtype, beta: 
     ("channels", "height", "width", "layout"),
     [(1, 512, 600, "planar"), (1024, 100, 100, "channels-last"), (1030, 3, 3, "channels-last"), (700, 3, 5, "planar")],
 )
-def test_shapes_that_need_more_than_one_round_are_right(channels: int, height: int, width: int, layout: str) -> None:
-    # More tiles than one block merges; more channels than a block has slots or rows.
+def test_shapes_that_need_more_than_one_round_are_correct(channels: int, height: int, width: int, layout: str) -> None:
+    # More tiles than one block merges, or more channels than a block has slots or rows of threads.
     case = gaussian_posterior_case(
         torch.float32, batch=2 if height < 100 else 1, channels=channels, height=height, width=width, noise="none"
     )
@@ -171,7 +171,7 @@ def test_shapes_that_need_more_than_one_round_are_right(channels: int, height: i
 @pytest.mark.parametrize("layout", ["planar", "channels-last"])
 @pytest.mark.parametrize("shape", [(2, 3, 4, 8), (2, 3, 3, 5), (1, 16, 2, 3)], ids=str)
 @DTYPES
-def test_seeded_noise_is_the_one_stream(dtype: torch.dtype, shape: tuple[int, ...], layout: str) -> None:
+def test_seeded_noise_is_the_stream_of_savl_ops_philox(dtype: torch.dtype, shape: tuple[int, ...], layout: str) -> None:
     zeros = torch.zeros(shape, dtype=dtype)
     if layout != "planar":
         zeros = channels_last(zeros)
@@ -196,7 +196,7 @@ def test_every_number_of_16_bits_is_read_as_torch_reads_it(dtype: torch.dtype) -
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
 def test_numbers_are_rounded_to_16_bits_as_torch_rounds_them(dtype: torch.dtype) -> None:
-    # Every number of 16 bits, those half way to the next, and their neighbours.
+    # Every number of 16 bits, the numbers half way to the next one, and their neighbours.
     bits = all_bits(dtype).flatten().float().view(torch.int32)
     half = 1 << (15 if dtype == torch.bfloat16 else 12)
     shifts = torch.tensor([-half - 1, -half, -1, 0, 1, half - 1, half, half + 1], dtype=torch.int32)
@@ -258,7 +258,7 @@ def test_expanded_inputs_give_the_same_numbers(name: str, dims: tuple[int, ...])
         if value is not None:
             found = run(rearranged(case, expanded, argument))
             expected = run(rearranged(case, lambda tensor: expanded(tensor).contiguous(), argument))
-            for key, number in expected.items():  # an expanded mu may count as interleaved: another order of adding
+            for key, number in expected.items():  # an expanded mu may count as interleaved, which adds in another order
                 torch.testing.assert_close(found[key], number, msg=lambda m, a=argument, k=key: f"{a}, {k}: {m}")
 
 
@@ -273,7 +273,7 @@ def test_gamma_and_beta_may_be_halves_of_one_tensor() -> None:
 
 @pytest.fixture
 def empty_is_nan() -> Iterator[None]:
-    """Whatever torch hands out uninitialised is full of NaN."""
+    """Fill uninitialised tensors of torch with NaN."""
     before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
@@ -290,7 +290,7 @@ def test_every_element_of_every_output_is_written(name: str, dtype: torch.dtype,
     case = CASES[name](dtype)
     found = run(case if layout == "as-it-is" else rearranged(case, channels_last))
     unwritten = [key for key, value in found.items() if value.isnan().any()]
-    assert not unwritten, f"{unwritten} have elements that nobody wrote"
+    assert not unwritten, f"{unwritten} have elements that were never written"
 
 
 @DTYPES
@@ -346,7 +346,7 @@ def test_outputs_have_the_strides_that_the_fake_kernels_promise(layout: str, sha
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, -1e30])
 @pytest.mark.parametrize("layout", ["as-it-is", "channels-last"])
 @EVERY
-def test_one_spoilt_number_spoils_what_it_spoils_in_eager(name: str, layout: str, value: float) -> None:
+def test_nan_and_infinity_reach_the_same_outputs_as_in_eager(name: str, layout: str, value: float) -> None:
     case = CASES[name](torch.float32)
     case = case if layout == "as-it-is" else rearranged(case, channels_last)
     for argument, tensor in case.arguments.items():
@@ -358,7 +358,7 @@ def test_one_spoilt_number_spoils_what_it_spoils_in_eager(name: str, layout: str
             found, expected = run(spoilt), spoilt.run("eager")
             for key, wanted in expected.items():
                 where = f"{key} for {value} in {argument}{list(spot)}"
-                if key == "variance_mean":  # torch makes NaN of an infinity
+                if key == "variance_mean":  # torch turns an infinity into NaN
                     assert torch.equal(found[key].isfinite(), wanted.isfinite()), where
                     continue
                 assert torch.equal(found[key].isnan(), wanted.isnan()), where
@@ -398,7 +398,7 @@ def test_each_output_alone_passes_its_gradient_back(noise: dict[str, Any], layou
             torch.testing.assert_close(value, wanted, msg=lambda m, o=output, i=index: f"{o}, input {i}: {m}")
 
 
-# What it is, and what it refuses
+# Schemas and errors
 
 
 @pytest.mark.parametrize("op", ["gaussian_posterior", "channel_modulation"])
@@ -429,6 +429,6 @@ def test_the_twin_has_the_schemas_of_savl(op: str, twin: Any, monkeypatch: pytes
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(call: Callable[[Tensor], Any], message: str) -> None:
+def test_an_error_names_the_op_and_the_invalid_argument(call: Callable[[Tensor], Any], message: str) -> None:
     with pytest.raises(RuntimeError, match=f"savl::.*{message}"):
         call(torch.zeros(2, 3, 4, 5))

@@ -1,4 +1,4 @@
-"""What csrc/ is compiled to: symbols, other releases of torch, other processors."""
+"""The compiled libraries of csrc/: their symbols, other releases of torch, and other processors; and its headers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_no_library_uses_a_symbol_of_torch_outside_the_stable_shim(which: str, r
 @pytest.mark.parametrize("which", ["extension", "cuda"])
 def test_no_library_names_a_folder_of_the_machine_that_compiled_it(which: str, request: pytest.FixtureRequest) -> None:
     file = cuda_library() if which == "cuda" else Path(request.getfixturevalue("built_extension").__file__)
-    # Of every source and header, the file names in error messages: no folder above csrc/ or torch/ in them.
+    # Error messages contain the names of source files and headers. None may begin with a folder of that machine.
     texts = re.findall(rb"\x00([\x21-\x7e]*/[\w.+-]+\.(?:cpp|h|cuh|cu|inl))\x00", file.read_bytes())
     assert any(text.startswith(b"csrc/") for text in texts), "the search finds too little"
     outside = {text.decode() for text in texts if not text.startswith((b"csrc/", b"torch/", b"pybind11/"))}
@@ -74,7 +74,7 @@ for name, call in calls.items():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux limits a process's memory")
-def test_a_kernel_that_gets_no_memory_says_so_as_torch_does(built_extension: ModuleType) -> None:
+def test_a_kernel_without_memory_raises_the_error_of_torch(built_extension: ModuleType) -> None:
     done = subprocess.run(
         [sys.executable, "-c", MEMORY_REFUSED],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -92,7 +92,7 @@ def test_a_kernel_that_gets_no_memory_says_so_as_torch_does(built_extension: Mod
 
 
 def run_elsewhere(code: str, folder: Path) -> str:
-    """Run a program with this savl in an interpreter that has another torch, and return what it prints."""
+    """Run a program with this savl in an interpreter that has another torch, and return its output."""
     python = os.environ.get("SAVL_TEST_OTHER_PYTHON")
     if not python:
         pytest.skip("SAVL_TEST_OTHER_PYTHON names no interpreter with another torch (docs/environment.md)")
@@ -139,42 +139,59 @@ print(torch.__version__)
     assert run_elsewhere(code, tmp_path) != torch.__version__, "the other interpreter has the same torch"
 
 
-# Other processors
+# Headers and other processors
 
 
-def compile_kernels(compiler: str, source: str, folder: Path) -> Path:
-    target = folder / f"{source}.o"
-    command = [compiler, "-std=c++20", "-O2", "-fPIC", "-ffp-contract=fast", "-I", str(ROOT / "csrc")]
+def compile_csrc(compiler: str, *arguments: str | Path) -> None:
+    """Run a compiler with the flags that csrc needs, and fail with its messages."""
     done = subprocess.run(
-        [*command, "-c", str(ROOT / "csrc/cpu" / source), "-o", str(target)],
+        [compiler, "-std=c++20", "-fPIC", "-ffp-contract=fast", f"-I{ROOT / 'csrc'}", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return target
+
+
+@pytest.fixture(scope="module")
+def compiler() -> str:
+    """The C++ compiler; the test is skipped where there is none."""
+    found = shutil.which(os.environ.get("CXX", "g++"))
+    if found is None or sys.platform == "win32":
+        pytest.skip("needs GCC or Clang, and on Windows savl is built without its extension")
+    return found
+
+
+@pytest.mark.parametrize("needs_torch", [False, True], ids=["kernels", "ops"])
+def test_every_header_compiles_on_its_own(compiler: str, needs_torch: bool) -> None:
+    folders = [ROOT / "csrc", ROOT / "csrc/cpu", ROOT / "csrc/cuda"]
+    headers = [header for folder in folders for header in sorted(folder.glob("*.h"))]
+    ops = {"torch_errors.h", "layouts.h", "tensors.h"}
+    chosen = [header for header in headers if (header.name in ops or header.stem.endswith("_op")) == needs_torch]
+    assert len(chosen) > 6, "the search finds too little"
+    flags = ["-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{Path(torch.__file__).parent / 'include'}"]
+    if not needs_torch and platform.machine() == "x86_64":
+        flags = ["-DSAVL_INSTRUCTION_SET=avx2", "-DSAVL_VECTOR_BYTES=32", '-DSAVL_TARGET="avx2,fma"']
+    # One call: the compiler reads each file on its own. -w: a #pragma once in a main file is a warning.
+    compile_csrc(compiler, *flags, "-w", "-fsyntax-only", "-x", "c++", *chosen)
 
 
 def test_the_kernels_compile_for_arm64(tmp_path: Path) -> None:
-    compiler = shutil.which("aarch64-linux-gnu-g++")
-    if compiler is None:
+    cross_compiler = shutil.which("aarch64-linux-gnu-g++")
+    if cross_compiler is None:
         pytest.skip("no aarch64-linux-gnu-g++ here (Debian: apt-get install g++-aarch64-linux-gnu)")
-    compile_kernels(compiler, "kernels_portable.cpp", tmp_path)
+    compile_csrc(cross_compiler, "-O1", "-c", ROOT / "csrc/cpu/kernels_portable.cpp", "-o", tmp_path / "kernels.o")
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX-512 is of x86-64")
-def test_nothing_compiled_for_avx512_can_stand_in_for_a_baseline_function(tmp_path: Path) -> None:
-    # An inline function of the standard library that two files define is kept once: the copy that was compiled for
-    # AVX-512 might be the one, and would crash a processor without it. Such copies are weak symbols.
-    compiler, nm = shutil.which(os.environ.get("CXX", "g++")), shutil.which("nm")
-    if compiler is None or nm is None:
-        pytest.skip("needs a compiler and nm")
-    listing = subprocess.run(
-        [nm, "-C", str(compile_kernels(compiler, "kernels_avx512.cpp", tmp_path))],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    weak = [line for line in listing.stdout.splitlines() if re.search(r" W ", line)]
-    assert not weak, f"these may replace the baseline's: {weak}"
+def test_no_function_compiled_for_avx512_can_replace_a_baseline_function(compiler: str, tmp_path: Path) -> None:
+    # The linker keeps one copy of an inline function that two files define. If that were the copy compiled for AVX-512,
+    # it would crash a processor without AVX-512. Such copies are weak symbols.
+    nm, target = shutil.which("nm"), tmp_path / "kernels.o"
+    if nm is None:
+        pytest.skip("needs nm")
+    compile_csrc(compiler, "-O1", "-c", ROOT / "csrc/cpu/kernels_avx512.cpp", "-o", target)
+    listing = subprocess.run([nm, "-C", str(target)], capture_output=True, text=True, check=True).stdout
+    weak = [line for line in listing.splitlines() if re.search(r" W ", line)]
+    assert not weak, f"these may replace functions of the baseline: {weak}"
