@@ -1,25 +1,55 @@
-// The Python module savl._C. No other file includes pybind11 or depends on the version of Python. Ops need no line
-// here: each registers itself with torch's dispatcher in a file of its own.
+// The Python module savl._C: facts about the build, and the choice of the instruction set. No other file includes
+// pybind11 or depends on the version of Python. Ops need no line here: each registers itself with torch's dispatcher in
+// a file of its own.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/stable/version.h>
 
-#include "build_facts.h"
-#include "cpu/instruction_sets.h"
+#include <string>
+#include <vector>
+
 #include "cpu/kernel_table.h"
+
+#ifndef SAVL_VERSION
+#error "SAVL_VERSION is not defined: build through setup.py, which reads it from pyproject.toml"
+#endif
+#ifndef TORCH_TARGET_VERSION
+#error "TORCH_TARGET_VERSION is not defined: without it the library would load in the newest torch only"
+#endif
+
+// SAVL_VERSION is a bare token on the command line, so that no shell has to carry quotes.
+#define SAVL_QUOTED(token) #token
+#define SAVL_EXPANDED_QUOTED(token) SAVL_QUOTED(token)
 
 namespace py = pybind11;
 
 namespace {
 
+std::string compiler() {
+#if defined(__clang__)
+  return "Clang " __clang_version__;
+#elif defined(__GNUC__)
+  return "GCC " __VERSION__;
+#else
+  return "unknown";
+#endif
+}
+
+// The oldest torch whose stable ABI is enough. Torch packs a version as one byte each of major, minor and patch, from
+// the top of 64 bits.
+std::string stable_abi() {
+  constexpr unsigned long long packed = TORCH_FEATURE_VERSION;
+  return std::to_string(packed >> 56 & 0xff) + "." + std::to_string(packed >> 48 & 0xff);
+}
+
 py::dict build_facts() {
-  const savl::BuildFacts facts = savl::build_facts();
   py::dict result;
-  result["version"] = facts.version;
-  result["compiler"] = facts.compiler;
-  result["cxx_standard"] = facts.cxx_standard;
-  result["stable_abi"] = facts.stable_abi;
-  result["torch"] = facts.torch;
-  result["instruction_sets"] = py::tuple(py::cast(savl::cpu::instruction_sets()));
+  result["version"] = SAVL_EXPANDED_QUOTED(SAVL_VERSION);
+  result["compiler"] = compiler();
+  result["cxx_standard"] = __cplusplus;
+  result["stable_abi"] = stable_abi();
+  result["torch"] = TORCH_VERSION;  // whose headers were compiled
+  result["instruction_sets"] = py::tuple(py::cast(savl::cpu::processor_features()));
   result["kernel_instruction_set"] = savl::cpu::kernels().instruction_set;
   return result;
 }

@@ -9,6 +9,7 @@
 // setup.py compiles every .cpp file of this folder. layer_norm.{h,cpp} is the shortest example.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "cpu/attention_backward.h"
@@ -46,6 +47,10 @@ namespace avx512 {
 extern const KernelTable kKernels;
 }
 #endif
+
+// The features that the kernels use and that both the processor and the operating system support, in a fixed order:
+// "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq" on x86-64; "neon" on 64-bit Arm.
+std::vector<std::string> processor_features();
 
 // The tables that this processor can run, the fastest first. "portable" is always among them.
 const std::vector<const KernelTable*>& kernel_tables();
