@@ -65,7 +65,7 @@ SAVL_INLINE Vec<T> rounded(Vec<T> value) {
 
 // Draws the noise of `count` consecutive elements from element number `first` on, counted in row-major order.
 template <typename T>
-SAVL_INLINE void seeded_noise(const GaussianPosteriorArgs& args, int64_t first, int64_t count, T* noise) {
+SAVL_NOINLINE void seeded_noise(const GaussianPosteriorArgs& args, int64_t first, int64_t count, T* noise) {
   float four[4];
   uint64_t drawn = ~uint64_t{0};
   for (int64_t n = first; n < first + count; ++n) {
