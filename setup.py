@@ -197,7 +197,8 @@ def extension() -> dict[str, Any]:
     major, minor = STABLE_ABI
     module = Extension(
         "savl._C",
-        sources=files("csrc/*.cpp", "csrc/cpu/*.cpp"),
+        # The kernels take longest to compile and come first, so that no processor waits for them at the end.
+        sources=sorted(files("csrc/*.cpp", "csrc/cpu/*.cpp"), key=lambda path: Path(path).stem[:8] != "kernels_"),
         depends=files("csrc/**/*.h", "csrc/**/*.inl"),
         # pybind11 comes first: torch's include folder has another version of it.
         include_dirs=[pybind11.get_include(), str(ROOT / "csrc"), str(torch_root / "include")],
