@@ -1,4 +1,4 @@
-"""Draw the roofline."""
+"""Draw the roofline as a figure."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _INK = "#333333"
 
 
 def draw_roofline(roofline: Roofline, subtitle: str = "") -> Figure:
-    """Draw the roof and one point for each op and backend, eager hollow, on logarithmic axes.
+    """Draw the roof, and one point for each op and backend, on logarithmic axes. Points of eager are hollow.
 
     Args:
-        roofline: Measurements.
-        subtitle: What was computed, in one line.
+        roofline: Measured roofline.
+        subtitle: Description of the measured computation, in one line.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, 5.6), layout="constrained")
-    FigureCanvasAgg(figure)  # without pyplot, which keeps state and could open a window
+    FigureCanvasAgg(figure)  # instead of pyplot, which keeps global state and may open a window
     axes = figure.add_subplot()
     ceilings, points = roofline.ceilings, roofline.points
     intensities = [point.intensity for point in points] + [ceilings.ridge]
@@ -59,7 +59,7 @@ def draw_roofline(roofline: Roofline, subtitle: str = "") -> Figure:
     axes.set_ylabel("speed, GFLOP/s")
     title = f"Roofline of {roofline.device}, {roofline.dtype}"
     axes.set_title(f"{title}\n{subtitle}" if subtitle else title, fontsize=10, loc="left")
-    for op, colour in _COLOURS.items():  # a line from eager to fused
+    for op, colour in _COLOURS.items():  # a line between the points of eager and fused
         ends = [(point.intensity, point.gflops) for point in points if point.op == op]
         axes.plot([x for x, _ in ends], [y for _, y in ends], color=colour, linewidth=1, alpha=0.4, zorder=3)
     for point in points:
@@ -70,8 +70,8 @@ def draw_roofline(roofline: Roofline, subtitle: str = "") -> Figure:
             point.intensity, point.gflops, "o", markersize=8, color=colour, markerfacecolor=face, linewidth=2, zorder=4
         )
     _add_legend(figure, roofline)
-    figure.draw_without_rendering()  # computes all positions in pixels
-    _label_all(axes, roofline)
+    figure.draw_without_rendering()  # the layout is needed to place labels in pixels
+    _add_labels(axes, roofline)
     return figure
 
 
@@ -79,9 +79,9 @@ def save_roofline(figure: Figure, path: Path, *, overwrite: bool) -> None:
     """Write the figure to a file. An error leaves no partial file.
 
     Args:
-        figure: From `draw_roofline`.
+        figure: Result of `draw_roofline`.
         path: Path that ends in ``.svg``, ``.pdf`` or ``.png``.
-        overwrite: Replace an existing file.
+        overwrite: Whether to replace an existing file.
 
     Raises:
         FileExistsError: The file exists and ``overwrite`` is False.
@@ -110,26 +110,26 @@ def _add_legend(figure: Figure, roofline: Roofline) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncol=3, frameon=False, fontsize=9)
 
 
-def _label_all(axes: Axes, roofline: Roofline) -> None:
-    """Label ceilings and ops so that no label covers a point, a line or another label."""
+def _add_labels(axes: Axes, roofline: Roofline) -> None:
+    """Label the ceilings and the ops, and avoid labels that cover points, lines or other labels."""
     ceilings = roofline.ceilings
     by_op: dict[str, dict[str, float]] = {}
     for point in roofline.points:
         by_op.setdefault(point.op, {})[point.backend] = point.gflops
     places = axes.transData.transform([(point.intensity, point.gflops) for point in roofline.points])
-    taken: list[Any] = [_box(x, y, 7) for x, y in places]
-    taken += [_box(x, y, 2) for x, y in _pixels_of_roof(axes, roofline)]
-    for op in by_op:  # the lines between eager and fused
+    occupied: list[Any] = [_box(x, y, 7) for x, y in places]
+    occupied += [_box(x, y, 2) for x, y in _pixels_of_roof(axes, roofline)]
+    for op in by_op:  # lines between the points of eager and fused
         on_line = [place for place, point in zip(places, roofline.points, strict=True) if point.op == op]
         (x, bottom), (_, top) = min(on_line, key=lambda each: each[1]), max(on_line, key=lambda each: each[1])
-        taken.append(_box(x, bottom, 2).union([_box(x, bottom, 2), _box(x, top, 2)]))
+        occupied.append(_box(x, bottom, 2).union([_box(x, bottom, 2), _box(x, top, 2)]))
     peak, copy = f"{amount(ceilings.gflops)} GFLOP/s, matrix product", f"{amount(ceilings.gigabytes)} GB/s, copy"
     end = (axes.get_xlim()[1], ceilings.gflops)
     text = axes.annotate(
         peak, end, (-4, 5), textcoords="offset points", ha="right", va="bottom", fontsize=8.5, color=_INK
     )
-    taken.append(text.get_window_extent())
-    taken.append(_along_slope(axes, roofline, copy))
+    occupied.append(text.get_window_extent())
+    occupied.append(_label_slope(axes, roofline, copy))
     intensities = {point.op: point.intensity for point in roofline.points}
     labels = []
     for op, speeds in by_op.items():
@@ -138,25 +138,26 @@ def _label_all(axes: Axes, roofline: Roofline) -> None:
         if fused is not None:
             label += f"\n{fused / speeds['eager']:.2g}× eager"
         labels.append((label, (intensities[op], max(speeds.values())), _COLOURS[op]))
-    _place(axes, labels, taken)
+    _place_labels(axes, labels, occupied)
 
 
-_WAYS = [
+_POSITIONS = [
     (x, y, horizontal, vertical)
     for y, vertical in ((0, "center"), (-8, "top"), (8, "bottom"), (-30, "top"), (30, "bottom"))
     for x, horizontal in ((10, "left"), (-10, "right"), (0, "center"))
     if x or abs(y) == 8
 ]
-"""Possible positions of a label, the best first: offset from its point in points, and its alignment."""
+"""Possible positions of a label relative to its data point, the best first: x and y offset in typographic points,
+horizontal and vertical alignment."""
 
 
-def _place(axes: Axes, labels: list[tuple[str, tuple[float, float], str]], taken: list[Any]) -> None:
-    """Place labels beside their points, in the combination of positions that covers least.
+def _place_labels(axes: Axes, labels: list[tuple[str, tuple[float, float], str]], occupied: list[Any]) -> None:
+    """Place labels beside their data points, in the combination of positions with the fewest overlaps.
 
     Args:
         axes: Axes to draw in.
-        labels: Text, point and colour of each label.
-        taken: Boxes in pixels that labels must not cover.
+        labels: Text, data point and colour of each label.
+        occupied: Boxes, in pixels, that labels should not cover.
     """
     inside = axes.get_window_extent()
     texts: list[list[Text]] = []
@@ -164,7 +165,7 @@ def _place(axes: Axes, labels: list[tuple[str, tuple[float, float], str]], taken
     costs: list[list[float]] = []
     for label, at, colour in labels:
         texts.append([])
-        for x, y, horizontal, vertical in _WAYS:
+        for x, y, horizontal, vertical in _POSITIONS:
             text = axes.annotate(
                 label, at, (x, y), textcoords="offset points", ha=horizontal, va=vertical, fontsize=9, color=colour
             )
@@ -173,7 +174,7 @@ def _place(axes: Axes, labels: list[tuple[str, tuple[float, float], str]], taken
         boxes.append([text.get_window_extent() for text in texts[-1]])
         costs.append([])
         for index, box in enumerate(boxes[-1]):
-            covered = sum(box.overlaps(other) for other in taken)
+            covered = sum(box.overlaps(other) for other in occupied)
             outside = box.x0 < inside.x0 or box.x1 > inside.x1 or box.y0 < inside.y0 or box.y1 > inside.y1
             costs[-1].append(float(covered + 100 * outside + index / 100))
     pairs = list(combinations(range(len(labels)), 2))
@@ -181,30 +182,30 @@ def _place(axes: Axes, labels: list[tuple[str, tuple[float, float], str]], taken
         (one, other): [[10.0 * bool(a.overlaps(b)) for b in boxes[other]] for a in boxes[one]] for one, other in pairs
     }
 
-    def cost(ways: tuple[int, ...]) -> float:
-        alone = sum(costs[index][way] for index, way in enumerate(ways))
-        return alone + sum(clash[one, other][ways[one]][ways[other]] for one, other in pairs)
+    def cost(chosen: tuple[int, ...]) -> float:
+        total = sum(costs[index][position] for index, position in enumerate(chosen))
+        return total + sum(clash[one, other][chosen[one]][chosen[other]] for one, other in pairs)
 
-    # Only the best positions of each label are combined, to keep the number of combinations small.
-    likely = [sorted(range(len(_WAYS)), key=each.__getitem__)[:8] for each in costs]
-    best = min(product(*likely), key=cost)
-    for index, ways in enumerate(texts):
-        for way, unused in enumerate(ways):
-            if way != best[index]:
+    # Only the best eight positions of each label are combined, to keep the number of combinations small.
+    candidates = [sorted(range(len(_POSITIONS)), key=each.__getitem__)[:8] for each in costs]
+    best = min(product(*candidates), key=cost)
+    for index, positions in enumerate(texts):
+        for position, unused in enumerate(positions):
+            if position != best[index]:
                 unused.remove()
 
 
-def _along_slope(axes: Axes, roofline: Roofline, label: str) -> Any:
-    """Write a label above the slope of the roof and return its box."""
+def _label_slope(axes: Axes, roofline: Roofline, label: str) -> Any:
+    """Draw a label above the slope of the roof, and return its box in pixels."""
     ceilings = roofline.ceilings
     left = axes.get_xlim()[0]
-    # The middle of the visible slope on a logarithmic axis.
+    # Middle of the visible slope on the logarithmic axis.
     middle = (left * ceilings.ridge) ** 0.5
     ends = axes.transData.transform([(x, ceilings.gigabytes * x) for x in (left, ceilings.ridge)])
     (dx, dy) = ends[1] - ends[0]
     angle = float(np.degrees(np.arctan2(dy, dx)))
-    up = 5.0
-    offset = (-up * np.sin(np.radians(angle)), up * np.cos(np.radians(angle)))
+    distance = 5.0  # in typographic points, perpendicular to the slope
+    offset = (-distance * np.sin(np.radians(angle)), distance * np.cos(np.radians(angle)))
     text = axes.annotate(
         label,
         (middle, ceilings.gigabytes * middle),
@@ -221,6 +222,7 @@ def _along_slope(axes: Axes, roofline: Roofline, label: str) -> Any:
 
 
 def _pixels_of_roof(axes: Axes, roofline: Roofline) -> Any:
+    """Return points of the roof, as an array of x and y in pixels."""
     left, right = axes.get_xlim()
     at = np.geomspace(left, right, 200)
     return axes.transData.transform([(x, roofline.ceilings.roof(float(x))) for x in at])
