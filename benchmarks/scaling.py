@@ -4,9 +4,9 @@
     python -m benchmarks.scaling --only area threads   # some series
     python -m benchmarks.scaling --limit 8             # GiB per point; a point that needs more is out of memory
 
-Every point is measured in its own process. The operating system reports the peak memory of the process and enforces the
-limit, so that memory is that of the point alone, and running out of memory is a result. It needs Linux, or a CUDA GPU
-(``--device cuda``), whose allocator reports the peak.
+Every point is measured in a separate process. On a CPU, the operating system reports the peak memory of the process and
+enforces the memory limit, which requires Linux. On a GPU (``--device cuda``), PyTorch's allocator reports the peak
+memory. A point that runs out of memory is recorded as such.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Point:
     window: int = 16
     threads: int = 2
     tile: int | None = 0
-    """Side of tiles in LR pixels; 0: the image in one piece."""
+    """Side of the tiles in LR pixels; 0 means that the image is processed without tiles."""
     device: str = "cpu"
 
 
 def points(threads: int, device: str) -> Iterator[Point]:
-    """All series: the op and the networks in one piece by area, 4 megapixels in tiles, batch, window, threads."""
+    """Yield the points of all series: image area without tiles, 4 megapixels in tiles, batch, window and threads."""
     base = Point("", "", "", 128, threads=threads, device=device)
     for variant in VARIANTS:
         for side in (64, 128, 256, 512, 1024):
@@ -71,9 +71,9 @@ def measure(point: Point, limit_gib: float, patience: float = 900) -> dict[str, 
     """Measure a point in a new process.
 
     Args:
-        point: What to measure.
-        limit_gib: Memory that it may take on top of what it holds before, in GiB; on a CPU.
-        patience: Seconds until it is given up.
+        point: The point to measure.
+        limit_gib: Memory in GiB that the measurement may allocate, in addition to network and image; CPU only.
+        patience: Time in seconds after which the measurement is aborted.
 
     Returns:
         The point, with ``seconds`` (median), ``rounds`` and ``peak_bytes``; or ``failed`` and why.
@@ -153,7 +153,7 @@ def here(point: Point, limit_gib: float) -> dict[str, Any]:
 
 
 def _allow(gib: float) -> None:
-    """Let this process take so much more address space, and no more."""
+    """Limit the address space of this process to its current size plus `gib` GiB."""
     import resource
 
     held = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize"))
@@ -162,7 +162,7 @@ def _allow(gib: float) -> None:
 
 
 def growth(rows: Sequence[dict[str, Any]], figure: str = "seconds") -> float | None:
-    """Exponent of the growth with the area, by least squares of logarithms; None of fewer than 3 points."""
+    """Return the exponent of the growth with the area, by least squares of logarithms; None for fewer than 3 points."""
     known = [(math.log(row["side"] ** 2), math.log(row[figure])) for row in rows if row.get(figure) and not row["tile"]]
     if len(known) < 3:
         return None
@@ -171,7 +171,7 @@ def growth(rows: Sequence[dict[str, Any]], figure: str = "seconds") -> float | N
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write, point after point."""
+    """Measure all points and write the results after each one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write (default: results/<machine>/)")
     parser.add_argument("--only", nargs="+", choices=("area", "batch", "window", "threads"), help="some series")

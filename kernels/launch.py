@@ -161,8 +161,8 @@ def backward(
         lse: What `forward` returned.
         grad_out: Gradient of out, contiguous.
         grad_q: Output; a (B, H, W, C) view with contiguous channels and evenly spaced pixels.
-        grad_k: Output, likewise.
-        grad_v: Output, likewise, with the strides of ``grad_k``.
+        grad_k: Output; a view with the same layout requirements as ``grad_q``.
+        grad_v: Output; a view with the strides of ``grad_k``.
 
     Returns:
         Gradients of the bias table and of the severity, in their shapes and dtypes; without severity the second is

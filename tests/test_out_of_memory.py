@@ -1,4 +1,4 @@
-"""Lack of memory is known under every library's name, and told in one line."""
+"""Out-of-memory errors of all libraries are recognized, and are reported in one line."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_line_names_the_size_where_the_library_does(text: str, line: str) ->
     assert out_of_memory_in_short(RuntimeError(text)) == line
 
 
-def test_sizes_are_told_in_binary_units() -> None:
+def test_sizes_are_reported_in_binary_units() -> None:
     assert [binary_size(count) for count in (12, 1536, 36 * 2**20, 5 * 2**30)] == [
         "12 bytes",
         "1.5 KiB",

@@ -89,8 +89,8 @@ class CudaBuild:
         self.command.build_cuda()
 
 
-def toolkit_of_sorts(folder: Path, compiles: str) -> str:
-    """A CUDA_HOME whose nvcc says who it is and then does what it is told."""
+def fake_toolkit(folder: Path, compiles: str) -> str:
+    """Create a CUDA toolkit whose nvcc runs the shell command `compiles` to compile. Return its folder."""
     script = folder / "cuda/bin/nvcc"
     script.parent.mkdir(parents=True)
     script.write_text(f"""#!/bin/sh
@@ -119,7 +119,7 @@ def test_an_nvcc_that_fails_is_a_warning_with_what_it_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("pybind11")
-    home = toolkit_of_sorts(tmp_path, "echo 'unsupported GNU version' >&2; exit 1")
+    home = fake_toolkit(tmp_path, "echo 'unsupported GNU version' >&2; exit 1")
     build = CudaBuild(monkeypatch, tmp_path, CUDA_HOME=home)
     build.run()
     said = capsys.readouterr().err
@@ -132,7 +132,7 @@ def test_no_cuda_library_is_built_when_told_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("pybind11")
-    build = CudaBuild(monkeypatch, tmp_path, CUDA_HOME=toolkit_of_sorts(tmp_path, "exit 1"), SAVL_NO_CUDA="1")
+    build = CudaBuild(monkeypatch, tmp_path, CUDA_HOME=fake_toolkit(tmp_path, "exit 1"), SAVL_NO_CUDA="1")
     build.run()
     assert "SAVL_NO_CUDA is set" in capsys.readouterr().err
     assert not build.library.exists()
@@ -141,7 +141,7 @@ def test_no_cuda_library_is_built_when_told_so(
 def test_an_architecture_that_the_toolkit_does_not_know_is_left_out_or_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("CUDA_HOME", toolkit_of_sorts(tmp_path, "exit 1"))
+    monkeypatch.setenv("CUDA_HOME", fake_toolkit(tmp_path, "exit 1"))
     toolkit = nvcc()["Toolkit"].find()
     assert toolkit.version == "12.4.131"
     assert toolkit.runtime == 12040

@@ -153,7 +153,7 @@ def output_is_file(output: str | None, arguments: Sequence[str]) -> bool:
 
 
 def refuse_existing(output: Path, source: Path, *, overwrite: bool) -> None:
-    """Refuse an output file that exists: it may have been made with other settings, so that keeping it is no success.
+    """Refuse an existing output file, because it may have been made with other settings than those of this command.
 
     Args:
         output: The file that `-o` names.

@@ -56,7 +56,7 @@ def read_jpeg(file: BinaryIO) -> Metadata:
     comments: list[str] = []
     lost: dict[str, None] = {}  # used as an ordered set
     pieces: list[bytes] = []  # number and count bytes of the pieces of an ICC profile
-    told = 0  # number of further images that a segment declares
+    declared = 0  # number of further images that a segment declares
     resolution, unit = None, "in"
     for segment in read_segments(file):
         marker, content = segment.marker, segment.content
@@ -73,7 +73,7 @@ def read_jpeg(file: BinaryIO) -> Metadata:
         elif marker == APP13 and content.startswith(PHOTOSHOP):
             resources += content[len(PHOTOSHOP) :]
         elif content.startswith(_MULTI_PICTURE) and (kinds := _further_pictures(content)) is not None:
-            told += len(kinds)
+            declared += len(kinds)
             if not all(kind in _PREVIEWS for kind in kinds):
                 lost[MULTI_PICTURE] = None
         elif content.startswith(ICC):
@@ -87,7 +87,7 @@ def read_jpeg(file: BinaryIO) -> Metadata:
         xmp = joined or xmp
     if sorted(pieces) != [bytes([number, len(pieces)]) for number in range(1, len(pieces) + 1)]:
         lost[COLOUR_PROFILE] = None
-    lost.update(dict.fromkeys(_names_of_tail(file, told)))
+    lost.update(dict.fromkeys(_names_of_tail(file, declared)))
     iptc, photoshop = split_resources(resources)
     return Metadata(
         exif=exif,
@@ -214,10 +214,10 @@ def _further_pictures(content: bytes) -> list[int] | None:
     return [struct.unpack_from(found[0].order + "I", entry.data, at)[0] & 0xFFFFFF for at in places]
 
 
-def _names_of_tail(file: BinaryIO, told: int) -> Iterator[str]:
-    """Yield the names of data after the image that are lost, except the `told` images that a segment declares."""
+def _names_of_tail(file: BinaryIO, declared: int) -> Iterator[str]:
+    """Yield the names of data after the image that are lost, except `declared` further images."""
     tail = read_tail(file)
-    further = tail.pictures - told
+    further = tail.pictures - declared
     if further > 0:
         yield images_after(further)
     if tail.film:

@@ -157,10 +157,10 @@ def without_stray_bytes(content: bytes, warning: str) -> Iterator[bytes]:
         content: The stream, as returned by `without_harmless_faults`.
         warning: Warning of libjpeg. Nothing is yielded unless it is about such bytes.
     """
-    told = _STRAY.search(warning)
-    if told is None:
+    match = _STRAY.search(warning)
+    if match is None:
         return
-    count, marker = int(told[1]), int(told[2], 16)
+    count, marker = int(match[1]), int(match[2], 16)
     for scan in _END_OF_SCAN.finditer(content):
         if content[scan.end() - 1] == marker:
             yield content[: scan.start() - count] + content[scan.start() :]

@@ -102,7 +102,7 @@ def enlarge(
     """Upscale one image, gray or RGB, with or without alpha, of any sample type.
 
     Gray is passed to the network as three equal channels, whose results are averaged. RGB with three equal channels is
-    treated likewise, so that it stays neutral.
+    treated in the same way, so that it stays gray.
 
     Alpha is resized bicubically instead: it has no noise or blur to remove, and a network may leave specks where alpha
     should be exactly 0 or 1. Before the network runs, colour under transparent pixels is replaced by a continuation of

@@ -37,7 +37,7 @@ def layer_norm(
     Args:
         x: ``(B, H, W, C)`` floating, C ≥ 1.
         weight: ``(C,)``, dtype of ``x`` or float32; under CUDA's autocast any floating one.
-        bias: ``(C,)``, likewise.
+        bias: ``(C,)``, with the same dtypes as ``weight``.
         eps: Added to the variance, ≥ 0.
         kernels: Kernels to use in this call. None uses the setting of `savl.use_fused_kernels`.
 

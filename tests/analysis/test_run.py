@@ -237,10 +237,10 @@ def test_a_missing_scikit_learn_is_reported_before_any_image_is_read(
     network: Make, photographs: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    told: list[str] = []
+    reported: list[str] = []
     with pytest.raises(AnalysisUnavailable, match=r"an analysis needs scikit-learn.*savl\[analyze\]"):
-        analyze({"mine": network()}, hr=photographs(4), on_progress=lambda what, done, total: told.append(what))
-    assert told == []
+        analyze({"mine": network()}, hr=photographs(4), on_progress=lambda what, done, total: reported.append(what))
+    assert reported == []
 
 
 @pytest.mark.parametrize(("name", "value"), [("scenes", 1), ("side", 7), ("repeats", 0), ("seed", -1), ("crops", 0)])

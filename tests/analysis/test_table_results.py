@@ -156,10 +156,10 @@ def test_images_of_a_table_are_measured_whole_and_unreadable_ones_are_named(
 ) -> None:
     paths = photographs(2, height=30, width=41)
     table = FactorTable("shots", tuple(paths), {})
-    told: list[tuple[str, int, int]] = []
+    reported: list[tuple[str, int, int]] = []
     models = [network(), network(degradation_code="deterministic")]
-    found = collect_table(models, table, lambda *progress: told.append(progress))
-    assert told == [("shots", 0, 2), ("shots", 1, 2), ("shots", 2, 2)]
+    found = collect_table(models, table, lambda *progress: reported.append(progress))
+    assert reported == [("shots", 0, 2), ("shots", 1, 2), ("shots", 2, 2)]
     for model, features in zip(models, found.features, strict=True):
         expected, _ = measure_fields(model, read_rgb(paths[1])[None])
         np.testing.assert_allclose(features.mean[1], expected.mean[0], atol=1e-6)

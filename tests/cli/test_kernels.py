@@ -237,7 +237,7 @@ def test_verify_tries_all_cases_only_when_asked(
 
 @needs_extension
 @pytest.mark.usefixtures("one_case_a_dtype")
-def test_verify_tells_a_wrong_kernel(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_reports_a_wrong_kernel(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     right = OPS["window_attention"].function
 
     def wrong(*args: Any, kernels: KernelSettings, **options: Any) -> torch.Tensor:
@@ -443,7 +443,7 @@ def test_tune_without_a_gpu_says_why(savl: Run, monkeypatch: pytest.MonkeyPatch)
         (("--stage", "fold_bias"), "--stage must be one of forward, backward_q, backward_kv, backward_bias, got"),
     ],
 )
-def test_tune_tells_what_it_accepts(savl: Run, flags: tuple[str, ...], message: str) -> None:
+def test_tune_names_the_accepted_values(savl: Run, flags: tuple[str, ...], message: str) -> None:
     done = savl("kernels", "tune", *flags)
     assert done.code == 2
     assert message in done.text

@@ -52,15 +52,15 @@ def test_intervals_of_independent_repeats_cover_the_truth_95_times_in_100() -> N
 
 
 def test_intervals_of_repeats_that_share_samples_cover_the_truth_only_if_they_are_widened() -> None:
-    told = untold = 0
+    covered_wide = covered_narrow = 0
     for _ in range(500):
         samples = torch.randn(50)
         repeats = [samples[torch.randperm(50)[:15]].mean().item() for _ in range(5)]
         wide, narrow = Interval.of(repeats, held_out=0.3), Interval.of(repeats)
-        told += wide.low <= 0 <= wide.high
-        untold += narrow.low <= 0 <= narrow.high
-    assert abs(told / 500 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 500)
-    assert untold / 500 < 0.85
+        covered_wide += wide.low <= 0 <= wide.high
+        covered_narrow += narrow.low <= 0 <= narrow.high
+    assert abs(covered_wide / 500 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 500)
+    assert covered_narrow / 500 < 0.85
 
 
 def test_one_repeat_says_nothing_about_its_spread() -> None:

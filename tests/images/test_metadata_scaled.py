@@ -320,7 +320,7 @@ def test_a_description_says_nothing_of_how_the_old_samples_were_stored(
     assert Image.open(tmp_path / "out").tag_v2.get(270) == after
 
 
-def test_a_microscopes_description_tells_the_new_size(tmp_path: Path) -> None:
+def test_a_microscope_description_contains_the_new_size(tmp_path: Path) -> None:
     info = TiffImagePlugin.ImageFileDirectory_v2()
     info[270] = '<OME xmlns="x"><Image><Pixels SizeX="8" SizeY="6" SizeC="3" PhysicalSizeX="0.5"/></Image></OME>'
     Image.new("RGB", (8, 6)).save(tmp_path / "in", "tiff", tiffinfo=info)

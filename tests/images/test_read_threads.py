@@ -111,8 +111,8 @@ def test_a_message_is_about_its_own_file(tmp_path: Path) -> None:
 
     alone = [reason(png), reason(bad["cut off"])]
     with ThreadPoolExecutor(4) as pool:
-        for number, told in enumerate(pool.map(reason, [png, bad["cut off"]] * 40)):
-            assert told == alone[number % 2]
+        for number, reported in enumerate(pool.map(reason, [png, bad["cut off"]] * 40)):
+            assert reported == alone[number % 2]
 
 
 def test_libvips_in_other_code_does_not_mix_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,9 +190,9 @@ def test_a_file_that_cannot_be_used_costs_one_warning(
     (shipped / "nvidia-test-80gb.json").write_bytes(configs.dump_store(GPU, [tuned(ANOTHER)]))
     text = content()
     user_file().write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.warns(RuntimeWarning) as told:
+    with pytest.warns(RuntimeWarning) as reported:
         assert look_up() == (ANOTHER, "shipped")
-    (message,) = [str(warning.message) for warning in told]
+    (message,) = [str(warning.message) for warning in reported]
     assert str(user_file()) in message
     assert fragment in message
     with warnings.catch_warnings():

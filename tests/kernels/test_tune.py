@@ -143,17 +143,17 @@ def test_a_candidate_that_does_not_run_is_passed_over() -> None:
     assert tune.search(TASK, FakeGpu({second: 60.0}, broken={BEST}), fits).entry.config == second
 
 
-def test_a_rule_that_does_not_run_is_told() -> None:
+def test_a_rule_that_fails_is_reported() -> None:
     with pytest.raises(CannotRunError, match="out of resources"):
         tune.search(TASK, FakeGpu(broken={RULE}), fits)
 
 
-def test_the_steps_are_told() -> None:
-    told: list[tuple[Task, KernelConfig, str]] = []
+def test_the_steps_are_reported() -> None:
+    reported: list[tuple[Task, KernelConfig, str]] = []
     machine = FakeGpu()
-    tune.search(TASK, machine, fits, lambda *step: told.append(step))
-    assert [(task.stage, config) for task, config, _ in told] == machine.measured
-    assert {why.partition(" ")[0] for _, _, why in told} == {"rule", "turn", "final"}
+    tune.search(TASK, machine, fits, lambda *step: reported.append(step))
+    assert [(task.stage, config) for task, config, _ in reported] == machine.measured
+    assert {why.partition(" ")[0] for _, _, why in reported} == {"rule", "turn", "final"}
 
 
 def test_a_comparison_measures_both_in_turn() -> None:
@@ -228,9 +228,9 @@ def test_other_kernels_are_searched_for_again(store: Path) -> None:
 @pytest.mark.parametrize("content", ["no JSON", '{"format": 1, "gpu": "another", "configs": []}'])
 def test_a_file_of_something_else_is_not_replaced_unless_forced(store: Path, content: str) -> None:
     store.write_text(content)
-    with pytest.raises(ValueError, match="--force replaces it") as told:
+    with pytest.raises(ValueError, match="--force replaces it") as reported:
         run(FakeGpu(), store, [TASK])
-    assert str(store) in str(told.value)
+    assert str(store) in str(reported.value)
     assert store.read_text() == content
     run(FakeGpu(), store, [TASK], force=True)
     assert configs.config_for("forward", PROBLEM, "NVIDIA Test 80GB", HOPPER) == (RULE, "tuned here")

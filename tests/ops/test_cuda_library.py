@@ -68,7 +68,7 @@ def test_where_nothing_is_wrong_the_cuda_library_is_loaded(cuda_world: dict[str,
         ({"driver": 12080}, "the driver supports CUDA 12.8, but the CUDA library was built with CUDA 13.0"),
     ],
 )
-def test_what_keeps_the_cuda_library_from_being_used_is_told_and_it_is_not_loaded(
+def test_an_unusable_cuda_library_is_reported_and_not_loaded(
     spoilt: dict[str, Any], reason: str, cuda_world: dict[str, Any]
 ) -> None:
     cuda_world.update(spoilt)
@@ -76,7 +76,9 @@ def test_what_keeps_the_cuda_library_from_being_used_is_told_and_it_is_not_loade
     assert not cuda_world["loaded"]
 
 
-def test_a_missing_or_broken_cuda_library_is_told(cuda_world: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_broken_cuda_library_is_reported(
+    cuda_world: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(path: str) -> None:
         raise OSError("undefined symbol: torch_new_thing")
 
@@ -86,7 +88,7 @@ def test_a_missing_or_broken_cuda_library_is_told(cuda_world: dict[str, Any], mo
     assert "without its CUDA library" in (library.load_cuda_library() or "")
 
 
-def test_a_torch_without_cuda_is_told_first() -> None:
+def test_a_torch_build_without_cuda_is_reported_first() -> None:
     if torch.version.cuda is None:
         assert "built without CUDA" in (library.CUDA_UNAVAILABLE or "")
     else:

@@ -1,4 +1,4 @@
-"""The reference of layer normalisation is torch's, and what cannot be normalised is told."""
+"""Layer normalisation: the reference equals PyTorch's, and invalid arguments are refused."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ X, W = torch.randn(1, 2, 3, 4), torch.ones(4)
     ],
     ids=lambda value: "",
 )
-def test_what_cannot_be_normalised_is_told(
+def test_invalid_arguments_are_refused(
     arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], fragments: list[str]
 ) -> None:
     with pytest.raises(error) as caught:

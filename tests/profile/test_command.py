@@ -229,7 +229,9 @@ def test_a_dtype_that_the_device_cannot_compute_in_is_refused(
     )
 
 
-def test_a_variable_that_says_nonsense_is_told(run: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_environment_variable_is_reported(
+    run: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def nonsense(*arguments: Any) -> Any:
         return parse_settings("fast")
 
