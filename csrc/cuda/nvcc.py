@@ -72,7 +72,7 @@ def parse_architectures(text: str) -> tuple[Architecture, ...]:
         The architectures in ascending order. Only the first can have the PTX.
 
     Raises:
-        ValueError: The text is no such list, or names an architecture below 80.
+        ValueError: The text is not such a list, or names an architecture below 80.
     """
     numbers: set[int] = set()
     for item in re.split(r"[;,\s]+", text.strip()):

@@ -76,7 +76,7 @@ def degrade_file(
     """
     if name is None:
         if not isinstance(source, (str, os.PathLike)):
-            raise TypeError(f"name must be given where source is no path, got {type(source).__name__}")
+            raise TypeError(f"name must be given if source is not a path, got {type(source).__name__}")
         name = source
     picture = read_image(source, page=page)
     height, width, _ = picture.pixels.shape

@@ -88,11 +88,11 @@ def _status(op: str, backend: str, choice: Choice) -> BackendStatus:
     kernels, reason = FUSED[backend], why_unavailable(op, backend)
     serves = choice == backend or (choice is True and reason is None)
     if serves and choice is True and INTERPRETED and backend == TRITON:
-        serves, reason = False, "Triton's interpreter is slow: it serves only when asked for by name"
+        serves, reason = False, "Triton's interpreter is slow: it is used only when requested by name"
     elif serves and reason is not None:
-        reason = f"asked for by name, and raises KernelUnavailable: {reason}"
+        reason = f"requested by name, and raises KernelUnavailable: {reason}"
     elif serves:
-        reason = f"{'the fastest here' if choice is True else 'asked for by name'}; {', '.join(kernels.dtypes)}"
+        reason = f"{'the fastest here' if choice is True else 'requested by name'}; {', '.join(kernels.dtypes)}"
     elif reason is None and explicit_settings() is None:
         reason = (
             "serves savl.upscale and savl.Upscaler; savl.use_fused_kernels() switches it on for networks that are "

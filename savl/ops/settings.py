@@ -77,7 +77,7 @@ def parse_settings(text: str) -> KernelSettings:
         for part in word.split(","):
             op, equals, choice = (piece.strip() for piece in part.partition("="))
             if not equals:
-                raise ValueError(f"{part.strip()!r} is no setting")
+                raise ValueError(f"{part.strip()!r} is not a setting")
             choices[op] = {"fused": True, "auto": True}.get(choice, choice)
         return KernelSettings.of(True, **choices)
     except ValueError as error:

@@ -88,7 +88,7 @@ def annotate(model: nn.Module) -> Iterator[None]:
             while another thread runs it.
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is not a module.
         ValueError: It has no savl blocks.
     """
     if not isinstance(model, nn.Module):

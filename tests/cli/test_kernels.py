@@ -114,7 +114,7 @@ def test_info_says_what_raises_because_it_was_asked_for_by_name(savl: Run, monke
     monkeypatch.setitem(op_registry.UNAVAILABLE, ("layer_norm", "triton"), "there is no GPU")
     set_environment(monkeypatch, "layer_norm=triton")
     text = savl("kernels", "info").text
-    assert "triton for layer_norm: asked for by name, and raises KernelUnavailable: there is no GPU" in text
+    assert "triton for layer_norm: requested by name, and raises KernelUnavailable: there is no GPU" in text
 
 
 @needs_extension

@@ -56,11 +56,11 @@ def test_a_list_sets_ops_and_leaves_the_others_fused(text: str, expected: Kernel
 @pytest.mark.parametrize(
     ("text", "fragment"),
     [
-        ("fast", "'fast' is no setting"),
-        ("window_attention", "'window_attention' is no setting"),
+        ("fast", "'fast' is not a setting"),
+        ("window_attention", "'window_attention' is not a setting"),
         ("attention=cpp", "no such op: 'attention'"),
         ("window_attention=avx", "no backend 'avx'"),
-        ("window_attention=cpp,,", "'' is no setting"),
+        ("window_attention=cpp,,", "'' is not a setting"),
         ("window_attention=", "no backend ''"),
     ],
 )
@@ -152,7 +152,7 @@ def test_the_report_follows_the_switch() -> None:
     with use_fused_kernels(False, channel_modulation="cpp"):
         assert kernel_report().serving("channel_modulation") == "cpp"
         assert kernel_report().serving("window_attention") == "eager"
-        assert "asked for by name" in reason_of("channel_modulation", "cpp")
+        assert "requested by name" in reason_of("channel_modulation", "cpp")
     assert serving() == {"eager"}
 
 

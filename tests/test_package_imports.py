@@ -1,4 +1,4 @@
-"""Imports inside savl run one way, as the table says: from commands to networks to ops to kernels, and never back."""
+"""Check that each part of savl imports only the parts that a table allows. The table has no cycles."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*ROOT.glob("savl/**/*.py"), *ROOT.glob("kernels/**/*.py")])
 
-# Modules that stand on nothing of savl's but each other; every part may import them.
+# Modules that import nothing of savl except each other. Every part may import them.
 BASE = {"atomic_write", "bicubic", "interrupts", "out_of_memory", "printable", "settings", "version"}
-# For each part, a package or a module right below savl/, the parts that it may import besides BASE.
+# For each part (a package or module directly under savl/), the parts that it may import besides BASE.
 ALLOWED = {
     "kernels": set(),
     "build_info": set(),
@@ -41,7 +41,7 @@ ALLOWED["__main__"] = {"cli"}
 
 
 def part_of(path: Path) -> str:
-    """The part that a file belongs to."""
+    """Return the part that a file belongs to."""
     first, *rest = path.relative_to(ROOT).with_suffix("").parts
     if path.name == "__main__.py":
         return "__main__"
@@ -49,9 +49,9 @@ def part_of(path: Path) -> str:
 
 
 def imported_modules(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and full name of every import of savl's, also in functions and under TYPE_CHECKING.
+    """Yield line and full name of every import in a file, also in functions and under TYPE_CHECKING.
 
-    ``import savl`` alone counts as an import of each attribute that the file takes from it.
+    After ``import savl``, every use of an attribute ``savl.name`` counts as an import of ``savl.name``.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
@@ -69,8 +69,8 @@ def imported_modules(path: Path) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, str(name.value)) for name in node.args[:1] if isinstance(name, ast.Constant))
 
 
-def wrong_arrows(path: Path) -> Iterator[str]:
-    """File, line and arrow of every import that the table does not allow."""
+def forbidden_imports(path: Path) -> Iterator[str]:
+    """Yield file, line, and importing and imported part of every import that the table does not allow."""
     part = part_of(path)
     allowed = BASE if part in BASE else ALLOWED[part] | BASE
     for line, name in imported_modules(path):
@@ -86,21 +86,21 @@ def test_every_part_is_in_the_table() -> None:
     assert {part_of(path) for path in SOURCES} <= {*ALLOWED, *BASE}
 
 
-def test_the_table_has_no_circle() -> None:
+def test_the_table_has_no_cycle() -> None:
     below: dict[str, set[str]] = {}
     while len(below) < len(ALLOWED):
         ready = [part for part, targets in ALLOWED.items() if part not in below and targets <= below.keys()]
-        assert ready, f"a circle among {sorted(ALLOWED.keys() - below.keys())}"
+        assert ready, f"a cycle among {sorted(ALLOWED.keys() - below.keys())}"
         below |= {part: ALLOWED[part] for part in ready}
 
 
-def test_imports_run_one_way() -> None:
-    found = [arrow for path in SOURCES for arrow in wrong_arrows(path)]
-    assert not found, "\n".join(["imports against the table of tests/test_import_arrows.py:", *found])
+def test_imports_follow_the_table() -> None:
+    found = [line for path in SOURCES for line in forbidden_imports(path)]
+    assert not found, "\n".join(["imports that the table in tests/test_package_imports.py does not allow:", *found])
 
 
 @pytest.mark.parametrize(
-    ("file", "source", "arrow"),
+    ("file", "source", "expected"),
     [
         ("savl/network/hab.py", "def f():\n    import savl\n    savl.load('x')", "network -> load (savl.load)"),
         ("savl/images/write.py", "from savl.inference import tiling", "images -> inference (savl.inference.tiling)"),
@@ -109,12 +109,12 @@ def test_imports_run_one_way() -> None:
         ("savl/settings.py", "if TYPE_CHECKING:\n    from savl.ops import switch", "settings -> ops (savl.ops.switch)"),
     ],
 )
-def test_a_wrong_import_is_reported_with_file_line_and_arrow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, source: str, arrow: str
+def test_a_forbidden_import_is_reported_with_file_and_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, source: str, expected: str
 ) -> None:
     path = tmp_path / file
     path.parent.mkdir(parents=True)
     path.write_text(source)
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     last = len(source.splitlines())
-    assert list(wrong_arrows(path)) == [f"{file}:{last}: {arrow}"]
+    assert list(forbidden_imports(path)) == [f"{file}:{last}: {expected}"]
