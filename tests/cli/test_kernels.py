@@ -110,7 +110,7 @@ def test_info_names_the_ops_of_a_reason_that_is_not_true_of_all(savl: Run, monke
     assert "cpp does not serve layer_norm: it is older than this package" in savl("kernels", "info").text
 
 
-def test_info_says_what_raises_because_it_was_asked_for_by_name(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_names_backends_that_were_requested_by_name_and_raise(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(op_registry.UNAVAILABLE, ("layer_norm", "triton"), "there is no GPU")
     set_environment(monkeypatch, "layer_norm=triton")
     text = savl("kernels", "info").text
