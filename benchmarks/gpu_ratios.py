@@ -150,7 +150,7 @@ def measure_part(name: str, settings: Settings, limits: Mapping[str, float]) -> 
 def ratio(
     what: str, against: str, wanted: float | None, records: Mapping[str, Any], figure: str = "median_ms"
 ) -> dict[str, Any]:
-    """How many times the fused variant's figure is that of another, the best of those that are called alike."""
+    """Return a figure of another variant divided by that of fused; of variants with similar names, the best is used."""
     peers = {name: record for name, record in records.items() if _alike(name, against)}
     known = {name: record[figure] for name, record in peers.items() if figure in record}
     row: dict[str, Any] = {"what": what, "against": against, "ratio": None, "wanted": wanted, "met": None}

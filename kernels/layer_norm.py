@@ -160,7 +160,7 @@ def layer_norm(
         bias: (C,).
         eps: Added to the variance.
         wide: Return float32 whatever the dtype of ``x``, as under autocast.
-        launch: What launches the kernel.
+        launch: Function that launches the kernel.
 
     Returns:
         The result (B, H, W, C), and mean and 1 / √(variance + eps) of each pixel, float32 (B, H, W).

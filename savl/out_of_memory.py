@@ -70,7 +70,7 @@ def out_of_memory_in_short(error: BaseException, advice: str = "free some") -> s
 
     Args:
         error: The error. A message of savl's own is returned unchanged; of a library's message, the size is kept.
-        advice: What the user can do, as the second half of the sentence.
+        advice: Advice to the user, as the second half of the sentence.
 
     Returns:
         For example "out of memory: 36 MiB could not be allocated; free some".

@@ -1,9 +1,9 @@
-"""The peer to beat: the two attentions on `torch.nn.functional.scaled_dot_product_attention`.
+"""Baselines: the two attention ops, computed by `torch.nn.functional.scaled_dot_product_attention`.
 
-Written as somebody would who swaps it into HAT or SAVL: windows cut out of the rolled image, q and k scaled by
-severity, bias and shift mask folded into one additive mask. A call gathers the bias and adds the mask, as a network
-does that must work at any size; ``kept`` hands in the finished mask instead, which costs memory that grows with the
-image and with every layer, and is the harder one to beat.
+They are written as in a network that uses this function: windows are cut out of the rolled image, q and k are scaled by
+severity, and bias and shift mask are added to one additive mask. Each call computes this mask, as a network must if it
+accepts images of any size. With ``kept``, a precomputed mask is used instead; this is faster, but the memory of the
+masks grows with the size of the image and the number of layers.
 """
 
 from __future__ import annotations

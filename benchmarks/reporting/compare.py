@@ -54,7 +54,7 @@ class Change:
 
     @property
     def ratio(self) -> float:
-        """How many times as long it takes."""
+        """Median time after the change divided by the median time before."""
         return self.after.median / self.before.median
 
     def verdict(self, margin: float) -> str:
@@ -88,7 +88,7 @@ def times(content: Mapping[str, Any], against: str | None = None) -> dict[str, T
 
 
 def changes(before: Mapping[str, Time], after: Mapping[str, Time]) -> list[Change]:
-    """What both have, the worst first."""
+    """Return the changes of the entries that both have, the largest slowdown first."""
     both = [Change(name, before[name], after[name]) for name in before if name in after]
     return sorted(both, key=lambda change: -change.ratio)
 

@@ -27,7 +27,7 @@ class Job:
         target: The file to write the result to.
         format: Format of `target`.
         severity: The files to write the severity map to, in the order of `Naming.severity`.
-        content: What to read instead of `source`, which is only a name for standard input then.
+        content: Data from standard input, which is read instead of `source`; `source` is then only a name.
         exact: Whether the user named `target` itself.
         alternative: The same job with another target, in case `target` is the result of another image; None if there is
             no other name.

@@ -35,7 +35,7 @@ _WAIT = 0.2  # seconds between two attempts to get the files that other processe
 
 
 class Work(Protocol):
-    """What is done to every image."""
+    """Function that processes an image."""
 
     def __call__(self, job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> ProcessedFile:
         """Process one image.
@@ -50,10 +50,10 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class Operation:
-    """What distinguishes the commands that process files.
+    """Properties by which the commands that process files differ.
 
     Attributes:
-        participle: What is done to the files, such as "upscaled"; also the mark of the results.
+        participle: Participle of the command's verb, such as "upscaled", for messages; also the mark of the results.
         result_suffix: Regular expression for the suffix that results have by default.
         lossless: Whether results must be lossless: PNG is the default format, and JPEG is refused.
         map_suffixes: Suffixes of the files that the severity map of an image is written to; empty for no map.

@@ -120,7 +120,7 @@ class ProgressReport:
 
         Args:
             files: Number of files.
-            participle: What is done to them, such as "upscaled".
+            participle: Participle of the command's verb, such as "upscaled".
             sizes: Size in bytes of each file that is to be read, to estimate the remaining time.
         """
         self._estimate = TimeEstimate(sizes or {})

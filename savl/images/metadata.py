@@ -180,7 +180,7 @@ def losses(
         before: Pixels as they were read.
         after: Pixels as they will be written.
         image_format: Format to write.
-        transparency: What happened to transparency, for an image whose result has none any more.
+        transparency: How transparency was removed, as a participle, if the image had it and its result has none.
     """
     title = image_format.title
     sentences = []

@@ -14,7 +14,7 @@ def check_tensor(op: str, name: str, value: object, shape: str) -> Tensor:
     Args:
         op: Name of the op, for the message.
         name: Name of the argument, for the message.
-        value: What the caller passed.
+        value: Value of the argument.
         shape: Expected layout in words, for example ``"(B, H, W, 3C)"``; its commas give the rank.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Channel modulation, held against its formula number by number."""
+"""Compare channel modulation with its formula, element by element."""
 
 from __future__ import annotations
 

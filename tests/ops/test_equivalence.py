@@ -1,4 +1,4 @@
-"""The rule that kernels are held against: what is wrong breaks it, what is right does not."""
+"""Test the rule that kernels must satisfy: wrong results violate it, and correct results do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Overlapping window attention, held against its formula pixel by pixel; the border is where it is subtle."""
+"""Compare overlapping window attention with its formula, pixel by pixel and also at the border of the image."""
 
 from __future__ import annotations
 

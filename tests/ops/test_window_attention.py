@@ -1,4 +1,4 @@
-"""Severity-reweighted shifted-window attention, held against its formula pixel by pixel."""
+"""Compare window attention with its formula, pixel by pixel."""
 
 from __future__ import annotations
 
