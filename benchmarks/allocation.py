@@ -27,11 +27,21 @@ BACKENDS = ("eager", "fused")
 KEPT = {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"}
 """Settings with which no block is mapped separately and freed memory at the end of the heap is kept."""
 SETTINGS: dict[str, Mapping[str, str]] = {"as it is": {}, "kept": KEPT}
+_LABELS = {"as it is": "default", "kept": "keeps freed memory"}
 CALLS = 3
 
 
 def measure_here(name: str, backend: str) -> dict[str, float]:
-    """Return median seconds of three calls after a first on a 64×64 tile in this process, and the system's share."""
+    """Measure a 64×64 tile in this process.
+
+    Args:
+        name: A configuration; the weights are random.
+        backend: One of `BACKENDS`.
+
+    Returns:
+        Medians of three calls after a warm-up: ``seconds``, ``system_seconds`` (those spent in the operating system)
+        and ``page_faults``.
+    """
     import torch
 
     import savl
@@ -52,7 +62,7 @@ def measure_here(name: str, backend: str) -> dict[str, float]:
 
 
 def measure(name: str, rounds: int) -> dict[str, Any]:
-    """All backends and settings in turn, round after round; medians of the rounds."""
+    """Measure all backends and settings in turn in each round, and return the medians of the rounds."""
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
     for _ in range(rounds):
         for setting, variables in SETTINGS.items():
@@ -75,18 +85,19 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The report in Markdown."""
-    lines = ["| allocator | kernels | a tile | of it in the system | page faults |", "|---|---|---:|---:|---:|"]
+    """Return the report as a Markdown table."""
+    lines = ["| allocator | kernels | time per tile | of it in the system | page faults |"]
+    lines.append("|---|---|---:|---:|---:|")
     for row in report["rows"]:
         lines.append(
-            f"| {row['allocator']} | {row['backend']} | {row['seconds']:.2f} s | {row['system_seconds']:.2f} s "
-            f"| {row['page_faults']:,.0f} |"
+            f"| {_LABELS[row['allocator']]} | {row['backend']} | {row['seconds']:.2f} s "
+            f"| {row['system_seconds']:.2f} s | {row['page_faults']:,.0f} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, and write."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="savl-base", help="a configuration; its weights are random")
     parser.add_argument("--rounds", type=int, default=3)

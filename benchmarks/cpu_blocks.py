@@ -1,11 +1,11 @@
-"""Find out whether other block sizes of the C++ attention kernels would be faster on this machine.
+"""Measure whether other block sizes of the C++ attention kernels are faster on this machine.
 
     python -m benchmarks.cpu_blocks                 # results/<machine>/cpu_blocks.json, about a minute a variant
     python -m benchmarks.cpu_blocks --rounds 40
 
-Block sizes are constants of the build: the number of query rows whose logits are in the cache at once, and of values.
-Each variant is built into its own folder and timed in its own process. The processes take turns, and a ratio is the
-median of ratios of neighbouring turns. A gain below `LEAST_GAIN` is noise.
+Block sizes are constants of the build: the number of query rows whose logits are in the cache at the same time, and the
+number of values. Each variant is built into its own folder and timed in its own process. The processes take turns, and
+a speedup is the median of the ratios of neighbouring turns. A gain below `LEAST_GAIN` is noise.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from savl.atomic_write import write_atomically
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = (16, 64)
 VARIANTS = (SHIPPED, (8, 64), (32, 64), (16, 32), (16, 128))
-"""Query rows and values of a block."""
+"""Numbers of query rows and of values in a block."""
 LEAST_GAIN = 0.03
 CASES = ("window", "window-backward", "overlapping", "overlapping-backward")
 
@@ -62,7 +62,7 @@ class Worker:
             raise RuntimeError(f"{loaded} was loaded in place of {library}")
 
     def seconds(self, case: str) -> float:
-        """Time of one call."""
+        """Return the time of one call in seconds."""
         return float(self._ask(case))
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class Worker:
 
 
 def serve() -> None:
-    """Answer questions of `Worker`."""
+    """Answer the requests of `Worker` until its input is closed."""
     import torch
 
     import savl
@@ -106,7 +106,7 @@ def serve() -> None:
 
 
 def compare(workers: dict[tuple[int, int], Worker], rounds: int) -> dict[str, dict[str, Any]]:
-    """By case: median milliseconds of what ships, and how many times as fast each variant is."""
+    """Return the median time of the shipped build in milliseconds and the speedup of each variant, by case."""
     found = {}
     for case in CASES:
         times: dict[tuple[int, int], list[float]] = {blocks: [] for blocks in workers}
@@ -127,7 +127,7 @@ def compare(workers: dict[tuple[int, int], Worker], rounds: int) -> dict[str, di
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build, measure, write, print."""
+    """Build, measure, write and print; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write (default: results/<machine>/)")
     parser.add_argument("--rounds", type=int, default=25)

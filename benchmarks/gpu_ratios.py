@@ -1,4 +1,4 @@
-"""Measure the ratios promised for a GPU in one run. Variants take turns, round after round; ratios are of medians.
+"""Measure the speedups on a GPU that have targets. Variants take turns in each round; a ratio is one of medians.
 
     python -m benchmarks.gpu_ratios                                   # results/<name of the GPU>/gpu_ratios.json
     python -m benchmarks.gpu_ratios --only window network             # some parts
@@ -6,7 +6,7 @@
     python -m benchmarks.gpu_ratios --device cpu --side 32 --no-compile --network savl-tiny   # only checks that it runs
 
 `benchmarks.timing` checks and times the variants. Results are written after every part. The exit code is 0 whether or
-not the ratios are reached.
+not the targets are reached.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from savl.atomic_write import write_atomically
 
 @dataclass
 class Report:
-    """Results, which are written after every part."""
+    """Results so far; the file is rewritten after every part."""
 
     path: Path | None
     content: dict[str, Any] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Report:
             write_atomically(self.path, (json.dumps(self.content, indent=1) + "\n").encode())
 
 
-# Promised ratios
+# Target ratios
 
 Wanted = dict[str, float | None]
 
@@ -67,26 +67,28 @@ class Part:
     """One case, and how many times as fast as other variants the fused variant should be.
 
     The ratio to a copy is the share of the copy's bandwidth. Of variants whose names begin alike ("sdpa",
-    "sdpa, padded"), the fastest is compared with. A variant whose ratio is None is measured, but no ratio is promised.
+    "sdpa, padded"), the fastest is compared with. A variant whose ratio is None is measured, but has no target.
     """
 
     case: Callable[[Settings], BenchmarkCase]
     wanted: Wanted
     network: bool = False
     compiles: bool = False
-    """Whether torch.compile of a network is measured, on CUDA GPUs alone."""
+    """Whether the part measures torch.compile of a network, which is done on CUDA GPUs only."""
 
 
 def _part(op: str, wanted: Wanted, **options: Any) -> Part:
     def case(settings: Settings) -> BenchmarkCase:
         made = cases.op_case(settings.run, op, **options)
-        peers = [name for name in (*made.variants, *made.skipped) if any(_alike(name, against) for against in wanted)]
+        peers = [
+            name for name in (*made.variants, *made.skipped) if any(_is_variant_of(name, against) for against in wanted)
+        ]
         return made.only((*peers, "fused"))
 
     return Part(case, wanted)
 
 
-def _alike(variant: str, against: str) -> bool:
+def _is_variant_of(variant: str, against: str) -> bool:
     return variant == against or variant.startswith(f"{against}, ")
 
 
@@ -114,7 +116,7 @@ PARTS: dict[str, Part] = {
     ),
 }
 ON_REQUEST = ("max-autotune",)
-"""Parts that take long and run only when named."""
+"""Parts that take long and run only if ``--only`` names them."""
 
 
 def measure_part(name: str, settings: Settings, limits: Mapping[str, float]) -> dict[str, Any]:
@@ -142,7 +144,7 @@ def measure_part(name: str, settings: Settings, limits: Mapping[str, float]) -> 
         exact = records if run.cuda else {}
         memory = ratio(f"{case.title}, peak memory", "eager", 3, exact, "peak_bytes")
         ratios.append(
-            memory if run.cuda else memory | {"why": "not on this device: memory is read off CUDA's allocator"}
+            memory if run.cuda else memory | {"why": "not on this device: memory is read from CUDA's allocator"}
         )
     return {"state": "done", "what": case.title, "rounds": rounds, "variants": records, "ratios": ratios}
 
@@ -151,7 +153,7 @@ def ratio(
     what: str, against: str, wanted: float | None, records: Mapping[str, Any], figure: str = "median_ms"
 ) -> dict[str, Any]:
     """Return a figure of another variant divided by that of fused; of variants with similar names, the best is used."""
-    peers = {name: record for name, record in records.items() if _alike(name, against)}
+    peers = {name: record for name, record in records.items() if _is_variant_of(name, against)}
     known = {name: record[figure] for name, record in peers.items() if figure in record}
     row: dict[str, Any] = {"what": what, "against": against, "ratio": None, "wanted": wanted, "met": None}
     fused = records.get("fused", {})
@@ -170,7 +172,7 @@ def ratio(
 
 
 def measure(settings: Settings, parts: Iterable[str], report: Report) -> dict[str, Any]:
-    """Measure part by part, and write after each.
+    """Measure all parts, and write the results after each.
 
     Args:
         settings: Device, dtype and size, and the number of rounds.
@@ -218,13 +220,13 @@ def measure(settings: Settings, parts: Iterable[str], report: Report) -> dict[st
 
 
 def table(content: Mapping[str, Any]) -> str:
-    """Markdown: the ratios, and what became of parts without."""
+    """Return a Markdown table of the ratios, and of the parts that were not measured and why."""
     device, settings = content["machine"]["device"], content["settings"]
-    lines = [f"{device}, {settings['side']}×{settings['side']} tokens, {settings['dtype']}", ""]
+    lines = [f"{device}, {settings['side']}×{settings['side']} tokens, {settings['dtype']}.", ""]
     if limits := content["ceilings"]:
-        measured = "copies {copy_gb_per_second:.0f} GB/s, products {product_tflops:.2f} TFLOP/s"
-        lines += [measured.format(**limits), ""]
-    lines += ["| what | fused | against | ratio | wanted | |", "|---|---:|---|---:|---:|---|"]
+        copy, product = f"{limits['copy_gb_per_second']:.0f} GB/s", f"{limits['product_tflops']:.2f} TFLOP/s"
+        lines += [f"A large copy reaches {copy}, and a large matrix product {product}.", ""]
+    lines += ["| benchmark | fused | baseline | ratio | target | result |", "|---|---:|---|---:|---:|---|"]
     for name, part in content["parts"].items():
         if part["state"] != "done":
             lines.append(f"| {name} | | | | | {part['state']}: {part['why']} |")
@@ -241,16 +243,20 @@ def table(content: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, write, print."""
+    """Measure, write and print; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write (default: results/<device>/)")
     parser.add_argument("--side", type=int, default=512, help="tokens along a side, a multiple of 16 from 32 on")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--rounds", type=int, default=30, help="times each op is measured; networks a quarter of it")
-    parser.add_argument("--network", default="savl-base", help="which to measure end to end")
-    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--no-compile", action="store_true", help="nothing that torch.compile compiles")
+    parser.add_argument(
+        "--rounds", type=int, default=30, help="number of measurements of each op; a quarter for networks"
+    )
+    parser.add_argument("--network", default="savl-base", help="network to measure end to end")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, metavar="PART", help=f"parts to measure: {', '.join(PARTS)}"
+    )
+    parser.add_argument("--no-compile", action="store_true", help="measure no variant that uses torch.compile")
     given = parser.parse_args(arguments)
     if given.side < 32 or given.side % 16:
         parser.error(f"--side must be a multiple of 16 from 32 on, got {given.side}")

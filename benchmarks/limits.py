@@ -1,9 +1,9 @@
-"""Measure what the README promises of upscaling: time for a small photo, time and memory for a large one, and seams.
+"""Measure the limits of upscaling: time for a small photo, time and memory for a large one, and tiled output.
 
     python -m benchmarks.limits benchmarks/results/MACHINE/limits.json
 
-Each figure is the median of several runs in this process. The large photo is upscaled in its own process, whose peak
-memory the operating system reports, which needs Linux.
+README.md shows the results. The time for the small photo is the median of several runs in this process. The large photo
+is upscaled in its own process, whose peak memory the operating system reports. This needs Linux.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MODEL = "savl-tiny"
 
 
 def small_photo(runs: int = 7) -> dict[str, Any]:
-    """Median seconds for 128×128 pixels after a warm-up."""
+    """Measure the time for 128×128 pixels in seconds: minimum, median and maximum of the runs after a warm-up."""
     upscaler = savl.Upscaler(savl.load(MODEL))
     image = torch.rand(1, 3, 128, 128)
     seconds = []
@@ -45,7 +45,7 @@ def small_photo(runs: int = 7) -> dict[str, Any]:
 
 
 def large_photo() -> dict[str, Any]:
-    """Wall seconds and peak memory of `savl upscale` on 2000×1500 pixels of noise over waves, to JPEG."""
+    """Measure time and peak memory of `savl upscale` on a synthetic image of 2000×1500 pixels, written as JPEG."""
     y, x = np.mgrid[0:1500, 0:2000]
     waves = np.stack([np.sin(x / 7), np.cos(y / 11), np.sin((x + y) / 13)], axis=-1) * 90 + 128
     pixels = (waves + np.random.default_rng(0).normal(0, 6, waves.shape)).clip(0, 255).astype(np.uint8)
@@ -60,9 +60,9 @@ def large_photo() -> dict[str, Any]:
 
 
 def seams(photo: Path) -> list[dict[str, Any]]:
-    """Tiled against untiled on a photograph: PSNR, and the largest difference in 8-bit levels."""
-    with Image.open(photo) as picture:
-        pixels = np.asarray(picture.convert("RGB")).copy()
+    """Compare tiled with untiled output on a photograph: PSNR, and the largest difference in 8-bit levels."""
+    with Image.open(photo) as image:
+        pixels = np.asarray(image.convert("RGB")).copy()
     lr = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
     model = savl.load(MODEL)
     untiled = savl.Upscaler(model, tile=0)(lr).sr
@@ -76,11 +76,11 @@ def seams(photo: Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure, write and print."""
     out = Path(sys.argv[1])
     photo = Path(__file__).resolve().parents[1] / "examples" / "chairs.webp"
     keep_freed_memory()
-    savl.use_fused_kernels()  # both as `savl upscale` does
+    savl.use_fused_kernels()  # `savl upscale` does both
     report = {
         "machine": machine.facts() | {"kernels": "fused"},
         "small_photo": small_photo(),

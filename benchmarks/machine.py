@@ -1,4 +1,4 @@
-"""Facts of the machine that measurements depend on."""
+"""Facts about the machine that measurements depend on."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _driver() -> str | None:
 
 
 def folder_of(facts: dict[str, Any]) -> Path:
-    """Where results of a machine belong: a GPU's by its name, a CPU's by its name, instruction set and threads."""
+    """Return the folder for the results of a machine, named after its GPU, or its CPU, instruction set and threads."""
     words = [facts["device"]]
     if "capability" not in facts:
         words += [facts["instruction_set"], str(facts["threads"]), "threads"]
@@ -81,7 +81,7 @@ def _commit() -> str:
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Wall seconds of one call."""
+    """Return the wall-clock time of one call in seconds."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

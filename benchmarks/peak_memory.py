@@ -1,4 +1,4 @@
-"""Measure the memory of a forward pass in addition to that of the network. It runs in its own process, prints bytes.
+"""Measure the memory that a forward pass uses in addition to the network, in its own process, and print the bytes.
 
     python -m benchmarks.peak_memory savl-base fused
 
@@ -13,7 +13,12 @@ from pathlib import Path
 
 
 def measure(network: str, variant: str) -> int:
-    """Return the peak of resident bytes of one 64×64 tile above those before, in a new process."""
+    """Return the peak memory of one 64×64 tile in bytes, in addition to the network, measured in a new process.
+
+    Args:
+        network: A configuration, such as ``"savl-base"``.
+        variant: ``"eager"``, ``"sdpa"`` or ``"fused"``.
+    """
     command = [sys.executable, "-m", "benchmarks.peak_memory", network, variant]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[1])
     return int(done.stdout.split()[-1])

@@ -1,10 +1,10 @@
-"""Measure the promised ratios on a CPU in one run. Variants take turns, round after round; ratios are of medians.
+"""Measure the speedups on a CPU that have targets. Variants take turns in each round; a ratio is one of medians.
 
     python -m benchmarks.ratios                                  # a table
     python -m benchmarks.ratios --json benchmarks/results/MACHINE/cpu_ratios.json
-    python -m benchmarks.ratios --compile                        # with torch.compile of the network, minutes to compile
+    python -m benchmarks.ratios --compile                        # also torch.compile of the network, takes minutes
 
-The exit code is 0 whether or not the ratios are reached.
+The exit code is 0 whether or not the targets are reached.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from benchmarks.timing import COPY, ceilings, check_and_time
 from savl.atomic_write import write_atomically
 
 SIDE = 64
-"""Side of the measured tile in tokens."""
+"""Side of the measured tile in pixels."""
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A promised ratio and the measured one."""
+    """A measured ratio and its target."""
 
     what: str
     against: str
@@ -42,12 +42,12 @@ class Ratio:
 
     @property
     def met(self) -> bool:
-        """Whether the promise is kept."""
+        """Whether the target is reached."""
         return self.ratio >= self.wanted
 
 
 MEMORY = "copy in memory"
-"""The bandwidth of a copy too large for any cache; "copy" is one of as many bytes as the op moves, which fit there."""
+"""A copy too large for any cache. "copy" is a copy of as many bytes as the op moves, which fit into the cache."""
 
 OPS: list[tuple[str, Mapping[str, float]]] = [
     ("window_attention", {"eager": 8, "sdpa": 2, "sdpa, mask kept": 2}),
@@ -55,16 +55,26 @@ OPS: list[tuple[str, Mapping[str, float]]] = [
     ("gaussian_posterior", {"eager": 3, MEMORY: 0.8, COPY: 0.8}),
     ("channel_modulation", {"eager": 3, MEMORY: 0.8, COPY: 0.8}),
 ]
-"""For each of these ops, how many times as fast as what; against a copy, the share of its bandwidth."""
+"""Targets of each op by baseline: the speedup, or against a copy the share of its bandwidth."""
 
 
 def of_case(
     case: BenchmarkCase, wanted: Mapping[str, float], run: Run, rounds: int, limits: Mapping[str, float]
 ) -> tuple[list[Ratio], dict[str, Any]]:
-    """Measure one case; ``limits`` are the machine's ceilings.
+    """Measure one case.
+
+    Args:
+        case: The case.
+        wanted: Target by baseline.
+        run: Device, dtype and size.
+        rounds: Number of measurements of each variant.
+        limits: Ceilings of the machine, from `benchmarks.timing.ceilings`.
+
+    Returns:
+        The ratios, and the measurements that they are computed from.
 
     Raises:
-        RuntimeError: A variant that counts could not be measured.
+        RuntimeError: The fused variant or a baseline with a target could not be measured.
     """
     case = case.only((*wanted, "fused"))
     records = check_and_time(case, run, rounds, limits)
@@ -85,14 +95,14 @@ def of_case(
 
 
 def of_memory(name: str) -> tuple[list[Ratio], dict[str, Any]]:
-    """Peak memory of a tile, fused against eager."""
+    """Measure the peak memory of a 64×64 tile, fused against eager."""
     peaks = {variant: peak_memory.measure(name, variant) for variant in ("eager", "sdpa", "fused")}
     detail = f"{peaks['fused'] / 2**20:.0f} MiB"
     return [Ratio(f"{name}, 64×64: peak memory", "eager", peaks["eager"] / peaks["fused"], 2, detail)], {"bytes": peaks}
 
 
 def measure(compiled: bool, rounds: int) -> dict[str, Any]:
-    """Everything, as plain data."""
+    """Measure all ratios and return them as JSON values."""
     run = Run(torch.device("cpu"), torch.float32, SIDE, compiled=False, precomputed_masks=True)
     limits = ceilings(run)
     facts = machine.facts() | {
@@ -117,11 +127,11 @@ def measure(compiled: bool, rounds: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Measure, print, write."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything measured")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network too")
-    parser.add_argument("--rounds", type=int, default=21, help="times each op is measured")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all measurements to this file")
+    parser.add_argument("--compile", action="store_true", help="also measure torch.compile of the network")
+    parser.add_argument("--rounds", type=int, default=21, help="number of measurements of each op")
     arguments = parser.parse_args()
     report = measure(arguments.compile, arguments.rounds)
     print(tables.ratios_of(report))

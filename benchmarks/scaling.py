@@ -1,8 +1,8 @@
 """Measure how time and memory grow with image area, batch size, window size and threads, for fused and eager.
 
     python -m benchmarks.scaling                       # results/<machine>/scaling.json
-    python -m benchmarks.scaling --only area threads   # some series
-    python -m benchmarks.scaling --limit 8             # GiB per point; a point that needs more is out of memory
+    python -m benchmarks.scaling --only area threads   # some of the series
+    python -m benchmarks.scaling --limit 8             # memory limit of a point in GiB
 
 Every point is measured in a separate process. On a CPU, the operating system reports the peak memory of the process and
 enforces the memory limit, which requires Linux. On a GPU (``--device cuda``), PyTorch's allocator reports the peak
@@ -76,7 +76,7 @@ def measure(point: Point, limit_gib: float, patience: float = 900) -> dict[str, 
         patience: Time in seconds after which the measurement is aborted.
 
     Returns:
-        The point, with ``seconds`` (median), ``rounds`` and ``peak_bytes``; or ``failed`` and why.
+        The point, with ``seconds`` (median), ``rounds`` and ``peak_bytes``; or with the reason as ``failed``.
     """
     command = [
         sys.executable,
@@ -100,7 +100,7 @@ def measure(point: Point, limit_gib: float, patience: float = 900) -> dict[str, 
 
 
 def here(point: Point, limit_gib: float) -> dict[str, Any]:
-    """Measure a point in this process."""
+    """Measure a point in this process; arguments and result are those of `measure`."""
     import torch
 
     import savl
@@ -174,8 +174,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure all points and write the results after each one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write (default: results/<machine>/)")
-    parser.add_argument("--only", nargs="+", choices=("area", "batch", "window", "threads"), help="some series")
-    parser.add_argument("--limit", type=float, default=8, metavar="GIB", help="memory of a point, in GiB (default: 8)")
+    parser.add_argument(
+        "--only", nargs="+", choices=("area", "batch", "window", "threads"), help="series to measure (default: all)"
+    )
+    parser.add_argument(
+        "--limit", type=float, default=8, metavar="GIB", help="memory limit of a point in GiB (default: 8)"
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--point", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)

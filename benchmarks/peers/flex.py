@@ -1,8 +1,9 @@
-"""Another peer to beat: the two attentions on `torch.nn.attention.flex_attention`, to be compiled as a whole.
+"""A baseline: both attentions with `torch.nn.attention.flex_attention`, to be compiled as a whole.
 
-Written as somebody would who knows it: windows cut out of the rolled image, q and k scaled by severity, the bias looked
-up in its table pair by pair by a score_mod, and the shift as a BlockMask, which lets whole blocks of pairs be skipped
-or left unmasked. The BlockMask depends on the size of the image alone; a network would keep it.
+This is how an experienced user of flex_attention would write it: the rolled image is partitioned into windows, q and k
+are multiplied by the severity, a score_mod looks up the bias of each pair in the table, and the shift is a BlockMask,
+with which whole blocks of pairs are skipped or need no mask. The BlockMask depends only on the size of the image, so
+that a network can compute it once.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def relative_bias(bias_table: Tensor, window: int, key_window: int) -> ScoreMod:
-    """The score_mod that adds the bias: row and column of the table from the places of query and key.
+    """Return the score_mod that adds the bias, looked up by the positions of query and key.
 
     Args:
         bias_table: ``((window + key_window − 1)², heads)``.
@@ -41,7 +42,7 @@ def relative_bias(bias_table: Tensor, window: int, key_window: int) -> ScoreMod:
 def shift_block_mask(
     height: int, width: int, window: int, shift: int, batch: int = 1, device: torch.device | str = "cpu"
 ) -> BlockMask:
-    """Pairs of pixels of a shifted window that come from the same side of the image.
+    """Return the block mask of shifted windows: pairs of pixels that come from the same side of the image.
 
     Args:
         height: Image height in pixels.

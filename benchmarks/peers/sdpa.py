@@ -26,9 +26,18 @@ from savl.ops.window_attention import merge_windows, partition_windows, shift_ma
 def folded_mask(
     bias_table: Tensor, height: int, width: int, window: int, key_window: int, shift: int, batch: int | None = 1
 ) -> Tensor:
-    """Bias and shift mask as one: ``(windows of the batch, heads, w², o²)``, the first dimension 1 without a shift.
+    """Return the sum of bias and shift mask, (windows of the batch, heads, w², o²).
 
-    A ``batch`` of None is one image, too, with nothing copied but the bias, and contiguous.
+    The first dimension is 1 without a shift.
+
+    Args:
+        bias_table: Bias table.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        window: Side w of the windows.
+        key_window: Side o of the key windows.
+        shift: Shift of the windows in pixels.
+        batch: Number of images; None for one image and a contiguous result, which copies only the bias.
     """
     bias = gather_bias(bias_table, window, key_window)[None]
     if not shift:
@@ -116,7 +125,7 @@ def _attend(
     if backend is None:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     else:
-        # These kernels read masks along the keys, 16 bytes at a time; a gathered bias lies heads innermost.
+        # These kernels read 16 bytes of the mask at a time along the keys; in a gathered bias the heads are innermost.
         mask = mask.contiguous().expand(q.shape[0], -1, -1, -1)
         with sdpa_kernel(backend):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
@@ -125,10 +134,10 @@ def _attend(
 
 @contextmanager
 def in_every_network(**options: Any) -> Iterator[None]:
-    """While inside, savl's networks attend with these functions, and do all else as eager does.
+    """Use these attention functions in savl's networks while the context is active; all other operations are eager.
 
     Args:
-        options: ``padded_head_dim`` and ``backend`` of the functions.
+        options: Values of ``padded_head_dim`` and ``backend`` for both functions.
     """
     before = ops.window_attention, ops.overlapping_window_attention
     ops.window_attention = partial(window_attention, **options)

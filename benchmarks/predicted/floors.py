@@ -1,7 +1,7 @@
-"""Predict the least time of the kernels on an H100 or H200, from machine code and bytes. Nothing is measured.
+"""Predict the minimum time of the kernels on an H100 or H200 from machine code and bytes, without measuring.
 
-    python -m benchmarks.predicted.floors           # a table, results/predicted/floors.json, the page
-    python -m benchmarks.predicted.floors --page    # the page alone, from the committed figures
+    python -m benchmarks.predicted.floors           # print, write results/predicted/floors.json and the page
+    python -m benchmarks.predicted.floors --page    # write only the page, from the committed figures
 
 The page is docs/predicted-floors.md. This needs Triton and, for posterior and modulation, the CUDA library
 (`savl/_cuda.so`), but no GPU.
@@ -44,7 +44,7 @@ WIDTH = 2
 
 @dataclass(frozen=True)
 class DataSheet:
-    """Highest speeds of a GPU according to its data sheet."""
+    """Maximum speeds of a GPU according to its data sheet."""
 
     name: str
     bytes_per_second: float
@@ -58,7 +58,7 @@ class DataSheet:
     """Instructions of a warp, per clock and multiprocessor."""
 
     def floors(self, work: Work) -> dict[str, float]:
-        """Return the least seconds by resource."""
+        """Return the floors: the minimum time in seconds by resource."""
         clocks = self.multiprocessors * self.hertz
         return {
             "memory": work.bytes / self.bytes_per_second,
@@ -332,13 +332,15 @@ def predict() -> dict[str, Any]:
 
 
 LEFT_OUT = """\
-Left out, all of which makes real times longer: latency of memory and of dependent instructions, launches, the ends of
-waves in which multiprocessors idle, traffic and bandwidth of the L2 cache, conflicts in shared memory, issue limits of
-single units (integer instructions run at half the rate of float32), clocks below the boost, and memory that reaches
-some nine tenths of its nominal bandwidth. Of posterior and modulation the sums over channels and the second kernel
-(statistics and severity) count as bytes alone. Eager and SDPA are counted by bytes and products alone too, which
-flatters them as much: sorting for the gradient of a gathered bias, exponentials, launches and convolution workspaces
-are not in it. `flex_attention` and `torch.compile` are not predicted: their kernels depend on what the compiler picks
+The prediction leaves out the following costs, so that real times are longer: the latency of memory and of dependent
+instructions; kernel launches; idle multiprocessors at the end of a wave; traffic and bandwidth of the L2 cache; bank
+conflicts in shared memory; the issue limits of single units (integer instructions run at half the rate of float32);
+clocks below the boost clock; and the fact that memory reaches about 90 % of its nominal bandwidth. In the posterior and
+the modulation, the sums over channels and the second kernel (statistics and severity) are counted only as bytes.
+
+Eager and SDPA are predicted only from bytes and products, which makes them look faster too: the prediction leaves out
+the sorting for the gradient of a gathered bias, exponentials, launches, and the workspaces of convolutions.
+`flex_attention` and `torch.compile` are not predicted, because their kernels depend on choices that the compiler makes
 on the GPU.
 """
 
@@ -346,25 +348,26 @@ on the GPU.
 def page(report: Mapping[str, Any]) -> str:
     """Return the text of docs/predicted-floors.md."""
     lines = [
-        "# Predicted, not measured",
+        "# Predicted times on a GPU",
         "",
-        f"What the kernels of savl-base must cost on {report['side']}×{report['side']} tokens in bfloat16, from their",
-        "machine code for sm_90 and from data sheets; nothing on this page was run on a GPU.",
-        "`python -m benchmarks.predicted.floors` makes it without one, `python -m benchmarks.gpu_ratios` measures",
-        "with one. The floors of a kernel are the times that each resource takes alone; the largest is the prediction.",
-        "An H200 takes up to four times as long ([performance.md](performance.md#on-a-gpu)).",
+        f"This page predicts the minimum times of the kernels of savl-base on {report['side']}×{report['side']} pixels",
+        "in bfloat16, from their machine code for sm_90 and from data sheets.",
+        "Nothing on this page was measured. `python -m benchmarks.predicted.floors` generates it and needs no GPU;",
+        "`python -m benchmarks.gpu_ratios` measures on a GPU. A floor of a kernel is the time that one resource takes",
+        "alone, and the largest floor is the prediction. A measured H200 takes up to four times as long",
+        "([performance.md](performance.md#on-a-gpu)).",
         "",
         LEFT_OUT,
         "## Ratios",
         "",
-        "| predicted | against | fused, H100 SXM | H100 SXM | H200 | wanted | |",
+        "| predicted | baseline | fused, H100 SXM | ratio, H100 SXM | ratio, H200 | target | result |",
         "|---|---|---:|---:|---:|---:|---|",
     ]
     for row in report["ratios"]:
         ratio, wanted = row["ratio"], row["wanted"]
         reached = [] if wanted is None else [name for name, each in ratio.items() if each >= wanted]
         verdict = (
-            "within reach" if len(reached) == len(GPUS) else f"on an {reached[0]} alone" if reached else "out of reach"
+            "within reach" if len(reached) == len(GPUS) else f"only on an {reached[0]}" if reached else "out of reach"
         )
         verdict = "" if wanted is None else verdict
         cost = f"{row['fused_ms'][H100.name]:.3f} ms"
@@ -376,16 +379,17 @@ def page(report: Mapping[str, Any]) -> str:
         )
     lines += [
         "",
-        "A ratio is the predicted time of the other over that of the fused kernels; against memory bandwidth it is the",
-        "share of it that the prediction reaches.",
+        "A ratio is the predicted time of the baseline divided by that of the fused kernels. Against memory bandwidth,",
+        "it is the share of the bandwidth that the prediction reaches.",
         "",
         "## Floors",
         "",
-        "Microseconds on an H100 SXM; an H200 differs in memory alone. Tiles: queries × keys / warps. Instructions: of",
-        "a thread in one pass through the loop over tiles, and before and after it; of posterior and modulation, per",
-        "element.",
+        "Times are in microseconds on an H100 SXM. An H200 differs only in memory, which has a column of its own.",
+        "Tiles are given as queries × keys / warps. The instructions of attention are those of a thread in one",
+        "iteration of the loop over tiles, and then those outside the loop. The instructions of posterior and",
+        "modulation are per element.",
         "",
-        "| kernel | tiles | instructions | memory | H200 | tensor cores | exponentials | instructions, time |",
+        "| kernel | tiles | instructions | memory | memory, H200 | tensor cores | exponentials | instruction issue |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, found in report["kernels"].items():
@@ -405,7 +409,8 @@ def page(report: Mapping[str, Any]) -> str:
         ]
         shown = [f"**{each:g}**" if each == highest and place != 1 else f"{each:g}" for place, each in enumerate(cells)]
         lines.append(f"| {name} | {tiles} | {instructions} | {' | '.join(shown)} |")
-    lines += ["", "## What eager does", "", "Operations that move more than 1 % of all bytes, in order.", ""]
+    lines += ["", "## Bytes that eager moves", ""]
+    lines += ["The lists contain the operations that move more than 1 % of all bytes, in the order of execution.", ""]
     for name, steps in report["eager"].items():
         moved = sum(step["bytes"] for step in steps)
         large = [f"{step['op']} {step['bytes'] / 1e6:.0f}" for step in steps if step["bytes"] > moved / 100]

@@ -1,1 +1,1 @@
-"""Pages, tables and figures made from committed results."""
+"""Generate pages, tables and figures from committed results."""

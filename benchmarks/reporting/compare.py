@@ -1,15 +1,16 @@
-"""Two results of the suites, the second against the first, with their noise.
+"""Compare two results of the suites, taking noise into account.
 
     pytest benchmarks/ --benchmark-only --benchmark-json=before.json
     pytest benchmarks/ --benchmark-only --benchmark-json=after.json
-    python -m benchmarks.reporting.compare before.json after.json            # all that changed; --all for the rest too
+    python -m benchmarks.reporting.compare before.json after.json            # what changed; --all: everything
     python -m benchmarks.reporting.compare before.json after.json --against eager
 
-A time has changed when the quartiles of both do not overlap and the medians differ by more than the margin. On machines
-that others use too, times of two runs differ for reasons of their own; ``--against`` compares the ratios to another
-variant of the same entry, which was timed in turn with it: whether the kernel has changed, not whether the machine has.
+A time has changed if the ranges between the quartiles do not overlap and the medians differ by more than the margin. On
+a machine with other load, the times of two runs differ for other reasons. ``--against`` therefore compares ratios to
+another variant of the same entry, which took turns with it in the same run. A change of such a ratio is a change of the
+kernel, not of the machine.
 
-Exit code 1 if something is slower, 2 if the files cannot be compared.
+The exit code is 1 if a benchmark became slower, and 2 if the files cannot be compared.
 """
 
 from __future__ import annotations
@@ -27,20 +28,21 @@ MARGIN = 0.05
 
 @dataclass(frozen=True)
 class Time:
-    """Of one benchmark: seconds, or a multiple of another's."""
+    """Time of one benchmark in seconds, or its ratio to the time of another."""
 
     median: float
     low: float
+    """First quartile."""
     high: float
-    """Quartiles."""
+    """Third quartile."""
 
     @property
     def noise(self) -> float:
-        """Half the distance of the quartiles, as a share of the median."""
+        """Half the distance between the quartiles, as a share of the median."""
         return (self.high - self.low) / 2 / self.median
 
     def over(self, other: Time) -> Time:
-        """The ratio; its quartiles are as far apart as those of both allow."""
+        """Return the ratio to another time, with the widest range that both ranges of quartiles allow."""
         return Time(self.median / other.median, self.low / other.high, self.high / other.low)
 
 
@@ -58,7 +60,7 @@ class Change:
         return self.after.median / self.before.median
 
     def verdict(self, margin: float) -> str:
-        """``"slower"``, ``"faster"`` or ``"same"``."""
+        """Return ``"slower"``, ``"faster"`` or ``"same"``."""
         if self.ratio > 1 + margin and self.after.low > self.before.high:
             return "slower"
         if self.ratio < 1 / (1 + margin) and self.after.high < self.before.low:
@@ -67,11 +69,11 @@ class Change:
 
 
 def times(content: Mapping[str, Any], against: str | None = None) -> dict[str, Time]:
-    """The times of a pytest-benchmark file by the name of the benchmark.
+    """Return the times of a pytest-benchmark file by the name of the benchmark.
 
     Args:
-        content: The file.
-        against: Divide by the time of this variant of the same entry; benchmarks without one are left out.
+        content: Content of the file.
+        against: Divide by the time of this variant of the same entry; benchmarks of entries without it are left out.
     """
     known = {}
     for each in content["benchmarks"]:
@@ -97,7 +99,7 @@ def load(path: Path) -> dict[str, Any]:
     """Read a file of pytest-benchmark.
 
     Raises:
-        ValueError: It is none; the message says why.
+        ValueError: The file cannot be read or is not one of pytest-benchmark; the message gives the reason.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -113,13 +115,15 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare and print."""
+    """Compare two files and print the changes; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     parser.add_argument("--against", metavar="VARIANT", help="compare ratios to this variant of the same entry")
-    parser.add_argument("--margin", type=float, default=MARGIN, help=f"least change that counts (default: {MARGIN:g})")
-    parser.add_argument("--all", action="store_true", help="print what has not changed too")
+    parser.add_argument(
+        "--margin", type=float, default=MARGIN, help=f"smallest relative change that counts (default: {MARGIN:g})"
+    )
+    parser.add_argument("--all", action="store_true", help="also print benchmarks that have not changed")
     given = parser.parse_args(arguments)
     try:
         contents = [load(given.before), load(given.after)]
@@ -132,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     devices = [content.get("machine_info", {}).get("device") for content in contents]
     if devices[0] != devices[1]:
-        print(f"measured on different devices: {devices[0]} and {devices[1]}", file=sys.stderr)
+        print(f"the files were measured on different devices: {devices[0]} and {devices[1]}", file=sys.stderr)
     unit, scale = ("", 1.0) if given.against else (" ms", 1000.0)
     verdicts = [change.verdict(given.margin) for change in both]
     shown = [

@@ -1,10 +1,11 @@
-"""One file of results from several runs of parts of the suites, on one machine at one commit.
+"""Join the results of several runs, each of a part of the suites, into one file.
 
     python -m benchmarks.reporting.join PART.json ... -o benchmarks/results/MACHINE/suite.json
 
-A whole run with ``--full`` takes more than an hour on two cores; ``-k`` and the names of files divide it. What was
-timed side by side stays in one part. A ceiling is what a machine does at best, so the highest of the parts stands for
-all, and shares are counted anew from it. The date is the first part's.
+A complete run with ``--full`` takes more than an hour on two cores; ``-k`` and the names of files divide it into parts.
+All parts must come from the same machine and commit. Variants that are compared must be in the same part. The highest
+ceiling of all parts is used for all of them, and the shares of the ceilings are computed again. The date is that of the
+first part.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from benchmarks.timing import shares
 
 
 def join(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The parts as one.
+    """Return the results of all parts as one.
 
     Raises:
-        ValueError: They come from different machines, versions or commits, or hold the same benchmark.
+        ValueError: The parts come from different machines, versions or commits, or hold the same benchmark.
     """
     whole = dict(parts[0])
     benchmarks = [{**each, "extra_info": dict(each["extra_info"])} for part in parts for each in part["benchmarks"]]
@@ -34,7 +35,7 @@ def join(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 for name in part["devices"].get(device, {}).keys() | whole["devices"].get(device, {}).keys()
                 if part["devices"].get(device, {}).get(name) != whole["devices"].get(device, {}).get(name)
             }
-            raise ValueError(f"parts were not measured alike: they differ in {', '.join(sorted(differing))}")
+            raise ValueError(f"the parts cannot be joined: they differ in {', '.join(sorted(differing))}")
     names = [each["fullname"] for each in benchmarks]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -49,7 +50,7 @@ def join(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Join files."""
+    """Join the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", type=Path, metavar="PART")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
@@ -57,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         whole = join([json.loads(part.read_text(encoding="utf-8")) for part in options.parts])
     except (OSError, ValueError, KeyError) as error:
-        parser.error(str(error) if not isinstance(error, KeyError) else f"no results of the suites: {error} is missing")
+        parser.error(
+            str(error)
+            if not isinstance(error, KeyError)
+            else f"a part is not a result of the suites: {error} is missing"
+        )
     options.output.write_text(json.dumps(whole, indent=4) + "\n", encoding="utf-8")
 
 

@@ -1,9 +1,9 @@
 """Generate docs/benchmarks.md with its figures, and the tables of README.md and model cards, from committed results.
 
-    python -m benchmarks.reporting.report           # rewrite them
-    python -m benchmarks.reporting.report --check   # change nothing, exit with 1 if one is out of date
+    python -m benchmarks.reporting.report           # rewrite the documents
+    python -m benchmarks.reporting.report --check   # change nothing; exit with 1 if a document is out of date
 
-Results are the files in results/<machine>/: suite.json (``pytest benchmarks/ --benchmark-only --benchmark-json``),
+The results are the files in results/<machine>/: suite.json (``pytest benchmarks/ --benchmark-only --benchmark-json``),
 scaling.json (`benchmarks.scaling`), allocation.json (`benchmarks.allocation`), ratios (`benchmarks.ratios`,
 `benchmarks.gpu_ratios`) and limits.json (`benchmarks.limits`).
 """
@@ -43,10 +43,11 @@ README_ENTRIES = (
     "hat-s, tile",
     "savl-base, training step",
 )
-"""The rows of README's table; docs/benchmarks.md has all entries."""
+"""Entries in the table of README.md; docs/benchmarks.md has all."""
 BACKENDS = {"cpu": "cpp", "cuda": "triton and cuda"}
 """Backends that run the fused variants, by device type."""
 PEERS = tuple(name for name in VARIANTS if not name.startswith(("fused", "copy")))
+"""Baselines that compute the same as the fused kernels."""
 
 Entries = dict[str, dict[str, dict[str, Any]]]
 
@@ -86,9 +87,12 @@ def best_peer(variants: Mapping[str, Mapping[str, Any]]) -> tuple[str, float] | 
 
 
 def suite_tables(found: Entries) -> str:
-    """Return a table with the times of each entry, and the speedup of the fused variant over the fastest peer."""
+    """Return a table with the times of each entry, and the speedup of the fused variant over the fastest baseline."""
     used = [name for name in VARIANTS if any(name in variants for variants in found.values())]
-    lines = [f"| | {' | '.join(used)} | fused against the best peer |", f"|---|{'---:|' * len(used)}---|"]
+    lines = [
+        f"| benchmark | {' | '.join(used)} | speedup of fused over the fastest baseline |",
+        f"|---|{'---:|' * len(used)}---|",
+    ]
     for group, variants in found.items():
         if "fused" not in variants:
             continue
@@ -102,7 +106,8 @@ def suite_tables(found: Entries) -> str:
 def bound_table(found: Entries) -> str:
     """Return a table with the fraction of the ceilings that the fused kernels reach, and the peak memory."""
     lines = [
-        "| fused | GFLOP/s | of a product | GB/s | of a copy | of the roofline | peak memory | eager's |",
+        "| fused | GFLOP/s | share of matrix product | GB/s | share of copy | share of roofline | peak memory "
+        "| peak memory of eager |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for group, variants in found.items():
@@ -127,9 +132,16 @@ def bound_table(found: Entries) -> str:
 
 
 def start_table(found: Entries) -> str:
-    """Return the table of the times that new processes take, in seconds."""
-    rows = [f"| {name} | {duration(record['median'])} |" for name, record in found.get("start, cpu", {}).items()]
-    return "\n".join(["| a new process | takes |", "|---|---:|", *rows]) + "\n" if rows else ""
+    """Return the table of the times that new processes take, without "import savl", which loads no torch."""
+    rows = [
+        f"| {name} | {duration(record['median'])} |"
+        for name, record in found.get("start, cpu", {}).items()
+        if name != "import savl"
+    ]
+    if not rows:
+        return ""
+    note = "`import savl` is not listed, because it loads PyTorch only when a function of savl is first used."
+    return "\n".join(["| in a new process | time |", "|---|---:|", *rows, "", note]) + "\n"
 
 
 def compile_table(found: Entries) -> str:
@@ -140,7 +152,11 @@ def compile_table(found: Entries) -> str:
         for name, record in variants.items()
         if name.startswith(("compile", "flex")) and "first_call_seconds" in record
     ]
-    return "\n".join(["| | | first call, with compiling |", "|---|---|---:|", *rows]) + "\n" if rows else ""
+    return (
+        "\n".join(["| benchmark | variant | first call, including compilation |", "|---|---|---:|", *rows]) + "\n"
+        if rows
+        else ""
+    )
 
 
 def scaling_section(report: Mapping[str, Any]) -> str:
@@ -164,7 +180,7 @@ def scaling_section(report: Mapping[str, Any]) -> str:
             f"in tiles of {row['tile']}: "
             f"{duration(row['seconds'])}, {(row['peak_bytes'] or 0) / 2**20:.0f} MiB"
         )
-    lines += ["", "| | | eager | fused | ratio |", "|---|---|---:|---:|---:|"]
+    lines += ["", "| benchmark | setting | eager | fused | speedup |", "|---|---|---:|---:|---:|"]
     for series, key in (("area", "side"), ("batch", "batch"), ("window", "window"), ("threads", "threads")):
         rows = [row for row in points if row["series"] == series and not row["tile"]]
         for subject, value in dict.fromkeys((row["subject"], row[key]) for row in rows):
@@ -242,11 +258,11 @@ def section(folder: Path) -> tuple[str, dict[str, str]]:
         words = f"Measured by `benchmarks.allocation` in separate processes, with a 64×64 tile of {allocated['model']}."
         parts.append(f"### Cost of memory allocation\n\n{words}\n\n{allocation.table(allocated)}")
     if (promised := read("cpu_ratios.json")) is not None:
-        parts.append("### Promised ratios\n\n" + tables.ratios_of(promised))
+        parts.append("### Speedups and targets\n\n" + tables.ratios_of(promised))
     if gpu is not None:
         from benchmarks import gpu_ratios
 
-        parts.append("### Promised ratios, GPU\n\n" + gpu_ratios.table(gpu))
+        parts.append("### Speedups and targets, GPU\n\n" + gpu_ratios.table(gpu))
     return "\n".join(part for part in parts if part), drawn
 
 
@@ -329,7 +345,7 @@ def documents() -> dict[Path, str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rewrite or check the documents. Return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if something is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a document is out of date")
     check = parser.parse_args(arguments).check
     wanted = documents()
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]

@@ -1,4 +1,4 @@
-"""Tables of README.md, of the model cards and of docs/, from committed results.
+"""Generate the tables of README.md, of the model cards and of docs/ from committed results.
 
 Scores come from `savl evaluate --json`, limits from `benchmarks.limits`, ratios from `benchmarks.ratios`.
 `benchmarks.reporting.report` writes them.
@@ -18,7 +18,7 @@ LIMITS = ROOT / "benchmarks" / "results"
 
 
 def scores(model: str) -> str:
-    """Markdown table of a model's committed scores, bicubic beside it."""
+    """Return a Markdown table of the committed scores of a model and of bicubic upsampling."""
     lines = [
         f"| images | bicubic PSNR Y / SSIM Y / PSNR RGB | {model} PSNR Y / SSIM Y / PSNR RGB | gain, dB Y |",
         "|---|---|---|---:|",
@@ -34,7 +34,7 @@ def scores(model: str) -> str:
 
 
 def limits() -> str:
-    """Markdown table of time, memory and seams, a row per machine."""
+    """Return a Markdown table of time, memory, and the agreement of tiled with untiled output, one row per machine."""
     lines = [
         "| machine | kernels | 128×128, median | 2000×1500 to JPEG | peak memory | tiled against untiled, worst |",
         "|---|---|---:|---:|---:|---:|",
@@ -51,14 +51,14 @@ def limits() -> str:
 
 
 def ratios_of(report: dict[str, Any]) -> str:
-    """The table of one report of benchmarks/ratios.py."""
+    """Return the table of one report of `benchmarks.ratios`."""
     facts = report["machine"]
     lines = [
-        f"{facts['cpu']}, {facts['threads']} threads, {facts['instruction_set']} kernels, torch {facts['torch']}, "
-        f"{facts['peak_gflops']:.0f} GFLOP/s in a large matrix product, {facts['memory_gb_per_second']:.0f} GB/s in a "
-        "large copy:",
+        f"{facts['cpu']}, {facts['threads']} threads, {facts['instruction_set']} kernels, torch {facts['torch']}. "
+        f"A large matrix product reaches {facts['peak_gflops']:.0f} GFLOP/s and a large copy "
+        f"{facts['memory_gb_per_second']:.0f} GB/s.",
         "",
-        "| what | against | ratio | wanted | fused |",
+        "| benchmark | baseline | ratio | target | fused |",
         "|---|---|---:|---:|---|",
     ]
     for row in report["ratios"]:
@@ -72,10 +72,10 @@ def _row(scores: dict[str, float]) -> str:
 
 
 def documents(readme: Mapping[str, str]) -> dict[Path, str]:
-    """Every document with a table, and what it should say.
+    """Return the text of every document with a table, by path.
 
     Args:
-        readme: Tables of README.md alone, by marker.
+        readme: Tables that only README.md contains, by the name of their marker.
     """
     found = {ROOT / "README.md": "savl-tiny", ROOT / "docs" / "models.md": "savl-tiny"}
     found |= {path: path.stem for path in (ROOT / "savl" / "weights").glob("*.md")}
@@ -89,6 +89,6 @@ def documents(readme: Mapping[str, str]) -> dict[Path, str]:
 
 
 def between(name: str, table: str, text: str) -> str:
-    """The text with a table between the markers of its name, if it has them."""
+    """Return the text with a table put between the markers of its name, if the text has them."""
     marked = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
     return marked.sub(lambda _: table, text)  # a function: a string would have its backslashes interpreted
