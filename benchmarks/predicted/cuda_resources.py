@@ -1,4 +1,4 @@
-"""Registers, stack, spills and shared memory of the CUDA C++ kernels, for every GPU they are compiled for.
+"""Report registers, stack, spills and shared memory of the CUDA C++ kernels for every architecture of a build.
 
     python -m benchmarks.predicted.cuda_resources    # print a table
     python -m benchmarks.predicted.cuda_resources --json csrc/cuda/resources.json    # update the committed figures
@@ -103,7 +103,8 @@ def table(report: dict[str, Any]) -> str:
     """Return a Markdown table: registers for each architecture, shared memory, and the sum of stack and spills."""
     gpus = report["architectures"]
     lines = [
-        f"nvcc {report['nvcc']}; registers per thread, 256 threads a block, static shared memory of a block.\n",
+        f"The kernels were compiled with nvcc {report['nvcc']}. The columns of the architectures list registers per",
+        "thread. Blocks have 256 threads, and shared memory is the static shared memory of a block.\n",
         f"| kernel | {' | '.join(gpus)} | shared | stack and spills |",
         f"|---|{'---:|' * len(gpus)}---:|---:|",
     ]

@@ -28,7 +28,7 @@ def triton_tables(report: dict[str, Any]) -> str:
     Args:
         report: Results of `benchmarks.predicted.triton_resources`.
     """
-    lines = [f"Triton {report['triton']}, {len(report['rows'])} compilations."]
+    lines = [f"The tables summarise {len(report['rows'])} compilations with Triton {report['triton']}."]
     norms = [row for row in report["rows"] if row["op"] == "layer_norm"]
     attention = [row for row in report["rows"] if row["op"] != "layer_norm"]
     by_rule = [row for row in attention if row["source"] == triton_resources.RULE]
@@ -65,8 +65,8 @@ def triton_tables(report: dict[str, Any]) -> str:
         shared, stack = (max(row[what] for row in group.values()) for what in ("shared", "stack"))
         lines.append(f"| `{kernel}` | {_SHORT[dtype]} | {channels} | {cells} | {shared / 1024:.1f} KiB | {stack} |")
     if for_gpus := [row for row in attention if row["source"] != triton_resources.RULE]:
-        lines += ["", "### Shipped for single GPUs", ""]
-        lines.append("| GPU | kernel | dtype | d | windows | tiles | takes | stack |")
+        lines += ["", "### Block sizes shipped for single GPUs", ""]
+        lines.append("| GPU | kernel | dtype | d | windows | tiles | registers · programs | stack |")
         lines.append("|---|---|---|---:|---:|---|---:|---:|")
         for row in for_gpus:
             lines.append(
@@ -109,7 +109,7 @@ def filled(page: str) -> str:
 def main() -> int:
     """Rewrite or check the page; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if a table is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a table is out of date")
     check = parser.parse_args().check
     old = PAGE.read_text(encoding="utf-8")
     new = filled(old)

@@ -49,7 +49,7 @@ class Step:
         }
 
     def seconds(self, bytes_per_second: float, flops: float) -> float:
-        """Return the least seconds on a GPU with these bytes and FLOPs per second."""
+        """Return the minimum time in seconds on a GPU with these bytes and FLOPs per second."""
         return max(self.bytes / bytes_per_second, self.flops / flops)
 
 
@@ -70,7 +70,7 @@ class RecordedOperations(TorchDispatchMode):
         self._held = 0
 
     def seconds(self, bytes_per_second: float, flops: float) -> float:
-        """Return the least seconds of all steps, one after the other."""
+        """Return the minimum time of all steps in seconds, one after the other."""
         return sum(step.seconds(bytes_per_second, flops) for step in self.steps)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""Registers, stack, shared memory and occupancy of the Triton kernels with the block sizes that the package ships.
+"""Report registers, stack, shared memory and occupancy of the Triton kernels with the block sizes that savl ships.
 
     python -m benchmarks.predicted.triton_resources    # a table
     python -m benchmarks.predicted.triton_resources --json benchmarks/results/kernel-resources/triton.json
