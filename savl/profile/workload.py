@@ -1,4 +1,4 @@
-"""The step that is profiled: of a network on random images, in inference or in training."""
+"""Make the step that is profiled: inference or training of a network on random images."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def check_dtype(dtype: torch.dtype, device: torch.device) -> None:
     if dtype == torch.bfloat16 and device.type == "cuda":
         with torch.cuda.device(device):
             if not torch.cuda.is_bf16_supported(including_emulation=False):
-                reason = "it has no bfloat16 units"
+                reason = "the GPU has no bfloat16 units"
     try:
         image = torch.ones(1, 4, 4, 4, dtype=dtype, device=device)
         features = F.conv2d(image, torch.ones(4, 4, 3, 3, dtype=dtype, device=device), padding=1)
@@ -173,7 +173,7 @@ def check_dtype(dtype: torch.dtype, device: torch.device) -> None:
     except (RuntimeError, TypeError) as error:
         reason = reason or str(error).partition("\n")[0]
     if reason is not None:
-        raise ValueError(f"dtype {str(dtype).removeprefix('torch.')} cannot be computed in on {device}: {reason}")
+        raise ValueError(f"dtype {str(dtype).removeprefix('torch.')} is not supported on {device}: {reason}")
 
 
 def synchronise(device: torch.device) -> None:

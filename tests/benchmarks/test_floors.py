@@ -1,4 +1,4 @@
-"""The prediction for GPUs: what it counts, and that the page says what the committed figures say."""
+"""Tests of the prediction for GPUs: what it counts, and that the page shows the committed figures."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_committed_figures_are_of_these_kernels(committed: dict[str, Any]) -
     assert committed["sources"] == kernels_hash(), AGAIN
 
 
-def test_every_promise_that_can_be_predicted_is_there(committed: dict[str, Any]) -> None:
+def test_every_target_that_can_be_predicted_is_in_the_prediction(committed: dict[str, Any]) -> None:
     wanted = {(row["what"], row["against"].partition(",")[0]): row["wanted"] for row in committed["ratios"]}
     assert wanted["window attention, forward", "eager"] == 8
     assert wanted["window attention, forward", "sdpa"] == 2
@@ -67,7 +67,7 @@ def test_a_prediction_is_the_largest_of_the_floors() -> None:
     assert floors.H100.seconds(work) == seconds["tensor cores"]
 
 
-def test_bytes_and_exponentials_are_those_of_the_formula(committed: dict[str, Any]) -> None:
+def test_bytes_and_exponentials_match_the_formula(committed: dict[str, Any]) -> None:
     pixels, pairs = 512**2, 512**2 * 6 * 256
     forward = committed["kernels"]["window forward"]
     assert forward["bytes"] == pixels * (4 * 144 * 2 + 6 * 4 + 2)
@@ -75,7 +75,7 @@ def test_bytes_and_exponentials_are_those_of_the_formula(committed: dict[str, An
     assert pairs <= forward["exponentials"] <= 1.1 * pairs, "one a score, and one a row and tile"
 
 
-def test_instructions_are_counted_along_the_way_through_the_loop() -> None:
+def test_instructions_are_counted_along_the_path_through_the_loop() -> None:
     (program,) = functions(LISTING).values()
     assert [each.opcode for each in program[:3]] == ["MOV", "BRA", "FFMA"]
     assert loops(program) == [(2, 24)]
@@ -85,7 +85,7 @@ def test_instructions_are_counted_along_the_way_through_the_loop() -> None:
     assert counted.exponentials == 1
 
 
-def test_the_way_with_more_arithmetic_is_taken_even_if_it_is_longer() -> None:
+def test_the_path_with_more_arithmetic_is_counted_even_if_it_is_longer() -> None:
     skip = [
         Instruction("BRA", 3, True),
         Instruction("FFMA", None, False),
@@ -108,7 +108,7 @@ def test_traffic_counts_each_operation_of_the_modulation_once() -> None:
     assert [step.bytes for step in steps] == [2 * tensor, 3 * tensor, 3 * tensor]
 
 
-def test_traffic_leaves_views_and_expanded_dimensions_out() -> None:
+def test_traffic_does_not_count_views_and_expanded_dimensions() -> None:
     with traffic.RecordedOperations() as recorded:
         ones = torch.empty(1, 8, device="meta").expand(100, 8).transpose(0, 1)
         ones + torch.empty(8, 1, device="meta")
@@ -116,7 +116,7 @@ def test_traffic_leaves_views_and_expanded_dimensions_out() -> None:
     assert step.bytes == 4 * (8 + 8 + 800)
 
 
-def test_traffic_knows_how_much_memory_is_held_at_the_most() -> None:
+def test_traffic_reports_the_peak_memory() -> None:
     with traffic.RecordedOperations() as recorded:
         for _ in range(3):
             big = torch.zeros(1000, device="meta")
@@ -126,7 +126,7 @@ def test_traffic_knows_how_much_memory_is_held_at_the_most() -> None:
     assert recorded.peak == 4000
 
 
-def test_the_fused_network_holds_far_less_than_the_eager_one() -> None:
+def test_the_fused_network_needs_far_less_memory_than_the_eager_one() -> None:
     eager, fused = traffic.network(128, fused=False), traffic.network(128, fused=True)
     assert fused.peak < eager.peak
     assert sum(step.name == "savl.window_attention" for step in fused.steps) == 6 * (6 + 7), (

@@ -1,8 +1,8 @@
-"""The gate: fused kernels that have become slow against eager fail here, on a machine that others use too.
+"""Tests that fail if a fused kernel has become slow in comparison with eager.
 
-Both are timed in turn in one process, and a ratio of medians is held against about half of what an idle machine shows
-(docs/benchmarks.md), so that noise does not pass for a regression and a kernel that fell back on eager, or lost
-its vectors or threads, does not pass for noise. No absolute time counts.
+Both are timed in turn in one process. The ratio of their medians must be at least about half of that of an idle machine
+(docs/benchmarks.md). Noise on a machine with other load therefore does not fail the tests, while a kernel that falls
+back to eager, or no longer uses vector instructions or threads, does. No absolute time is checked.
 """
 
 from __future__ import annotations

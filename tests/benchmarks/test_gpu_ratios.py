@@ -1,4 +1,4 @@
-"""The script that measures on GPUs, run on the CPU, and the peers it measures against."""
+"""Tests of the script that measures on GPUs, run on the CPU, and of its baselines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CPU = ["--device", "cpu", "--side", "32", "--no-compile", "--network", "savl-tin
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from more, and lose much where other processes have the cores."""
+    """Use one thread: small tensors gain nothing from more, and lose much if other processes use the cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -38,7 +38,7 @@ def run(path: Path, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(WITHOUT_EXTENSION is not None, reason=str(WITHOUT_EXTENSION))
-def test_a_run_on_the_cpu_measures_every_op_and_says_what_needs_a_gpu(tmp_path: Path) -> None:
+def test_a_run_on_the_cpu_measures_every_op_and_reports_what_needs_a_gpu(tmp_path: Path) -> None:
     parts = ["window", "window-backward", "posterior", "modulation", "network", "max-autotune"]
     content = run(tmp_path / "new" / "ratios.json", "--only", *parts)
     assert content["complete"]
@@ -71,7 +71,9 @@ def test_a_run_on_the_cpu_measures_every_op_and_says_what_needs_a_gpu(tmp_path: 
     assert len(content["parts"]["window-backward"]["variants"]["fused"]["error"]) == 4, "out and three gradients"
 
 
-def test_a_variant_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_variant_is_recorded_and_the_others_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def out_of_memory(*_: Any, **__: Any) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
@@ -86,7 +88,7 @@ def test_a_variant_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path, m
     assert "out of memory" in row["why"]
 
 
-def test_a_variant_that_computes_something_else_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variant_with_wrong_results_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases.sdpa, "window_attention", lambda qkv, *_, **__: qkv[..., :144].clone())
     monkeypatch.setattr(cases.Run, "fused", lambda self: cases.EAGER)
     part = run(tmp_path / "ratios.json", "--only", "window")["parts"]["window"]
@@ -94,7 +96,7 @@ def test_a_variant_that_computes_something_else_is_not_timed(tmp_path: Path, mon
     assert "median_ms" not in part["variants"]["sdpa"]
 
 
-def test_a_part_that_fails_leaves_what_was_measured_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_part_keeps_earlier_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ratios.json"
 
     def cut_off(settings: gpu_ratios.Settings) -> cases.BenchmarkCase:
@@ -109,7 +111,7 @@ def test_a_part_that_fails_leaves_what_was_measured_before(tmp_path: Path, monke
     assert content["parts"]["modulation"]["state"] == "done"
 
 
-def test_the_fused_kernels_are_asked_for_by_name() -> None:
+def test_the_fused_variant_requests_its_backend_explicitly() -> None:
     for kind in ("cpu", "cuda"):
         wanted = cases.Run(torch.device(kind), torch.float32, 32, False).fused()
         chosen = {getattr(wanted, op) for op in OPS}
@@ -144,7 +146,7 @@ def test_flex_and_padded_sdpa_agree_with_the_reference_on_overlapping_windows() 
 
 
 def quietly(call: Any, *arguments: Any, **options: Any) -> Tensor:
-    """Uncompiled flex_attention computes the same, slowly, and warns of it."""
+    """Ignore the warning that uncompiled flex_attention is slow; its results are the same."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         result: Tensor = call(*arguments, **options)

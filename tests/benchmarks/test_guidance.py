@@ -1,4 +1,4 @@
-"""Every change of the field replaces the part that its name says."""
+"""Tests that each change of the degradation field replaces the part that its name states."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALL = SAVLConfig(
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> tuple[str, str]:
-    """Three pairs of noise, 12×16 and four times that."""
+    """Write three pairs of noise images, of 12×16 pixels and of four times that size."""
     random = np.random.default_rng(0)
     for folder, size in (("lr", (12, 16)), ("hr", (48, 64))):
         (tmp_path / folder).mkdir()

@@ -1,4 +1,4 @@
-"""The suites: what they hand to pytest-benchmark, what they leave out and why, and what is made of their files."""
+"""Tests of the suites: their results in pytest-benchmark, skipped variants, and the pages made from their files."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def test_every_op_block_and_network_has_benchmarks_on_both_devices() -> None:
     assert any("compile, max-autotune" in name for name in set(full) - set(names))
 
 
-def test_the_clock_gives_back_what_was_measured() -> None:
+def test_the_simulated_clock_returns_the_measured_times() -> None:
     start = CLOCK()
     CLOCK.advance(0.25)
     assert CLOCK() - start == pytest.approx(0.25)
 
 
 @needs_extension
-def test_a_suite_hands_over_the_times_of_each_variant_and_skips_with_a_reason(
+def test_a_suite_reports_the_times_of_each_variant_or_skips_it_with_a_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     measured = {
@@ -112,7 +112,7 @@ def test_a_suite_hands_over_the_times_of_each_variant_and_skips_with_a_reason(
 
 
 class FakeBenchmark:
-    """What `Suite.hand_over` uses of pytest-benchmark's fixture, with its clock."""
+    """The part of pytest-benchmark's fixture that `Suite.hand_over` uses, with its clock."""
 
     def __init__(self) -> None:
         self.extra_info: dict[str, Any] = {}
@@ -143,7 +143,7 @@ def test_a_measurement_has_times_errors_memory_and_shares_of_the_ceilings() -> N
     assert "peak_bytes" in records["eager"] or sys.platform != "linux"
 
 
-def test_the_flops_of_attention_are_those_of_pairs_that_see_each_other() -> None:
+def test_the_flops_of_attention_count_only_unmasked_pairs() -> None:
     shift = cases.WINDOW // 2
     y = (torch.arange(32) - shift) % 32
     seen = 0
@@ -156,7 +156,7 @@ def test_the_flops_of_attention_are_those_of_pairs_that_see_each_other() -> None
     assert case.flops == 2 * 2 * seen**2 * cases.CHANNELS
 
 
-def test_rates_hold_a_time_against_the_nearer_ceiling() -> None:
+def test_the_share_of_the_roofline_uses_the_limiting_ceiling() -> None:
     case = cases.BenchmarkCase("it", (), {}, None, moved=1e9, flops=1e9)
     found = timing.rates(case, 0.5, CEILINGS)
     assert found["gb_per_second"] == pytest.approx(2.0)
@@ -180,7 +180,7 @@ def benchmark_file(path: Path, **medians: float) -> Path:
     return path
 
 
-def test_comparing_tells_slower_from_noise_and_a_kernel_from_its_machine(
+def test_compare_distinguishes_slower_from_noise_and_the_kernel_from_the_machine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = benchmark_file(tmp_path / "before.json", eager=2.0, fused=1.0, gone=1.0)
@@ -200,7 +200,9 @@ def test_comparing_tells_slower_from_noise_and_a_kernel_from_its_machine(
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"benchmarks": [{}]}'])
-def test_what_is_no_result_is_named(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_not_a_result_is_named_in_the_error(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     good, bad = benchmark_file(tmp_path / "good.json", eager=1.0), tmp_path / "bad.json"
     bad.write_text(content)
     assert compare.main([str(good), str(bad)]) == 2
@@ -210,7 +212,7 @@ def test_what_is_no_result_is_named(content: str, tmp_path: Path, capsys: pytest
 
 
 def part(path: Path, name: str, product: float, commit: str = "c") -> Path:
-    """One benchmark of 0.01 TFLOP/s and 5 GB/s, on a machine of such a ceiling."""
+    """Write a result with one benchmark of 0.01 TFLOP/s and 5 GB/s; ``product`` is the ceiling in TFLOP/s."""
     info = {"device": "x", "tflops": 0.01, "gb_per_second": 5.0, "of_roofline": 0.9, "peak_bytes": 1}
     benchmark = {"fullname": name, "params": {"of_suite": [name, "cpu", "fused"]}, "extra_info": info}
     ceilings = {"cpu": {"product_tflops": product, "copy_gb_per_second": 20.0}}
@@ -219,7 +221,7 @@ def part(path: Path, name: str, product: float, commit: str = "c") -> Path:
     return path
 
 
-def test_parts_join_under_the_highest_ceilings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_joined_parts_use_the_highest_ceilings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = part(tmp_path / "1.json", "a", 0.02), part(tmp_path / "2.json", "b", 0.1)
     whole = tmp_path / "whole.json"
     join.main([str(first), str(second), "-o", str(whole)])
@@ -239,13 +241,13 @@ def test_parts_join_under_the_highest_ceilings(tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "none.json").exists()
 
 
-def test_durations_have_the_unit_that_suits() -> None:
+def test_durations_have_a_suitable_unit() -> None:
     found = [report.duration(seconds) for seconds in (2.5e-5, 0.0123, 3.456, 688.0, 2048.0)]
     assert found == ["25 µs", "12.3 ms", "3.46 s", "688 s", "34.1 min"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="page faults are those of Linux")
-def test_allocation_is_told_apart_from_computing() -> None:
+def test_time_in_the_system_and_page_faults_are_reported() -> None:
     found = allocation.measure_here("savl-tiny", "eager")
     assert 0 <= found["system_seconds"] <= 2 * found["seconds"]
     assert found["page_faults"] >= 0
@@ -254,7 +256,7 @@ def test_allocation_is_told_apart_from_computing() -> None:
     assert "| 1,190,242 |" in allocation.table({"rows": rows})
 
 
-def test_every_allocator_and_backend_has_processes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_allocator_and_backend_is_measured_in_its_own_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str | None, str]] = []
 
     def run(command: list[str], *, env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
@@ -285,14 +287,14 @@ def test_growth_is_the_exponent_of_the_area() -> None:
 
 @needs_extension
 @pytest.mark.skipif(sys.platform != "linux", reason="memory of a process is read off /proc")
-def test_a_point_is_measured_and_one_that_wants_more_than_it_is_given_is_out_of_memory() -> None:
+def test_a_point_that_exceeds_the_memory_limit_is_out_of_memory() -> None:
     point = scaling.Point("area", "window attention", "eager", 64)
     assert scaling.measure(point, 8)["seconds"] > 0
     large = scaling.Point("area", "window attention", "eager", 512)
     assert scaling.measure(large, 0.5)["failed"] == "out of memory"
 
 
-def test_the_page_and_its_figures_are_those_of_the_committed_results() -> None:
+def test_the_page_and_its_figures_match_the_committed_results() -> None:
     text, drawn = report.page()
     assert report.PAGE.read_text(encoding="utf-8") == text, "out of date: run python -m benchmarks.reporting.report"
     assert drawn
@@ -302,7 +304,7 @@ def test_the_page_and_its_figures_are_those_of_the_committed_results() -> None:
     assert {path.name for path in report.FIGURES.glob("*.svg")} == set(drawn), "figures of nothing"
 
 
-def test_a_fused_kernel_that_loses_is_called_slower() -> None:
+def test_a_slower_fused_kernel_is_marked_as_slower() -> None:
     known = {"device": "x"}
     found = {
         "it, cpu": {

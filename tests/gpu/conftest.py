@@ -19,7 +19,7 @@ SMALL: dict[str, Callable[..., Case]] = {
     for name, op in OPS.items()
     for index, settings in enumerate((*op.small_cases, *op.quick_cases))
 }
-"""The small and quick cases of every op: each optional argument given and left out, sizes that divide no tile."""
+"""The small and quick cases of every op, with and without each optional argument; no tile size divides the sizes."""
 
 
 def _missing() -> str | None:
@@ -32,7 +32,7 @@ def _missing() -> str | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies in this folder, before ``-m`` is looked at."""
+    """Mark the tests of this folder before ``-m`` is evaluated."""
     reason = _missing()
     for item in items:
         if FOLDER in item.path.parents:
@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def backend_of() -> Callable[[str], str]:
-    """Name of the fused backend that an op has on a GPU; the test is skipped where it was not built or installed."""
+    """Return the name of the fused backend of an op on a GPU; skip the test if it was not built or installed."""
 
     def backend(op: str) -> str:
         name = OPS[op].backend_for("cuda")
@@ -57,7 +57,7 @@ def backend_of() -> Callable[[str], str]:
 
 @pytest.fixture(params=SMALL, scope="session")
 def small_case(request: pytest.FixtureRequest) -> Callable[..., Case]:
-    """Makes a small case of a dtype and a seed; a test runs once for every entry of `SMALL`."""
+    """Return a function that makes a small case of a dtype and seed; a test runs for every entry of `SMALL`."""
     make = SMALL[request.param]
 
     def small(dtype: torch.dtype = torch.float32, seed: int = 0) -> Case:
@@ -68,7 +68,7 @@ def small_case(request: pytest.FixtureRequest) -> Callable[..., Case]:
 
 @pytest.fixture(scope="session")
 def hold(backend_of: Callable[[str], str]) -> Callable[..., None]:
-    """Holds the kernel of the GPU against the rule of `savl.ops.equivalence`; says which results break it."""
+    """Return a function that checks the kernel of the GPU by the rule of `savl.ops.equivalence`."""
 
     def check(make: Callable[[int], Case], draws: int = 8) -> None:
         case = make(0)
@@ -82,7 +82,7 @@ def hold(backend_of: Callable[[str], str]) -> Callable[..., None]:
 
 @pytest.fixture
 def tf32() -> Iterator[None]:
-    """Products of float32 matrices in tf32, those of torch and of the kernels."""
+    """Let torch and the kernels compute products of float32 matrices in TF32."""
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     yield

@@ -1,4 +1,4 @@
-"""All ops on a GPU, forward and backward, in every dtype of their kernels: what .ci/compute-sanitizer watches.
+"""Run all ops on a GPU, forward and backward, in every dtype of their kernels, for .ci/compute-sanitizer.
 
 Sizes are small, since the tools make kernels hundreds of times slower, and no multiple of any tile. Results are looked
 at too: what is NaN, or far from eager, fails.

@@ -1,4 +1,4 @@
-"""The kernels of the GPU compute what the reference computes, within twice the rounding error of the eager path."""
+"""Tests that the kernels of the GPU agree with the reference, within twice the rounding error of eager."""
 
 from __future__ import annotations
 
@@ -64,20 +64,22 @@ OVERLAPS: list[dict[str, Any]] = [
 
 @DTYPES
 @pytest.mark.parametrize("settings", WINDOWS, ids=words)
-def test_window_attention_is_as_right_as_eager(dtype: torch.dtype, settings: dict[str, Any], hold: Hold) -> None:
+def test_window_attention_is_as_accurate_as_eager(dtype: torch.dtype, settings: dict[str, Any], hold: Hold) -> None:
     hold(lambda seed: window_attention_case(dtype, seed=seed, **settings))
 
 
 @DTYPES
 @pytest.mark.parametrize("settings", OVERLAPS, ids=words)
-def test_overlapping_attention_is_as_right_as_eager(dtype: torch.dtype, settings: dict[str, Any], hold: Hold) -> None:
+def test_overlapping_attention_is_as_accurate_as_eager(
+    dtype: torch.dtype, settings: dict[str, Any], hold: Hold
+) -> None:
     hold(lambda seed: overlapping_window_attention_case(dtype, seed=seed, **settings))
 
 
 @pytest.mark.slow
 @DTYPES
 @pytest.mark.parametrize("head_dim", [24, 30])
-def test_large_images_are_as_right_as_eager(dtype: torch.dtype, head_dim: int, hold: Hold) -> None:
+def test_large_images_are_as_accurate_as_eager(dtype: torch.dtype, head_dim: int, hold: Hold) -> None:
     large: dict[str, Any] = {"window": 16, "rows": 8, "columns": 8, "heads": 6, "head_dim": head_dim}
     hold(lambda seed: window_attention_case(dtype, shift=8, seed=seed, **large), draws=1)
     hold(lambda seed: overlapping_window_attention_case(dtype, key_window=24, seed=seed, **large), draws=1)
@@ -99,7 +101,7 @@ def channels_last(case: Case) -> Case:
     [(2, 64, 9, 8), (1, 5, 17, 31), (3, 1, 4, 4), (1, 19, 1, 70), (2, 8, 60, 1), (1, 3, 1, 1), (1, 64, 128, 128)],
     ids=str,
 )
-def test_the_posterior_is_as_right_as_eager(
+def test_the_posterior_is_as_accurate_as_eager(
     dtype: torch.dtype, noise: str, layout: str, shape: tuple[int, ...], hold: Hold
 ) -> None:
     batch, channels, height, width = shape
@@ -118,7 +120,7 @@ def test_the_posterior_is_as_right_as_eager(
 @pytest.mark.parametrize(
     "shape", [(2, 6, 5, 144), (1, 3, 4, 7), (3, 1, 1, 1), (1, 9, 1, 33), (1, 128, 128, 144)], ids=str
 )
-def test_channel_modulation_is_as_right_as_eager(
+def test_channel_modulation_is_as_accurate_as_eager(
     dtype: torch.dtype, beta: bool, shape: tuple[int, ...], hold: Hold
 ) -> None:
     batch, height, width, channels = shape
@@ -136,7 +138,7 @@ def test_channel_modulation_is_as_right_as_eager(
     [(2, 6, 5, 144), (1, 9, 7, 48), (1, 5, 6, 180), (1, 3, 4, 7), (3, 2, 2, 1), (1, 1, 3, 4096), (1, 256, 256, 48)],
     ids=str,
 )
-def test_layer_norm_is_as_right_as_eager(dtype: torch.dtype, shape: tuple[int, ...], hold: Hold) -> None:
+def test_layer_norm_is_as_accurate_as_eager(dtype: torch.dtype, shape: tuple[int, ...], hold: Hold) -> None:
     batch, height, width, channels = shape
     hold(
         lambda seed: layer_norm_case(dtype, batch=batch, height=height, width=width, channels=channels, seed=seed),
@@ -148,7 +150,7 @@ def test_layer_norm_is_as_right_as_eager(dtype: torch.dtype, shape: tuple[int, .
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "f16", "f32"])
-def test_layer_norm_is_float32_under_autocast_as_torch_has_it(
+def test_layer_norm_returns_float32_under_autocast_like_torch(
     dtype: torch.dtype, backend_of: Callable[[str], str]
 ) -> None:
     kernels = KernelSettings(layer_norm=backend_of("layer_norm"))
@@ -169,7 +171,7 @@ def test_layer_norm_is_float32_under_autocast_as_torch_has_it(
 
 
 def in_float32(case: Case, *names: str) -> Case:
-    """The case with arguments in float32 that are not rounded to 16 bits."""
+    """Return the case with the named arguments in float32, not rounded to 16 bits."""
     generator = torch.Generator().manual_seed(3)
     arguments = dict(case.arguments)
     for name in names:
@@ -181,7 +183,7 @@ def in_float32(case: Case, *names: str) -> Case:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
 @pytest.mark.parametrize("names", [("bias_table", "severity"), ("bias_table",), ("severity",)], ids="+".join)
-def test_16_bit_features_go_with_a_float32_table_and_severity(
+def test_16_bit_features_accept_a_float32_table_and_severity(
     names: tuple[str, ...], dtype: torch.dtype, hold: Hold
 ) -> None:
     hold(lambda seed: in_float32(window_attention_case(dtype, window=8, shift=4, seed=seed), *names))
@@ -190,7 +192,7 @@ def test_16_bit_features_go_with_a_float32_table_and_severity(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
 @pytest.mark.parametrize("beta", [True, False], ids=["beta", "no-beta"])
-def test_16_bit_features_go_on_a_float32_residual(beta: bool, dtype: torch.dtype, hold: Hold) -> None:
+def test_16_bit_features_accept_a_float32_residual(beta: bool, dtype: torch.dtype, hold: Hold) -> None:
     hold(lambda seed: in_float32(channel_modulation_case(dtype, channels=37, beta=beta, seed=seed), "residual"))
 
 
@@ -198,14 +200,14 @@ def test_16_bit_features_go_on_a_float32_residual(beta: bool, dtype: torch.dtype
 
 
 @pytest.mark.usefixtures("tf32")
-def test_in_tf32_the_attentions_are_as_right_as_eager_in_tf32(hold: Hold) -> None:
+def test_attention_in_tf32_is_as_accurate_as_eager_in_tf32(hold: Hold) -> None:
     float32 = torch.float32
     hold(lambda seed: window_attention_case(float32, window=16, shift=8, heads=3, seed=seed), draws=4)
     hold(lambda seed: window_attention_case(float32, window=8, head_dim=30, severity=False, seed=seed), draws=4)
     hold(lambda seed: overlapping_window_attention_case(float32, window=8, key_window=12, seed=seed), draws=4)
 
 
-def test_the_kernels_use_tf32_where_torch_does_and_only_there(
+def test_the_kernels_use_tf32_exactly_where_torch_does(
     backend_of: Callable[[str], str], request: pytest.FixtureRequest
 ) -> None:
     backend = backend_of("window_attention")
@@ -226,7 +228,7 @@ def test_the_kernels_use_tf32_where_torch_does_and_only_there(
 
 
 def spread(value: Tensor) -> Tensor:
-    """The same numbers inside a tensor that is larger along every dimension and otherwise NaN."""
+    """Return the same values as a view of a tensor that is larger in every dimension and otherwise NaN."""
     whole = torch.full([size + 2 for size in value.shape], math.nan, dtype=value.dtype, device=value.device)
     part = whole[tuple(slice(1, 1 + size) for size in value.shape)]
     part.copy_(value)
@@ -259,7 +261,7 @@ def test_any_layout_gives_the_same_results(
 
 
 @DTYPES
-def test_every_element_is_written_and_every_run_gives_the_same_bits(
+def test_every_element_is_written_and_every_run_is_bit_identical(
     dtype: torch.dtype, small_case: Callable[..., Case], backend_of: Callable[[str], str]
 ) -> None:
     case = small_case(dtype)
@@ -282,7 +284,7 @@ def test_every_element_is_written_and_every_run_gives_the_same_bits(
     assert not different, f"{different} differ when memory is full of NaN"
 
 
-def test_many_windows_give_the_same_bits_at_every_run(backend_of: Callable[[str], str]) -> None:
+def test_many_windows_are_bit_identical_in_every_run(backend_of: Callable[[str], str]) -> None:
     for case in (
         window_attention_case(torch.bfloat16, window=16, shift=8, rows=12, columns=12, heads=6),
         overlapping_window_attention_case(
@@ -299,7 +301,7 @@ def test_many_windows_give_the_same_bits_at_every_run(backend_of: Callable[[str]
 
 
 @DTYPES
-def test_an_empty_batch_gives_what_it_gives_in_eager(dtype: torch.dtype, backend_of: Callable[[str], str]) -> None:
+def test_an_empty_batch_returns_the_same_as_eager(dtype: torch.dtype, backend_of: Callable[[str], str]) -> None:
     for case in (
         window_attention_case(dtype, batch=0, shift=4),
         window_attention_case(dtype, batch=0, severity=False),
@@ -335,7 +337,7 @@ def spots(case: Case) -> list[tuple[str, tuple[int, ...]]]:
 @DTYPES
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["window", "window-shifted", "overlapping", "posterior", "modulation", "norm"])
-def test_one_spoilt_number_spoils_what_it_spoils_in_eager(
+def test_one_nan_or_infinity_affects_the_same_results_as_in_eager(
     name: str, value: float, dtype: torch.dtype, backend_of: Callable[[str], str]
 ) -> None:
     case = {
@@ -388,7 +390,7 @@ def test_large_float16_numbers_stay_finite(severity: bool, backend_of: Callable[
 
 
 @pytest.mark.slow
-def test_images_of_more_than_two_gigabytes_are_right_at_their_far_end(backend_of: Callable[[str], str]) -> None:
+def test_images_of_more_than_two_gigabytes_are_correct_at_their_end(backend_of: Callable[[str], str]) -> None:
     free, _ = torch.cuda.mem_get_info()
     if free < 24 * 2**30:
         pytest.skip(f"needs 24 GiB of GPU memory, {free / 2**30:.0f} are free")

@@ -1,4 +1,4 @@
-"""How the kernels run on a GPU: on any stream and device, in CUDA graphs, without waiting, in little memory."""
+"""Tests of how the kernels run on a GPU: streams, devices, CUDA graphs, synchronisation and memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BackendOf = Callable[[str], str]
 Results = dict[str, Tensor]
 
 NAP = 50_000_000
-"""Cycles that a GPU is kept busy, some tens of milliseconds: what does not wait for its inputs reads old ones."""
+"""Cycles for which a GPU is kept busy, some tens of ms. Code that does not wait for its inputs then reads old data."""
 
 
 def settings_for(case: Case, backend: str) -> KernelSettings:
@@ -27,7 +27,7 @@ def settings_for(case: Case, backend: str) -> KernelSettings:
 
 
 class Prepared:
-    """A call with its tensors on a GPU, to be made again and again with other numbers in them."""
+    """A call with its tensors on a GPU, which can be repeated with other values in them."""
 
     def __init__(self, case: Case, backend: str, device: str = "cuda") -> None:
         self.case, self.kernels = case, settings_for(case, backend)
@@ -42,13 +42,13 @@ class Prepared:
         return [results] if isinstance(results, Tensor) else list(results)
 
     def __call__(self) -> list[Tensor]:
-        """Outputs and gradients."""
+        """Return outputs and gradients."""
         results = self._forward()
         gradients = torch.autograd.grad(results, self.wanted, self.seeds, allow_unused=True)
         return [value.detach() for value in results] + [value for value in gradients if value is not None]
 
     def fill(self, case: Case) -> None:
-        """Write the numbers of another case into the tensors."""
+        """Copy the values of another case into the tensors."""
         with torch.no_grad():
             for name, value in case.arguments.items():
                 given = self.given[name]
@@ -66,7 +66,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.
 
 
 @DTYPES
-def test_a_cuda_graph_replays_what_a_launch_computes(
+def test_a_cuda_graph_computes_the_same_as_a_launch(
     dtype: torch.dtype, small_case: Callable[..., Case], backend_of: BackendOf
 ) -> None:
     first, second = small_case(dtype, 0), small_case(dtype, 1)
@@ -93,7 +93,7 @@ def test_a_cuda_graph_replays_what_a_launch_computes(
     assert not torch.equal(captured[0].cpu(), expected[0].cpu()), "the graph does not read its inputs"
 
 
-def test_a_side_stream_computes_what_the_default_stream_computes(
+def test_a_side_stream_computes_the_same_as_the_default_stream(
     small_case: Callable[..., Case], backend_of: BackendOf
 ) -> None:
     first, second = small_case(torch.float32, 0), small_case(torch.float32, 1)
@@ -119,7 +119,7 @@ def test_a_side_stream_computes_what_the_default_stream_computes(
     assert_same_bits(copies, expected, "on a stream of its own")
 
 
-def test_tensors_on_another_device_than_the_current_are_served_there(
+def test_tensors_on_another_device_than_the_current_one_are_computed_there(
     small_case: Callable[..., Case], backend_of: BackendOf
 ) -> None:
     if torch.cuda.device_count() < 2:
@@ -142,7 +142,7 @@ def test_tensors_on_another_device_than_the_current_are_served_there(
 
 @contextmanager
 def no_waiting() -> Iterator[None]:
-    """Whatever makes the CPU wait for the GPU raises."""
+    """Raise an error for every operation that makes the CPU wait for the GPU."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -151,13 +151,13 @@ def no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-def test_this_finds_what_waits() -> None:
+def test_the_check_detects_synchronisation() -> None:
     value = torch.ones(3, device="cuda")
     with no_waiting(), pytest.raises(RuntimeError, match="synchroniz"):
         value.sum().item()
 
 
-def test_neither_pass_waits_for_the_gpu(small_case: Callable[..., Case], backend_of: BackendOf) -> None:
+def test_neither_pass_synchronises_with_the_gpu(small_case: Callable[..., Case], backend_of: BackendOf) -> None:
     case = small_case()
     call = Prepared(case, backend_of(case.op))
     call()  # compiles
@@ -166,9 +166,7 @@ def test_neither_pass_waits_for_the_gpu(small_case: Callable[..., Case], backend
         call()
 
 
-def test_a_gradient_is_the_same_when_it_is_asked_for_alone(
-    small_case: Callable[..., Case], backend_of: BackendOf
-) -> None:
+def test_a_gradient_is_the_same_if_only_it_is_requested(small_case: Callable[..., Case], backend_of: BackendOf) -> None:
     case = small_case()
     call = Prepared(case, backend_of(case.op))
     results = call._forward()
@@ -188,7 +186,7 @@ def test_a_gradient_is_the_same_when_it_is_asked_for_alone(
 
 
 def peak(function: Callable[[], object]) -> int:
-    """Bytes that a call takes beyond what there is before it."""
+    """Return the peak memory of a call in bytes, in addition to what is allocated before it."""
     function()  # workspaces of libraries, compiled kernels
     torch.cuda.synchronize()
     torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""The ops on a GPU as torch sees them, what serves there, and what does not."""
+"""Tests of the registration of the ops on a GPU, and of the backends that serve there."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
-    """Arguments of every op, on the CPU."""
+    """Return arguments of every op, on the CPU."""
     image, table, severity = numbers(2, 8, 12, 42), numbers(49, 2), numbers(2, 8, 12).abs()
     q, kv, far = numbers(2, 8, 12, 14), numbers(2, 8, 12, 28), numbers(81, 2)
     mu, logvar, eps = (numbers(2, 3, 4, size) for size in (5, 5, 5))
@@ -68,7 +68,7 @@ def on_gpu(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def backward_call(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Arguments of the op's backward pass, after its forward pass."""
+    """Return the arguments of the op's backward pass, computed by its forward pass."""
     results = getattr(torch.ops.savl, op)(*args)
     if op.endswith("attention"):
         out, lse = results
@@ -86,12 +86,12 @@ def backward_call(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (torch.ones_like(results), attended, gamma)
 
 
-def test_every_op_is_called_here() -> None:
+def test_every_op_is_covered_by_this_file() -> None:
     assert {op for op, _ in CALLS.values()} == set(OPS)
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_torch_finds_nothing_wrong_with_the_registration(name: str, backend_of: BackendOf) -> None:
+def test_opcheck_accepts_the_registration(name: str, backend_of: BackendOf) -> None:
     op, args = CALLS[name]
     backend_of(op)
     given = on_gpu(args)
@@ -101,7 +101,7 @@ def test_torch_finds_nothing_wrong_with_the_registration(name: str, backend_of: 
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_the_fake_kernel_gives_what_the_real_one_gives(name: str, backend_of: BackendOf) -> None:
+def test_the_fake_kernel_returns_the_same_metadata_as_the_real_one(name: str, backend_of: BackendOf) -> None:
     op, args = CALLS[name]
     backend_of(op)
     args = on_gpu(args)
@@ -125,7 +125,7 @@ Call = tuple[Callable[..., Any], list[Tensor]]
 
 
 def public_calls() -> dict[str, Call]:
-    """Small cases of every op as functions of tensors; the first of an op is named as the op."""
+    """Return small cases of every op as functions of tensors; the first case of an op has the name of the op."""
     found = {
         f"{name}-{index}" if index else name: op.case(torch.float32, **settings).function()
         for name, op in OPS.items()
@@ -142,7 +142,7 @@ PUBLIC = public_calls()
 
 
 def run(function: Callable[..., Any], tensors: list[Tensor]) -> list[Tensor]:
-    """Outputs and gradients."""
+    """Return outputs and gradients."""
     given = [value.detach().cuda().requires_grad_() for value in tensors]
     out = function(*given)
     outputs = [out] if isinstance(out, Tensor) else list(out)
@@ -164,7 +164,7 @@ def _forget_compiled() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLIC)
-def test_an_op_compiled_by_inductor_gives_what_the_op_gives(name: str, backend_of: BackendOf) -> None:
+def test_an_op_compiled_by_inductor_returns_the_same_as_the_op(name: str, backend_of: BackendOf) -> None:
     function, tensors = PUBLIC[name]
     op = name.partition("-")[0]
     backend_of(op)
@@ -178,7 +178,7 @@ def test_an_op_compiled_by_inductor_gives_what_the_op_gives(name: str, backend_o
 
 
 class Attend(torch.nn.Module):
-    """A module around an op, for export."""
+    """A module that calls an op, for export."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class Attend(torch.nn.Module):
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_an_exported_op_gives_what_the_op_gives(name: str, backend_of: BackendOf) -> None:
+def test_an_exported_op_returns_the_same_as_the_op(name: str, backend_of: BackendOf) -> None:
     function, tensors = PUBLIC[name]
     op = name.partition("-")[0]
     backend_of(op)
@@ -206,7 +206,7 @@ def test_an_exported_op_gives_what_the_op_gives(name: str, backend_of: BackendOf
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_the_report_says_what_serves_the_gpu(op: str, backend_of: BackendOf) -> None:
+def test_the_report_names_the_backend_for_the_gpu(op: str, backend_of: BackendOf) -> None:
     backend = backend_of(op)
     with use_fused_kernels():
         report = kernel_report()
@@ -230,7 +230,9 @@ def test_the_fused_kernel_serves_the_gpu_when_it_is_switched_on(op: str, backend
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_float64_is_refused_by_name_and_served_by_eager_otherwise(op: str, backend_of: BackendOf) -> None:
+def test_float64_is_refused_if_the_backend_is_requested_and_uses_eager_otherwise(
+    op: str, backend_of: BackendOf
+) -> None:
     backend = backend_of(op)
     function, tensors = PUBLIC[op]
     wide = [value.double() for value in tensors]

@@ -1,5 +1,4 @@
-"""Training on a GPU: recorded passes give the gradients of plain ones, images are degraded there or beside it, and no
-step waits for the GPU."""
+"""Tests of training on a GPU: CUDA graphs of the passes, degradation on the GPU or the CPU, and synchronisation."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ def batches(step: int) -> Batch:
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_recorded_passes_train_as_plain_ones_do(
+def test_captured_passes_train_like_ordinary_ones(
     small_config: Callable[..., SAVLConfig],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -89,7 +88,7 @@ def test_recorded_passes_train_as_plain_ones_do(
 def settings(
     small_config: Callable[..., SAVLConfig], output: Path, method: Method = "adam", **run: Any
 ) -> TrainingConfig:
-    """Of a run of twelve steps that writes nothing on the way but its log."""
+    """Return the settings of a run of twelve steps that writes only its log before the end."""
     given = {"steps": 12, "images_every": 100, "checkpoint_every": 100, "log_every": 1, "output": str(output)} | run
     optimizer = OptimizerConfig(method=method, warmup=2)
     return TrainingConfig(small_config(), SIZES, optimizer=optimizer, run=RunConfig(**given))
@@ -138,7 +137,7 @@ def test_deferred_checks_change_no_loss_on_a_gpu(small_config: Callable[..., SAV
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 @pytest.mark.parametrize("step", [0, 5, 9])
-def test_a_step_that_is_not_finite_changes_nothing_on_a_gpu(
+def test_a_step_with_a_non_finite_loss_changes_nothing_on_a_gpu(
     small_config: Callable[..., SAVLConfig], tmp_path: Path, method: Method, graph: bool, what: str, step: int
 ) -> None:
     pytest.importorskip("accelerate")
@@ -181,7 +180,7 @@ def test_a_step_that_is_not_finite_changes_nothing_on_a_gpu(
 
 
 @pytest.mark.parametrize("degrade_on", ["auto", "cpu"])
-def test_prefetched_batches_are_the_same_beside_a_busy_gpu(tmp_path: Path, degrade_on: Literal["auto", "cpu"]) -> None:
+def test_prefetched_batches_are_the_same_with_a_busy_gpu(tmp_path: Path, degrade_on: Literal["auto", "cpu"]) -> None:
     pytest.importorskip("kornia")
     random = np.random.default_rng(0)
     Image.fromarray(random.integers(0, 256, (90, 80, 3), dtype=np.uint8)).save(tmp_path / "a.png")
@@ -213,7 +212,7 @@ def test_prefetched_batches_are_the_same_beside_a_busy_gpu(tmp_path: Path, degra
 
 
 @pytest.mark.parametrize("degrade_on", ["auto", "cpu"])
-def test_other_processes_degrade_as_this_one_does(tmp_path: Path, degrade_on: Literal["auto", "cpu"]) -> None:
+def test_worker_processes_degrade_like_this_process(tmp_path: Path, degrade_on: Literal["auto", "cpu"]) -> None:
     pytest.importorskip("kornia")
     random = np.random.default_rng(0)
     Image.fromarray(random.integers(0, 256, (90, 80, 3), dtype=np.uint8)).save(tmp_path / "a.png")

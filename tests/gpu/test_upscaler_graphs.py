@@ -1,4 +1,4 @@
-"""The upscaler with CUDA graphs, on a GPU: the bits of the upscaler without them, threads, settings, and memory."""
+"""Tests of the upscaler with CUDA graphs on a GPU: results, threads, settings and memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from savl.ops.library import TRITON
 from savl.ops.op import why_unavailable
 
 WORKSPACES = 160 << 20
-"""Most bytes that cuBLAS keeps for the streams of one upscaler."""
+"""Maximum number of bytes that cuBLAS keeps for the streams of one upscaler."""
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def assert_same_bits(model: SAVL, images: list[Tensor], **settings: Any) -> savl
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tile", [0, 16])
-def test_replayed_tiles_give_the_same_bits(
+def test_replayed_tiles_are_bit_identical(
     model: SAVL, image: Tensor, fused: bool, dtype: torch.dtype, tile: int
 ) -> None:
     with savl.use_fused_kernels(fused):
@@ -64,14 +64,14 @@ def test_replayed_tiles_give_the_same_bits(
 
 
 @pytest.mark.parametrize("place", ["cpu", "cuda"])
-def test_images_of_all_kinds_give_the_same_bits(model: SAVL, image: Tensor, place: str) -> None:
+def test_images_of_all_kinds_are_bit_identical(model: SAVL, image: Tensor, place: str) -> None:
     image = image.to(place)
     kinds = [image.double(), image.repeat(2, 1, 1, 1), image.to(memory_format=torch.channels_last)]
     assert_same_bits(model, kinds, tile=24, tile_pad=8)
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_the_shipped_network_gives_the_same_bits(fused: bool) -> None:
+def test_the_shipped_network_is_bit_identical(fused: bool) -> None:
     images = list(torch.rand(3, 1, 3, 150, 200, generator=torch.Generator().manual_seed(1)))
     with savl.use_fused_kernels(fused):
         assert_same_bits(savl.load("savl-tiny").cuda(), images, tile=64, dtype=torch.bfloat16)
@@ -119,7 +119,7 @@ def test_other_work_on_the_gpu_does_not_disturb_a_capture(model: SAVL, image: Te
             assert torch.equal(other.result().sr, expected)
 
 
-def test_a_change_of_kernels_is_followed(model: SAVL, image: Tensor) -> None:
+def test_a_change_of_the_kernel_setting_takes_effect(model: SAVL, image: Tensor) -> None:
     plain = savl.Upscaler(model, tile=24, tile_pad=8, device="cuda")
     upscaler = savl.Upscaler(model, tile=24, tile_pad=8, device="cuda", cuda_graph=True)
     results = []
@@ -132,7 +132,7 @@ def test_a_change_of_kernels_is_followed(model: SAVL, image: Tensor) -> None:
         assert not torch.equal(results[1], results[0]), "all kernels give the same bits, the test proves nothing"
 
 
-def test_weights_changed_in_place_and_other_tensors_are_followed(model: SAVL, image: Tensor) -> None:
+def test_weights_changed_in_place_and_replaced_tensors_take_effect(model: SAVL, image: Tensor) -> None:
     plain = savl.Upscaler(model, tile=0, device="cuda")
     upscaler = savl.Upscaler(model, tile=0, device="cuda", cuda_graph=True)
     assert upscaler.model is model, "a copy would not see the changes"
@@ -169,7 +169,7 @@ def test_memory_does_not_grow_with_the_number_of_shapes() -> None:
     assert reserved() - base <= WORKSPACES, "the graphs are gone, their memory is not"
 
 
-def test_out_of_memory_takes_smaller_tiles() -> None:
+def test_smaller_tiles_are_used_after_running_out_of_memory() -> None:
     model = savl.load("savl-tiny").cuda()
     lr = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(2))
     base = reserved()
@@ -189,7 +189,7 @@ def test_out_of_memory_takes_smaller_tiles() -> None:
     assert (again - expected).square().mean() < 1e-5
 
 
-def test_what_cannot_be_captured_is_an_error_that_leaves_the_gpu_usable(
+def test_a_failed_capture_raises_and_leaves_the_gpu_usable(
     model: SAVL, image: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = SAVL.reconstruct
@@ -208,7 +208,7 @@ def test_what_cannot_be_captured_is_an_error_that_leaves_the_gpu_usable(
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds fewer than two CUDA devices")
 @pytest.mark.parametrize("cuda_graph", [False, True])
-def test_nothing_happens_on_another_device_than_the_upscalers(model: SAVL, image: Tensor, cuda_graph: bool) -> None:
+def test_only_the_device_of_the_upscaler_is_used(model: SAVL, image: Tensor, cuda_graph: bool) -> None:
     expected = savl.Upscaler(model, tile=24, tile_pad=8, device="cuda:0")(image).sr
     second = savl.Upscaler(model, tile=24, tile_pad=8, device="cuda:1", cuda_graph=cuda_graph)
     with torch.cuda.device(0), savl.use_fused_kernels(True):

@@ -100,7 +100,7 @@ def test_recorded_tiles_give_the_same_bits(
     [lambda lr: lr.double(), lambda lr: lr.repeat(2, 1, 1, 1), lambda lr: lr.to(memory_format=torch.channels_last)],
     ids=["float64", "batch", "channels last"],
 )
-def test_images_of_all_kinds_give_the_same_bits(
+def test_images_of_all_kinds_are_bit_identical(
     make_model: Callable[..., SAVL], image: Tensor, change: Callable[[Tensor], Tensor]
 ) -> None:
     model, lr = make_model(), change(image)

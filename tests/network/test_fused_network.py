@@ -170,7 +170,7 @@ def test_the_compiled_fused_network_has_the_gradients_of_the_uncompiled(small: S
             torch.testing.assert_close(parameter.grad, expected[f"d {name}"], msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_the_exported_network_holds_the_ops(small: SAVL) -> None:
+def test_the_exported_network_contains_the_ops(small: SAVL) -> None:
     lr = image(8, 12)
     model = copy.deepcopy(small).requires_grad_(False)
     with use_fused_kernels():

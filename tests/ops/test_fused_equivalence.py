@@ -50,7 +50,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.b
     ],
     ids=lambda settings: "-".join(f"{name}{value}" for name, value in settings.items()),
 )
-def test_window_attention_is_as_right_as_eager(
+def test_window_attention_is_as_accurate_as_eager(
     dtype: torch.dtype, settings: dict[str, Any], assert_within_budget: Check
 ) -> None:
     assert_within_budget(lambda seed: window_attention_case(dtype, seed=seed, **settings))
@@ -76,7 +76,7 @@ def test_window_attention_is_as_right_as_eager(
     ],
     ids=lambda settings: "-".join(f"{name}{value}" for name, value in settings.items()),
 )
-def test_overlapping_attention_is_as_right_as_eager(
+def test_overlapping_attention_is_as_accurate_as_eager(
     dtype: torch.dtype, settings: dict[str, Any], assert_within_budget: Check
 ) -> None:
     assert_within_budget(lambda seed: overlapping_window_attention_case(dtype, seed=seed, **settings))
@@ -99,7 +99,7 @@ def channels_last(case: Case) -> Case:
 @pytest.mark.parametrize(
     "shape", [(2, 64, 9, 8), (1, 5, 17, 31), (3, 1, 4, 4), (1, 19, 1, 70), (2, 8, 60, 1), (1, 3, 1, 1)], ids=str
 )
-def test_the_posterior_is_as_right_as_eager(
+def test_the_posterior_is_as_accurate_as_eager(
     dtype: torch.dtype, noise: str, layout: str, shape: tuple[int, ...], assert_within_budget: Check
 ) -> None:
     batch, channels, height, width = shape
@@ -116,7 +116,7 @@ def test_the_posterior_is_as_right_as_eager(
 @DTYPES
 @pytest.mark.parametrize("beta", [True, False], ids=["beta", "no-beta"])
 @pytest.mark.parametrize("shape", [(2, 6, 5, 144), (1, 3, 4, 7), (3, 1, 1, 1), (1, 9, 1, 33)], ids=str)
-def test_channel_modulation_is_as_right_as_eager(
+def test_channel_modulation_is_as_accurate_as_eager(
     dtype: torch.dtype, beta: bool, shape: tuple[int, ...], assert_within_budget: Check
 ) -> None:
     batch, height, width, channels = shape
@@ -131,7 +131,7 @@ def test_channel_modulation_is_as_right_as_eager(
 @pytest.mark.parametrize(
     "shape", [(2, 6, 5, 144), (1, 9, 7, 48), (1, 3, 4, 7), (3, 2, 2, 1), (1, 40, 33, 19), (1, 1, 2, 600)], ids=str
 )
-def test_layer_norm_is_as_right_as_eager(
+def test_layer_norm_is_as_accurate_as_eager(
     dtype: torch.dtype, shape: tuple[int, ...], assert_within_budget: Check
 ) -> None:
     batch, height, width, channels = shape

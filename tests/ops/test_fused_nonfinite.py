@@ -85,7 +85,7 @@ def assert_spoilt_alike(case: Case, what: str) -> None:
 @DTYPES
 @VALUES
 @pytest.mark.parametrize("name", CASES)
-def test_one_spoilt_number_spoils_what_it_spoils_in_eager(name: str, value: float, dtype: torch.dtype) -> None:
+def test_one_nan_or_infinity_affects_the_same_results_as_in_eager(name: str, value: float, dtype: torch.dtype) -> None:
     case = CASES[name](dtype)
     for argument, tensor in case.arguments.items():
         if tensor is None:

@@ -102,7 +102,7 @@ def test_every_op_and_its_backward_are_called_here() -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_torch_finds_nothing_wrong_with_the_registration(name: str) -> None:
+def test_opcheck_accepts_the_registration(name: str) -> None:
     op, args = CALLS[name]
     if not op.endswith("_backward"):
         args = tuple(
@@ -112,7 +112,7 @@ def test_torch_finds_nothing_wrong_with_the_registration(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_the_fake_kernel_gives_what_the_real_one_gives(name: str) -> None:
+def test_the_fake_kernel_returns_the_same_metadata_as_the_real_one(name: str) -> None:
     op, args = CALLS[name]
     real = getattr(torch.ops.savl, op)(*args)
     with FakeTensorMode() as mode:

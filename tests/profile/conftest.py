@@ -1,4 +1,4 @@
-"""One thread: on a busy machine more take longer, and nothing here depends on how long it takes."""
+"""Run the tests of profiling with one thread, because more threads are slower on a busy machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`savl profile` and `python -m savl.profile` end to end."""
+"""Tests of `savl profile` and `python -m savl.profile` from end to end."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def profile_command() -> Any:
 
 
 def rows(text: str) -> dict[str, list[str]]:
-    """The cells of all tables by the first of their row."""
+    """Return the cells of all tables by the first cell of their row."""
     cells = [
         [cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if line.startswith("│")
     ]
     return {row[0]: row[1:] for row in cells}
 
 
-def test_it_prints_operations_and_ranges_and_writes_a_trace(run: Callable[..., Finished], tmp_path: Path) -> None:
+def test_profile_prints_operations_and_ranges_and_writes_a_trace(run: Callable[..., Finished], tmp_path: Path) -> None:
     trace = tmp_path / "step.json"
     done = run("--trace", trace, "--top", "4")
     assert done.code == 0, done.text
@@ -109,13 +109,13 @@ def test_shares_and_times_add_up() -> None:
     assert found.seconds > 0
 
 
-def test_a_file_that_exists_is_refused_before_the_work(
+def test_an_existing_file_is_refused_before_profiling_starts(
     run: Callable[..., Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trace = tmp_path / "step.json.gz"
     trace.write_text("mine")
     with monkeypatch.context() as patch:
-        patch.setattr(measure, "profile", lambda *arguments, **options: pytest.fail("it worked first"))
+        patch.setattr(measure, "profile", lambda *arguments, **options: pytest.fail("profiling started"))
         done = run("--trace", trace)
     assert done.code == 1
     assert done.text.strip() == f"error: {trace} exists already (--overwrite replaces it)"
@@ -124,7 +124,7 @@ def test_a_file_that_exists_is_refused_before_the_work(
     assert json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
 
 
-def test_a_step_of_training_has_its_phases(run: Callable[..., Finished]) -> None:
+def test_a_training_step_has_ranges_for_its_phases(run: Callable[..., Finished]) -> None:
     done = run("--train", "--dtype", "bfloat16", "--backend", "eager")
     assert done.code == 0, done.text
     table = rows(done.text)
@@ -140,7 +140,7 @@ def test_a_step_of_training_has_its_phases(run: Callable[..., Finished]) -> None
     ("variable", "flags", "backend"),
     [("eager", (), "eager"), ("eager", ("--backend", "fused"), SERVING), (None, ("--backend", "eager"), "eager")],
 )
-def test_backends_are_those_that_the_option_or_the_variable_says(
+def test_the_option_or_the_environment_variable_selects_the_backend(
     run: Callable[..., Finished],
     monkeypatch: pytest.MonkeyPatch,
     variable: str | None,
@@ -159,7 +159,9 @@ def test_backends_are_those_that_the_option_or_the_variable_says(
     assert savl.kernel_report().serving("window_attention") == "eager", "the command left the switch on"
 
 
-def test_a_network_from_a_file(run: Callable[..., Finished], tmp_path: Path, small_config: Callable[..., Any]) -> None:
+def test_a_network_can_be_loaded_from_a_file(
+    run: Callable[..., Finished], tmp_path: Path, small_config: Callable[..., Any]
+) -> None:
     path = tmp_path / "mine.safetensors"
     savl.save(savl.build(small_config()), path)
     done = run("--model", path, "--size", "5x7")
@@ -168,7 +170,7 @@ def test_a_network_from_a_file(run: Callable[..., Finished], tmp_path: Path, sma
     assert "mine.safetensors, inference, 1×3×5×7, float32, cpu" in done.text
 
 
-def test_a_roofline_is_drawn_and_listed(
+def test_a_roofline_is_drawn_and_printed_as_a_table(
     run: Callable[..., Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure_all = roofline.measure_roofline
@@ -206,7 +208,7 @@ def test_a_roofline_is_drawn_and_listed(
     ],
     ids=lambda value: "=".join(value) if isinstance(value, tuple) else "",
 )
-def test_a_wrong_option_is_told_in_one_line(
+def test_an_invalid_option_is_reported_in_one_line(
     run: Callable[..., Finished], arguments: tuple[str, ...], message: str
 ) -> None:
     done = run(*arguments)
@@ -215,7 +217,7 @@ def test_a_wrong_option_is_told_in_one_line(
     assert len(done.text.strip().splitlines()) == 1, done.text
 
 
-def test_a_dtype_that_the_device_cannot_compute_in_is_refused(
+def test_a_dtype_that_the_device_does_not_support_is_refused(
     run: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: Any, **options: Any) -> Any:
@@ -225,7 +227,7 @@ def test_a_dtype_that_the_device_cannot_compute_in_is_refused(
     done = run("--dtype", "float16")
     assert done.code == 2
     assert done.text.strip() == (
-        "error: dtype float16 cannot be computed in on cpu: \"slow_conv2d_cpu\" not implemented for 'Half'"
+        "error: dtype float16 is not supported on cpu: \"slow_conv2d_cpu\" not implemented for 'Half'"
     )
 
 
@@ -241,7 +243,7 @@ def test_an_invalid_environment_variable_is_reported(
     assert "SAVL_KERNELS must be" in done.text
 
 
-def test_capture_records_the_annotated_steps_and_nothing_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_capture_records_only_the_annotated_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
     monkeypatch.setattr(torch.cuda.profiler, "start", lambda: log.append("start"))
     monkeypatch.setattr(torch.cuda.profiler, "stop", lambda: log.append("stop"))
@@ -261,7 +263,7 @@ def test_capture_records_the_annotated_steps_and_nothing_before(monkeypatch: pyt
     assert log == ["step with 1 hooks"] * 2 + ["start"] + ["step with 2 hooks"] * 3 + ["stop"]
 
 
-def test_the_guide_teaches_with_names_that_exist(run: Callable[..., Finished]) -> None:
+def test_all_names_in_the_guide_exist(run: Callable[..., Finished]) -> None:
     done = run("--guide")
     assert done.code == 0
     guide = done.text

@@ -1,4 +1,4 @@
-"""`savl.profile.annotate`: named ranges while it is open, and nothing of it afterwards."""
+"""Tests of `savl.profile.annotate`: the named ranges, and that nothing remains after the block."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FUNCTIONS = {op: getattr(ops, op) for op in OPS}
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever a test does: no range stays open, no hook stays registered, the ops are the functions they were."""
+    """Check after each test that no range is open, no hook is registered, and the ops are the original functions."""
     monkeypatch.delenv("SAVL_KERNELS", raising=False)
     monkeypatch.setattr(scopes, "process", scopes.ProcessSettings(KernelSettings.of(False)))
     yield
@@ -48,7 +48,7 @@ LR = torch.rand(1, 3, 6, 9, generator=torch.Generator().manual_seed(3))
 
 
 def seen(run: Callable[[], object]) -> Ranges:
-    """The ranges that torch.profiler sees, in order of their beginning: name, begin and end in µs."""
+    """Return the ranges that torch.profiler records, in the order of their start: name, start and end in µs."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         run()
     found = [
@@ -62,7 +62,7 @@ def names(found: Ranges) -> list[str]:
 
 
 def around(found: Ranges, name: str) -> list[list[str]]:
-    """For each range of that name, those that contain it, outermost first."""
+    """Return, for each range of that name, the ranges that contain it, outermost first."""
     return [
         [other for other, start, end in found if start <= begin and finish <= end and other != name]
         for each, begin, finish in found
@@ -79,7 +79,7 @@ def infer(model: SAVL) -> torch.Tensor:
     return model(LR)
 
 
-def test_ranges_lie_in_one_another_as_the_modules_do(model: SAVL) -> None:
+def test_ranges_are_nested_like_the_modules(model: SAVL) -> None:
     with annotate(model):
         found = seen(lambda: infer(model))
     assert around(found, "network") == [[]]
@@ -107,7 +107,7 @@ def test_names_are_unique_and_every_block_has_one(model: SAVL) -> None:
         assert all(module in found for module in model.modules() if isinstance(module, kind)), kind
 
 
-def test_without_a_block_there_are_neither_ranges_nor_hooks(model: SAVL) -> None:
+def test_outside_of_annotate_there_are_neither_ranges_nor_hooks(model: SAVL) -> None:
     assert hooks(model) == 0
     assert seen(lambda: infer(model)) == []
     with annotate(model):
@@ -117,7 +117,7 @@ def test_without_a_block_there_are_neither_ranges_nor_hooks(model: SAVL) -> None
     assert seen(lambda: infer(model)) == []
 
 
-def test_the_picture_is_the_same(model: SAVL) -> None:
+def test_annotation_does_not_change_the_output(model: SAVL) -> None:
     before = infer(model)
     with annotate(model):
         assert torch.equal(infer(model), before)
@@ -125,7 +125,7 @@ def test_the_picture_is_the_same(model: SAVL) -> None:
 
 @needs_extension
 @pytest.mark.parametrize("scope", ["thread", "model"])
-def test_the_name_of_an_op_ends_in_the_backend_that_serves(model: SAVL, scope: str) -> None:
+def test_the_range_of_an_op_names_the_backend(model: SAVL, scope: str) -> None:
     def backends() -> dict[str, set[str]]:
         with annotate(model):
             pairs = [name.split(" [") for name in names(seen(lambda: infer(model))) if "[" in name]
@@ -138,7 +138,7 @@ def test_the_name_of_an_op_ends_in_the_backend_that_serves(model: SAVL, scope: s
 
 
 @needs_extension
-def test_float64_beside_float32_is_named_eager_since_no_kernel_takes_it() -> None:
+def test_mixed_float64_and_float32_tensors_are_named_eager() -> None:
     wide, narrow = torch.rand(1, 2, 2, 4, dtype=torch.float64), torch.rand(1, 2, 2, 4)
     ranged = ranges._in_range(OPS["channel_modulation"])
     with savl.use_fused_kernels():
@@ -147,7 +147,7 @@ def test_float64_beside_float32_is_named_eager_since_no_kernel_takes_it() -> Non
         assert names(seen(lambda: ranged(narrow, narrow, None, narrow))) == ["channel_modulation [cpp]"]
 
 
-def test_an_op_refuses_as_it_does_without_a_block(model: SAVL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_op_raises_the_same_error_inside_annotate(model: SAVL, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = op_registry.UNAVAILABLE | {("window_attention", "cpp"): "nobody compiled it"}
     monkeypatch.setattr(op_registry, "UNAVAILABLE", missing)
     qkv, table = torch.rand(1, 2, 2, 6), torch.rand(9, 1)
@@ -160,7 +160,7 @@ def test_an_op_refuses_as_it_does_without_a_block(model: SAVL, monkeypatch: pyte
         assert ops.window_attention(qkv=qkv, bias_table=table, window=2).shape == (1, 2, 2, 2)
 
 
-def test_blocks_nest_and_each_range_is_there_once(model: SAVL) -> None:
+def test_nested_annotations_open_each_range_once(model: SAVL) -> None:
     with annotate(model):
         once = names(seen(lambda: infer(model)))
         with annotate(model), annotate(model.groups[0]):
@@ -169,7 +169,7 @@ def test_blocks_nest_and_each_range_is_there_once(model: SAVL) -> None:
     assert hooks(model) == 0
 
 
-def test_blocks_may_end_in_any_order(model: SAVL) -> None:
+def test_annotations_may_end_in_any_order(model: SAVL) -> None:
     first, second = annotate(model), annotate(model)
     first.__enter__()
     second.__enter__()
@@ -189,7 +189,7 @@ def test_an_error_in_the_network_leaves_nothing_behind(model: SAVL, monkeypatch:
     assert hooks(model) == 0
 
 
-def test_an_error_that_is_caught_inside_closes_its_ranges(model: SAVL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_caught_inside_annotate_closes_its_ranges(model: SAVL, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any, **options: Any) -> Any:
         raise ArithmeticError("it had to be")
 
@@ -208,7 +208,7 @@ def test_an_error_that_is_caught_inside_closes_its_ranges(model: SAVL, monkeypat
     assert around(found, "afterwards") == [[]]
 
 
-def test_an_error_before_a_range_is_opened_closes_no_other(model: SAVL) -> None:
+def test_an_error_before_a_range_is_opened_closes_no_other_range(model: SAVL) -> None:
     def refuse(module: nn.Module, arguments: Any) -> None:
         raise ArithmeticError("not today")
 
@@ -220,7 +220,7 @@ def test_an_error_before_a_range_is_opened_closes_no_other(model: SAVL) -> None:
     handle.remove()
 
 
-def test_a_step_of_training_has_ranges_and_the_same_gradients(small_config: Callable[..., Any]) -> None:
+def test_a_training_step_has_ranges_and_the_same_gradients(small_config: Callable[..., Any]) -> None:
     model = savl.build(small_config()).train()
 
     def gradients() -> list[torch.Tensor]:
@@ -237,7 +237,7 @@ def test_a_step_of_training_has_ranges_and_the_same_gradients(small_config: Call
     assert names(found).count("window_attention [eager]") == 8
 
 
-def test_threads_have_ranges_of_their_own(model: SAVL) -> None:
+def test_each_thread_has_its_own_ranges(model: SAVL) -> None:
     depths = []
 
     def run() -> None:
@@ -252,7 +252,7 @@ def test_threads_have_ranges_of_their_own(model: SAVL) -> None:
     assert depths == [1], "the range of the network, not that of the main thread; the upsampler's own has ended"
 
 
-def test_nvtx_gets_the_same_ranges(model: SAVL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvtx_receives_the_same_ranges(model: SAVL, monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
     open_ranges: list[str] = []
 
@@ -269,7 +269,7 @@ def test_nvtx_gets_the_same_ranges(model: SAVL, monkeypatch: pytest.MonkeyPatch)
     assert open_ranges == []
 
 
-def test_a_compiled_block_is_one_graph_without_ranges_and_with_them(small_config: Callable[..., Any]) -> None:
+def test_a_compiled_block_is_one_graph_with_and_without_annotation(small_config: Callable[..., Any]) -> None:
     block = HAB(small_config(), 2, 0.0).eval()
     compiled = torch.compile(block, backend="eager", fullgraph=True)
     features = torch.rand(1, 8, 8, 12)
@@ -284,7 +284,7 @@ def test_a_compiled_block_is_one_graph_without_ranges_and_with_them(small_config
             torch.testing.assert_close(result, expected)
 
 
-def test_what_has_no_ranges_is_refused() -> None:
+def test_a_module_without_savl_blocks_is_refused() -> None:
     with (
         pytest.raises(ValueError, match="model must have savl blocks in it, Linear has none"),
         annotate(nn.Linear(1, 1)),

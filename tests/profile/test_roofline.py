@@ -1,4 +1,4 @@
-"""The roofline: work by formula against what is really computed and moved, times, and the picture."""
+"""Tests of the roofline: FLOPs and bytes against operations and tensors of real calls, times, and the figure."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from savl.profile.roofline import (
 
 CPU, EAGER = torch.device("cpu"), KernelSettings.of(False)
 SIZE: dict[str, Any] = {"height": 6, "width": 9, "batch": 2, "device": CPU}
-"""No multiples of the window of 4."""
+"""Sizes that are not multiples of the window of 4."""
 
 TINY_CEILINGS: dict[str, Any] = {"matrix": 32, "copied": 4096}
 
 
 @pytest.fixture
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any], list[Tensor]]]:
-    """Every call of an op: its name, its arguments by name or place, and the tensors that it returned."""
+    """Return every call of an op: its name, its arguments by name or position, and the tensors that it returned."""
     calls: list[tuple[str, dict[str, Any], list[Tensor]]] = []
 
     def spy(op: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,9 +61,7 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any], li
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_flops_of_both_attentions_are_those_of_their_products(
-    small_config: Callable[..., Any], dtype: torch.dtype
-) -> None:
+def test_flops_of_attention_equal_those_of_its_products(small_config: Callable[..., Any], dtype: torch.dtype) -> None:
     for call in network_calls(small_config(), dtype=dtype, **SIZE)[:2]:
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), counter:
@@ -71,7 +69,7 @@ def test_flops_of_both_attentions_are_those_of_their_products(
         assert call.flops == counter.get_total_flops(), call.op
 
 
-def test_flops_by_hand() -> None:
+def test_flops_equal_values_computed_by_hand() -> None:
     # One window of 2×2 pixels, two channels: 16 pairs, each with 2 products and 2 sums in q·k, as many for the values.
     assert window_attention_work(4, 2, 1, 2, 2, 4, severity=False) == (128.0, 4 * (4 * 8 + 9))
     # Severity is one float32 a pixel, whatever the dtype.
@@ -84,7 +82,7 @@ def test_flops_by_hand() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shift", [False, True])
-def test_bytes_are_those_of_the_arguments_and_the_results(
+def test_bytes_equal_those_of_arguments_and_results(
     small_config: Callable[..., Any], spied: list[Any], dtype: torch.dtype, shift: bool
 ) -> None:
     calls = network_calls(small_config(modulation_shift=shift), dtype=dtype, **SIZE)
@@ -108,7 +106,7 @@ def test_bytes_are_those_of_the_arguments_and_the_results(
     ],
     ids=str,
 )
-def test_calls_are_among_those_of_the_network(
+def test_measured_calls_occur_in_the_network(
     small_config: Callable[..., Any], spied: list[Any], changes: dict[str, Any]
 ) -> None:
     config = small_config(**changes)
@@ -147,12 +145,12 @@ def test_every_op_is_measured_eager_and_fused(small_config: Callable[..., Any]) 
     assert "thread" in found.device
 
 
-def test_where_no_kernel_takes_the_dtype_there_is_eager_alone(small_config: Callable[..., Any]) -> None:
+def test_only_eager_is_measured_if_no_kernel_supports_the_dtype(small_config: Callable[..., Any]) -> None:
     found = measure_roofline(small_config(), dtype=torch.float16, rounds=1, **SIZE, **TINY_CEILINGS)
     assert [point.backend for point in found.points] == ["eager"] * len(OPS)
 
 
-def test_ceilings_count_both_sides_of_the_copy_and_take_the_best_try(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ceilings_count_bytes_read_and_written_and_use_the_fastest_round(monkeypatch: pytest.MonkeyPatch) -> None:
     def times(calls: dict[str, Any], device: torch.device, rounds: int) -> dict[str, list[float]]:
         known = {"torch.bfloat16": [9e-3, 4e-3], "torch.float32": [5e-3, 2e-3], "copy": [3e-6, 1e-6]}
         return {name: known[name] for name in calls}
@@ -163,7 +161,7 @@ def test_ceilings_count_both_sides_of_the_copy_and_take_the_best_try(monkeypatch
     assert found.gigabytes == pytest.approx(2 * 1000 / 1e-6 / 1e9)
 
 
-def test_the_roof_is_the_lower_of_both_and_they_meet_at_the_ridge() -> None:
+def test_the_roof_is_the_lower_ceiling_and_both_meet_at_the_ridge() -> None:
     ceilings = Ceilings(gflops=100.0, gigabytes=20.0)
     assert ceilings.ridge == 5.0
     assert [ceilings.roof(each) for each in (0.5, 5.0, 50.0)] == [10.0, 100.0, 100.0]
@@ -180,7 +178,7 @@ def test_calls_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == {"a": [1.0] * 3, "b": [1.0] * 3}
 
 
-def test_short_calls_are_repeated_until_the_clock_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_calls_are_repeated_until_the_clock_can_measure_them(monkeypatch: pytest.MonkeyPatch) -> None:
     count = 0
     now = 0.0
 
@@ -215,7 +213,7 @@ def made_up(name: str, gflops: float, gigabytes: float, shares: tuple[float, ...
 @pytest.mark.parametrize(
     ("gflops", "gigabytes", "dtype"), [(80.0, 17.0, torch.float32), (7e5, 2900.0, torch.bfloat16)], ids=["cpu", "gpu"]
 )
-def test_labels_cover_neither_each_other_nor_points_nor_the_border(
+def test_labels_overlap_neither_each_other_nor_points_nor_the_border(
     name: str, shares: tuple[float, ...], gflops: float, gigabytes: float, dtype: torch.dtype
 ) -> None:
     found = made_up(name, gflops, gigabytes, shares, dtype)
@@ -239,7 +237,7 @@ def test_labels_cover_neither_each_other_nor_points_nor_the_border(
             assert not any(box.contains(x, y) for x, y in path.vertices), f"{label!r} covers a line"
 
 
-def test_the_picture_says_what_it_shows(tmp_path: Path) -> None:
+def test_the_figure_has_titles_axes_and_labels(tmp_path: Path) -> None:
     found = made_up("savl-tiny", 80.0, 17.0, (0.05, 0.4), torch.float32)
     figure = draw_roofline(found, "a subtitle")
     (axes,) = figure.axes

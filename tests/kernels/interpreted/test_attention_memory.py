@@ -40,7 +40,7 @@ AWKWARD: dict[str, Callable[[torch.dtype], Case]] = {
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", AWKWARD)
-def test_every_element_is_written_and_every_run_gives_the_same_bits(name: str, dtype: torch.dtype) -> None:
+def test_every_element_is_written_and_every_run_is_bit_identical(name: str, dtype: torch.dtype) -> None:
     case = AWKWARD[name](dtype)
     expected = case.run("triton")
     missing = {f"d {given}" for given, value in case.arguments.items() if value is not None} - expected.keys()

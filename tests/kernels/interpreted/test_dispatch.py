@@ -51,7 +51,7 @@ def backward_arguments(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("name", ["window_attention", "window_attention, float16", "overlapping_window_attention"])
-def test_torch_finds_nothing_wrong_with_the_registration(name: str) -> None:
+def test_opcheck_accepts_the_registration(name: str) -> None:
     op, args = OP_CALLS[name]
     given = tuple(arg.clone().requires_grad_() if isinstance(arg, Tensor) else arg for arg in args)
     torch.library.opcheck(getattr(torch.ops.savl, op).default, given)
@@ -59,7 +59,7 @@ def test_torch_finds_nothing_wrong_with_the_registration(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OP_CALLS)
-def test_the_fake_kernel_gives_what_the_real_one_gives(name: str) -> None:
+def test_the_fake_kernel_returns_the_same_metadata_as_the_real_one(name: str) -> None:
     op, args = OP_CALLS[name]
     for called, given in ((op, args), (f"{op}_backward", backward_arguments(op, args))):
         real = getattr(torch.ops.savl, called)(*given)
