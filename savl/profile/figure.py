@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from itertools import combinations, product
+from itertools import combinations, cycle, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from savl.atomic_write import write_atomically
+from savl.ops.op import OPS
 from savl.profile.output import amount
 from savl.profile.roofline import Roofline
 
@@ -18,13 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-_COLOURS = {
-    "window_attention": "#0072b2",
-    "overlapping_window_attention": "#d55e00",
-    "gaussian_posterior": "#009e73",
-    "channel_modulation": "#aa4499",
-    "layer_norm": "#b8860b",
-}
+_COLOURS = dict(zip(OPS, cycle(("#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b")), strict=False))
 """Colours of the ops, distinguishable with colour blindness (Okabe and Ito 2008)."""
 _INK = "#333333"
 
