@@ -1,1 +1,1 @@
-"""What savl promises of speed and memory, measured. Run from the root of a checkout; see README.md here."""
+"""Benchmarks of speed and memory. Run them from the root of a checkout; see README.md in this folder."""

@@ -2,7 +2,7 @@ r"""``savl profile`` shows what the time of a step is spent on. With ``--guide``
 
 ``python -m savl.profile`` is the same command.
 
-Anywhere, torch.profiler
+torch.profiler, on any device
     python -m savl.profile --model savl-base --size 64x64
     python -m savl.profile --model savl-base --size 64x64 --backend eager --trace step.json.gz
 
@@ -13,13 +13,13 @@ Anywhere, torch.profiler
   Look at the share of an op in the table of ranges first. An op that takes 5 % of a step can make it at most 5 %
   faster.
 
-The device, the roofline
+Roofline of the device
     python -m savl.profile --model savl-base --size 512x512 --dtype bfloat16 --roofline roofline.svg
 
   Points under the slope are limited by memory: gaussian_posterior, channel_modulation and layer_norm. They should be
-  near the slope. At half of it or less, bytes move twice, or the launch takes longer than the kernel. Attention is near
-  the ridge or right of it. It does not reach the flat roof, because exponentials and instructions limit it, not
-  products.
+  near the slope. If one reaches half of it or less, bytes are moved twice, or the launch takes longer than the kernel.
+  Attention is near the ridge or right of it. It does not reach the flat roof, because it is limited by exponentials and
+  instructions instead of products.
   docs/predicted-floors.md has a floor for each kernel and resource on an H100.
 
 Nsight Systems: is the GPU busy?
@@ -30,15 +30,15 @@ Nsight Systems: is the GPU busy?
   --capture warms up first, so that compilation is not recorded, and then runs the steps between cudaProfilerStart and
   cudaProfilerStop.
 
-  - cuda_gpu_kern_sum: which kernels take the time of the GPU.
-  - nvtx_gpu_proj_sum: the same time by range, "group 0 HAB 1" or "window_attention [triton]". It is projected from what
-    was launched in a range; nvtx_sum is the time of the CPU in it.
+  - cuda_gpu_kern_sum lists the time of the GPU by kernel.
+  - nvtx_gpu_proj_sum lists the same time by range, such as "group 0 HAB 1" or "window_attention [triton]". The time of
+    a range is that of the kernels launched in it; nvtx_sum lists the time of the CPU in a range.
   - The launch gap: add up the kernels of cuda_gpu_kern_sum and compare the sum with "step" in nvtx_gpu_proj_sum. If the
     sum is far smaller, the GPU waits for the CPU: in cuda_api_sum, cudaLaunchKernel takes as long as the kernels, and
     the timeline shows gaps between kernels of a few microseconds. Faster kernels do not help then. Use larger tiles or
     batches, or CUDA graphs (`savl.Upscaler(..., cuda_graph=True)`).
-  - cudaStreamSynchronize, cudaMemcpy or cudaMalloc inside a step are mistakes.
-  - With --train the backward pass runs in the thread of the forward pass, so that its kernels are in "backward".
+  - cudaStreamSynchronize, cudaMemcpy or cudaMalloc inside a step indicate a mistake.
+  - With --train, the backward pass runs in the thread of the forward pass, so that its kernels are in "backward".
 
 Nsight Compute: what limits one kernel?
     ncu --profile-from-start off --nvtx --nvtx-include "window_attention \[triton\]/" \
@@ -49,8 +49,8 @@ Nsight Compute: what limits one kernel?
         --dtype bfloat16 --warm-up 3 --steps 1
     ncu --import window_forward.ncu-rep --page details
 
-  Triton kernels (kernels/attention*.py): forward in inference; with --train also backward_q, backward_kv and
-  backward_bias, under "backward/":
+  The Triton kernels (kernels/attention*.py) are forward in inference, and with --train also backward_q, backward_kv and
+  backward_bias, in the range "backward":
 
     ncu --profile-from-start off --nvtx --nvtx-include "backward/" --kernel-name "regex:^backward_(q|kv|bias)$" \
         --launch-count 3 --section SpeedOfLight --section Occupancy --section WarpStateStats -o window_backward \
@@ -64,30 +64,33 @@ Nsight Compute: what limits one kernel?
         --section SpeedOfLight --section MemoryWorkloadAnalysis --section Occupancy -o posterior \
         python -m savl.profile --capture --device cuda --model savl-base --size 512x512 --dtype bfloat16 --steps 1
 
-  A "/" ends a range that is pushed and popped; brackets of a name want a backslash. "group 0 HAB 1/*/window_attention
-  \[triton\]/" is the op of one block alone. ncu runs a kernel several times and flushes caches: its time is not that
-  of a step. ERR_NVGPUCTRPERM: the administrator must allow profiling counters.
+  In a filter, "/" stands for a range that is pushed and popped, and brackets in a name need a backslash. "group 0 HAB
+  1/*/window_attention \[triton\]/" selects the op of one block. ncu runs a kernel several times and flushes the caches,
+  so that its time differs from that in a step. ERR_NVGPUCTRPERM means that the administrator must allow profiling
+  counters.
 
-  What to look at, in this order:
+  Check the sections in this order:
 
-  - SpeedOfLight: compute and memory throughput in % of the peak. Either above 80 %: that is the limit, do less of it.
-    Both below 60 %: latency; look at stalls and occupancy.
-  - Roofline position (SpeedOfLight_RooflineChart): attention right of the ridge, posterior and modulation on the slope
-    and close under it.
-  - MemoryWorkloadAnalysis: bytes of DRAM against the compulsory bytes of --roofline. Twice as many: something is read
-    again. L2 hit rate: neighbouring windows of overlapping attention share keys, so that it should be high there; a
-    stream such as the modulation reads every byte once and hits with its writes alone. Bank conflicts of shared memory
-    should be none.
-  - Occupancy: achieved against theoretical. What limits the theoretical one (registers, shared memory) is named beside
-    it; docs/kernel-resources.md has the figures that the compiler gave. Achieved far below theoretical: too few blocks,
-    or a last wave that is nearly empty; a larger image tells them apart.
-  - WarpStateStats, the reasons of stalls: long scoreboard, waiting for global memory (more stages, or more warps);
-    short scoreboard or MIO throttle, shared memory or exponentials; math pipe throttle, the units are busy, which is
-    good; barrier, warps of a block wait for each other; not selected, enough warps, good.
+  - SpeedOfLight lists compute and memory throughput in % of the peak. If either is above 80 %, it is the limit. If both
+    are below 60 %, latency is the limit; check stalls and occupancy.
+  - SpeedOfLight_RooflineChart shows the position on the roofline. Attention should be right of the ridge, and posterior
+    and modulation on the slope or close below it.
+  - MemoryWorkloadAnalysis lists the bytes read from and written to DRAM. Compare them with the compulsory bytes of
+    --roofline; if they are twice as many, something is read twice. The L2 hit rate should be high for overlapping
+    attention, because neighbouring windows share keys. The modulation reads every byte once, so that only its writes
+    hit. There should be no bank conflicts in shared memory.
+  - Occupancy lists achieved and theoretical occupancy, and what limits the latter (registers or shared memory).
+    docs/kernel-resources.md has the figures of the compiler. If the achieved occupancy is far below the theoretical
+    one, there are too few blocks, or the last wave is nearly empty. A larger image shows which of the two is the case.
+  - WarpStateStats lists the reasons of stalls. Long scoreboard: the warps wait for global memory; use more stages or
+    more warps. Short scoreboard or MIO throttle: they wait for shared memory or exponentials. Barrier: the warps of a
+    block wait for each other. Math pipe throttle (the units are busy) and not selected (there are enough warps) are
+    good signs.
 
   docs/predicted-floors.md predicts what to expect for savl-base at 512×512 in bfloat16 on an H100: the instructions
   issued are the limit of all attention kernels, then exponentials, and memory takes less than half of their time; the
-  posterior and the modulation are limited by memory. A kernel at more than twice its floor there is worth a look.
+  posterior and the modulation are limited by memory. A kernel that takes more than twice its floor should be
+  examined.
 """
 
 from __future__ import annotations
@@ -111,7 +114,7 @@ EXAMPLES = "\n".join(
         "savl profile --model savl-base --size 64x64",
         "savl profile --model savl-base --train --batch 4 --trace step.json.gz",
         "savl profile --backend eager --roofline roofline.svg",
-        "savl profile --guide   [dim]Nsight Systems and Nsight Compute: command lines, what to look at[/dim]",
+        "savl profile --guide   [dim]How to use Nsight Systems and Nsight Compute[/dim]",
     ]
 )
 
@@ -125,40 +128,50 @@ def _print_guide(wanted: bool) -> None:
 def profile(
     model: Annotated[
         str,
-        typer.Option("--model", metavar="NAME|FILE", help="savl-tiny, savl-base, hat-s, hat or hat-l; or weights."),
+        typer.Option(
+            "--model", metavar="NAME|FILE", help="savl-tiny, savl-base, hat-s, hat, hat-l, or a file of weights."
+        ),
     ] = "savl-tiny",
-    size: Annotated[str, typer.Option("--size", metavar="HxW", help="Of the input, in pixels.")] = "64x64",
-    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Images in a step.")] = 1,
+    size: Annotated[str, typer.Option("--size", metavar="HxW", help="Size of the input in pixels.")] = "64x64",
+    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Number of images in a step.")] = 1,
     dtype: Annotated[
-        str, typer.Option("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16; with --train of autocast.")
+        str,
+        typer.Option("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16. With --train: dtype of autocast."),
     ] = "float32",
     backend: Annotated[
         str | None,
-        typer.Option("--backend", metavar="fused|eager", help="Fused if left out, or what SAVL_KERNELS says."),
+        typer.Option("--backend", metavar="fused|eager", help="Kernels to use. Default: SAVL_KERNELS, or else fused."),
     ] = None,
     device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    train: Annotated[bool, typer.Option("--train", help="A step of training: forward, backward, optimizer.")] = False,
-    warm_up: Annotated[int, typer.Option("--warm-up", metavar="N", min=0, help="Steps before.")] = 3,
-    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Steps to time, and to profile.")] = 5,
+    train: Annotated[
+        bool, typer.Option("--train", help="Profile a training step: forward, backward, optimizer.")
+    ] = False,
+    warm_up: Annotated[
+        int, typer.Option("--warm-up", metavar="N", min=0, help="Number of steps before the measurement.")
+    ] = 3,
+    steps: Annotated[
+        int, typer.Option("--steps", metavar="N", min=1, help="Number of steps to time, and to profile.")
+    ] = 5,
     trace: Annotated[
         Path | None, typer.Option("--trace", metavar="FILE", help="Write a Chrome trace: .json or .json.gz.")
     ] = None,
-    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Operations in the table.")] = 15,
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Number of operations in the table.")] = 15,
     capture: Annotated[
-        bool, typer.Option("--capture", help="Run the steps for nsys or ncu to record, without torch.profiler.")
+        bool, typer.Option("--capture", help="Run the steps for nsys or ncu, without torch.profiler.")
     ] = False,
     roofline: Annotated[
         Path | None,
-        typer.Option("--roofline", metavar="FILE", help="Measure ceilings and ops too, and draw: .svg, .pdf or .png."),
+        typer.Option("--roofline", metavar="FILE", help="Also draw a roofline: .svg, .pdf or .png."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     guide: Annotated[
-        bool, typer.Option("--guide", help="Print how to profile, and exit.", callback=_print_guide, is_eager=True)
+        bool,
+        typer.Option("--guide", help="Print a guide to profiling, and exit.", callback=_print_guide, is_eager=True),
     ] = False,
 ) -> None:
-    """Say where the time of one step of a network goes: by operation, by stage and block, and by op.
+    """Show how the time of one step of a network is distributed: over operations, stages, blocks and ops.
 
-    Exit codes: 1 where a file cannot be written, 2 where an option is wrong or the machine cannot do what it asks.
+    The exit code is 1 if a file cannot be written, and 2 if an option is invalid or not supported on this machine.
     """
     try:
         workload = _workload(model, size, batch, dtype, device, train)
@@ -274,7 +287,7 @@ def _print_profile(
     console.print(ranges_table(found, on_gpu))
     console.print(
         f"{workload.title}: median step {1000 * found.seconds:.3f} ms of {steps}; {1000 * found.profiled_seconds:.3f} "
-        "ms under the profiler",
+        "ms with the profiler",
         markup=False,
         soft_wrap=True,
     )

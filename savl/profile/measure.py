@@ -1,4 +1,4 @@
-"""Measure a step by the clock, and with torch.profiler per operation and per range."""
+"""Measure the time of a step, and with torch.profiler the time of each operation and range."""
 
 from __future__ import annotations
 

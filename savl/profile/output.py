@@ -27,8 +27,8 @@ def operations_table(profile: Profile, top: int, on_gpu: bool) -> Table:
     """
     kind = "kernel" if on_gpu else "operation"
     rows = profile.operations[:top]
-    title = f"{len(rows)} of {len(profile.operations)} {kind}s, by time of their own in a step"
-    return _times_table(title, (kind, "self ms", "of all", "calls"), rows)
+    title = f"{len(rows)} of {len(profile.operations)} {kind}s, by their own time in a step"
+    return _times_table(title, (kind, "self ms", "share", "calls"), rows)
 
 
 def ranges_table(profile: Profile, on_gpu: bool) -> Table:
@@ -38,8 +38,8 @@ def ranges_table(profile: Profile, on_gpu: bool) -> Table:
         profile: The profile.
         on_gpu: Whether times are those of the kernels in the ranges.
     """
-    what = "kernels in them" if on_gpu else "from begin to end"
-    title = f"ranges, {what}, in a step; they contain one another, so that shares add up to more than 100 %"
+    what = "of the kernels in them" if on_gpu else "from start to end"
+    title = f"ranges, by time {what} in a step; they are nested, so that shares add up to more than 100 %"
     return _times_table(title, ("range", "total ms", "of step", "calls"), profile.ranges)
 
 
@@ -48,7 +48,7 @@ def roofline_table(roofline: Roofline) -> Table:
     ceilings = roofline.ceilings
     peak, copy = amount(ceilings.gflops), amount(ceilings.gigabytes)
     title = f"roofline of {roofline.device}, {roofline.dtype}: {peak} GFLOP/s (matrix product), {copy} GB/s (copy)"
-    table = _table(title, ("op", "backend", "MFLOP", "MB", "FLOP/byte", "ms", "GFLOP/s", "of roof"), left=2)
+    table = _table(title, ("op", "backend", "MFLOP", "MB", "FLOP/byte", "ms", "GFLOP/s", "share of roof"), left=2)
     for point in roofline.points:
         table.add_row(
             point.op,

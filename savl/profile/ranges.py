@@ -189,7 +189,7 @@ class _Hooks:
 
 
 class _WrappedOps:
-    """Replacements of the functions ``ops.<name>`` that open a range, in place while any block needs them."""
+    """Replacements of the functions ``ops.<name>`` that open a range; they are installed while any block needs them."""
 
     def __init__(self) -> None:
         self.blocks = 0

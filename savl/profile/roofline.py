@@ -354,7 +354,7 @@ def time_in_turn(calls: dict[str, Callable[[], object]], device: torch.device, r
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of the device for people to read."""
+    """Return the name of the device, for a CPU with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -364,7 +364,7 @@ def device_name(device: torch.device) -> str:
 
 
 def cpu_name() -> str:
-    """Return the name that the operating system has for the processor."""
+    """Return the name of the processor, as reported by the operating system."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
