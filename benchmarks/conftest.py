@@ -19,11 +19,13 @@ from benchmarks import suite
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--full``."""
-    parser.addoption("--full", action="store_true", help="everything, with what takes minutes to compile or to run")
+    parser.addoption(
+        "--full", action="store_true", help="also run the benchmarks that take minutes to compile or to run"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test for each variant of the module's entries; those of an entry follow each other."""
+    """Make a test for each variant of the entries of a module; the tests of an entry follow each other."""
     if "of_suite" in metafunc.fixturenames:
         chosen = list(suite.parameters(metafunc.module.ENTRIES, metafunc.config.getoption("--full")))
         names = [f"{entry.name}-{device}-{variant}" for entry, device, variant, _ in chosen]
@@ -31,14 +33,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every suite is timed by the clock that gives back what was measured."""
+    """Use the simulated clock in all suites."""
     for item in items:
         if "of_suite" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.benchmark(timer=suite.CLOCK))
 
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
-    """Say once what was measured where, in the words of benchmarks/machine.py, and no names of hosts."""
+    """Write the facts of `benchmarks.machine` into the results, and no host names."""
     measured = {each["extra_info"].pop("on") for each in output_json["benchmarks"]}
     output_json["devices"] = {device: suite.facts(device) for device in suite.DEVICES if device in measured}
     output_json["ceilings"] = {device: suite.limits(device) for device in output_json["devices"]}
@@ -58,5 +60,5 @@ def _suite() -> suite.Suite:
 def hand_over(
     benchmark: BenchmarkFixture, of_suite: tuple[suite.Entry, str, str, tuple[str, ...]], _suite: suite.Suite
 ) -> Callable[[], None]:
-    """Measures what the test is for, if no test before it has, and gives pytest-benchmark its times."""
+    """Return a function that measures the entry, unless an earlier test did, and passes on its times."""
     return lambda: _suite.hand_over(benchmark, *of_suite)

@@ -1,9 +1,9 @@
-"""Entries of the pytest-benchmark suites, and a clock that reports times which were measured side by side.
+"""Entries of the pytest-benchmark suites, and a simulated clock that reports times measured before.
 
-pytest-benchmark times one test after the other. On a machine that others use too, a ratio of two such times says
-little. So the variants of an entry are timed together, in turn (`benchmarks.timing`), when the first of its tests
-runs; every test then hands the times of its own variant to pytest-benchmark, through a clock that is set forward by
-them. Statistics, groups, JSON and comparisons are pytest-benchmark's own.
+pytest-benchmark times one test after the other. On a machine with other load, ratios of such times are not reliable.
+Therefore `benchmarks.timing` times all variants of an entry in turn when the first of its tests runs. Each test then
+passes the times of its variant to pytest-benchmark by advancing the simulated clock. Statistics, groups, JSON and
+comparisons are those of pytest-benchmark.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Records = dict[str, dict[str, Any]]
 
 
 class Clock:
-    """A timer for pytest-benchmark that shows the time it was set forward to."""
+    """A timer for pytest-benchmark whose time changes only by `advance`."""
 
     __name__ = "benchmarks.suite.Clock"
 

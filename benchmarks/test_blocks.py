@@ -1,4 +1,4 @@
-"""The blocks of savl-base."""
+"""Benchmarks of the blocks of savl-base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole networks: one tile, a batch of tiles, a whole image in tiles, and a step of training."""
+"""Benchmarks of whole networks: a tile, a batch of tiles, a whole image in tiles, and a training step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ops of savl-base, forward and with their gradients."""
+"""Benchmarks of the ops of savl-base, forward and with gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user waits for before anything is computed: imports, weights, and the first call, each in a new process."""
+"""Benchmarks of start-up: imports, loading of weights, and the first call, each in a new process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROGRAMS = {
 
 
 def start(run: Run, rounds: int) -> Records:
-    """Whole processes, in turn."""
+    """Measure whole processes in turn."""
     from benchmarks import timing
 
     def process(program: str) -> Callable[[], object]:

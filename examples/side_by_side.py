@@ -1,4 +1,4 @@
-"""Make the README's pictures: details of photographs, bicubic beside savl, and the severity map.
+"""Make the images in README.md: details of photographs, bicubic beside savl, and the severity map.
 
     python examples/side_by_side.py examples/chairs.webp,70,60,105 -o docs/chairs.webp
     python examples/side_by_side.py noisy.jpg,0,0,96 old.jpg,40,10,96 --severity -o docs/photographs.webp
