@@ -1,6 +1,6 @@
-// The Python module savl._C: facts about the build, and the choice of the instruction set. No other file includes
-// pybind11 or depends on the version of Python. Ops need no line here: each registers itself with torch's dispatcher in
-// a file of its own.
+// The Python module savl._C: functions that describe the build, and a function that selects the instruction set of the
+// CPU kernels. No other file includes pybind11 or depends on the version of Python. The ops are not defined here: each
+// op registers itself with PyTorch's dispatcher in a separate file.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/stable/version.h>
@@ -14,10 +14,10 @@
 #error "SAVL_VERSION is not defined: build through setup.py, which reads it from pyproject.toml"
 #endif
 #ifndef TORCH_TARGET_VERSION
-#error "TORCH_TARGET_VERSION is not defined: without it the library would load in the newest torch only"
+#error "TORCH_TARGET_VERSION is not defined: without it, the library would load only in the newest torch"
 #endif
 
-// SAVL_VERSION is a bare token on the command line, so that no shell has to carry quotes.
+// Converts SAVL_VERSION to a string literal. The compiler option defines it without quotes, which shells might remove.
 #define SAVL_QUOTED(token) #token
 #define SAVL_EXPANDED_QUOTED(token) SAVL_QUOTED(token)
 
@@ -35,8 +35,8 @@ std::string compiler() {
 #endif
 }
 
-// The oldest torch whose stable ABI is enough. Torch packs a version as one byte each of major, minor and patch, from
-// the top of 64 bits.
+// Returns the oldest version of torch whose stable ABI contains everything that this library uses. Torch encodes a
+// version in 64 bits: major, minor and patch are the three most significant bytes.
 std::string stable_abi() {
   constexpr unsigned long long packed = TORCH_FEATURE_VERSION;
   return std::to_string(packed >> 56 & 0xff) + "." + std::to_string(packed >> 48 & 0xff);
@@ -48,13 +48,13 @@ py::dict build_facts() {
   result["compiler"] = compiler();
   result["cxx_standard"] = __cplusplus;
   result["stable_abi"] = stable_abi();
-  result["torch"] = TORCH_VERSION;  // whose headers were compiled
+  result["torch"] = TORCH_VERSION;  // the version whose headers this library was compiled with
   result["instruction_sets"] = py::tuple(py::cast(savl::cpu::processor_features()));
   result["kernel_instruction_set"] = savl::cpu::kernels().instruction_set;
   return result;
 }
 
-// The instruction sets that the CPU kernels can use here, the fastest first.
+// Returns the instruction sets of the CPU kernels that this processor supports, the fastest first.
 std::vector<std::string> kernel_instruction_sets() {
   std::vector<std::string> names;
   for (const savl::cpu::KernelTable* table : savl::cpu::kernel_tables()) names.emplace_back(table->instruction_set);
@@ -71,10 +71,11 @@ void use_kernel_instruction_set(const std::string& name) {
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
-  module.doc() = "savl's C++ extension: its kernels, build facts, and the instruction set to use. savl.ops imports it.";
-  module.def("build_facts", &build_facts, "How this library was built, and what this processor offers.");
+  module.doc() = "C++ extension of savl. Importing it registers the CPU kernels; savl.ops does so.";
+  module.def("build_facts", &build_facts,
+             "Return a dict that describes the build, and the instruction sets that this processor supports.");
   module.def("kernel_instruction_sets", &kernel_instruction_sets,
-             "The instruction sets that the CPU kernels can use here, the fastest first.");
+             "Return the instruction sets of the CPU kernels that this processor supports, the fastest first.");
   module.def("use_kernel_instruction_set", &use_kernel_instruction_set, py::arg("name"),
-             "Make the CPU kernels use another instruction set.");
+             "Select the instruction set of the CPU kernels.");
 }

@@ -1,11 +1,12 @@
-"""CUDA graphs: record the pass over a tile once per shape and replay it, so that the CPU need not launch its kernels.
+"""Upscale tiles with CUDA graphs: record the forward pass once for each tile shape, and replay it for other tiles.
 
-A network of this family launches more than a thousand small kernels per tile. With a fast GPU and tiles of a few
-hundred pixels a side, the CPU cannot launch them as fast as the GPU runs them. A replay launches all of them at once.
+The network launches more than a thousand small kernels per tile. On a fast GPU, with tiles of a few hundred pixels a
+side, the CPU needs more time to launch these kernels than the GPU needs to run them. A replay launches all of them at
+once.
 
-A graph is fixed at capture: shapes, addresses of weights and buffers, the kernels used, and all Python code in between
-(hooks of modules run only at capture). `launch_state` describes the settings that may change afterwards, and must be
-part of every key.
+A capture fixes the shapes, the addresses of weights and buffers, and the kernels. Python code, such as hooks of
+modules, runs during the capture only, not during a replay. `GraphCache` finds a graph by its key. `launch_state`
+describes everything except shapes that may change after a capture; every key must contain it.
 """
 
 from __future__ import annotations
@@ -23,18 +24,19 @@ from savl.ops.scopes import current_settings
 from savl.out_of_memory import is_out_of_memory
 
 MAX_GRAPHS = 16
-"""Maximum number of graphs in a `GraphCache`. The tiles of an image have up to nine shapes (corners, edges, interior),
-or up to sixteen if the last row or column of tiles is narrower than the context of the tiles before it."""
+"""Maximum number of graphs in a `GraphCache`. The tiles of an image have up to nine shapes (corners, edges, interior).
+If the last row and column of tiles are narrower than the context that the network reads around a tile, there are up to
+sixteen shapes."""
 
 WARM_UPS = 2
-"""Passes before a capture. At the first launches, Triton compiles, cuDNN chooses algorithms and libraries are loaded,
-which is not allowed during a capture."""
+"""Number of passes before a capture. During the first passes, Triton compiles kernels, cuDNN chooses algorithms and
+libraries are loaded. None of this is allowed during a capture."""
 
 _capturing = threading.Lock()  # torch allows only one capture at a time in a process
 
 
 class Capture(Protocol):
-    """Interface for recording and replaying: `CudaCapture`, or a substitute in tests without a GPU."""
+    """Interface of an object that records functions: `CudaCapture`, or a substitute in tests without a GPU."""
 
     @property
     def device(self) -> torch.device:
@@ -48,11 +50,11 @@ class Capture(Protocol):
         """
 
     def release(self) -> None:
-        """Free the memory that the recordings shared. None of them may be replayed afterwards."""
+        """Free the memory that the recordings share. No recording may be replayed afterwards."""
 
 
 class CudaCapture:
-    """Record CUDA graphs that share one memory pool, so that together they need about as much as the largest one."""
+    """Record CUDA graphs that share one memory pool. Together, they need about as much memory as the largest graph."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -62,14 +64,14 @@ class CudaCapture:
     def record(self, function: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
         """Run ``function`` a few times on a side stream, then capture it.
 
-        Other threads may use the GPU at the same time, except its random number generator.
+        Other threads may use the GPU during the recording, but not its random number generator.
 
         Raises:
-            Exception: Whatever ``function`` raises, most often because memory ran out.
-            RuntimeError: ``function`` does something that a graph cannot contain, such as waiting for the GPU.
+            Exception: An exception of ``function``, such as ``torch.OutOfMemoryError``.
+            RuntimeError: ``function`` contains an operation that cannot be captured, such as a synchronization.
         """
         with _capturing, torch.cuda.device(self.device):
-            if self._streams is None:  # kept, because cuBLAS allocates a workspace for every stream it has seen
+            if self._streams is None:  # reused, because cuBLAS allocates a workspace for every new stream
                 self._streams = torch.cuda.Stream(self.device), torch.cuda.Stream(self.device)
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
@@ -88,8 +90,8 @@ class CudaCapture:
         graph = torch.cuda.CUDAGraph()
         failure: Exception | None = None
         try:
-            # torch.cuda.graph does not restore the stream if the capture fails; torch.cuda.stream does.
-            # thread_local: other threads may allocate memory during the capture.
+            # torch.cuda.stream restores the current stream if the capture fails; torch.cuda.graph does not.
+            # The error mode "thread_local" lets other threads allocate memory during the capture.
             with (
                 torch.cuda.stream(stream),
                 torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
@@ -100,20 +102,20 @@ class CudaCapture:
                     failure = error
                     raise
         except Exception as error:
-            failure = failure or error  # the first error is the reason; ending a broken capture raises another one
+            failure = failure or error  # keep the first error: the end of a failed capture raises a second one
         if failure is None:
             return graph.replay, output
         try:
             if is_out_of_memory(failure):
                 raise failure
             raise RuntimeError(
-                f"cuda_graph: the network cannot be captured; use cuda_graph=False ({failure})"
+                f"the network cannot be captured as a CUDA graph; use cuda_graph=False ({failure})"
             ) from failure
         finally:
             del failure  # its traceback refers to this frame, and would keep the tensors of the failed call alive
 
     def release(self) -> None:
-        """Drop the memory pool; torch frees it together with the last graph in it."""
+        """Release the memory pool. PyTorch frees it when its last graph is deleted."""
         self._pool = None
         torch.cuda.empty_cache()
 
@@ -122,9 +124,9 @@ class CapturedCall:
     """A recorded function with the buffers it reads from and writes to."""
 
     def __init__(self, capture: Capture, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
-        """Record ``function(*inputs)``; arguments as for `GraphCache.run`."""
+        """Record ``function(*inputs)``. For the arguments, see `GraphCache.run`."""
         self.size = sum(tensor.numel() for tensor in inputs)
-        # Outside inference mode, because later calls in any mode write to the buffers.
+        # The buffers must not be inference tensors, because calls outside inference mode also write to them.
         with torch.inference_mode(False), torch.no_grad():
             buffers = [torch.empty(tensor.shape, dtype=torch.float32, device=capture.device) for tensor in inputs]
             for buffer, tensor in zip(buffers, inputs, strict=True):
@@ -133,7 +135,7 @@ class CapturedCall:
         self._buffers = buffers
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Replay the recording on other values, wait for it, and return a copy of the result on the CPU."""
+        """Replay the recording with the values of ``inputs``, and return a copy of the result on the CPU."""
         with torch.inference_mode(False), torch.no_grad():
             for buffer, tensor in zip(self._buffers, inputs, strict=True):
                 buffer.copy_(tensor)
@@ -142,18 +144,21 @@ class CapturedCall:
 
 
 class GraphCache:
-    """Recordings by key; the least recently used one is dropped when there are too many.
+    """Cache of recordings. If it is full, the least recently used recording is deleted.
 
-    The recordings share memory, so only one runs at a time: threads wait for each other until the result is on the CPU.
-    A recording with more pixels than all before it would not fit into the blocks of the pool, and would enlarge the
-    pool by nearly its own size. All others are therefore dropped first, together with the pool. Run large shapes first.
+    The recordings share memory. Only one of them can therefore run at a time, and a thread must wait until the result
+    of the thread before it is on the CPU.
+
+    A recording with more input elements than all recordings in the cache does not fit into the memory blocks of the
+    pool, and would enlarge the pool by nearly the memory that it needs. All recordings and the pool are therefore
+    deleted first. To avoid this, run the largest shapes first.
     """
 
     def __init__(self, capture: Capture, limit: int = MAX_GRAPHS) -> None:
         """Create an empty cache.
 
         Args:
-            capture: Records and replays functions.
+            capture: The object that records functions.
             limit: Maximum number of recordings, at least 1.
         """
         self._capture = capture
@@ -170,73 +175,75 @@ class GraphCache:
         key: Hashable,
         function: Callable[..., Tensor],
         inputs: Sequence[Tensor],
-        unchanged: Callable[[], bool] = lambda: True,
+        key_is_current: Callable[[], bool] = lambda: True,
     ) -> Tensor:
-        """Compute ``function(*inputs)`` by replaying the recording for ``key``, which is made first if there is none.
+        """Compute ``function(*inputs)`` by replaying the recording for ``key``. If there is none, record it first.
 
-        If memory runs out while recording, all other recordings are dropped, and recording is tried once more.
+        If memory runs out while recording, all other recordings are deleted, and recording is tried once more.
 
         Args:
-            key: Everything that ``function`` depends on, except the values of its inputs: their shapes and
-                `launch_state`.
-            function: Maps tensors on the device to one tensor on the device. It is not called if there is a recording.
-            inputs: Tensors on any device; they are copied into float32 buffers.
-            unchanged: Return whether ``key`` still describes the settings; called after recording. If another thread
-                changed the settings meanwhile, the recording is used for this call but not kept.
+            key: Everything that the result of ``function`` depends on, except the values of the inputs: at least their
+                shapes and `launch_state`.
+            function: Function from tensors on the device to one tensor on the device. It is called only if there is no
+                recording for ``key``.
+            inputs: Tensors on any device. They are copied into float32 buffers.
+            key_is_current: Function that returns whether ``key`` still describes the settings. It is called after
+                recording. If another thread has changed the settings during the recording, the recording is used for
+                this call but not kept.
 
         Returns:
             The result on the CPU, as a new tensor.
 
         Raises:
-            Exception: Whatever ``function`` raises, most often because memory ran out. The cache is then empty.
+            Exception: An exception of ``function``, such as ``torch.OutOfMemoryError``. The cache is then empty.
         """
         with self._lock:
             call = self._calls.get(key)
             if call is None:
                 call = self._record(function, inputs)
-                if unchanged():
+                if key_is_current():
                     self._calls[key] = call
             else:
                 self._calls.move_to_end(key)
             return call(inputs)
 
     def clear(self) -> None:
-        """Drop all recordings and free their memory."""
+        """Delete all recordings and free their memory."""
         with self._lock:
-            self._drop_all()
+            self._delete_all()
 
     def _record(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> CapturedCall:
         size = sum(tensor.numel() for tensor in inputs)
         if self._calls and size > max(call.size for call in self._calls.values()):
-            self._drop_all()
+            self._delete_all()
         while len(self._calls) >= self._limit:
             self._calls.popitem(last=False)
         try:
             return CapturedCall(self._capture, function, inputs)
         except Exception as error:
-            alone = not self._calls
-            self._drop_all()
-            if alone or not is_out_of_memory(error):
+            was_empty = not self._calls
+            self._delete_all()
+            if was_empty or not is_out_of_memory(error):
                 raise
-        # Outside the except block, whose traceback keeps the tensors of the failed call alive.
+        # This code is not in the except block, because the traceback there keeps the tensors of the failed call alive.
         self._capture.release()
         try:
             return CapturedCall(self._capture, function, inputs)
         except Exception:
-            self._drop_all()
+            self._delete_all()
             raise
 
-    def _drop_all(self) -> None:
+    def _delete_all(self) -> None:
         self._calls.clear()
         self._capture.release()
 
 
 def launch_state(model: nn.Module) -> Hashable:
-    """Return everything, except shapes, that determines which kernels a pass of ``model`` launches on which weights.
+    """Return everything except shapes that determines the kernels and addresses of a forward pass of ``model``.
 
-    This comprises the kernel settings of this thread and of the model, the addresses of all weights and buffers,
-    whether the model is in training mode, and torch's settings of precision and determinism. Moving the model or giving
-    it other tensors changes the state; changing weights in place does not.
+    The state consists of the kernel settings of this thread and of the model, the addresses of all weights and buffers,
+    the training mode, and PyTorch's settings of precision and determinism. It changes if the model is moved or its
+    tensors are replaced. It does not change if weights are modified in place.
     """
     kernels: list[object] = []
     addresses: list[int] = []

@@ -1,4 +1,4 @@
-"""Networks in the wrappers of PyTorch: torch.compile, data parallelism, averaged weights."""
+"""Find a network inside PyTorch's wrappers: torch.compile, data parallelism and averaged weights."""
 
 from __future__ import annotations
 
@@ -14,47 +14,52 @@ from torch.optim.swa_utils import AveragedModel
 from savl.network.savl import SAVL
 
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""A function that compiles another function."""
+"""Type of a function that compiles another function, as `torch.compile` does."""
 
 
 @dataclass(frozen=True)
 class Unwrapped:
-    """Result of `unwrap`."""
+    """A network that was found in a wrapper, and the function that compiles as the wrapper does.
+
+    Attributes:
+        model: The network itself, not a copy.
+        compile: Function that compiles another function with the options of the network. None if the network is not
+            compiled.
+    """
 
     model: SAVL
-    """The network inside, not a copy."""
     compile: Compile | None
-    """Compiles a function with the same options as the network; None if the network was not compiled."""
 
 
 def unwrap(model: object) -> Unwrapped | None:
-    """Find the network inside wrappers of PyTorch.
+    """Return the network inside PyTorch's wrappers.
 
-    The wrappers are ``torch.compile(model)``, ``DataParallel``, ``DistributedDataParallel`` and ``AveragedModel``,
-    nested in any order. A network compiled in place (``model.compile()``) counts as compiled.
+    The wrappers are ``torch.compile(model)``, ``DataParallel``, ``DistributedDataParallel`` and ``AveragedModel``. They
+    may be nested in any order. A network that was compiled in place (``model.compile()``) is also treated as compiled.
 
     Args:
         model: Any object.
 
     Returns:
-        The network and how it was compiled; None if there is no `SAVL` inside.
+        The network and the function that compiles with its options. None if ``model`` contains no `SAVL`.
     """
-    compile_as: Compile | None = None
+    compile_function: Compile | None = None
     while not isinstance(model, SAVL):
         if not isinstance(model, nn.Module):
             return None
-        if "_orig_mod" in model._modules:  # torch.compile's wrapper; importing its class would load the compiler
-            compile_as = vars(model).get("dynamo_ctx", torch.compile)
+        # The wrapper of torch.compile has this submodule. Importing the wrapper's class would load the compiler.
+        if "_orig_mod" in model._modules:
+            compile_function = vars(model).get("dynamo_ctx", torch.compile)
             model = model._modules["_orig_mod"]
         elif isinstance(model, DataParallel | DistributedDataParallel | AveragedModel):
             model = model.module
         else:
             return None
-    return Unwrapped(model, _compiled_in_place(model) if compile_as is None else compile_as)
+    return Unwrapped(model, _compiled_in_place(model) if compile_function is None else compile_function)
 
 
 def _compiled_in_place(model: SAVL) -> Compile | None:
-    """Return a function that compiles with the arguments of ``model.compile(...)``; None if it was not called."""
+    """Return a function that compiles with the arguments of ``model.compile(...)``; None without such a call."""
     if model._compiled_call_impl is None or model.compile_options is None:
         return None
     arguments, options = model.compile_options

@@ -201,7 +201,7 @@ def test_a_failed_capture_raises_and_leaves_the_gpu_usable(
 
     with monkeypatch.context() as patch:
         patch.setattr(SAVL, "reconstruct", waits)
-        with pytest.raises(RuntimeError, match="cannot be captured; use cuda_graph=False"):
+        with pytest.raises(RuntimeError, match="cannot be captured as a CUDA graph; use cuda_graph=False"):
             upscaler(image)
     assert torch.equal(upscaler(image).sr, savl.Upscaler(model, tile=0, device="cuda")(image).sr)
 

@@ -1,4 +1,4 @@
-"""The cache of CUDA graphs, with a substitute for graphs: keys, memory, threads, and changes that need a recording."""
+"""Tests of the cache of CUDA graphs without a GPU: keys, memory, threads, and changes that need a new recording."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from savl.network import SAVL
 
 
 class Recorder:
-    """Replay by computing again; count, and fail if two replays overlap or a released recording is replayed."""
+    """Substitute for `CudaCapture` that replays by computing again, and counts recordings and replays.
+
+    It fails if two replays overlap, or if a released recording is replayed.
+    """
 
     def __init__(self, fails: Callable[[], Exception | None] = lambda: None, seconds: float = 0.0) -> None:
         self.device = torch.device("cpu")
@@ -59,7 +62,7 @@ def square(x: Tensor) -> Tensor:
 
 
 def failing(*failures: Exception | None) -> Callable[[], Exception | None]:
-    """Return a function that gives the exception of each recording in turn, and None afterwards."""
+    """Return a function whose calls return the given exceptions one after the other, and then None."""
     remaining = list(failures)
     return lambda: remaining.pop(0) if remaining else None
 
@@ -76,7 +79,7 @@ def test_a_key_is_recorded_once_and_replayed_with_other_values() -> None:
     assert (recorder.recorded, recorder.replayed, len(cache)) == (1, 2, 1)
 
 
-def test_other_keys_are_recorded_apart() -> None:
+def test_each_key_has_its_own_recording() -> None:
     recorder = Recorder()
     cache = GraphCache(recorder)
     cache.run("square", square, [torch.ones(3)])
@@ -84,19 +87,19 @@ def test_other_keys_are_recorded_apart() -> None:
     assert recorder.recorded == 2
 
 
-def test_a_result_is_no_view_of_the_buffer_that_the_next_replay_writes() -> None:
+def test_the_result_does_not_share_memory_with_the_replayed_buffer() -> None:
     cache = GraphCache(Recorder())
     first = cache.run("key", square, [torch.tensor([2.0])])
     cache.run("key", square, [torch.tensor([3.0])])
     assert first.item() == 4
 
 
-def test_an_input_of_another_dtype_is_computed_with_in_float32() -> None:
+def test_an_input_of_another_dtype_is_converted_to_float32() -> None:
     result = GraphCache(Recorder()).run("key", square, [torch.tensor([0.1], dtype=torch.float64)])
     assert torch.equal(result, torch.tensor([0.1]) ** 2)
 
 
-def test_the_least_recently_used_recording_is_dropped() -> None:
+def test_the_least_recently_used_recording_is_deleted() -> None:
     recorder = Recorder()
     cache = GraphCache(recorder, limit=2)
     for key in "abac":  # b is dropped
@@ -107,7 +110,7 @@ def test_the_least_recently_used_recording_is_dropped() -> None:
     assert (recorder.recorded, len(cache)) == (4, 2)
 
 
-def test_a_larger_shape_drops_the_others_and_their_pool_and_a_smaller_one_shares_it() -> None:
+def test_a_larger_shape_deletes_all_recordings_and_a_smaller_shape_shares_the_pool() -> None:
     recorder = Recorder()
     cache = GraphCache(recorder)
     cache.run("medium", square, [torch.ones(4)])
@@ -119,7 +122,7 @@ def test_a_larger_shape_drops_the_others_and_their_pool_and_a_smaller_one_shares
     assert (recorder.released, len(cache)) == (1, 2)
 
 
-def test_threads_take_turns_and_each_gets_its_own_result() -> None:
+def test_concurrent_threads_get_their_own_results() -> None:
     cache = GraphCache(Recorder(seconds=0.002))
     values = [float(n) for n in range(40)]
     with ThreadPoolExecutor(8) as pool:
@@ -127,7 +130,7 @@ def test_threads_take_turns_and_each_gets_its_own_result() -> None:
     assert results == [n * n for n in values]
 
 
-def test_lack_of_memory_drops_the_others_and_tries_once_more() -> None:
+def test_out_of_memory_deletes_other_recordings_and_retries_once() -> None:
     recorder = Recorder(failing(None, MemoryError()))
     cache = GraphCache(recorder)
     cache.run("other", square, [torch.ones(2)])
@@ -136,7 +139,7 @@ def test_lack_of_memory_drops_the_others_and_tries_once_more() -> None:
     assert recorder.released > 0
 
 
-def test_what_a_failed_recording_held_is_free_before_the_next_try() -> None:
+def test_tensors_of_a_failed_recording_are_freed_before_the_retry() -> None:
     held: list[weakref.ref[Tensor]] = []
     alive: list[bool] = []
 
@@ -152,7 +155,7 @@ def test_what_a_failed_recording_held_is_free_before_the_next_try() -> None:
 
 
 @pytest.mark.parametrize("others", [0, 1])
-def test_lack_of_memory_without_others_to_drop_is_the_callers_to_handle(others: int) -> None:
+def test_out_of_memory_is_raised_if_a_retry_cannot_help(others: int) -> None:
     recorder = Recorder(failing(*[None] * others, *[MemoryError()] * (1 + others)))
     cache = GraphCache(recorder)
     for other in range(others):
@@ -164,7 +167,7 @@ def test_lack_of_memory_without_others_to_drop_is_the_callers_to_handle(others: 
     assert cache.run("key", square, [torch.ones(1)]).item() == 1, "it recovers"
 
 
-def test_other_errors_are_raised_at_once() -> None:
+def test_other_errors_are_raised_without_a_retry() -> None:
     recorder = Recorder(failing(None, RuntimeError("a bug")))
     cache = GraphCache(recorder)
     cache.run("other", square, [torch.ones(1)])
@@ -173,13 +176,13 @@ def test_other_errors_are_raised_at_once() -> None:
     assert recorder.recorded == 2
 
 
-def test_what_was_recorded_while_settings_changed_is_not_kept() -> None:
+def test_a_recording_is_not_kept_if_the_settings_changed_meanwhile() -> None:
     cache = GraphCache(Recorder())
     assert cache.run("key", square, [torch.tensor([3.0])], lambda: False).item() == 9
     assert len(cache) == 0
 
 
-def test_recordings_serve_inside_and_outside_of_inference_mode() -> None:
+def test_recordings_work_inside_and_outside_inference_mode() -> None:
     for first, second in [(True, False), (False, True)]:
         cache = GraphCache(Recorder())
         for mode in (first, second):
@@ -187,7 +190,7 @@ def test_recordings_serve_inside_and_outside_of_inference_mode() -> None:
                 assert cache.run("key", square, [torch.tensor([3.0])]).item() == 9
 
 
-def test_clearing_gives_memory_back() -> None:
+def test_clear_frees_the_memory() -> None:
     recorder = Recorder()
     cache = GraphCache(recorder)
     cache.run("key", square, [torch.ones(1)])
@@ -200,7 +203,7 @@ def model(small_config: Callable[..., Any]) -> SAVL:
     return SAVL(small_config()).eval()
 
 
-def test_the_same_settings_and_weights_changed_in_place_are_the_same_state(model: SAVL) -> None:
+def test_the_launch_state_does_not_change_with_in_place_weight_updates(model: SAVL) -> None:
     state = launch_state(model)
     with torch.no_grad():
         model.conv_first.weight.mul_(2)
@@ -222,13 +225,13 @@ def assign_weights(model: SAVL) -> None:
     ],
     ids=["kernels", "dtype", "mode", "tensors"],
 )
-def test_a_changed_model_is_another_state(model: SAVL, change: Callable[[SAVL], object]) -> None:
+def test_the_launch_state_changes_with_the_model(model: SAVL, change: Callable[[SAVL], object]) -> None:
     before = launch_state(model)
     _kept = change(model)
     assert launch_state(model) != before
 
 
-def test_the_kernels_in_force_in_this_thread_are_part_of_the_state(model: SAVL) -> None:
+def test_the_launch_state_contains_the_kernel_settings_of_the_thread(model: SAVL) -> None:
     with savl.use_fused_kernels(False):
         eager = launch_state(model)
         with savl.use_fused_kernels(False, channel_modulation=True):
@@ -244,7 +247,7 @@ def test_the_kernels_in_force_in_this_thread_are_part_of_the_state(model: SAVL) 
         (torch.backends.cudnn, "deterministic", True),
     ],
 )
-def test_settings_of_precision_and_determinism_are_part_of_the_state(
+def test_the_launch_state_contains_precision_and_determinism_settings(
     model: SAVL, holder: Any, name: str, value: object
 ) -> None:
     before = launch_state(model)
@@ -258,7 +261,7 @@ def test_settings_of_precision_and_determinism_are_part_of_the_state(
 
 
 class FakeCuda:
-    """The parts of torch.cuda that a capture needs; they record their calls."""
+    """Substitute for the parts of torch.cuda that a capture uses. It stores the calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, end: str | None = None) -> None:
         self.events: list[str] = []
@@ -311,7 +314,7 @@ class FakeCuda:
             monkeypatch.setattr(torch.cuda, name, fake)
 
 
-def test_a_capture_follows_passes_on_a_side_stream_and_shares_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warm_up_runs_on_a_side_stream_and_captures_share_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     events = FakeCuda(monkeypatch).events
     capture = CudaCapture(torch.device("cuda", 0))
 
@@ -335,7 +338,7 @@ def test_a_capture_follows_passes_on_a_side_stream_and_shares_a_pool(monkeypatch
 
 
 @pytest.mark.parametrize("end", [None, "capture invalidated"])
-def test_lack_of_memory_in_a_capture_is_not_hidden_by_the_capture_that_it_broke(
+def test_out_of_memory_in_a_capture_is_not_hidden_by_the_error_of_ending_it(
     monkeypatch: pytest.MonkeyPatch, end: str | None
 ) -> None:
     events = FakeCuda(monkeypatch, end).events
@@ -359,13 +362,15 @@ def test_lack_of_memory_in_a_capture_is_not_hidden_by_the_capture_that_it_broke(
     assert events[-1] == "exit stream", "the thread is back on its own stream"
 
 
-def test_what_cannot_be_captured_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operation_that_cannot_be_captured_raises_an_error_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeCuda(monkeypatch, "operation not permitted when stream is capturing")
-    with pytest.raises(RuntimeError, match=r"cannot be captured; use cuda_graph=False \(operation not permitted"):
+    with pytest.raises(
+        RuntimeError, match=r"cannot be captured as a CUDA graph; use cuda_graph=False \(operation not permitted"
+    ):
         CudaCapture(torch.device("cuda", 0)).record(lambda: torch.ones(1))
 
 
-def test_errors_of_the_function_itself_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_exceptions_of_the_function_are_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeCuda(monkeypatch)
 
     def compute() -> Tensor:

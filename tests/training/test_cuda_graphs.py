@@ -1,4 +1,7 @@
-"""Recorded passes, without a GPU: the arguments of torch's recording, and the results of the recorded callable."""
+"""Training with CUDA graphs, tested without a GPU.
+
+A substitute for `torch.cuda.make_graphed_callables` stores its arguments and captures nothing.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ Recorded = list[tuple[nn.Module, tuple[Tensor, ...]]]
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """Arguments of torch.cuda.make_graphed_callables, which is replaced by a function that returns the module."""
+    """Replace `torch.cuda.make_graphed_callables` by a function that returns the module; return its arguments."""
     seen: Recorded = []
 
     def record(module: nn.Module, samples: tuple[Tensor, ...], **_: Any) -> nn.Module:
@@ -31,7 +34,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 
 @pytest.mark.parametrize("code", ["variational", "deterministic", "none"])
-def test_a_recording_takes_the_place_of_reconstruct(
+def test_graphed_reconstruct_computes_the_same_result(
     small_config: Callable[..., SAVLConfig], recorded: Recorded, code: str
 ) -> None:
     model = SAVL(small_config(degradation_code=code))
@@ -40,14 +43,16 @@ def test_a_recording_takes_the_place_of_reconstruct(
     model.reconstruct = graphed_reconstruct(model, torch.rand(2, 3, 8, 8))  # type: ignore[method-assign, assignment]
     assert torch.equal(model(lr), expected)
     ((module, samples),) = recorded
-    assert {id(p) for p in module.parameters()} == {id(p) for p in model.parameters()}, "gradients reach the weights"
+    assert {id(p) for p in module.parameters()} == {id(p) for p in model.parameters()}, (
+        "gradients do not reach the weights"
+    )
     assert len(samples) == {"variational": 3, "deterministic": 2, "none": 1}[code]
     assert all(sample.is_leaf for sample in samples)
     learned = code != "none"
     assert [sample.requires_grad for sample in samples[1:]] == [learned] * (len(samples) - 1)
 
 
-def test_a_frozen_estimator_gives_inputs_without_gradients(
+def test_the_inputs_need_no_gradients_if_the_estimator_is_frozen(
     small_config: Callable[..., SAVLConfig], recorded: Recorded
 ) -> None:
     model = SAVL(small_config())
@@ -57,7 +62,7 @@ def test_a_frozen_estimator_gives_inputs_without_gradients(
     assert not any(sample.requires_grad for sample in recorded[0][1])
 
 
-def test_on_a_cpu_nothing_is_recorded(
+def test_training_on_a_cpu_records_no_graphs(
     configuration: Callable[..., TrainingConfig], recorded: Recorded, tmp_path: Path
 ) -> None:
     plain = Trainer(configuration(tmp_path / "plain", steps=2)).train()
