@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EXAMPLES = "\n".join(
     [
         "[bold]Examples[/bold]",
-        "savl degrade photo.png   [dim]writes photo_lr.png beside it[/dim]",
+        "savl degrade photo.png   [dim]writes photo_lr.png in the same folder[/dim]",
         "savl degrade photographs/ -r -o lr/   [dim]a folder with its subfolders[/dim]",
         "savl degrade hr/ -o lr/ --seed 7 --spatial --severity-map",
         "savl degrade hr/ -o lr/ --config configs/savl_tiny.toml",

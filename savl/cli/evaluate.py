@@ -54,7 +54,7 @@ def evaluate(
     LPIPS (AlexNet, RGB, lower is better) is measured if torchvision and torchmetrics are installed and the weights of
     AlexNet are in the cache of torch.hub. Nothing is downloaded; the last line says what is missing.
 
-    Severity maps that `savl degrade` or `savl upscale` wrote into the folders are left out.
+    Severity maps that `savl degrade` or `savl upscale` wrote into the folders are skipped.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -75,7 +75,7 @@ def evaluate(
         pairs = match_pairs(lr, hr, on_map=maps.append)
         if maps:
             which = f"{len(maps)} severity maps, such as {maps[0]}" if maps[1:] else f"a severity map, {maps[0]}"
-            console.print(f"left out {escape(printable(which))}", highlight=False, soft_wrap=True)
+            console.print(f"skipped {escape(printable(which))}", highlight=False, soft_wrap=True)
         upscaler = as_upscaler(model, tile=tile, tile_pad=tile_pad, device=device, dtype=dtype)
         if json_file is not None and csv_file is not None and json_file.resolve() == csv_file.resolve():
             raise ValueError(f"--json and --csv must name two files, got {csv_file} for both")

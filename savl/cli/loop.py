@@ -54,7 +54,7 @@ class Operation:
 
     Attributes:
         participle: Participle of the command's verb, such as "upscaled", for messages; also the mark of the results.
-        result_suffix: Regular expression for the suffix that results have by default.
+        result_suffix: Regular expression for the default suffix of results.
         lossless: Whether results must be lossless: PNG is the default format, and JPEG is refused.
         map_suffixes: Suffixes of the files that the severity map of an image is written to; empty for no map.
         prepare: Loads what the work needs, after the arguments have been checked. Returns the default suffix of the
@@ -83,9 +83,10 @@ def process_files(
     debug: bool,
     started: float,
 ) -> bool:
-    """Apply an operation to all images that the arguments stand for; `started` is the time of the command's start.
+    """Apply an operation to all images that the arguments of the command line select.
 
-    All other arguments are options of the command line, see `savl.cli.options` and the help of the commands.
+    `started` is the time at which the command started. The other arguments are options of the command line, see
+    `savl.cli.options` and the help of the commands.
 
     Returns:
         Whether every file was processed or kept.
@@ -173,7 +174,7 @@ def _run(loop: _Loop, found: Found, plan: Plan, participle: str) -> bool:
             for path, reason in (found.unreadable | plan.refused).items():
                 report.fail(path, reason)
             for path in plan.left_out:
-                report.note(path, "left out, because the result of another input has this name")
+                report.note(path, "skipped, because the result of another input has this name")
             try:
                 loop.run(report)
             except KeyboardInterrupt:
@@ -267,11 +268,11 @@ class _Loop:
                 self._before[output] = None
 
     def _conflict(self, job: Job) -> str | None:
-        """Return why an existing output that is to be kept is not a result of this file; None if there is none.
+        """Return the reason why an existing output is not a result of this file, or None if there is no such output.
 
-        A result of the same image counts as its own whatever the settings, and so does a file that does not say what it
-        was made of. A file that the user named as the output does not, because it may have been made with other
-        settings.
+        Outputs that will be replaced are not checked. A file that was made from the same image is a result of this
+        file, whatever the settings were. So is a file that does not contain the digest of its source. A file that `-o`
+        names is not accepted as a result, because it may have been made with other settings.
         """
         if job.missing:
             return None
@@ -281,13 +282,13 @@ class _Loop:
             written_meanwhile = _signature(output) != self._before[output]
             hint = "" if self._overwrite else " (--overwrite replaces it)"
             if job.exact and (written_meanwhile or output == job.target):
-                return f"{output} exists already, another process has just written it{hint}"
+                return f"{output} exists already: another process has just written it{hint}"
             origin = read_origin(output)
             if origin is None or origin == (job.origin(self._page) or origin):
                 continue
             if written_meanwhile:
-                return f"another process has just written {output}, of another image{hint}"
-            return f"{output} exists already, made of another image or page, or before this one was changed{hint}"
+                return f"another process has just written {output} from another image{hint}"
+            return f"{output} exists already and was made from another image, page or version of this image{hint}"
         return None
 
     def _nothing_due(self, job: Job) -> bool:

@@ -74,7 +74,7 @@ IncludeResults = Annotated[
     bool,
     typer.Option(
         "--include-results",
-        help="Include images in folders and globs that savl has made, which are left out by default.",
+        help="Also process images in folders and globs that savl made. By default, they are skipped.",
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]

@@ -13,21 +13,21 @@ from savl.command_line import UsageError
 from savl.images.format import READABLE_FORMATS, format_of_suffix
 from savl.images.result_mark import read_mark
 
-_MAP = "_severity"
-_ENDINGS = "|".join(suffix[1:] for image_format in READABLE_FORMATS for suffix in image_format.suffixes)
+_MAP_SUFFIX = "_severity"
 
 
 @dataclass
 class ResultRule:
     """Rule by which a file is recognised as a result.
 
-    If a file has a mark of savl in its metadata, the mark decides. If it has none (because it was written by an old
-    version, or its metadata was removed), its name decides: photo_x4.png, photo.jpg_x4.png and photo_x4_severity.png
-    are results if there is an image called photo in the same folder.
+    If the metadata of a file contain a mark of savl, the mark decides. If there is no mark (because an old version
+    wrote the file, or another program removed its metadata), the name decides: photo_x4.png, photo.jpg_x4.png and
+    photo_x4_severity.png are results if the same folder contains an image named photo, with any file extension.
 
     Attributes:
         marks: Marks of results, see `savl.images.result_mark`.
-        suffixes: Regular expressions for the ends of the names of results, such as `_lr`.
+        suffixes: Regular expressions for the text between the name of the original and the file extension of the
+            result, such as `_lr`.
     """
 
     marks: frozenset[str]
@@ -39,26 +39,26 @@ class ResultRule:
 
         Args:
             path: The file.
-            by_name: Decide by the name if the file has no mark; otherwise such a file is not a result.
+            by_name: Whether the name decides about a file without a mark. If False, such a file is not a result.
         """
         if not os.path.isfile(path):  # reading a pipe would block
             return False
         mark = read_mark(path)
         if mark is not None:
             return mark in self.marks
-        return by_name and any(base in self._pictures(path.parent) for base in self._originals(path.stem))
+        return by_name and any(name in self._image_names(path.parent) for name in self._original_names(path.stem))
 
-    def _originals(self, stem: str) -> list[str]:
-        """Return possible names of the original of a result, with or without suffix."""
-        found = [stem.removesuffix(_MAP)] if stem.endswith(_MAP) else []
+    def _original_names(self, stem: str) -> list[str]:
+        """Return the possible names of the original, with or without file extension, for a result named `stem`."""
+        found = [stem.removesuffix(_MAP_SUFFIX)] if stem.endswith(_MAP_SUFFIX) else []
         for suffix in filter(None, self.suffixes):
-            match = re.fullmatch(rf"(.+){suffix}({_MAP})?", stem)
+            match = re.fullmatch(rf"(.+){suffix}({_MAP_SUFFIX})?", stem)
             if match is not None:
                 found.append(match.group(1))
         return found
 
-    def _pictures(self, folder: Path) -> frozenset[str]:
-        """Return the names of the images in a folder, each with and without suffix."""
+    def _image_names(self, folder: Path) -> frozenset[str]:
+        """Return the names of the images in a folder, each with and without file extension."""
         if folder not in self._names:
             try:
                 names = [name for name in os.listdir(folder) if format_of_suffix(Path(name), READABLE_FORMATS)]
@@ -71,11 +71,12 @@ class ResultRule:
 def remove_results(found: Found, rule: ResultRule) -> Found:
     """Remove results from the images that were found.
 
-    A result that was found in a folder or by a glob is removed. One that was named is kept, unless it has a mark and
-    the image that it seems to be made of is named too, as happens when a shell expands `*`.
+    Results that were found in a folder or by a glob are removed. A result that is itself an argument of the command
+    line is kept, unless it has a mark and an image that seems to be its original is an argument too. This happens when
+    a shell expands `*`.
 
     Raises:
-        UsageError: No image is left.
+        UsageError: No image remains.
     """
     results = {
         same_file_key(source.path) for source in found.sources if rule.matches(source.path, by_name=not source.named)
@@ -86,27 +87,33 @@ def remove_results(found: Found, rule: ResultRule) -> Found:
     for source in found.sources:
         if source.named and same_file_key(source.path) not in results:
             originals.setdefault(same_file_key(source.path.parent), []).append(source.path.stem)
-    kept, left_out = [], []
+    kept, skipped = [], []
     for source in found.sources:
         stems = originals.get(same_file_key(source.path.parent), [])
         if same_file_key(source.path) in results and (
-            not source.named or any(_made_of(source.path.name, stem) for stem in stems)
+            not source.named or any(_begins_with(source.path.name, stem) for stem in stems)
         ):
-            left_out.append(source.path)
+            skipped.append(source.path)
         else:
             kept.append(source)
     if not kept and not found.unreadable:
-        raise UsageError(f"no image is left to work on: {results_message(left_out)}")
-    return replace(found, sources=tuple(kept), results=tuple(left_out))
+        raise UsageError(f"no input image remains: {results_message(skipped)}")
+    return replace(found, sources=tuple(kept), results=tuple(skipped))
 
 
 def results_message(results: Sequence[Path]) -> str:
-    """Return a line that says which results were left out."""
+    """Return a message about the results that were skipped."""
     if len(results) == 1:
-        return f"left out 1 result of an earlier run, {results[0]} (--include-results takes it)"
-    return f"left out {len(results)} results of earlier runs, such as {results[0]} (--include-results takes them)"
+        return f"skipped 1 result of an earlier run, {results[0]}; use --include-results to process it"
+    return (
+        f"skipped {len(results)} results of earlier runs, such as {results[0]}; use --include-results to process them"
+    )
 
 
-def _made_of(name: str, stem: str) -> bool:
-    """Return whether a result's name begins with that of an original: photo_x4.png or photo.jpg_x4.png of photo."""
+def _begins_with(name: str, stem: str) -> bool:
+    """Return whether the name of a result begins with the stem of an original.
+
+    The names photo_x4.png and photo.jpg_x4.png begin with the stem photo; photos_x4.png does not, because a letter or
+    digit follows.
+    """
     return name.startswith(stem) and not name[len(stem) :][:1].isalnum()

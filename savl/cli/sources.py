@@ -1,4 +1,4 @@
-"""Input files of a command: finds the images that its arguments (files, folders and quoted globs) stand for."""
+"""Find the input images of a command from its arguments: files, folders and quoted globs."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ class Source:
 
     Attributes:
         path: The file, relative to the same folder as the user's argument.
-        folder: Folder of the result below an output folder: that of the file below the folder that was given, else ".".
-        named: Whether the user (or the shell) named the file itself, rather than a folder or a glob.
+        folder: Folder of the result, relative to the output folder. For a file found in an input folder, this is the
+            path of its folder relative to the input folder; otherwise ".".
+        named: Whether the file itself is an argument of the command line. False if savl found it in a folder or by a
+            glob.
         content: Content of standard input, for which `path` is only a name; None for files.
     """
 
@@ -73,14 +75,14 @@ def _spell(kind: str, count: int) -> str:
 
 @dataclass(frozen=True)
 class Found:
-    """Files that the arguments stand for.
+    """Files found for the arguments of the command line.
 
     Attributes:
         sources: The images.
         unreadable: Folders that could not be read, each with the reason.
         skipped: Other files and folders.
         unmatched: Globs of `--exclude` that matched nothing.
-        results: Images that are left out because savl has made them; see `savl.cli.results`.
+        results: Images that are skipped because savl made them; see `savl.cli.results`.
     """
 
     sources: tuple[Source, ...]
@@ -98,23 +100,24 @@ def find_sources(
     exclude: Sequence[str] = (),
     standard_input: bytes | None = None,
 ) -> Found:
-    """List the images that the arguments stand for, each once, folders in alphabetical order.
+    """List the input images for the arguments, each image once, and the images of a folder in alphabetical order.
 
-    A name that exists is taken literally, so that files called `a[1].png` need no quoting; otherwise `*`, `?`, `[...]`
-    and `**` are expanded here. Of folders and globs, only files with the suffix of an image are taken, and no hidden
-    ones. Files that are named are taken even if they are missing, which is reported when they are read.
+    If a file with exactly the name of an argument exists, it is the input, so that `a[1].png` needs no quoting.
+    Otherwise, `*`, `?`, `[...]` and `**` are expanded here. In folders and globs, hidden files and files without the
+    suffix of an image format are skipped. Arguments that are neither are listed even if the file does not exist; the
+    error is reported when the file is read.
 
     Args:
         arguments: Arguments of the command line.
         recursive: Search subfolders too.
         output: Output folder. It is not searched if it lies in an input folder, so that results are not upscaled again.
-        exclude: Globs. Files and folders are left out if their name, or their path below the folder that was given,
-            matches one of them; so are arguments that match. `**/` is any number of folders. An absolute glob is
-            compared with the absolute path.
-        standard_input: Content that `-` stands for; None takes `-` for a file of that name.
+        exclude: Globs. A file or folder is skipped if its name, or its path below the input folder, matches one of
+            them; so is an argument that matches. `**/` matches any number of folders. An absolute glob is compared with
+            the absolute path.
+        standard_input: Content of standard input, for the argument `-`. If None, `-` is the name of a file.
 
     Raises:
-        UsageError: A folder or glob holds no image, or nothing is left after exclusion.
+        UsageError: A folder or glob contains no image, or no image remains after exclusion.
     """
     found: dict[str, Source] = {}
     unreadable: dict[Path, str] = {}
@@ -151,7 +154,7 @@ def find_sources(
             if source.named and not other.named:
                 found[_place(source.path)] = replace(other, named=True)
     if not found and not unreadable:
-        raise UsageError(f"no image is left to work on{_in_brackets(skipped)}")
+        raise UsageError(f"no input image remains{_in_brackets(skipped)}")
     return Found(tuple(found.values()), unreadable, skipped, exclusion.unmatched)
 
 

@@ -114,10 +114,11 @@ def train(
                 console.print(f"resuming {escape(printable(run.output))} at step {trainer.step}")
             if trainer.excluded_results and first:
                 console.print(
-                    f"images left out because savl made them: {trainer.excluded_results} (--include-results takes them)"
+                    f"images skipped because savl made them: {trainer.excluded_results}; "
+                    "use --include-results to include them"
                 )
             if trainer.too_small and first:
-                console.print(f"images left out because they are smaller than a patch: {trainer.too_small}")
+                console.print(f"images skipped because they are smaller than a patch: {trainer.too_small}")
             task = bar.add_task("training", total=trainer.expected_steps, completed=trainer.step, note="")
 
             def on_step(step: int, losses: dict[str, float]) -> None:

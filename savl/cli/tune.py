@@ -18,15 +18,15 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 def tune(
     dtype: Annotated[
-        list[str] | None, typer.Option("--dtype", metavar="DTYPE", help=f"Of {', '.join(DTYPES)}; all if left out.")
+        list[str] | None, typer.Option("--dtype", metavar="DTYPE", help=f"{', '.join(DTYPES)}. All if omitted.")
     ] = None,
     network: Annotated[
         list[str] | None,
-        typer.Option("--network", metavar="NAME", help="savl-base, savl-tiny, hat-s, hat or hat-l; all if left out."),
+        typer.Option("--network", metavar="NAME", help="savl-base, savl-tiny, hat-s, hat or hat-l. All if omitted."),
     ] = None,
     stage: Annotated[
         list[str] | None,
-        typer.Option("--stage", metavar="KERNEL", help="A kernel, such as forward; all if left out."),
+        typer.Option("--stage", metavar="KERNEL", help="A kernel, such as forward. All if omitted."),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Measure what is stored against the defaults, and write nothing.")

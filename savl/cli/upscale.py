@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = "\n".join(
     [
         "[bold]Examples[/bold]",
-        "savl upscale photo.jpg   [dim]writes photo_x4.jpg beside it[/dim]",
+        "savl upscale photo.jpg   [dim]writes photo_x4.jpg in the same folder[/dim]",
         "savl upscale photo.jpg -o large.png",
         "savl upscale holiday/ -r -o large/   [dim]a folder with its subfolders[/dim]",
         "savl upscale '*.png' -o out/ --scale 2",

@@ -33,12 +33,12 @@ class PairScores:
 
 
 def match_pairs(lr: str | Path, hr: str | Path, *, on_map: Callable[[Path], None] | None = None) -> list[Pair]:
-    """Match two folders by file name without suffix; severity maps that savl wrote beside images are left out.
+    """Match the images of two folders by their file names without suffix. Severity maps that savl wrote are skipped.
 
     Args:
         lr: Folder of low-resolution images.
         hr: Folder of their originals.
-        on_map: Called with each severity map that is left out.
+        on_map: Function that is called with each severity map that is skipped.
 
     Raises:
         ValueError: A folder is missing or empty, two files share a name, or a name is in one folder only; the message

@@ -283,7 +283,7 @@ class Prefetcher:
         """Return the batch that was started last, on the device, ready for the current stream.
 
         Raises:
-            Exception: Whatever the source raised.
+            Exception: The exception that the source raised, if any.
         """
         assert self._upcoming is not None
         batch, made = self._upcoming.result()

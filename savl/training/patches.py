@@ -49,7 +49,7 @@ class PatchSource:
             side: Side of the patches in pixels.
             on_image: Called with (images decoded, images in total) after each image.
             cache: Folder for the decoded images, or an empty string; see `decode_images`.
-            include_results: Whether to include images that carry a mark of savl (`savl.images.result_mark`).
+            include_results: Whether to include images that have a mark of savl (`savl.images.result_mark`).
 
         Raises:
             ValueError: A folder does not exist, or the folders contain no image that can be used.
@@ -60,7 +60,7 @@ class PatchSource:
         found = find_images(folders)
         paths = found if include_results else [path for path in found if read_mark(path) is None]
         self.excluded_results = len(found) - len(paths)
-        """Number of images that are left out because savl has made them."""
+        """Number of images that are skipped because savl has made them."""
         if not paths:
             raise ValueError(
                 f"data.hr: all of the {len(found)} images were made by savl, as their metadata says; use other images, "
@@ -70,7 +70,7 @@ class PatchSource:
         self._cached = None if cache == "" else (cache_file(paths, cache), len(paths))
         self.images = self._large_enough(decoded)
         self.too_small = len(decoded) - len(self.images)
-        """Number of images that are left out because they are smaller than a patch."""
+        """Number of images that are skipped because they are smaller than a patch."""
         if not self.images:
             raise ValueError(
                 f"data.hr: none of the {len(paths)} images is at least {side} pixels on both sides, which "

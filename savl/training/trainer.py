@@ -118,9 +118,9 @@ class Trainer:
         self.adversary = Adversary(config.gan, config.optimizer, self.accelerator)
         self.step = 0
         self.too_small = 0
-        """Number of images that are left out because they are smaller than a patch."""
+        """Number of images that are skipped because they are smaller than a patch."""
         self.excluded_results = 0
-        """Number of images that are left out because savl has made them."""
+        """Number of images that are skipped because savl has made them."""
         self.time = TrainingTime(config.run.minutes, partial(mean_number, self.accelerator))
         self._stopping = False
         self._pending: PendingStep | None = None

@@ -130,7 +130,7 @@ def test_existing_outputs_are_kept(picture: Write) -> None:
     result = run("in", "--seed", 3)
     assert result.exit_code == 0
     assert "1 degraded, 1 kept" in message(result)
-    assert "left out 1 result of an earlier run, in/a_lr.png (--include-results takes it)" in message(result)
+    assert "skipped 1 result of an earlier run, in/a_lr.png; use --include-results to process it" in message(result)
     assert Path("in/a_lr.png").read_bytes() == before
     assert run("in", "--seed", 3, "--overwrite").exit_code == 0
     assert Path("in/a_lr.png").read_bytes() != before

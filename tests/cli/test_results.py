@@ -1,4 +1,4 @@
-"""Results of savl are left out of folders and globs, which is reported in one line."""
+"""Results of savl in folders and globs are skipped, and one message reports their number."""
 
 from __future__ import annotations
 
@@ -66,18 +66,18 @@ def test_no_run_processes_the_results_of_another(savl: Run, picture: Write, comm
             continue
         height = read_image(path).pixels.shape[0]
         accepted = (96, 48, 72) if command == "upscale" else (6, 12, 8)
-        assert height in accepted, f"{path} was made of a result"
+        assert height in accepted, f"{path} was made from a result"
         assert read_mark(path) == f"{command}d"
-        assert path.name.count("_") <= 1, f"{path} was made of a result"
+        assert path.name.count("_") <= 1, f"{path} was made from a result"
 
 
-def test_results_that_are_left_out_are_counted_in_one_line(savl: Run, picture: Write) -> None:
+def test_one_message_counts_the_results_that_are_skipped(savl: Run, picture: Write) -> None:
     picture("t/a.png")
     picture("t/b.png")
     assert savl("upscale", "t", "--severity-map").code == 0
     done = savl("upscale", "t", "--scale", "2")
     assert done.code == 0
-    line = "left out 4 results of earlier runs, such as t/a_x4.png (--include-results takes them)"
+    line = "skipped 4 results of earlier runs, such as t/a_x4.png; use --include-results to process them"
     assert done.text.splitlines()[0] == line
     assert "2 upscaled" in done.text
     assert savl("upscale", "t", "--include-results", "-o", "all").code == 0
@@ -86,17 +86,17 @@ def test_results_that_are_left_out_are_counted_in_one_line(savl: Run, picture: W
     assert "t/a_x4_x4.png" in files("t")
 
 
-def test_a_folder_of_nothing_but_results_is_a_usage_error(savl: Run, picture: Write) -> None:
+def test_a_folder_that_contains_only_results_is_a_usage_error(savl: Run, picture: Write) -> None:
     picture("t/a.png")
     assert savl("upscale", "t", "-o", "out").code == 0
     done = savl("upscale", "out", "-o", "again")
     assert done.code == 2
     text = re.sub(r"[\s│]+", " ", done.text)
-    assert "no image is left to work on: left out 1 result of an earlier run, out/a.png" in text
-    assert "--include-results takes it" in text
+    assert "no input image remains: skipped 1 result of an earlier run, out/a.png" in text
+    assert "use --include-results to process it" in text
 
 
-def test_a_named_result_is_taken(savl: Run, picture: Write) -> None:
+def test_a_result_given_on_the_command_line_is_processed(savl: Run, picture: Write) -> None:
     picture("a.png")
     assert savl("upscale", "a.png").code == 0
     assert savl("upscale", "a_x4.png").code == 0
@@ -104,14 +104,14 @@ def test_a_named_result_is_taken(savl: Run, picture: Write) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["t", "t/a_x4.png"], ["t/a_x4.png", "t"]])
-def test_a_result_named_in_addition_to_its_folder_is_taken(savl: Run, picture: Write, arguments: list[str]) -> None:
+def test_a_result_given_in_addition_to_its_folder_is_processed(savl: Run, picture: Write, arguments: list[str]) -> None:
     picture("t/a.png")
     assert savl("upscale", "t").code == 0
     assert savl("upscale", *arguments, "-o", "out").code == 0
     assert files("out") == ["out/a.png", "out/a_x4.png"]
 
 
-def test_results_of_degrading_are_inputs_of_upscaling_and_the_other_way_round(savl: Run, picture: Write) -> None:
+def test_degraded_images_are_inputs_of_upscale_and_upscaled_images_of_degrade(savl: Run, picture: Write) -> None:
     picture("hr/a.png", shape=(24, 32, 3))
     assert savl("degrade", "hr", "-o", "lr", "--severity-map").code == 0
     done = savl("upscale", "lr", "-o", "sr")
@@ -131,7 +131,7 @@ def test_results_of_degrading_are_inputs_of_upscaling_and_the_other_way_round(sa
         (["a.png", "a_lr.png", "ab_x4.png", "a_final.png"], []),
     ],
 )
-def test_without_a_mark_the_name_decides_if_the_original_is_there(
+def test_a_file_without_a_mark_is_recognised_by_its_name_beside_the_original(
     savl: Run, picture: Write, names: list[str], results: list[str]
 ) -> None:
     for name in names:
@@ -144,8 +144,8 @@ def test_without_a_mark_the_name_decides_if_the_original_is_there(
     assert made == {Path(name).stem for name in names if name not in left_out}
 
 
-def test_a_mark_has_precedence_over_a_name(savl: Run, picture: Write) -> None:
-    """A result under another name is a result; a picture of another kind with a result's name is none."""
+def test_the_mark_takes_precedence_over_the_name(savl: Run, picture: Write) -> None:
+    """A marked file with another name is a result; a file with another mark and the name of a result is not."""
     pixels = np.zeros((8, 8, 3), np.uint8)
     picture("t/a.png")
     write_image("t/holiday.png", pixels, image_format=PNG, mark="upscaled")

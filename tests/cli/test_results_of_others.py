@@ -1,4 +1,4 @@
-"""An existing file that was made of another image is not kept as a result."""
+"""An existing file that was made from another image is not kept as a result."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_picture_of_the_same_name_gets_a_result_with_its_ending(savl: Run) -> None:
+def test_the_result_of_an_image_with_the_same_stem_gets_its_extension(savl: Run) -> None:
     save("a.gif", 40)
     save("a.bmp", 90)
     assert savl("upscale", "a.gif").code == 0
@@ -47,7 +47,7 @@ def test_a_picture_of_the_same_name_gets_a_result_with_its_ending(savl: Run) -> 
     assert sorted(os.listdir()) == ["a.bmp", "a.bmp_x4.png", "a.bmp_x4_severity.png", "a.gif", "a_x4.png"]
 
 
-def test_pages_of_two_animations_are_two_results(savl: Run) -> None:
+def test_pages_of_two_animations_have_separate_results(savl: Run) -> None:
     save("a.gif", 40, 50)
     save("a.webp", 70, 80)
     for name in ("a.gif", "a.webp"):
@@ -62,7 +62,7 @@ def test_another_page_under_the_same_name_fails(savl: Run, command: str) -> None
     assert savl(command, "a.tif", "--page", "2", "--suffix", "k", "-f", "tiff").code == 0, "kept"
     done = savl(command, "a.tif", "--suffix", "k", "-f", "tiff")
     assert done.code == 1
-    assert "a.tif: a_k.tif exists already, made of another image or page" in done.text
+    assert "a.tif: a_k.tif exists already and was made from another image, page" in done.text
 
 
 @pytest.mark.parametrize("command", ["upscale", "degrade"])
@@ -73,7 +73,7 @@ def test_the_same_name_in_another_folder_fails_unless_it_is_the_same_picture(sav
     before = Path("out/a.png").read_bytes()
     done = savl(command, "two", "-o", "out")
     assert done.code == 1
-    assert "two/a.png: out/a.png exists already, made of another image" in done.text
+    assert "two/a.png: out/a.png exists already and was made from another image" in done.text
     assert Path("out/a.png").read_bytes() == before
     os.rename("one", "moved")
     done = savl(command, "moved", "-o", "out", *(["--seed", "5"] if command == "degrade" else ["--scale", "2"]))
@@ -90,7 +90,7 @@ def test_a_picture_that_is_added_later_is_reported(savl: Run, command: str, mark
     save("in/a.png", 90)
     done = savl(command, "in", "-f", "png")
     assert done.code == 1
-    assert f"in/a.png: in/a_{mark}.png exists already, made of another image" in done.text
+    assert f"in/a.png: in/a_{mark}.png exists already and was made from another image" in done.text
     assert os.path.exists(f"in/a.jpg_{mark}.png")
 
 
@@ -103,7 +103,7 @@ def test_results_without_a_digest_of_their_source_are_kept(savl: Run, picture: W
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpg", "webp", "tiff"])
-def test_every_format_carries_the_same_eight_digits_and_no_name(savl: Run, image_format: str) -> None:
+def test_every_format_stores_the_same_digest_and_no_name(savl: Run, image_format: str) -> None:
     save("secret.png", 40)
     os.mkdir("other")
     assert savl("upscale", "secret.png", "-f", image_format, "--suffix", "r", "--severity-map").code == 0
@@ -118,7 +118,7 @@ def test_every_format_carries_the_same_eight_digits_and_no_name(savl: Run, image
 
 
 def overtake(monkeypatch: pytest.MonkeyPatch, output: str, source: str) -> None:
-    """Let another process write an output, of a source, while the network is loaded."""
+    """Let another process write an output from a source image while the network is loaded."""
     from savl.images.format import PNG
     from savl.images.result_mark import UPSCALED, digest_origin
     from savl.images.write import write_image
@@ -134,18 +134,16 @@ def overtake(monkeypatch: pytest.MonkeyPatch, output: str, source: str) -> None:
     monkeypatch.setattr(upscale_image, "as_upscaler", load)
 
 
-def test_an_output_that_was_named_and_that_another_process_has_written_is_an_error(
-    savl: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_output_file_that_another_process_wrote_is_an_error(savl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     save("a.png", 40)
     overtake(monkeypatch, "x.png", "a.png")
     done = savl("upscale", "a.png", "-o", "x.png")
     assert done.code == 1
-    assert "x.png exists already, another process has just written it (--overwrite replaces it)" in done.text
+    assert "x.png exists already: another process has just written it (--overwrite replaces it)" in done.text
     assert value_of("x.png") == 7
 
 
-def test_an_output_that_was_named_is_overwritten_even_if_another_process_wrote_it(
+def test_overwrite_replaces_an_output_file_that_another_process_wrote(
     savl: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save("a.png", 40)
@@ -155,7 +153,7 @@ def test_an_output_that_was_named_is_overwritten_even_if_another_process_wrote_i
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
-def test_a_result_that_another_process_made_of_another_picture_is_an_error(
+def test_a_result_that_another_process_made_from_another_image_is_an_error(
     savl: Run, monkeypatch: pytest.MonkeyPatch, overwrite: list[str]
 ) -> None:
     save("a/1.png", 40)
@@ -163,5 +161,5 @@ def test_a_result_that_another_process_made_of_another_picture_is_an_error(
     overtake(monkeypatch, "out/1.png", "b/1.png")
     done = savl("upscale", "a", "-o", "out", *overwrite)
     assert done.code == 1
-    assert "of another image" in done.text
+    assert "from another image" in done.text
     assert value_of("out/1.png") == 7

@@ -1,4 +1,4 @@
-"""Files of a folder that are not inputs are counted in one line; `--exclude` leaves out more."""
+"""One message counts the files of a folder that are not inputs. `--exclude` skips more files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_skipped_files_are_counted_in_one_line(
     assert sorted(lines[0].removeprefix("skipped: ").split(", ")) == sorted(line.removeprefix("skipped: ").split(", "))
 
 
-def test_without_skipped_files_there_is_no_such_line(savl: Run, picture: Write) -> None:
+def test_there_is_no_message_without_skipped_files(savl: Run, picture: Write) -> None:
     picture("in/a.png")
     assert "skipped" not in savl("upscale", "in", "-o", "out").text
 
@@ -100,7 +100,7 @@ def test_files_and_folders_can_be_excluded(savl: Run, picture: Write, patterns: 
     assert ("--exclude nothing* matches nothing" in done.text) == (len(results) == 4)
 
 
-def test_globs_that_match_nothing_are_named_and_no_others(savl: Run, picture: Write) -> None:
+def test_only_globs_that_match_nothing_are_reported(savl: Run, picture: Write) -> None:
     fill(picture)
     patterns = ["*.txt", ".cache", "link", "a.png", "a*", "none.png"]
     done = savl("upscale", "in", "-o", "out", *(text for pattern in patterns for text in ("--exclude", pattern)))
@@ -111,7 +111,7 @@ def test_globs_that_match_nothing_are_named_and_no_others(savl: Run, picture: Wr
 
 
 @pytest.mark.parametrize("pattern", ["deep", "deep/", "in/deep", "d*p", "**/deep", "in/**/deep", "{cwd}/in/deep"])
-def test_a_folder_that_is_named_can_be_excluded(savl: Run, picture: Write, pattern: str) -> None:
+def test_a_folder_given_as_an_argument_can_be_excluded(savl: Run, picture: Write, pattern: str) -> None:
     fill(picture)
     arguments = ["in/a.png", "in/b.JPG", "in/deep"]
     done = savl("upscale", *arguments, "-r", "-o", "out", "--exclude", pattern.format(cwd=Path.cwd()))
@@ -120,7 +120,7 @@ def test_a_folder_that_is_named_can_be_excluded(savl: Run, picture: Write, patte
     assert "skipped: 1 by --exclude" in done.text
 
 
-def test_a_glob_does_not_match_folders_above_the_one_that_is_named(savl: Run, picture: Write) -> None:
+def test_a_glob_does_not_match_parents_of_the_input_folder(savl: Run, picture: Write) -> None:
     picture("draft/in/a.png")
     done = savl("upscale", "draft/in", "-o", "out", "--exclude", "draft")
     assert done.code == 0
@@ -138,7 +138,7 @@ def test_an_absolute_glob_is_compared_with_absolute_paths(savl: Run, picture: Wr
 
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("quoted", [False, True])
-def test_exclusion_applies_to_globs_and_named_files(savl: Run, picture: Write, quoted: bool, absolute: bool) -> None:
+def test_exclusion_applies_to_globs_and_file_arguments(savl: Run, picture: Write, quoted: bool, absolute: bool) -> None:
     names = [picture(f"in/{name}.png") for name in ("a", "b", "c")]
     root = Path.cwd() if absolute else Path()
     arguments = [root / "in/*.png"] if quoted else [root / name for name in names]
@@ -148,7 +148,7 @@ def test_exclusion_applies_to_globs_and_named_files(savl: Run, picture: Write, q
     assert "skipped: 1 by --exclude" in done.text
 
 
-def test_when_all_is_excluded_that_is_a_usage_error(savl: Run, picture: Write) -> None:
+def test_excluding_all_inputs_is_a_usage_error(savl: Run, picture: Write) -> None:
     picture("in/a.png")
     for argument in ("in", "in/*.png", "in/a.png"):
         done = savl("upscale", argument, "-o", "out", "--exclude", "*.png")

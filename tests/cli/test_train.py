@@ -116,20 +116,20 @@ def test_images_that_are_too_small_are_counted(folder: Path) -> None:
     Image.new("RGB", (10, 40)).save(folder / "hr" / "narrow.png")
     result = run("train", folder / "config.toml", "--hr", folder / "hr", "-o", folder / "run", "--set", "run.steps=1")
     assert result.exit_code == 0, result.stderr
-    assert "images left out because they are smaller than a patch: 1" in message(result)
+    assert "images skipped because they are smaller than a patch: 1" in message(result)
 
 
-def test_results_of_savl_are_counted_and_left_out_unless_they_are_included(folder: Path) -> None:
+def test_results_of_savl_are_skipped_and_counted_unless_they_are_included(folder: Path) -> None:
     random = np.random.default_rng(1)
     pixels = random.integers(0, 256, (32, 32), np.uint8)
     Image.fromarray(pixels).save(folder / "hr" / "a_severity.webp", xmp=add_mark(None, SEVERITY_MAP))
     command = ("train", folder / "config.toml", "--hr", folder / "hr", "--steps", 1, "-o")
     without = run(*command, folder / "without")
     assert without.exit_code == 0, without.stderr
-    assert "images left out because savl made them: 1 (--include-results takes them)" in message(without)
+    assert "images skipped because savl made them: 1; use --include-results to include them" in message(without)
     included = run(*command, folder / "included", "--include-results")
     assert included.exit_code == 0, included.stderr
-    assert "left out" not in message(included)
+    assert "skipped" not in message(included)
 
 
 def test_the_progress_bar_shows_the_expected_length_of_a_run_with_a_time_limit(
