@@ -164,11 +164,11 @@ class ExifBlock:
 
     def _parse(self, offset: int) -> _Directory:
         if not 8 <= offset <= len(self._body) - 6:
-            raise ValueError("the EXIF block is cut off")
+            raise ValueError("the EXIF block is truncated")
         (count,) = struct.unpack_from(self.order + "H", self._body, offset)
         start, end = offset + 2, offset + 2 + _ENTRY * count
         if end > len(self._body):
-            raise ValueError("the EXIF block is cut off")
+            raise ValueError("the EXIF block is truncated")
         entries: dict[int, bytes] = {}
         for at in range(start, end, _ENTRY):
             raw = bytes(self._body[at : at + _ENTRY])

@@ -2,7 +2,7 @@
 
 Samples are processed as they are encoded, and the metadata that define their colours are copied, so colours stay the
 same. Other metadata are copied if they are still valid, updated (orientation, sizes, positions in pixels), or left out
-(thumbnails). What the output format cannot store is named.
+(thumbnails). A message lists the metadata that the output format cannot store.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def with_orientation(
         image: The image as decoded by libvips, not yet rotated.
         file: The file, seekable.
         image_format: Format of the file.
-        page: Page of a TIFF file, counted from 1; None is the first.
+        page: Page number in a TIFF file, counted from 1; None selects the first page.
 
     Returns:
         The image with its orientation.
@@ -72,7 +72,7 @@ def read_metadata(
         image: The decoded image, upright (orientation already applied).
         file: The file, seekable. Its position afterwards is undefined.
         image_format: Format of the file.
-        page: Page of a TIFF file, counted from 1; None is the first.
+        page: Page number in a TIFF file, counted from 1; None selects the first page.
     """
     found = _read(file, image_format, page, image)
     orientation = _orientation(found, file, image_format, page)

@@ -65,7 +65,7 @@ class ImageFile:
         pixels: (H, W, bands) uint8 or uint16, upright; 1 band is gray, 2 gray and alpha, 3 RGB, 4 RGBA.
         metadata: Metadata to copy to the output.
         format: Format of the file, by its content.
-        notes: One lower-case sentence for everything that was left out or assumed while reading.
+        notes: Notes for the user: one lower-case sentence for each kind of data that was left out or assumed.
     """
 
     pixels: Pixels

@@ -2,7 +2,7 @@
 
 The mark is a property in the file's XMP packet, in a namespace of savl: the same for PNG, JPEG, WebP and TIFF, and
 other programs keep it. It stands at the beginning of the packet. A second property holds a digest of the source
-(`digest_origin`), by which a later run can tell whether a result was made from the image at hand or from another.
+(`digest_origin`), by which a later run can tell whether a result was made from the current input or from another image.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def digest_origin(source: str | os.PathLike[str] | bytes, page: int | None = Non
 
     Args:
         source: The file, or its content. Only regular files are read, because data from a pipe cannot be read twice.
-        page: Page of a file with several pages, counted from 1; None is the first.
+        page: Page number in a file with several pages, counted from 1; None selects the first page.
 
     Returns:
         Eight hexadecimal digits, or None.

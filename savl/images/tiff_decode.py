@@ -53,7 +53,7 @@ def decode_tiff(
 
     Args:
         file: The TIFF file, seekable.
-        page: Page, counted from 1; None is the first.
+        page: Page number, counted from 1; None selects the first page.
         open_source: Creates a libvips source from a file or bytes.
 
     Returns:

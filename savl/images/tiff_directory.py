@@ -21,7 +21,12 @@ _NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13
 
 @dataclass(frozen=True)
 class Layout:
-    """How a file or block stores numbers: its byte order, "<" or ">", and 64-bit (BigTIFF) or 32-bit offsets."""
+    """Byte order and size of offsets in a file or EXIF block.
+
+    Attributes:
+        order: Byte order, "<" (little-endian) or ">" (big-endian), as in `struct`.
+        big: Whether offsets have 64 bits (BigTIFF) instead of 32.
+    """
 
     order: str
     big: bool
@@ -116,7 +121,7 @@ def read_directory(
 
     Args:
         file: File with the structure, seekable.
-        layout: How the structure stores numbers.
+        layout: Byte order and size of offsets in the structure.
         offset: Position of the directory, relative to `start`.
         start: Position of the structure in the file.
         tags: Tags of the entries to read; None reads all.
@@ -152,7 +157,7 @@ def encode_directory(entries: Iterable[Entry], layout: Layout, offset: int, *, n
 
     Args:
         entries: Entries in the byte order of `layout`, one per tag.
-        layout: How numbers are stored.
+        layout: Byte order and size of offsets in the result.
         offset: Position at which the result will be written; the offsets in it count from the same start.
         next_offset: Position of the next directory.
     """

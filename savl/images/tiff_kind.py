@@ -64,7 +64,7 @@ class TiffKind:
         without: Fields to remove before libvips reads the page.
         is_jpeg: Whether the samples are JPEG streams.
         by_libtiff: Whether libtiff converts the samples to RGBA.
-        notes: Notes for the user on what is left out or assumed.
+        notes: Notes for the user about data that are left out or assumed.
         split_samples: How to read a page whose sample layout libvips cannot read, or None.
     """
 
@@ -211,7 +211,7 @@ def _alpha(page: TiffPage, colours: int, extra: int) -> tuple[int | None, tuple[
     kinds = [int(kind) for kind in page.numbers(_EXTRA_SAMPLES)][:extra]
     if not kinds and extra == 1:
         # Old programs write alpha without declaring it, and other readers accept that.
-        return 0, ("its last band is taken for transparency: the file does not say what it is",)
+        return 0, ("its last band is used as transparency, because the file does not declare its meaning",)
     alpha = next((index for index, kind in enumerate(kinds) if kind in _ALPHA), None)
     others = extra - (alpha is not None)
     # A gray image with many extra bands is multispectral; several alpha bands have no defined meaning.
@@ -219,7 +219,9 @@ def _alpha(page: TiffPage, colours: int, extra: int) -> tuple[int | None, tuple[
         raise UnsupportedKind(f"has {colours + extra} bands; savl reads gray and RGB, with or without alpha")
     if others == 0:
         return alpha, ()
-    return alpha, (f"{others} extra band{' that is' if others == 1 else 's that are'} no transparency left out",)
+    if others == 1:
+        return alpha, ("1 extra band is left out, because it is not transparency",)
+    return alpha, (f"{others} extra bands are left out, because they are not transparency",)
 
 
 def _check_inks(page: TiffPage, bits: int) -> None:

@@ -136,7 +136,7 @@ def enlarge_file(
         quality: 1 to 100, for JPEG and WebP.
         severity_map: Where to write the severity map (PNG), or None.
         overwrite: Replace existing files.
-        page: Page of a file with several pages, counted from 1; None is the first.
+        page: Page number in a file with several pages, counted from 1; None selects the first page.
         origin: Digest of the source to store in the results (`savl.images.result_mark.digest_origin`); None for none.
         on_tile: Callback, called with (tiles done, number of tiles) after every tile.
 

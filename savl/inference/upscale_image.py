@@ -92,7 +92,7 @@ def read_source(source: ImageSource, page: int | None, *, argument: str) -> Imag
 
     Args:
         source: Its path, its content, or a binary file object.
-        page: Page, counted from 1; None is the first.
+        page: Page number, counted from 1; None selects the first page.
         argument: The caller's name for `source`, used in messages.
 
     Raises:

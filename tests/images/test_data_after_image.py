@@ -1,4 +1,4 @@
-"""Data after the end of an image, and chunks that a format does not define, are named when they are dropped."""
+"""Data after the end of an image, and chunks that a format does not define, are reported when they are left out."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ def named(tmp_path: Path, content: bytes, source: ImageFormat, target: ImageForm
     ],
 )
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}], ids=str)
-def test_what_follows_a_jpeg_picture_is_named(tmp_path: Path, tail: bytes, names: str, options: dict[str, Any]) -> None:
+def test_data_after_a_jpeg_image_are_reported(tmp_path: Path, tail: bytes, names: str, options: dict[str, Any]) -> None:
     expected = [f"left out: {names}"] if names else []
     for quality in (30, 100):
         assert named(tmp_path, encoded("jpeg", quality=quality, **options) + tail, JPEG) == expected
 
 
-def test_a_jpeg_tail_is_found_in_files_that_are_no_files_of_the_disk() -> None:
+def test_data_after_a_jpeg_image_are_found_in_file_objects() -> None:
     assert read_tail(io.BytesIO(encoded("jpeg") + FILM)) == JpegTail(film=True)
     assert read_tail(io.BytesIO(encoded("jpeg")[:-2])) == JpegTail()
     assert read_tail(io.BytesIO(b"")) == JpegTail()
 
 
-def test_filling_may_be_longer_than_what_is_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_may_be_longer_than_the_read_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("savl.images.jpeg_structure._STEP", 7)
     for length in range(15):
         tail = b"\xff" * length + encoded("jpeg", 1) + b"\0" * length
@@ -80,7 +80,7 @@ def test_filling_may_be_longer_than_what_is_looked_at_at_once(monkeypatch: pytes
         (0x020002, 2, "the further images in the file (MPF)"),
     ],
 )
-def test_pictures_that_a_segment_lists_are_named_once(tmp_path: Path, kind: int, pictures: int, names: str) -> None:
+def test_images_that_a_segment_lists_are_reported_once(tmp_path: Path, kind: int, pictures: int, names: str) -> None:
     listed = struct.pack(">IIIHH", 0x030000, 900, 0, 0, 0) + struct.pack(">IIIHH", kind, 500, 900, 0, 0)
     block = b"MPF\0MM\0*\0\0\0\x08" + struct.pack(">HHHIII", 1, 0xB002, 7, len(listed), 26, 0) + listed
     whole = encoded("jpeg")
@@ -90,14 +90,14 @@ def test_pictures_that_a_segment_lists_are_named_once(tmp_path: Path, kind: int,
 
 
 @pytest.mark.parametrize("target", [PNG, JPEG, WEBP], ids=lambda f: f.name)
-def test_what_follows_a_png_or_webp_picture_is_named(tmp_path: Path, target: ImageFormat) -> None:
+def test_data_after_a_png_or_webp_image_are_reported(tmp_path: Path, target: ImageFormat) -> None:
     for name, source in (("png", PNG), ("webp", WEBP)):
         whole = encoded(name)
         assert named(tmp_path, whole, source, target) == []
         assert named(tmp_path, whole + b"words", source, target) == ["left out: 5 bytes after the image"]
 
 
-def test_chunks_that_webp_does_not_define_are_named(tmp_path: Path) -> None:
+def test_chunks_that_webp_does_not_define_are_reported(tmp_path: Path) -> None:
     whole = encoded("webp", lossless=True, exif=Image.Exif())
     whole += b"abcd\3\0\0\0xyz\0" + b"EFG \2\0\0\0xy" + b"abcd\0\0\0\0"
     whole = whole[:4] + struct.pack("<I", len(whole) - 8) + whole[8:]
@@ -105,9 +105,7 @@ def test_chunks_that_webp_does_not_define_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("numbers", [[(2, 2)], [(0, 0)], [(1, 1)], [(2, 2), (1, 2)]])
-def test_a_profile_in_a_jpeg_file_of_which_pieces_are_missing_is_named(
-    tmp_path: Path, numbers: list[tuple[int, int]]
-) -> None:
+def test_a_jpeg_profile_with_missing_parts_is_reported(tmp_path: Path, numbers: list[tuple[int, int]]) -> None:
     icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     half = len(icc) // 2
     whole = encoded("jpeg")

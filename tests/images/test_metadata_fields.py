@@ -1,4 +1,4 @@
-"""Each metadata field is copied to every format that can store it, and named for every other format."""
+"""Each metadata field is copied to every format that can store it, and reported for every other format."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ PAIRS = [(field, source, target) for field, sources in HOLDERS.items() for sourc
 
 
 def through(source: Path, target: ImageFormat, factor: int = 4) -> tuple[Path, list[str]]:
-    """Read a file, write it larger, and return the new path and the notes on what was lost."""
+    """Read a file, write it larger, and return the new path and the notes about lost metadata."""
     read = read_image(source)
     enlarged = read.pixels.repeat(factor, 0).repeat(factor, 1)
     out = source.with_name(f"out.{target.name}")
@@ -152,7 +152,7 @@ def user_comment(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize(("field", "source", "target"), PAIRS, ids=lambda v: getattr(v, "name", v))
-def test_a_field_travels_or_is_named(tmp_path: Path, field: str, source: ImageFormat, target: ImageFormat) -> None:
+def test_a_field_is_copied_or_reported(tmp_path: Path, field: str, source: ImageFormat, target: ImageFormat) -> None:
     out, lost = through(source_with(tmp_path / "in", field, source), target)
     opened = Image.open(out)
     opened.load()
@@ -212,7 +212,7 @@ def test_an_image_without_metadata_gets_only_the_mark(tmp_path: Path, source: Im
         assert [marker for marker, _ in segments_of(out)] == [0xE0, 0xE1]
 
 
-def test_png_texts_stay_as_they_are_in_png(tmp_path: Path) -> None:
+def test_png_texts_are_unchanged_in_png(tmp_path: Path) -> None:
     texts = [
         (b"tEXt", b"parameters\0a lighthouse, Seed: 7"),
         (b"iTXt", b"workflow\0\0\0en\0w\0" + '{"ü": 1}'.encode()),
@@ -228,7 +228,7 @@ def test_png_texts_stay_as_they_are_in_png(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", [JPEG, WEBP, TIFF], ids=lambda f: f.name)
-def test_png_texts_become_exif_and_xmp(tmp_path: Path, target: ImageFormat) -> None:
+def test_png_texts_are_converted_to_exif_and_xmp(tmp_path: Path, target: ImageFormat) -> None:
     texts = [(b"iTXt", key.encode() + b"\0\0\0\0\0" + text.encode()) for key, text in TEXTS.items()]
     texts += [(b"tEXt", b"parameters\0Steps: 20"), (b"tEXt", b"workflow\0{}"), (b"tEXt", b"prompt\0{}")]
     out, lost = through(with_chunks(tmp_path / "in", *texts), target)
@@ -260,7 +260,7 @@ def test_several_jpeg_comments_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", FORMATS, ids=lambda f: f.name)
-def test_document_and_page_name_of_tiff_travel(tmp_path: Path, target: ImageFormat) -> None:
+def test_document_and_page_name_of_tiff_are_copied(tmp_path: Path, target: ImageFormat) -> None:
     info = TiffImagePlugin.ImageFileDirectory_v2()
     info[269], info[285], info[270] = "Document", "Page", "Words"
     picture().save(tmp_path / "in", "tiff", tiffinfo=info)
@@ -279,7 +279,7 @@ PROFILE_TEXTS = {
 
 @pytest.mark.parametrize("where", ["eXIf before", "eXIf after", *PROFILE_TEXTS])
 @pytest.mark.parametrize("target", FORMATS, ids=lambda f: f.name)
-def test_exif_is_found_wherever_png_files_have_it_and_its_orientation_applied(
+def test_exif_is_found_everywhere_in_png_files_and_its_orientation_is_applied(
     tmp_path: Path, where: str, target: ImageFormat
 ) -> None:
     block = Image.Exif()
@@ -299,7 +299,7 @@ def test_exif_is_found_wherever_png_files_have_it_and_its_orientation_applied(
     assert lost == []
 
 
-def test_an_icc_profile_in_a_png_text_is_a_profile(tmp_path: Path) -> None:
+def test_an_icc_profile_in_a_png_text_is_copied(tmp_path: Path) -> None:
     icc = bytes(16) + b"RGB " + bytes(200)
     text = b"\nicc\n%8d\n%s\n" % (len(icc), icc.hex().encode())
     out, _ = through(with_chunks(tmp_path / "in", (b"tEXt", b"Raw profile type icc\0" + text)), TIFF)
@@ -307,7 +307,7 @@ def test_an_icc_profile_in_a_png_text_is_a_profile(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", FORMATS, ids=lambda f: f.name)
-def test_large_exif_is_kept_but_in_jpeg_where_the_largest_entry_is_named(tmp_path: Path, target: ImageFormat) -> None:
+def test_large_exif_is_copied_and_jpeg_reports_the_largest_entry(tmp_path: Path, target: ImageFormat) -> None:
     block = Image.Exif()
     block[0x010F], block[0x0112] = "Maker", 6
     block.get_ifd(0x8769)[0x927C] = b"n" * 70000
@@ -321,7 +321,7 @@ def test_large_exif_is_kept_but_in_jpeg_where_the_largest_entry_is_named(tmp_pat
 
 
 @pytest.mark.parametrize("target", FORMATS, ids=lambda f: f.name)
-def test_large_xmp_is_kept_in_jpeg_as_an_extension(tmp_path: Path, target: ImageFormat) -> None:
+def test_large_xmp_is_stored_in_jpeg_as_extended_xmp(tmp_path: Path, target: ImageFormat) -> None:
     large = "<dc:source>" + "w" * 200_000 + "</dc:source>"
     xmp = packet('dc:format="image/x"', large)
     source = with_chunks(tmp_path / "in", (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp))
@@ -341,7 +341,7 @@ def test_large_xmp_is_kept_in_jpeg_as_an_extension(tmp_path: Path, target: Image
 
 
 @pytest.mark.parametrize("target", FORMATS, ids=lambda f: f.name)
-def test_a_gain_map_is_named_and_no_longer_promised(tmp_path: Path, target: ImageFormat) -> None:
+def test_a_gain_map_is_reported_and_references_to_it_are_removed(tmp_path: Path, target: ImageFormat) -> None:
     container = "http://ns.google.com/photos/1.0/container/"
     xmp = packet(
         'xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/" hdrgm:Version="1.0" dc:format="image/jpeg"',
@@ -361,7 +361,7 @@ def test_a_gain_map_is_named_and_no_longer_promised(tmp_path: Path, target: Imag
     assert lost == ["left out: the HDR gain map"]
 
 
-def test_other_passengers_of_jpeg_files_are_named(tmp_path: Path) -> None:
+def test_other_data_in_jpeg_files_are_reported(tmp_path: Path) -> None:
     segments = [(0xEB, b"JP\0\0"), (0xE4, b"vendor"), (0xE2, b"MPF\0MM\0*"), (0xEE, b"Adobe\0\x64\0\0\0\0\0")]
     _, lost = through(with_segments(tmp_path / "in", *segments), JPEG)
     (sentence,) = lost
@@ -372,7 +372,7 @@ def test_other_passengers_of_jpeg_files_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "named"), [(0x010002, False), (0x020002, True), (0, True)])
-def test_previews_of_cameras_go_without_a_word_and_other_pictures_with_one(
+def test_camera_previews_are_removed_silently_and_other_images_are_reported(
     tmp_path: Path, kind: int, named: bool
 ) -> None:
     pictures = struct.pack(">IIIHH", 0x030000, 900, 0, 0, 0) + struct.pack(">IIIHH", kind, 500, 900, 0, 0)
@@ -381,14 +381,14 @@ def test_previews_of_cameras_go_without_a_word_and_other_pictures_with_one(
     assert lost == (["left out: the further images in the file (MPF)"] if named else [])
 
 
-def test_names_from_files_cannot_steer_a_terminal(tmp_path: Path) -> None:
+def test_control_characters_in_names_are_not_printed(tmp_path: Path) -> None:
     texts = [(b"tEXt", b"a\x1b[2J%d\0x" % index) for index in range(9)]
     _, lost = through(with_chunks(tmp_path / "in", *texts), WEBP)
     names = ", ".join(f"a?[2J{index}" for index in range(6))
     assert lost == [f"left out: the PNG texts {names} (3 more)"]
 
 
-def test_an_exif_chunk_ranks_before_exif_in_a_text(tmp_path: Path) -> None:
+def test_an_exif_chunk_takes_precedence_over_exif_in_a_text(tmp_path: Path) -> None:
     blocks = []
     for orientation in (3, 6):
         block = Image.Exif()
@@ -401,7 +401,7 @@ def test_an_exif_chunk_ranks_before_exif_in_a_text(tmp_path: Path) -> None:
         assert Image.open(out).size == (24, 32)
 
 
-def test_unknown_chunks_are_carried_over_where_they_allow_it(tmp_path: Path) -> None:
+def test_unknown_chunks_are_copied_if_they_are_safe_to_copy(tmp_path: Path) -> None:
     chunks = [(b"prVt", b"safe to copy"), (b"prVT", b"not safe"), (b"tIME", bytes(7)), (b"caBX", b"c2pa")]
     source = with_chunks(tmp_path / "in", *chunks)
     out, lost = through(source, PNG)
@@ -411,7 +411,7 @@ def test_unknown_chunks_are_carried_over_where_they_allow_it(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("target", FORMATS, ids=lambda f: f.name)
-def test_a_thumbnail_in_xmp_does_not_travel(tmp_path: Path, target: ImageFormat) -> None:
+def test_a_thumbnail_in_xmp_is_not_copied(tmp_path: Path, target: ImageFormat) -> None:
     xmp = packet('dc:format="x"', "<xmp:Thumbnails><rdf:Alt><rdf:li>OLD</rdf:li></rdf:Alt></xmp:Thumbnails>")
     out, lost = through(with_segments(tmp_path / "in", (0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp)), target)
     assert b"OLD" not in xmp_of(out)
@@ -421,20 +421,20 @@ def test_a_thumbnail_in_xmp_does_not_travel(tmp_path: Path, target: ImageFormat)
 
 @pytest.mark.parametrize("target", FORMATS, ids=lambda f: f.name)
 @pytest.mark.parametrize("junk", [b"", b"no xml", b"<a>", b"<!DOCTYPE a><a/>", b"<a " + b"<b>" * 3000])
-def test_damaged_xmp_is_named_and_the_mark_is_written(tmp_path: Path, junk: bytes, target: ImageFormat) -> None:
+def test_damaged_xmp_is_reported_and_the_mark_is_written(tmp_path: Path, junk: bytes, target: ImageFormat) -> None:
     source = with_segments(tmp_path / "in", (0xE1, b"http://ns.adobe.com/xap/1.0/\0" + junk))
     _, lost = through(source, target)
     assert lost == ["left out: XMP, which is damaged"]
 
 
-def test_xmp_in_utf_16_travels_with_a_mark(tmp_path: Path) -> None:
+def test_xmp_in_utf_16_is_copied_with_a_mark(tmp_path: Path) -> None:
     segment = b"http://ns.adobe.com/xap/1.0/\0" + packet('dc:format="ü"').decode().encode("utf-16")
     out, lost = through(with_segments(tmp_path / "in", (0xE1, segment)), JPEG)
     assert 'dc:format="ü"'.encode() in xmp_of(out)
     assert lost == []
 
 
-def test_texts_that_inflate_beyond_reason_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_that_decompress_to_excessive_sizes_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("savl.images.png_metadata.MAX_INFLATED", 1000)
     texts = [(b"zTXt", name + b"\0\0" + zlib.compress(bytes(600))) for name in (b"one", b"two")]
     _, lost = through(with_chunks(tmp_path / "in", *texts), PNG)
@@ -452,7 +452,7 @@ def test_keywords_in_latin_1_are_read(tmp_path: Path) -> None:
     assert lost == ["left out: the PNG text Größe"]
 
 
-def test_comments_and_xmp_of_gif_travel(tmp_path: Path) -> None:
+def test_comments_and_xmp_of_gif_are_copied(tmp_path: Path) -> None:
     trailer = b"\x01" + bytes(range(255, -1, -1)) + b"\0"
     buffer = io.BytesIO()
     picture().convert("P").save(buffer, "gif", comment="zwö".encode())
@@ -465,7 +465,7 @@ def test_comments_and_xmp_of_gif_travel(tmp_path: Path) -> None:
     assert lost == []
 
 
-def test_a_profile_in_bmp_travels(tmp_path: Path) -> None:
+def test_a_profile_in_bmp_is_copied(tmp_path: Path) -> None:
     icc = (bytes(16) + b"RGB ").ljust(36, b"\0") + b"acsp" + bytes(100)
     samples = bytes(3 * 8) * 6
     header = struct.pack("<IiiHHIIiiII", 124, 8, 6, 1, 24, 0, len(samples), 0, 0, 0, 0).ljust(56, b"\0")
@@ -480,7 +480,7 @@ def test_a_profile_in_bmp_travels(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not features.check("avif"), reason="needs a Pillow that writes AVIF")
 @pytest.mark.parametrize("target", FORMATS, ids=lambda f: f.name)
-def test_exif_and_xmp_of_avif_travel(tmp_path: Path, target: ImageFormat) -> None:
+def test_exif_and_xmp_of_avif_are_copied(tmp_path: Path, target: ImageFormat) -> None:
     block = Image.Exif()
     block[0x010F], block[0x0112] = "Maker", 6
     picture().save(tmp_path / "in", "avif", exif=block, xmp=XMP)
@@ -493,7 +493,7 @@ def test_exif_and_xmp_of_avif_travel(tmp_path: Path, target: ImageFormat) -> Non
     assert lost == []
 
 
-def test_many_fields_are_enumerated_in_one_sentence(tmp_path: Path) -> None:
+def test_many_fields_are_listed_in_one_sentence(tmp_path: Path) -> None:
     source = with_chunks(tmp_path / "in", (b"sBIT", b"\5\5\5"), (b"tEXt", b"a\0b"), (b"sTER", b"\0"))
     _, lost = through(source, JPEG)
     assert lost == ["left out: the stereo layout, the number of significant bits (sBIT) and the PNG text a"]
@@ -511,7 +511,7 @@ CONTRADICTED = {
 @pytest.mark.parametrize("target", FORMATS, ids=lambda f: f.name)
 @pytest.mark.parametrize("places", ["EXIF", "XMP", "both"])
 @pytest.mark.parametrize("keyword", CONTRADICTED)
-def test_a_png_text_that_exif_or_xmp_contradicts_is_kept_or_named(
+def test_a_png_text_that_differs_from_exif_or_xmp_is_copied_or_reported(
     tmp_path: Path, keyword: str, places: str, target: ImageFormat
 ) -> None:
     tag, name = CONTRADICTED[keyword]
@@ -542,7 +542,7 @@ def test_a_png_text_that_exif_or_xmp_contradicts_is_kept_or_named(
 
 
 @pytest.mark.parametrize("target", [JPEG, WEBP, TIFF], ids=lambda f: f.name)
-def test_a_png_text_that_exif_or_xmp_repeats_is_no_loss(tmp_path: Path, target: ImageFormat) -> None:
+def test_a_png_text_that_exif_or_xmp_repeats_is_not_reported(tmp_path: Path, target: ImageFormat) -> None:
     block = Image.Exif()
     block[305] = "Editor 2"
     title = "<dc:title><rdf:Alt><rdf:li>Sea &amp; sky</rdf:li></rdf:Alt></dc:title>"

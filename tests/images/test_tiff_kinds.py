@@ -1,4 +1,4 @@
-"""Every kind of TIFF samples is converted correctly or refused by name."""
+"""Every kind of TIFF samples is converted correctly, or an error names the unsupported kind."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def lab_to_srgb(lightness: float, a: float, b: float) -> list[int]:
 @pytest.mark.parametrize("big", [False, True], ids=["classic", "big"])
 @pytest.mark.parametrize("compression", [1, 8], ids=["raw", "deflate"])
 @pytest.mark.parametrize("bits", [8, 16])
-def test_rgb_is_rgb_in_every_layout(order: str, big: bool, compression: int, bits: int) -> None:
+def test_rgb_is_read_in_every_layout(order: str, big: bool, compression: int, bits: int) -> None:
     dtype = f"{order}u{bits // 8}"
     scale = 257 if bits == 16 else 1
     values = [value * scale for value in RED]
@@ -139,7 +139,7 @@ def test_rgb_is_rgb_in_every_layout(order: str, big: bool, compression: int, bit
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("photometric", [0, 1], ids=["white is zero", "black is zero"])
-def test_gray_of_any_depth_is_the_right_way_round(bits: int, photometric: int) -> None:
+def test_gray_of_every_bit_depth_and_polarity_is_read(bits: int, photometric: int) -> None:
     top = 2**bits - 1
     codes = np.arange(16) % (top + 1) if bits < 16 else np.arange(16) * 4096
     digits = "".join(format(code, f"0{bits}b") for code in codes)
@@ -150,14 +150,14 @@ def test_gray_of_any_depth_is_the_right_way_round(bits: int, photometric: int) -
     np.testing.assert_array_equal(read_image(tiff(row * 2, 16, 2, photometric, [bits])).pixels[1, :, 0], expected)
 
 
-def test_fill_order_two_is_turned_round() -> None:
+def test_fill_order_2_reverses_the_bits() -> None:
     content = tiff(bytes([0b00000101]), 8, 1, 1, [1], {266: (SHORT, [2])})
     assert read_image(content).pixels.ravel().tolist() == [255, 0, 255, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("scale", [1, 257], ids=["8-bit map", "16-bit map"])
-def test_palettes_become_their_colours(bits: int, scale: int) -> None:
+def test_palette_codes_become_colours(bits: int, scale: int) -> None:
     count = 2**bits
     colours = np.zeros((count, 3), int)
     colours[-1] = RED
@@ -202,7 +202,7 @@ def test_ycbcr_keeps_its_alpha() -> None:
 
 @pytest.mark.parametrize("subsampling", [(2, 2), (2, 1), (1, 2), (4, 1), (4, 2), (4, 4)])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_subsampled_ycbcr_is_converted_and_stands_upright(subsampling: tuple[int, int], orientation: int) -> None:
+def test_subsampled_ycbcr_is_converted_and_rotated_upright(subsampling: tuple[int, int], orientation: int) -> None:
     across, down = subsampling
     columns, rows = 16, 8
     # Gray, so that luminance alone identifies a pixel.
@@ -226,7 +226,7 @@ def test_subsampled_ycbcr_is_converted_and_stands_upright(subsampling: tuple[int
         assert np.abs(pixels[..., band].astype(int) - upright).max() <= 1
 
 
-def test_the_chroma_of_subsampled_ycbcr_is_right() -> None:
+def test_the_chroma_of_subsampled_ycbcr_is_correct() -> None:
     y, cb, cr = rounded(ycbcr(*RED))
     units = bytes([y, y, y, y, cb, cr]) * 64
     near(tiff(units, 16, 16, 6, [8] * 3, {530: (SHORT, [2, 2])}), RED, tolerance=2)
@@ -237,7 +237,7 @@ def test_the_chroma_of_subsampled_ycbcr_is_right() -> None:
     [((1, 4), 8, 1), ((2, 2), 8, 2), ((2, 2), 16, 1)],
     ids=["1x4", "planar", "16-bit"],
 )
-def test_subsampled_ycbcr_that_libtiff_cannot_read_is_named(
+def test_subsampled_ycbcr_that_libtiff_cannot_read_raises_an_error(
     subsampling: tuple[int, int], bits: int, planar: int
 ) -> None:
     more = {530: (SHORT, subsampling), 284: (SHORT, [planar])}
@@ -255,7 +255,7 @@ def test_ycbcr_in_jpeg_is_converted(subsampling: int) -> None:
 
 
 @pytest.mark.parametrize("lab", [LAB_8, (0, 0, 0), (100, 0, 0), (50, -30, 60), (70, 20, -50)])
-def test_cielab_becomes_srgb(lab: tuple[int, int, int]) -> None:
+def test_cielab_is_converted_to_srgb(lab: tuple[int, int, int]) -> None:
     expected = lab_to_srgb(*lab)
     lightness, a, b = lab
     eight = tiff(flat([round(lightness * 2.55), a % 256, b % 256]), 16, 16, 8, [8] * 3)
@@ -277,7 +277,7 @@ def test_cielab_keeps_its_alpha(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_cmyk_becomes_srgb(bits: int) -> None:
+def test_cmyk_is_converted_to_srgb(bits: int) -> None:
     scale = 257 if bits == 16 else 1
     dtype = f"<u{bits // 8}"
     near(tiff(flat([0, 0, 0, 0], dtype), 16, 16, 5, [bits] * 4), [255 * scale] * 3, tolerance=2 * scale)
@@ -299,7 +299,7 @@ EXTRA = {
 
 
 @pytest.mark.parametrize(("kind", "expected"), [(0, [*RED]), (2, [*RED, 77])], ids=["other", "alpha"])
-def test_an_extra_band_of_a_palette_is_alpha_where_it_says_so(kind: int, expected: list[int]) -> None:
+def test_an_extra_band_of_a_palette_image_is_alpha_if_declared(kind: int, expected: list[int]) -> None:
     colours = [channel * 257 for channel in RED for _ in range(256)]
     assert colour(tiff(flat([255, 77]), 16, 16, 3, [8] * 2, {320: (SHORT, colours), 338: (SHORT, [kind])})) == expected
 
@@ -307,7 +307,7 @@ def test_an_extra_band_of_a_palette_is_alpha_where_it_says_so(kind: int, expecte
 @pytest.mark.parametrize("name", EXTRA)
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("base", [(200,), RED], ids=["gray", "rgb"])
-def test_only_alpha_is_alpha(base: tuple[int, ...], bits: int, name: str) -> None:
+def test_only_declared_alpha_bands_become_alpha(base: tuple[int, ...], bits: int, name: str) -> None:
     kinds, alpha = EXTRA[name]
     scale = 257 if bits == 16 else 1
     extra = [51, 102][: len(kinds)]
@@ -319,20 +319,22 @@ def test_only_alpha_is_alpha(base: tuple[int, ...], bits: int, name: str) -> Non
     near(content, expected, tolerance=2 * scale if kinds == [1] else 0)
     dropped = len(kinds) - (alpha is not None)
     notes = read_image(content).notes
-    assert notes == (("1 extra band that is no transparency left out",) if dropped else ())
+    assert notes == (("1 extra band is left out, because it is not transparency",) if dropped else ())
 
 
-def test_a_fourth_band_that_is_not_described_is_taken_for_alpha_with_a_note() -> None:
+def test_an_undeclared_fourth_band_is_used_as_alpha_with_a_note() -> None:
     content = tiff(flat([*RED, 51]), 16, 16, 2, [8] * 4)
     assert colour(content) == [*RED, 51]
-    assert read_image(content).notes == ("its last band is taken for transparency: the file does not say what it is",)
+    assert read_image(content).notes == (
+        "its last band is used as transparency, because the file does not declare its meaning",
+    )
 
 
-def test_white_is_zero_turns_the_gray_and_not_the_alpha() -> None:
+def test_white_is_zero_inverts_gray_but_not_alpha() -> None:
     assert colour(tiff(flat([55, 51]), 16, 16, 0, [8] * 2, {338: (SHORT, [2])})) == [200, 51]
 
 
-def test_a_gray_picture_of_many_bands_is_refused() -> None:
+def test_a_gray_image_with_many_bands_raises_an_error() -> None:
     with pytest.raises(UnsupportedImage, match="has 5 bands"):
         read_image(tiff(flat([1, 2, 3, 4, 5]), 16, 16, 1, [8] * 5, {338: (SHORT, [0, 0, 0, 0])}))
 
@@ -366,7 +368,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_savl_does_not_read_is_named(name: str) -> None:
+def test_the_error_names_the_unsupported_kind_of_image(name: str) -> None:
     with pytest.raises(UnsupportedImage, match=name) as caught:
         read_image(REFUSED[name])
     assert "truncated" not in str(caught.value)
@@ -389,7 +391,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("photometric", [2, 6, 8], ids=["RGB", "subsampled YCbCr", "CIELab"])
-def test_a_corrupt_strip_or_tile_is_an_error_and_not_black(photometric: int, layout: str) -> None:
+def test_a_corrupt_strip_or_tile_raises_an_error(photometric: int, layout: str) -> None:
     size = 32 * 16 * 3 // (2 if photometric == 6 else 1)
     strips = [np.random.default_rng(number).bytes(size) for number in range(3)]
     more = LAYOUTS[layout] | ({530: (SHORT, [2, 2])} if photometric == 6 else {})
@@ -401,7 +403,7 @@ def test_a_corrupt_strip_or_tile_is_an_error_and_not_black(photometric: int, lay
 
 
 @pytest.mark.parametrize("tile", [False, True], ids=["strips", "tiles"])
-def test_a_jpeg_stream_with_made_up_blocks_is_refused(tile: bool) -> None:
+def test_a_truncated_jpeg_stream_raises_an_error(tile: bool) -> None:
     import pyvips
 
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -438,7 +440,7 @@ def pages(*fields: Fields) -> bytes:
     return bytes(body)
 
 
-def test_thumbnails_and_masks_are_no_pages() -> None:
+def test_thumbnails_and_masks_are_not_counted_as_pages() -> None:
     reduced, mask, old = {254: (LONG, [1])}, {254: (LONG, [4])}, {255: (SHORT, [2])}
     content = pages({}, reduced, {}, mask, old)
     assert read_image(content).notes == ("page 1 of 2; --page picks another",)
@@ -453,22 +455,22 @@ def colour_of_page(content: bytes, page: int) -> int:
     return int(read_image(content, page=page).pixels[0, 0, 0])
 
 
-def test_a_small_page_that_nothing_calls_a_thumbnail_is_a_page() -> None:
+def test_a_small_page_that_is_not_declared_a_thumbnail_is_a_page() -> None:
     content = pages({}, {256: (SHORT, [4]), 257: (SHORT, [3])})
     assert read_image(content).notes == ("page 1 of 2; --page picks another",)
     assert read_image(content, page=2).pixels.shape[:2] == (3, 4)
 
 
-def test_a_raw_camera_file_is_named() -> None:
+def test_a_raw_camera_file_raises_an_error_that_names_its_format() -> None:
     with pytest.raises(UnsupportedImage, match="DNG file of raw camera data"):
         read_image(pages({254: (LONG, [1]), 50706: (1, [1])} | {50706: (SHORT, [1, 4])}))
     with pytest.raises(UnsupportedImage, match="CR2 file of raw camera data"):
         read_image(b"II*\0\x10\0\0\0CR\2\0" + bytes(40))
-    with pytest.raises(UnsupportedImage, match="thumbnail only"):
+    with pytest.raises(UnsupportedImage, match="only a thumbnail"):
         read_image(pages({254: (LONG, [1]), 330: (LONG, [8])}))
 
 
-def test_a_loop_of_directories_ends() -> None:
+def test_a_cyclic_chain_of_directories_is_read_once() -> None:
     content = bytearray(pages({}))
     start = struct.unpack_from("<I", content, 4)[0]
     struct.pack_into("<I", content, start + 2 + 12 * 8, start)

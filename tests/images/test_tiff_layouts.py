@@ -1,4 +1,4 @@
-"""TIFF samples are read correctly in every layout, and invalid fields that do not concern them are ignored."""
+"""TIFF samples are read correctly in every layout, and invalid fields that do not affect the samples are ignored."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def meaning(codes: NDArray[Any], photometric: int, bits: int, extra: Sequence[in
         *((RGB, bits) for bits in (8, 16)),
     ],
 )
-def test_gray_palettes_and_rgb_are_read_however_they_lie(
+def test_gray_palette_and_rgb_images_are_read_in_every_layout(
     photometric: int, bits: int, extra: tuple[int, ...], layout: str
 ) -> None:
     codes = random_codes(COLOURS[photometric] + len(extra), bits)
@@ -161,7 +161,7 @@ def read_in_one_strip(photometric: int, bits: int, extra: tuple[int, ...]) -> ND
 @pytest.mark.parametrize("extra", [(), (ALPHA,)], ids=["plain", "alpha"])
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("photometric", [SEPARATED, YCBCR, CIELAB], ids=["CMYK", "YCbCr", "CIELab"])
-def test_other_colours_are_the_same_in_every_layout(
+def test_other_colour_spaces_are_read_in_every_layout(
     photometric: int, bits: int, extra: tuple[int, ...], layout: str
 ) -> None:
     codes = random_codes(COLOURS[photometric] + len(extra), bits)
@@ -172,7 +172,7 @@ def test_other_colours_are_the_same_in_every_layout(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("bits", [1, 8])
-def test_a_cut_off_file_is_refused_in_every_layout(bits: int, layout: str) -> None:
+def test_a_truncated_file_raises_an_error_in_every_layout(bits: int, layout: str) -> None:
     # The directory comes before the samples, so that only samples are missing in a truncated file.
     content = tiff(page(random_codes(2, bits), BLACK_IS_ZERO, bits, (ALPHA,), **LAYOUTS[layout]))
     fields, blocks = page(random_codes(2, bits), BLACK_IS_ZERO, bits, (ALPHA,), **LAYOUTS[layout])
@@ -204,20 +204,20 @@ def test_a_cut_off_file_is_refused_in_every_layout(bits: int, layout: str) -> No
     ],
     ids=str,
 )
-def test_fields_without_sense_do_not_refuse_a_sound_picture(field: dict[int, list[int]], layout: str) -> None:
+def test_invalid_fields_are_ignored_if_the_image_is_valid(field: dict[int, list[int]], layout: str) -> None:
     codes = random_codes(4, 8)
     picture = read_image(tiff(page(codes, RGB, 8, (OTHER,), field, **LAYOUTS[layout])))
     np.testing.assert_array_equal(picture.pixels, codes[..., :3])
 
 
-def test_an_orientation_that_has_sense_is_kept_beside_a_field_that_has_none() -> None:
+def test_a_valid_orientation_is_applied_beside_an_invalid_field() -> None:
     codes = random_codes(3, 8)
     pixels = read_image(tiff(page(codes, RGB, more={274: [6], 296: [9]}))).pixels
     np.testing.assert_array_equal(pixels, np.rot90(codes, -1))
 
 
 @pytest.mark.parametrize("field", [{338: [PREMULTIPLIED]}, {338: [ALPHA]}, {32995: [1]}], ids=str)
-def test_an_alpha_that_is_announced_and_missing_divides_no_colour(field: dict[int, list[int]]) -> None:
+def test_colours_are_unchanged_if_the_declared_alpha_band_is_missing(field: dict[int, list[int]]) -> None:
     codes = random_codes(3, 8)
     np.testing.assert_array_equal(read_image(tiff(page(codes, RGB, more=field))).pixels, codes)
 
@@ -229,7 +229,7 @@ REFUSED: dict[str, tuple[dict[int, list[int]], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_predictor_that_does_not_fit_is_named(name: str) -> None:
+def test_the_error_names_an_unsupported_predictor(name: str) -> None:
     field, message = REFUSED[name]
     with pytest.raises(UnsupportedImage, match=message):
         read_image(tiff(page(random_codes(3, 8), RGB, more=field, deflate=True)))
@@ -237,13 +237,13 @@ def test_a_predictor_that_does_not_fit_is_named(name: str) -> None:
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("colours", [None, [0, 65535] * 5], ids=["no map", "a map of another size"])
-def test_a_palette_picture_without_its_palette_is_corrupt(bits: int, colours: list[int] | None) -> None:
+def test_a_palette_image_without_a_palette_is_corrupt(bits: int, colours: list[int] | None) -> None:
     content = tiff(page(random_codes(1, bits), PALETTE, bits, more={320: colours} if colours else {}))
     with pytest.raises(UnreadableImage, match="its colour map " + ("has 10 numbers" if colours else "is missing")):
         read_image(content)
 
 
-def test_the_transparency_mask_of_a_page_is_named() -> None:
+def test_the_transparency_mask_of_a_page_is_reported() -> None:
     codes = random_codes(3, 8)
     picture = page(codes, RGB)
     mask = page(random_codes(1, 1), MASK, 1, more={254: [4]})
@@ -261,7 +261,7 @@ def test_the_transparency_mask_of_a_page_is_named() -> None:
 
 
 @pytest.mark.parametrize("photometric", [RGB, CIELAB])
-def test_a_page_with_too_few_tiles_for_its_width_is_refused_at_once(photometric: int) -> None:
+def test_a_page_with_too_few_tiles_raises_an_error_at_once(photometric: int) -> None:
     fields, tiles = page(random_codes(3, 8), photometric, tile=16)
     with pytest.raises(UnreadableImage, match="some of its strips or tiles are missing"):
         read_image(tiff(({**fields, 256: [500_000]}, tiles)))
