@@ -157,8 +157,8 @@ def backward(
 
     Args:
         call: As for `forward`.
-        out: What `forward` returned.
-        lse: What `forward` returned.
+        out: Output that `forward` returned.
+        lse: Log-sum-exp that `forward` returned.
         grad_out: Gradient of out, contiguous.
         grad_q: Output; a (B, H, W, C) view with contiguous channels and evenly spaced pixels.
         grad_k: Output; a view with the same layout requirements as ``grad_q``.

@@ -1,4 +1,4 @@
-"""What several test files share: seeding, a network small enough for any machine, and bounds derived from rounding."""
+"""Fixtures and helpers for all tests: seeds, a small network, and error bounds derived from rounding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What savl says of how it was built."""
+"""The build information that savl reports."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_a_file_of_that_name_is_an_input(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def complete(*words: str) -> list[str]:
-    """What bash is offered behind these words."""
+    """Return the completions that bash gets for a command line of these words."""
     environment = {"_SAVL_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
     code = (
         "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr));"

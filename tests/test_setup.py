@@ -33,7 +33,7 @@ def setup_arguments(monkeypatch: pytest.MonkeyPatch, **environment: str) -> dict
 
 
 def nvcc() -> dict[str, Any]:
-    """What csrc/cuda/nvcc.py defines."""
+    """Return the names that csrc/cuda/nvcc.py defines."""
     return runpy.run_path(str(ROOT / "csrc/cuda/nvcc.py"), run_name="nvcc")
 
 

@@ -47,7 +47,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Stage:
-    """Blur, resize, noise and JPEG. The tuples have one entry per image, None where the operation is left out."""
+    """Blur, resize, noise and JPEG. The tuples have one entry per image, and None for images without the operation."""
 
     blur: tuple[BlurKernel | None, ...]
     resize: Resize

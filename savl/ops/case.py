@@ -25,7 +25,7 @@ class Case:
         arguments: Tensors and None by the name of the parameter.
         options: The keyword arguments that are not tensors.
         terms: Largest number of terms in the sum behind one element of an output or gradient.
-        label: What distinguishes the case.
+        label: Text that distinguishes the case from other cases of the op.
         outputs: Names of the op's results, in their order.
     """
 

@@ -61,7 +61,7 @@ class Op:
     quick_cases: tuple[Settings, ...]
     """Settings of the cases of ``savl kernels verify``: every trait of the op, on small shapes."""
     small_cases: tuple[Settings, ...]
-    """Settings of the cases of most tests: each optional argument given and left out, sizes that divide no tile."""
+    """Settings of the cases in most tests: optional arguments present and absent, sizes not divisible by a tile."""
     tiny_cases: tuple[Settings, ...]
     """Settings of cases with a few dozen numbers, whose derivatives finite differences can check."""
     interpreter_cases: tuple[Settings, ...] = ()

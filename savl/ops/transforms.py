@@ -19,7 +19,7 @@ def why_transformed(*tensors: Tensor | None) -> str | None:
     jacfwd, hessian, vmap) and the tangents of forward mode need the reference.
 
     Args:
-        tensors: All arguments of the call that are tensors, and None for those left out.
+        tensors: All arguments of the call that are tensors, and None for those that are omitted.
     """
     if _transforms_active():
         return "it is under a transform of torch.func, which savl.use_fused_kernels(False) serves"

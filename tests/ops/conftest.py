@@ -23,7 +23,7 @@ SMALL: dict[str, MakeCase] = {
     for name, op in OPS.items()
     for index, settings in enumerate(op.small_cases)
 }
-"""The small cases of every op: each optional argument given and left out, sizes that are no multiple of any vector."""
+"""The small cases of every op: optional arguments present and absent, sizes not divisible by a vector."""
 
 
 def _instruction_sets() -> list[str]:

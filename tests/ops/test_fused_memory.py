@@ -38,7 +38,7 @@ def assert_same_bits(found: dict[str, Tensor], expected: dict[str, Tensor], when
 
 @pytest.fixture
 def empty_is_nan() -> Iterator[None]:
-    """Whatever torch hands out uninitialised is full of NaN, tensors of the extension included."""
+    """Fill all uninitialised memory that PyTorch allocates with NaN, including tensors of the extension."""
     before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True

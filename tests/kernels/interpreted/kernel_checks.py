@@ -1,4 +1,4 @@
-"""What the tests under Triton's interpreter hold the kernels against, and the conditions that they run them under."""
+"""Settings and checks of the tests that run the kernels under Triton's interpreter."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from savl.ops.window_attention import window_attention_case
 
 @dataclass(frozen=True)
 class Attention:
-    """What to compute, and how."""
+    """An attention case, and the tile size of the kernel that computes it."""
 
     make: Callable[..., Case]
     shape: dict[str, Any] = field(default_factory=dict)

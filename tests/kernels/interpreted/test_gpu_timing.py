@@ -1,4 +1,4 @@
-"""What `savl kernels tune` runs on a GPU: each kernel alone with its own block sizes, and the check of its results."""
+"""Timing by `savl kernels tune`: each kernel runs alone with given block sizes, and its results are checked."""
 
 from __future__ import annotations
 
