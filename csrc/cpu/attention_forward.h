@@ -1,11 +1,14 @@
-// Window attention, forward. One task is one head of one window:
+// The forward pass of window attention. One task computes one head of one window, in two steps:
 //
-//   pack     the scaled queries and the values row by row, the scaled keys in panels of up to three vectors of columns
-//   rows     for each block of query rows: queries times keys, plus the bias, which is read as runs of the reversed
-//            table; softmax over the whole row; times the values, written to the output
+//   1. Pack the inputs into contiguous buffers. Queries, multiplied by severity / sqrt(head_dim), and values are stored
+//      row by row. Keys, multiplied by severity, are stored in panels that are up to three SIMD vectors wide.
+//   2. For each block of query rows: multiply the queries by the keys and add the bias, apply the softmax to each row,
+//      multiply by the values, and write the rows to the output. The rows of the bias table are stored in reverse
+//      order, so that the biases of one row of keys are contiguous.
 //
-// For 16x16 windows of 24 channels a task reads 72 KB of the image and writes 24 KB, keeps 24 KB of keys, 24 KB of
-// values and 16 KB of logits in the cache, and does 2 * 256 * 256 * 24 multiplications and additions each.
+// With 16x16 windows and 24 channels in float32, a task reads 72 KB of the image and writes 24 KB. It keeps 24 KB of
+// keys, 24 KB of values and 16 KB of logits in the cache. It computes 2 * 256 * 256 * 24 multiplications and as many
+// additions.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +23,7 @@ SAVL_BEGIN_KERNELS
 
 template <typename T>
 struct AttentionForwardBuffers : AttentionBuffers<T> {
-  T* out;  // a block of rows
+  T* out;  // the output of a block of query rows
 
   AttentionForwardBuffers(Scratch& scratch, const AttentionShape<T>& shape)
       : AttentionBuffers<T>(scratch, shape), out(scratch.take<T>(kRowBlock * shape.padded_dim)) {}
@@ -51,9 +54,10 @@ SAVL_INLINE void attend(const AttentionArgs& args, const Window& window, const A
   }
 }
 
-// 0, n - 1, 1, n - 2, ...: threads share the tasks by halves, and the last windows of a shifted image, which are cut
-// into parts, take less time than the others.
-SAVL_INLINE int64_t from_both_ends(int64_t index, int64_t count) {
+// Returns element `index` of the sequence 0, count - 1, 1, count - 2, ... Windows are processed in this order because
+// each thread gets a contiguous range of tasks, and the last windows of a shifted image, which are processed in parts,
+// take less time than the others.
+SAVL_INLINE int64_t alternate_between_ends(int64_t index, int64_t count) {
   return index % 2 == 0 ? index / 2 : count - 1 - index / 2;
 }
 
@@ -64,7 +68,7 @@ void attention_kernel(const AttentionArgs& args, int64_t begin, int64_t end) {
   const int64_t windows = args.window_rows() * args.window_columns();
   for (int64_t task = begin; task < end; ++task) {
     const int64_t head = task % args.heads;
-    const int64_t index = from_both_ends(task / args.heads, args.batch * windows);
+    const int64_t index = alternate_between_ends(task / args.heads, args.batch * windows);
     for_parts_of_window<S>(args, index / windows, index % windows, head, memory.positions, [&](const Window& window) {
       attend<S>(args, window, memory.shape, memory.buffers, memory.bias);
     });

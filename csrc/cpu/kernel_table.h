@@ -1,11 +1,12 @@
-// The table of CPU kernels: for every op and every instruction set, the functions that do the work.
+// The tables of CPU kernels. There is one table for each instruction set, with the kernels of every op.
 //
 // To add an op to the CPU backend:
-//   1. csrc/cpu/<op>.h: the struct of its arguments, and between SAVL_BEGIN_KERNELS and SAVL_END_KERNELS the templates
-//      `<op>_kernel<S>` and `<op>_backward_kernel<S>` for a storage type S (cpu/kernel.h says what a kernel is).
-//   2. Below: its #include, and its line in SAVL_FOR_EACH_OP.
-//   3. csrc/cpu/<op>.cpp: from torch's tensors to the arguments, a call of `run(kernels().<op>.forward, ...)`
-//      (cpu/tensors.h), and the registration with torch's dispatcher.
+//   1. In csrc/cpu/<op>.h, define the struct of its arguments. Between SAVL_BEGIN_KERNELS and SAVL_END_KERNELS, define
+//      the templates `<op>_kernel<S>` and `<op>_backward_kernel<S>` for a storage type S. cpu/kernel.h defines the
+//      signature of a kernel.
+//   2. In this file, add an #include of that header and a line in SAVL_FOR_EACH_OP.
+//   3. In csrc/cpu/<op>.cpp, convert torch's tensors to the arguments, call `run(kernels().<op>.forward, ...)`
+//      (cpu/tensors.h), and register the op with torch's dispatcher.
 // setup.py compiles every .cpp file of this folder. layer_norm.{h,cpp} is the shortest example.
 #pragma once
 
@@ -19,7 +20,7 @@
 #include "cpu/kernel.h"
 #include "cpu/layer_norm.h"
 
-// Calls X(op, Args) for every op. `attention` serves window_attention and overlapping_window_attention.
+// Calls X(op, Args) for every op. window_attention and overlapping_window_attention share the entry `attention`.
 #define SAVL_FOR_EACH_OP(X)                    \
   X(attention, AttentionArgs)                  \
   X(channel_modulation, ChannelModulationArgs) \
@@ -35,7 +36,7 @@ struct KernelTable {
 #undef SAVL_MEMBER
 };
 
-// One table for each instruction set, each defined in a source file of its own.
+// There is one table for each instruction set. Each is defined in its own source file.
 namespace portable {
 extern const KernelTable kKernels;
 }
@@ -58,7 +59,7 @@ const std::vector<const KernelTable*>& kernel_tables();
 // The table in use: the fastest, unless SAVL_CPU_INSTRUCTION_SET or `use_kernels` selects another one.
 const KernelTable& kernels();
 
-// Selects a table by name. Returns false, and changes nothing, where this processor cannot run it.
+// Selects a table by name. If this processor cannot run it, returns false and keeps the current table.
 bool use_kernels(const char* instruction_set);
 
 }  // namespace savl::cpu

@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None, *, until_exit: bool | None = No
     interrupted.
 
     Args:
-        arguments: Arguments after `savl`; None takes those of the process.
+        arguments: Arguments after `savl`. If None, the arguments of the process are used.
         until_exit: Whether the process belongs to the command, so that Ctrl-C is handled until the interpreter has shut
             down. By default it does if `arguments` is None.
     """

@@ -1,4 +1,4 @@
-"""The list of subcommands, and how they are run."""
+"""Definition of the command `savl` and its subcommands, and the function that runs it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Annotated
 import typer
 
 from savl.cli import analyze, degrade, evaluate, kernels, train, upscale
-from savl.cli.streams import steady_streams
+from savl.cli.streams import tolerant_streams
 from savl.command_line import CommandLine, print_error
-from savl.inference.process_settings import limit_spinning, save_address_space
+from savl.inference.process_settings import limit_spinning, reduce_address_space
 from savl.out_of_memory import is_out_of_memory, require_memory
 from savl.profile import command as profile
 from savl.settings import EnvironmentVariableError
 
-# The least address space that PyTorch, NumPy and libvips need. With less, their imports fail in many ways; that of
-# OpenBLAS ends the process.
+# The least address space that PyTorch, NumPy and libvips need. With less, importing them raises various errors, and
+# OpenBLAS even ends the process.
 _LIBRARY_BYTES = 640 * 2**20
 
 app = CommandLine(name="savl", no_args_is_help=True, add_completion=True)
 
-# One line per subcommand. Their modules import torch and image libraries inside the functions only, so that
-# `savl --help` answers at once.
+# Each subcommand has one line here. The modules of the subcommands import torch and image libraries only inside
+# functions, so that `savl --help` starts quickly.
 app.command("upscale", epilog=upscale.EXAMPLES)(upscale.upscale)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("degrade", epilog=degrade.EXAMPLES)(degrade.degrade)
@@ -36,7 +36,7 @@ app.add_typer(kernels.app, name="kernels")
 def _print_version(wanted: bool) -> None:
     if not wanted:
         return
-    from savl import __version__  # which is read from the installed package
+    from savl import __version__  # imported here because it reads the metadata of the installed package
 
     typer.echo(f"savl {__version__}")
     raise typer.Exit
@@ -53,15 +53,15 @@ def savl(
 
 
 def run(arguments: Sequence[str] | None) -> None:
-    """Run the command line and exit; `savl.cli.main` calls it.
+    """Run the command line and exit. `savl.cli.main` calls this function.
 
     Args:
-        arguments: Arguments after `savl`; None takes those of the process.
+        arguments: Arguments after `savl`. If None, the arguments of the process are used.
     """
     given = sys.argv[1:] if arguments is None else arguments
     limit_spinning()
-    limited = save_address_space()
-    with steady_streams():
+    limited = reduce_address_space()
+    with tolerant_streams():
         try:
             if limited and "torch" not in sys.modules and not {"-h", "--help", "--version"} & set(given):
                 require_memory(_LIBRARY_BYTES, "while libraries are loaded")
@@ -70,7 +70,7 @@ def run(arguments: Sequence[str] | None) -> None:
             print_error(error)
             sys.exit(2)
         except Exception as error:
-            # There may be too little memory even for the libraries, whose imports fail in many ways then.
+            # If there is too little memory to load the libraries, their imports raise various errors.
             if not is_out_of_memory(error) or "--debug" in given:
                 raise
             print_error(error)

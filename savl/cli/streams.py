@@ -25,8 +25,8 @@ STANDARD = "-"
 _NAMES = ("stdin", "stdout", "stderr")
 
 
-class _SteadyFile(io.FileIO):
-    """A descriptor that text can always be written to, whether anything reads it or not.
+class _TolerantFile(io.FileIO):
+    """File descriptor whose writes raise no error. Output that cannot be written is dropped.
 
     Attributes:
         lost: The first error of a write, or None.
@@ -48,28 +48,28 @@ class _SteadyFile(io.FileIO):
 
 
 @contextlib.contextmanager
-def steady_streams() -> Iterator[None]:
+def tolerant_streams() -> Iterator[None]:
     """Let the block print to standard output and standard error even if they are closed, full or no longer read.
 
-    What cannot be printed is dropped and raises nothing, neither in the block nor while the interpreter shuts down: the
-    streams are replaced for good. A descriptor that was closed when the process began is connected to the null device,
-    because the first file that is opened would get its number otherwise, and with it whatever libraries print.
+    Output that cannot be written is dropped without an error, in the block and while the interpreter shuts down: the
+    streams stay replaced after the block. A descriptor that was closed when the process began is connected to the null
+    device. Otherwise the first file that is opened would get its number, and libraries would print into that file.
 
     Raises:
         SystemExit: 1 instead of 0 if standard output was lost for another reason than that its reader stopped reading,
             such as a full disk, because the answer that was asked for is missing then.
     """
     _reopen_closed()
-    steady = _SteadyFile(1, "wb", closefd=False) if _replaceable(sys.stdout) else None
-    if steady is not None:
-        sys.stdout = _text(steady, sys.stdout)
+    stdout = _TolerantFile(1, "wb", closefd=False) if _replaceable(sys.stdout) else None
+    if stdout is not None:
+        sys.stdout = _text(stdout, sys.stdout)
     if _replaceable(sys.stderr):
-        sys.stderr = _text(_SteadyFile(2, "wb", closefd=False), sys.stderr)
+        sys.stderr = _text(_TolerantFile(2, "wb", closefd=False), sys.stderr)
     try:
         yield
     except SystemExit as stop:
         _flush(sys.stdout)
-        lost = None if steady is None else steady.lost
+        lost = None if stdout is None else stdout.lost
         if stop.code not in (None, 0) or lost is None or lost.errno == errno.EPIPE:
             raise
         print_error(f"standard output cannot be written: {lost.strerror}")
@@ -110,7 +110,7 @@ def _replaceable(stream: TextIO | None) -> bool:
     return number in (1, 2) and not (os.name == "nt" and stream.isatty())
 
 
-def _text(raw: _SteadyFile, model: TextIO) -> TextIO:
+def _text(raw: _TolerantFile, model: TextIO) -> TextIO:
     _flush(model)
     line_buffering = raw.fileno() == 2 or raw.isatty()
     return io.TextIOWrapper(

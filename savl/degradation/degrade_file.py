@@ -59,8 +59,8 @@ def degrade_file(
         target: File to write; missing folders are created.
         degradation: The pipeline to apply.
         seed: Seed of the random draws, at least 0; see `file_seed`.
-        name: File name that `file_seed` takes; None takes `source`, which then must be a path.
-        page: Page of a file with several pages, counted from 1; None takes the first.
+        name: File name for `file_seed`. If None, `source` is used, which then must be a path.
+        page: Page of a file with several pages, counted from 1. If None, the first page is used.
         image_format: Format of `target`. WebP is written lossless; JPEG would compress the result once more.
         mask_image: PNG file to draw the degradation mask to, or None.
         mask_array: NumPy file (.npy) to write the degradation mask to, as (h, w) float32 in [0, 1], or None.

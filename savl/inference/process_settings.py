@@ -27,7 +27,7 @@ def keep_freed_memory() -> bool:
     A network allocates large tensors of the same sizes again and again, and getting new pages from the system takes
     longer than many operations on them: otherwise page faults take a third of the time of eager PyTorch on a large
     image. Peak memory stays about the same. Libraries should not change this setting for their users; `savl upscale`
-    does it for its own process. Nothing is changed under a limit on address space (see `save_address_space`).
+    does it for its own process. Nothing is changed under a limit on address space (see `reduce_address_space`).
 
     Returns:
         Whether freed memory is kept from now on. This needs glibc as the C library.
@@ -38,8 +38,8 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1)) and bool(mallopt(_MMAP_MAX, 0))
 
 
-def save_address_space() -> bool:
-    """Reserve no unused address space if ``ulimit -v`` or ``ulimit -d`` limits this process.
+def reduce_address_space() -> bool:
+    """Avoid reserving unused address space if ``ulimit -v`` or ``ulimit -d`` limits this process.
 
     By default glibc reserves 64 MiB for each thread that allocates, and keeps the space of freed large tensors in the
     heap, where neither thread stacks nor code compiled by oneDNN can use it. oneDNN's cache of compiled code is reduced
@@ -116,9 +116,9 @@ def use_threads(count: int | None = None) -> int:
     system refuses some of them, because of a limit on memory or threads, fewer are used.
 
     Args:
-        count: At least 1; values above `MAX_THREADS` are reduced to it. None takes ``OMP_NUM_THREADS``; if that is not
-            set, one thread per processor that this process may use, but not more than the processor time that its
-            container allows (``docker run --cpus``), rounded up.
+        count: At least 1; values above `MAX_THREADS` are reduced to it. If None, the value of ``OMP_NUM_THREADS`` is
+            used. If that is not set, the number is one per processor that this process may use, but at most the
+            processor time that its container allows (``docker run --cpus``), rounded up.
 
     Returns:
         The number of threads that torch uses.

@@ -47,14 +47,14 @@ def upscale_file(
         source: File to read: its path, its content as bytes, or a binary file object, which is read to its end.
         target: File to write. Missing folders are created.
         model: As for `savl.upscale`.
-        format: "png", "jpg", "webp" or "tiff"; None takes the format from the suffix of `target`. JPEG cannot store
+        format: "png", "jpg", "webp" or "tiff"; None selects the format by the suffix of `target`. JPEG cannot store
             transparency, which is flattened onto white; JPEG and WebP store 8 bits per sample.
-        scale: Output pixels per input pixel, any number above 0; None is that of the network.
+        scale: Output pixels per input pixel, any number above 0. If None, the scale of the network is used.
         quality: 1 to 100, for JPEG and WebP; WebP at 100 is lossless.
         severity_map: Where to write the severity map as an image (PNG), or None.
         overwrite: Replace existing files.
-        page: Page of a file with several pages, counted from 1; None takes the first, and the `notes` say so.
-        tile: Side of the tiles in input pixels; None chooses it by the free memory, 0 does not tile.
+        page: Page of a file with several pages, counted from 1; None selects the first, and the `notes` say so.
+        tile: Side of the tiles in input pixels. None chooses it by the free memory; 0 disables tiling.
         tile_pad: Context around each tile, in input pixels.
         device: Where to compute, as for `savl.upscale`.
         dtype: Dtype in which the network computes, as for `savl.upscale`.

@@ -54,7 +54,7 @@ def upscale(
             not; see `savl.Upscaler`), or an `Upscaler`. Pass a loaded model to upscale many images. With an `Upscaler`,
             leave out `tile`, `tile_pad`, `device` and `dtype`, because it has its own settings.
         scale: Output pixels per input pixel, any number above 0; None is that of the network.
-        page: Page of a file with several pages, counted from 1; None takes the first. Only for image files.
+        page: Page of a file with several pages, counted from 1; None selects the first. Only for image files.
         tile: Side of the tiles in input pixels; None chooses it by the free memory, 0 does not tile.
         tile_pad: Context around each tile, in input pixels.
         device: "cpu", "cuda", "cuda:1" or "mps"; None or "auto" takes CUDA if available, else MPS, else the CPU.

@@ -76,7 +76,7 @@ class Upscaler:
             tile: Side of the tiles in LR pixels, rounded up to a multiple of the attention window. None chooses it by
                 the free memory of the device, 0 does not tile.
             tile_pad: Context around each tile in LR pixels, rounded up to the same multiple.
-            device: Where to compute; None takes CUDA if available, else MPS, else the CPU.
+            device: Device to compute on; None selects CUDA if available, else MPS, else the CPU.
             dtype: torch.float32 (default) or torch.bfloat16, which computes under autocast: faster on hardware that
                 supports it, and within about one 8-bit level of float32.
             cuda_graph: Record the network's pass over a tile as a CUDA graph, and replay it for every tile of the same

@@ -1,4 +1,8 @@
-"""DSCA: degradation-guided spatial–channel attention, the first stage before each HAB and each OCAB."""
+"""DSCA, the degradation-guided spatial–channel attention of SAVL.
+
+`savl.network.rhag` applies one DSCA before each HAB (hybrid attention block) and before each OCAB (overlapping
+cross-attention block) of HAT.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,11 @@ from savl.ops import KernelSettings
 
 
 class Guidance(nn.Module):
-    """Compute DSCA's channel modulation from mu with a 1×1 convolution: gamma and, optionally, beta per pixel."""
+    """Compute the channel modulation of DSCA from the posterior mean mu of the degradation field.
+
+    A 1×1 convolution maps mu to a scale gamma and, with ``config.modulation_shift``, a shift beta for each pixel and
+    channel.
+    """
 
     def __init__(self, config: SAVLConfig) -> None:
         super().__init__()
@@ -19,7 +27,7 @@ class Guidance(nn.Module):
         outputs = 2 if config.modulation_shift else 1
         # On (B, H, W, R), a linear layer is a 1×1 convolution.
         self.project = nn.Linear(config.latent, outputs * config.channels)
-        nn.init.zeros_(self.project.weight)  # gamma = beta = 0: an untrained DSCA is plain attention
+        nn.init.zeros_(self.project.weight)  # gamma = beta = 0: a new DSCA does not modulate
         nn.init.zeros_(self.project.bias)
 
     def forward(self, mu: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -32,9 +40,11 @@ class Guidance(nn.Module):
 
 
 class DSCA(nn.Module):
-    """Attend within shifted windows, weighted by severity, then modulate channels by the type of degradation.
+    """Apply window attention weighted by severity, then modulate its channels by the degradation.
 
-    spatial path:  attended = proj(window_attention(qkv(LN(x)), severity))
+    LN is layer normalisation, mu the posterior mean of the degradation field, and s the severity map:
+
+    spatial path:  attended = proj(window_attention(qkv(LN(x)), s))
     channel path:  out = x + (1 + gamma(mu)) · attended + beta(mu)
     """
 
@@ -52,15 +62,16 @@ class DSCA(nn.Module):
         self.guidance = Guidance(config) if config.channel_modulation else None
 
     def forward(self, x: Tensor, mu: Tensor, severity: Tensor | None) -> Tensor:
-        """Apply both paths to the features.
+        """Apply the spatial path, then the channel path.
 
         Args:
             x: ``(B, H, W, C)`` features, H and W multiples of the window.
             mu: ``(B, H, W, R)`` posterior mean.
-            severity: ``(B, H, W)`` severity map, or None for a deterministic code.
+            severity: ``(B, H, W)`` severity map, or None for a network with a deterministic degradation code, which
+                has no variance.
 
         Returns:
-            ``(B, H, W, C)``.
+            ``(B, H, W, C)`` features.
         """
         attended = self.proj(
             ops.window_attention(

@@ -1,4 +1,4 @@
-"""Checks shared by the ops: every error message names the argument, its value, and the accepted values."""
+"""Argument checks of the ops. Every error message names the argument, its value, and the accepted values."""
 
 from __future__ import annotations
 
@@ -36,17 +36,24 @@ def check_tensor(op: str, name: str, value: object, shape: str) -> Tensor:
 
 
 def check_shape(op: str, name: str, value: Tensor, expected: tuple[int, ...], why: str) -> None:
-    """Check an exact shape.
+    """Check that a tensor has exactly the expected shape.
+
+    Args:
+        op: Name of the op, for the message.
+        name: Name of the argument, for the message.
+        value: The argument.
+        expected: Expected shape.
+        why: Reason for the expected shape, for the message, for example ``"one value per pixel of qkv"``.
 
     Raises:
-        ValueError: The shape differs; ``why`` says where the expectation comes from.
+        ValueError: The shape differs.
     """
     if tuple(value.shape) != expected:
         raise ValueError(f"{op}: {name} must have shape {expected} ({why}), got {tuple(value.shape)}")
 
 
 def check_same_device(op: str, reference_name: str, reference: Tensor, **others: Tensor | None) -> None:
-    """Check that every tensor given lives where ``reference`` lives.
+    """Check that every tensor is on the device of ``reference``. Arguments that are None are skipped.
 
     Raises:
         ValueError: A tensor is on another device.
@@ -60,7 +67,7 @@ def check_same_device(op: str, reference_name: str, reference: Tensor, **others:
 
 
 def check_same_dtype(op: str, reference_name: str, reference: Tensor, **others: Tensor | None) -> None:
-    """Check that every tensor given has the dtype of ``reference``.
+    """Check that every tensor has the dtype of ``reference``. Arguments that are None are skipped.
 
     Raises:
         TypeError: A dtype differs.
@@ -73,10 +80,12 @@ def check_same_dtype(op: str, reference_name: str, reference: Tensor, **others: 
 
 
 def check_same_dtype_or_float32(op: str, reference_name: str, reference: Tensor, **others: Tensor | None) -> None:
-    """Check that every tensor given has the dtype of ``reference`` or is float32, as autocast leaves parameters.
+    """Check that every tensor has the dtype of ``reference`` or float32. Arguments that are None are skipped.
+
+    Under autocast, activations have a lower precision while parameters remain float32.
 
     Raises:
-        TypeError: Another dtype.
+        TypeError: A tensor has another dtype.
     """
     for name, value in others.items():
         if value is not None and value.dtype not in (reference.dtype, torch.float32):
@@ -86,20 +95,20 @@ def check_same_dtype_or_float32(op: str, reference_name: str, reference: Tensor,
 
 
 def check_heads(op: str, channels: int, bias_table: Tensor, rows: int, why: str) -> int:
-    """Read the number of heads off the bias table and check that it fits.
+    """Return the number of heads, which is the number of columns of the bias table, and check the table's shape.
 
     Args:
         op: Name of the op, for the message.
-        channels: Channels C that the heads share.
+        channels: Number C of channels of all heads together.
         bias_table: ``(rows, heads)``.
-        rows: Rows the windows ask for.
-        why: Where ``rows`` comes from.
+        rows: Number of rows that the size of the windows requires.
+        why: Reason for the number of rows, for the message.
 
     Returns:
         The number of heads.
 
     Raises:
-        ValueError: Wrong number of rows, or C is not a multiple of the heads.
+        ValueError: The table has another number of rows, or C is not a multiple of the number of heads.
     """
     heads = bias_table.shape[1]
     if bias_table.shape[0] != rows:
@@ -109,28 +118,28 @@ def check_heads(op: str, channels: int, bias_table: Tensor, rows: int, why: str)
         )
     if heads == 0 or channels % heads != 0:
         raise ValueError(
-            f"{op}: the {channels} channels must divide evenly among the heads, of which bias_table has a column "
-            f"each, got {heads}"
+            f"{op}: the {channels} channels must divide evenly among the heads, got {heads} heads (the number of "
+            f"columns of bias_table)"
         )
     return heads
 
 
 def check_int(op: str, name: str, value: object) -> None:
-    """Check that a number of pixels or a seed is an int; True and 8.0 are not.
+    """Check that an argument, such as a number of pixels or a seed, is an int. A bool or a float is refused.
 
     Raises:
-        TypeError: It is not.
+        TypeError: The argument is not an int.
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__} {value!r}")
 
 
 def check_window(op: str, height: int, width: int, window: int) -> None:
-    """Check that the window is positive and tiles the image.
+    """Check that the window is positive and that whole windows cover the image.
 
     Raises:
         TypeError: ``window`` is not an int.
-        ValueError: ``window`` < 1, or a side is not a positive multiple of it.
+        ValueError: ``window`` < 1, or height or width is not a positive multiple of ``window``.
     """
     check_int(op, "window", window)
     if window < 1:
@@ -138,5 +147,5 @@ def check_window(op: str, height: int, width: int, window: int) -> None:
     if 0 in (height, width) or height % window != 0 or width % window != 0:
         raise ValueError(
             f"{op}: height and width must be positive multiples of window={window}, got {height}x{width}; pad the "
-            f"image first (savl.network.reflect_pad_to_multiple does)"
+            f"image first, for example with savl.network.reflect_pad_to_multiple"
         )

@@ -1,4 +1,4 @@
-"""Schedule of a run: the learning rate, and the training time that may end the run."""
+"""Learning rate schedule and time limit of a training run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def learning_rate_factor(settings: OptimizerConfig, step: int, steps: int) -> fl
     """Return the learning rate of a step as a fraction of the peak.
 
     Args:
-        settings: Warm-up and schedule.
-        step: Steps done before this one.
-        steps: Length of the run.
+        settings: Settings of the warm-up and the schedule.
+        step: Number of steps that were completed before this one.
+        steps: Length of the run in steps.
 
     Returns:
         A factor in [0, 1].
@@ -30,36 +30,38 @@ def learning_rate_factor(settings: OptimizerConfig, step: int, steps: int) -> fl
 
 
 class TrainingTime:
-    """Time between steps, summed over all parts of a run that was stopped and resumed.
+    """Measure the training time of a run and compare it with the time limit.
 
-    The first step of each part is not counted, because the pool is filled before it and kernels are compiled in it.
+    The time of a run that was stopped and resumed is the sum over all its parts. In each part, measuring begins at the
+    end of the first step, because the pool of training pairs is filled before that step and kernels are compiled in it.
     """
 
-    def __init__(self, minutes: float, mean: Callable[[float], float] = float) -> None:
-        """Start at zero.
+    def __init__(self, minutes: float, mean_over_processes: Callable[[float], float] = float) -> None:
+        """Set the time to zero.
 
         Args:
-            minutes: Time limit in minutes; 0 for none.
-            mean: Returns the mean of a number over all processes. With a time limit it is called after every step but
-                the first.
+            minutes: Time limit in minutes; 0 for no limit.
+            mean_over_processes: Function that returns the mean of a number over all processes. If there is a time
+                limit, it is called after every step except the first.
         """
         self.limit = minutes * 60.0 if minutes > 0 else math.inf
-        """Time limit in seconds."""
+        """Time limit in seconds; infinity if there is none."""
         self.seconds = 0.0
-        """Time counted so far."""
+        """Training time so far, in seconds."""
         self.steps = 0
         """Number of steps in that time."""
         self.now: Callable[[], float] = monotonic
-        self._mean = mean
+        """Clock that returns the time in seconds."""
+        self._mean_over_processes = mean_over_processes
         self._last: float | None = None
 
     @property
-    def over(self) -> bool:
-        """Whether the limit is reached."""
+    def limit_reached(self) -> bool:
+        """Whether the training time has reached the limit."""
         return self.seconds >= self.limit
 
     def begin(self) -> None:
-        """Begin or resume training: the next step is not counted."""
+        """Begin or resume training. The time of the next step is not counted."""
         self._last = None
 
     def step_done(self) -> None:
@@ -67,24 +69,24 @@ class TrainingTime:
         now = self.now()
         if self._last is not None:
             passed = now - self._last
-            self.seconds += passed if self.limit == math.inf else self._mean(passed)
+            self.seconds += passed if self.limit == math.inf else self._mean_over_processes(passed)
             self.steps += 1
         self._last = now
 
-    def expected_steps(self, done: int, at_most: int) -> int:
-        """Return the expected length of the run in steps, if the remaining ones take as long as those so far.
+    def expected_steps(self, done: int, max_steps: int) -> int:
+        """Estimate the length of the run in steps from the mean time per step so far.
 
         Args:
-            done: Steps done.
-            at_most: Upper limit.
+            done: Number of completed steps.
+            max_steps: Upper bound of the estimate.
 
         Returns:
-            A number from ``done`` to ``at_most``; ``at_most`` while no time is known.
+            A number from ``done`` to ``max_steps``. It is ``max_steps`` if there is no time limit or no step was timed.
         """
         if self.limit == math.inf or self.seconds <= 0.0:
-            return at_most
+            return max_steps
         left = max(self.limit - self.seconds, 0.0) * self.steps / self.seconds
-        return min(done + math.ceil(left), at_most)
+        return min(done + math.ceil(left), max_steps)
 
     def state_dict(self) -> dict[str, float]:
         """Return the state for a checkpoint."""

@@ -223,7 +223,7 @@ class Trainer:
 
     @property
     def _over(self) -> bool:
-        return self.step >= self.config.run.steps or self.time.over
+        return self.step >= self.config.run.steps or self.time.limit_reached
 
     def _next_batch(self, batches: Prefetcher) -> Batch:
         """Return the next batch; if it cannot be made (for example out of memory), save the steps done so far."""

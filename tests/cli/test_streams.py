@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import savl
-from savl.cli.streams import _SteadyFile, steady_streams
+from savl.cli.streams import _TolerantFile, tolerant_streams
 from savl.images.format import PNG
 from savl.images.write import write_image
 
@@ -97,14 +97,14 @@ def test_a_usage_error_has_its_exit_code_even_if_its_message_cannot_be_written(t
 
 def test_replaced_standard_streams_are_left_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     before = sys.stdout, sys.stderr
-    with steady_streams():
+    with tolerant_streams():
         assert (sys.stdout, sys.stderr) == before
         print("a line")
     assert capsys.readouterr().out == "a line\n"
 
 
 def test_the_first_error_of_a_stream_is_recorded() -> None:
-    with _SteadyFile("/dev/full", "wb") as stream:
+    with _TolerantFile("/dev/full", "wb") as stream:
         assert stream.write(b"abc") == 3
         assert stream.lost is not None
         assert stream.lost.errno == errno.ENOSPC

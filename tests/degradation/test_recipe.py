@@ -1,4 +1,7 @@
-"""Thousands of recipes against the ranges and probabilities of Real-ESRGAN (Wang et al., 2021)."""
+"""Tests of drawn recipes, by statistics over thousands of them.
+
+The expected ranges and probabilities are those of Real-ESRGAN (Wang et al., 2021).
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,14 @@ from savl.degradation.config import (
 )
 from savl.degradation.recipe import Noise, Recipe, Stage, draw_recipe
 
-RECIPES, EACH = 4000, 2
+RECIPE_COUNT, GROUP_SIZE = 4000, 2
 SIZES = (7, 9, 11, 13, 15, 17, 19, 21)
-# Of each stage: blur probability, largest sigma, up, down, keep, factors, largest noise sigma, largest Poisson scale.
+# Published settings of each stage: the probability of blur, the largest sigma of a blur kernel, the probabilities of
+# enlarging, reducing and keeping the size, the range of resize factors, the largest sigma of Gaussian noise in 8-bit
+# units, and the largest scale of Poisson noise.
 FIRST = (1.0, 3.0, (0.2, 0.7, 0.1), (0.15, 1.5), 30.0, 3.0)
 SECOND = (0.8, 1.5, (0.3, 0.4, 0.3), (0.3, 1.2), 25.0, 2.5)
-STAGES = pytest.mark.parametrize("which", ["first", "second"])
+STAGES = pytest.mark.parametrize("stage_name", ["first", "second"])
 
 
 def draw(config: DegradationConfig, count: int = 1, seed: int = 0) -> Recipe:
@@ -40,21 +45,24 @@ def draw(config: DegradationConfig, count: int = 1, seed: int = 0) -> Recipe:
 @pytest.fixture(scope="module")
 def recipes() -> list[Recipe]:
     random = np.random.default_rng(20210722)
-    return [draw_recipe(DegradationConfig(), EACH, random) for _ in range(RECIPES)]
+    return [draw_recipe(DegradationConfig(), GROUP_SIZE, random) for _ in range(RECIPE_COUNT)]
 
 
-def stages(recipes: list[Recipe], which: str) -> list[Stage]:
-    found = [recipe.first if which == "first" else recipe.second for recipe in recipes]
+def stages(recipes: list[Recipe], stage_name: str) -> list[Stage]:
+    found = [recipe.first if stage_name == "first" else recipe.second for recipe in recipes]
     assert None not in found
     return [stage for stage in found if stage is not None]
 
 
-def expected(which: str) -> tuple[float, float, tuple[float, float, float], tuple[float, float], float, float]:
-    return FIRST if which == "first" else SECOND
+def expected(stage_name: str) -> tuple[float, float, tuple[float, float, float], tuple[float, float], float, float]:
+    return FIRST if stage_name == "first" else SECOND
 
 
 def assert_chance(hits: Iterable[object], probability: float) -> None:
-    """As often as the probability says, within 4 standard errors; never or always exactly."""
+    """Assert that the fraction of true outcomes is within 4 standard errors of a probability.
+
+    For the probabilities 0 and 1, the fraction must be exact.
+    """
     outcomes = [bool(hit) for hit in hits]
     assert len(outcomes) > 300
     error = math.sqrt(probability * (1 - probability) / len(outcomes))
@@ -62,14 +70,18 @@ def assert_chance(hits: Iterable[object], probability: float) -> None:
 
 
 def assert_choice(values: Sequence[object], probabilities: dict[object, float]) -> None:
-    """Each value as often as its probability says, and no other."""
+    """Assert that the values occur with their probabilities, and that no other value occurs."""
     assert set(values) == set(probabilities)
     for value, probability in probabilities.items():
         assert_chance((other == value for other in values), probability)
 
 
 def assert_uniform(values: Sequence[float], low: float, high: float) -> None:
-    """Within the range, close to both its ends, and evenly between them (Kolmogorov and Smirnov, p = 0.0005)."""
+    """Assert that values are uniformly distributed over a range.
+
+    The smallest and the largest value must be close to the ends of the range, and a Kolmogorov–Smirnov test at the
+    significance level 0.001 must pass.
+    """
     places = (np.sort(np.asarray(values)) - low) / (high - low)
     count = len(places)
     assert count > 300
@@ -79,18 +91,18 @@ def assert_uniform(values: Sequence[float], low: float, high: float) -> None:
     assert max((places - steps).max(), (steps + 1 / count - places).max()) < 1.96 / math.sqrt(count)
 
 
-def gaussians(recipes: list[Recipe], which: str) -> list[GaussianBlurKernel]:
-    return [k for stage in stages(recipes, which) for k in stage.blur if isinstance(k, GaussianBlurKernel)]
+def gaussians(recipes: list[Recipe], stage_name: str) -> list[GaussianBlurKernel]:
+    return [k for stage in stages(recipes, stage_name) for k in stage.blur if isinstance(k, GaussianBlurKernel)]
 
 
-def noises(recipes: list[Recipe], which: str) -> list[Noise]:
-    return [noise for stage in stages(recipes, which) for noise in stage.noise if noise is not None]
+def noises(recipes: list[Recipe], stage_name: str) -> list[Noise]:
+    return [noise for stage in stages(recipes, stage_name) for noise in stage.noise if noise is not None]
 
 
 @STAGES
-def test_blur_is_as_likely_as_published_and_a_tenth_of_it_is_sinc(recipes: list[Recipe], which: str) -> None:
-    kernels = [kernel for stage in stages(recipes, which) for kernel in stage.blur]
-    assert_chance((kernel is not None for kernel in kernels), expected(which)[0])
+def test_blur_and_sinc_kernels_have_the_published_probabilities(recipes: list[Recipe], stage_name: str) -> None:
+    kernels = [kernel for stage in stages(recipes, stage_name) for kernel in stage.blur]
+    assert_chance((kernel is not None for kernel in kernels), expected(stage_name)[0])
     drawn = [kernel for kernel in kernels if kernel is not None]
     assert_chance((isinstance(kernel, SincBlurKernel) for kernel in drawn), 0.1)
     assert_choice([kernel.size for kernel in drawn], dict.fromkeys(SIZES, 1 / 8))
@@ -98,23 +110,23 @@ def test_blur_is_as_likely_as_published_and_a_tenth_of_it_is_sinc(recipes: list[
 
 @pytest.mark.parametrize(("small", "low"), [(True, math.pi / 3), (False, math.pi / 5)])
 def test_the_cutoff_of_a_sinc_kernel_depends_on_its_size(recipes: list[Recipe], small: bool, low: float) -> None:
-    drawn = [k for which in ("first", "second") for stage in stages(recipes, which) for k in stage.blur]
+    drawn = [k for stage_name in ("first", "second") for stage in stages(recipes, stage_name) for k in stage.blur]
     sincs = [kernel for kernel in drawn if isinstance(kernel, SincBlurKernel)]
     assert_uniform([kernel.cutoff for kernel in sincs if (kernel.size < 13) == small], low, math.pi)
     assert {kernel.amount for kernel in sincs} == {1.0}
 
 
 @STAGES
-def test_the_six_shapes_are_as_likely_as_published(recipes: list[Recipe], which: str) -> None:
+def test_the_shapes_of_blur_kernels_have_the_published_probabilities(recipes: list[Recipe], stage_name: str) -> None:
     names = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
     chances = dict(zip(names, (0.45, 0.25, 0.12, 0.03, 0.12, 0.03), strict=True))
-    assert_choice([kernel.shape for kernel in gaussians(recipes, which)], dict(chances))
+    assert_choice([kernel.shape for kernel in gaussians(recipes, stage_name)], dict(chances))
 
 
 @STAGES
-def test_sigma_and_rotation_cover_their_ranges(recipes: list[Recipe], which: str) -> None:
-    high = expected(which)[1]
-    kernels = gaussians(recipes, which)
+def test_sigma_and_rotation_cover_their_ranges(recipes: list[Recipe], stage_name: str) -> None:
+    high = expected(stage_name)[1]
+    kernels = gaussians(recipes, stage_name)
     aniso = [kernel for kernel in kernels if kernel.shape.endswith("aniso")]
     iso = [kernel for kernel in kernels if not kernel.shape.endswith("aniso")]
     assert_uniform([kernel.sigma[0] for kernel in iso], 0.2, high)
@@ -126,8 +138,8 @@ def test_sigma_and_rotation_cover_their_ranges(recipes: list[Recipe], which: str
 
 
 @STAGES
-def test_beta_lies_below_1_as_often_as_above_where_its_range_has_both(recipes: list[Recipe], which: str) -> None:
-    kernels = gaussians(recipes, which)
+def test_beta_is_below_or_above_1_with_equal_probability(recipes: list[Recipe], stage_name: str) -> None:
+    kernels = gaussians(recipes, stage_name)
     generalized = [kernel.beta for kernel in kernels if kernel.shape.startswith("generalized")]
     assert_chance((beta < 1 for beta in generalized), 0.5)
     assert_uniform([beta for beta in generalized if beta < 1], 0.5, 1.0)
@@ -139,10 +151,10 @@ def test_beta_lies_below_1_as_often_as_above_where_its_range_has_both(recipes: l
 
 
 @STAGES
-def test_resizing_goes_up_down_or_nowhere_as_likely_as_published(recipes: list[Recipe], which: str) -> None:
-    resizes = [stage.resize for stage in stages(recipes, which)]
-    up, down, keep = expected(which)[2]
-    low, high = expected(which)[3]
+def test_resize_factors_have_the_published_probabilities_and_ranges(recipes: list[Recipe], stage_name: str) -> None:
+    resizes = [stage.resize for stage in stages(recipes, stage_name)]
+    up, down, keep = expected(stage_name)[2]
+    low, high = expected(stage_name)[3]
     factors = [resize.factor for resize in resizes]
     assert_chance((factor > 1 for factor in factors), up)
     assert_chance((factor < 1 for factor in factors), down)
@@ -152,23 +164,23 @@ def test_resizing_goes_up_down_or_nowhere_as_likely_as_published(recipes: list[R
     assert_choice([resize.method for resize in resizes], dict.fromkeys(METHODS, 1 / 3))
 
 
-def test_the_last_resize_takes_each_method_as_often(recipes: list[Recipe]) -> None:
+def test_the_last_resize_uses_all_methods_with_equal_probability(recipes: list[Recipe]) -> None:
     assert_choice([recipe.method for recipe in recipes], dict.fromkeys(METHODS, 1 / 3))
 
 
 @STAGES
-def test_noise_is_gaussian_or_poisson_in_colour_or_gray(recipes: list[Recipe], which: str) -> None:
-    drawn = noises(recipes, which)
-    assert len(drawn) == EACH * RECIPES, "there is always some"
+def test_noise_is_gaussian_or_poisson_and_coloured_or_gray(recipes: list[Recipe], stage_name: str) -> None:
+    drawn = noises(recipes, stage_name)
+    assert len(drawn) == GROUP_SIZE * RECIPE_COUNT, "every image must have noise in every stage"
     assert_chance((noise.kind == "gaussian" for noise in drawn), 0.5)
-    largest = {"gaussian": expected(which)[4], "poisson": expected(which)[5]}
+    largest = {"gaussian": expected(stage_name)[4], "poisson": expected(stage_name)[5]}
     for kind, smallest in (("gaussian", 1.0), ("poisson", 0.05)):
         these = [noise for noise in drawn if noise.kind == kind]
         assert_chance((noise.gray for noise in these), 0.4)
         assert_uniform([noise.amount for noise in these], smallest, largest[kind])
 
 
-def test_jpeg_takes_place_at_the_end_of_the_first_stage_and_once_more(recipes: list[Recipe]) -> None:
+def test_jpeg_is_applied_in_the_first_stage_and_after_the_second_stage(recipes: list[Recipe]) -> None:
     first = [quality for stage in stages(recipes, "first") for quality in stage.quality]
     final = [quality for recipe in recipes for quality in recipe.quality]
     for qualities in (first, final):
@@ -177,7 +189,7 @@ def test_jpeg_takes_place_at_the_end_of_the_first_stage_and_once_more(recipes: l
     assert {quality for stage in stages(recipes, "second") for quality in stage.quality} == {None}
 
 
-def test_the_end_filters_four_times_in_five_and_compresses_last_half_of_the_time(recipes: list[Recipe]) -> None:
+def test_the_final_sinc_filter_and_the_position_of_jpeg_have_the_published_probabilities(recipes: list[Recipe]) -> None:
     sincs = [kernel for recipe in recipes for kernel in recipe.sinc]
     assert_chance((kernel is not None for kernel in sincs), 0.8)
     drawn = [kernel for kernel in sincs if kernel is not None]
@@ -191,7 +203,7 @@ def test_the_published_pipeline_has_full_strength_and_no_masks(recipes: list[Rec
     assert {spatial for recipe in recipes for spatial in recipe.spatial} == {False}
 
 
-def test_a_group_shares_its_resizes_and_nothing_else() -> None:
+def test_images_of_a_group_share_only_the_resize_parameters() -> None:
     recipe = draw(replace(DegradationConfig(), strength=(0.0, 1.0), spatial=SpatialConfig(probability=0.5)), 64)
     assert recipe.first is not None
     assert isinstance(recipe.method, str)
@@ -202,7 +214,7 @@ def test_a_group_shares_its_resizes_and_nothing_else() -> None:
         assert set(Counter(chances)) == {True, False}
 
 
-def test_the_seed_decides() -> None:
+def test_equal_seeds_give_equal_recipes() -> None:
     assert draw(DegradationConfig(), 3, seed=1) == draw(DegradationConfig(), 3, seed=1)
     assert draw(DegradationConfig(), 3, seed=1) != draw(DegradationConfig(), 3, seed=2)
 
@@ -214,14 +226,18 @@ def test_strength_and_masks_are_drawn_for_every_image() -> None:
     assert_chance(recipe.spatial, 0.3)
 
 
-def test_full_strength_is_the_upper_end_by_its_chance() -> None:
+def test_full_strength_selects_the_upper_end_with_its_probability() -> None:
     recipe = draw(replace(DegradationConfig(), strength=(0.25, 0.75), full_strength=0.4), 4000)
     assert_chance((strength == 0.75 for strength in recipe.strength), 0.4)
     assert_uniform([strength for strength in recipe.strength if strength != 0.75], 0.25, 0.75)
 
 
-def happened(recipe: Recipe) -> str:
-    """The operations that took place on the first image, by the names of `OPERATIONS`, and whatever else did."""
+def applied_operations(recipe: Recipe) -> str:
+    """Return the operations that a recipe applies to the first image.
+
+    A recipe of a single operation returns its name in `OPERATIONS`. Other operations have names of their own, such as
+    "second blur", so that they differ from all names in `OPERATIONS`.
+    """
     found = []
     for name, stage in (("first", recipe.first), ("second", recipe.second)):
         assert stage is not None
@@ -233,21 +249,21 @@ def happened(recipe: Recipe) -> str:
     return ", ".join(found)
 
 
-def test_a_single_operation_is_all_that_happens_by_its_chance() -> None:
+def test_a_single_operation_is_applied_alone_with_its_probability() -> None:
     config = DegradationConfig(single_operation=0.6)
     random = np.random.default_rng(3)
-    found = [happened(draw_recipe(config, EACH, random)) for _ in range(2000)]
+    found = [applied_operations(draw_recipe(config, GROUP_SIZE, random)) for _ in range(2000)]
     assert_chance((each in OPERATIONS for each in found), 0.6)
     assert_choice([each for each in found if each in OPERATIONS], dict.fromkeys(OPERATIONS, 1 / 3))
     assert all("blur" in each and "first noise" in each for each in found if each not in OPERATIONS)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_an_operation_alone_keeps_its_ranges_and_strength(operation: str) -> None:
+def test_an_operation_applied_alone_keeps_its_ranges_and_strength(operation: str) -> None:
     config = DegradationConfig(strength=(0.5, 0.5), full_strength=0.2, single_operation=0.3)
     random = np.random.default_rng(4)
-    drawn = [draw_recipe(config.alone(operation), EACH, random) for _ in range(1000)]
-    assert {happened(recipe) for recipe in drawn} == {operation}
+    drawn = [draw_recipe(config.alone(operation), GROUP_SIZE, random) for _ in range(1000)]
+    assert {applied_operations(recipe) for recipe in drawn} == {operation}
     assert {strength for recipe in drawn for strength in recipe.strength} == {0.5}
     if operation == "blur":
         kernels = [k for k in gaussians(drawn, "first") if k.shape == "iso"]
@@ -259,12 +275,12 @@ def test_an_operation_alone_keeps_its_ranges_and_strength(operation: str) -> Non
         assert_uniform([quality for recipe in drawn for quality in recipe.quality if quality is not None], 65.0, 97.5)
 
 
-def test_an_operation_that_does_not_exist_is_named() -> None:
+def test_an_unknown_operation_raises_an_error_that_names_it() -> None:
     with pytest.raises(ValueError, match="operation must be one of blur, noise, jpeg, got 'fog'"):
         DegradationConfig().alone("fog")
 
 
-def test_stages_take_place_by_their_probability() -> None:
+def test_stages_are_applied_with_their_probability() -> None:
     config = DegradationConfig(first=StageConfig(probability=0.4), second=StageConfig(probability=0.0))
     random = np.random.default_rng(0)
     drawn = [draw_recipe(config, 1, random) for _ in range(1000)]
@@ -283,7 +299,7 @@ def assert_weakened(whole: BlurKernel | None, weak: BlurKernel | None, strength:
 
 
 @pytest.mark.parametrize("strength", [0.25, 0.5])
-def test_strength_weakens_all_that_is_drawn_and_draws_the_same(strength: float) -> None:
+def test_strength_scales_every_parameter_without_changing_the_random_draws(strength: float) -> None:
     for seed in range(20):
         whole = draw(DegradationConfig(), 2, seed)
         weak = draw(DegradationConfig(strength=(strength, strength)), 2, seed)
@@ -310,7 +326,7 @@ def test_strength_weakens_all_that_is_drawn_and_draws_the_same(strength: float) 
             assert better == pytest.approx(100 - strength * (100 - quality))
 
 
-def test_no_strength_leaves_neither_a_size_nor_a_compression_behind() -> None:
+def test_strength_0_disables_resizing_noise_and_jpeg() -> None:
     for seed in range(10):
         recipe = draw(DegradationConfig(strength=(0.0, 0.0)), 2, seed)
         assert recipe.quality == (None, None)
@@ -320,7 +336,7 @@ def test_no_strength_leaves_neither_a_size_nor_a_compression_behind() -> None:
         assert [noise.amount for noise in recipe.first.noise if noise is not None] == [0, 0]
 
 
-def test_settings_reach_every_draw() -> None:
+def test_settings_apply_to_every_drawn_parameter() -> None:
     blur = BlurConfig(probability=0.0)
     noise = NoiseConfig(gaussian_probability=1.0, gray_probability=0.0, sigma=(5.0, 5.0))
     stage = StageConfig(
@@ -341,13 +357,13 @@ def test_settings_reach_every_draw() -> None:
         assert 0.5 <= drawn.resize.factor <= 1
 
 
-def test_no_noise_is_a_possible_setting() -> None:
+def test_noise_can_be_disabled() -> None:
     recipe = draw(DegradationConfig(first=StageConfig(noise=NoiseConfig(probability=0.0))), 20)
     assert recipe.first is not None
     assert recipe.first.noise == (None,) * 20
 
 
-def test_chances_written_with_few_digits_can_be_drawn_from() -> None:
+def test_probabilities_rounded_to_few_digits_are_accepted() -> None:
     sixths = BlurConfig(shapes=(0.1666667,) * 6)
     thirds = ResizeConfig(up=0.3333334, down=0.3333333, keep=0.3333331)
     assert draw(DegradationConfig(first=StageConfig(blur=sixths, resize=thirds)), 5).first is not None
@@ -366,7 +382,7 @@ def test_beta_stays_within_a_range_on_one_side_of_1(beta: tuple[float, float], e
     assert ends[1] - 0.05 < max(betas) <= ends[1]
 
 
-def test_a_repeated_recipe_says_for_every_image_what_it_said_for_one() -> None:
+def test_a_repeated_recipe_repeats_the_parameters_of_each_image() -> None:
     config = DegradationConfig(spatial=SpatialConfig(probability=0.5))
     recipe = next(drawn for drawn in (draw(config, 3, seed) for seed in range(99)) if drawn.second is not None)
     twice = recipe.repeated(2)

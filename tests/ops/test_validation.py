@@ -53,7 +53,7 @@ def test_float32_passes_beside_any_dtype() -> None:
         check_same_dtype_or_float32("op", "x", ONES.to(dtype), y=ONES, z=ONES.to(dtype))
 
 
-def test_check_heads_reads_the_number_of_heads_off_the_table() -> None:
+def test_check_heads_returns_the_number_of_columns_of_the_table() -> None:
     assert check_heads("op", 12, torch.ones(9, 4), 9, "3 × 3") == 4
 
 

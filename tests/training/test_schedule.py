@@ -132,10 +132,10 @@ def test_processes_count_the_mean_of_their_times() -> None:
     time.now = clock(10)
     time.begin()
     for _ in range(4):
-        assert not time.over
+        assert not time.limit_reached
         time.step_done()
     assert measured == [10, 10, 10]
-    assert time.over
+    assert time.limit_reached
     unlimited = TrainingTime(0.0, mean)
     unlimited.now = clock(10)
     for _ in range(3):
