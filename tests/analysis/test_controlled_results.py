@@ -101,7 +101,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("fitted")
 @pytest.mark.parametrize("encoded", ["level", "content"])
-def test_information_is_found_about_what_the_features_encode(encoded: str) -> None:
+def test_information_is_measured_only_for_the_factor_that_the_features_encode(encoded: str) -> None:
     data = controlled(one_hot(LEVEL) if encoded == "level" else CONTENT[CROP].astype(np.float64))
     find: list[Callable[..., controlled_results.Information]] = [content_information, noise_information]
     content, noise = (each(data, 0, repeats=2, seed=0) for each in find)

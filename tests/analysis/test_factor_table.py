@@ -92,14 +92,14 @@ def test_each_path_of_only_makes_a_table_of_the_rows_below_it(folder: Path) -> N
         ('path,iso\n"a/1.png,1\na/2.png,2\n', "line 3 has 1 values"),
     ],
 )
-def test_an_invalid_table_is_named_with_the_reason(folder: Path, text: str, message: str) -> None:
+def test_an_invalid_table_is_reported_with_the_reason(folder: Path, text: str, message: str) -> None:
     table = write(folder, text)
     with pytest.raises(FactorTableError, match=message) as caught:
         read_tables([table])
     assert str(caught.value).startswith(str(table))
 
 
-def test_a_table_that_is_missing_or_no_text_is_named(folder: Path) -> None:
+def test_a_table_that_is_missing_or_no_text_is_reported(folder: Path) -> None:
     with pytest.raises(FactorTableError, match="none.csv: no such file"):
         read_tables([folder / "none.csv"])
     (folder / "table.csv").write_bytes(b"path\xff")
@@ -122,7 +122,7 @@ def test_numbers_of_many_digits_take_no_time() -> None:
     assert numbers(["9" * 30 + "/7", "1"]) is None
 
 
-def test_the_first_missing_images_are_named_and_the_others_counted(folder: Path) -> None:
+def test_the_first_missing_images_are_reported_and_the_others_counted(folder: Path) -> None:
     table = write(folder, "path,iso\n" + "".join(f"no/{n}.png,{n}\n" for n in range(9)))
     with pytest.raises(FactorTableError, match=r"no/4.png and 4 more$"):
         read_tables([table])

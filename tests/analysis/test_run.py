@@ -244,7 +244,7 @@ def test_a_missing_scikit_learn_is_reported_before_any_image_is_read(
 
 
 @pytest.mark.parametrize(("name", "value"), [("scenes", 1), ("side", 7), ("repeats", 0), ("seed", -1), ("crops", 0)])
-def test_settings_out_of_range_are_named(name: str, value: int) -> None:
+def test_settings_out_of_range_are_reported(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least {value + 1}, got {value}"):
         AnalysisConfig(**{name: value})
     with pytest.raises(TypeError, match=name):

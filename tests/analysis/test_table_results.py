@@ -151,7 +151,7 @@ def test_all_factors_are_probed_and_scenes_are_not_held_out_for_the_factor_scene
     assert ignorant.factors[0].probe.accuracy.value < 0.3
 
 
-def test_images_of_a_table_are_measured_whole_and_unreadable_ones_are_named(
+def test_images_of_a_table_are_measured_whole_and_unreadable_ones_are_reported(
     network: Callable[..., SAVL], photographs: Callable[..., list[Path]]
 ) -> None:
     paths = photographs(2, height=30, width=41)

@@ -160,7 +160,7 @@ def test_a_suffix_can_be_given(picture: Write, suffix: str, name: str) -> None:
     ("shape", "scale", "size", "cut"),
     [((25, 35), 4, (6, 8), "32x24"), ((24, 33), 4, (6, 8), "32x24"), ((24, 32), 3, (8, 10), "30x24")],
 )
-def test_what_is_left_over_is_cut_off_at_the_right_and_bottom_with_a_note(
+def test_pixels_beyond_a_multiple_of_the_scale_are_cropped_with_a_note(
     picture: Write, shape: tuple[int, int], scale: int, size: tuple[int, int], cut: str
 ) -> None:
     whole = pixels(str(picture("a.png", shape=(*shape, 3))))

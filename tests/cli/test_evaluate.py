@@ -129,7 +129,7 @@ def test_without_torchvision_the_other_scores_and_the_reason_are_printed(folder:
     assert all(row["model_psnr_y"] for row in rows)
 
 
-def test_images_too_small_for_lpips_are_named_and_there_is_no_mean(folder: Path, lpips: None) -> None:
+def test_images_too_small_for_lpips_are_reported_and_there_is_no_mean(folder: Path, lpips: None) -> None:
     add_pair(folder, "b[red]", 8)
     add_pair(folder, "c", 16)
     stdout, report, rows = evaluate(folder)
@@ -182,7 +182,7 @@ def _place(folder: Path, name: str, value: str) -> str:
     return str(folder / value) if name in ("--lr", "--hr", "--json", "--csv") else value
 
 
-def test_images_too_small_to_score_are_named(folder: Path) -> None:
+def test_images_too_small_to_score_are_reported(folder: Path) -> None:
     Image.new("RGB", (4, 4)).save(folder / "lr" / "a.png")
     Image.new("RGB", (16, 16)).save(folder / "hr" / "a.png")
     result = run("evaluate", "--lr", folder / "lr", "--hr", folder / "hr")

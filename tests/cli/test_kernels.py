@@ -452,7 +452,7 @@ def test_tune_names_the_accepted_values(savl: Run, flags: tuple[str, ...], messa
 TINY = ("kernels", "tune", "--network", "savl-tiny", "--dtype", "bfloat16")
 
 
-def test_tune_stores_what_it_finds_and_keeps_it(savl: Run, fake_gpu: Path) -> None:
+def test_tune_stores_its_results_and_keeps_them(savl: Run, fake_gpu: Path) -> None:
     done = savl(*TINY)
     assert done.code == 0, done.text
     rows = [line for line in done.text.splitlines() if line.startswith("│")]
@@ -498,7 +498,9 @@ def test_tune_interrupted_at_once_has_nothing_to_keep(
     assert not fake_gpu.exists()
 
 
-def test_tune_interrupted_keeps_what_it_has(savl: Run, fake_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_tune_keeps_the_results_so_far(
+    savl: Run, fake_gpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     search = kernels_tune.search
 
     def interrupted(task: Any, *arguments: Any) -> Any:
@@ -515,7 +517,7 @@ def test_tune_interrupted_keeps_what_it_has(savl: Run, fake_gpu: Path, monkeypat
     assert "6 searched, 2 stored before" in savl(*TINY).text
 
 
-def test_tune_check_measures_what_is_stored_and_writes_nothing(savl: Run, fake_gpu: Path) -> None:
+def test_tune_check_measures_stored_configurations_and_writes_nothing(savl: Run, fake_gpu: Path) -> None:
     done = savl(*TINY, "--check")
     assert done.code == 0
     assert "nothing is stored for 8 of 8" in done.text

@@ -168,7 +168,7 @@ def test_sigterm_while_images_are_decoded_leaves_nothing(folder: Path, monkeypat
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_missing_configuration_is_named(folder: Path) -> None:
+def test_a_missing_configuration_is_reported(folder: Path) -> None:
     result = run("train", folder / "none.toml")
     assert result.exit_code == 2
     assert "none.toml" in message(result)

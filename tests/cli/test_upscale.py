@@ -272,7 +272,7 @@ def test_usage_errors_have_exit_code_2_and_write_nothing(
     assert files() == ["a.png", "b.png", "plain"]
 
 
-def test_a_damaged_model_is_named_once(picture: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_model_is_reported_once(picture: Write, capsys: pytest.CaptureFixture[str]) -> None:
     from savl.cli import main
 
     picture("a.png")

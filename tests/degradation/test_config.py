@@ -142,7 +142,7 @@ def test_every_default_is_accepted_and_ends_of_ranges_may_meet(cls: Any) -> None
             cls(**{field.name: (value[1], value[1])})
 
 
-def test_tables_nest_and_what_they_leave_out_keeps_its_default() -> None:
+def test_settings_missing_from_nested_tables_keep_their_defaults() -> None:
     config = parse("[degradation]\nstrength = [0, 1]\n[degradation.first.blur]\nsigma = [0.5, 1]\nsizes = [7]")
     assert config.strength == (0, 1)
     assert config.first.blur == BlurConfig(sigma=(0.5, 1), sizes=(7,))
@@ -151,7 +151,7 @@ def test_tables_nest_and_what_they_leave_out_keeps_its_default() -> None:
     assert parse("[degradation]") == DegradationConfig()
 
 
-def test_what_a_table_of_the_second_stage_leaves_out_keeps_that_stages_own_default() -> None:
+def test_settings_missing_from_a_table_of_the_second_stage_keep_the_defaults_of_that_stage() -> None:
     config = parse("[degradation.second.noise]\ngray_probability = 0.0\n[degradation.second.blur]\nsizes = [9, 11]")
     assert config.second.noise == NoiseConfig(gray_probability=0.0, sigma=(1.0, 25.0), poisson_scale=(0.05, 2.5))
     assert config.second.blur == BlurConfig(sizes=(9, 11), probability=0.8, sigma=(0.2, 1.5))
@@ -177,12 +177,12 @@ def test_what_a_table_of_the_second_stage_leaves_out_keeps_that_stages_own_defau
         ("[degradation]\nstrength = [0, 2]", r"^degradation\.strength must lie in \[0, 1\]"),
     ],
 )
-def test_mistakes_in_nested_tables_are_named_with_the_table(text: str, message: str) -> None:
+def test_mistakes_in_nested_tables_are_reported_with_the_table(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse(text)
 
 
-def test_a_wrong_type_in_a_nested_table_is_named_with_the_table() -> None:
+def test_a_wrong_type_in_a_nested_table_is_reported_with_the_table() -> None:
     with pytest.raises(TypeError, match=r"^\[degradation\.first\.jpeg\]: jpeg\.quality must be a tuple of float"):
         parse("[degradation.first.jpeg]\nquality = 50")
 

@@ -91,7 +91,7 @@ def test_ramps_have_all_directions_and_bends() -> None:
     assert 0.48 < middles.max() <= 0.5 + 1e-3
 
 
-def test_ramps_are_as_likely_as_the_setting_says() -> None:
+def test_ramps_have_the_probability_of_the_setting() -> None:
     drawn = masks(SpatialConfig(ramp_probability=0.3), 600, 16, 16)
     monotone = sum(
         all(bool((mask.diff(dim=axis) >= 0).all() or (mask.diff(dim=axis) <= 0).all()) for axis in (0, 1))

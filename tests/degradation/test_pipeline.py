@@ -355,7 +355,7 @@ def test_tiny_images_work(config: DegradationConfig, size: tuple[int, int]) -> N
         (torch.zeros(0, 3, 8, 8), r"got \(0, 3, 8, 8\)"),
     ],
 )
-def test_other_shapes_and_types_are_refused_with_what_came(x: Tensor, message: str) -> None:
+def test_other_shapes_and_types_are_refused_with_the_given_value(x: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Degradation(DegradationConfig())(x, 0)
 

@@ -125,6 +125,6 @@ def test_results_depend_on_the_seed_only() -> None:
         ({"rate": -1.0}, "rate must be above 0, got -1.0"),
     ],
 )
-def test_invalid_arguments_are_named(changes: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_reported(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         club(**({"x": torch.zeros(30, 2), "y": torch.zeros(30, 1)} | changes))

@@ -83,6 +83,6 @@ def test_ssim_and_psnr_are_those_of_torchmetrics(size: tuple[int, int], noise: f
         assert psnr == pytest.approx(float(peak_signal_noise_ratio(x, y, data_range=255.0)))
 
 
-def test_shapes_that_differ_are_named() -> None:
+def test_shapes_that_differ_are_reported() -> None:
     with pytest.raises(ValueError, match=r"got \(3, 40, 30\) and \(3, 40, 31\)"):
         fidelity(torch.rand(3, 40, 30), torch.rand(3, 40, 31))

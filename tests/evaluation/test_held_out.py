@@ -37,7 +37,7 @@ def fitted(table: Tensor, steps: int) -> tuple[float, Counter]:
     return fit(net, Split(torch.arange(2, 5), HALVES), torch.Generator()), net
 
 
-def test_what_scores_best_on_one_half_is_measured_on_the_other() -> None:
+def test_the_best_step_of_one_half_is_measured_on_the_other_half() -> None:
     table = torch.tensor([[0.0, 9.0, 2.0, 3.0], [0.5, 1.5, 7.0, 4.0]])
     value, _ = fitted(table, 60)
     assert value == (1.5 + 2.0) / 2

@@ -233,6 +233,6 @@ def test_json_holds_every_number() -> None:
         ({"groups": [0] * 9}, "x and groups must have as many samples as each other, got 10 and 9"),
     ],
 )
-def test_invalid_arguments_are_named(changes: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_reported(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         hsic(**({"x": torch.zeros(10, 2), "y": torch.zeros(10, 1)} | changes))

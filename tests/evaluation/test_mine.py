@@ -141,6 +141,6 @@ def test_the_gradient_divides_by_the_moving_average() -> None:
         ({"rate": 0.0}, "rate must be above 0, got 0.0"),
     ],
 )
-def test_invalid_arguments_are_named(changes: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_reported(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mine(**({"x": torch.zeros(30, 2), "y": torch.zeros(30, 1)} | changes))

@@ -108,13 +108,13 @@ def test_lpips_compares_both_images_with_the_original(folders: tuple[Path, Path]
     assert all(torch.equal(hr, original) and sr.shape == hr.shape for sr, hr in asked)
 
 
-def test_a_wrong_ratio_of_sizes_is_named(folders: tuple[Path, Path]) -> None:
+def test_a_wrong_ratio_of_sizes_is_reported(folders: tuple[Path, Path]) -> None:
     lr, hr = folders
     Image.new("RGB", (32, 28)).save(hr / "a.png")
     with pytest.raises(ValueError, match="must be 4 times as large as .*a.png: 32x32 pixels, got 32x28"):
         evaluate_pair(match_pairs(lr, hr)[0], upscaler())
 
 
-def test_a_missing_folder_is_named(folders: tuple[Path, Path]) -> None:
+def test_a_missing_folder_is_reported(folders: tuple[Path, Path]) -> None:
     with pytest.raises(ValueError, match="hr: .*nowhere is not a folder"):
         match_pairs(folders[0], "nowhere")

@@ -113,7 +113,7 @@ def test_images_too_small_for_alexnet_have_no_distance(cached: Path) -> None:
     assert lpips(image(30), image(30)) is None
 
 
-def test_shapes_that_differ_are_named(cached: Path) -> None:
+def test_shapes_that_differ_are_reported(cached: Path) -> None:
     with pytest.raises(ValueError, match=r"got \(3, 64, 72\) and \(3, 65, 73\)"):
         Lpips()(image(64), image(65))
 
@@ -137,7 +137,7 @@ def test_a_broken_torchvision_is_distinguished_from_a_missing_one(
     assert caught.value.reason == f"torchvision does not import beside torch {torch.__version__}"
 
 
-def test_missing_weights_are_named_and_not_downloaded(cached: Path) -> None:
+def test_missing_weights_are_reported_and_not_downloaded(cached: Path) -> None:
     cached.unlink()
     with pytest.raises(LpipsUnavailable, match=r"alexnet-standin-0123abcd\.pth is not .* python -c") as caught:
         Lpips()
@@ -145,7 +145,7 @@ def test_missing_weights_are_named_and_not_downloaded(cached: Path) -> None:
     assert not cached.exists()
 
 
-def test_a_damaged_file_of_weights_is_named(cached: Path) -> None:
+def test_a_damaged_file_of_weights_is_reported(cached: Path) -> None:
     cached.write_bytes(cached.read_bytes()[:1000])
     with pytest.raises(LpipsUnavailable, match="remove .*alexnet-standin-0123abcd.pth") as caught:
         Lpips()

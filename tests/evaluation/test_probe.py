@@ -149,7 +149,7 @@ def test_json_holds_every_number() -> None:
         ({"test_share": 1.0}, "test_share must be between 0 and 1, got 1.0"),
     ],
 )
-def test_invalid_arguments_are_named(changes: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_reported(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         linear_probe(**({"features": torch.randn(8, 2), "labels": torch.arange(8) % 2} | changes))
 

@@ -101,7 +101,7 @@ def test_a_constant_column_is_not_blown_up_by_rounding() -> None:
     assert standardise(values, torch.arange(1000)).abs().max() < 1e-6
 
 
-def test_lengths_that_differ_are_named() -> None:
+def test_lengths_that_differ_are_reported() -> None:
     check_lengths(("x", 3), ("y", 3))
     with pytest.raises(ValueError, match="x and y must have as many samples as each other, got 3 and 4"):
         check_lengths(("x", 3), ("y", 4))

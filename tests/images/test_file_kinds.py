@@ -85,7 +85,7 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("name", FRAMES)
-def test_jpeg_kinds_that_cannot_be_decoded_are_named(name: str) -> None:
+def test_jpeg_kinds_that_cannot_be_decoded_are_reported(name: str) -> None:
     marker, bits = FRAMES[name]
     content = bytearray(encoded(Image.new("RGB", (16, 16), RED), "JPEG"))
     frame = content.index(b"\xff\xc0")

@@ -82,7 +82,7 @@ def test_a_truncated_bmp_is_an_error(mode: str, part: float) -> None:
         read_image(content[: int(len(content) * part)])
 
 
-def test_a_bmp_that_holds_another_format_is_named() -> None:
+def test_a_bmp_that_holds_another_format_is_reported() -> None:
     with pytest.raises(UnsupportedImage, match="is a BMP file compressed by PNG"):
         read_image(bmp(b"\x89PNG", 1, 1, 0, 5))
 
@@ -199,7 +199,7 @@ def test_heic_is_named_where_libvips_has_no_decoder_for_it() -> None:
         assert "is HEIC, which this build of libvips cannot read" in str(caught.value)
 
 
-def test_a_format_without_a_loader_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_format_without_a_loader_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     import pyvips
 
     monkeypatch.setattr(pyvips, "type_find", lambda *_: 0)

@@ -147,7 +147,7 @@ def test_faces_stay_where_they_are() -> None:
     assert 'stArea:x="200"' in resize_xmp(pixels, (400, 200), (4.0, 4.0)).decode()
 
 
-def test_regions_of_a_turned_picture_go_and_are_named() -> None:
+def test_regions_of_a_turned_picture_go_and_are_reported() -> None:
     kept, lost = clean_xmp(packet("", REGIONS), turned=False)
     assert (kept, lost) == (packet("", REGIONS), [])
     kept, lost = clean_xmp(packet("", REGIONS), turned=True)
@@ -176,7 +176,7 @@ def test_a_subject_area_in_xmp_is_scaled() -> None:
     assert values == ["40", "40", "16", "12"]
 
 
-def test_a_motion_photo_is_named() -> None:
+def test_a_motion_photo_is_reported() -> None:
     before = packet('GCamera:MotionPhoto="1" GCamera:MotionPhotoVersion="1" exif:UserComment="stays"')
     kept, lost = clean_xmp(before, turned=False)
     assert kept is not None
@@ -245,7 +245,7 @@ def test_a_georeference_is_named_where_it_is_lost(tmp_path: Path, image_format: 
     assert sentence == "left out: the georeference (GeoTIFF)"
 
 
-def test_unknown_tags_of_tiff_are_named(tmp_path: Path) -> None:
+def test_unknown_tags_of_tiff_are_reported(tmp_path: Path) -> None:
     info = TiffImagePlugin.ImageFileDirectory_v2()
     info.tagtype.update({50838: 4, 65000: 4, 65001: 4})
     info[50838] = info[65000] = info[65001] = 7
@@ -288,7 +288,7 @@ def test_every_tag_of_tiff_is_storage_or_kept_or_named(tmp_path: Path, tag: int)
         assert len(lost) == 1
 
 
-def test_fields_about_the_page_and_the_printing_are_named(tmp_path: Path) -> None:
+def test_fields_about_the_page_and_the_printing_are_reported(tmp_path: Path) -> None:
     info = TiffImagePlugin.ImageFileDirectory_v2()
     info.tagtype.update({263: 3, 286: 5, 287: 5, 297: 3, 321: 3, 34016: 2})
     info[263], info[286], info[287], info[297], info[321], info[34016] = 1, 0.5, 0.5, (1, 3), (10, 240), "site"

@@ -190,7 +190,7 @@ def test_a_key_of_8_bits_is_not_spread() -> None:
         lambda path: palette_image().save(path, bits=2),
     ],
 )
-def test_an_opened_file_gives_what_its_path_gives(make: Callable[[Path], None], tmp_path: Path) -> None:
+def test_an_opened_file_gives_the_same_result_as_its_path(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as image:
         by_pil = as_pixels(image)

@@ -184,7 +184,7 @@ def test_malformed_chunks_say_nothing(tmp_path: Path, case: str) -> None:
         assert "icc_profile" not in Image.open(through(source, target)).info
 
 
-def test_primaries_without_numbers_are_named_and_the_next_chunk_counts(tmp_path: Path) -> None:
+def test_primaries_without_numbers_are_reported_and_the_next_chunk_counts(tmp_path: Path) -> None:
     source = png(tmp_path / "in.png", (b"cICP", bytes([2, 2, 0, 1])), (b"gAMA", struct.pack(">I", 100000)))
     picture = read_image(source)
     assert losses(picture.metadata, picture.pixels, picture.pixels, PNG) == []
@@ -233,7 +233,7 @@ def test_gray_bits_and_background_follow_a_picture_that_becomes_rgb(tmp_path: Pa
     assert out[b"bKGD"] == b"\0\x40" * 3
 
 
-def test_hdr_names_what_a_profile_cannot_say(tmp_path: Path) -> None:
+def test_hdr_data_that_a_profile_cannot_store_is_reported(tmp_path: Path) -> None:
     picture = read_image(png(tmp_path / "in.png", *CASES["PQ with mastering"][0]))
     (sentence,) = losses(picture.metadata, picture.pixels, picture.pixels, JPEG)
     assert "light above PQ's white" in sentence
@@ -263,7 +263,7 @@ def test_code_points_of_avif_become_those_of_png(points: tuple[int, int]) -> Non
     ],
     ids=["gain map", "depth", "alpha"],
 )
-def test_further_images_of_heic_are_named(kind: bytes, words: tuple[str, ...]) -> None:
+def test_further_images_of_heic_are_reported(kind: bytes, words: tuple[str, ...]) -> None:
     def box(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I4s", 8 + len(content), name) + content
 

@@ -75,7 +75,7 @@ def test_the_first_page_is_taken_with_a_note_of_the_others(three_pages: Path) ->
 
 
 @pytest.mark.parametrize("page", [4, 1000])
-def test_a_page_that_does_not_exist_is_told_with_what_there_is(three_pages: Path, page: int) -> None:
+def test_a_missing_page_is_reported_with_the_number_of_pages(three_pages: Path, page: int) -> None:
     with pytest.raises(UnsupportedImage, match=f"has no page {page}; it holds 3 pages"):
         read_image(three_pages, page=page)
 
@@ -95,7 +95,7 @@ def test_pages_below_one_are_a_mistake(page: int) -> None:
 
 
 @pytest.mark.parametrize("page", [1.0, "1", True, (1,), np.float32(1)], ids=repr)
-def test_a_page_that_is_no_int_is_named(page: object) -> None:
+def test_a_page_that_is_no_int_is_reported(page: object) -> None:
     kind = type(page).__name__
     with pytest.raises(TypeError, match=f"page must be an int, counted from 1, got {kind} "):
         read_image(b"", page=page)  # type: ignore[arg-type]

@@ -71,7 +71,7 @@ def test_good_jpeg_files_are_read_and_bad_ones_refused(side: int) -> None:
     assert {name: is_read(content) for name, content in bad.items()} == dict.fromkeys(bad, False)
 
 
-def test_what_harms_nothing_does_not_change_the_picture() -> None:
+def test_harmless_defects_do_not_change_the_pixels() -> None:
     good, _ = good_and_bad(64)
     plain = read_image(good["plain"]).pixels
     for name, content in good.items():

@@ -155,7 +155,7 @@ def test_gray_keeps_its_curve_either_way_round(tmp_path: Path, photometric: int,
 
 
 @pytest.mark.parametrize("target", OTHERS, ids=lambda f: f.name)
-def test_what_no_profile_can_say_is_named(tmp_path: Path, target: ImageFormat) -> None:
+def test_colour_data_that_no_profile_can_store_is_reported(tmp_path: Path, target: ImageFormat) -> None:
     senseless = tiff(tmp_path / "a", {319: (0.0,) * 6})
     assert through(senseless, target)[1] == ["left out: the primary chromaticities"]
     ranged = tiff(tmp_path / "b", {301: ONE_TABLE, 342: (16, 235) * 3})

@@ -160,7 +160,7 @@ def test_graphs_are_recorded_under_the_settings_in_force(model: SAVL) -> None:
 
 
 @pytest.mark.usefixtures("built_extension")
-def test_the_report_says_what_serves_pictures_and_what_networks() -> None:
+def test_the_report_distinguishes_the_kernels_of_images_and_of_networks() -> None:
     report = kernel_report()
     assert report.serving("window_attention") == "eager"
     reason = next(s.reason for s in report.statuses if (s.op, s.backend) == ("window_attention", "cpp"))

@@ -173,7 +173,7 @@ def test_float_values_a_little_outside_reach_the_network_clamped() -> None:
         (None, TypeError, "NoneType"),
     ],
 )
-def test_bad_images_are_refused_with_what_came_and_what_is_accepted(
+def test_bad_images_are_refused_with_the_given_and_the_accepted_values(
     image: Any, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words) as caught:

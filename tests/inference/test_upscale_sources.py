@@ -105,7 +105,7 @@ def test_bad_files_are_refused_by_name(image: Any, error: type[Exception], words
     assert not (tmp_path / "out.png").exists()
 
 
-def test_a_file_in_text_mode_is_refused_with_what_to_do(path: Path) -> None:
+def test_a_file_in_text_mode_is_refused_with_a_solution(path: Path) -> None:
     with open(path) as file, pytest.raises(TypeError, match="image: a file object in text mode; open .* mode 'rb'"):
         savl.upscale(file, model=Nearest())
 
@@ -168,7 +168,7 @@ def test_the_format_is_that_of_the_suffix_or_the_one_that_is_named(
         assert read_image(written).pixels.shape == (10, 14, 3)
 
 
-def test_notes_name_what_the_format_cannot_store(tmp_path: Path) -> None:
+def test_notes_name_the_data_that_the_format_cannot_store(tmp_path: Path) -> None:
     Image.new("RGBA", (4, 4), (200, 40, 30, 0)).save(tmp_path / "x.png")
     done = savl.upscale_file(tmp_path / "x.png", tmp_path / "x.jpg", model=Nearest(), quality=100)
     assert any("transparency" in note for note in done.notes)

@@ -225,7 +225,7 @@ def test_bfloat16_stays_close_to_float32(model: SAVL, image: Tensor) -> None:
         ({"dtype": torch.int8}, "dtype must be"),
     ],
 )
-def test_bad_settings_are_named(model: SAVL, arguments: dict[str, object], message: str) -> None:
+def test_bad_settings_are_reported(model: SAVL, arguments: dict[str, object], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         savl.Upscaler(model, **arguments)  # type: ignore[arg-type]
 

@@ -142,7 +142,7 @@ def test_a_wrapped_network_is_saved_under_its_own_names(
     ("low", "high"), [(0.0, 255.0), (-1.0, 1.0), (0.0, 1.01), (float("nan"), 0.5), (0.0, float("inf"))]
 )
 @pytest.mark.parametrize(("dtype", "batch"), [(torch.float32, 1), (torch.float64, 3), (torch.bfloat16, 3)])
-def test_floats_outside_the_unit_interval_are_refused_with_what_to_do(
+def test_floats_outside_the_unit_interval_are_refused_with_a_solution(
     low: float, high: float, dtype: torch.dtype, batch: int, model: SAVL
 ) -> None:
     lr = torch.full((batch, 3, 4, 5), 0.5, dtype=dtype)

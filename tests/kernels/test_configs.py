@@ -88,7 +88,7 @@ def test_files_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(read) == 2, "the user's file and the shipped one"
 
 
-def test_launches_take_what_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launches_use_stored_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     from savl.kernels import launch
 
@@ -131,7 +131,7 @@ def test_without_a_home_there_is_no_users_folder_and_the_rule_decides(monkeypatc
     assert look_up()[1] == "rule"
 
 
-def test_what_is_written_is_read_again() -> None:
+def test_stored_entries_are_read_back_unchanged() -> None:
     entries = [
         tuned(),
         tuned(ANOTHER, stage="backward_bias", microseconds=0.5),

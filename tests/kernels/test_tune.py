@@ -70,7 +70,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(("window", "key_window"), [(16, 16), (16, 24), (8, 12), (5, 9), (2, 2)])
-def test_candidates_are_what_a_kernel_can_run_with(dtype: str, window: int, key_window: int) -> None:
+def test_candidates_are_configurations_that_a_kernel_supports(dtype: str, window: int, key_window: int) -> None:
     found = tune.candidates(Problem(dtype, 24, window, key_window))
     assert found
     assert len(set(found)) == len(found)
@@ -105,7 +105,7 @@ def test_slow_candidates_are_measured_less_often_than_fast_ones() -> None:
     assert counts[0] >= tune.TURNS + tune.FINAL_TURNS
 
 
-def test_what_the_compiler_speaks_against_is_not_measured() -> None:
+def test_candidates_that_the_compiler_rejects_are_not_measured() -> None:
     machine = FakeGpu({BEST: 10.0, KernelConfig(32, 32, 2, 1): 50.0})
     outcome = tune.search(TASK, machine, lambda task, config: "spills" if config.warps == BEST.warps else None)
     assert outcome.entry.config == KernelConfig(32, 32, 2, 1)
@@ -132,13 +132,13 @@ def test_a_gain_that_drowns_in_noise_is_none() -> None:
     assert tune.search(TASK, machine, fits).entry.config == RULE
 
 
-def test_what_computes_something_else_is_passed_over() -> None:
+def test_candidates_with_wrong_results_are_skipped() -> None:
     second = KernelConfig(32, 32, 2, 1)
     machine = FakeGpu({BEST: 50.0, second: 60.0}, wrong={BEST, replace(BEST, stages=2), replace(BEST, stages=3)})
     assert tune.search(TASK, machine, fits).entry.config == second
 
 
-def test_a_candidate_that_does_not_run_is_passed_over() -> None:
+def test_candidates_that_do_not_run_are_skipped() -> None:
     second = KernelConfig(32, 32, 2, 1)
     assert tune.search(TASK, FakeGpu({second: 60.0}, broken={BEST}), fits).entry.config == second
 
@@ -170,7 +170,7 @@ def run(machine: FakeGpu, store: Path, tasks: list[Task] = TASKS, **options: Any
     return list(tune.tune(tasks, machine, store, unfit=fits, **options))
 
 
-def test_what_is_found_serves_from_then_on(store: Path) -> None:
+def test_configurations_that_were_found_are_used_afterwards(store: Path) -> None:
     assert configs.config_for("forward", PROBLEM, "NVIDIA Test 80GB", HOPPER) == (RULE, "rule")
     outcomes = run(FakeGpu({BEST: 80.0}), store)
     assert [outcome.task for outcome in outcomes] == TASKS
@@ -268,7 +268,7 @@ def test_spills_and_shared_memory_speak_against_a_candidate(
 
 
 @needs_triton
-def test_what_does_not_compile_is_no_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configurations_that_do_not_compile_are_no_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     from savl.kernels import compile_ahead_of_time
 
     def fail(*arguments: Any, **options: Any) -> None:

@@ -103,7 +103,7 @@ def test_missing_settings_take_their_defaults() -> None:
     assert SAVLConfig.from_dict({"channels": 180}) == SAVLConfig(channels=180)
 
 
-def test_unknown_settings_are_named_beside_the_known_ones() -> None:
+def test_unknown_settings_are_reported_beside_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"unknown settings \['chanels', 'headz'\].*'channels'"):
         SAVLConfig.from_dict({"chanels": 180, "headz": 6})
 
@@ -174,7 +174,7 @@ def test_an_overlap_read_off_a_key_window_gives_that_key_window_back() -> None:
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_a_setting_out_of_range_is_named(changes: dict[str, Any], fragments: list[str]) -> None:
+def test_a_setting_out_of_range_is_reported(changes: dict[str, Any], fragments: list[str]) -> None:
     with pytest.raises(ValueError, match=f"^{fragments[0]} must ") as caught:
         SAVLConfig(**changes)
     missing = [fragment for fragment in fragments if fragment not in str(caught.value)]
@@ -199,7 +199,7 @@ def test_a_setting_out_of_range_is_named(changes: dict[str, Any], fragments: lis
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_a_setting_of_another_type_is_named(changes: dict[str, Any], fragments: list[str]) -> None:
+def test_a_setting_of_another_type_is_reported(changes: dict[str, Any], fragments: list[str]) -> None:
     with pytest.raises(TypeError, match=f"^{fragments[0]} must ") as caught:
         SAVLConfig(**changes)
     missing = [fragment for fragment in fragments if fragment not in str(caught.value)]

@@ -32,7 +32,7 @@ def test_it_rebuilds_an_image_of_the_size_of_its_content(decoder: LikelihoodDeco
     assert decoder(*inputs(2, height, width))[0].shape == (2, 3, height, width)
 
 
-def test_it_adds_to_the_content_what_the_degradation_did(decoder: LikelihoodDecoder) -> None:
+def test_the_decoder_predicts_the_difference_from_the_content(decoder: LikelihoodDecoder) -> None:
     z, r = inputs()
     torch.testing.assert_close(decoder(z, r)[0] - z, decoder.body(torch.cat((z, r), dim=1)))
 

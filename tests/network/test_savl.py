@@ -321,7 +321,7 @@ def test_an_input_that_is_not_an_image_is_refused_by_name(
     assert not missing, f"the message lacks {missing}: {caught.value}"
 
 
-def test_a_field_that_is_missing_or_not_expected_is_named(
+def test_a_field_that_is_missing_or_not_expected_is_reported(
     network: SAVL, small_config: Small, random_field: RandomField
 ) -> None:
     with pytest.raises(ValueError, match="field must be a DegradationField .*='variational', got NoneType"):
@@ -339,14 +339,14 @@ def test_a_field_that_is_missing_or_not_expected_is_named(
         pytest.param({"height": 7, "width": 10, "batch": 2}, r"field.mu .*got \(2, 6, 7, 10\)", id="batch"),
     ],
 )
-def test_a_field_of_another_size_is_named(
+def test_a_field_of_another_size_is_reported(
     network: SAVL, random_field: RandomField, field_size: dict[str, int], fragment: str
 ) -> None:
     with pytest.raises(ValueError, match=fragment):
         network.reconstruct(image(), random_field(network.config, **field_size))
 
 
-def test_a_severity_of_another_size_is_named(network: SAVL, random_field: RandomField) -> None:
+def test_a_severity_of_another_size_is_reported(network: SAVL, random_field: RandomField) -> None:
     field = random_field(network.config, 7, 10)
     wrong = dataclasses.replace(field, severity=torch.ones(1, 5, 9))
     with pytest.raises(ValueError, match=r"field.severity must have shape \(1, 7, 10\) to fit lr, got \(1, 5, 9\)"):
@@ -359,7 +359,7 @@ def test_modules_of_the_network_are_not_shared(network: SAVL) -> None:
     assert isinstance(network.groups, nn.ModuleList)
 
 
-def test_an_image_of_another_dtype_than_the_network_is_named(tiny: SAVL) -> None:
+def test_an_image_of_another_dtype_than_the_network_is_reported(tiny: SAVL) -> None:
     with pytest.raises(TypeError, match=r"lr must have the dtype of the network, torch.float32, got torch.float64"):
         tiny(image())
     assert tiny(image().float()).dtype == torch.float32

@@ -156,7 +156,7 @@ def test_gradients_are_those_of_finite_differences(with_beta: bool) -> None:
         ),
     ],
 )
-def test_a_bad_argument_is_named(changes: dict[str, Any], error: type[Exception], fragments: list[str]) -> None:
+def test_a_bad_argument_is_reported(changes: dict[str, Any], error: type[Exception], fragments: list[str]) -> None:
     with pytest.raises(error) as caught:
         channel_modulation(**{**arguments(), **changes})
     missing = [f for f in ["channel_modulation", *fragments] if f not in str(caught.value)]

@@ -141,14 +141,14 @@ def test_half_a_unit_in_the_last_place_is_allowed() -> None:
     ],
     ids=["shape", "one-more-dimension", "dtype"],
 )
-def test_what_cannot_be_compared_raises(fused: Tensor, eager: Tensor, fragments: list[str]) -> None:
+def test_outputs_that_cannot_be_compared_raise(fused: Tensor, eager: Tensor, fragments: list[str]) -> None:
     with pytest.raises(ValueError, match="must be like eager") as caught:
         measure("out", fused, eager, torch.zeros(4, dtype=torch.float64), 1)
     missing = [fragment for fragment in fragments if fragment not in str(caught.value)]
     assert not missing, f"the message lacks {missing}: {caught.value}"
 
 
-def test_nothing_is_nothing_to_be_wrong_about() -> None:
+def test_empty_outputs_keep_the_rule() -> None:
     empty = torch.zeros(0, 3)
     assert measure("x", empty, empty, empty.double(), 1).kept
 

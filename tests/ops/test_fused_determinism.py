@@ -115,7 +115,7 @@ def test_each_gradient_is_the_same_when_it_is_asked_for_alone(tiny: Call) -> Non
 
 
 @pytest.mark.parametrize("tiny", TINY, indirect=True)
-def test_second_derivatives_are_refused_and_the_way_out_is_named(tiny: Call) -> None:
+def test_second_derivatives_are_refused_and_the_way_out_is_reported(tiny: Call) -> None:
     function, tensors = tiny
     given = leaves(tensors)
     total = sum(value.square().sum() for value in function(*given))

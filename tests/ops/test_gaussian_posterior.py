@@ -78,7 +78,7 @@ def test_an_offset_skips_random_numbers_of_a_seed() -> None:
     [(-1, ValueError, ["-1", "2**62"]), (2**62, ValueError, [str(2**62)]), (1.0, TypeError, ["float", "int"])],
     ids=["negative", "too-large", "float"],
 )
-def test_a_bad_offset_is_named(offset: Any, error: type[Exception], fragments: list[str]) -> None:
+def test_a_bad_offset_is_reported(offset: Any, error: type[Exception], fragments: list[str]) -> None:
     with pytest.raises(error) as caught:
         gaussian_posterior(*posterior_parameters(), seed=1, offset=offset)
     missing = [f for f in ["gaussian_posterior", "offset", *fragments] if f not in str(caught.value)]
@@ -316,7 +316,7 @@ def test_gradients_reach_both_parameters_through_a_seeded_sample() -> None:
         pytest.param({"seed": 2**64}, ValueError, ["seed", str(2**64), "0 <= seed < 2**64"], id="seed-too-large"),
     ],
 )
-def test_a_bad_argument_is_named(changes: dict[str, Any], error: type[Exception], fragments: list[str]) -> None:
+def test_a_bad_argument_is_reported(changes: dict[str, Any], error: type[Exception], fragments: list[str]) -> None:
     valid: dict[str, Any] = {"mu": torch.zeros(SHAPE), "logvar": torch.zeros(SHAPE)}
     with pytest.raises(error) as caught:
         gaussian_posterior(**{**valid, **changes})

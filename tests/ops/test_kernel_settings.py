@@ -64,7 +64,7 @@ def test_a_list_sets_ops_and_leaves_the_others_fused(text: str, expected: Kernel
         ("window_attention=", "no backend ''"),
     ],
 )
-def test_anything_else_is_told_with_what_is_accepted(text: str, fragment: str) -> None:
+def test_an_invalid_setting_is_reported_with_the_accepted_values(text: str, fragment: str) -> None:
     with pytest.raises(EnvironmentVariableError) as caught:
         parse_settings(text)
     missing = [

@@ -91,7 +91,7 @@ def test_any_number_of_channels_is_served_on_a_cpu() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_tensors_without_data_say_what_shape_comes_out(dtype: torch.dtype) -> None:
+def test_meta_tensors_give_the_shape_and_dtype_of_the_result(dtype: torch.dtype) -> None:
     x, weight = torch.empty(1, 2, 3, 4, dtype=dtype, device="meta"), torch.empty(4, device="meta")
     out = layer_norm(x, weight, weight)
     assert (out.shape, out.dtype, out.device.type) == (x.shape, dtype, "meta")

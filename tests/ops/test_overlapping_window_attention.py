@@ -278,7 +278,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
         pytest.param({"key_window": 6.0}, TypeError, ["key_window", "float", "int"], id="key-window-float"),
     ],
 )
-def test_a_bad_argument_is_named(changes: dict[str, Any], error: type[Exception], fragments: list[str]) -> None:
+def test_a_bad_argument_is_reported(changes: dict[str, Any], error: type[Exception], fragments: list[str]) -> None:
     with pytest.raises(error) as caught:
         overlapping_window_attention(**{**arguments(), **changes})
     missing = [f for f in ["overlapping_window_attention", *fragments] if f not in str(caught.value)]

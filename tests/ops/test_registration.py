@@ -179,7 +179,7 @@ def _forget_compiled() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_a_compiled_op_gives_what_the_op_gives(name: str) -> None:
+def test_a_compiled_op_equals_the_op(name: str) -> None:
     function, tensors = PUBLIC[name]
     with use_fused_kernels():
         expected = run(function, tensors)

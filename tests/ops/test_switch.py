@@ -90,7 +90,7 @@ def test_blocks_nest() -> None:
     assert current_settings() == OFF
 
 
-def test_what_held_before_holds_again_after_an_exception() -> None:
+def test_an_exception_restores_the_previous_settings() -> None:
     with pytest.raises(ZeroDivisionError), use_fused_kernels():
         raise ZeroDivisionError
     assert current_settings() == OFF
@@ -318,7 +318,7 @@ def test_a_backend_asked_for_by_name_says_why_it_cannot_serve(tensor: Tensor, fr
 
 
 @pytest.mark.usefixtures("extension")
-def test_a_mix_of_dtypes_that_the_kernel_cannot_take_is_named() -> None:
+def test_a_mix_of_dtypes_that_the_kernel_cannot_take_is_reported() -> None:
     wide, narrow = torch.ones(1, 2, 2, 3, dtype=torch.float64), torch.ones(1, 2, 2, 3)
     with use_fused_kernels():
         assert channel_modulation(wide, wide, None, narrow).dtype == torch.float32
@@ -356,7 +356,7 @@ def test_without_the_extension_automatic_is_eager_and_a_name_raises(no_extension
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_a_bad_argument_is_named_and_nothing_is_switched(
+def test_a_bad_argument_is_reported_and_nothing_is_switched(
     given: dict[str, Any], error: type[Exception], fragments: list[str]
 ) -> None:
     with pytest.raises(error) as caught:

@@ -76,7 +76,9 @@ def flat(result: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
-def test_a_transform_gives_what_it_gives_with_the_kernels_off(transform: str, small_case: Callable[..., Case]) -> None:
+def test_a_transform_gives_the_same_result_with_the_kernels_off(
+    transform: str, small_case: Callable[..., Case]
+) -> None:
     function, tensors = small_case().function()
     with use_fused_kernels(False):
         expected = flat(TRANSFORMS[transform](function, tensors))
@@ -151,7 +153,7 @@ def test_gradients_of_a_batch_of_directions_are_those_one_by_one(small_case: Cal
                     torch.testing.assert_close(value[index], wanted)
 
 
-def test_a_compiled_transform_gives_what_the_transform_gives(case_of_op: Case) -> None:
+def test_a_compiled_transform_equals_the_transform(case_of_op: Case) -> None:
     function, tensors = case_of_op.function()
     torch.compiler.reset()
     gradient = func.grad(total(function), every(tensors))

@@ -66,7 +66,7 @@ def test_windows_that_tile_the_image_pass() -> None:
 
 
 @pytest.mark.parametrize("value", [None, 1.0, [1.0], "tensor"])
-def test_what_is_no_tensor_is_named_by_its_type(value: object) -> None:
+def test_an_argument_that_is_not_a_tensor_is_reported_with_its_type(value: object) -> None:
     with pytest.raises(
         TypeError, match=rf"^op: x must be a torch.Tensor of shape \(H, W\), got {type(value).__name__}$"
     ):
@@ -74,17 +74,17 @@ def test_what_is_no_tensor_is_named_by_its_type(value: object) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
-def test_a_dtype_that_is_not_floating_is_named_beside_the_accepted_ones(dtype: torch.dtype) -> None:
+def test_a_dtype_that_is_not_floating_is_reported_with_the_accepted_dtypes(dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match=rf"^op: x .*float16, bfloat16, float32, float64, got {dtype}$"):
         check_tensor("op", "x", ONES.to(dtype), "(H, W)")
 
 
-def test_a_wrong_rank_is_named_beside_the_layout() -> None:
+def test_a_wrong_rank_is_reported_with_the_expected_layout() -> None:
     with pytest.raises(ValueError, match=r"^op: x must have 3 dimensions \(B, H, W\), got 2: \(2, 3\)$"):
         check_tensor("op", "x", ONES, "(B, H, W)")
 
 
-def test_a_wrong_shape_is_named_beside_the_reason() -> None:
+def test_a_wrong_shape_is_reported_with_the_reason() -> None:
     with pytest.raises(ValueError, match=r"^op: x must have shape \(3, 2\) \(that of y\), got \(2, 3\)$"):
         check_shape("op", "x", ONES, (3, 2), "that of y")
 
@@ -105,7 +105,7 @@ def test_a_wrong_device_names_both_devices() -> None:
 
 
 @pytest.mark.parametrize("value", [True, 8.0, "8", None, torch.tensor(8)])
-def test_what_is_no_int_is_named_by_its_type(value: object) -> None:
+def test_an_argument_that_is_not_an_int_is_reported_with_its_type(value: object) -> None:
     with pytest.raises(TypeError, match=rf"^op: window must be an int, got {type(value).__name__} "):
         check_int("op", "window", value)
 
@@ -133,7 +133,7 @@ def test_a_table_that_does_not_fit_says_why(table: Tensor, fragment: str) -> Non
         pytest.param(8, 0, 4, "positive multiples of window=4, got 8x0", id="no-columns"),
     ],
 )
-def test_a_window_that_does_not_tile_the_image_says_what_to_do(
+def test_an_image_size_that_is_no_multiple_of_the_window_is_reported_with_a_solution(
     height: int, width: int, window: int, fragment: str
 ) -> None:
     with pytest.raises(ValueError, match=fragment):

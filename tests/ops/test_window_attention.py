@@ -303,7 +303,7 @@ def test_gradients_are_those_of_finite_differences(shift: int) -> None:
         pytest.param({"shift": 2.0}, TypeError, ["shift", "float", "int"], id="shift-float"),
     ],
 )
-def test_a_bad_argument_is_named(changes: dict[str, Any], error: type[Exception], fragments: list[str]) -> None:
+def test_a_bad_argument_is_reported(changes: dict[str, Any], error: type[Exception], fragments: list[str]) -> None:
     with pytest.raises(error) as caught:
         window_attention(**{**arguments(), **changes})
     missing = [f for f in ["window_attention", *fragments] if f not in str(caught.value)]

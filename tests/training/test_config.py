@@ -132,7 +132,7 @@ def test_model_settings_override_the_named_configuration() -> None:
         ("[run]\ndevice = 'tpu'", r"run.device must be one of \('auto', 'cpu'\)"),
     ],
 )
-def test_mistakes_are_named_with_the_file(tmp_path: Path, text: str, message: str) -> None:
+def test_mistakes_are_reported_with_the_file(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as error:
@@ -239,7 +239,9 @@ def test_a_file_may_be_based_on_another(tmp_path: Path) -> None:
         ("base = 3", ValueError, "base must be the name of a file, got 3"),
     ],
 )
-def test_a_base_that_cannot_be_used_is_named(tmp_path: Path, text: str, error: type[Exception], message: str) -> None:
+def test_a_base_that_cannot_be_used_is_reported(
+    tmp_path: Path, text: str, error: type[Exception], message: str
+) -> None:
     (tmp_path / "other.toml").write_text('base = "mine.toml"')
     (tmp_path / "mine.toml").write_text(text)
     with pytest.raises(error, match=message) as caught:

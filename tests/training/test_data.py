@@ -285,7 +285,7 @@ def test_images_that_cannot_be_decoded_leave_no_cache(photographs: Path, tmp_pat
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_a_cache_that_cannot_be_written_is_named(photographs: Path, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_reported(photographs: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError, match=r"data\.cache: .*file"):
         PatchSource([photographs], 32, cache=tmp_path / "file" / "cache")
@@ -296,14 +296,14 @@ def test_all_images_too_small_is_an_error_with_the_size_needed(photographs: Path
         PatchSource([photographs], 400)
 
 
-def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no images"):
         PatchSource([tmp_path], 32)
     with pytest.raises(ValueError, match="nowhere is not a folder"):
         PatchSource([tmp_path / "nowhere"], 32)
 
 
-def test_a_corrupt_image_is_named(photographs: Path) -> None:
+def test_a_corrupt_image_is_reported(photographs: Path) -> None:
     (photographs / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
     with pytest.raises(ImageFileError, match="broken.png: truncated or corrupt PNG"):
         PatchSource([photographs], 32)

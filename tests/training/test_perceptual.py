@@ -156,14 +156,14 @@ def test_layers_that_are_not_vgg_19_are_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 15, 16), (1, 3, 16, 8), (1, 4, 16, 16), (3, 16, 16)])
-def test_shapes_that_are_not_accepted_are_named(shape: tuple[int, ...]) -> None:
+def test_shapes_that_are_not_accepted_are_reported(shape: tuple[int, ...]) -> None:
     loss = PerceptualLoss(vgg())
     with pytest.raises(ValueError, match=r"sr must be \(B, 3, H, W\), H and W at least 16, got \(") as caught:
         loss(torch.rand(shape), torch.rand(shape))
     assert str(shape) in str(caught.value)
 
 
-def test_images_of_two_shapes_are_named() -> None:
+def test_images_of_two_shapes_are_reported() -> None:
     with pytest.raises(ValueError, match=r"hr must have the shape of sr, \(1, 3, 16, 16\), got \(1, 3, 16, 32\)"):
         PerceptualLoss(vgg())(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 32))
 

@@ -214,7 +214,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: p
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt"]
 
 
-def test_a_damaged_checkpoint_is_named(configuration: Configure, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_reported(configuration: Configure, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"garbage")
     with pytest.raises(ValueError, match="checkpoint.pt is not a readable checkpoint"):
@@ -260,7 +260,7 @@ def test_a_checkpoint_of_a_version_with_fewer_settings_and_former_names_resumes(
         Trainer(replace(config, objective=replace(config.objective, likelihood_scale="learned")))
 
 
-def test_a_part_that_a_checkpoint_lacks_is_named(configuration: Configure, finished: Path) -> None:
+def test_a_part_that_a_checkpoint_lacks_is_reported(configuration: Configure, finished: Path) -> None:
     path = finished / "checkpoint.pt"
     save_checkpoint(path, {k: v for k, v in load_checkpoint(path).items() if k != "optimizer"})
     with pytest.raises(ValueError, match="checkpoint.pt cannot be resumed from: 'optimizer'"):
@@ -327,7 +327,7 @@ def test_validation_scores_the_averaged_weights(configuration: Configure, photog
     assert scores[0]["psnr_y"] != scores[1]["psnr_y"], "the weights have changed in between"
 
 
-def test_validation_pairs_of_the_wrong_scale_or_size_are_named(
+def test_validation_pairs_of_the_wrong_scale_or_size_are_reported(
     configuration: Configure, photographs: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(

@@ -274,7 +274,7 @@ def test_a_folder_is_refused_as_a_folder(tmp_path: Path) -> None:
 # Savl files that do not fit
 
 
-def test_tensors_that_do_not_fit_the_configuration_are_named(saved: Path) -> None:
+def test_tensors_that_do_not_fit_the_configuration_are_reported(saved: Path) -> None:
     def spoil(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
         del tensors["norm_last.bias"]
         tensors["norm_last.scale"] = torch.zeros(8)

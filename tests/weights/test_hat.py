@@ -304,7 +304,7 @@ def test_a_hat_checkpoint_saved_by_savl_loads_again(small: dict[str, Tensor], tm
 # Refused checkpoints
 
 
-def test_missing_unknown_and_misshapen_tensors_are_named(small: dict[str, Tensor], tmp_path: Path) -> None:
+def test_missing_unknown_and_misshapen_tensors_are_reported(small: dict[str, Tensor], tmp_path: Path) -> None:
     tensors = dict(small)
     del tensors["layers.1.residual_group.overlap_attn.proj.bias"]
     tensors["layers.0.residual_group.blocks.0.attn.temperature"] = torch.zeros(3)

@@ -331,7 +331,7 @@ def test_a_tar_archive_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_state_dict_of_savl_says_what_is_missing_and_how_to_save(
+def test_a_plain_state_dict_of_savl_is_refused_with_the_missing_data_and_a_solution(
     nested: bool, suffix: str, own: savl.SAVL, tmp_path: Path
 ) -> None:
     path = tmp_path / f"mine{suffix}"

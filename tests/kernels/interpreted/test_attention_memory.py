@@ -86,7 +86,7 @@ QKV, KV = torch.randn(1, 4, 4, 3 * 14), torch.randn(1, 4, 4, 2 * 14)
     ],
     ids=["window", "overlapping"],
 )
-def test_expanded_tensors_and_gradients_give_what_their_copies_give(
+def test_expanded_tensors_and_gradients_give_the_same_results_as_their_copies(
     attend: Callable[..., Tensor], features: tuple[Tensor, ...]
 ) -> None:
     expanded = [

@@ -85,7 +85,7 @@ def test_the_log_sum_exp_is_that_of_the_logits() -> None:
     torch.testing.assert_close(lse.reshape(2, 16), logits.logsumexp(-1) / math.log(2), rtol=1e-6, atol=1e-6)
 
 
-def test_a_compiled_op_gives_what_the_op_gives() -> None:
+def test_a_compiled_op_equals_the_op() -> None:
     def attend(qkv: Tensor, table: Tensor, severity: Tensor) -> Tensor:
         return window_attention(qkv, table, severity, window=2, shift=1, kernels=TRITON)
 

@@ -88,7 +88,7 @@ def test_pixels_that_lie_too_far_apart_for_32_bits_are_copied(step: int, copied:
     assert _with_near_pixels(x).is_contiguous() is copied
 
 
-def test_an_expanded_gradient_gives_what_its_copy_gives() -> None:
+def test_an_expanded_gradient_gives_the_same_result_as_its_copy() -> None:
     x, weight, bias = torch.randn(1, 2, 3, 5), torch.randn(5), torch.randn(5)
     results = []
     for seed in (torch.ones(1).expand(1, 2, 3, 5), torch.ones(1, 2, 3, 5)):
@@ -169,7 +169,7 @@ def test_under_autocast_the_result_has_the_dtype_that_torch_gives_it(dtype: torc
     torch.testing.assert_close(found, expected)
 
 
-def test_a_compiled_op_gives_what_the_op_gives() -> None:
+def test_a_compiled_op_equals_the_op() -> None:
     normalise = partial(layer_norm, kernels=TRITON)
     results = []
     for function in (normalise, torch.compile(normalise, fullgraph=True, backend="aot_eager")):
