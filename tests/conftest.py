@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where workers share the tests, files with slow ones first: else one has them left when the others are done."""
+    """Run files with slow tests first under pytest-xdist, so that no worker runs them alone at the end."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
         items.sort(key=lambda item: item.path not in slow)
@@ -116,12 +116,13 @@ def random_field() -> Callable[..., DegradationField]:
 
 @pytest.fixture(scope="session")
 def attention_rounding_bound() -> Callable[..., float]:
-    """How far rounding alone can move an attention output; anything beyond it is a mistake.
+    """Return a function that bounds the rounding error of attention outputs. A larger error is a mistake.
 
-    With unit roundoff u, a logit is off by at most δ = (d + 6)·u times the sum of the magnitudes it is made of: d
-    products added up, and six more roundings (two severities, scaling, bias, its cast, storage). Softmax turns that
-    into a relative error of e^{2δ} − 1 per weight, and normalising, weighting and adding ``keys`` values into
-    (keys + 8)·u. Low-precision products are accumulated in float32, which takes d and keys out of the count.
+    With unit roundoff u, the error of a logit is at most δ = (d + 6)·u times the sum of the magnitudes of its terms. d
+    stands for the sum of d products, and 6 for the roundings of two severities, scaling, bias, cast of the bias, and
+    storage. Softmax turns this into a relative error of e^{2δ} − 1 per weight. Normalising, weighting and adding
+    ``keys`` values adds (keys + 8)·u. Low-precision products are accumulated in float32, so d and keys do not count
+    for them.
     """
 
     def bound(dtype: torch.dtype, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, heads: int, keys: int) -> float:

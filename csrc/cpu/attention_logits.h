@@ -60,7 +60,7 @@ class BiasOfWholeWindows {
     for (int64_t head = 0; copied_ != nullptr && head < args.heads; ++head) copied_[head] = false;
   }
 
-  // Returns rows of `padded_keys`, one for each query, or null where there is no copy for this window.
+  // Returns rows of `padded_keys` numbers, one for each query, or null if there is no copy for this window.
   SAVL_INLINE const T* of(const Window& window) {
     if (rows_ == nullptr || window.is_masked() || window.queries.size() != shape_.most_queries ||
         window.keys.size() != shape_.most_keys) {

@@ -41,7 +41,7 @@ struct AttentionShape {
 
 // Calls `work(c)` for vectors of channels, from channel c on, that cover all channels. Where the last vector would have
 // too few channels, it begins earlier and overlaps the vector before, so that some channels are worked on twice.
-// Returns false, and calls nothing, where there are fewer channels than lanes.
+// If there are fewer channels than lanes, returns false without calling `work`.
 template <typename T, typename Work>
 SAVL_INLINE bool for_overlapping_vectors(int64_t channels, const Work& work) {
   if (channels < kWidth<T>) return false;
@@ -74,7 +74,7 @@ SAVL_INLINE void zero_rows(T* rows, int64_t first, int64_t last, int64_t stride)
 }
 
 // Packs the pixels of a grid into rows of `padded_dim` numbers, with zeros after the channels and for pixels outside
-// the image. Each row is multiplied by `scale` and, where `weigh` says so, by the severity of its pixel.
+// the image. Each row is multiplied by `scale` and, if `weigh` is true, by the severity of its pixel.
 //
 // The factors are double and the product is rounded once: the rounding error of a float factor would be the same for a
 // whole row, and would add up in its logits instead of averaging out.

@@ -97,7 +97,7 @@ SAVL_INLINE void prefetch_row_below(const Image& image, const S* pixel, int64_t 
 }
 
 // Largest magnitude of the channels of a head over the queries of a window, each multiplied by the severity of its
-// pixel where `weigh` says so. NaN or infinity if any of them is.
+// pixel if `weigh` is true. The result is NaN or infinity if any of these numbers is.
 template <typename S, typename T = Arithmetic<S>>
 SAVL_INLINE T largest_magnitude(const AttentionArgs& args, const Image& image, const Window& window, bool weigh) {
   const T* severity = weigh ? static_cast<const T*>(args.severity) : nullptr;

@@ -5,7 +5,7 @@
 //   SAVL_VECTOR_BYTES      the size of a vector
 //   SAVL_TARGET            the processor features to compile for, such as "avx2,fma"
 //
-// cpu/simd.h says what applies without these definitions.
+// cpu/simd.h documents the defaults without these definitions.
 #include "cpu/kernel_table.h"
 
 #define SAVL_QUOTED(token) #token

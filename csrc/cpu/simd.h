@@ -289,8 +289,8 @@ SAVL_INLINE void for_vectors(int64_t count, const Work& work) {
   if (i < count) work(i, count - i);
 }
 
-// Calls `work.operator()<R>()` with the storage type R of a kernel's output: float32 where `output_is_float` says so,
-// which it does for bfloat16 only, otherwise S.
+// Calls `work.operator()<R>()` with the storage type R of a kernel's output: float32 if `output_is_float` is true
+// and S is bfloat16, otherwise S.
 template <typename S, typename Work>
 SAVL_INLINE void with_output_type(bool output_is_float, const Work& work) {
   if (sizeof(S) == 2 && output_is_float) {

@@ -29,8 +29,8 @@ class Degraded:
     y: Tensor
     """Low-resolution images, ``(B, 3, h, w)`` float32 in [0, 1], multiples of 1/255."""
     degradation_mask: Tensor
-    """How strongly each pixel was degraded, ``(B, h, w)`` float32 in [0, 1]: the image's strength times the mask that
-    it was degraded through, or the strength everywhere if there was no mask. It is the ground truth for severity."""
+    """Ground truth for the severity, ``(B, h, w)`` float32 in [0, 1]: the strength of the degradation of each pixel. It
+    is the strength of the image times its mask, or the strength everywhere if there was no mask."""
     recipe: Recipe
     """The random parameters."""
 

@@ -69,7 +69,7 @@ class Recipe:
     first: Stage | None
     second: Stage | None
     method: str
-    """How the group is resized to the low-resolution size, one of `savl.degradation.config.METHODS`."""
+    """Method that resizes the group to the low-resolution size, one of `savl.degradation.config.METHODS`."""
     sinc: tuple[SincBlurKernel | None, ...]
     """The final sinc filter of each image, or None."""
     quality: tuple[float | None, ...]

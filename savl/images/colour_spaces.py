@@ -51,7 +51,7 @@ def _srgb(lab: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class YCbCrCoding:
-    """How YCbCr samples are coded.
+    """Coding of YCbCr samples.
 
     Attributes:
         luma: Weights of red, green and blue in Y; those of ITU-R BT.601 unless a file defines others.

@@ -9,7 +9,7 @@ from savl.images.tiff_directory import Entry
 
 @dataclass(frozen=True)
 class Stored:
-    """How an image will be stored in a file.
+    """Size and sample format of an image in the file to be written.
 
     Attributes:
         width: Width in pixels.

@@ -53,7 +53,7 @@ Convert = Callable[[NDArray[Any]], NDArray[Any]]
 
 @dataclass(frozen=True)
 class TiffKind:
-    """How to read a page.
+    """Instructions for reading a page.
 
     Attributes:
         extra: Number of bands that libvips returns after the colour bands.

@@ -108,7 +108,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     found_inf: Tensor | None = None
-    """As in torch's fused Adam: ``()`` float32 on the device of the weights; if it is 1, a step changes nothing."""
+    """``()`` float32 on the device of the weights, as in torch's fused Adam. If it is 1, a step changes nothing."""
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ def drawn(count: int) -> list[BlurKernel]:
 
 
 def published(kernel: GaussianBlurKernel) -> NDArray[np.float64]:
-    """As Real-ESRGAN computes it: through the inverse of the covariance matrix."""
+    """Compute the kernel as Real-ESRGAN does, with the inverse of the covariance matrix."""
     cosine, sine = math.cos(kernel.rotation), math.sin(kernel.rotation)
     turn = np.array([[cosine, -sine], [sine, cosine]])
     inverse = np.linalg.inv(turn @ np.diag(np.square(kernel.sigma)) @ turn.T)

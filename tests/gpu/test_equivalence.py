@@ -146,7 +146,7 @@ def test_layer_norm_is_as_accurate_as_eager(dtype: torch.dtype, shape: tuple[int
     )
 
 
-# What autocast mixes
+# Mixed dtypes under autocast
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "f16", "f32"])

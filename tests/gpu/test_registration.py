@@ -202,7 +202,7 @@ def test_an_exported_op_returns_the_same_as_the_op(name: str, backend_of: Backen
     torch.testing.assert_close(program.module()(*given), expected)
 
 
-# What serves
+# The backend in use
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -1,4 +1,4 @@
-"""Where tiles lie and how they are blended."""
+"""Tests of the positions of tiles and of their blending."""
 
 from __future__ import annotations
 

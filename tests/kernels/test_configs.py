@@ -1,4 +1,4 @@
-"""Where block sizes come from: the user's file, the shipped one, the rule; and that no file can break a run."""
+"""Tests of the sources of block sizes: the user's file, the shipped file and the rule. No file can make a run fail."""
 
 from __future__ import annotations
 

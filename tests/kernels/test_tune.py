@@ -236,7 +236,7 @@ def test_a_file_of_something_else_is_not_replaced_unless_forced(store: Path, con
     assert configs.config_for("forward", PROBLEM, "NVIDIA Test 80GB", HOPPER) == (RULE, "tuned here")
 
 
-# What the compiler says
+# Reports of the compiler
 
 
 @needs_triton

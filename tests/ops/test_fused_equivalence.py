@@ -151,7 +151,7 @@ def test_a_large_mean_takes_no_digits_from_the_variance(dtype: torch.dtype, asse
     assert_within_budget(shifted)
 
 
-# What autocast mixes
+# Mixed dtypes under autocast
 
 
 def in_float32(case: Case, *names: str) -> Case:

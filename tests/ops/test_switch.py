@@ -56,7 +56,7 @@ def settings_of(model: nn.Module) -> set[KernelSettings | None]:
     return {module.kernels for module in model.modules() if hasattr(module, "kernels")}  # type: ignore[misc]
 
 
-# As a call
+# Settings by a call
 
 
 def test_a_call_holds_from_now_on_in_all_threads() -> None:
@@ -68,7 +68,7 @@ def test_a_call_holds_from_now_on_in_all_threads() -> None:
     assert in_another_thread(current_settings) == OFF
 
 
-# As a block
+# Settings for a block
 
 
 def test_a_block_holds_in_the_block_and_its_thread_alone() -> None:
@@ -116,15 +116,15 @@ def test_a_call_in_a_block_is_for_others_and_for_afterwards() -> None:
     assert current_settings() == ON
 
 
-# Where nobody has said anything
+# Defaults without any setting
 
 
 @pytest.fixture
-def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scopes, "process", scopes.ProcessSettings(None))
 
 
-@pytest.mark.usefixtures("_nothing_said")
+@pytest.mark.usefixtures("_no_settings")
 def test_fused_by_default_holds_in_its_block_and_thread_alone() -> None:
     assert current_settings() == OFF
     with fused_by_default():
@@ -140,7 +140,7 @@ def test_fused_by_default_holds_in_its_block_and_thread_alone() -> None:
     assert current_settings() == OFF
 
 
-@pytest.mark.usefixtures("_nothing_said")
+@pytest.mark.usefixtures("_no_settings")
 def test_a_block_comes_before_the_default_on_either_side_of_it() -> None:
     with use_fused_kernels(False), fused_by_default():
         assert current_settings() == OFF
@@ -151,7 +151,7 @@ def test_a_block_comes_before_the_default_on_either_side_of_it() -> None:
         assert current_settings() == ON, "a block that was left is forgotten"
 
 
-@pytest.mark.usefixtures("_nothing_said")
+@pytest.mark.usefixtures("_no_settings")
 def test_a_call_in_any_thread_comes_before_the_default() -> None:
     with fused_by_default():
         in_another_thread(lambda: use_fused_kernels(False) and None)
@@ -216,7 +216,7 @@ def test_blocks_of_two_threads_leave_the_process_as_it_was(steps: list[str]) -> 
     assert current_settings() == OFF, "two blocks that have ended still hold for the whole process"
 
 
-# Of a model
+# Settings of a model
 
 
 @pytest.fixture
@@ -286,7 +286,7 @@ def test_a_copy_of_a_model_keeps_its_setting(network: SAVL) -> None:
     assert set(network.state_dict()) == set(copy.deepcopy(network).state_dict())
 
 
-# Which backend serves
+# Choice of the backend
 
 
 @pytest.mark.usefixtures("extension")

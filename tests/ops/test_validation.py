@@ -21,7 +21,7 @@ from savl.ops.validation import (
 ONES = torch.ones(2, 3)
 
 
-# What passes
+# Accepted arguments
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
@@ -62,7 +62,7 @@ def test_windows_that_tile_the_image_pass() -> None:
         check_window("op", height, width, window)
 
 
-# What the messages say
+# Error messages
 
 
 @pytest.mark.parametrize("value", [None, 1.0, [1.0], "tensor"])

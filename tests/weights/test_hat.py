@@ -360,7 +360,7 @@ def test_a_bias_table_of_no_square_window_is_refused(small: dict[str, Tensor], t
     assert "must be a square, got 960" in refusal(write(tmp_path / "hat.pth", tensors))
 
 
-# How the bias tables are addressed
+# Indices of the bias tables
 
 
 @pytest.mark.parametrize("name", ["relative_position_index_SA", "relative_position_index_OCA"])

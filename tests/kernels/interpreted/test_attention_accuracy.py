@@ -21,14 +21,14 @@ class Attention:
 
     make: Callable[..., Case]
     shape: dict[str, Any] = field(default_factory=dict)
-    """Arguments of ``make``; one window and one head where they do not say more."""
+    """Arguments of ``make``. By default there are one window and one head."""
     tile: Tile | None = None
     """Queries and keys of a tile; None for the configured ones."""
     draws: int = 1
-    """How many draws the largest errors are taken of: several where the eager path is more accurate by luck in one."""
+    """Number of draws whose largest error counts. A single draw of the eager path may be accurate by chance."""
 
     def case(self, dtype: torch.dtype, seed: int, **changes: Any) -> Case:
-        """The case of a seed."""
+        """Return the case for a seed."""
         return self.make(dtype, seed=seed, **({"rows": 1, "columns": 1, "heads": 1} | self.shape | changes))
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Which elements the attention kernels read and write: every layout, empty batches, distant addresses."""
+"""Tests of the elements that attention kernels read and write: layouts, empty batches and distant addresses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which results NaN, infinity and the largest float16 numbers reach, and which they must not reach."""
+"""Tests that NaN, infinity and the largest float16 numbers affect the right results and no others."""
 
 from __future__ import annotations
 
