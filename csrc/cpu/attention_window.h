@@ -102,7 +102,7 @@ template <typename S, typename T = Arithmetic<S>>
 SAVL_INLINE T largest_magnitude(const AttentionArgs& args, const Image& image, const Window& window, bool weigh) {
   const T* severity = weigh ? static_cast<const T*>(args.severity) : nullptr;
   const auto& [rows, columns] = window.queries;
-  Vec<T> largest{}, spoilt{};  // 0 times infinity or NaN is NaN, and remains NaN
+  Vec<T> largest{}, nonfinite{};  // 0 times infinity or NaN is NaN, and remains NaN
   for (int i = 0; i < rows.length; ++i) {
     for (int j = 0; j < columns.length; ++j) {
       const int64_t row = rows.position[i], column = columns.position[j];
@@ -112,11 +112,11 @@ SAVL_INLINE T largest_magnitude(const AttentionArgs& args, const Image& image, c
       for (int64_t c = 0; c < args.head_dim; c += kWidth<T>) {
         const Vec<T> value = load_some(pixel + c, smaller(kWidth<T>, args.head_dim - c)) * factor;
         largest = larger(larger(value, -value), largest);
-        spoilt += value * T(0);
+        nonfinite += value * T(0);
       }
     }
   }
-  return largest_of<T>(largest) + sum_of<T>(spoilt);
+  return largest_of<T>(largest) + sum_of<T>(nonfinite);
 }
 
 // Whether a masked pixel cannot influence the result of a window that wraps around: all values are finite and no

@@ -356,9 +356,9 @@ def test_nan_and_infinity_reach_the_same_outputs_as_in_eager(name: str, layout: 
         if tensor is None:
             continue
         for spot in ((0, 0, 0, 0), tuple(size - 1 for size in tensor.shape), (1, 1, 2, 3)):
-            spoilt = rearranged(case, lambda given: given.clone(memory_format=torch.preserve_format), argument)
-            spoilt.arguments[argument][spot] = value  # type: ignore[index]
-            found, expected = run(spoilt), spoilt.run("eager")
+            changed = rearranged(case, lambda given: given.clone(memory_format=torch.preserve_format), argument)
+            changed.arguments[argument][spot] = value  # type: ignore[index]
+            found, expected = run(changed), changed.run("eager")
             for key, wanted in expected.items():
                 where = f"{key} for {value} in {argument}{list(spot)}"
                 if key == "variance_mean":  # torch turns an infinity into NaN

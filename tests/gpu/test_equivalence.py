@@ -354,11 +354,11 @@ def test_one_nan_or_infinity_affects_the_same_results_as_in_eager(
             continue  # 0 · ∞ past the head dimension makes NaN of a logit of −∞; severities end at 2
         if argument == "bias_table" and case.options.get("shift"):
             continue  # pairs that are masked from each other do not look at their bias
-        spoilt = case.arguments[argument]
-        assert spoilt is not None
-        spoilt = spoilt.clone()
-        spoilt[spot] = value
-        one = dataclasses.replace(case, arguments={**case.arguments, argument: spoilt})
+        changed = case.arguments[argument]
+        assert changed is not None
+        changed = changed.clone()
+        changed[spot] = value
+        one = dataclasses.replace(case, arguments={**case.arguments, argument: changed})
         fused, eager = one.run(backend, device="cuda"), one.run("eager", device="cuda")
         for result, expected in eager.items():
             # torch's running mean makes NaN of an infinity, a plain sum leaves it infinite

@@ -90,7 +90,9 @@ def exif_of(path: Path) -> tuple[dict[int, Any], dict[int, Any], dict[int, Any]]
 
 @pytest.mark.parametrize("target", FORMATS, ids=lambda f: f"to-{f.name}")
 @pytest.mark.parametrize("source", FORMATS, ids=lambda f: f.name)
-def test_profile_and_exif_travel_between_all_formats(tmp_path: Path, source: ImageFormat, target: ImageFormat) -> None:
+def test_profile_and_exif_are_kept_between_all_formats(
+    tmp_path: Path, source: ImageFormat, target: ImageFormat
+) -> None:
     path = tmp_path / f"in.{ENDINGS[source]}"
     save(path, corners(), exif=exif().tobytes(), icc_profile=rgb_profile())
     out = through(path, target)
@@ -108,7 +110,7 @@ def test_profile_and_exif_travel_between_all_formats(tmp_path: Path, source: Ima
 
 
 @pytest.mark.parametrize("target", [PNG, TIFF, JPEG], ids=lambda f: f.name)
-def test_a_gray_profile_travels_with_gray(tmp_path: Path, target: ImageFormat) -> None:
+def test_a_gray_profile_is_kept_with_gray_samples(tmp_path: Path, target: ImageFormat) -> None:
     path = tmp_path / "in.png"
     save(path, corners()[..., 0], icc_profile=gray_profile())
     out = read_image(through(path, target))
@@ -143,7 +145,7 @@ def test_orientation_is_applied_to_the_pixels_and_then_says_upright(
 
 
 @pytest.mark.parametrize("ending", ["jpg", "webp", "tif"])
-def test_xmp_travels_and_says_upright_too(tmp_path: Path, ending: str) -> None:
+def test_xmp_is_kept_and_its_orientation_becomes_upright(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"in.{ending}"
     if ending == "tif":
         save(path, corners(), tiffinfo={700: XMP})
@@ -155,7 +157,7 @@ def test_xmp_travels_and_says_upright_too(tmp_path: Path, ending: str) -> None:
 
 
 @pytest.mark.parametrize("target", [PNG, JPEG, TIFF], ids=lambda f: f.name)
-def test_resolution_travels(tmp_path: Path, target: ImageFormat) -> None:
+def test_the_resolution_is_kept(tmp_path: Path, target: ImageFormat) -> None:
     path = tmp_path / "in.png"
     save(path, corners(), dpi=(300, 300))
     dpi = Image.open(through(path, target)).info["dpi"]
@@ -170,7 +172,7 @@ def test_resolution_that_only_exif_knows_is_not_overwritten(tmp_path: Path) -> N
     assert [float(axis) for axis in dpi] == pytest.approx([240, 240], abs=0.5)
 
 
-def test_the_old_thumbnail_does_not_travel(tmp_path: Path) -> None:
+def test_the_old_thumbnail_is_not_copied(tmp_path: Path) -> None:
     import pyvips
 
     thumbnail = tmp_path / "thumbnail.jpg"

@@ -166,7 +166,7 @@ def test_colour_data_that_no_profile_can_store_is_reported(tmp_path: Path, targe
     assert "icc_profile" in out.info
 
 
-def test_entries_do_not_travel_with_samples_that_become_srgb(tmp_path: Path) -> None:
+def test_colour_entries_are_not_copied_if_samples_become_srgb(tmp_path: Path) -> None:
     cmyk = np.dstack([SAMPLES, SAMPLES[:, :, :1]])
     info = TiffImagePlugin.ImageFileDirectory_v2()
     info.tagtype[318] = 5

@@ -19,7 +19,7 @@ from savl.ops.scopes import current_settings
 
 
 @pytest.fixture(autouse=True)
-def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scopes, "process", scopes.ProcessSettings(None))
 
 

@@ -94,9 +94,9 @@ def test_every_setting_survives_to_dict_and_from_dict(small_config: Small) -> No
     untouched = {field.name for field in dataclasses.fields(SAVLConfig)} - set(changes)
     assert not untouched, f"this test should change {sorted(untouched)} too"
     config = small_config(**changes)
-    travelled = SAVLConfig.from_dict(json.loads(json.dumps(config.to_dict())))
-    assert travelled == config
-    assert {name: getattr(travelled, name) for name in changes} == changes
+    restored = SAVLConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert restored == config
+    assert {name: getattr(restored, name) for name in changes} == changes
 
 
 def test_missing_settings_take_their_defaults() -> None:

@@ -42,7 +42,7 @@ FACTS: dict[str, Any] = {
 
 @pytest.fixture
 def cuda_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """A torch with CUDA, a GPU, a library and a driver; a test spoils one of them."""
+    """Simulate torch with CUDA, a GPU, a CUDA library and a driver. Tests make one of them fail."""
     world: dict[str, Any] = {"gpu": True, "facts": FACTS, "driver": 13000, "loaded": []}
     (tmp_path / "_cuda.so").touch()
     monkeypatch.setattr(torch.version, "cuda", "12.8")
@@ -60,7 +60,7 @@ def test_where_nothing_is_wrong_the_cuda_library_is_loaded(cuda_world: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "reason"),
+    ("failure", "reason"),
     [
         ({"gpu": False}, "no CUDA GPU"),
         ({"facts": {}}, "the CUDA library has an unknown version"),
@@ -69,9 +69,9 @@ def test_where_nothing_is_wrong_the_cuda_library_is_loaded(cuda_world: dict[str,
     ],
 )
 def test_an_unusable_cuda_library_is_reported_and_not_loaded(
-    spoilt: dict[str, Any], reason: str, cuda_world: dict[str, Any]
+    failure: dict[str, Any], reason: str, cuda_world: dict[str, Any]
 ) -> None:
-    cuda_world.update(spoilt)
+    cuda_world.update(failure)
     assert reason in (library.load_cuda_library() or "")
     assert not cuda_world["loaded"]
 

@@ -38,7 +38,7 @@ CASES: dict[str, Callable[[torch.dtype], Case]] = {
 }
 
 
-def spoilt(case: Case, spots: dict[str, tuple[int, ...]], value: float) -> Case:
+def with_value_at(case: Case, spots: dict[str, tuple[int, ...]], value: float) -> Case:
     arguments = dict(case.arguments)
     for name, spot in spots.items():
         tensor = arguments[name]
@@ -49,7 +49,7 @@ def spoilt(case: Case, spots: dict[str, tuple[int, ...]], value: float) -> Case:
 
 
 def spots_of(tensor: Tensor) -> Iterator[tuple[int, ...]]:
-    """Corners (of a shifted image these share a window and are masked from each other) and inside."""
+    """Yield indices at the corners and inside. The corners of a shifted image share a window and are masked."""
     sizes = tensor.shape
     if tensor.dim() == 2:  # a table: the pair of far corners, no displacement at all, and in between
         yield from ((0, 0), (sizes[0] // 2, sizes[1] - 1), (sizes[0] // 3, 0))
@@ -65,7 +65,7 @@ def spots_of(tensor: Tensor) -> Iterator[tuple[int, ...]]:
     yield tuple(0 if axis == 1 else size - 1 for axis, size in enumerate(sizes))
 
 
-def assert_spoilt_alike(case: Case, what: str) -> None:
+def assert_same_nonfinite_results(case: Case, what: str) -> None:
     fused, eager = case.run("cpp"), case.run("eager")
     problems = []
     for name, expected in eager.items():
@@ -90,11 +90,13 @@ def test_one_nan_or_infinity_affects_the_same_results_as_in_eager(name: str, val
     for argument, tensor in case.arguments.items():
         if tensor is None:
             continue
-        # A pixel meets itself with its severity squared. Where its products overflow with both signs, fused
-        # multiplications keep the first infinity and others give NaN: there is no truth to hold a kernel against.
+        # The logit of a pixel with itself contains the square of its severity. If its products overflow with both signs,
+        # fused multiply-add keeps the first infinity and separate operations give NaN. Neither result is wrong.
         given = math.copysign(1e15, value) if argument == "severity" and math.isfinite(value) else value
         for spot in spots_of(tensor):
-            assert_spoilt_alike(spoilt(case, {argument: spot}, given), f"{given} in {argument}{list(spot)}")
+            assert_same_nonfinite_results(
+                with_value_at(case, {argument: spot}, given), f"{given} in {argument}{list(spot)}"
+            )
 
 
 @DTYPES
@@ -104,7 +106,7 @@ def test_products_that_overflow_pass_the_mask_as_in_eager(
     where: str, signs: tuple[int, int], dtype: torch.dtype
 ) -> None:
     case = window_attention_case(dtype, window=4, shift=1, head_dim=5, heads=1)
-    # The last window of the shifted image holds row 7 and, wrapped around, row 0: masked from each other.
+    # The last window of the shifted image holds row 7 and the wrapped row 0, which are masked from each other.
     row = 0 if where == "masked" else 7
     huge = 1e30 if dtype == torch.float32 else 1e200
     qkv = case.arguments["qkv"]
@@ -112,38 +114,46 @@ def test_products_that_overflow_pass_the_mask_as_in_eager(
     qkv = qkv.clone()
     qkv[0, 7, 7, 0], qkv[0, row, 7, 5] = signs[0] * huge, signs[1] * huge
     arguments: dict[str, Any] = {**case.arguments, "qkv": qkv}
-    assert_spoilt_alike(dataclasses.replace(case, arguments=arguments), f"q and k of {huge} ({where})")
+    assert_same_nonfinite_results(dataclasses.replace(case, arguments=arguments), f"q and k of {huge} ({where})")
 
 
 @DTYPES
 @VALUES
-def test_a_spoilt_pixel_that_no_window_overlaps_spoils_one_window_only(dtype: torch.dtype, value: float) -> None:
+def test_a_nonfinite_pixel_that_no_other_window_overlaps_affects_one_window_only(
+    dtype: torch.dtype, value: float
+) -> None:
     case = overlapping_window_attention_case(dtype, window=4, key_window=6, rows=2, columns=3, head_dim=5)
     for spot in ((0, 1, 1, 0), (0, 0, 0, 3), (0, 3, 4, 2), (0, 7, 11, 9)):
         for argument in ("q", "kv"):
-            assert_spoilt_alike(spoilt(case, {argument: spot}, value), f"{value} in {argument}{list(spot)}")
+            assert_same_nonfinite_results(
+                with_value_at(case, {argument: spot}, value), f"{value} in {argument}{list(spot)}"
+            )
         if not math.isfinite(value):
-            assert_spoilt_alike(spoilt(case, {"severity": spot[:3]}, value), f"{value} in severity{list(spot[:3])}")
+            assert_same_nonfinite_results(
+                with_value_at(case, {"severity": spot[:3]}, value), f"{value} in severity{list(spot[:3])}"
+            )
 
 
 @DTYPES
 @pytest.mark.parametrize("value", [-1000.0, -104.0, -88.0, 88.0, 89.5, 178.5, 700.0, 1500.0])
 def test_log_variances_at_the_ends_of_the_exponential_are_those_of_eager(dtype: torch.dtype, value: float) -> None:
     case = gaussian_posterior_case(dtype, channels=5, height=3, width=3)
-    assert_spoilt_alike(spoilt(case, {"logvar": (0, 2, 1, 1)}, value), f"logvar {value}")
+    assert_same_nonfinite_results(with_value_at(case, {"logvar": (0, 2, 1, 1)}, value), f"logvar {value}")
 
 
 @DTYPES
-def test_everything_spoilt_is_spoilt(dtype: torch.dtype) -> None:
+def test_arguments_full_of_nan_give_the_same_results_as_in_eager(dtype: torch.dtype) -> None:
     for make in CASES.values():
         case = make(dtype)
         for name, tensor in case.arguments.items():
             if tensor is not None:
                 arguments = {**case.arguments, name: torch.full_like(tensor, math.nan)}
-                assert_spoilt_alike(dataclasses.replace(case, arguments=arguments), f"nothing but NaN in {name}")
+                assert_same_nonfinite_results(
+                    dataclasses.replace(case, arguments=arguments), f"nothing but NaN in {name}"
+                )
 
 
-def test_a_variance_that_overflows_spoils_the_gradient_of_its_own_pixel_alone(extension: Any) -> None:
+def test_a_variance_that_overflows_affects_the_gradient_of_its_own_pixel_only(extension: Any) -> None:
     gradients = []
     for backend in ("cpp", "eager"):
         logvar = torch.tensor([89.0, 0.0, 0.0, 0.0]).view(1, 1, 1, 4).requires_grad_()
