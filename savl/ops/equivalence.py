@@ -1,21 +1,23 @@
-"""The rule that decides whether a fused kernel computes what the reference computes, and its application.
+"""The rule that decides whether the results of a fused kernel agree with the reference, and its application.
 
 A kernel is compared with the reference in float64, and allowed twice the error that the eager path makes in the
 kernel's own dtype (the rule of flash-attention's tests):
 
     max|fused − ref64| ≤ 2 · max|eager − ref64| + tiny
 
-``tiny`` is the error that every result has: half a unit in the last place of the largest value, for the rounding to its
-dtype, and the rounding of the float64 reference, which adds ``terms`` numbers. Nothing in it is tuned.
+``tiny`` is an error that no implementation can avoid. It is the sum of half a unit in the last place of the largest
+value, for the rounding to its dtype, and the rounding error of the float64 reference, which adds ``terms`` numbers. It
+contains no tuned constants.
 
-For float64 kernels the eager path is the reference, so that its own error does not show. It is taken to be the error of
-the float32 path, scaled by the ratio of the units in the last place; and the reference may be off by as much.
+For float64 kernels the eager path is the reference, so its error cannot be measured. It is estimated as the error of the
+float32 path, scaled by the ratio of the units in the last place. The reference may have the same error.
 
-The maxima are taken over several draws of the same shapes together: among a handful of numbers the eager path may hit
-one almost exactly by luck, which says nothing about what rounding allows. More draws do not help where the largest
-error is that of one number that is far worse conditioned than all others: both paths then round it once, and which of
-them comes closer is luck. So before a kernel is said to break the rule, the same draws are rounded `ROUNDINGS` more
-times, each after a change of a few units in the last place, and the maxima are taken over all of these.
+The maxima are taken over several draws of the same shapes. In a single draw of a few numbers, the eager path may be
+nearly exact by chance, and its error would then underestimate the usual rounding error. More draws do not help if the
+largest error is that of one number that is far worse conditioned than all others: both paths then round it once, and
+chance decides which of them is closer. Therefore, before a kernel is reported to break the rule, the same draws are
+rounded `ROUNDINGS` more times, each after a change of a few units in the last place, and the maxima are taken over all
+of these.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ class Budget:
     eager_error: float
     """max|eager − ref64|."""
     tiny: float
-    """Error that every result has."""
+    """Error that no implementation can avoid."""
 
     @property
     def allowed(self) -> float:
@@ -62,12 +64,12 @@ class Budget:
 
     @property
     def kept(self) -> bool:
-        """Whether the error is within the allowed error; NaN is not."""
+        """Whether the error is at most the allowed error. False for NaN."""
         return self.error <= self.allowed
 
     @property
     def used(self) -> float:
-        """The error as a share of the allowed error; infinite for NaN, and for an error where none is allowed."""
+        """Error divided by the allowed error. Infinite for NaN, and for an error above 0 if the allowed error is 0."""
         share = self.error / self.allowed if self.allowed else math.inf if self.error else 0.0
         return math.inf if math.isnan(share) else share
 
@@ -76,7 +78,7 @@ class Budget:
 
     @classmethod
     def pooled(cls, budgets: Sequence[Budget]) -> Budget:
-        """Return the budget of one result over several draws, each maximum taken over all of them."""
+        """Return the budget of one result over several draws, with the maximum of each error over all draws."""
         errors = [budget.error for budget in budgets]
         error = math.nan if any(map(math.isnan, errors)) else max(errors)
         eager_error = max(budget.eager_error for budget in budgets)
@@ -91,7 +93,7 @@ def measure(name: str, fused: Tensor, eager: Tensor, reference: Tensor, terms: i
         fused: Result of the kernel.
         eager: Result of the reference in the kernel's dtype; same shape and dtype as ``fused``.
         reference: Result of the reference in float64.
-        terms: Largest number of terms in the sum behind one element.
+        terms: Largest number of terms in the sum that one element is computed from.
 
     Raises:
         ValueError: Shapes or dtypes differ, so that the results cannot be compared.
@@ -140,7 +142,7 @@ def judge(
     """Apply the rule to outputs and gradients of a backend, over several draws.
 
     Args:
-        make: Return the case of a seed: other numbers, the same shapes.
+        make: Function that returns the case for a seed. The numbers depend on the seed, the shapes do not.
         backend: Name of a fused backend.
         draws: Number of seeds to pool. If the rule seems broken, each is rounded `ROUNDINGS` more times.
         device: Device of the kernel and of the eager path; None for that of the arguments.
@@ -174,7 +176,7 @@ def verify(op: str, backend: str, *, quick: bool = False) -> Iterator[Verdict]:
     Args:
         op: Name of the op.
         backend: Name of a fused backend.
-        quick: Try fewer and smaller cases with every trait of the op among them; takes seconds for all ops.
+        quick: Use fewer and smaller cases, which still cover every option of the op. All ops together take seconds.
 
     Yields:
         A verdict for each case.

@@ -1,4 +1,4 @@
-"""NaN and infinity come out of the C++ kernels exactly where they come out of the reference."""
+"""Tests that the C++ kernels return NaN and infinity for exactly the same elements as the reference."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def test_one_nan_or_infinity_affects_the_same_results_as_in_eager(name: str, val
     for argument, tensor in case.arguments.items():
         if tensor is None:
             continue
-        # The logit of a pixel with itself contains the square of its severity. If its products overflow with both signs,
-        # fused multiply-add keeps the first infinity and separate operations give NaN. Neither result is wrong.
+        # The logit of a pixel with itself contains the square of its severity. If its products overflow with both
+        # signs, fused multiply-add keeps the first infinity and separate operations give NaN. Neither result is wrong.
         given = math.copysign(1e15, value) if argument == "severity" and math.isfinite(value) else value
         for spot in spots_of(tensor):
             assert_same_nonfinite_results(
