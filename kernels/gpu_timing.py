@@ -222,7 +222,7 @@ def disagreement(
         allowed = bound * float(reference.double().abs().max())
         error = float((found[name].double() - reference.double()).abs().max())
         if not error <= allowed:  # NaN is not
-            return f"{name} differs by {error:.3g}, allowed are {allowed:.3g}"
+            return f"the error of {name} is {error:.3g}, but at most {allowed:.3g} is allowed"
     return None
 
 

@@ -151,14 +151,14 @@ def verify(
     everything: Annotated[bool, typer.Option("--all", help="More cases, larger ones: 20 s of processor time.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A row for every case.")] = False,
 ) -> None:
-    """Hold every fused kernel that serves here against the float64 reference, forward and backward.
+    """Compare every fused kernel that runs on this machine with the float64 reference, forward and backward.
 
-    Every op is tried in every dtype that its kernel takes and with every trait (severity or none, shifted or not, odd
-    sizes, …). A kernel may be off by twice the error of the eager path in its own dtype, and by half a unit in the last
-    place.
+    Every op is tested in every dtype of its kernels and with all its options (with and without severity, shifted or
+    not, odd sizes, …). The error of a kernel may be at most twice the error of the eager path in the same dtype, plus
+    half a unit in the last place. The exit code is 1 if the error of a kernel is larger.
 
-    Takes 5 s of processor time, starting included, and longer where Triton compiles its kernels for the first time.
-    Exit code 1 if a kernel is off by more.
+    The command takes 5 s of processor time, including its start, and longer if Triton compiles its kernels for the
+    first time.
     """
     from rich.console import Console
     from rich.progress import Progress

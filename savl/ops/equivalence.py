@@ -9,8 +9,8 @@ kernel's own dtype (the rule of flash-attention's tests):
 value, for the rounding to its dtype, and the rounding error of the float64 reference, which adds ``terms`` numbers. It
 contains no tuned constants.
 
-For float64 kernels the eager path is the reference, so its error cannot be measured. It is estimated as the error of the
-float32 path, scaled by the ratio of the units in the last place. The reference may have the same error.
+For float64 kernels the eager path is the reference, so its error cannot be measured. It is estimated as the error of
+the float32 path, scaled by the ratio of the units in the last place. The reference may have the same error.
 
 The maxima are taken over several draws of the same shapes. In a single draw of a few numbers, the eager path may be
 nearly exact by chance, and its error would then underestimate the usual rounding error. More draws do not help if the
@@ -74,7 +74,7 @@ class Budget:
         return math.inf if math.isnan(share) else share
 
     def __str__(self) -> str:
-        return f"{self.name} is off by {self.error:.3g}, allowed are {self.allowed:.3g}"
+        return f"the error of {self.name} is {self.error:.3g}, but at most {self.allowed:.3g} is allowed"
 
     @classmethod
     def pooled(cls, budgets: Sequence[Budget]) -> Budget:

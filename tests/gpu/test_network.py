@@ -94,7 +94,9 @@ def judge(model: SAVL, lrs: list[Tensor], **settings: Any) -> list[Budget]:
 
 
 def assert_kept(budgets: list[Budget]) -> None:
-    broken = [f"{b.name} is off by {b.error:.3g}, allowed are {b.allowed:.3g}" for b in budgets if not b.kept]
+    broken = [
+        f"the error of {b.name} is {b.error:.3g}, but at most {b.allowed:.3g} is allowed" for b in budgets if not b.kept
+    ]
     assert not broken, "; ".join(broken)
 
 
@@ -171,7 +173,7 @@ def test_savl_tiny_compiles_to_one_graph_under_autocast(tiny: SAVL) -> None:
     used = {event.key for event in profile.key_averages() if event.key.startswith("savl::")}
     assert used >= {f"savl::{op}" for op in OPS}
     budget = measure("sr", found.cpu().to(eager.dtype), eager, exact, lr.numel())
-    assert budget.kept, f"off by {budget.error:.3g}, allowed are {budget.allowed:.3g}"
+    assert budget.kept, f"the error is {budget.error:.3g}, but at most {budget.allowed:.3g} is allowed"
 
 
 @pytest.mark.slow

@@ -81,7 +81,9 @@ def judge(model: SAVL, lrs: list[Tensor], gradients: bool) -> list[Budget]:
 
 
 def assert_kept(budgets: list[Budget]) -> None:
-    broken = [f"{b.name} is off by {b.error:.3g}, allowed are {b.allowed:.3g}" for b in budgets if not b.kept]
+    broken = [
+        f"the error of {b.name} is {b.error:.3g}, but at most {b.allowed:.3g} is allowed" for b in budgets if not b.kept
+    ]
     assert not broken, "; ".join(broken)
 
 
@@ -126,7 +128,7 @@ def test_bfloat16_autocast_works_on_fused_kernels_and_agrees(tiny: SAVL) -> None
                 fused = tiny(lr)
     assert fused.dtype == eager.dtype
     budget = measure("sr", fused, eager, exact, lr.numel())
-    assert budget.kept, f"off by {budget.error:.3g}, allowed are {budget.allowed:.3g}"
+    assert budget.kept, f"the error is {budget.error:.3g}, but at most {budget.allowed:.3g} is allowed"
 
 
 def test_autocast_trains_on_fused_kernels(small: SAVL) -> None:

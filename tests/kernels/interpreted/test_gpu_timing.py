@@ -75,5 +75,5 @@ def test_a_kernel_with_wrong_results_disagrees(
     monkeypatch.setattr(launch.Attention, "launch", wrong)
     reason = gpu_timing.disagreement("forward", SHIFTED, TILE, rule("forward", SHIFTED), CPU)
     assert reason is not None
-    assert reason.startswith(f"out differs by {error}")
-    assert "allowed are" in reason
+    assert reason.startswith(f"the error of out is {error}")
+    assert "is allowed" in reason
