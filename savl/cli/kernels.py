@@ -1,4 +1,4 @@
-"""`savl kernels`: report which kernels serve on this machine, verify them, and tune them."""
+"""`savl kernels`: report which kernels are used on this machine, verify them, and tune them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from savl.ops import KernelReport
     from savl.ops.equivalence import Verdict
 
-app = CommandLine(no_args_is_help=True, help="Which kernels serve on this machine, whether they are right, and faster.")
+app = CommandLine(no_args_is_help=True, help="Report, verify and tune the fused kernels on this machine.")
 
 
 @app.command(
@@ -27,22 +27,23 @@ app = CommandLine(no_args_is_help=True, help="Which kernels serve on this machin
     "and for cuda tensors, null without a GPU) and backends (of each its device, dtypes, serves and reason).",
 )
 def info(
-    eager: Annotated[bool, typer.Option("--eager", help="As `savl upscale --eager` would run.")] = False,
+    eager: Annotated[bool, typer.Option("--eager", help="Report the kernels of `savl upscale --eager`.")] = False,
     everything: Annotated[
         bool,
-        typer.Option("--all", help="Every backend of every op, and the block sizes of the Triton kernels."),
+        typer.Option("--all", help="List every backend of every op, and the block sizes of the Triton kernels."),
     ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="As --all, with block sizes for all dtypes, not for bfloat16 only.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object, the keys below.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with the keys below.")] = False,
 ) -> None:
-    """Say, per op, which backend serves `savl upscale` on this machine, and why others do not.
+    """Report which backend `savl upscale` uses for each op on this machine, and why it does not use the others.
 
-    With --all: also the block sizes of the Triton kernels, for each problem that the named networks pose and each GPU
-    here (without one, for some architectures), and where they come from; and what the CUDA library has code for.
+    With --all, the report also contains the architectures that the CUDA library was built for, and the block sizes of
+    the Triton kernels with their source. They are listed for each attention problem of the named networks and for each
+    GPU of this machine; without a GPU, for some architectures.
 
-    SAVL_KERNELS in the environment is heeded; docs/environment.md has all variables.
+    The environment variable SAVL_KERNELS applies; docs/environment.md lists all variables.
     """
     from rich.console import Console
 
@@ -69,7 +70,9 @@ def info(
     console.print(_overview(report, max(60, min(console.width, 100))), highlight=False, markup=False, soft_wrap=True)
     for reason in _unfit_gpus(len(report.gpus)):
         console.print(reason, highlight=False, markup=False, soft_wrap=True)
-    console.print("--all has every backend and block size, --json is for programs", style="dim", highlight=False)
+    console.print(
+        "--all lists every backend and block size, --json prints the report as JSON", style="dim", highlight=False
+    )
 
 
 def _overview(report: KernelReport, width: int) -> str:
@@ -137,7 +140,7 @@ def _as_json(report: KernelReport) -> dict[str, Any]:
 
 
 def _unfit_gpus(count: int) -> list[str]:
-    """Return why usable kernels for GPUs cannot serve on some of the GPUs, each reason once."""
+    """Return the reasons why usable GPU kernels cannot run on some of the GPUs, each reason once."""
     from savl.ops.gpu import why_unfit
     from savl.ops.library import FUSED
 
@@ -148,8 +151,10 @@ def _unfit_gpus(count: int) -> list[str]:
 
 @app.command()
 def verify(
-    everything: Annotated[bool, typer.Option("--all", help="More cases, larger ones: 20 s of processor time.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A row for every case.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Test more and larger cases, which takes 20 s of processor time.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print a row for every case.")] = False,
 ) -> None:
     """Compare every fused kernel that runs on this machine with the float64 reference, forward and backward.
 
@@ -207,7 +212,7 @@ def verify(
     cases = sum(len(found) for found in verdicts.values())
     console.print(f"{cases - failures} of {cases} cases within twice the error of the eager path", highlight=False)
     if not verdicts:
-        console.print("nothing to verify: only the eager reference serves here", highlight=False)
+        console.print("nothing to verify: only the eager reference is available here", highlight=False)
     raise typer.Exit(1 if failures else 0)
 
 
@@ -266,7 +271,7 @@ def _print_triton_kernels(console: Console, gpus: Sequence[str], dtypes: Sequenc
         )
     table = Table(
         title="Triton kernels: queries × keys of a tile, warps, pipeline stages",
-        caption="fold_bias, with which the backward pass ends, has none of them",
+        caption="fold_bias, the last kernel of the backward pass, has no block sizes",
         title_justify="left",
         caption_justify="left",
     )
@@ -284,7 +289,7 @@ def _print_triton_kernels(console: Console, gpus: Sequence[str], dtypes: Sequenc
                 table.add_row(*labels, stage, *cells, end_section=stage == configs.STAGES[-1])
     console.print(table)
     if not here:
-        console.print("By the rule: no GPU that can run them is here.", highlight=False, soft_wrap=True)
+        console.print("By the rule: this machine has no GPU that can run them.", highlight=False, soft_wrap=True)
     for name in dict.fromkeys(name for name, _ in targets.values() if name is not None):
         for _, store in configs.stores(name):
             for reason in store.ignored:

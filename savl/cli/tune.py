@@ -29,22 +29,23 @@ def tune(
         typer.Option("--stage", metavar="KERNEL", help="A kernel, such as forward. All if omitted."),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Measure what is stored against the defaults, and write nothing.")
+        bool, typer.Option("--check", help="Compare stored block sizes with the defaults, and write nothing.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Search for what is stored too, and replace a file that is broken.")
+        bool, typer.Option("--force", help="Search again for stored block sizes, and replace a broken file.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Store there; the kernels do not look there.")
+        Path | None,
+        typer.Option("--output", metavar="FILE", help="Store the results in this file, which the kernels do not read."),
     ] = None,
 ) -> None:
     """Search for the fastest block sizes of the Triton kernels on this GPU, and store them for later runs.
 
-    Options may be given several times. Results are stored one by one, for the name of the GPU, in SAVL_CACHE_DIR
-    (~/.cache/savl if unset): the same command goes on where an interrupted one stopped.
+    Options may be given several times. Each result is stored as soon as it is found, in a file for this model of GPU
+    in SAVL_CACHE_DIR (~/.cache/savl if unset). After an interruption, the same command continues from there.
 
-    Tuning is optional: by default the block sizes are good on every GPU, and no other command searches. Of several
-    GPUs it takes the first that CUDA_VISIBLE_DEVICES shows. Exit code 1 where none can run the kernels.
+    Tuning is optional: the default block sizes are good on every GPU, and no other command searches. If there are
+    several GPUs, the first one in CUDA_VISIBLE_DEVICES is tuned. The exit code is 1 if no GPU can run the kernels.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -67,7 +68,9 @@ def tune(
         exit_with_error(f"nothing to tune: {machine}", 1)
     folder = configs.user_folder()
     if output is None and folder is None:
-        exit_with_error("there is no home folder: SAVL_CACHE_DIR or --output must say where to store", 1)
+        exit_with_error(
+            "there is no home folder: set SAVL_CACHE_DIR or --output to choose where to store the results", 1
+        )
     path = output or Path(str(folder)) / configs.file_name(machine.name)
 
     from savl.kernels.tune import CannotRunError, Task
@@ -85,7 +88,7 @@ def tune(
             else:
                 _search(tasks, machine, path, force)
     except KeyboardInterrupt:
-        stored = f"; what was found is in {path}, the same command goes on from there"
+        stored = f"; the results so far are in {path}, and the same command continues from there"
         stored = stored if path.exists() and not check else ""
         errors.print(f"[yellow]interrupted{escape(stored)}[/yellow]")
         mark_reported()
@@ -168,7 +171,7 @@ def _search(tasks: Sequence[Any], machine: Any, path: Path, force: bool) -> None
 
 
 def _check(tasks: Sequence[Any], machine: Any, path: Path) -> None:
-    """Measure what is stored against the rule, and print how far the rule is from it."""
+    """Measure the stored block sizes and those of the rule, and print the difference in time."""
     from rich.console import Console
 
     from savl.kernels import configs
@@ -198,7 +201,8 @@ def _check(tasks: Sequence[Any], machine: Any, path: Path) -> None:
         console.print(table)
         mean = sum(gaps) / len(gaps)
         console.print(
-            f"the defaults take {mean:+.1%} time against what is stored, {max(gaps):+.1%} at worst", highlight=False
+            f"the defaults take {mean:+.1%} time compared with the stored block sizes, {max(gaps):+.1%} at worst",
+            highlight=False,
         )
     missing = len(tasks) - len(known)
     if missing:

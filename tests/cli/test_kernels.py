@@ -494,7 +494,7 @@ def test_tune_interrupted_at_once_has_nothing_to_keep(
     done = savl(*TINY)
     assert done.code == 130
     assert "interrupted" in done.text
-    assert "what was found" not in done.text
+    assert "results so far" not in done.text
     assert not fake_gpu.exists()
 
 
@@ -511,7 +511,7 @@ def test_an_interrupted_tune_keeps_the_results_so_far(
     monkeypatch.setattr(kernels_tune, "search", interrupted)
     done = savl(*TINY)
     assert done.code == 130
-    assert f"what was found is in {fake_gpu}" in done.text
+    assert f"the results so far are in {fake_gpu}" in done.text
     assert len(json.loads(fake_gpu.read_text())["configs"]) == 2
     monkeypatch.setattr(kernels_tune, "search", search)
     assert "6 searched, 2 stored before" in savl(*TINY).text
@@ -528,7 +528,7 @@ def test_tune_check_measures_stored_configurations_and_writes_nothing(savl: Run,
     assert done.code == 0
     assert (fake_gpu.read_bytes(), fake_gpu.stat().st_mtime_ns) == before
     assert len([line for line in done.text.splitlines() if line.startswith("│")]) == 4
-    assert "the defaults take +12.5% time against what is stored, +25.0% at worst" in done.text
+    assert "the defaults take +12.5% time compared with the stored block sizes, +25.0% at worst" in done.text
     assert "nothing is stored for 4 of 8" in done.text
 
 
