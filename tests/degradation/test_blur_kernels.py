@@ -112,7 +112,7 @@ def test_sinc_passes_frequencies_below_its_cutoff_and_stops_those_above(cutoff: 
     assert response[frequency > cutoff + 0.3].square().mean().sqrt() < 0.05
 
 
-def test_sinc_rings() -> None:
+def test_a_sinc_kernel_causes_ringing() -> None:
     values = SincBlurKernel(21, math.pi / 3).values()
     assert values.min() < 0
     # The first zero of J1 is at 3.83: negative beyond 3.83 / cut-off = 3.66 pixels.
@@ -134,7 +134,7 @@ def test_a_sinc_kernel_without_strength_is_a_single_pixel(size: int) -> None:
     assert torch.count_nonzero(values) == 1
 
 
-def test_full_strength_changes_no_kernel_and_half_blurs_half_as_far() -> None:
+def test_strength_scales_sigma_and_the_amount_of_sinc() -> None:
     for kernel in drawn(30):
         assert kernel.weakened(1.0) == kernel
     weak = GaussianBlurKernel("iso", 21, (2.4, 2.4), 0.0, 1.0).weakened(0.5)
@@ -147,7 +147,7 @@ def test_full_strength_changes_no_kernel_and_half_blurs_half_as_far() -> None:
 @pytest.mark.parametrize(
     "kernel", [GaussianBlurKernel("plateau_iso", 21, (2.0, 2.0), 0.0, 1.5), SincBlurKernel(15, 1.3)]
 )
-def test_less_strength_keeps_more_of_the_pixel_itself(kernel: BlurKernel) -> None:
+def test_a_lower_strength_gives_the_centre_a_larger_weight(kernel: BlurKernel) -> None:
     centres = [kernel.weakened(strength / 10).values()[MIDDLE, MIDDLE].item() for strength in range(11)]
     assert centres == sorted(centres, reverse=True)
     assert len(set(centres)) > 7

@@ -49,13 +49,13 @@ def parse(text: str) -> DegradationConfig:
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
 @pytest.mark.parametrize(("cls", "table", "name"), [(cls, table, name) for cls, table, n in CHANCES for name in n])
-def test_chances_outside_0_to_1_are_refused(cls: Any, table: str, name: str, value: float) -> None:
+def test_probabilities_outside_0_to_1_are_refused(cls: Any, table: str, name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"^{table}\.{name} must lie in \[0, 1\], got {value!r}$"):
         cls(**{name: value})
 
 
 @pytest.mark.parametrize(("cls", "table", "name"), [(cls, table, name) for cls, table, n in RANGES for name in n])
-def test_ranges_upside_down_or_of_another_length_are_refused(cls: Any, table: str, name: str) -> None:
+def test_ranges_in_descending_order_or_of_another_length_are_refused(cls: Any, table: str, name: str) -> None:
     kind = type(getattr(cls(), name)[0])
     for value in ((kind(3), kind(1)), (kind(1),), (kind(1), kind(1), kind(1)), ()):
         with pytest.raises(ValueError, match=rf"^{table}\.{name} must be \(low, high\) with low <= high, got \("):

@@ -27,7 +27,7 @@ def unevenness(mask: Tensor) -> float:
 
 @BOTH
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (2, 3), (37, 64), (64, 37)])
-def test_masks_have_the_size_asked_for_and_lie_between_0_and_1(config: SpatialConfig, size: tuple[int, int]) -> None:
+def test_masks_have_the_requested_size_and_lie_between_0_and_1(config: SpatialConfig, size: tuple[int, int]) -> None:
     random = np.random.default_rng(0)
     for _ in range(20):
         mask = draw_mask(config, *size, random)
@@ -39,7 +39,7 @@ def test_masks_have_the_size_asked_for_and_lie_between_0_and_1(config: SpatialCo
 
 
 @BOTH
-def test_masks_differ_and_follow_from_their_seed(config: SpatialConfig) -> None:
+def test_masks_differ_and_are_determined_by_their_seed(config: SpatialConfig) -> None:
     drawn = masks(config, 3)
     assert torch.equal(drawn, masks(config, 3))
     assert not torch.equal(drawn, masks(config, 3, seed=1))
@@ -52,7 +52,7 @@ def test_the_values_of_smooth_masks_are_spread_evenly() -> None:
         assert values[int(quantile * len(values))].item() == pytest.approx(quantile, abs=0.05)
 
 
-def test_each_smooth_mask_has_both_clean_and_degraded_places() -> None:
+def test_each_smooth_mask_has_clean_and_degraded_pixels() -> None:
     for mask in masks(SMOOTH, 100):
         assert mask.min() < 0.25
         assert mask.max() > 0.75

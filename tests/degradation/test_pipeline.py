@@ -41,7 +41,7 @@ def psnr(one: Tensor, other: Tensor) -> float:
 
 
 @pytest.mark.parametrize("config", [DegradationConfig(), SPATIAL], ids=["uniform", "spatial"])
-def test_images_come_back_small_in_8_bits_and_with_their_severity(photo: Tensor, config: DegradationConfig) -> None:
+def test_results_are_low_resolution_8_bit_images_with_their_mask(photo: Tensor, config: DegradationConfig) -> None:
     x = torch.cat([photo[:, :, :64, :96], photo[:, :, 100:164, 100:196]])
     for seed in range(5):
         degraded = Degradation(config)(x, seed)
@@ -60,7 +60,7 @@ def test_other_scales_give_other_sizes(photo: Tensor, scale: int) -> None:
     assert degraded.y.shape == (1, 3, 48 // scale, 60 // scale)
 
 
-def test_the_same_seed_gives_the_same_and_another_another(photo: Tensor) -> None:
+def test_equal_seeds_give_equal_images_and_different_seeds_different_ones(photo: Tensor) -> None:
     degradation, x = Degradation(SPATIAL), photo[:, :, :64, :64]
     first = degradation(x, (3, 4))
     again = Degradation(SPATIAL)(x, (3, 4))
@@ -101,7 +101,7 @@ def test_images_per_recipe_must_divide_the_number_of_images(photo: Tensor, count
         Degradation(DegradationConfig())(photo[:, :, :64, :64].repeat(3, 1, 1, 1), 0, images_per_recipe=count)  # type: ignore[arg-type]
 
 
-def test_global_random_states_are_neither_read_nor_moved(photo: Tensor) -> None:
+def test_global_random_states_are_neither_read_nor_changed(photo: Tensor) -> None:
     degradation, x = Degradation(SPATIAL), photo[:, :, :64, :64]
     results = []
     for state in (1, 2):
@@ -114,7 +114,7 @@ def test_global_random_states_are_neither_read_nor_moved(photo: Tensor) -> None:
     assert torch.equal(*results)
 
 
-def test_the_input_is_left_as_it_was(photo: Tensor) -> None:
+def test_the_input_is_not_modified(photo: Tensor) -> None:
     x = photo[:, :, :64, :64].clone()
     before = x.clone()
     for seed in range(5):
@@ -175,7 +175,7 @@ def test_a_blur_is_the_convolution_with_its_kernel(alone: Apply) -> None:
     assert (y - kernel.values()).abs().max() <= 0.5 / 255 + 1e-6
 
 
-def test_a_blur_leaves_flat_images_and_borders_as_they_are(alone: Apply) -> None:
+def test_a_blur_does_not_change_uniform_images_or_borders(alone: Apply) -> None:
     x = flat(100 / 255, side=32)
     for kernel in (GaussianBlurKernel("plateau_iso", 21, (3.0, 3.0), 0.0, 1.0), SincBlurKernel(21, math.pi / 3)):
         assert torch.equal(alone(x, blur=kernel), x)
@@ -201,7 +201,7 @@ def test_jpeg_is_close_to_what_libjpeg_makes(alone: Apply, photo: Tensor, qualit
     assert 0 < psnr(ours, photo) - psnr(decoded, photo) < 1.5
 
 
-def test_images_are_compressed_twice_first_or_last_in_the_end(photo: Tensor) -> None:
+def test_the_final_jpeg_comes_before_or_after_the_final_resize(photo: Tensor) -> None:
     orders = set()
     for seed in range(12):
         degradation = Degradation(DegradationConfig())
@@ -225,7 +225,7 @@ def test_images_are_compressed_twice_first_or_last_in_the_end(photo: Tensor) -> 
 
 
 @pytest.mark.parametrize("spatial", [0.0, 1.0])
-def test_no_strength_is_the_plain_resize_of_the_recipe(photo: Tensor, spatial: float) -> None:
+def test_strength_0_only_resizes_with_the_method_of_the_recipe(photo: Tensor, spatial: float) -> None:
     config = DegradationConfig(
         first=StageConfig(resize=KEEP),
         second=StageConfig(resize=KEEP),
@@ -244,7 +244,7 @@ def test_no_strength_is_the_plain_resize_of_the_recipe(photo: Tensor, spatial: f
     assert methods == {"area", "bilinear", "bicubic"}
 
 
-def test_more_strength_is_further_from_the_clean_image(photo: Tensor) -> None:
+def test_a_higher_strength_increases_the_distance_from_the_clean_image(photo: Tensor) -> None:
     x = photo[:, :, :192, :192]
     clean = F.interpolate(x, scale_factor=0.25, mode="area")
     distances = []
@@ -298,7 +298,7 @@ def test_blur_and_jpeg_follow_the_mask(alone: Apply, photo: Tensor, operation: d
         assert (between - torch.lerp(before, after, amount)).abs().max() <= 1.01 / 255
 
 
-def test_a_mask_of_ones_is_no_mask_and_one_of_zeros_resizes_only(photo: Tensor) -> None:
+def test_a_mask_of_ones_has_no_effect_and_a_mask_of_zeros_only_resizes(photo: Tensor) -> None:
     x = photo[:, :, :96, :96].expand(4, -1, -1, -1)
     degradation = Degradation(DegradationConfig())
     for seed in range(4):
@@ -324,7 +324,7 @@ def test_a_mask_of_ones_is_no_mask_and_one_of_zeros_resizes_only(photo: Tensor) 
         assert (zeros - resized).abs().mean() <= 0.5 / 255
 
 
-def test_images_of_a_group_are_degraded_each_by_its_own_part_of_the_recipe(photo: Tensor) -> None:
+def test_each_image_of_a_group_is_degraded_by_its_own_part_of_the_recipe(photo: Tensor) -> None:
     x = photo[:, :, :64, :64].expand(6, -1, -1, -1)
     y = Degradation(DegradationConfig())(x, 0).y
     assert all(not torch.equal(y[one], y[other]) for one in range(6) for other in range(one))
@@ -361,13 +361,13 @@ def test_other_shapes_and_types_are_refused_with_the_given_value(x: Tensor, mess
 
 
 @pytest.mark.parametrize("scale", [0, -4, 2.0, True])
-def test_a_scale_that_is_no_factor_is_refused(scale: int) -> None:
+def test_a_scale_that_is_not_a_positive_integer_is_refused(scale: int) -> None:
     with pytest.raises(ValueError, match=f"scale must be an integer of at least 1, got {scale!r}"):
         Degradation(DegradationConfig(), scale)
 
 
 @pytest.mark.parametrize("module", ["kornia", "kornia.enhance", "kornia.filters"])
-def test_without_kornia_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+def test_without_kornia_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "kornia"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)

@@ -125,7 +125,7 @@ def test_the_key_window_follows_from_window_and_overlap(window: int, overlap: fl
     assert SAVLConfig(window=window, overlap=overlap).key_window == key_window
 
 
-def test_an_overlap_read_off_a_key_window_gives_that_key_window_back() -> None:
+def test_an_overlap_computed_from_a_key_window_gives_that_key_window() -> None:
     wrong = [
         (window, key_window)
         for window in range(2, 65, 2)
@@ -206,5 +206,5 @@ def test_a_setting_of_another_type_is_reported(changes: dict[str, Any], fragment
     assert not missing, f"the message lacks {missing}: {caught.value}"
 
 
-def test_an_int_may_stand_for_a_float() -> None:
+def test_an_int_is_accepted_for_a_float() -> None:
     assert SAVLConfig.from_dict({"mlp_ratio": 2, "drop_path": 0, "rgb_mean": [0, 0, 0]}).mlp_ratio == 2

@@ -28,7 +28,9 @@ def inputs(batch: int = 2, height: int = 9, width: int = 11) -> tuple[torch.Tens
 
 
 @pytest.mark.parametrize(("height", "width"), [(9, 11), (1, 1)])
-def test_it_rebuilds_an_image_of_the_size_of_its_content(decoder: LikelihoodDecoder, height: int, width: int) -> None:
+def test_the_decoder_returns_an_image_of_the_size_of_the_content(
+    decoder: LikelihoodDecoder, height: int, width: int
+) -> None:
     assert decoder(*inputs(2, height, width))[0].shape == (2, 3, height, width)
 
 
@@ -37,7 +39,7 @@ def test_the_decoder_predicts_the_difference_from_the_content(decoder: Likelihoo
     torch.testing.assert_close(decoder(z, r)[0] - z, decoder.body(torch.cat((z, r), dim=1)))
 
 
-def test_it_reads_both_the_content_and_the_sample(decoder: LikelihoodDecoder) -> None:
+def test_the_decoder_reads_both_the_content_and_the_sample(decoder: LikelihoodDecoder) -> None:
     z, r = inputs()
     residual = decoder(z, r)[0] - z
     other_z, other_r = inputs()
@@ -67,7 +69,7 @@ def test_gradients_reach_the_sample_and_every_parameter(decoder: LikelihoodDecod
     assert bool(r.grad.ne(0).all()), "part of the sample has no gradient"
 
 
-def test_it_is_local(decoder: LikelihoodDecoder) -> None:
+def test_the_decoder_is_local(decoder: LikelihoodDecoder) -> None:
     z, r = inputs(1, 15, 15)
     changed = r.clone()
     changed[0, :, 7, 7] += 1.0

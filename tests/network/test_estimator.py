@@ -33,14 +33,14 @@ def both(estimator: AmortizedEstimator, y: Tensor) -> Tensor:
     return torch.cat((mu, logvar), dim=1)
 
 
-def test_it_gives_a_mean_and_a_log_variance_for_every_pixel(estimator: AmortizedEstimator) -> None:
+def test_the_estimator_returns_a_mean_and_a_log_variance_for_every_pixel(estimator: AmortizedEstimator) -> None:
     mu, logvar = estimator(torch.rand(2, 3, 5, 7, dtype=torch.float64))
     assert mu.shape == (2, 6, 5, 7)
     assert logvar is not None
     assert logvar.shape == (2, 6, 5, 7)
 
 
-def test_the_head_gives_the_means_first_and_the_log_variances_after(small_config: Small, awaken: Awaken) -> None:
+def test_the_head_returns_the_means_before_the_log_variances(small_config: Small, awaken: Awaken) -> None:
     estimator = awaken(AmortizedEstimator(small_config(estimator_high_pass=False)))
     y = torch.rand(1, 3, 5, 7, dtype=torch.float64)
     mu, logvar = estimator(y)
@@ -59,7 +59,7 @@ def test_a_deterministic_code_has_no_log_variance(small_config: Small) -> None:
 
 
 @pytest.mark.parametrize("dilations", DILATIONS)
-def test_a_pixel_changes_the_field_within_the_receptive_field_and_nowhere_else(
+def test_a_pixel_changes_the_field_only_within_the_receptive_field(
     dilations: tuple[int, ...], small_config: Small, awaken: Awaken
 ) -> None:
     config = small_config(estimator_dilations=dilations)
@@ -167,7 +167,7 @@ def test_a_seed_gives_the_sample_of_that_seed() -> None:
 
 
 @pytest.mark.parametrize("seed", [None, 7])
-def test_a_deterministic_code_is_a_mean_and_nothing_else(seed: int | None) -> None:
+def test_a_deterministic_code_has_only_a_mean(seed: int | None) -> None:
     mu = torch.randn(SHAPE)
     field = DegradationField.from_posterior(mu, None, seed)
     assert field.mu is mu

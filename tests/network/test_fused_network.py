@@ -87,12 +87,12 @@ def assert_kept(budgets: list[Budget]) -> None:
     assert not broken, "; ".join(broken)
 
 
-def test_the_fused_network_is_as_right_as_eager(small: SAVL) -> None:
+def test_the_fused_network_is_as_accurate_as_eager(small: SAVL) -> None:
     lrs = [image(11, 18, seed, batch=2) for seed in range(6)]
     assert_kept(judge(small, lrs, gradients=False))
 
 
-def test_all_gradients_of_the_fused_network_are_as_right_as_eager(small: SAVL) -> None:
+def test_all_gradients_of_the_fused_network_are_as_accurate_as_eager(small: SAVL) -> None:
     # Some parameters have few gradients, so the error budget is shared by all of them, each relative to the largest
     # gradient of its parameter.
     lrs = [image(9, 14, seed) for seed in range(6)]
@@ -104,7 +104,7 @@ def test_all_gradients_of_the_fused_network_are_as_right_as_eager(small: SAVL) -
     assert not names, f"{names} are off by more than three times what is allowed"
 
 
-def test_savl_tiny_fused_is_as_right_as_eager(tiny: SAVL) -> None:
+def test_savl_tiny_fused_is_as_accurate_as_eager(tiny: SAVL) -> None:
     assert_kept(judge(tiny, [image(20, 35, seed) for seed in range(4)], gradients=False))
 
 
@@ -149,7 +149,7 @@ def savl_ops(graph: torch.fx.Graph) -> set[str]:
     return {target.split(".")[1] for target in targets if target.startswith("savl.")}
 
 
-def test_the_fused_network_compiles_whole(small: SAVL) -> None:
+def test_the_fused_network_compiles_without_graph_breaks(small: SAVL) -> None:
     lr = image(8, 12)
     model = copy.deepcopy(small).requires_grad_(False)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -182,7 +182,7 @@ def test_the_exported_network_contains_the_ops(small: SAVL) -> None:
     torch.testing.assert_close(program.module()(lr), expected)
 
 
-def test_a_network_exported_eager_holds_none_of_them(small: SAVL) -> None:
+def test_a_network_exported_without_fused_kernels_contains_no_ops_of_savl(small: SAVL) -> None:
     model = copy.deepcopy(small).requires_grad_(False)
     with use_fused_kernels(False):
         program = torch.export.export(model, (image(8, 12),))

@@ -302,7 +302,7 @@ def test_without_a_degradation_code_the_group_is_that_of_hat(small_config: Small
     assert not any("dsca" in name for name, _ in group.named_parameters())
 
 
-def test_the_group_is_its_stages_one_after_another_around_a_residual(small_config: Small, awaken: Awaken) -> None:
+def test_the_group_applies_its_stages_in_order_and_adds_the_residual(small_config: Small, awaken: Awaken) -> None:
     group = awaken(DARHAG(small_config(), [0.0, 0.0]))
     x, mu, severity = inputs()
     features = x
@@ -331,7 +331,7 @@ def test_drop_paths_go_to_the_habs_in_order(small_config: Small) -> None:
 
 
 @pytest.mark.parametrize("code", ["variational", "none"])
-def test_a_group_whose_convolution_is_silent_is_the_identity(code: str, small_config: Small, awaken: Awaken) -> None:
+def test_a_group_whose_convolution_is_zero_is_the_identity(code: str, small_config: Small, awaken: Awaken) -> None:
     group = awaken(DARHAG(small_config(degradation_code=code), [0.0]))
     with torch.no_grad():
         group.conv.weight.zero_()

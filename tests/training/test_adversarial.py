@@ -22,13 +22,13 @@ def logits(*values: float) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_chance_costs_log_2_everywhere(kind: AdversarialLoss) -> None:
+def test_losses_of_zero_logits_are_log_2(kind: AdversarialLoss) -> None:
     zero = torch.zeros(2, 1, 8, 8)
     assert float(generator_loss(kind, zero, zero)) == pytest.approx(math.log(2))
     assert float(discriminator_loss(kind, zero, zero)) == pytest.approx(math.log(2))
 
 
-def test_vanilla_is_the_binary_cross_entropy_of_each_image_by_itself() -> None:
+def test_vanilla_is_the_binary_cross_entropy_of_each_image_alone() -> None:
     real, fake = logits(1.5, -0.5, 3.0), logits(-2.0, 0.25)
     cross_entropy = F.binary_cross_entropy_with_logits
     torch.testing.assert_close(generator_loss("vanilla", fake), cross_entropy(fake, torch.ones(2)))
