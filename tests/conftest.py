@@ -84,13 +84,13 @@ def small_config() -> Callable[..., SAVLConfig]:
 
 
 @pytest.fixture(scope="session")
-def awaken() -> Callable[[Any], Any]:
-    """Move every parameter off its initial value: what starts at zero would hide whatever stands before it.
+def perturb_parameters() -> Callable[[Any], Any]:
+    """Return a function that adds noise to every parameter, because a weight that is initially 0 hides earlier layers.
 
-    Gives the module back, in float64 and evaluation mode, so that comparisons need no allowance for float32.
+    The function returns the module, in float64 and evaluation mode, so that comparisons can have small tolerances.
     """
 
-    def awaken(module: nn.Module) -> nn.Module:
+    def perturb_parameters(module: nn.Module) -> nn.Module:
         generator = torch.Generator().manual_seed(1)
         module = module.double().eval()
         with torch.no_grad():
@@ -98,12 +98,12 @@ def awaken() -> Callable[[Any], Any]:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         return module
 
-    return awaken
+    return perturb_parameters
 
 
 @pytest.fixture(scope="session")
 def random_field() -> Callable[..., DegradationField]:
-    """A float64 degradation field of a given size whose severity has nothing to do with its mean."""
+    """Return a function that makes a random float64 field of a given size. Its severity is independent of its mean."""
 
     def make(config: SAVLConfig, height: int, width: int, batch: int = 1, seed: int = 2) -> DegradationField:
         generator = torch.Generator().manual_seed(seed)

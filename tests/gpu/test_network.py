@@ -19,7 +19,7 @@ from savl.ops.op import OPS
 from savl.weights import load
 
 Small = Callable[..., SAVLConfig]
-Awaken = Callable[[Any], Any]
+PerturbParameters = Callable[[Any], Any]
 Outputs = dict[str, Tensor]
 
 
@@ -36,10 +36,10 @@ def _every_op_serves(backend_of: Callable[[str], str]) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def small(small_config: Small, awaken: Awaken) -> SAVL:
+def small(small_config: Small, perturb_parameters: PerturbParameters) -> SAVL:
     """Return the small network in float32 on the GPU, with parameters for which every part affects the output."""
     torch.manual_seed(0)
-    model: SAVL = awaken(SAVL(small_config())).float().cuda()
+    model: SAVL = perturb_parameters(SAVL(small_config())).float().cuda()
     return model
 
 

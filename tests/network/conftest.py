@@ -11,11 +11,11 @@ import torch
 from savl.network import SAVL, SAVLConfig
 
 Small = Callable[..., SAVLConfig]
-Awaken = Callable[[Any], Any]
+PerturbParameters = Callable[[Any], Any]
 
 
 @pytest.fixture(scope="module")
-def network(small_config: Small, awaken: Awaken) -> SAVL:
+def network(small_config: Small, perturb_parameters: PerturbParameters) -> SAVL:
     """Return the small network with parameters away from zero, float64, in evaluation mode."""
     torch.manual_seed(0)
-    return awaken(SAVL(small_config())).requires_grad_(False)
+    return perturb_parameters(SAVL(small_config())).requires_grad_(False)

@@ -15,7 +15,7 @@ from savl import ops
 from savl.network import DSCA, SAVL, AmortizedEstimator, DegradationField, SAVLConfig
 
 Small = Callable[..., SAVLConfig]
-Awaken = Callable[[Any], Any]
+PerturbParameters = Callable[[Any], Any]
 RandomField = Callable[..., DegradationField]
 
 
@@ -45,11 +45,11 @@ def test_the_field_acts_through_the_paths_that_are_on(
     severity_matters: bool,
     mu_matters: bool,
     small_config: Small,
-    awaken: Awaken,
+    perturb_parameters: PerturbParameters,
     random_field: RandomField,
 ) -> None:
     config = small_config(**changes)
-    model, field = awaken(SAVL(config)), random_field(config, 7, 10)
+    model, field = perturb_parameters(SAVL(config)), random_field(config, 7, 10)
     assert field.severity is not None
     assert influence(model, field, severity=2 - field.severity) == severity_matters, "the spatial path"
     assert influence(model, field, mu=-field.mu) == mu_matters, "the channel path"
@@ -89,9 +89,9 @@ def test_ablations_change_their_own_parameters_only(small_config: Small) -> None
 
 
 def test_a_deterministic_code_has_a_mean_and_no_severity(
-    small_config: Small, awaken: Awaken, severities_seen: list[Tensor]
+    small_config: Small, perturb_parameters: PerturbParameters, severities_seen: list[Tensor]
 ) -> None:
-    model = awaken(SAVL(small_config(degradation_code="deterministic")))
+    model = perturb_parameters(SAVL(small_config(degradation_code="deterministic")))
     _, field = model(image(), return_field=True)
     assert field.mu.shape == (1, 6, 7, 10)
     assert (field.logvar, field.kl, field.severity, field.variance) == (None, None, None, None)

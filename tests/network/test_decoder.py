@@ -13,12 +13,12 @@ from torch import nn
 from savl.network import SAVL, LikelihoodDecoder, SAVLConfig
 
 Small = Callable[..., SAVLConfig]
-Awaken = Callable[[Any], Any]
+PerturbParameters = Callable[[Any], Any]
 
 
 @pytest.fixture(scope="module")
-def decoder(small_config: Small, awaken: Awaken) -> LikelihoodDecoder:
-    return awaken(LikelihoodDecoder(small_config()))
+def decoder(small_config: Small, perturb_parameters: PerturbParameters) -> LikelihoodDecoder:
+    return perturb_parameters(LikelihoodDecoder(small_config()))
 
 
 def inputs(batch: int = 2, height: int = 9, width: int = 11) -> tuple[torch.Tensor, torch.Tensor]:

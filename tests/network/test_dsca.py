@@ -14,7 +14,7 @@ from savl import ops
 from savl.network import DSCA, SAVLConfig
 
 Small = Callable[..., SAVLConfig]
-Awaken = Callable[[Any], Any]
+PerturbParameters = Callable[[Any], Any]
 
 
 def inputs(batch: int = 2, height: int = 8, width: int = 12) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,9 +36,9 @@ def attended_features(dsca: DSCA, x: Tensor, severity: Tensor | None) -> Tensor:
 @pytest.mark.parametrize("shift", [0, 2])
 @pytest.mark.parametrize("modulation_shift", [False, True], ids=["gamma", "gamma-and-beta"])
 def test_dsca_is_the_formula_of_its_two_paths(
-    shift: int, modulation_shift: bool, small_config: Small, awaken: Awaken
+    shift: int, modulation_shift: bool, small_config: Small, perturb_parameters: PerturbParameters
 ) -> None:
-    dsca = awaken(DSCA(small_config(modulation_shift=modulation_shift), shift))
+    dsca = perturb_parameters(DSCA(small_config(modulation_shift=modulation_shift), shift))
     x, mu, severity = inputs()
 
     pixels = mu.permute(0, 3, 1, 2)  # the channel path as a 1×1 convolution, as in the paper
@@ -62,10 +62,12 @@ def test_an_untrained_dsca_learns_its_guidance_at_the_first_step(small_config: S
     assert bool(dsca.guidance.project.weight.grad.ne(0).all())
 
 
-def test_without_spatial_modulation_severity_has_no_influence(small_config: Small, awaken: Awaken) -> None:
+def test_without_spatial_modulation_severity_has_no_influence(
+    small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
     x, mu, severity = inputs()
-    guided = awaken(DSCA(small_config(), 0))
-    ablated = awaken(DSCA(small_config(spatial_modulation=False), 0))
+    guided = perturb_parameters(DSCA(small_config(), 0))
+    ablated = perturb_parameters(DSCA(small_config(spatial_modulation=False), 0))
     ablated.load_state_dict(guided.state_dict())
     assert not torch.equal(guided(x, mu, severity), guided(x, mu, 2 - severity)), "severity is not read at all"
     assert torch.equal(ablated(x, mu, severity), ablated(x, mu, 2 - severity))
@@ -73,10 +75,12 @@ def test_without_spatial_modulation_severity_has_no_influence(small_config: Smal
     torch.testing.assert_close(ablated(x, mu, severity), guided(x, mu, torch.ones_like(severity)))
 
 
-def test_without_channel_modulation_mu_has_no_influence(small_config: Small, awaken: Awaken) -> None:
+def test_without_channel_modulation_mu_has_no_influence(
+    small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
     x, mu, severity = inputs()
-    guided = awaken(DSCA(small_config(), 0))
-    ablated = awaken(DSCA(small_config(channel_modulation=False), 0))
+    guided = perturb_parameters(DSCA(small_config(), 0))
+    ablated = perturb_parameters(DSCA(small_config(channel_modulation=False), 0))
     assert not torch.equal(guided(x, mu, severity), guided(x, -mu, severity)), "mu is not read at all"
     assert torch.equal(ablated(x, mu, severity), ablated(x, -mu, severity))
     assert not torch.equal(ablated(x, mu, severity), ablated(x, mu, 2 - severity)), "the spatial path is gone too"
@@ -93,15 +97,17 @@ def test_ablations_take_away_their_own_parameters_only(small_config: Small) -> N
     assert names(modulation_shift=True) == names()
 
 
-def test_a_deterministic_code_has_no_severity(small_config: Small, awaken: Awaken) -> None:
-    dsca = awaken(DSCA(small_config(degradation_code="deterministic"), 2))
+def test_a_deterministic_code_has_no_severity(small_config: Small, perturb_parameters: PerturbParameters) -> None:
+    dsca = perturb_parameters(DSCA(small_config(degradation_code="deterministic"), 2))
     x, mu, severity = inputs()
     torch.testing.assert_close(dsca(x, mu, None), dsca(x, mu, torch.ones_like(severity)))
 
 
 @pytest.mark.parametrize("shift", [0, 2])
-def test_a_pixel_reaches_its_own_window_only(shift: int, small_config: Small, awaken: Awaken) -> None:
-    dsca = awaken(DSCA(small_config(), shift))
+def test_a_pixel_reaches_its_own_window_only(
+    shift: int, small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
+    dsca = perturb_parameters(DSCA(small_config(), shift))
     x, mu, severity = inputs(1)
     changed = x.clone()
     changed[0, 4, 4] += torch.randn(12)

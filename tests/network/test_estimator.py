@@ -16,14 +16,14 @@ from savl.network.estimator import LOGVAR_LIMIT
 from savl.ops.philox import standard_normal
 
 Small = Callable[..., SAVLConfig]
-Awaken = Callable[[Any], Any]
+PerturbParameters = Callable[[Any], Any]
 
 DILATIONS = [pytest.param((1, 2), id="two"), pytest.param((2, 4), id="holes-closed"), pytest.param((), id="none")]
 
 
 @pytest.fixture(scope="module")
-def estimator(small_config: Small, awaken: Awaken) -> AmortizedEstimator:
-    return awaken(AmortizedEstimator(small_config()))
+def estimator(small_config: Small, perturb_parameters: PerturbParameters) -> AmortizedEstimator:
+    return perturb_parameters(AmortizedEstimator(small_config()))
 
 
 def both(estimator: AmortizedEstimator, y: Tensor) -> Tensor:
@@ -40,8 +40,10 @@ def test_the_estimator_returns_a_mean_and_a_log_variance_for_every_pixel(estimat
     assert logvar.shape == (2, 6, 5, 7)
 
 
-def test_the_head_returns_the_means_before_the_log_variances(small_config: Small, awaken: Awaken) -> None:
-    estimator = awaken(AmortizedEstimator(small_config(estimator_high_pass=False)))
+def test_the_head_returns_the_means_before_the_log_variances(
+    small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
+    estimator = perturb_parameters(AmortizedEstimator(small_config(estimator_high_pass=False)))
     y = torch.rand(1, 3, 5, 7, dtype=torch.float64)
     mu, logvar = estimator(y)
     features = estimator.head(estimator.body(y))
@@ -60,10 +62,10 @@ def test_a_deterministic_code_has_no_log_variance(small_config: Small) -> None:
 
 @pytest.mark.parametrize("dilations", DILATIONS)
 def test_a_pixel_changes_the_field_only_within_the_receptive_field(
-    dilations: tuple[int, ...], small_config: Small, awaken: Awaken
+    dilations: tuple[int, ...], small_config: Small, perturb_parameters: PerturbParameters
 ) -> None:
     config = small_config(estimator_dilations=dilations)
-    estimator = awaken(AmortizedEstimator(config))
+    estimator = perturb_parameters(AmortizedEstimator(config))
     side, centre, reach = 2 * config.receptive_field + 1, config.receptive_field, config.receptive_field // 2
     y = torch.rand(1, 3, side, side, dtype=torch.float64)
     changed = y.clone()
@@ -113,8 +115,10 @@ def test_images_of_a_batch_do_not_affect_each_other(estimator: AmortizedEstimato
     torch.testing.assert_close(both(estimator, y)[1:2], both(estimator, y[1:2]), rtol=0, atol=1e-12)
 
 
-def test_log_variances_stay_where_their_exponential_is_finite(small_config: Small, awaken: Awaken) -> None:
-    estimator = awaken(AmortizedEstimator(small_config()))
+def test_log_variances_stay_where_their_exponential_is_finite(
+    small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
+    estimator = perturb_parameters(AmortizedEstimator(small_config()))
     with torch.no_grad():
         estimator.head.weight *= 1e4
     _, logvar = estimator(torch.rand(1, 3, 8, 8, dtype=torch.float64))
@@ -133,11 +137,13 @@ def test_an_untrained_field_has_the_variance_of_the_prior_and_different_means(na
     assert 0.05 < mu.std(dim=(2, 3)).median().item() < 2.0
 
 
-def test_the_estimator_does_not_depend_on_brightness_and_colour(small_config: Small, awaken: Awaken) -> None:
+def test_the_estimator_does_not_depend_on_brightness_and_colour(
+    small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
     y = torch.rand(1, 3, 9, 9, dtype=torch.float64)
     tinted = y + torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64).view(1, 3, 1, 1)
     for high_pass in (True, False):
-        estimator = awaken(AmortizedEstimator(small_config(estimator_high_pass=high_pass)))
+        estimator = perturb_parameters(AmortizedEstimator(small_config(estimator_high_pass=high_pass)))
         same = torch.allclose(both(estimator, y), both(estimator, tinted), rtol=0, atol=1e-9)
         assert same == high_pass
 

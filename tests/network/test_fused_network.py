@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 Small = Callable[..., SAVLConfig]
-Awaken = Callable[[Any], Any]
+PerturbParameters = Callable[[Any], Any]
 Outputs = dict[str, Tensor]
 
 
@@ -34,10 +34,10 @@ def _forget_compiled() -> None:
 
 
 @pytest.fixture(scope="module")
-def small(small_config: Small, awaken: Awaken) -> SAVL:
+def small(small_config: Small, perturb_parameters: PerturbParameters) -> SAVL:
     """Return the small network with parameters away from zero, float32."""
     torch.manual_seed(0)
-    model: SAVL = awaken(SAVL(small_config())).float()
+    model: SAVL = perturb_parameters(SAVL(small_config())).float()
     return model
 
 

@@ -17,7 +17,7 @@ from savl.network import CAB, DARHAG, DSCA, HAB, OCAB, SAVLConfig
 from savl.network.layers import DropPath
 
 Small = Callable[..., SAVLConfig]
-Awaken = Callable[[Any], Any]
+PerturbParameters = Callable[[Any], Any]
 
 
 def features(batch: int = 2, height: int = 8, width: int = 12) -> Tensor:
@@ -55,27 +55,27 @@ def branch(cab: CAB, x: Tensor) -> Tensor:
     return cab(x, torch.zeros_like(x)) / cab.scale
 
 
-def test_cab_adds_its_branch_to_the_residual(small_config: Small, awaken: Awaken) -> None:
-    cab = awaken(CAB(small_config()))
+def test_cab_adds_its_branch_to_the_residual(small_config: Small, perturb_parameters: PerturbParameters) -> None:
+    cab = perturb_parameters(CAB(small_config()))
     x = features()
     torch.testing.assert_close(cab(x, 2 * x), 2 * x + cab.scale * channel_attention(cab, x), rtol=0, atol=1e-12)
 
 
-def test_cab_is_its_formula(small_config: Small, awaken: Awaken) -> None:
-    cab = awaken(CAB(small_config()))
+def test_cab_is_its_formula(small_config: Small, perturb_parameters: PerturbParameters) -> None:
+    cab = perturb_parameters(CAB(small_config()))
     x = features()
     torch.testing.assert_close(branch(cab, x), channel_attention(cab, x), rtol=0, atol=1e-12)
 
 
-def test_cab_pools_every_image_by_itself(small_config: Small, awaken: Awaken) -> None:
-    cab = awaken(CAB(small_config()))
+def test_cab_pools_every_image_by_itself(small_config: Small, perturb_parameters: PerturbParameters) -> None:
+    cab = perturb_parameters(CAB(small_config()))
     x = features(3)
     x[0] *= 10
     torch.testing.assert_close(branch(cab, x)[1:], branch(cab, x[1:]), rtol=0, atol=1e-12)
 
 
-def test_cab_pools_over_the_whole_image(small_config: Small, awaken: Awaken) -> None:
-    cab = awaken(CAB(small_config()))
+def test_cab_pools_over_the_whole_image(small_config: Small, perturb_parameters: PerturbParameters) -> None:
+    cab = perturb_parameters(CAB(small_config()))
     x = features(1)
     changed = x.clone()
     changed[0, 0, 0] += 1.0
@@ -105,22 +105,28 @@ def local_channel_attention(cab: CAB, x: Tensor, window: int, side: int) -> Tens
 
 
 @pytest.mark.parametrize("side", [1, 3, 5])
-def test_cab_of_a_neighbourhood_is_its_formula(side: int, small_config: Small, awaken: Awaken) -> None:
-    cab = awaken(CAB(small_config(cab_neighbourhood=side)))
+def test_cab_of_a_neighbourhood_is_its_formula(
+    side: int, small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
+    cab = perturb_parameters(CAB(small_config(cab_neighbourhood=side)))
     x = features(height=16, width=28)
     torch.testing.assert_close(branch(cab, x), local_channel_attention(cab, x, 4, side), rtol=0, atol=1e-12)
 
 
-def test_a_neighbourhood_of_the_whole_image_is_the_whole_image(small_config: Small, awaken: Awaken) -> None:
+def test_a_neighbourhood_of_the_whole_image_is_the_whole_image(
+    small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
     near, whole = (CAB(small_config(cab_neighbourhood=side)) for side in (5, 0))
-    awaken(near)
+    perturb_parameters(near)
     whole.double().load_state_dict(near.state_dict())
     x = features()  # two rows and three columns of windows: none is more than two away
     torch.testing.assert_close(branch(near, x), branch(whole, x), rtol=0, atol=1e-12)
 
 
-def test_with_a_neighbourhood_a_tile_equals_its_part_of_the_image(small_config: Small, awaken: Awaken) -> None:
-    cab = awaken(CAB(small_config(cab_neighbourhood=3)))
+def test_with_a_neighbourhood_a_tile_equals_its_part_of_the_image(
+    small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
+    cab = perturb_parameters(CAB(small_config(cab_neighbourhood=3)))
     x = features(height=32, width=32)
     tile = branch(cab, x[:, 8:28, 4:28])
     # Two windows of context: one for the average, and one that holds the pixels the convolutions read beyond it.
@@ -137,8 +143,8 @@ def test_the_widths_of_cab_follow_its_settings(small_config: Small) -> None:
 
 
 @pytest.mark.parametrize("shift", [0, 2])
-def test_hab_is_its_formula(shift: int, small_config: Small, awaken: Awaken) -> None:
-    hab = awaken(HAB(small_config(), shift, drop_path=0.0))
+def test_hab_is_its_formula(shift: int, small_config: Small, perturb_parameters: PerturbParameters) -> None:
+    hab = perturb_parameters(HAB(small_config(), shift, drop_path=0.0))
     x = features()
     torch.testing.assert_close(hab(x), hybrid_attention(hab, x), rtol=0, atol=1e-12)
 
@@ -149,9 +155,11 @@ def test_the_width_of_the_mlp_follows_its_ratio(mlp_ratio: float, hidden: int, s
     assert (mlp.expand.out_features, mlp.contract.in_features) == (hidden, hidden)
 
 
-def test_cab_scale_is_the_weight_of_the_channel_branch(small_config: Small, awaken: Awaken) -> None:
+def test_cab_scale_is_the_weight_of_the_channel_branch(
+    small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
     x = features()
-    light, heavy = (awaken(HAB(small_config(cab_scale=scale), 0, 0.0)) for scale in (0.01, 1.0))
+    light, heavy = (perturb_parameters(HAB(small_config(cab_scale=scale), 0, 0.0)) for scale in (0.01, 1.0))
     for hab in (light, heavy):
         hab.load_state_dict(heavy.state_dict())
         with torch.no_grad():  # leaves only the channel branch in the output
@@ -162,8 +170,10 @@ def test_cab_scale_is_the_weight_of_the_channel_branch(small_config: Small, awak
     assert not torch.allclose(heavy(x), x), "the channel branch does nothing"
 
 
-def test_images_of_a_batch_do_not_affect_each_other_in_hab(small_config: Small, awaken: Awaken) -> None:
-    hab = awaken(HAB(small_config(), 2, 0.0))
+def test_images_of_a_batch_do_not_affect_each_other_in_hab(
+    small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
+    hab = perturb_parameters(HAB(small_config(), 2, 0.0))
     x = features(3)
     torch.testing.assert_close(hab(x)[1:2], hab(x[1:2]), rtol=0, atol=1e-12)
 
@@ -193,8 +203,10 @@ def test_drop_path_is_the_identity_in_evaluation_and_without_probability(probabi
     assert DropPath(probability).train(training)(x) is x
 
 
-def test_hab_in_training_drops_its_branches_independently(small_config: Small, awaken: Awaken) -> None:
-    hab = awaken(HAB(small_config(), 0, drop_path=0.5)).train()
+def test_hab_in_training_drops_its_branches_independently(
+    small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
+    hab = perturb_parameters(HAB(small_config(), 0, drop_path=0.5)).train()
     x = features(1).expand(64, -1, -1, -1)
     outcomes = [hybrid_attention(hab, x[:1], *weights)[0] for weights in itertools.product((0.0, 2.0), repeat=2)]
     seen = [
@@ -205,15 +217,17 @@ def test_hab_in_training_drops_its_branches_independently(small_config: Small, a
     assert {indices[0] for indices in seen} == {0, 1, 2, 3}
 
 
-def test_hab_in_evaluation_drops_nothing(small_config: Small, awaken: Awaken) -> None:
-    hab = awaken(HAB(small_config(), 0, drop_path=0.5))
+def test_hab_in_evaluation_drops_nothing(small_config: Small, perturb_parameters: PerturbParameters) -> None:
+    hab = perturb_parameters(HAB(small_config(), 0, drop_path=0.5))
     x = features()
     torch.testing.assert_close(hab(x), hybrid_attention(hab, x), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("overlap", "key_window"), [(0.5, 6), (0.0, 4), (1.0, 8)])
-def test_ocab_is_its_formula(overlap: float, key_window: int, small_config: Small, awaken: Awaken) -> None:
-    ocab = awaken(OCAB(small_config(overlap=overlap)))
+def test_ocab_is_its_formula(
+    overlap: float, key_window: int, small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
+    ocab = perturb_parameters(OCAB(small_config(overlap=overlap)))
     x = features()
 
     normed = F.layer_norm(x, (12,), ocab.norm_attention.weight, ocab.norm_attention.bias)
@@ -234,8 +248,10 @@ def test_the_bias_table_has_a_row_for_every_offset(overlap: float, rows: int, sm
     assert OCAB(small_config(overlap=overlap)).bias_table.shape == (rows, 2)
 
 
-def test_keys_outside_the_image_are_zero_whatever_the_bias_of_qkv(small_config: Small, awaken: Awaken) -> None:
-    ocab = awaken(OCAB(small_config()))
+def test_keys_outside_the_image_are_zero_whatever_the_bias_of_qkv(
+    small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
+    ocab = perturb_parameters(OCAB(small_config()))
     with torch.no_grad():
         ocab.qkv.weight.zero_()
         ocab.qkv.bias.zero_()
@@ -250,8 +266,10 @@ def test_keys_outside_the_image_are_zero_whatever_the_bias_of_qkv(small_config: 
     torch.testing.assert_close(ocab(x) - x, share)
 
 
-def test_a_pixel_reaches_the_windows_whose_keys_hold_it(small_config: Small, awaken: Awaken) -> None:
-    ocab = awaken(OCAB(small_config()))
+def test_a_pixel_reaches_the_windows_whose_keys_hold_it(
+    small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
+    ocab = perturb_parameters(OCAB(small_config()))
     x = features(1)
     changed = x.clone()
     changed[0, 3, 5] += torch.randn(12)  # last row of the first windows, one margin away from the second row
@@ -261,8 +279,10 @@ def test_a_pixel_reaches_the_windows_whose_keys_hold_it(small_config: Small, awa
     assert torch.equal(reached, expected), f"it reaches\n{reached.int()}"
 
 
-def test_images_of_a_batch_do_not_affect_each_other_in_ocab(small_config: Small, awaken: Awaken) -> None:
-    ocab = awaken(OCAB(small_config()))
+def test_images_of_a_batch_do_not_affect_each_other_in_ocab(
+    small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
+    ocab = perturb_parameters(OCAB(small_config()))
     x = features(3)
     torch.testing.assert_close(ocab(x)[1:2], ocab(x[1:2]), rtol=0, atol=1e-12)
 
@@ -302,8 +322,10 @@ def test_without_a_degradation_code_the_group_is_that_of_hat(small_config: Small
     assert not any("dsca" in name for name, _ in group.named_parameters())
 
 
-def test_the_group_applies_its_stages_in_order_and_adds_the_residual(small_config: Small, awaken: Awaken) -> None:
-    group = awaken(DARHAG(small_config(), [0.0, 0.0]))
+def test_the_group_applies_its_stages_in_order_and_adds_the_residual(
+    small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
+    group = perturb_parameters(DARHAG(small_config(), [0.0, 0.0]))
     x, mu, severity = inputs()
     features = x
     for dsca, block in zip(group.dscas, [*group.habs, group.ocab], strict=True):
@@ -331,8 +353,10 @@ def test_drop_paths_go_to_the_habs_in_order(small_config: Small) -> None:
 
 
 @pytest.mark.parametrize("code", ["variational", "none"])
-def test_a_group_whose_convolution_is_zero_is_the_identity(code: str, small_config: Small, awaken: Awaken) -> None:
-    group = awaken(DARHAG(small_config(degradation_code=code), [0.0]))
+def test_a_group_whose_convolution_is_zero_is_the_identity(
+    code: str, small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
+    group = perturb_parameters(DARHAG(small_config(degradation_code=code), [0.0]))
     with torch.no_grad():
         group.conv.weight.zero_()
         group.conv.bias.zero_()

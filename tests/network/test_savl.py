@@ -21,7 +21,7 @@ from savl.network import CONFIGS, HAB, SAVL, DegradationField, SAVLConfig
 from savl.network import reflect_pad_to_multiple as pad
 
 Small = Callable[..., SAVLConfig]
-Awaken = Callable[[Any], Any]
+PerturbParameters = Callable[[Any], Any]
 RandomField = Callable[..., DegradationField]
 
 
@@ -224,10 +224,10 @@ def test_autocast_runs_forward_and_backward(tiny: SAVL) -> None:
     ],
 )
 def test_gradients_of_the_image_reach_every_parameter(
-    changes: dict[str, Any], small_config: Small, awaken: Awaken
+    changes: dict[str, Any], small_config: Small, perturb_parameters: PerturbParameters
 ) -> None:
     # A wide squeeze: with three hidden units a ReLU of the channel attention may be dead for a whole batch.
-    model = awaken(SAVL(small_config(cab_squeeze=1, **changes))).train()
+    model = perturb_parameters(SAVL(small_config(cab_squeeze=1, **changes))).train()
     sr = model(image(7, 10, batch=2))
     (sr * torch.randn_like(sr)).sum().backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
@@ -259,9 +259,11 @@ def test_drop_path_grows_along_the_network_from_zero_to_its_setting(small_config
     assert rates == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
 
 
-def test_drop_path_acts_in_training_and_not_in_evaluation(small_config: Small, awaken: Awaken) -> None:
-    model = awaken(SAVL(small_config(drop_path=0.5)))
-    still = awaken(SAVL(small_config(drop_path=0.0)))
+def test_drop_path_acts_in_training_and_not_in_evaluation(
+    small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
+    model = perturb_parameters(SAVL(small_config(drop_path=0.5)))
+    still = perturb_parameters(SAVL(small_config(drop_path=0.0)))
     still.load_state_dict(model.state_dict())
     lr = image(batch=4)
     assert torch.equal(model(lr), model(lr))

@@ -17,7 +17,7 @@ from savl.bicubic import bicubic_upscale
 from savl.network import CONFIGS, SAVL, DegradationField, SAVLConfig
 
 Small = Callable[..., SAVLConfig]
-Awaken = Callable[[Any], Any]
+PerturbParameters = Callable[[Any], Any]
 RandomField = Callable[..., DegradationField]
 
 
@@ -27,9 +27,9 @@ def image(height: int = 7, width: int = 10, batch: int = 1) -> Tensor:
 
 @pytest.mark.parametrize("code", ["variational", "none"])
 def test_the_network_is_its_stages_one_after_another(
-    code: str, small_config: Small, awaken: Awaken, random_field: RandomField
+    code: str, small_config: Small, perturb_parameters: PerturbParameters, random_field: RandomField
 ) -> None:
-    model = awaken(SAVL(small_config(degradation_code=code)))
+    model = perturb_parameters(SAVL(small_config(degradation_code=code)))
     lr = image(8, 12)
     field = random_field(model.config, 8, 12) if code == "variational" else None
     mu = None if field is None else field.mu.permute(0, 2, 3, 1)
@@ -47,9 +47,9 @@ def test_the_network_is_its_stages_one_after_another(
 
 @pytest.mark.parametrize(("scale", "factors"), [(2, [2]), (3, [3]), (4, [2, 2]), (8, [2, 2, 2])])
 def test_the_pixelshuffle_upsampler_is_that_of_hat(
-    scale: int, factors: list[int], small_config: Small, awaken: Awaken
+    scale: int, factors: list[int], small_config: Small, perturb_parameters: PerturbParameters
 ) -> None:
-    upsampler = awaken(SAVL(small_config(scale=scale))).upsampler
+    upsampler = perturb_parameters(SAVL(small_config(scale=scale))).upsampler
     features = torch.randn(1, 12, 3, 4, dtype=torch.float64)
     convolutions = [module for module in upsampler.modules() if isinstance(module, nn.Conv2d)]
     first, *stages, last = convolutions
@@ -60,8 +60,10 @@ def test_the_pixelshuffle_upsampler_is_that_of_hat(
     torch.testing.assert_close(upsampler(features), expected, rtol=0, atol=1e-12)
 
 
-def test_the_direct_upsampler_is_one_convolution_and_one_shuffle(small_config: Small, awaken: Awaken) -> None:
-    upsampler = awaken(SAVL(small_config(upsampler="pixelshuffledirect"))).upsampler
+def test_the_direct_upsampler_is_one_convolution_and_one_shuffle(
+    small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
+    upsampler = perturb_parameters(SAVL(small_config(upsampler="pixelshuffledirect"))).upsampler
     features = torch.randn(1, 12, 3, 4, dtype=torch.float64)
     (convolution,) = (module for module in upsampler.modules() if isinstance(module, nn.Conv2d))
     expected = F.pixel_shuffle(F.conv2d(features, convolution.weight, convolution.bias, padding=1), 4)
@@ -77,8 +79,10 @@ def test_the_colours_of_a_network_without_features_are_the_mean(small_config: Sm
     torch.testing.assert_close(sr, torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1).expand_as(sr))
 
 
-def test_only_the_difference_from_the_mean_colour_matters(small_config: Small, awaken: Awaken) -> None:
-    low = awaken(SAVL(small_config(rgb_mean=(0.1, 0.1, 0.1))))
+def test_only_the_difference_from_the_mean_colour_matters(
+    small_config: Small, perturb_parameters: PerturbParameters
+) -> None:
+    low = perturb_parameters(SAVL(small_config(rgb_mean=(0.1, 0.1, 0.1))))
     high = copy.deepcopy(low)
     high.rgb_mean += 0.5
     lr = image()
@@ -95,8 +99,8 @@ def test_an_untrained_network_with_image_residual_is_bicubic_interpolation() -> 
         torch.testing.assert_close(sr[0, channel].detach(), torch.from_numpy(expected.copy()), rtol=0, atol=1e-5)
 
 
-def test_the_image_residual_is_added_to_the_output(small_config: Small, awaken: Awaken) -> None:
-    with_residual = awaken(SAVL(small_config(image_residual=True)))
+def test_the_image_residual_is_added_to_the_output(small_config: Small, perturb_parameters: PerturbParameters) -> None:
+    with_residual = perturb_parameters(SAVL(small_config(image_residual=True)))
     without = SAVL(small_config()).double().eval()
     without.load_state_dict(with_residual.state_dict())
     lr = image()

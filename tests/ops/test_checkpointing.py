@@ -206,9 +206,9 @@ def test_threads_of_the_backward_pass_compute_again_by_the_setting_it_was_starte
 
 
 @pytest.fixture(scope="module")
-def network(small_config: Callable[..., SAVLConfig], awaken: Callable[[Any], Any]) -> SAVL:
+def network(small_config: Callable[..., SAVLConfig], perturb_parameters: Callable[[Any], Any]) -> SAVL:
     torch.manual_seed(0)
-    model: SAVL = awaken(SAVL(small_config())).float()
+    model: SAVL = perturb_parameters(SAVL(small_config())).float()
     return model.train()
 
 

@@ -191,9 +191,9 @@ def test_an_exported_program_with_fused_ops_is_transformed_as_the_function_is(ca
 
 
 @pytest.fixture(scope="module")
-def network(small_config: Callable[..., SAVLConfig], awaken: Callable[[Any], Any]) -> SAVL:
+def network(small_config: Callable[..., SAVLConfig], perturb_parameters: Callable[[Any], Any]) -> SAVL:
     torch.manual_seed(0)
-    model: SAVL = awaken(SAVL(small_config()))
+    model: SAVL = perturb_parameters(SAVL(small_config()))
     return model
 
 
