@@ -25,7 +25,10 @@ from savl.degradation import Degradation, Degraded
 from savl.degradation.recipe import draw_recipe
 from savl.images.format import format_of_suffix
 from savl.images.write import write_image
-from savl.inference import upscale_image
+from savl.inference import (
+    upscale_file,  # noqa: F401  # imported before a test replaces as_upscaler, which it takes from upscale_image
+    upscale_image,
+)
 
 
 @dataclass

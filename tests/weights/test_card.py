@@ -19,7 +19,7 @@ def test_tables_of_readme_and_cards_are_those_of_the_committed_results() -> None
     assert len(documents) >= 3
     for path, expected in documents.items():
         if path.name == "README.md":
-            assert "against the peer" in expected, "README has no table of speed"
+            assert "speedup over the baseline" in expected, "README has no table of speed"
         else:
             assert "dB Y" in expected, f"{path} has no score table"
         assert path.name != "models.md" or "GiB" in expected, "docs/models.md has no table of limits"
