@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def version() -> str:
-    """Return the version of savl, such as ``"0.1.0"``; ``"0+unknown"`` in a source tree that was never installed."""
+    """Return the version of savl, such as ``"0.2.0"``; ``"0+unknown"`` in a source tree that was never installed."""
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed  # takes longer than the import of savl
 
