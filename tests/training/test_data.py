@@ -130,7 +130,9 @@ def test_images_of_one_recipe_are_their_own_originals_degraded(tmp_path: Path) -
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # as of processes that were aborted
-def test_worker_processes_make_the_same_pairs_as_this_process(photographs: Path, tmp_path: Path) -> None:
+def test_worker_processes_make_the_same_pairs_as_this_process(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def pool_of(workers: int) -> PairPool:
         # Workers have one thread each, as this process has (conftest.py), so that sums are rounded equally.
         settings = DataConfig(
@@ -145,6 +147,7 @@ def test_worker_processes_make_the_same_pairs_as_this_process(photographs: Path,
             assert multiprocessing.active_children()
             workers.close()
             assert not multiprocessing.active_children()
+            monkeypatch.setattr(workers._groups, "_workers", 1)  # one is enough to show that new ones start
         ours, theirs = here(step), workers(step)
         assert torch.equal(ours.x, theirs.x)
         assert torch.equal(ours.y, theirs.y)

@@ -50,10 +50,17 @@ RUNS = """
 import sys
 from itertools import count
 import torch
+from savl.cli import main
 from savl.training import Trainer, load_config
 from savl.training.checkpoint import load_checkpoint
 
 folder = sys.argv[1]
+
+# A run by the command line.
+try:
+    main(["train", f"{folder}/config.toml", "--hr", f"{folder}/hr", "-o", f"{folder}/whole", "--steps", "4"])
+except SystemExit as ended:
+    assert not ended.code
 
 def config(output, *changes):
     changes = (f'data.hr=["{folder}/hr"]', f'run.output="{folder}/{output}"', *changes)
@@ -94,32 +101,25 @@ trainer.train()
 """
 
 
-def launch(*command: object) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all runs, which one launch of two processes makes one after the other."""
+    folder = tmp_path_factory.mktemp("distributed")
+    (folder / "hr").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "hr" / "a.png")
+    (folder / "config.toml").write_text(CONFIG)
+    (folder / "runs.py").write_text(RUNS)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     done = subprocess.run(
-        [*launcher, *map(str, command)],
+        [*launcher, folder / "runs.py", folder],
         capture_output=True,
         text=True,
         timeout=240,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    return done
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the runs of two processes: one started by the command line, the others by a script."""
-    folder = tmp_path_factory.mktemp("distributed")
-    (folder / "hr").mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    Image.fromarray(pixels).save(folder / "hr" / "a.png")
-    (folder / "config.toml").write_text(CONFIG)
-    options = ("--hr", folder / "hr", "-o", folder / "whole", "--steps", 4)
-    done = launch("-m", "savl", "train", folder / "config.toml", *options)
     assert done.stdout.strip() == str(folder / "whole" / "model.safetensors"), "the first process alone prints the path"
-    (folder / "runs.py").write_text(RUNS)
-    launch(folder / "runs.py", folder)
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -91,34 +93,6 @@ def endless_run(tmp_path: Path, photographs: Path, tables: Tables, checkpoint_ev
     return ["train", str(config), "--hr", str(photographs)], output
 
 
-def end_after_some_steps(
-    arguments: list[str], log: Path, number: signal.Signals, group: bool = False
-) -> tuple[int, str]:
-    """Run ``savl``, send it a signal when it has logged some steps, and return its exit code and standard error.
-
-    With ``group`` all its processes get the signal, as from a terminal.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from savl.cli import main; main()", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=group,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and len(log.read_text().splitlines()) > 5:
-            break
-        time.sleep(0.02)
-    if process.poll() is None and group:
-        os.killpg(process.pid, number)
-    elif process.poll() is None:
-        process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)  # until all of its processes have closed it
-    return process.returncode, stderr
-
-
 def test_a_checkpoint_loads_as_the_network_that_is_exported(finished: Path) -> None:
     exported = savl.load(finished / "model.safetensors")
     loaded = savl.load(finished / "checkpoint.pt")
@@ -128,8 +102,22 @@ def test_a_checkpoint_loads_as_the_network_that_is_exported(finished: Path) -> N
 
 def test_a_killed_run_resumes_from_a_whole_checkpoint(photographs: Path, small_tables: Tables, tmp_path: Path) -> None:
     arguments, output = endless_run(tmp_path, photographs, small_tables, checkpoint_every=1)
-    code, stderr = end_after_some_steps(arguments, output / "log.jsonl", signal.SIGKILL)
-    assert code == -signal.SIGKILL, stderr
+    log = output / "log.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from savl.cli import main; main()", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and len(log.read_text().splitlines()) > 5:
+            break
+        time.sleep(0.02)
+    process.kill()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, stderr
     done = load_checkpoint(output / "checkpoint.pt")["step"]
     assert done >= 4
     finishing = CliRunner().invoke(app, [*arguments, "--steps", str(done + 2)])
@@ -156,17 +144,33 @@ def test_ctrl_c_ends_a_run_after_its_step_with_a_checkpoint(
     assert load_checkpoint(output / "checkpoint.pt")["step"] == 3
 
 
-@pytest.mark.slow
 def test_the_trainer_alone_obeys_a_signal_to_all_processes(
-    photographs: Path, small_tables: Tables, tmp_path: Path
+    photographs: Path,
+    small_tables: Tables,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     data = small_tables["data"] | {"workers": 1, "cache": str(tmp_path / "cache"), "patch": 16, "fresh": 4}
     arguments, output = endless_run(tmp_path, photographs, small_tables | {"data": data}, checkpoint_every=100_000)
-    code, stderr = end_after_some_steps(arguments, output / "log.jsonl", signal.SIGTERM, group=True)
-    assert code == 130, stderr
-    step = load_checkpoint(output / "checkpoint.pt")["step"]
-    assert f"stopped after step {step}" in stderr
-    assert "Traceback" not in stderr
+    step = Trainer._step
+
+    def interrupted(trainer: Trainer, batch: Batch, lr_factor: float) -> Outcome:
+        if trainer.step == 2:  # as from a terminal, which sends a signal to the group of processes
+            (worker,) = multiprocessing.active_children()
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGTERM)
+            os.kill(worker.pid, signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+        return step(trainer, batch, lr_factor)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 130, result.stderr
+    assert not multiprocessing.active_children()
+    assert load_checkpoint(output / "checkpoint.pt")["step"] == 3
+    assert "stopped after step 3" in result.stderr
+    assert "Traceback" not in result.stderr + capfd.readouterr().err
 
 
 def test_steps_before_a_batch_that_cannot_be_made_are_saved(configuration: Configure, tmp_path: Path) -> None:
@@ -182,21 +186,24 @@ def test_steps_before_a_batch_that_cannot_be_made_are_saved(configuration: Confi
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 3
 
 
-@pytest.mark.slow
-def test_a_script_that_trains_on_import_is_an_error_with_the_remedy(photographs: Path, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        f"""
+def test_a_script_that_trains_on_import_is_an_error_with_the_remedy(
+    configuration: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = ModuleType("__main__")
+    script.__file__ = str(tmp_path / "script.py")
+    (tmp_path / "script.py").write_text(
+        """
 from savl.training import Trainer
 from savl.training.config import parse_config
-data = {{"hr": [{str(photographs)!r}], "cache": {str(tmp_path / "cache")!r}, "patch": 8, "batch": 2, "margin": 1,
-        "pool": 4, "fresh": 1, "workers": 1}}
-Trainer(parse_config({{"data": data, "run": {{"steps": 2, "output": {str(tmp_path / "run")!r}}}}})).train()
+Trainer(parse_config({"data": {"hr": ["photographs"], "cache": "cache", "workers": 1}})).train()
 """
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
-    assert done.returncode != 0
-    assert "data.workers: the processes that degrade images import the main script again" in done.stderr
+    config = configuration(tmp_path / "run")
+    config = replace(config, data=replace(config.data, workers=1, cache=str(tmp_path / "cache")))
+    monkeypatch.setitem(sys.modules, "__main__", script)  # which the worker process imports
+    with pytest.raises(RuntimeError, match="worker"):
+        Trainer(config).train()
+    assert "data.workers: the processes that degrade images import the main script again" in capfd.readouterr().err
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
