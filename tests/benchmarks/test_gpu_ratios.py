@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Iterator
@@ -15,11 +16,12 @@ from torch import Tensor
 from benchmarks import cases, gpu_ratios, timing
 from benchmarks.peers import flex, sdpa
 from savl import ops
+from savl.network import CONFIGS
 from savl.ops.library import EAGER, FUSED
 from savl.ops.op import OPS, why_unavailable
 
 WITHOUT_EXTENSION = why_unavailable("window_attention", "cpp")
-CPU = ["--device", "cpu", "--side", "32", "--no-compile", "--network", "savl-tiny", "--rounds", "2"]
+CPU = ["--device", "cpu", "--side", "32", "--no-compile", "--network", "savl-tiny", "--rounds", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +33,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def _no_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the measurement of the ceilings, which takes seconds."""
+    monkeypatch.setattr(gpu_ratios, "ceilings", lambda run: {"copy_gb_per_second": 10.0, "product_tflops": 0.1})
+
+
 def run(path: Path, *arguments: str) -> dict[str, Any]:
     assert gpu_ratios.main([*CPU, "--dtype", "float32", "--json", str(path), *arguments]) == 0
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -38,14 +46,18 @@ def run(path: Path, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(WITHOUT_EXTENSION is not None, reason=str(WITHOUT_EXTENSION))
-def test_a_run_on_the_cpu_measures_every_op_and_reports_what_needs_a_gpu(tmp_path: Path) -> None:
+def test_a_run_on_the_cpu_measures_every_op_and_reports_what_needs_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shallow = dataclasses.replace(CONFIGS["savl-tiny"], depths=(1,))
+    monkeypatch.setitem(CONFIGS, "savl-tiny", shallow)
     parts = ["window", "window-backward", "posterior", "modulation", "network", "max-autotune"]
     content = run(tmp_path / "new" / "ratios.json", "--only", *parts)
     assert content["complete"]
     assert content["settings"] == {
         "side": 32,
         "dtype": "float32",
-        "rounds": 2,
+        "rounds": 1,
         "compiled": False,
         "network": "savl-tiny",
     }
@@ -71,6 +83,7 @@ def test_a_run_on_the_cpu_measures_every_op_and_reports_what_needs_a_gpu(tmp_pat
     assert len(content["parts"]["window-backward"]["variants"]["fused"]["error"]) == 4, "out and three gradients"
 
 
+@pytest.mark.usefixtures("_no_ceilings")
 def test_a_failing_variant_is_recorded_and_the_others_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +101,7 @@ def test_a_failing_variant_is_recorded_and_the_others_are_measured(
     assert "out of memory" in row["why"]
 
 
+@pytest.mark.usefixtures("_no_ceilings")
 def test_a_variant_with_wrong_results_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases.sdpa, "window_attention", lambda qkv, *_, **__: qkv[..., :144].clone())
     monkeypatch.setattr(cases.Run, "fused", lambda self: cases.EAGER)
@@ -96,6 +110,7 @@ def test_a_variant_with_wrong_results_is_not_timed(tmp_path: Path, monkeypatch: 
     assert "median_ms" not in part["variants"]["sdpa"]
 
 
+@pytest.mark.usefixtures("_no_ceilings")
 def test_a_failing_part_keeps_earlier_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ratios.json"
 
