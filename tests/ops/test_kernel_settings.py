@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -76,10 +77,10 @@ def test_an_invalid_setting_is_reported_with_the_accepted_values(text: str, frag
     assert "\n" not in str(caught.value)
 
 
-def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SAVL_")}
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *arguments],
         env={**inherited, **environment},
         capture_output=True,
         text=True,
@@ -88,21 +89,32 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+# Importing torch takes seconds, so one process imports it for all. Each child process then imports savl.
 CHOSEN = """
-from savl.build_info import build_info
-from savl.ops.scopes import current_settings
-print(current_settings())
-print(build_info()["kernel_instruction_set"])
+import json, os, sys, torch
+for environment in json.loads(sys.argv[1]):
+    sys.stdout.flush()
+    if os.fork() == 0:
+        os.environ.update(environment)
+        from savl.build_info import build_info
+        from savl.ops.scopes import current_settings
+        print(current_settings())
+        print(build_info()["kernel_instruction_set"])
+        break
+    os.wait()
 """
 
 
 def test_the_environment_chooses_the_first_settings_and_the_instruction_set(extension: Any) -> None:
     names = extension.kernel_instruction_sets()
     kernels = {"": OFF, "fused": ON, "window_attention=eager": KernelSettings.of(True, window_attention="eager")}
-    for index, (value, expected) in enumerate(kernels.items()):
-        name = names[index % len(names)]
-        done = run(CHOSEN, SAVL_KERNELS=value, SAVL_CPU_INSTRUCTION_SET=name)
-        assert done.stdout.splitlines() == [str(expected), name], done.stderr
+    chosen = [names[index % len(names)] for index in range(len(kernels))]
+    environments = [
+        {"SAVL_KERNELS": value, "SAVL_CPU_INSTRUCTION_SET": name} for value, name in zip(kernels, chosen, strict=True)
+    ]
+    done = run(CHOSEN, json.dumps(environments))
+    expected = [line for settings, name in zip(kernels.values(), chosen, strict=True) for line in (str(settings), name)]
+    assert done.stdout.splitlines() == expected, done.stderr
 
 
 def test_an_instruction_set_that_is_not_there_is_told_with_those_there_are(extension: Any) -> None:
