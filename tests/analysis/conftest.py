@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from sklearn.manifold import TSNE
 
-from savl.analysis import controlled_results
+from savl.analysis import controlled_results, figures, table_results
 from savl.network import SAVL, SAVLConfig
 
 
@@ -68,9 +68,12 @@ def photographs(tmp_path: Path, write_photographs: Callable[..., list[Path]]) ->
 
 @pytest.fixture(scope="module")
 def short_estimators() -> Iterator[None]:
-    """Shorten MINE, CLUB and t-SNE, which have tests of their own, to a few steps."""
+    """Shorten MINE, CLUB, t-SNE and bootstraps, which have tests of their own, and draw small figures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(controlled_results, "mine", partial(controlled_results.mine, steps=3, width=8))
         patch.setattr(controlled_results, "club", partial(controlled_results.club, steps=3, width=8))
         patch.setattr("sklearn.manifold.TSNE", partial(TSNE, max_iter=250))
+        for module in (controlled_results, table_results):
+            patch.setattr(module, "spearman", partial(module.spearman, resamples=50))
+        patch.setattr(figures, "DPI", 30)
         yield
