@@ -48,7 +48,7 @@ def overlapping(tile: Tile | None = None, draws: int = 1, **shape: Any) -> Atten
 
 # The interpreter's time grows with the number of tiles: images are of as few windows as show what is meant.
 ATTENTIONS = [
-    overlapping((128, 128), window=12, key_window=14, head_dim=8),
+    overlapping((128, 128), window=16, key_window=24),
     overlapping((64, 64), window=8, key_window=12, columns=2),
     overlapping((32, 16), window=6, key_window=8, head_dim=64),
     overlapping((64, 64), window=8, key_window=12, head_dim=30, severity=False),
@@ -57,8 +57,8 @@ ATTENTIONS = [
     overlapping((16, 128), window=2, key_window=10, columns=3, head_dim=32),
     overlapping(draws=2, window=5, key_window=9, columns=2, head_dim=7),
     overlapping(window=4, key_window=4, heads=2, head_dim=1),
-    window((128, 64), window=12, shift=6, head_dim=8),
-    window((64, 128), window=12, head_dim=15, severity=False),
+    window((128, 64), window=16, shift=8),
+    window((64, 128), window=12, head_dim=30, severity=False),
     window(window=8, shift=4, columns=2),
     window((32, 16), window=8, shift=3, head_dim=32),
     window((64, 64), window=8, shift=7, rows=2, head_dim=64, severity=False),
