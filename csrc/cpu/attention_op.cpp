@@ -115,9 +115,10 @@ class Attention {
     STD_TORCH_CHECK(q.is_cpu() && k.is_cpu() && v.is_cpu() && bias_.is_cpu(), op, ": all tensors must be on the CPU");
     STD_TORCH_CHECK(q.dim() == 4 && bias_.dim() == 2, op, ": q must be (B, H, W, C) and bias_table (rows, heads)");
     for (const Tensor* other : {&k, &v}) {
-      STD_TORCH_CHECK(other->scalar_type() == q.scalar_type() && other->dim() == 4, op, ": q, k and v must be alike");
+      STD_TORCH_CHECK(other->scalar_type() == q.scalar_type() && other->dim() == 4, op,
+                      ": q, k and v must have one dtype and 4 dimensions");
       for (int64_t dim = 0; dim < 4; ++dim) {
-        STD_TORCH_CHECK(other->size(dim) == q.size(dim), op, ": q, k and v must have one shape");
+        STD_TORCH_CHECK(other->size(dim) == q.size(dim), op, ": q, k and v must have the same shape");
       }
     }
     const int64_t window = args.window, key_window = args.key_window;

@@ -17,7 +17,7 @@ void check_like(const Tensor& tensor, const Tensor& attended, bool float_too) {
           (float_too && tensor.scalar_type() == ScalarType::Float && attended.scalar_type() == ScalarType::BFloat16),
       kOp, ": dtypes do not fit together");
   for (int64_t dim = 0; dim < 4; ++dim) {
-    STD_TORCH_CHECK(tensor.size(dim) == attended.size(dim), kOp, ": tensors must have one shape");
+    STD_TORCH_CHECK(tensor.size(dim) == attended.size(dim), kOp, ": tensors must have the same shape");
   }
 }
 

@@ -18,9 +18,9 @@ Tensor new_field(const Tensor& like, bool planar) {
 
 void check_like_mu(const Tensor& tensor, const Tensor& mu) {
   STD_TORCH_CHECK(tensor.is_cpu() && tensor.dim() == 4 && tensor.scalar_type() == mu.scalar_type(), kOp,
-                  ": tensors must be alike");
+                  ": tensors must be on the CPU with 4 dimensions and the dtype of mu");
   for (int64_t dim = 0; dim < 4; ++dim) {
-    STD_TORCH_CHECK(tensor.size(dim) == mu.size(dim), kOp, ": tensors must have one shape");
+    STD_TORCH_CHECK(tensor.size(dim) == mu.size(dim), kOp, ": tensors must have the same shape");
   }
 }
 
