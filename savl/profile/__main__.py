@@ -1,8 +1,8 @@
-"""``python -m savl.profile``, which is `savl profile`: the profilers of a GPU start it in this form."""
+"""Run `savl profile` as ``python -m savl.profile``, the form in which the profilers of a GPU start it."""
 
+import runpy
 import sys
 
-from savl.cli import main
-
 if __name__ == "__main__":
-    main(["profile", *sys.argv[1:]], until_exit=True)
+    sys.argv[1:1] = ["profile"]
+    runpy.run_module("savl", run_name="__main__")
