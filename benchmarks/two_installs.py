@@ -3,8 +3,9 @@
     python -m benchmarks.two_installs BEFORE/bin/python AFTER/bin/python --json FILE
 
 BEFORE and AFTER are environments in which two versions of savl are installed, for example a release and a change. The
-script times ops, blocks of calls so small that only the overhead of a call shows, networks and the start of Python, on
-the CPU in float32. Processes of the two environments alternate, so that other work on the machine affects both.
+script times the import of savl.ops, every op on an image of savl-base (64×64) and on a small one (16×16), on which the
+overhead of a call dominates, and a tile of two networks, all on the CPU in float32. Processes of the two environments
+alternate, so that other work on the machine affects both.
 
 The ratio is the time after divided by the time before: the median over rounds of the ratio within a round. The noise is
 half of the interquartile range of these ratios. The exit code is 1 if a ratio exceeds 1.05 by more than the noise.
@@ -39,7 +40,7 @@ def problems() -> dict[str, Callable[[], object]]:
     found: dict[str, Callable[[], object]] = {}
 
     def both(name: str, call: Callable[..., Any], *inputs: torch.Tensor) -> None:
-        """Add a call, and the call with the gradients of all inputs."""
+        """Add a call, and the call followed by the gradients of all inputs."""
         found[name] = lambda: call(*inputs)
         leaves = [each.clone().requires_grad_() for each in inputs]
 

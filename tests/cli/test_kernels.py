@@ -302,7 +302,7 @@ def serving(savl: Run, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @needs_extension
 @pytest.mark.parametrize(("flags", "backend"), [((), "cpp"), (("--eager",), "eager")], ids=["default", "eager"])
-def test_upscale_is_fused_unless_told_otherwise(
+def test_upscale_uses_fused_kernels_by_default(
     savl: Run, picture: Write, serving: list[str], flags: tuple[str, ...], backend: str
 ) -> None:
     picture("photo.png")
