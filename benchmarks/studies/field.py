@@ -19,14 +19,16 @@ from typing import Any
 
 import savl
 from savl.degradation import DegradationConfig
-from savl.degradation.config import OPERATIONS
+from savl.degradation.config import OPERATIONS, SingleConfig
 from savl.evaluation.severity import severity_agreement
 from savl.images.folder import find_images
 from savl.network import SAVL
 
 PUBLISHED = DegradationConfig()
-DEGRADATIONS = {"all": PUBLISHED, **{operation: PUBLISHED.alone(operation) for operation in OPERATIONS}}
-"""Degradations by name: the whole pipeline, and single operations with the same ranges."""
+DEGRADATIONS = {"all": PUBLISHED} | {
+    name: DegradationConfig(single_operation=1.0, single=SingleConfig(operations=(name,))) for name in OPERATIONS
+}
+"""Degradations by name: the whole pipeline, and single operations at the low-resolution size."""
 
 
 def measure(model: SAVL, images: Sequence[Path]) -> dict[str, Any]:

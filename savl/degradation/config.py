@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ SHAPES = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso",
 METHODS = ("area", "bilinear", "bicubic")
 """Interpolation methods for resizing, all equally likely."""
 OPERATIONS = ("blur", "noise", "jpeg")
-"""Operations that can be applied alone, all equally likely (`DegradationConfig.alone`)."""
+"""Operations that `SingleConfig` can apply alone."""
 CONFIGURATION_TABLES = ("model", "data", "degradation", "objective", "gan", "optimizer", "validation", "run")
 """Tables of a training configuration (`savl.training.config`); `load_degradation_config` reads only one of them."""
 
@@ -193,6 +193,29 @@ class SpatialConfig:
             raise ValueError(f"spatial.cells must be at least 1, got {self.cells!r}")
 
 
+@dataclass(frozen=True)
+class SingleConfig:
+    """One operation at the low-resolution size, after the antialiased bicubic reduction of the image.
+
+    The blur of the first stage acts on the high-resolution image, where a standard deviation of 3 pixels is less than
+    one low-resolution pixel. The ranges here span what each operation does to the image that a network sees.
+    """
+
+    operations: tuple[str, ...] = OPERATIONS
+    """The operations of which one is applied, all equally likely."""
+    blur: BlurConfig = BlurConfig(shapes=(0.7, 0.3, 0.0, 0.0, 0.0, 0.0), sigma=(0.2, 2.0), sinc_probability=0.0)
+    """Gaussian blur; its pixels are low-resolution pixels."""
+    noise: NoiseConfig = NoiseConfig(sigma=(2.0, 30.0))
+    jpeg: JpegConfig = JpegConfig(quality=(20.0, 90.0))
+
+    def __post_init__(self) -> None:
+        check_types(self, "single.")
+        if not self.operations or not set(self.operations) <= set(OPERATIONS):
+            raise ValueError(
+                f"single.operations must be at least one of {', '.join(OPERATIONS)}, got {self.operations!r}"
+            )
+
+
 SECOND_STAGE = StageConfig(
     blur=BlurConfig(probability=0.8, sigma=(0.2, 1.5)),
     resize=ResizeConfig(up=0.3, down=0.4, keep=0.3, factor=(0.3, 1.2)),
@@ -219,8 +242,9 @@ class DegradationConfig:
     """Probability that an image's strength is the upper end of that range instead, so that a network that is trained
     with all strengths sees the published pipeline often enough."""
     single_operation: float = 0.0
-    """Probability that only one of `OPERATIONS` is applied (see `alone`), drawn for a group of images. Nearly every
+    """Probability that only one operation is applied, that of `single`, drawn for a group of images. Nearly every
     operation of the whole pipeline smooths, so that a network rarely sees noise on a sharp image otherwise."""
+    single: SingleConfig = SingleConfig()
 
     def __post_init__(self) -> None:
         check_types(self, "degradation.")
@@ -228,33 +252,6 @@ class DegradationConfig:
         _probabilities("degradation", self, "full_strength", "single_operation")
         if not 0 <= self.strength[0] <= self.strength[1] <= 1:
             raise ValueError(f"degradation.strength must lie in [0, 1], got {self.strength!r}")
-
-    def alone(self, operation: str) -> DegradationConfig:
-        """Return settings that apply one operation with its present ranges, resize, and do nothing else.
-
-        Args:
-            operation: ``"blur"``, that of the first stage, at the high-resolution size; ``"noise"``, that of the second
-                stage, or ``"jpeg"``, the final one, at the low-resolution size.
-
-        Raises:
-            ValueError: There is no such operation.
-        """
-        if operation not in OPERATIONS:
-            raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}, got {operation!r}")
-        never = JpegConfig(probability=0.0)
-        nothing = StageConfig(
-            blur=BlurConfig(probability=0.0),
-            resize=ResizeConfig(up=0.0, down=0.0, keep=1.0),
-            noise=NoiseConfig(probability=0.0),
-            jpeg=never,
-        )
-        return replace(
-            self,
-            first=replace(nothing, blur=self.first.blur) if operation == "blur" else nothing,
-            second=replace(nothing, noise=self.second.noise) if operation == "noise" else nothing,
-            final=replace(self.final, sinc_probability=0.0, jpeg=self.final.jpeg if operation == "jpeg" else never),
-            single_operation=0.0,
-        )
 
 
 def load_degradation_config(path: str | Path) -> DegradationConfig:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from savl.bicubic import bicubic_downsample
 from savl.degradation.blur_kernels import SIDE, BlurKernel
 from savl.degradation.config import DegradationConfig
 from savl.degradation.masks import draw_mask
@@ -125,7 +126,7 @@ class Degradation:
         """
         full = x.shape[2:]
         low = (full[0] // self.scale, full[1] // self.scale)
-        out = x
+        out = bicubic_downsample(x, self.scale) if recipe.single else x
         if recipe.first is not None:
             out = self._stage(out, recipe.first, full, mask, noise)
         if recipe.second is not None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from savl.degradation.blur_kernels import BlurKernel, SincBlurKernel, draw_blur_kernel, draw_sinc_blur_kernel
+from savl.degradation.blur_kernels import (
+    BlurKernel,
+    GaussianBlurKernel,
+    SincBlurKernel,
+    draw_blur_kernel,
+    draw_sinc_blur_kernel,
+)
 from savl.degradation.config import (
     METHODS,
-    OPERATIONS,
     BlurConfig,
     DegradationConfig,
     JpegConfig,
@@ -22,6 +29,9 @@ from savl.degradation.config import (
 )
 
 T = TypeVar("T")
+
+POISSON_DEVIATION = 255.0 * math.sqrt(0.5 / 256.0)
+"""Standard deviation in 8-bit units of Poisson noise of amount 1 at medium gray, for images with 256 photons."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,11 @@ class Noise:
     """Standard deviation in 8-bit units for Gaussian noise; factor on the shot noise for Poisson noise."""
     gray: bool
     """Whether all channels have the same noise."""
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation in 8-bit units, that of Poisson noise at medium gray."""
+        return self.amount if self.kind == "gaussian" else POISSON_DEVIATION * self.amount
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,29 @@ class Recipe:
     """Strength of each image; the parameters above are already weakened by it."""
     spatial: tuple[bool, ...]
     """Whether each image is degraded through a mask."""
+    single: bool = False
+    """Whether only one operation is applied (`savl.degradation.config.SingleConfig`): the images are first reduced to
+    the low-resolution size, and the second stage or the final JPEG, which then follow, have a single operation."""
+
+    def amounts(self) -> NDArray[np.float32]:
+        """Return how much blur, noise and JPEG each image has, which is known for a single operation.
+
+        Returns:
+            ``(B, 3)``: the geometric mean of the blur's two standard deviations in low-resolution pixels, the standard
+            deviation of the noise in 8-bit units, and 100 minus the JPEG quality; 0 where an operation is not
+            applied. NaN for images that are degraded by the whole pipeline.
+        """
+        if not self.single or self.second is None:
+            return np.full((len(self.strength), 3), np.nan, np.float32)
+        rows = [
+            (
+                math.sqrt(blur.sigma[0] * blur.sigma[1]) if isinstance(blur, GaussianBlurKernel) else 0.0,
+                0.0 if noise is None else noise.deviation,
+                0.0 if quality is None else 100.0 - quality,
+            )
+            for blur, noise, quality in zip(self.second.blur, self.second.noise, self.quality, strict=True)
+        ]
+        return np.array(rows, np.float32)
 
     def repeated(self, times: int) -> Recipe:
         """Return the recipe for a group in which each image is repeated ``times`` times in a row."""
@@ -104,7 +142,7 @@ def draw_recipe(config: DegradationConfig, count: int, random: np.random.Generat
     """
     # Without a choice no number is drawn, so that the recipe of a seed does not depend on this setting.
     if config.single_operation > 0 and random.random() < config.single_operation:
-        config = config.alone(str(random.choice(OPERATIONS)))
+        return _single(config, count, random)
     strength = [_strength(config, random) for _ in range(count)]
     first = _stage(config.first, strength, random)
     second = _stage(config.second, strength, random)
@@ -120,6 +158,20 @@ def draw_recipe(config: DegradationConfig, count: int, random: np.random.Generat
     jpeg_last = tuple(bool(random.random() < final.jpeg_last) for _ in strength)
     spatial = tuple(bool(random.random() < config.spatial.probability) for _ in strength)
     return Recipe(first, second, method, sinc, quality, jpeg_last, tuple(strength), spatial)
+
+
+def _single(config: DegradationConfig, count: int, random: np.random.Generator) -> Recipe:
+    """Draw a recipe of one operation, the same for all images of the group."""
+    single = config.single
+    operation = str(random.choice(single.operations))
+    strength = [_strength(config, random) for _ in range(count)]
+    nothing = (None,) * count
+    blur = tuple(_blur(single.blur, each, random) for each in strength) if operation == "blur" else nothing
+    noise = tuple(_noise(single.noise, each, random) for each in strength) if operation == "noise" else nothing
+    quality = tuple(_quality(single.jpeg, each, random) for each in strength) if operation == "jpeg" else nothing
+    spatial = tuple(bool(random.random() < config.spatial.probability) for _ in strength)
+    stage = Stage(blur, Resize(1.0, METHODS[0]), noise, nothing)
+    return Recipe(None, stage, METHODS[0], nothing, quality, (True,) * count, tuple(strength), spatial, single=True)
 
 
 def _each(values: tuple[T, ...], times: int) -> tuple[T, ...]:

@@ -23,6 +23,10 @@ Method = Literal["adam", "muon"]
 Schedule = Literal["cosine", "multistep"]
 
 
+FIELD_TERMS = ("alpha", "club", "calibration", "contrast", "content", "dimensions", "axes")
+"""Settings of `ObjectiveConfig` that are weights of losses of the degradation field."""
+
+
 def _at_least(low: float, table: str, settings: object, *names: str) -> None:
     for name in names:
         if not getattr(settings, name) >= low:
@@ -153,10 +157,18 @@ class ObjectiveConfig:
     club: float = 0.0
     """Weight of the CLUB upper bound on I(r; z), for the ablation of a deterministic code with CLUB."""
     content: float = 0.0
-    """Weight of the content share: the variance of the images' mean mu within recipes divided by that over all images,
-    mean over channels (`savl.training.objectives.content_share`). It makes the field of different photographs with one
-    degradation similar, which the ELBO does not. Requires ``data.images_per_recipe`` of at least 2. Not in the
-    paper."""
+    """Weight of the content share: the part of the variation between the images' mean mu that their recipes do not
+    explain, in every direction alike (`savl.training.objectives.content_share`). It makes the field of different
+    photographs with one degradation similar, which the ELBO does not. Requires ``data.images_per_recipe`` of at least
+    2. Not in the paper."""
+    dimensions: float = 0.0
+    """Weight of 1 / participation ratio of the recipes' mean mu (`savl.training.objectives.concentration`): without it
+    nearly all of the variation may lie in one direction. Requires ``data.images_per_recipe`` of at least 2, even. Not
+    in the paper."""
+    axes: float = 0.0
+    """Weight of the squared distance of an image's mean mu from its position on three orthogonal axes of blur, noise
+    and JPEG (`savl.training.objectives.axis_targets`), mean over the images with a single operation
+    (``degradation.single_operation``). Not in the paper."""
     freeze_estimator: bool = False
     """Train the network with a fixed estimator (stages 2 and 3). Requires ``run.initial_weights``."""
     freeze_network: bool = False
@@ -166,7 +178,7 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "objective.")
-        _at_least(0, "objective", self, "alpha", "beta", "suppression", "calibration", "contrast", "club", "content")
+        _at_least(0, "objective", self, "beta", "suppression", *FIELD_TERMS)
         _at_least(0, "objective", self, "kl_start", "kl_warmup", "free_bits")
         if self.freeze_estimator:
             if weights := self.estimator_weights():
@@ -178,13 +190,12 @@ class ObjectiveConfig:
                 raise ValueError("objective.freeze_estimator and freeze_network together leave nothing to train")
         if self.freeze_network and not self.estimator_weights():
             raise ValueError(
-                "objective.freeze_network needs a loss that trains the estimator: alpha, club, calibration, contrast "
-                "and content are all 0"
+                f"objective.freeze_network needs a loss that trains the estimator: {', '.join(FIELD_TERMS)} are all 0"
             )
 
     def estimator_weights(self) -> list[str]:
         """Return the names of the weights above 0 whose losses train the estimator beside the fidelity."""
-        return [name for name in ("alpha", "club", "calibration", "contrast", "content") if getattr(self, name) > 0]
+        return [name for name in FIELD_TERMS if getattr(self, name) > 0]
 
 
 @dataclass(frozen=True)
@@ -322,11 +333,19 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         self._check_degradation_code()
         self._check_freezing()
-        if self.objective.content > 0 and not 2 <= self.data.images_per_recipe < self.data.batch:
+        for name in ("content", "dimensions"):
+            if getattr(self.objective, name) > 0 and not 2 <= self.data.images_per_recipe < self.data.batch:
+                raise ValueError(
+                    f"objective.{name} compares images of different recipes: data.images_per_recipe must be at least 2 "
+                    f"and below data.batch={self.data.batch}, got {self.data.images_per_recipe!r}"
+                )
+        if self.objective.dimensions > 0 and self.data.images_per_recipe % 2:
             raise ValueError(
-                f"objective.content compares images of different recipes: data.images_per_recipe must be at least 2 "
-                f"and below data.batch={self.data.batch}, got {self.data.images_per_recipe!r}"
+                f"objective.dimensions compares two halves of the images of each recipe: data.images_per_recipe must "
+                f"be even, got {self.data.images_per_recipe!r}"
             )
+        if self.objective.axes > 0 and self.degradation.single_operation == 0:
+            raise ValueError("objective.axes needs images with one operation: degradation.single_operation is 0")
         if self.run.reinitialize and not self.run.initial_weights:
             raise ValueError("run.reinitialize requires run.initial_weights: without them all parts begin at random")
         if self.run.minutes > 0 and self.optimizer.schedule != "cosine":
@@ -347,14 +366,14 @@ class TrainingConfig:
         objective, code = self.objective, self.model.degradation_code
         if objective.club > 0 and code != "deterministic":
             raise ValueError(f"objective.club regularises a deterministic code; model.degradation_code is {code!r}")
-        for name in ("freeze_estimator", "freeze_network", "content"):
+        for name in ("freeze_estimator", "freeze_network", "content", "dimensions", "axes"):
             if getattr(objective, name) and code == "none":
                 raise ValueError(f"objective.{name}: the model has no estimator (degradation_code is 'none')")
         weights = set(objective.estimator_weights())
         if objective.freeze_network and code == "deterministic" and weights <= {"calibration", "contrast"}:
             raise ValueError(
                 "objective.freeze_network: a deterministic code has no variance that calibration or contrast could "
-                "train; set objective.alpha, club or content"
+                "train; set objective.alpha, club, content, dimensions or axes"
             )
 
     def _check_freezing(self) -> None:

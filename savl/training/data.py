@@ -7,7 +7,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from types import TracebackType
 from typing import Any
@@ -37,16 +37,22 @@ class Batch:
     """``(B, h, w)`` in [0, 1]: how strongly each pixel of y was degraded; None where that is not known."""
     images_per_recipe: int = 1
     """Number of consecutive images that were degraded by one recipe through one mask."""
+    amounts: Tensor | None = None
+    """``(B, 3)``: how much blur, noise and JPEG each image has (`savl.degradation.recipe.Recipe.amounts`); NaN for
+    images with more than one operation."""
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
-        mask = None if self.degradation_mask is None else self.degradation_mask.to(device)
-        return Batch(self.y.to(device), self.x.to(device), self.z.to(device), mask, self.images_per_recipe)
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
-Group = tuple[Tensor, Tensor, Tensor]
-"""LR images, HR images and degradation masks, ``(fresh, channels, …)`` uint8, that were degraded together."""
-GroupArrays = tuple[NDArray[np.uint8], ...]
+Group = tuple[Tensor, Tensor, Tensor, Tensor]
+"""LR images, HR images and degradation masks, ``(fresh, channels, …)`` uint8, that were degraded together, and the
+amounts of their operations, ``(fresh, 3)`` float32."""
+GroupArrays = tuple[NDArray[Any], ...]
 """A `Group` as it is sent between processes."""
 
 
@@ -103,8 +109,8 @@ class PairPool:
         group, within = np.divmod(chosen, recipes)
         first = (step + group) % slots * self.settings.fresh + within * per_recipe
         rows = torch.from_numpy((first[:, None] + np.arange(per_recipe)).reshape(-1)).to(self.device)
-        y, x, mask = (_rotate_and_mirror(part[rows], turns, per_recipe).float() / 255.0 for part in pool)
-        return Batch(y, x, bicubic_downsample(x, self.scale), mask[:, 0], per_recipe)
+        y, x, mask = (_rotate_and_mirror(part[rows], turns, per_recipe).float() / 255.0 for part in pool[:3])
+        return Batch(y, x, bicubic_downsample(x, self.scale), mask[:, 0], per_recipe, pool[3][rows])
 
     def close(self) -> None:
         """End the worker processes; the next call starts new ones."""
@@ -120,14 +126,14 @@ class PairPool:
                 continue
             group = self._groups(number)
             if self._pool is None:
-                y, x, mask = (part.new_empty(slots, *part.shape, device=self.device) for part in group)
-                self._pool = y, x, mask
+                y, x, mask, amounts = (part.new_empty(slots, *part.shape, device=self.device) for part in group)
+                self._pool = y, x, mask, amounts
             for whole, part in zip(self._pool, group, strict=True):
                 whole[slot] = part
             self._numbers[slot] = number
         assert self._pool is not None
-        y, x, mask = (part.flatten(0, 1) for part in self._pool)
-        return y, x, mask
+        y, x, mask, amounts = (part.flatten(0, 1) for part in self._pool)
+        return y, x, mask, amounts
 
 
 def _rotate_and_mirror(images: Tensor, turns: list[tuple[int, bool]], per_recipe: int) -> Tensor:
@@ -163,7 +169,7 @@ class _Groups(Dataset[GroupArrays]):
         corners = random.integers(0, 2 * self.settings.margin + 1, (recipes, 2)).repeat(per_recipe, 0)
         lr = torch.stack([_crop(image, corner, patch) for image, corner in zip(y, corners, strict=True)])
         hr = [_crop(image, scale * corner, scale * patch) for image, corner in zip(whole, corners, strict=True)]
-        return lr[:, :3], torch.stack(hr), lr[:, 3:]
+        return lr[:, :3], torch.stack(hr), lr[:, 3:], torch.from_numpy(degraded.recipe.amounts())
 
     def __getitem__(self, number: int) -> GroupArrays:
         return tuple(part.cpu().numpy() for part in self(number))
@@ -186,8 +192,8 @@ class _WorkerProcesses:
             self.close()
             self._loaded = self._started(number)
         self._next = number + 1
-        y, x, mask = (torch.from_numpy(part) for part in next(self._loaded))
-        return y, x, mask
+        y, x, mask, amounts = (torch.from_numpy(part) for part in next(self._loaded))
+        return y, x, mask, amounts
 
     def _started(self, number: int) -> Iterator[GroupArrays]:
         # Not a draw from torch's global generator: a step may be drawing from it.
@@ -290,8 +296,8 @@ class Prefetcher:
         if made is not None:
             current = torch.cuda.current_stream(self._device)
             current.wait_event(made)
-            for tensor in (batch.y, batch.x, batch.z, batch.degradation_mask):
-                if tensor is not None:
+            for tensor in vars(batch).values():
+                if isinstance(tensor, Tensor):
                     # The memory belongs to the other stream, which could reuse it while this one still reads it.
                     tensor.record_stream(current)
         return batch

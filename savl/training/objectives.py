@@ -21,6 +21,9 @@ ROUNDING = 1.0 / (12.0 * 255.0**2)
 DISTORTION = 0.06
 """Root mean square of y − z at which a pixel counts as degraded by 1 − 1/e; about that of the published pipeline."""
 
+AXIS_SCALES = (2.0, 1.6 / 30.0, 3.2 / 70.0)
+"""Length of the mean mu for a blur of one LR pixel, for noise of one 8-bit unit, and for one unit of JPEG quality."""
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -40,6 +43,10 @@ class Losses:
     """1 + correlation of v with the degradation mask, mean over the images whose mask varies."""
     content: Tensor | None = None
     """`content_share` of mu."""
+    dimensions: Tensor | None = None
+    """`concentration` of mu."""
+    axes: Tensor | None = None
+    """Squared distance of the mean mu from `axis_targets`, mean over the images with a single operation."""
     club: Tensor | None = None
     """CLUB upper bound on I(r; z), nats per pixel."""
 
@@ -149,6 +156,17 @@ class Objective(nn.Module):
         if config.content > 0:
             terms["content"] = content_share(field.mu, batch.images_per_recipe)
             total = total + config.content * terms["content"]
+        if config.dimensions > 0:
+            terms["dimensions"] = concentration(field.mu, batch.images_per_recipe)
+            total = total + config.dimensions * terms["dimensions"]
+        if config.axes > 0:
+            if batch.amounts is None or batch.degradation_mask is None:
+                raise ValueError("objective.axes needs batches with amounts and a degradation_mask, got None")
+            known = ~batch.amounts.isnan().any(dim=1, keepdim=True)
+            targets = axis_targets(batch.amounts, batch.degradation_mask, field.mu.shape[1])
+            distance = torch.where(known, field.mu.float().mean(dim=(2, 3)) - targets, 0.0)
+            terms["axes"] = distance.square().sum() / known.sum().clamp(min=1)
+            total = total + config.axes * terms["axes"]
         if self.critic is not None:
             terms["club"] = self.critic.bound(field.mu, batch.z)
             # The same backward pass trains the critic q(z | r) on a detached code; the bound does not train it.
@@ -220,35 +238,94 @@ def visible_degradation(y: Tensor, z: Tensor, degradation_mask: Tensor) -> Tenso
 
 
 def content_share(mu: Tensor, images_per_recipe: int) -> Tensor:
-    """Return the share of the variance between images that is not explained by their recipes.
+    """Return the share of the variation between images that is not explained by their recipes.
 
-    The feature of an image is the spatial mean of mu. For each channel, the mean square within recipes is divided by
-    the variance of all images: 1 − adjusted R² (1 − ε²) of the analysis of variance. It is 0 if the recipe determines
-    the feature, and 1 on average if it does not affect it. Images of one recipe differ in content, and in the noise
-    drawn, which hardly affects a mean over many pixels.
+    The feature of an image is the spatial mean of mu. With S_t the covariance of the features of all images, S_w that
+    within recipes, and n recipes, the share is 1 − tr[(S_t + ε·I)⁻¹ (S_t − S_w)] / (n − 1), where ε is a tenth of the
+    mean variance of a channel. (For n > R, R stands in place of n − 1.) The inverse gives every direction of the
+    feature space the same weight, so that a field that encodes the recipe in one direction only has a large share. It
+    is 0 if the recipe determines the feature in as many directions as there are recipes less one, apart from ε, and
+    near 1 if it does not affect it. Images of one recipe differ in content, and in the noise drawn, which hardly
+    affects a mean over many pixels.
 
     Args:
         mu: ``(B, R, h, w)``.
         images_per_recipe: Number of consecutive images that share a recipe; a divisor of B, smaller than B.
 
     Returns:
-        A scalar, the mean over channels, at most (B − 1) / (B − B / images_per_recipe). A channel that hardly varies
-        at all (standard deviation far below 0.001) counts as 0.
+        A scalar.
 
     Raises:
         ValueError: No two images share a recipe, or all do.
     """
+    by_recipe = _features_by_recipe("content", mu, images_per_recipe)
+    recipes = by_recipe.shape[0]
+    within = by_recipe - by_recipe.mean(dim=1, keepdim=True)
+    total = by_recipe - by_recipe.mean(dim=(0, 1))
+    s_w = torch.einsum("rni,rnj->ij", within, within) / (recipes * (images_per_recipe - 1))
+    s_t = torch.einsum("rni,rnj->ij", total, total) / (recipes * images_per_recipe - 1)
+    ridge = 0.1 * s_t.diagonal().mean() + 1e-6
+    identity = torch.eye(s_t.shape[0], device=s_t.device, dtype=s_t.dtype)
+    explained = torch.linalg.solve(s_t + ridge * identity, s_t - s_w).diagonal().sum()
+    share: Tensor = 1.0 - explained / min(recipes - 1, s_t.shape[0])
+    return share
+
+
+def concentration(mu: Tensor, images_per_recipe: int) -> Tensor:
+    """Return 1 / the participation ratio of the recipes' features: ‖C‖² / tr(C)².
+
+    C is the covariance between recipes of the spatial mean of mu. It is estimated without the contribution of content,
+    as the symmetrised cross-covariance of the averages over two halves of each recipe's images.
+
+    Args:
+        mu: ``(B, R, h, w)``.
+        images_per_recipe: Number of consecutive images that share a recipe; even, a divisor of B, smaller than B.
+
+    Returns:
+        A scalar: 1 if the recipes differ in one direction only, 1/n if they differ equally in n orthogonal directions.
+
+    Raises:
+        ValueError: No two images share a recipe, or all do, or ``images_per_recipe`` is odd.
+    """
+    if images_per_recipe % 2:
+        raise ValueError(f"objective.dimensions needs an even images_per_recipe, got {images_per_recipe!r}")
+    by_recipe = _features_by_recipe("dimensions", mu, images_per_recipe)
+    first, second = (half.mean(dim=1) for half in by_recipe.chunk(2, dim=1))
+    cross = (first - first.mean(dim=0)).T @ (second - second.mean(dim=0)) / (by_recipe.shape[0] - 1)
+    covariance = 0.5 * (cross + cross.T)
+    ratio: Tensor = covariance.square().sum() / covariance.diagonal().sum().square().clamp(min=1e-6)
+    return ratio
+
+
+def axis_targets(amounts: Tensor, degradation_mask: Tensor, latent: int) -> Tensor:
+    """Return the mean mu that `ObjectiveConfig.axes` wants for images with a single operation.
+
+    The channels form three groups, one for each of blur, noise and JPEG; a group's unit vector has the same value in
+    all of its channels. The target lies on the axis of the operation, at a distance that grows with its amount.
+
+    Args:
+        amounts: ``(B, 3)``: blur in LR pixels, noise in 8-bit units and 100 minus the JPEG quality.
+        degradation_mask: ``(B, h, w)`` in [0, 1]; its mean scales the amounts.
+        latent: Number of channels R, at least 3.
+
+    Returns:
+        ``(B, R)`` float32.
+    """
+    distance = amounts * amounts.new_tensor(AXIS_SCALES) * degradation_mask.mean(dim=(1, 2))[:, None]
+    group = torch.arange(latent, device=amounts.device) * 3 // latent
+    size = torch.bincount(group, minlength=3).to(distance.dtype)
+    targets: Tensor = (distance / size.sqrt())[:, group]
+    return targets
+
+
+def _features_by_recipe(term: str, mu: Tensor, images_per_recipe: int) -> Tensor:
+    """Return the spatial means of mu as ``(recipes, images_per_recipe, R)`` float32."""
     if not 2 <= images_per_recipe < mu.shape[0] or mu.shape[0] % images_per_recipe:
         raise ValueError(
-            f"objective.content needs batches in which several recipes have several images each, got {mu.shape[0]} "
+            f"objective.{term} needs batches in which several recipes have several images each, got {mu.shape[0]} "
             f"images, images_per_recipe={images_per_recipe!r}"
         )
-    feature = mu.float().mean(dim=(2, 3))
-    by_recipe = feature.unflatten(0, (-1, images_per_recipe))
-    within = (by_recipe - by_recipe.mean(dim=1, keepdim=True)).square().sum(dim=(0, 1))
-    within = within / (by_recipe.shape[0] * (images_per_recipe - 1))
-    share: Tensor = within / (feature.var(dim=0) + 1e-6)
-    return share.mean()
+    return mu.float().mean(dim=(2, 3)).unflatten(0, (-1, images_per_recipe))
 
 
 def correlation_within(v: Tensor, degradation_mask: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from savl.degradation import Degradation
 from savl.degradation.blur_kernels import BlurKernel, GaussianBlurKernel, SincBlurKernel
 from savl.degradation.config import (
     METHODS,
@@ -23,10 +25,11 @@ from savl.degradation.config import (
     JpegConfig,
     NoiseConfig,
     ResizeConfig,
+    SingleConfig,
     SpatialConfig,
     StageConfig,
 )
-from savl.degradation.recipe import Noise, Recipe, Stage, draw_recipe
+from savl.degradation.recipe import Noise, Recipe, Resize, Stage, draw_recipe
 
 RECIPE_COUNT, GROUP_SIZE = 4000, 2
 SIZES = (7, 9, 11, 13, 15, 17, 19, 21)
@@ -232,52 +235,67 @@ def test_full_strength_selects_the_upper_end_with_its_probability() -> None:
     assert_uniform([strength for strength in recipe.strength if strength != 0.75], 0.25, 0.75)
 
 
-def applied_operations(recipe: Recipe) -> str:
-    """Return the operations that a recipe applies to the first image.
-
-    A recipe of a single operation returns its name in `OPERATIONS`. Other operations have names of their own, such as
-    "second blur", so that they differ from all names in `OPERATIONS`.
-    """
-    found = []
-    for name, stage in (("first", recipe.first), ("second", recipe.second)):
-        assert stage is not None
-        found += ["blur" if name == "first" else "second blur"] * (stage.blur[0] is not None)
-        found += ["noise" if name == "second" else "first noise"] * (stage.noise[0] is not None)
-        found += [f"{name} jpeg"] * (stage.quality[0] is not None)
-        found += [f"{name} resize"] * (stage.resize.factor != 1)
-    found += ["sinc"] * (recipe.sinc[0] is not None) + ["jpeg"] * (recipe.quality[0] is not None)
-    return ", ".join(found)
+def applied_operations(recipe: Recipe) -> list[str]:
+    """Return the operations that a recipe of a single operation applies to the first image."""
+    assert recipe.first is None
+    assert recipe.second is not None
+    assert recipe.second.resize.factor == 1.0
+    assert recipe.sinc[0] is None
+    assert recipe.second.quality[0] is None
+    found = {"blur": recipe.second.blur[0], "noise": recipe.second.noise[0], "jpeg": recipe.quality[0]}
+    return [name for name, parameters in found.items() if parameters is not None]
 
 
-def test_a_single_operation_is_applied_alone_with_its_probability() -> None:
+def test_a_single_operation_is_applied_with_its_probability() -> None:
     config = DegradationConfig(single_operation=0.6)
     random = np.random.default_rng(3)
-    found = [applied_operations(draw_recipe(config, GROUP_SIZE, random)) for _ in range(2000)]
-    assert_chance((each in OPERATIONS for each in found), 0.6)
-    assert_choice([each for each in found if each in OPERATIONS], dict.fromkeys(OPERATIONS, 1 / 3))
-    assert all("blur" in each and "first noise" in each for each in found if each not in OPERATIONS)
+    drawn = [draw_recipe(config, GROUP_SIZE, random) for _ in range(2000)]
+    assert_chance((recipe.single for recipe in drawn), 0.6)
+    found = [applied_operations(recipe) for recipe in drawn if recipe.single]
+    assert {len(each) for each in found} == {1}
+    assert_choice([each[0] for each in found], dict.fromkeys(OPERATIONS, 1 / 3))
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_an_operation_applied_alone_keeps_its_ranges_and_strength(operation: str) -> None:
-    config = DegradationConfig(strength=(0.5, 0.5), full_strength=0.2, single_operation=0.3)
+def test_a_single_operation_has_ranges_of_its_own_and_keeps_the_strength(operation: str) -> None:
+    single = SingleConfig(operations=(operation,))
+    config = DegradationConfig(strength=(0.5, 0.5), single_operation=1.0, single=single)
     random = np.random.default_rng(4)
-    drawn = [draw_recipe(config.alone(operation), GROUP_SIZE, random) for _ in range(1000)]
-    assert {applied_operations(recipe) for recipe in drawn} == {operation}
+    drawn = [draw_recipe(config, GROUP_SIZE, random) for _ in range(1000)]
+    assert {name for recipe in drawn for name in applied_operations(recipe)} == {operation}
     assert {strength for recipe in drawn for strength in recipe.strength} == {0.5}
     if operation == "blur":
-        kernels = [k for k in gaussians(drawn, "first") if k.shape == "iso"]
-        assert_uniform([kernel.sigma[0] for kernel in kernels], 0.1, 1.5)
+        kernels = [k for k in gaussians(drawn, "second") if k.shape == "iso"]
+        assert_uniform([kernel.sigma[0] for kernel in kernels], 0.1, 1.0)
     elif operation == "noise":
         drawn_noise = [noise for noise in noises(drawn, "second") if noise.kind == "gaussian"]
-        assert_uniform([noise.amount for noise in drawn_noise], 0.5, 12.5)
+        assert_uniform([noise.amount for noise in drawn_noise], 1.0, 15.0)
     else:
-        assert_uniform([quality for recipe in drawn for quality in recipe.quality if quality is not None], 65.0, 97.5)
+        assert_uniform([quality for recipe in drawn for quality in recipe.quality if quality is not None], 60.0, 95.0)
 
 
-def test_an_unknown_operation_raises_an_error_that_names_it() -> None:
-    with pytest.raises(ValueError, match="operation must be one of blur, noise, jpeg, got 'fog'"):
-        DegradationConfig().alone("fog")
+def test_the_amounts_of_a_single_operation_are_known() -> None:
+    random = np.random.default_rng(5)
+    for operation, column, least, most in (("blur", 0, 0.2, 2.0), ("noise", 1, 0.5, 34.0), ("jpeg", 2, 10.0, 80.0)):
+        config = DegradationConfig(single_operation=1.0, single=SingleConfig(operations=(operation,)))
+        amounts = np.concatenate([draw_recipe(config, GROUP_SIZE, random).amounts() for _ in range(200)])
+        assert np.all((amounts[:, column] >= least) & (amounts[:, column] <= most))
+        assert np.all(np.delete(amounts, column, axis=1) == 0)
+    assert np.isnan(draw_recipe(DegradationConfig(), GROUP_SIZE, random).amounts()).all()
+
+
+def test_the_deviation_of_poisson_noise_is_that_at_medium_gray() -> None:
+    gray = torch.linspace(0, 1, 256).repeat(64, 1)[None, None].repeat(1, 3, 1, 1)  # all 256 levels
+    stage = Stage((None,), Resize(1.0, "area"), (Noise("poisson", 2.0, gray=False),), (None,))
+    recipe = Recipe(stage, None, "area", (None,), (None,), (False,), (1.0,), (False,))
+    y = Degradation(DegradationConfig(), scale=1).apply(gray, recipe, None, torch.Generator().manual_seed(0))
+    measured = 255 * (y - gray)[..., 118:138].std().item()
+    assert measured == pytest.approx(Noise("poisson", 2.0, gray=False).deviation, rel=0.05)
+
+
+def test_an_unknown_single_operation_raises_an_error_that_names_it() -> None:
+    with pytest.raises(ValueError, match="single.operations must be at least one of blur, noise, jpeg, got"):
+        SingleConfig(operations=("fog",))
 
 
 def test_stages_are_applied_with_their_probability() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,8 @@ from savl.training.data import Batch
 from savl.training.objectives import (
     ContentCritic,
     Objective,
+    axis_targets,
+    concentration,
     content_share,
     correlation_within,
     fidelity_loss,
@@ -260,20 +263,69 @@ def test_the_club_bound_is_high_only_for_a_code_that_contains_the_content(correl
     assert bound > 2 if correlated else abs(bound) < 0.3, bound
 
 
-def test_the_content_share_is_0_if_the_recipe_determines_mu_and_1_if_it_does_not_affect_it() -> None:
+def test_the_content_share_is_small_if_the_recipe_determines_mu_and_1_if_it_does_not_affect_it() -> None:
     random = torch.Generator().manual_seed(0)
     recipe = torch.randn(100, 5, 1, 1, generator=random).repeat_interleave(4, dim=0)
     content = torch.randn(400, 5, 1, 1, generator=random)
     local = torch.randn(400, 5, 6, 6, generator=random)
     local = local - local.mean(dim=(2, 3), keepdim=True)  # within an image anything may vary
-    assert content_share(recipe + local, 4) < 1e-4
+    assert content_share(recipe + local, 4).item() == pytest.approx(0.1 / 1.1, abs=0.02), "the ridge is a tenth"
     assert content_share(content + local, 4).item() == pytest.approx(1.0, abs=0.1)
-    assert content_share(recipe + content + local, 4).item() == pytest.approx(0.5, abs=0.1)
-    assert content_share(100 * (recipe + content) + 3, 4).item() == pytest.approx(0.5, abs=0.1), "of any scale"
-    small = torch.randn(32, 2000, 1, 1, generator=random)
-    assert content_share(small, 4).item() == pytest.approx(1.0, abs=0.02), "unbiased in a batch of eight recipes"
-    opposite = torch.tensor([1.0, -1.0]).repeat(4).view(8, 1, 1, 1)  # nothing but differences within recipes
-    assert content_share(opposite, 2).item() == pytest.approx((8 - 1) / (8 - 4))
+    both = content_share(recipe + content + local, 4).item()
+    assert both == pytest.approx(1 - 0.5 / 1.1, abs=0.07)
+    assert content_share(100 * (recipe + content) + 3, 4).item() == pytest.approx(both, abs=1e-3), "of any scale"
+
+
+def test_the_content_share_gives_every_direction_the_same_weight() -> None:
+    random = torch.Generator().manual_seed(0)
+    recipe = torch.randn(100, 4, 1, 1, generator=random).repeat_interleave(4, dim=0)
+    content = torch.randn(400, 4, 1, 1, generator=random)
+    loud = torch.tensor([10.0, 1.0, 1.0, 1.0]).view(1, 4, 1, 1)
+    known = torch.tensor([1.0, 0.0, 0.0, 0.0]).view(1, 4, 1, 1)
+    mu = loud * (known * recipe + (1 - known) * content)  # the loud direction alone encodes the recipe
+    assert content_share(mu, 4).item() > 0.7
+
+
+def test_the_concentration_is_the_inverse_of_the_number_of_directions() -> None:
+    random = torch.Generator().manual_seed(0)
+    content = torch.randn(8000, 6, 2, 2, generator=random)
+    for directions in (1, 2, 3):
+        basis = torch.linalg.qr(torch.randn(6, directions, generator=random)).Q
+        recipe = (torch.randn(2000, directions, generator=random) @ basis.T)[:, :, None, None]
+        found = concentration(recipe.repeat_interleave(4, dim=0) + 0.5 * content, 4)
+        assert found.item() == pytest.approx(1 / directions, abs=0.02), "content does not count"
+    with pytest.raises(ValueError, match="even images_per_recipe, got 3"):
+        concentration(content[:6], 3)
+
+
+def test_axis_targets_are_orthogonal_and_grow_with_amount_and_mask() -> None:
+    amounts = torch.tensor([[1.0, 0.0, 0.0], [0.0, 30.0, 0.0], [0.0, 0.0, 70.0], [2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    mask = torch.ones(5, 4, 4)
+    targets = axis_targets(amounts, mask, 64)
+    assert targets.shape == (5, 64)
+    torch.testing.assert_close(targets.norm(dim=1), torch.tensor([2.0, 1.6, 3.2, 4.0, 0.0]))
+    gram = targets[:3] @ targets[:3].T
+    torch.testing.assert_close(gram, gram.diagonal().diag())
+    torch.testing.assert_close(axis_targets(amounts, 0.5 * mask, 64), 0.5 * targets)
+
+
+def test_axes_leave_out_images_whose_amounts_are_not_known() -> None:
+    _, objective, _ = setup(ObjectiveConfig(alpha=0.0, axes=0.5))
+    amounts = torch.tensor([[1.0, 0.0, 0.0], [math.nan] * 3, [0.0, 20.0, 0.0]])
+    y = torch.rand(3, 3, 8, 8)
+    batch = Batch(y, torch.rand(3, 3, 32, 32), y, torch.ones(3, 8, 8), amounts=amounts)
+    losses = objective(batch, 1, 0).losses
+    mu = objective.model.estimate(y, seed=1).mu.mean(dim=(2, 3))
+    known = [0, 2]
+    wanted = axis_targets(amounts[known], torch.ones(2, 8, 8), mu.shape[1])
+    torch.testing.assert_close(losses.axes, (mu[known] - wanted).square().sum(dim=1).mean())
+    torch.testing.assert_close(losses.total - losses.sr, 0.5 * losses.axes)
+    losses.total.backward()
+    gradients = [p.grad for p in objective.model.estimator.parameters() if p.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients), "a NaN among the amounts must not reach a gradient"
+    with pytest.raises(ValueError, match="objective.axes needs batches with amounts"):
+        objective(Batch(y, batch.x, y, batch.degradation_mask), 1, 0)
 
 
 def test_the_content_share_enters_the_loss_with_its_weight_and_trains_the_estimator() -> None:
