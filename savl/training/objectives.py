@@ -325,7 +325,8 @@ def _features_by_recipe(term: str, mu: Tensor, images_per_recipe: int) -> Tensor
             f"objective.{term} needs batches in which several recipes have several images each, got {mu.shape[0]} "
             f"images, images_per_recipe={images_per_recipe!r}"
         )
-    return mu.float().mean(dim=(2, 3)).unflatten(0, (-1, images_per_recipe))
+    features: Tensor = mu.float().mean(dim=(2, 3)).unflatten(0, (-1, images_per_recipe))
+    return features
 
 
 def correlation_within(v: Tensor, degradation_mask: Tensor) -> Tensor:
