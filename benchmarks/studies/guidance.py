@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 import savl
-from savl.evaluation import fidelity, match_pairs
-from savl.evaluation.pairs import read_pair
+from savl.evaluation import fidelity
+from savl.images.pairs import match_pairs, read_pair
 from savl.network import SAVL, DegradationField
 
 Change = Callable[[DegradationField, int], DegradationField]

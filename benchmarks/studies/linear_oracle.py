@@ -22,9 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from savl.bicubic import bicubic_upscale
-from savl.evaluation import match_pairs
 from savl.evaluation.fidelity import luma
-from savl.evaluation.pairs import read_pair
+from savl.images.pairs import match_pairs, read_pair
 
 RIDGE = 0.1
 """Added to the diagonal of the normal equations per pixel, in squared 8-bit levels; flat images need it."""

@@ -5,9 +5,10 @@ from savl.evaluation.fidelity import Fidelity, fidelity
 from savl.evaluation.hsic import HSICResult, hsic
 from savl.evaluation.intervals import AnalysisUnavailable, Interval
 from savl.evaluation.mine import mine
-from savl.evaluation.pairs import Pair, PairScores, evaluate_pair, match_pairs
+from savl.evaluation.pairs import PairScores, evaluate_pair
 from savl.evaluation.perceptual import Lpips, LpipsUnavailable
 from savl.evaluation.probe import ProbeResult, linear_probe
+from savl.images.pairs import Pair, match_pairs
 
 __all__ = [
     "AnalysisUnavailable",

@@ -16,10 +16,10 @@ from torch import Tensor
 from savl.atomic_write import write_atomically
 from savl.bicubic import bicubic_upscale
 from savl.degradation import Degradation
-from savl.evaluation import Fidelity, fidelity, match_pairs
+from savl.evaluation import Fidelity, fidelity
 from savl.evaluation.fidelity import smallest_side
-from savl.evaluation.pairs import read_pair
 from savl.images.folder import find_images, read_rgb
+from savl.images.pairs import match_pairs, read_pair
 from savl.network import SAVL
 from savl.training.config import ValidationConfig
 
