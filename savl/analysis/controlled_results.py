@@ -13,6 +13,7 @@ from savl.analysis.channels import ChannelResponse
 from savl.analysis.controlled import ControlledFeatures, DegradedFeatures
 from savl.analysis.full_pipeline import MaskAgreement, Restoration
 from savl.evaluation.club import club
+from savl.evaluation.geometry import ClassMeanGeometry, class_mean_geometry
 from savl.evaluation.held_out import FEWEST_GROUPS
 from savl.evaluation.hsic import HSICResult, hsic
 from savl.evaluation.intervals import Correlation, Interval, spearman
@@ -60,6 +61,8 @@ class ControlledResults:
     variations: tuple[DegradationResult, ...]
     kind: ProbeResult
     """Probe of the kind (noise, blur or JPEG) at any level but the clean one; whole scenes are held out."""
+    geometry: ClassMeanGeometry
+    """Directions in which noise, blur and JPEG move the feature."""
     content: Information
     """Information about the content of the clean crop."""
     degradation: Information
@@ -111,6 +114,29 @@ def probe_kind(data: Sequence[DegradedFeatures], model: int, *, repeats: int, se
     kinds = [each.degradation.name for each, rows in degraded for _ in rows]
     scenes = np.concatenate([each.scene[rows] for each, rows in degraded])
     return linear_probe(features, kinds, groups=scenes, repeats=repeats, seed=seed)
+
+
+def class_means(data: Sequence[DegradedFeatures], model: int) -> NDArray[np.float64]:
+    """Return the mean feature of every degradation and level over all crops of all scenes.
+
+    Args:
+        data: Features of the images; all degradations have the same number of levels.
+        model: Position of the network in the features.
+
+    Returns:
+        ``(K, L, R)`` for K degradations, L levels and R channels.
+    """
+
+    def of_levels(each: DegradedFeatures) -> list[NDArray[np.float64]]:
+        levels = range(len(each.degradation.amounts))
+        return [each.features[model].mean[each.level == level].mean(axis=0, dtype=np.float64) for level in levels]
+
+    return np.asarray([of_levels(each) for each in data])
+
+
+def degradation_geometry(data: Sequence[DegradedFeatures], model: int) -> ClassMeanGeometry:
+    """Compute the geometry of the mean features of all degradations at all their levels."""
+    return class_mean_geometry(class_means(data, model), [each.degradation.name for each in data])
 
 
 def content_information(data: ControlledFeatures, model: int, *, repeats: int, seed: int) -> Information:

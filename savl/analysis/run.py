@@ -12,6 +12,7 @@ from savl.analysis.controlled import ControlledFeatures, collect_controlled
 from savl.analysis.controlled_results import (
     ControlledResults,
     content_information,
+    degradation_geometry,
     degradation_result,
     noise_information,
     probe_kind,
@@ -227,4 +228,5 @@ def _controlled_results(
         for which, degraded in enumerate(data.degraded)
     )
     advance()
-    return ControlledResults(tuple(by_degradation), kind, content, noise, channels, agreement, restoration)
+    geometry = degradation_geometry(data.degraded, place)
+    return ControlledResults(tuple(by_degradation), kind, geometry, content, noise, channels, agreement, restoration)

@@ -164,7 +164,7 @@ def test_the_json_holds_all_results_and_their_conditions(report: Report, hr: lis
     model, _ = read["models"]
     factorial = model["factorial"]
     assert set(factorial) == {
-        "variations", "kind", "content", "degradation", "channels", "agreement", "restoration",
+        "variations", "kind", "geometry", "content", "degradation", "channels", "agreement", "restoration",
     }  # fmt: skip
     level = factorial["variations"][0]["level"]
     assert set(level["accuracy"]) == {"value", "low", "high", "repeats"}
