@@ -90,6 +90,12 @@ def test_model_settings_override_the_named_configuration() -> None:
         ("[objective]\ncontent = -0.1", "objective.content must be at least 0"),
         ("[objective]\ncontent = 0.1", "data.images_per_recipe must be at least 2 and below data.batch=16, got 1"),
         ("[objective]\ncontent = 0.1\n[data]\nimages_per_recipe = 16\nfresh = 16", "below data.batch=16, got 16"),
+        ("[objective]\ndimensions = 0.1", "objective.dimensions compares images of different recipes"),
+        (
+            "[objective]\ndimensions = 0.1\n[data]\nimages_per_recipe = 3\nbatch = 6\nfresh = 3",
+            "objective.dimensions compares two halves .* must be even, got 3",
+        ),
+        ("[objective]\naxes = 0.1", "objective.axes needs images with one operation"),
         ("[data]\nimages_per_recipe = 3", "data.images_per_recipe must divide batch=16 and fresh=4, got 3"),
         ("[data]\nimages_per_recipe = 0", "data.images_per_recipe must be at least 1"),
         (

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from savl.degradation import Degradation, DegradationConfig, Degraded, bicubic_downsample
-from savl.degradation.config import SpatialConfig
+from savl.degradation.config import NoiseConfig, SingleConfig, SpatialConfig
 from savl.images.errors import ImageFileError
 from savl.images.folder import decode_rgb
 from savl.images.result_mark import DEGRADED, SEVERITY_MAP, UPSCALED, add_mark
@@ -117,6 +117,22 @@ def test_images_of_one_recipe_are_consecutive_and_cropped_and_rotated_in_the_sam
         several += not torch.equal(by_recipe[0], by_recipe[1])
         assert batch.to(torch.device("cpu")).images_per_recipe == 3
     assert several == 6
+
+
+def test_the_amounts_of_single_operations_are_those_of_the_image(photographs: Path) -> None:
+    single = SingleConfig(operations=("noise",), noise=NoiseConfig(sigma=(2.0, 30.0), gaussian_probability=1.0))
+    config = DegradationConfig(single_operation=1.0, single=single)
+    settings = DataConfig(patch=8, batch=12, margin=1, pool=12, fresh=4, images_per_recipe=2)
+    batch = PairPool(PatchSource([photographs], 40), Degradation(config), settings, seed=3)(2)
+    assert batch.amounts is not None
+    assert batch.amounts.shape == (12, 3)
+    assert torch.equal(batch.amounts[::2], batch.amounts[1::2]), "one recipe"
+    assert torch.count_nonzero(batch.amounts[:, [0, 2]]) == 0
+    noise = 255 * (batch.y - batch.z).flatten(1).std(dim=1)
+    assert np.corrcoef(noise.numpy(), batch.amounts[:, 1].numpy())[0, 1] > 0.9, "the amounts follow their images"
+    unknown = PairPool(PatchSource([photographs], 40), Degradation(DegradationConfig()), settings, seed=3)(2)
+    assert unknown.amounts is not None
+    assert unknown.amounts.isnan().all()
 
 
 def test_images_of_one_recipe_are_their_own_originals_degraded(tmp_path: Path) -> None:
