@@ -8,7 +8,7 @@ estimator and the degradation field), `savl.network.rhag` (DA-RHAG, HAB, OCAB), 
 from savl.network.config import CONFIGS, SAVLConfig
 from savl.network.decoder import LikelihoodDecoder
 from savl.network.dsca import DSCA
-from savl.network.estimator import AmortizedEstimator, DegradationField
+from savl.network.estimator import AmortizedEstimator, DegradationField, RestorationStrength
 from savl.network.layers import reflect_pad_to_multiple
 from savl.network.rhag import CAB, DARHAG, HAB, OCAB
 from savl.network.savl import SAVL
@@ -24,6 +24,7 @@ __all__ = [
     "AmortizedEstimator",
     "DegradationField",
     "LikelihoodDecoder",
+    "RestorationStrength",
     "SAVLConfig",
     "reflect_pad_to_multiple",
 ]

@@ -75,6 +75,9 @@ class SAVLConfig:
     estimator_high_pass: bool = True
     """Subtract the 5×5 average around each pixel before the estimator. The difference keeps noise and blur, and removes
     brightness and colour, which are content."""
+    restoration_strength: bool = False
+    """Learn how strongly each pixel is restored: a strength in (0, 1), computed from the degradation field, scales the
+    difference between the output and bicubic interpolation. This is not in the paper."""
     decoder_width: int = 64
     """Channels inside the training-only likelihood decoder."""
     decoder_depth: int = 4
@@ -122,6 +125,11 @@ class SAVLConfig:
             raise ValueError(
                 f"estimator_dilations must keep the receptive field within 41 pixels (the field is local), "
                 f"got {self.estimator_dilations!r} which sees {self.receptive_field}"
+            )
+        if self.restoration_strength and self.degradation_code == "none":
+            raise ValueError(
+                "restoration_strength needs a degradation field, which degradation_code='none' does not have; "
+                "set degradation_code to 'variational' or 'deterministic', or restoration_strength to False"
             )
         if self.decoder_depth < 2:
             raise ValueError(f"decoder_depth must be at least 2, got {self.decoder_depth!r}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,6 +19,10 @@ HIGH_PASS_GAIN = 8.0
 """Factor after the high-pass filter, which leaves about a tenth of a photograph's contrast."""
 INITIAL_MEAN_STD = 0.1
 """Standard deviation of the initial weights that compute mu: large enough that samples of r differ between pixels."""
+STRENGTH_RADIUS = 2
+"""Pixels on each side over which `RestorationStrength` averages."""
+_STRENGTH_WIDTH = 16
+_INITIAL_STRENGTH_LOGIT = 3.0
 
 
 class AmortizedEstimator(nn.Module):
@@ -64,10 +70,55 @@ class AmortizedEstimator(nn.Module):
         return mu, logvar.clamp(-LOGVAR_LIMIT, LOGVAR_LIMIT)
 
 
+class RestorationStrength(nn.Module):
+    """Compute how strongly each pixel is restored from the degradation field.
+
+    The strength scales the difference between the network's output and bicubic interpolation (`SAVL.reconstruct`). It
+    is a function of the field at each pixel, averaged over 5×5 pixels in logits, so that it varies smoothly.
+
+    The field is an input only: no gradient of the strength reaches the estimator. Before training, the strength is
+    sigmoid(3) = 0.95 everywhere.
+    """
+
+    def __init__(self, config: SAVLConfig) -> None:
+        super().__init__()
+        inputs = (2 if config.degradation_code == "variational" else 1) * config.latent
+        self.expand = nn.Conv2d(inputs, _STRENGTH_WIDTH, 1)
+        self.contract = nn.Conv2d(_STRENGTH_WIDTH, 1, 1)
+        nn.init.zeros_(self.contract.weight)
+        nn.init.constant_(self.contract.bias, _INITIAL_STRENGTH_LOGIT)  # type: ignore[arg-type]
+
+    def forward(self, mu: Tensor, logvar: Tensor | None) -> Tensor:
+        """Compute the strength.
+
+        Args:
+            mu: ``(B, R, h, w)``, mean of the field.
+            logvar: ``(B, R, h, w)``, its log-variance; None for a deterministic code.
+
+        Returns:
+            ``(B, h, w)`` in (0, 1), float32, also under autocast and in a bfloat16 network; float64 for a float64
+            field.
+        """
+        field = (mu if logvar is None else torch.cat((mu, logvar), dim=1)).detach()
+        dtype = torch.float64 if field.dtype == torch.float64 else torch.float32
+        kind = field.device.type
+        # The context is entered only where it has an effect, because an exported program would contain it.
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+            hidden = F.gelu(_conv_in(dtype, self.expand, field))
+            logits = _binomial_average(_conv_in(dtype, self.contract, hidden))
+            return logits.sigmoid().squeeze(1)
+
+
+def _conv_in(dtype: torch.dtype, layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Apply a 1×1 convolution in a dtype that may be wider than that of its weights."""
+    bias = None if layer.bias is None else layer.bias.to(dtype)
+    return F.conv2d(x.to(dtype), layer.weight.to(dtype), bias)
+
+
 def _binomial_average(y: Tensor) -> Tensor:
     """Return the 5×5 binomial average of every pixel, with replicated borders.
 
-    It is computed with additions, because autocast would run a convolution in half precision, and the caller needs a
+    It is computed with additions, because autocast would run a convolution in half precision, and the estimator needs a
     small difference of large values.
     """
     y = F.pad(y, (2, 2, 2, 2), mode="replicate")
@@ -82,8 +133,8 @@ def _binomial_average(y: Tensor) -> Tensor:
 class DegradationField:
     """A Gaussian for every low-resolution pixel, or a plain code for the deterministic ablation.
 
-    Shapes: mu, logvar and sample are ``(B, R, h, w)``; kl, severity and variance are ``(B, h, w)``. A deterministic
-    code has a mean only: logvar, kl, severity and variance are None, and sample is mu.
+    Shapes: mu, logvar and sample are ``(B, R, h, w)``; kl, severity, variance and strength are ``(B, h, w)``. A
+    deterministic code has a mean only: logvar, kl, severity and variance are None, and sample is mu.
     """
 
     mu: Tensor
@@ -98,6 +149,8 @@ class DegradationField:
     """Severity map s in [0, 2], normalised over the whole image."""
     variance: Tensor | None = None
     """Per-pixel variance v, the mean of exp(logvar) over channels."""
+    strength: Tensor | None = None
+    """How strongly each pixel is restored, in (0, 1); None if the network has no `RestorationStrength`."""
 
     @classmethod
     def from_posterior(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any, Literal, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from savl.bicubic import bicubic_upscale
 from savl.network.config import SAVLConfig
 from savl.network.dsca import Guidance
-from savl.network.estimator import AmortizedEstimator, DegradationField
+from savl.network.estimator import AmortizedEstimator, DegradationField, RestorationStrength
 from savl.network.layers import ChannelsLastConv2d, LayerNorm, reflect_pad_to_multiple
 from savl.network.rhag import DARHAG
 from savl.ops import KernelSettings
@@ -52,6 +54,8 @@ class SAVL(nn.Module):
         if config.image_residual:  # an untrained network is then exactly bicubic interpolation
             nn.init.zeros_(self.upsampler.to_image.weight)
             nn.init.zeros_(self.upsampler.to_image.bias)  # type: ignore[arg-type]
+        # Built last: with one seed, the rest of the network begins with the same weights with and without it.
+        self.strength = RestorationStrength(config) if config.restoration_strength else None
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile in place, with the arguments of `torch.compile`.
@@ -68,32 +72,42 @@ class SAVL(nn.Module):
         return state
 
     @overload
-    def forward(self, lr: Tensor, return_field: Literal[False] = False) -> Tensor: ...
+    def forward(
+        self, lr: Tensor, return_field: Literal[False] = False, strength: float | Tensor | None = None
+    ) -> Tensor: ...
 
     @overload
-    def forward(self, lr: Tensor, return_field: Literal[True]) -> tuple[Tensor, DegradationField | None]: ...
+    def forward(
+        self, lr: Tensor, return_field: Literal[True], strength: float | Tensor | None = None
+    ) -> tuple[Tensor, DegradationField | None]: ...
 
-    def forward(self, lr: Tensor, return_field: bool = False) -> Tensor | tuple[Tensor, DegradationField | None]:
+    def forward(
+        self, lr: Tensor, return_field: bool = False, strength: float | Tensor | None = None
+    ) -> Tensor | tuple[Tensor, DegradationField | None]:
         """Upscale a batch of images.
 
         Args:
             lr: ``(B, 3, h, w)`` in [0, 1], dtype of the network, any h and w from 1 pixel up.
             return_field: Also return the degradation field.
+            strength: How strongly the images are restored, as for `reconstruct`. None: as the network has learned, or
+                fully if it has learned no strength.
 
         Returns:
             ``(B, 3, scale·h, scale·w)``, nominally in [0, 1] but not clamped. With ``return_field``, a pair of it and
             the `DegradationField`; the latter is None for a network with ``degradation_code="none"``.
 
         Raises:
-            TypeError: ``lr`` is not a floating tensor, or outside autocast has another dtype than the network.
-            ValueError: ``lr`` is not ``(B, 3, h, w)`` with h, w ≥ 1.
+            TypeError: ``lr`` is not a floating tensor, or outside autocast has another dtype than the network; or
+                ``strength`` is of another type.
+            ValueError: ``lr`` is not ``(B, 3, h, w)`` with h, w ≥ 1, or ``strength`` is out of range.
         """
         check_image("lr", lr)
         own = self.rgb_mean.dtype
         if lr.dtype != own and not torch.is_autocast_enabled(lr.device.type):
             raise TypeError(f"lr must have the dtype of the network, {own}, got {lr.dtype}; cast it")
         field = self.estimate(lr)
-        sr = self.reconstruct(lr, field)
+        # Not given where it is None: training replaces `reconstruct` by a function without it (`savl.training`).
+        sr = self.reconstruct(lr, field) if strength is None else self.reconstruct(lr, field, strength)
         return (sr, field) if return_field else sr
 
     def estimate(self, lr: Tensor, seed: int | None = None) -> DegradationField | None:
@@ -104,28 +118,43 @@ class SAVL(nn.Module):
             seed: Seed of ``field.sample``; None makes the sample the mean.
 
         Returns:
-            The field at LR size, its severity normalised over this image; None for ``degradation_code="none"``.
+            The field at LR size, its severity normalised over this image, with a strength for
+            ``restoration_strength``; None for ``degradation_code="none"``.
         """
         if self.estimator is None:
             return None
         mu, logvar = self.estimator(lr - self.rgb_mean)
-        return DegradationField.from_posterior(mu, logvar, seed, kernels=self.kernels)
+        field = DegradationField.from_posterior(mu, logvar, seed, kernels=self.kernels)
+        return field if self.strength is None else replace(field, strength=self.strength(mu, logvar))
 
-    def reconstruct(self, lr: Tensor, field: DegradationField | None) -> Tensor:
+    def reconstruct(self, lr: Tensor, field: DegradationField | None, strength: float | Tensor | None = None) -> Tensor:
         """Upscale an image whose degradation field is known.
+
+        The result is ``bicubic + strength · (network − bicubic)``, where bicubic is the bicubically upscaled input.
 
         Args:
             lr: ``(B, 3, h, w)`` in [0, 1].
-            field: From `estimate`, or any field of the same size: mu ``(B, R, h, w)``, severity ``(B, h, w)`` or
-                None. None for a network without a degradation code, and only there.
+            field: From `estimate`, or any field of the same size: mu ``(B, R, h, w)``, severity and strength
+                ``(B, h, w)`` or None. None for a network without a degradation code, and only there.
+            strength: A number in [0, 1], or a floating tensor ``(B, h, w)`` with values in [0, 1], which is
+                interpolated bilinearly to the size of the result. 0 is bicubic interpolation, 1 the network's output.
+                None: ``field.strength``, and 1 without it.
 
         Returns:
             ``(B, 3, scale·h, scale·w)``, not clamped.
 
         Raises:
-            ValueError: ``field`` is missing, not expected, or of another size than ``lr``.
+            TypeError: ``strength`` is neither a number, a floating tensor nor None.
+            ValueError: ``field`` is missing, not expected, or of another size than ``lr``; or ``strength`` is out of
+                range or of another shape.
         """
         self._check_field(lr, field)
+        if strength is None:
+            strength = None if field is None else field.strength
+        else:
+            check_strength(lr, strength)
+            if not isinstance(strength, Tensor) and strength == 1:
+                strength = None
         height, width = lr.shape[-2:]
         window = self.config.window
         mu = severity = None
@@ -143,9 +172,17 @@ class SAVL(nn.Module):
 
         scale = self.config.scale
         sr: Tensor = self.upsampler(features.permute(0, 3, 1, 2))[..., : scale * height, : scale * width]
-        if self.config.image_residual:
-            return sr + bicubic_upscale(lr, scale)
-        return sr + self.rgb_mean
+        if strength is None and not self.config.image_residual:
+            return sr + self.rgb_mean
+        bicubic = bicubic_upscale(lr, scale)
+        difference = sr if self.config.image_residual else sr + self.rgb_mean - bicubic
+        if strength is None:
+            return bicubic + difference
+        if isinstance(strength, Tensor):
+            size = (scale * height, scale * width)
+            strength = F.interpolate(strength[:, None], size=size, mode="bilinear", align_corners=False)
+        # The strength may be wider than the image, in a bfloat16 network.
+        return (bicubic + strength * difference).to(torch.promote_types(bicubic.dtype, difference.dtype))
 
     def _check_field(self, lr: Tensor, field: DegradationField | None) -> None:
         code = self.config.degradation_code
@@ -158,10 +195,11 @@ class SAVL(nn.Module):
         expected = (batch, self.config.latent, height, width)
         if tuple(field.mu.shape) != expected:
             raise ValueError(f"field.mu must have shape {expected} to fit lr, got {tuple(field.mu.shape)}")
-        if field.severity is not None and tuple(field.severity.shape) != (batch, height, width):
-            raise ValueError(
-                f"field.severity must have shape {(batch, height, width)} to fit lr, got {tuple(field.severity.shape)}"
-            )
+        for name, map_ in (("severity", field.severity), ("strength", field.strength)):
+            if map_ is not None and tuple(map_.shape) != (batch, height, width):
+                raise ValueError(
+                    f"field.{name} must have shape {(batch, height, width)} to fit lr, got {tuple(map_.shape)}"
+                )
 
 
 def check_image(name: str, image: object) -> None:
@@ -176,6 +214,28 @@ def check_image(name: str, image: object) -> None:
         raise TypeError(f"{name} must be a floating torch.Tensor (B, 3, h, w) in [0, 1], got {came}")
     if image.dim() != 4 or image.shape[1] != 3 or 0 in image.shape[2:]:
         raise ValueError(f"{name} must have shape (B, 3, h, w) with h and w at least 1 pixel, got {tuple(image.shape)}")
+
+
+def check_strength(lr: Tensor, strength: object) -> None:
+    """Check that an argument is a strength for a batch of images: a number in [0, 1], or ``(B, h, w)``.
+
+    The values of a tensor are not checked, because a GPU would have to wait for them.
+
+    Raises:
+        TypeError: Neither a number nor a floating tensor.
+        ValueError: A number outside [0, 1], or a tensor of another shape.
+    """
+    accepted = "must be a number in [0, 1], a floating tensor (B, h, w) or None"
+    if isinstance(strength, Tensor):
+        shape = (lr.shape[0], *lr.shape[2:])
+        if not strength.is_floating_point():
+            raise TypeError(f"strength {accepted}, got a tensor of {strength.dtype}")
+        if tuple(strength.shape) != shape:
+            raise ValueError(f"strength must have shape {shape} to fit lr, got {tuple(strength.shape)}")
+    elif isinstance(strength, bool) or not isinstance(strength, int | float):
+        raise TypeError(f"strength {accepted}, got {type(strength).__name__} {strength!r}")
+    elif not 0 <= strength <= 1:
+        raise ValueError(f"strength {accepted}, got {strength!r}")
 
 
 class PixelShuffleUpsampler(nn.Module):

@@ -144,4 +144,6 @@ def _settings_that_may_differ(reinitialize: Sequence[str]) -> set[str]:
         settings |= {"degradation_code", "estimator_width", "estimator_dilations", "estimator_high_pass"}
     if guidance:
         settings |= {"channel_modulation", "modulation_shift"}
+    if any(part.startswith("strength.") for part in reinitialize):
+        settings |= {"restoration_strength"}
     return settings | ({"latent"} if estimator and guidance else set())

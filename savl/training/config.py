@@ -285,8 +285,8 @@ class RunConfig:
     decoder), and settings of parts in ``reinitialize``."""
     reinitialize: tuple[str, ...] = ()
     """Parts of the network that begin with random weights although there are ``initial_weights``. Each is the name of a
-    module or the beginning of one: ``["estimator."]``, or ``["guidance."]`` for the projections by which every DSCA
-    reads the field."""
+    module or the beginning of one: ``["estimator."]``, ``["guidance."]`` for the projections by which every DSCA reads
+    the field, or ``["strength."]``, also if the initial weights have no restoration strength."""
     checkpoint_every: int = 250
     """Steps between checkpoints, and so the number of steps that a killed run can lose."""
     log_every: int = 25

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -16,13 +16,16 @@ Reconstruct = Callable[[Tensor, DegradationField | None], Tensor]
 class _Reconstruction(nn.Module):
     """`SAVL.reconstruct` as a module that takes tensors alone, as `torch.cuda.make_graphed_callables` requires."""
 
-    def __init__(self, model: SAVL) -> None:
+    def __init__(self, model: SAVL, names: Sequence[str]) -> None:
+        """Keep the names of the field's tensors, which are the arguments after ``lr``; empty for no field."""
         super().__init__()
         self.model = model  # registers its weights
         self.reconstruct = model.reconstruct
+        self.names = names
 
-    def forward(self, lr: Tensor, mu: Tensor | None = None, severity: Tensor | None = None) -> Tensor:
-        return self.reconstruct(lr, None if mu is None else DegradationField(mu=mu, severity=severity))
+    def forward(self, lr: Tensor, *tensors: Tensor) -> Tensor:
+        field = dict(zip(self.names, tensors, strict=True))
+        return self.reconstruct(lr, DegradationField(**field) if field else None)
 
 
 def graphed_reconstruct(model: SAVL, lr: Tensor) -> Reconstruct:
@@ -43,13 +46,14 @@ def graphed_reconstruct(model: SAVL, lr: Tensor) -> Reconstruct:
     Raises:
         RuntimeError: The passes contain an operation that cannot be captured, such as a synchronization.
     """
-    given = _tensors(lr, model.estimate(lr, seed=0))
+    used = _tensors(model.estimate(lr, seed=0))
+    given = (lr, *used.values())
     shapes = [tuple(each.shape) for each in given]
     samples = tuple(each.detach().clone().requires_grad_(each.requires_grad) for each in given)
-    run = torch.cuda.make_graphed_callables(_Reconstruction(model), samples, allow_unused_input=True)
+    run = torch.cuda.make_graphed_callables(_Reconstruction(model, tuple(used)), samples, allow_unused_input=True)
 
     def reconstruct(lr: Tensor, field: DegradationField | None) -> Tensor:
-        tensors = _tensors(lr, field)
+        tensors = (lr, *_tensors(field).values())
         if [tuple(each.shape) for each in tensors] != shapes:  # a replay would broadcast them
             raise ValueError(
                 f"run.graph: passes were recorded for batches of {shapes[0]} (data.batch, data.patch), "
@@ -60,6 +64,8 @@ def graphed_reconstruct(model: SAVL, lr: Tensor) -> Reconstruct:
     return reconstruct
 
 
-def _tensors(lr: Tensor, field: DegradationField | None) -> tuple[Tensor, ...]:
-    known = () if field is None else (field.mu, field.severity)
-    return lr, *(each for each in known if each is not None)
+def _tensors(field: DegradationField | None) -> dict[str, Tensor]:
+    """Return the tensors of a field that the network reads, by name."""
+    names = ("mu", "severity", "strength")
+    found = {} if field is None else {name: getattr(field, name) for name in names}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}

@@ -33,11 +33,20 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     return seen
 
 
-@pytest.mark.parametrize("code", ["variational", "deterministic", "none"])
+@pytest.mark.parametrize(
+    ("code", "strength", "inputs"),
+    [
+        ("variational", False, 3),
+        ("deterministic", False, 2),
+        ("none", False, 1),
+        ("variational", True, 4),
+        ("deterministic", True, 3),
+    ],
+)
 def test_graphed_reconstruct_computes_the_same_result(
-    small_config: Callable[..., SAVLConfig], recorded: Recorded, code: str
+    small_config: Callable[..., SAVLConfig], recorded: Recorded, code: str, strength: bool, inputs: int
 ) -> None:
-    model = SAVL(small_config(degradation_code=code))
+    model = SAVL(small_config(degradation_code=code, restoration_strength=strength))
     lr = torch.rand(2, 3, 8, 8)
     expected = model(lr)
     model.reconstruct = graphed_reconstruct(model, torch.rand(2, 3, 8, 8))  # type: ignore[method-assign, assignment]
@@ -46,7 +55,7 @@ def test_graphed_reconstruct_computes_the_same_result(
     assert {id(p) for p in module.parameters()} == {id(p) for p in model.parameters()}, (
         "gradients do not reach the weights"
     )
-    assert len(samples) == {"variational": 3, "deterministic": 2, "none": 1}[code]
+    assert len(samples) == inputs
     assert all(sample.is_leaf for sample in samples)
     learned = code != "none"
     assert [sample.requires_grad for sample in samples[1:]] == [learned] * (len(samples) - 1)

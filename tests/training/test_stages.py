@@ -89,6 +89,31 @@ def test_parts_of_the_initial_weights_may_be_reinitialized(
         Trainer(configuration(tmp_path / "run", initial_weights=str(weights), reinitialize=["encoder"]))
 
 
+def test_a_run_with_a_strength_begins_with_weights_without_one(
+    configuration: Configure, tensors: Tensors, weights: Path, tmp_path: Path
+) -> None:
+    def learning(parts: list[str]) -> TrainingConfig:
+        config = configuration(tmp_path / "run", steps=3, initial_weights=str(weights), reinitialize=parts)
+        objective = replace(config.objective, alpha=0.0, freeze_estimator=True)
+        return replace(config, model=replace(config.model, restoration_strength=True), objective=objective)
+
+    with pytest.raises(ValueError, match="another network .*: restoration_strength is False there"):
+        Trainer(learning([]))
+    trainer = Trainer(learning(["strength."]))
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    given = tensors(weights)
+    assert {name for name in before if name not in given} == {
+        f"strength.{layer}.{kind}" for layer in ("expand", "contract") for kind in ("weight", "bias")
+    }
+    assert all(torch.equal(given[name], before[name]) for name in given)
+    exported = trainer.train()
+    assert exported is not None
+    assert not torch.equal(tensors(exported)["strength.contract.bias"], before["strength.contract.bias"])
+    assert savl.load(exported).config.restoration_strength
+    again = configuration(tmp_path / "again", initial_weights=str(exported), reinitialize=["strength."])
+    assert "strength.contract.bias" not in Trainer(again).model.state_dict()
+
+
 @pytest.mark.parametrize(
     "change",
     [{}, {"channel_modulation": False}, {"spatial_modulation": False}, {"degradation_code": "deterministic"}],
