@@ -216,6 +216,43 @@ class SingleConfig:
             )
 
 
+@dataclass(frozen=True)
+class CameraConfig:
+    """Two photographs of one scene by one camera, whose focal lengths differ by the scale.
+
+    Both are blurred by the same point spread function and sharpened by the same unsharp mask, each in pixels of its
+    own. The default ranges of blur and sharpening are those of `benchmarks.studies.camera_blur`: from a Gaussian blur
+    alone over that of a Nikon D5500 to that of an iPhone X.
+    """
+
+    probability: float = 0.0
+    """Probability that a group of images is degraded in this way instead of all others; drawn for the group."""
+    sigma: tuple[float, float] = (0.57, 0.78)
+    """Standard deviation of the Gaussian point spread function, in pixels of each image; the geometric mean of both
+    axes."""
+    sharpening: tuple[float, float] = (0.0, 2.4)
+    """Amount of the unsharp mask 1 + amount · (1 − Gaussian of 0.8 own pixels). It is drawn together with ``sigma``:
+    the image with the lowest standard deviation has the lowest amount, because cameras that blur more sharpen more."""
+    axis_ratio: tuple[float, float] = (0.9, 1.0)
+    """Standard deviation along the minor axis divided by that along the major axis, whose direction is random."""
+    noise: tuple[float, float] = (0.5, 3.0)
+    """Standard deviation of white Gaussian noise of the low-resolution image, in 8-bit units."""
+    jpeg: JpegConfig = JpegConfig(probability=0.0, quality=(80.0, 98.0))
+    """Compression of the low-resolution image."""
+    soft_target: bool = True
+    """Whether the high-resolution target is blurred and sharpened by the camera too. If False, it is the input."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "camera.")
+        _probabilities("camera", self, "probability")
+        _ranges("camera", self, "sigma", "sharpening", "axis_ratio", "noise")
+        for name in ("sigma", "sharpening", "noise"):
+            if getattr(self, name)[0] < 0:
+                raise ValueError(f"camera.{name} must not be negative, got {getattr(self, name)!r}")
+        if not 0 < self.axis_ratio[0] <= self.axis_ratio[1] <= 1:
+            raise ValueError(f"camera.axis_ratio must lie in (0, 1], got {self.axis_ratio!r}")
+
+
 SECOND_STAGE = StageConfig(
     blur=BlurConfig(probability=0.8, sigma=(0.2, 1.5)),
     resize=ResizeConfig(up=0.3, down=0.4, keep=0.3, factor=(0.3, 1.2)),
@@ -245,6 +282,8 @@ class DegradationConfig:
     """Probability that only one operation is applied, that of `single`, drawn for a group of images. Nearly every
     operation of the whole pipeline smooths, so that a network rarely sees noise on a sharp image otherwise."""
     single: SingleConfig = SingleConfig()
+    camera: CameraConfig = CameraConfig()
+    """Its probability is drawn before that of a single operation."""
 
     def __post_init__(self) -> None:
         check_types(self, "degradation.")

@@ -16,7 +16,10 @@ from savl.bicubic import bicubic_downsample
 from savl.degradation.blur_kernels import SIDE, BlurKernel
 from savl.degradation.config import DegradationConfig
 from savl.degradation.masks import draw_mask
-from savl.degradation.recipe import Noise, Recipe, Stage, draw_recipe
+from savl.degradation.recipe import Camera, Noise, Recipe, Stage, draw_recipe
+
+UNSHARP_SIGMA = 0.8
+"""Standard deviation of the Gaussian in a camera's unsharp mask, in pixels of the camera."""
 
 
 class DegradationUnavailable(RuntimeError):
@@ -34,6 +37,9 @@ class Degraded:
     is the strength of the image times its mask, or the strength everywhere if there was no mask."""
     recipe: Recipe
     """The random parameters."""
+    x: Tensor
+    """High-resolution images that a network should make of ``y``, ``(B, 3, H, W)`` float32 in [0, 1]: the input, except
+    where a camera took both images (`savl.degradation.config.CameraConfig.soft_target`)."""
 
     @property
     def severity(self) -> Tensor:
@@ -81,7 +87,7 @@ class Degradation:
             alike: Deprecated name of ``images_per_recipe``.
 
         Returns:
-            Low-resolution images of ``(H/scale, W/scale)`` pixels with their ground truth.
+            Low-resolution images of ``(H/scale, W/scale)`` pixels with their ground truth and targets.
 
         Raises:
             ValueError: ``x`` has another shape or dtype, or ``images_per_recipe`` is not an integer of at least 1 that
@@ -108,9 +114,10 @@ class Degradation:
         noise = torch.Generator(x.device).manual_seed(int(random.integers(2**63)))
         y = self.apply(x, recipe, mask, noise)
         strength = torch.tensor(recipe.strength, device=x.device).view(-1, 1, 1)
-        if mask is None:
-            return Degraded(y, strength.expand(-1, *y.shape[2:]).contiguous(), recipe)
-        return Degraded(y, strength * _at(mask, y)[:, 0], recipe)
+        share = strength.expand(-1, *y.shape[2:]).contiguous() if mask is None else strength * _at(mask, y)[:, 0]
+        if recipe.camera is not None and self.config.camera.soft_target:
+            x = _eight_bit(_photograph(x, recipe.camera, 1))
+        return Degraded(y, share, recipe, x)
 
     def apply(self, x: Tensor, recipe: Recipe, mask: Tensor | None, noise: torch.Generator) -> Tensor:
         """Apply a recipe.
@@ -126,7 +133,11 @@ class Degradation:
         """
         full = x.shape[2:]
         low = (full[0] // self.scale, full[1] // self.scale)
-        out = bicubic_downsample(x, self.scale) if recipe.single else x
+        out = x
+        if recipe.single:
+            out = bicubic_downsample(x, self.scale)
+        elif recipe.camera is not None:
+            out = _photograph(x, recipe.camera, self.scale)
         if recipe.first is not None:
             out = self._stage(out, recipe.first, full, mask, noise)
         if recipe.second is not None:
@@ -137,7 +148,7 @@ class Degradation:
         out = _resize(out, low, recipe.method)
         out = self._blur(out, recipe.sinc, mask)
         out = self._compress(out, after, mask)
-        return (out.clamp(0.0, 1.0) * 255.0).round() / 255.0
+        return _eight_bit(out)
 
     def _mask(self, recipe: Recipe, x: Tensor, random: np.random.Generator) -> Tensor | None:
         if not any(recipe.spatial):
@@ -175,6 +186,55 @@ class Degradation:
             return x
         values = torch.tensor([quality for quality in qualities if quality is not None], device=x.device)
         return _blended(x, chosen, self._jpeg(x[chosen].clamp(0.0, 1.0), values), mask)
+
+
+def _eight_bit(x: Tensor) -> Tensor:
+    return (x.clamp(0.0, 1.0) * 255.0).round() / 255.0
+
+
+def _photograph(x: Tensor, cameras: Sequence[Camera], pitch: int) -> Tensor:
+    """Return what cameras record of a scene, whose pixels are ``pitch`` pixels of the scene wide.
+
+    The Gaussian blur is applied to the spectrum, where it is exact at every standard deviation: sampled kernels of less
+    than a pixel are not. The values at the centres of the camera's pixels are then sharpened.
+
+    Args:
+        x: ``(B, 3, H, W)``, H and W multiples of ``pitch``.
+        cameras: B cameras.
+        pitch: Width of a pixel of the camera, at least 1.
+
+    Returns:
+        ``(B, 3, H/pitch, W/pitch)``, not clamped.
+    """
+    first, second, rotation, amount = (
+        x.new_tensor(values).view(-1, 1, 1, 1)
+        for values in zip(*((*camera.sigma, camera.rotation, camera.sharpening) for camera in cameras), strict=True)
+    )
+
+    def blur(fy: Tensor, fx: Tensor) -> Tensor:
+        along = fx * rotation.cos() + fy * rotation.sin()
+        across = fy * rotation.cos() - fx * rotation.sin()
+        gaussian = torch.exp(-2 * (math.pi * pitch) ** 2 * ((first * along) ** 2 + (second * across) ** 2))
+        # The centre of the camera's first pixel lies this far from that of the scene's first pixel.
+        return torch.polar(gaussian, (math.pi * (pitch - 1)) * (fx + fy).expand_as(gaussian))
+
+    def sharpen(fy: Tensor, fx: Tensor) -> Tensor:
+        return 1 + amount * (1 - torch.exp(-2 * (math.pi * UNSHARP_SIGMA) ** 2 * (fx**2 + fy**2)))
+
+    widest = max(max(camera.sigma) for camera in cameras)
+    blurred = _filtered(x, blur, math.ceil(4 * pitch * widest))[:, :, ::pitch, ::pitch]
+    return _filtered(blurred, sharpen, math.ceil(4 * UNSHARP_SIGMA))
+
+
+def _filtered(x: Tensor, transfer: Callable[[Tensor, Tensor], Tensor], margin: int) -> Tensor:
+    """Multiply the spectrum by a function of the vertical and horizontal frequency in cycles per pixel."""
+    border = "reflect" if min(x.shape[2:]) > margin else "replicate"
+    padded = F.pad(x, (margin,) * 4, mode=border)
+    height, width = padded.shape[2:]
+    fy = torch.fft.fftfreq(height, device=x.device)[:, None]
+    fx = torch.fft.rfftfreq(width, device=x.device)
+    out: Tensor = torch.fft.irfft2(torch.fft.rfft2(padded) * transfer(fy, fx), s=(height, width))
+    return out[:, :, margin : height - margin, margin : width - margin]
 
 
 def _blended(x: Tensor, chosen: Sequence[int], changed: Tensor, mask: Tensor | None) -> Tensor:

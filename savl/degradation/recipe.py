@@ -20,6 +20,7 @@ from savl.degradation.blur_kernels import (
 from savl.degradation.config import (
     METHODS,
     BlurConfig,
+    CameraConfig,
     DegradationConfig,
     JpegConfig,
     NoiseConfig,
@@ -61,6 +62,18 @@ class Noise:
 
 
 @dataclass(frozen=True)
+class Camera:
+    """What one camera does to an image, in pixels of the image."""
+
+    sigma: tuple[float, float]
+    """Standard deviations of the Gaussian point spread function along its axes."""
+    rotation: float
+    """Angle of the first axis, in radians."""
+    sharpening: float
+    """Amount of the unsharp mask that follows."""
+
+
+@dataclass(frozen=True)
 class Stage:
     """Blur, resize, noise and JPEG. The tuples have one entry per image, and None for images without the operation."""
 
@@ -98,6 +111,9 @@ class Recipe:
     single: bool = False
     """Whether only one operation is applied (`savl.degradation.config.SingleConfig`): the images are first reduced to
     the low-resolution size, and the second stage or the final JPEG, which then follow, have a single operation."""
+    camera: tuple[Camera, ...] | None = None
+    """The camera of each image, which blurs, samples and sharpens it before the noise of the second stage and the final
+    JPEG; None for groups that are degraded in another way (`savl.degradation.config.CameraConfig`)."""
 
     def amounts(self) -> NDArray[np.float32]:
         """Return how much blur, noise and JPEG each image has, which is known for a single operation.
@@ -130,6 +146,7 @@ class Recipe:
             jpeg_last=_each(self.jpeg_last, times),
             strength=_each(self.strength, times),
             spatial=_each(self.spatial, times),
+            camera=None if self.camera is None else _each(self.camera, times),
         )
 
 
@@ -140,7 +157,9 @@ def draw_recipe(config: DegradationConfig, count: int, random: np.random.Generat
     also share which stages take place, and whether only a single operation does. Everything else is drawn for each
     image.
     """
-    # Without a choice no number is drawn, so that the recipe of a seed does not depend on this setting.
+    # Without a choice no number is drawn, so that the recipe of a seed does not depend on these settings.
+    if config.camera.probability > 0 and random.random() < config.camera.probability:
+        return _camera_recipe(config.camera, count, random)
     if config.single_operation > 0 and random.random() < config.single_operation:
         return _single(config, count, random)
     strength = [_strength(config, random) for _ in range(count)]
@@ -172,6 +191,30 @@ def _single(config: DegradationConfig, count: int, random: np.random.Generator) 
     spatial = tuple(bool(random.random() < config.spatial.probability) for _ in strength)
     stage = Stage(blur, Resize(1.0, METHODS[0]), noise, nothing)
     return Recipe(None, stage, METHODS[0], nothing, quality, (True,) * count, tuple(strength), spatial, single=True)
+
+
+def _camera_recipe(config: CameraConfig, count: int, random: np.random.Generator) -> Recipe:
+    """Draw a camera for each image. The strength does not apply to cameras, nor do masks."""
+    cameras, noise, quality = [], [], []
+    for _ in range(count):
+        quantile, root = random.random(), math.sqrt(random.uniform(*config.axis_ratio))
+        sigma, sharpening = (low + quantile * (high - low) for low, high in (config.sigma, config.sharpening))
+        cameras.append(Camera((sigma / root, sigma * root), float(random.uniform(0.0, math.pi)), sharpening))
+        noise.append(Noise("gaussian", float(random.uniform(*config.noise)), False))
+        quality.append(_quality(config.jpeg, 1.0, random))
+    nothing = (None,) * count
+    stage = Stage(nothing, Resize(1.0, METHODS[0]), tuple(noise), nothing)
+    return Recipe(
+        first=None,
+        second=stage,
+        method=METHODS[0],
+        sinc=nothing,
+        quality=tuple(quality),
+        jpeg_last=(True,) * count,
+        strength=(1.0,) * count,
+        spatial=(False,) * count,
+        camera=tuple(cameras),
+    )
 
 
 def _each(values: tuple[T, ...], times: int) -> tuple[T, ...]:

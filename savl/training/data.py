@@ -163,12 +163,13 @@ class _Groups(Dataset[GroupArrays]):
         per_recipe = self.settings.images_per_recipe
         degraded = self.degradation(whole.float() / 255.0, seed, images_per_recipe=per_recipe)
         y = torch.cat((degraded.y, degraded.degradation_mask[:, None]), dim=1).mul(255.0).round().byte()
+        x = degraded.x.mul(255.0).round().byte()
         patch, scale = self.settings.patch, self.degradation.scale
         # Images of one recipe are cropped at one position, where they share the mask and the grid of JPEG blocks.
         recipes = self.settings.fresh // per_recipe
         corners = random.integers(0, 2 * self.settings.margin + 1, (recipes, 2)).repeat(per_recipe, 0)
         lr = torch.stack([_crop(image, corner, patch) for image, corner in zip(y, corners, strict=True)])
-        hr = [_crop(image, scale * corner, scale * patch) for image, corner in zip(whole, corners, strict=True)]
+        hr = [_crop(image, scale * corner, scale * patch) for image, corner in zip(x, corners, strict=True)]
         return lr[:, :3], torch.stack(hr), lr[:, 3:], torch.from_numpy(degraded.recipe.amounts())
 
     def __getitem__(self, number: int) -> GroupArrays:

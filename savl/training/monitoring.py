@@ -134,7 +134,8 @@ class Validation:
             for index, path in enumerate(find_images([settings.hr], argument="validation.hr")[: settings.images]):
                 hr = _center_crop(read_rgb(path), side, scale)
                 self._check(path, hr)
-                self.pairs.append((degradation(hr[None], (seed, index)).y[0], hr))
+                degraded = degradation(hr[None], (seed, index))
+                self.pairs.append((degraded.y[0], degraded.x[0]))
         self.bicubic = Fidelity.mean(
             [fidelity(bicubic_upscale(lr[None], scale)[0], hr, crop=scale) for lr, hr in self.pairs]
         )

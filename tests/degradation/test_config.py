@@ -163,7 +163,10 @@ def test_settings_missing_from_a_table_of_the_second_stage_keep_the_defaults_of_
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[degradation]\nnoise = 3", r"\[degradation\] has unknown settings \['noise'\]; it accepts \['final'"),
+        (
+            "[degradation]\nnoise = 3",
+            r"\[degradation\] has unknown settings \['noise'\]; it accepts \['camera', 'final'",
+        ),
         ("[degradation.third]", r"\[degradation\] has unknown settings \['third'\]"),
         ("[degradation.first]\nblurr = 1", r"\[degradation\.first\] has unknown settings \['blurr'\]"),
         (

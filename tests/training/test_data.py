@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from savl.degradation import Degradation, DegradationConfig, Degraded, bicubic_downsample
-from savl.degradation.config import NoiseConfig, SingleConfig, SpatialConfig
+from savl.degradation.config import CameraConfig, NoiseConfig, SingleConfig, SpatialConfig
 from savl.images.errors import ImageFileError
 from savl.images.folder import decode_rgb
 from savl.images.result_mark import DEGRADED, SEVERITY_MAP, UPSCALED, add_mark
@@ -35,10 +35,12 @@ def photographs(tmp_path: Path) -> Path:
 LIGHT = DegradationConfig(strength=(0.0, 0.5))
 
 
-def pool(folder: Path, *, seed: int = 7, rank: int = 0, **changes: object) -> PairPool:
+def pool(
+    folder: Path, *, seed: int = 7, rank: int = 0, degradation: DegradationConfig = LIGHT, **changes: object
+) -> PairPool:
     settings = DataConfig(**{"patch": 8, "batch": 3, "margin": 1, "pool": 6, "fresh": 2, **changes})  # type: ignore[arg-type]
     patches = PatchSource([folder], (settings.patch + 2 * settings.margin) * 4)
-    return PairPool(patches, Degradation(LIGHT), settings, seed=seed, rank=rank)
+    return PairPool(patches, Degradation(degradation), settings, seed=seed, rank=rank)
 
 
 def test_a_batch_has_matching_pairs_in_the_unit_range(photographs: Path) -> None:
@@ -49,6 +51,16 @@ def test_a_batch_has_matching_pairs_in_the_unit_range(photographs: Path) -> None
         assert image.dtype == torch.float32
         assert 0 <= image.min() <= image.max() <= 1
     assert torch.equal(batch.z, bicubic_downsample(batch.x, 4))
+
+
+def test_the_high_resolution_images_are_the_targets_of_the_degradation(photographs: Path) -> None:
+    soft, plain = (
+        pool(photographs, degradation=DegradationConfig(camera=CameraConfig(probability=1.0, soft_target=target)))(0)
+        for target in (True, False)
+    )
+    assert torch.equal(soft.y, plain.y)
+    assert soft.x.std() < 0.9 * plain.x.std(), "the images are noise, which a blur weakens"
+    assert torch.equal(soft.z, bicubic_downsample(soft.x, 4))
 
 
 def test_patches_are_rotated_and_mirrored_crops_of_the_images(photographs: Path) -> None:
