@@ -51,7 +51,8 @@ class FakeUpscaler:
 def fake_degradation(self: Degradation, x: torch.Tensor, seed: object) -> Degraded:
     """Downsample, and nothing else."""
     y = (bicubic_downsample(x, self.scale) * 255).round() / 255
-    return Degraded(y, torch.ones(y.shape[0], *y.shape[2:]), draw_recipe(self.config, 1, np.random.default_rng(0)))
+    recipe = draw_recipe(self.config, 1, np.random.default_rng(0))
+    return Degraded(y, torch.ones(y.shape[0], *y.shape[2:]), recipe, x)
 
 
 @dataclass

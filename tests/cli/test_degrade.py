@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from savl.cli.app import app
 from savl.degradation import Degradation, DegradationConfig
-from savl.degradation.config import SpatialConfig
+from savl.degradation.config import CameraConfig, SpatialConfig
 from savl.images.errors import UnwritableImage
 from savl.images.format import PNG, READABLE, format_of_suffix
 from savl.images.read import read_image
@@ -281,6 +281,15 @@ def test_settings_come_from_a_file_which_may_be_a_training_configuration(picture
     written = torch.from_numpy(pixels("out.png")).permute(2, 0, 1)[None]
     assert min((written - each.clamp(0, 255)).abs().max().item() for each in resized) <= 0.501
     assert run("a.png", "-o", "from.png", "--config", ROOT / "configs/savl_tiny.toml").exit_code == 0
+
+
+def test_a_camera_is_applied_if_the_file_asks_for_it(picture: Write) -> None:
+    picture("a.png")
+    Path("camera.toml").write_text("[degradation.camera]\nprobability = 1.0\n")
+    assert run("a.png", "-o", "out.png", "--config", "camera.toml").exit_code == 0
+    x = torch.from_numpy(pixels("a.png")).permute(2, 0, 1)[None].float() / 255
+    expected = Degradation(DegradationConfig(camera=CameraConfig(probability=1.0)))(x, (0, zlib.crc32(b"a"))).y
+    assert torch.equal(torch.from_numpy(pixels("out.png")).permute(2, 0, 1)[None], (expected * 255).round().byte())
 
 
 @pytest.mark.parametrize(
