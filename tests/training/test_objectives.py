@@ -303,7 +303,7 @@ def test_axis_targets_are_orthogonal_and_grow_with_amount_and_mask() -> None:
     mask = torch.ones(5, 4, 4)
     targets = axis_targets(amounts, mask, 64)
     assert targets.shape == (5, 64)
-    torch.testing.assert_close(targets.norm(dim=1), torch.tensor([2.0, 1.6, 3.2, 4.0, 0.0]))
+    torch.testing.assert_close(targets.norm(dim=1), torch.tensor([1.5, 2.0, 3.2, 3.0, 0.0]))
     gram = targets[:3] @ targets[:3].T
     torch.testing.assert_close(gram, gram.diagonal().diag())
     torch.testing.assert_close(axis_targets(amounts, 0.5 * mask, 64), 0.5 * targets)
