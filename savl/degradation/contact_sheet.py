@@ -1,4 +1,4 @@
-"""Draw examples of the degradations: single operations, whole recipes, strengths, and masks.
+"""Draw examples of the degradations: single operations, whole recipes, strengths, cameras, and masks.
 
 python -m savl.degradation.contact_sheet examples/teddy.webp -o docs/degradation.webp
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from savl.bicubic import bicubic_downsample
 from savl.degradation.blur_kernels import BlurKernel, GaussianBlurKernel, SincBlurKernel
-from savl.degradation.config import DegradationConfig, SpatialConfig
+from savl.degradation.config import CameraConfig, DegradationConfig, SpatialConfig
 from savl.degradation.pipeline import Degradation
 from savl.degradation.recipe import Noise, Recipe, Resize, Stage
 from savl.images.errors import ImageFileError
@@ -59,6 +59,7 @@ def sections(x: Tensor, left: int, top: int) -> list[Section]:
         Section("Single operations on a detail, before any resizing", tuple(_operations(x, left, top))),
         Section("Whole recipes, ×4, pixels doubled", tuple(_recipes(x))),
         Section("One recipe at several strengths", tuple(_strengths(x))),
+        Section("One camera at two focal lengths, without noise", tuple(_photographs(x, left, top))),
         Section("Through a mask; beside it, the degradation mask, dark 0 to bright 1", tuple(_masked(x))),
     ]
 
@@ -141,6 +142,19 @@ def _strengths(x: Tensor) -> list[tuple[str, Pixels]]:
         degradation = Degradation(DegradationConfig(strength=(strength, strength)))
         tiles.append((f"seed 1, strength {strength:g}", _pixels(degradation(x, 1).y, 2)))
     return tiles
+
+
+def _photographs(x: Tensor, left: int, top: int) -> list[tuple[str, Pixels]]:
+    tiles = [("bicubic, for comparison", _pixels(bicubic_downsample(x, 4), 2))]
+    targets = []
+    for sigma, amount in ((0.57, 0.0), (0.64, 0.77), (0.78, 2.4)):
+        camera = CameraConfig(1.0, (sigma, sigma), (amount, amount), (1.0, 1.0), (0.0, 0.0))
+        degraded = Degradation(DegradationConfig(camera=camera))(x, 0)
+        tiles.append((f"σ {sigma:g}, sharpening {amount:g}", _pixels(degraded.y, 2)))
+        targets.append(
+            (f"target: σ {sigma:g}, sharp. {amount:g}", degraded.x[:, :, top : top + TILE, left : left + TILE])
+        )
+    return tiles + [(label, _pixels(target, 1)) for label, target in targets[1:]]
 
 
 def _masked(x: Tensor) -> list[tuple[str, Pixels]]:
