@@ -50,8 +50,6 @@ FLOOR = 0.01
 """Standard error of the transfer function that no number of coefficients lowers: registration, lens distortion."""
 BLOCK = 16
 """Side of the blocks in which noise is measured, in pixels of H."""
-FLAT = 0.02
-"""Share of the blocks, those of the lowest contrast, in which noise is measured."""
 CLIPPED = (10.0, 245.0)
 """Blocks that are darker or brighter in any channel, in 8-bit units, are not used for noise."""
 
@@ -208,33 +206,21 @@ def fits(found: Spectra, ratio: float) -> dict[str, dict[str, float]]:
     }
 
 
-def noise(high: Array, low: Array, shift: Array, gain: Array, found: dict[str, Any], ratio: float) -> float:
-    """Return the standard deviation of what the model *unsharp* leaves of L in flat blocks, in 8-bit units.
+def noise(low: Array) -> float:
+    """Return the lowest standard deviation of a block of L that is not clipped, in 8-bit units.
 
     It is that of white noise before L was enlarged, per channel, without the rounding to 8 bits. It is an upper bound
-    on the noise of the camera, because errors of the registration and the grain of the photographed prints add to it.
+    on the noise of the camera: the content of the scene, and the grain of the photographed print, add to it.
+
+    Args:
+        low: ``(3, n, n)`` L, in 8-bit units.
     """
-    side = high.shape[-1]
-    fy, fx = np.meshgrid(np.fft.fftfreq(side), np.fft.fftfreq(side), indexing="ij")
-    v, unsharp = np.hypot(fx, fy), found["unsharp"]
-    spread = (1 - unsharp["axis_ratio"] ** 2) / (1 + unsharp["axis_ratio"] ** 2)
-    along = 1 + spread * np.cos(2 * (np.arctan2(fy, fx) - np.radians(unsharp["angle_degrees"])))
-    transfer = np.exp(-2 * (np.pi * v * unsharp["sigma"]) ** 2 * along)
-    transfer = transfer * (1 + unsharp["amount"] * (1 - gaussian(v, ratio * RADIUS)))
-    moved = transfer * np.exp(-2j * np.pi * (fx * shift[0] + fy * shift[1]))
-    predicted = gain[:, None, None] * np.fft.ifft2(np.fft.fft2(high) * moved).real
-    inner = slice(BLOCK, side - BLOCK)
-
-    def blocks(image: Array) -> Array:
-        count = (side - 2 * BLOCK) // BLOCK
-        tiles = image[:, inner, inner].reshape(3, count, BLOCK, count, BLOCK)
-        return tiles.transpose(1, 3, 0, 2, 4).reshape(count**2, 3, BLOCK**2)
-
-    levels, contrast = blocks(low).mean(axis=2), blocks(predicted).var(axis=2).mean(axis=1)
-    clipped = (levels.min(axis=1) < CLIPPED[0]) | (levels.max(axis=1) > CLIPPED[1])
-    flat = np.argsort(np.where(clipped, np.inf, contrast))[: round(FLAT * len(contrast))]
-    variance = blocks(low - predicted)[flat].var(axis=2).mean() * BLOCK**2 / (BLOCK**2 - 1)
-    return float(np.sqrt(max(variance - 1 / 12, 0.0))) / noise_gain()
+    count = low.shape[-1] // BLOCK
+    tiles = low[:, : count * BLOCK, : count * BLOCK].reshape(3, count, BLOCK, count, BLOCK)
+    levels, variance = tiles.mean(axis=(2, 4)), tiles.var(axis=(2, 4)) * BLOCK**2 / (BLOCK**2 - 1)
+    usable = (levels.min(axis=0) > CLIPPED[0]) & (levels.max(axis=0) < CLIPPED[1])
+    lowest = variance.mean(axis=0)[usable].min(initial=np.inf)
+    return float(np.sqrt(max(lowest - 1 / 12, 0.0))) / noise_gain()
 
 
 def own_transfer(found: Spectra, ratio: float) -> tuple[Array, Array]:
@@ -276,11 +262,9 @@ def measure(folder: Path, name: str) -> dict[str, Any]:
         pooled = pooled + each.normalised()
     whole = fits(pooled, ratio)
     scenes = []
-    for (high, low), (each, shift, gain), pair in zip(images, measured, pairs, strict=True):
-        own = fits(each, ratio)
-        left = noise(high, low, shift, gain, own, ratio)
-        numbers = {"shift": shift.tolist(), "gain": gain.tolist(), "noise": left, **own}
-        scenes.append({"name": pair.lr.stem, **numbers})
+    for (_, low), (each, shift, gain), pair in zip(images, measured, pairs, strict=True):
+        numbers = {"shift": shift.tolist(), "gain": gain.tolist(), "noise": noise(low)}
+        scenes.append({"name": pair.lr.stem, **numbers, **fits(each, ratio)})
     spread = {
         f"{model}.{key}": quartiles([scene[model][key] for scene in scenes])
         for model in ("gaussian", "unsharp", "camera")

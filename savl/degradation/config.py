@@ -235,7 +235,7 @@ class CameraConfig:
     the image with the lowest standard deviation has the lowest amount, because cameras that blur more sharpen more."""
     axis_ratio: tuple[float, float] = (0.9, 1.0)
     """Standard deviation along the minor axis divided by that along the major axis, whose direction is random."""
-    noise: tuple[float, float] = (0.5, 3.0)
+    noise: tuple[float, float] = (0.5, 2.0)
     """Standard deviation of white Gaussian noise of the low-resolution image, in 8-bit units."""
     jpeg: JpegConfig = JpegConfig(probability=0.0, quality=(80.0, 98.0))
     """Compression of the low-resolution image."""
