@@ -117,18 +117,18 @@ def initial_network(config: TrainingConfig) -> SAVL:
     model = SAVL(config.model)
     old, new = start.state_dict(), model.state_dict()
     for part in parts:
-        if not any(_is_in(name, (part,)) for name in (*old, *new)):
+        if not any(is_in(name, (part,)) for name in (*old, *new)):
             raise ValueError(f"run.reinitialize: the network has no weight in a part {part!r}")
     for setting, freezes_estimator in (("freeze_estimator", True), ("freeze_network", False)):
         frozen = [name for name in new if name.startswith("estimator.") == freezes_estimator]
-        random = next((name for name in frozen if _is_in(name, parts)), None)
+        random = next((name for name in frozen if is_in(name, parts)), None)
         if getattr(config.objective, setting) and random is not None:
             raise ValueError(f"run.reinitialize: {random} would begin at random and stay so (objective.{setting})")
-    model.load_state_dict(new | {name: tensor for name, tensor in old.items() if not _is_in(name, parts)})
+    model.load_state_dict(new | {name: tensor for name, tensor in old.items() if not is_in(name, parts)})
     return model
 
 
-def _is_in(name: str, parts: Sequence[str]) -> bool:
+def is_in(name: str, parts: Sequence[str]) -> bool:
     """Return whether a weight lies in one of the parts, each a sequence of module names anywhere in its path."""
     return any(f".{part}" in f".{name}" for part in parts)
 

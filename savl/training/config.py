@@ -171,6 +171,10 @@ class ObjectiveConfig:
     (``degradation.single_operation``). Not in the paper."""
     freeze_estimator: bool = False
     """Train the network with a fixed estimator (stages 2 and 3). Requires ``run.initial_weights``."""
+    train_only: tuple[str, ...] = ()
+    """Parts of the network that are trained, named as in ``run.reinitialize``; all others keep the initial weights. All
+    parts if empty. ``["strength."]`` calibrates how strongly a trained network restores. Requires
+    ``run.initial_weights``, and no loss that trains the estimator."""
     freeze_network: bool = False
     """Train the estimator alone, with the terms above except fidelity. No SR image is computed, which is cheap and
     allows large batches. The network was trained with another field, so scores of a validation mean little. Requires
@@ -180,11 +184,14 @@ class ObjectiveConfig:
         check_types(self, "objective.")
         _at_least(0, "objective", self, "beta", "suppression", *FIELD_TERMS)
         _at_least(0, "objective", self, "kl_start", "kl_warmup", "free_bits")
-        if self.freeze_estimator:
+        if self.train_only and (self.freeze_estimator or self.freeze_network):
+            raise ValueError("objective.train_only and freeze_estimator or freeze_network exclude each other")
+        if self.freeze_estimator or self.train_only:
             if weights := self.estimator_weights():
                 given = ", ".join(f"objective.{name} = {getattr(self, name)!r}" for name in weights)
                 raise ValueError(
-                    f"objective.freeze_estimator forbids losses that train the estimator: set them to 0, got {given}"
+                    f"objective.freeze_estimator and train_only forbid losses that train the estimator: set them to 0, "
+                    f"got {given}"
                 )
             if self.freeze_network:
                 raise ValueError("objective.freeze_estimator and freeze_network together leave nothing to train")
@@ -384,6 +391,8 @@ class TrainingConfig:
                 "objective.freeze_estimator requires run.initial_weights, and an estimator that is not in "
                 "run.reinitialize: a random estimator would stay random"
             )
+        if objective.train_only and not run.initial_weights:
+            raise ValueError("objective.train_only requires run.initial_weights: random weights would stay random")
         if objective.freeze_network and not run.initial_weights:
             raise ValueError(
                 "objective.freeze_network requires run.initial_weights: a random network would stay random"

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from savl.network import SAVL, DegradationField, LikelihoodDecoder
+from savl.training.checkpoint import is_in
 from savl.training.config import Fidelity, ObjectiveConfig
 from savl.training.data import Batch
 
@@ -85,7 +86,14 @@ class Objective(nn.Module):
         learned = config.likelihood_scale == "learned"
         self.decoder = LikelihoodDecoder(model.config, learned) if code != "none" and config.alpha > 0 else None
         self.critic = ContentCritic(model.config.latent) if config.club > 0 else None
-        if config.freeze_network:
+        if config.train_only:
+            trained = [p for name, p in model.named_parameters() if is_in(name, config.train_only)]
+            if not trained:
+                raise ValueError(f"objective.train_only: the network has no weight in {', '.join(config.train_only)}")
+            model.requires_grad_(False)
+            for parameter in trained:
+                parameter.requires_grad_(True)
+        elif config.freeze_network:
             model.requires_grad_(False)
             assert model.estimator is not None
             model.estimator.requires_grad_(True)

@@ -76,7 +76,7 @@ def test_model_settings_override_the_named_configuration() -> None:
         ),
         (
             "[objective]\nfreeze_estimator = true",
-            r"objective.freeze_estimator forbids losses that train the estimator: .* got objective.alpha = 1.0$",
+            r"objective.freeze_estimator and train_only forbid losses that train the estimator: .* got objective.alpha = 1.0$",
         ),
         (
             "[objective]\nfreeze_estimator = true\nalpha = 0.0\ncalibration = 0.1\ncontrast = 0.2",
@@ -85,6 +85,15 @@ def test_model_settings_override_the_named_configuration() -> None:
         (
             "[objective]\nfreeze_estimator = true\nalpha = 0.0",
             "objective.freeze_estimator requires run.initial_weights",
+        ),
+        ("[objective]\nalpha = 0.0\ntrain_only = ['strength.']", "train_only requires run.initial_weights"),
+        (
+            "[objective]\ntrain_only = ['strength.']\n[run]\ninitial_weights = 'x'",
+            r"freeze_estimator and train_only forbid losses that train the estimator: .* got objective.alpha = 1.0",
+        ),
+        (
+            "[objective]\ntrain_only = ['strength.']\nfreeze_network = true\n[run]\ninitial_weights = 'x'",
+            "objective.train_only and freeze_estimator or freeze_network exclude each other",
         ),
         ("[objective]\nfidelity = 'l3'", "objective.fidelity must be one of"),
         ("[objective]\ncontent = -0.1", "objective.content must be at least 0"),

@@ -114,6 +114,25 @@ def test_a_run_with_a_strength_begins_with_weights_without_one(
     assert "strength.contract.bias" not in Trainer(again).model.state_dict()
 
 
+def test_only_the_named_parts_are_trained(
+    configuration: Configure, tensors: Tensors, weights: Path, tmp_path: Path
+) -> None:
+    def calibrating(part: str) -> TrainingConfig:
+        config = configuration(tmp_path / "run", steps=3, initial_weights=str(weights), reinitialize=["strength."])
+        objective = replace(config.objective, alpha=0.0, train_only=(part,))
+        return replace(config, model=replace(config.model, restoration_strength=True), objective=objective)
+
+    with pytest.raises(ValueError, match="objective.train_only: the network has no weight in strengths"):
+        Trainer(calibrating("strengths"))
+    trainer = Trainer(calibrating("strength."))
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    exported = trainer.train()
+    assert exported is not None
+    changed = {name for name, tensor in tensors(exported).items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert all(name.startswith("strength.") for name in changed)
+
+
 @pytest.mark.parametrize(
     "change",
     [{}, {"channel_modulation": False}, {"spatial_modulation": False}, {"degradation_code": "deterministic"}],
