@@ -76,7 +76,7 @@ def test_model_settings_override_the_named_configuration() -> None:
         ),
         (
             "[objective]\nfreeze_estimator = true",
-            r"objective.freeze_estimator and train_only forbid losses that train the estimator: .* got objective.alpha = 1.0$",
+            "objective.freeze_estimator and train_only forbid .*: set them to 0, got objective.alpha = 1.0$",
         ),
         (
             "[objective]\nfreeze_estimator = true\nalpha = 0.0\ncalibration = 0.1\ncontrast = 0.2",
