@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,9 @@ import savl
 from savl.analysis.controlled import ControlledFeatures, collect_controlled
 from savl.analysis.controlled_results import degradation_geometry, degradation_result, probe_kind
 from savl.analysis.photographs import distinct_names
+from savl.analysis.report import json_value
 from savl.analysis.run import AnalysisConfig
+from savl.analysis.summary import summarise, type_figures
 from savl.images.folder import find_images
 from savl.network import SAVL
 
@@ -47,16 +48,9 @@ def measure(data: ControlledFeatures, model: int, repeats: int) -> dict[str, flo
         model: Position of the network in the features.
         repeats: Repeats of the probes.
     """
-    geometry = degradation_geometry(data.degraded, model)
-    figures = {"participation_ratio": geometry.participation_ratio}
-    figures |= {f"cosine {pair}": cosine for pair, cosine in geometry.cosines.items()}
-    figures |= {f"component {number + 1}": share for number, share in enumerate(geometry.explained)}
-    figures["type"] = probe_kind(data.degraded, model, repeats=repeats, seed=0).accuracy.value
-    results = [degradation_result(each, model, repeats=repeats, seed=0) for each in data.degraded]
-    figures |= {f"{each.name} levels": each.level.accuracy.value for each in results}
-    figures |= {f"scene, {each.name}": each.scene.accuracy.value for each in results}
-    figures |= {f"severity, {each.name}": each.severity.value for each in results if each.severity is not None}
-    return figures
+    kind = probe_kind(data.degraded, model, repeats=repeats, seed=0)
+    variations = [degradation_result(each, model, repeats=repeats, seed=0) for each in data.degraded]
+    return type_figures(degradation_geometry(data.degraded, model), kind, variations)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -76,14 +70,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = distinct_names([Path(name) for name in options.weights], folder=True)
     found = {name: measure(data, place, options.repeats) for place, name in enumerate(names)}
     print(f"{len(data.paths)} scenes, {len(data.degraded[0].level)} images per degradation")
-    for figure in next(iter(found.values())):
-        values = [each[figure] for each in found.values() if figure in each]
-        line = f"{figure:20}" + "".join(f"{value:8.3f}" for value in values)
-        if len(values) > 1:
-            line += f"   mean {statistics.fmean(values):.3f}, from {min(values):.3f} to {max(values):.3f}"
+    summary = summarise(list(found.values()))
+    for name, spread in summary.items():
+        line = f"{name:20}" + "".join("       –" if value is None else f"{value:8.3f}" for value in spread.values)
+        if len(found) > 1:
+            line += f"   mean {spread.mean:.3f}, from {spread.lowest:.3f} to {spread.highest:.3f}"
         print(line)
     if options.json is not None:
-        report = {"scenes": len(data.paths), "images": len(data.degraded[0].level), "networks": found}
+        report = {
+            "scenes": len(data.paths),
+            "images": len(data.degraded[0].level),
+            "networks": [*found],
+            "figures": json_value(summary),
+        }
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,10 +1,11 @@
-"""Figures of an analysis, each as the bytes of a PNG file."""
+"""Figures of an analysis, each as the bytes of a PNG or SVG file."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,12 +13,16 @@ from numpy.typing import NDArray
 
 from savl.analysis.channels import ChannelResponse
 from savl.analysis.controlled import DegradedFeatures
+from savl.evaluation.geometry import ClassMeanGeometry
 from savl.evaluation.intervals import AnalysisUnavailable, Correlation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+GENERATOR = "savl analyze"
+"""Generator named in SVG files and in the page, by which an older report is recognised and replaced."""
+NAMES = {"noise": "noise", "blur": "blur", "jpeg": "JPEG"}
 DPI = 120
 PANEL = 3.6
 """Side of a panel in inches."""
@@ -42,7 +47,7 @@ def severity_by_level(data: Sequence[DegradedFeatures], correlations: Sequence[C
         )  # fmt: skip
         for box, colour in zip(boxes["boxes"], _ordered(len(groups)), strict=True):
             box.set_facecolor(colour)
-        axes.set_title(_with_correlation(each.degradation.name.replace("jpeg", "JPEG"), correlation), fontsize=10)
+        axes.set_title(_with_correlation(NAMES[each.degradation.name], correlation), fontsize=10)
         axes.set_xlabel(each.degradation.unit, fontsize=9)
         axes.set_ylabel("severity 1 − v̄" if axes is panels[0] else "", fontsize=9)
         axes.grid(axis="y", color="0.9")
@@ -192,7 +197,7 @@ def channel_heatmaps(responses: Sequence[ChannelResponse]) -> bytes:
         labels = [100 - each.amounts[mark] if each.name == "jpeg" else each.amounts[mark] for mark in marks]
         heatmap.set_xticks(list(marks), [f"{label:.3g}" for label in labels], fontsize=7)
         heatmap.set_xlabel({"noise": "σ, 8-bit units", "blur": "σ, pixels", "jpeg": "quality"}[each.name], fontsize=8)
-        heatmap.set_title({"noise": "noise", "blur": "blur", "jpeg": "JPEG"}[each.name], fontsize=10)
+        heatmap.set_title(NAMES[each.name], fontsize=10)
         heatmap.set_yticks([])
         heatmap.set_ylabel(f"{len(order)} channels of the mean" if place == 0 else "", fontsize=8)
         bars.barh(np.arange(len(order)), np.asarray(each.r_squared)[order], height=1.0, color="0.45")
@@ -208,6 +213,51 @@ def channel_heatmaps(responses: Sequence[ChannelResponse]) -> bytes:
             bar.set_label("change, standard deviations", fontsize=8)
             bar.ax.tick_params(labelsize=7)
     return _png(figure)
+
+
+def class_mean_rays(geometries: Mapping[str, ClassMeanGeometry]) -> bytes:
+    """Draw the class means of fields along their first three principal components, as SVG.
+
+    Each network has one row of two panels. Both show the first component to the right; the second panel shows the third
+    component instead of the second. Each degradation is a line from its clean mean to its strongest level.
+
+    Args:
+        geometries: Geometry of the class means by the name of the network; at least one.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2 * PANEL, 1.09 * PANEL * len(geometries)), layout="constrained")
+    rows = figure.subfigures(len(geometries), squeeze=False)[:, 0]
+    for row, (name, geometry) in zip(rows, geometries.items(), strict=True):
+        pairs = [f"{NAMES[a]}–{NAMES[b]} {geometry.cosines[f'{a}_{b}']:+.2f}" for a, b in combinations(NAMES, 2)]
+        row.suptitle(
+            f"{name}: participation ratio {geometry.participation_ratio:.2f}\ncosines: {', '.join(pairs)}",
+            fontsize=9, parse_math=False,
+        )  # fmt: skip
+        places = np.asarray(geometry.positions)
+        limit = 1.08 * float(np.abs(places).max()) or 1.0
+        for axes, vertical in zip(row.subplots(1, 2), (1, 2), strict=True):
+            for colour, (degradation, ray) in enumerate(zip(NAMES, places, strict=True)):
+                drawn = {"color": f"C{colour}", "label": NAMES[degradation]}
+                axes.plot(ray[:, 0], ray[:, vertical], linewidth=1.2, color=drawn["color"])
+                axes.scatter(
+                    ray[:, 0], ray[:, vertical], s=np.square(np.linspace(2, 8, len(ray))), linewidths=0, **drawn
+                )
+            clean = places[:, 0].mean(axis=0)
+            axes.scatter(clean[0], clean[vertical], s=14, color="black", linewidths=0, label="clean", zorder=3)
+            for which, place in ((axes.set_xlabel, 0), (axes.set_ylabel, vertical)):
+                which(f"component {place + 1} ({100 * geometry.explained[place]:.1f} %)", fontsize=8)
+            axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+            axes.tick_params(labelsize=7)
+            axes.grid(color="0.92")
+            axes.set_axisbelow(True)
+        axes.legend(fontsize=8, frameon=False)
+    file = io.BytesIO()
+    # Fixed identifiers and no date: the same figure has the same bytes. Text stays text, which keeps files small.
+    with matplotlib.rc_context({"svg.hashsalt": "savl", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(file, format="svg", metadata={"Creator": GENERATOR, "Date": None})
+    return file.getvalue()
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib import import_module
 from importlib.resources import files
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,11 +20,13 @@ import savl
 from savl.analysis import figures
 from savl.analysis.channels import ChannelResponse, direction_cosine
 from savl.analysis.controlled import SINGLE_DEGRADATIONS
-from savl.analysis.figures import Colouring
+from savl.analysis.figures import GENERATOR, NAMES, Colouring
 from savl.analysis.full_pipeline import SHOWN_SIDE, SeverityPicture
 from savl.analysis.photographs import OnProgress, distinct_names
 from savl.analysis.run import Analysis
+from savl.analysis.summary import Spread, figures_of, summarise
 from savl.analysis.table_results import TableFeatures, known_numbers
+from savl.evaluation.geometry import STRAIGHT_RAYS
 from savl.evaluation.intervals import AnalysisUnavailable
 from savl.images.severity_map import draw_severity
 
@@ -32,11 +35,10 @@ if TYPE_CHECKING:
 
 VERSION = 2
 """Version of the JSON layout; it increases when a key is removed or changes its meaning."""
-NAMES = {"noise": "noise", "blur": "blur", "jpeg": "JPEG"}
-GENERATOR = "savl analyze"
-"""Generator named in the page, by which an older report is recognised and replaced."""
 MARGIN = 12
 """Pixels around a drawn severity map (`savl.images.severity_map.draw_severity`)."""
+MOST_FIELDS = 4
+"""Largest number of networks in the figure of the types."""
 FEWEST_EMBEDDED = 8
 """Smallest number of images for which a t-SNE embedding is computed."""
 
@@ -82,8 +84,22 @@ def report_json(analysis: Analysis) -> bytes:
         },
         "published": [json_value(row) for row in PUBLISHED],
         "models": [json_value(model) for model in analysis.models],
+        "summary": {
+            "models": [model.name for model in analysis.models[: analysis.trainings]],
+            "figures": json_value(_summary(analysis)),
+        },
     }
     return (json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
+def types_svg(analysis: Analysis) -> bytes | None:
+    """Return the figure of the types of degradations as SVG; None if there were no photographs."""
+    shown = {model.name: model.factorial.geometry for model in analysis.models if model.factorial is not None}
+    return figures.class_mean_rays(dict(list(shown.items())[:MOST_FIELDS])) if shown else None
+
+
+def _summary(analysis: Analysis) -> dict[str, Spread]:
+    return summarise([figures_of(model) for model in analysis.models[: analysis.trainings]])
 
 
 def json_value(value: Any) -> Any:
@@ -120,6 +136,10 @@ def render_page(analysis: Analysis, on_progress: OnProgress = lambda what, done,
             subject=subject,
             others=[model.name for model in analysis.models[1:]],
             models=analysis.models,
+            trainings=analysis.trainings,
+            summary=_summary(analysis),
+            straight_rays=STRAIGHT_RAYS,
+            degradation_pairs=list(combinations((each.name for each in SINGLE_DEGRADATIONS), 2)),
             published=PUBLISHED,
             photographs=photographs,
             too_small=[] if photographs is None else distinct_names(photographs.too_small, suffix=True),
@@ -172,7 +192,7 @@ def page_template() -> Template:
 def _draw(analysis: Analysis, on_progress: OnProgress) -> dict[str, Any]:
     """Return the figures as data URLs; ``scatters`` has a list of dictionaries for every table."""
     found, photographs, seed = analysis.models[0].factorial, analysis.photographs, analysis.config.seed
-    drawn: dict[str, Any] = {"severity": None, "channels": None, "embeddings": [], "scatters": []}
+    drawn: dict[str, Any] = {"severity": None, "types": None, "channels": None, "embeddings": [], "scatters": []}
     jobs = (0 if photographs is None else len(photographs.degraded)) + len(analysis.tables)
     done = 0
     on_progress("figures", done, jobs)
@@ -192,6 +212,9 @@ def _draw(analysis: Analysis, on_progress: OnProgress) -> dict[str, Any]:
         if photographs.degraded[0].features[0].severity is not None:
             correlations = [variation.severity for variation in found.variations]
             drawn["severity"] = _data_url(figures.severity_by_level(photographs.degraded, correlations))
+        svg = types_svg(analysis)
+        assert svg is not None
+        drawn["types"] = _data_url(svg, "svg+xml")
         drawn["channels"] = _data_url(figures.channel_heatmaps(found.channels))
         photographed = distinct_names(photographs.paths)
         for degraded in photographs.degraded:
@@ -285,5 +308,5 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def _data_url(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def _data_url(image: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(image).decode("ascii")

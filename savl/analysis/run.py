@@ -100,6 +100,8 @@ class Analysis:
     config: AnalysisConfig
     models: tuple[ModelResult, ...]
     """The figures show the first one."""
+    trainings: int
+    """Number of networks, from the first, that are trainings of one configuration."""
     photographs: ControlledFeatures | None
     tables: tuple[TableFeatures, ...]
     masked: tuple[SeverityPicture, ...]
@@ -114,6 +116,7 @@ def analyze(
     hr: Sequence[Path] = (),
     tables: Sequence[FactorTable] = (),
     real: Sequence[Path] = (),
+    trainings: int = 1,
     config: AnalysisConfig | None = None,
     on_progress: OnProgress = lambda what, done, total: None,
 ) -> Analysis:
@@ -124,18 +127,22 @@ def analyze(
         hr: High-resolution photographs, which are degraded in known ways.
         tables: Images with known factors.
         real: Photographs whose severity maps are shown.
+        trainings: Number of networks, from the first, that are trainings of one configuration with different seeds. The
+            report has the mean and the range of their figures.
         config: Settings of the analysis.
         on_progress: Called with the name of a task, the number of finished steps, and the number of all steps.
 
     Raises:
-        ValueError: There is no network, one has no field, scales differ, there are neither photographs nor tables, or
-            the photographs are too small.
+        ValueError: There is no network, one has no field, scales differ, there are neither photographs nor tables, the
+            photographs are too small, or there are fewer networks than trainings.
         ImageFileError: An image cannot be read.
         AnalysisUnavailable: scikit-learn is not installed.
         DegradationUnavailable: kornia is not installed and there are photographs.
     """
     config = config or AnalysisConfig()
     _check(models, hr, tables)
+    if not 1 <= trainings <= len(models):
+        raise ValueError(f"trainings must be between 1 and the number of models, {len(models)}, got {trainings}")
     networks = list(models.values())
     photographs = None
     if hr:
@@ -174,7 +181,7 @@ def analyze(
         parameters = sum(parameter.numel() for parameter in network.parameters())
         results.append(ModelResult(name, code, parameters, network.config.latent, controlled, tuple(of_tables)))
     shown = photograph_severities(networks[0], real, config.pictures, on_progress)
-    return Analysis(config, tuple(results), photographs, collected, masked, shown)
+    return Analysis(config, tuple(results), trainings, photographs, collected, masked, shown)
 
 
 def _check(models: dict[str, SAVL], hr: Sequence[Path], tables: Sequence[FactorTable]) -> None:

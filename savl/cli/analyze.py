@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PAGE = "index.html"
 NUMBERS = "report.json"
+TYPES = "types.svg"
 HEAD_BYTES = 4096
 """Bytes at the beginning of a file by which a report of savl is recognised."""
 EXAMPLES = "\n".join(
@@ -27,6 +28,7 @@ EXAMPLES = "\n".join(
         "savl analyze --hr photographs/ --table shots.csv --real snapshots/ -o report/",
         "savl analyze --table MANIFEST.tsv --only real/T3i_iso --only real/City100 -o report/",
         "savl analyze --hr photographs/ --compare runs/baseline/model.safetensors -o report/   [dim]side by side[/dim]",
+        "savl analyze --hr photographs/ -n first.safetensors -n second.safetensors -o report/",
     ]
 )
 
@@ -40,13 +42,19 @@ def analyze(
             "--output",
             "-o",
             metavar="FOLDER",
-            help=f"Folder of {PAGE} and {NUMBERS}, created if missing; an older report is replaced.",
+            help=f"Folder of {PAGE}, {NUMBERS} and, with --hr, {TYPES}; created if missing. An older one is replaced.",
         ),
     ],
     model: Annotated[
-        str,
-        typer.Option("--model", "-n", metavar="NAME", help="Name of shipped weights, or path of a savl file."),
-    ] = "savl-tiny",
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-n",
+            metavar="NAME",
+            help="Name of shipped weights, or path of a savl file; savl-tiny by default. May be repeated for weights "
+            "of one configuration that were trained with different seeds: their mean and range are reported.",
+        ),
+    ] = None,
     compare: Annotated[
         list[str] | None,
         typer.Option(
@@ -108,7 +116,8 @@ def analyze(
 ) -> None:
     r"""Test what the degradation field of a network represents, and what it does not.
 
-    Writes a page, index.html, and its numbers, report.json: probes, MINE, CLUB, HSIC, severity, t-SNE, channels.
+    Writes a page, index.html, and its numbers, report.json: probes, types, MINE, CLUB, HSIC, severity, t-SNE, channels.
+    The figure of the types is also written as types.svg.
 
     Without --hr and --table it degrades a few photographs of scikit-learn, which is a demonstration and no evidence.
 
@@ -139,7 +148,7 @@ def analyze(
     with report_errors():
         from savl.analysis.factor_table import read_tables
         from savl.analysis.photographs import sample_photographs
-        from savl.analysis.report import page_template, render_page, report_json
+        from savl.analysis.report import page_template, render_page, report_json, types_svg
         from savl.analysis.run import AnalysisConfig
         from savl.analysis.run import analyze as run
         from savl.atomic_write import write_whole
@@ -158,18 +167,23 @@ def analyze(
         else:
             photographs = find_images(hr, argument="--hr") if hr else []
         snapshots = find_images(real, argument="--real") if real else []
-        models = _load([model, *(compare or ())], device)
-        with raise_on_interrupt(), _report_files(output) as (page, numbers), bar, fused_by_default(eager=eager):
+        trainings = model or ["savl-tiny"]
+        models = _load([*trainings, *(compare or ())], device)
+        names = [PAGE, NUMBERS, *([TYPES] if photographs else [])]
+        with raise_on_interrupt(), _report_files(output, names) as files, bar, fused_by_default(eager=eager):
             analysis = run(
                 models,
                 hr=photographs,
                 tables=tables,
                 real=snapshots,
+                trainings=len(trainings),
                 config=config.quick() if quick else config,
                 on_progress=on_progress,
             )
-            write_whole(page, render_page(analysis, on_progress))
-            write_whole(numbers, report_json(analysis))
+            write_whole(files[0], render_page(analysis, on_progress))
+            write_whole(files[1], report_json(analysis))
+            if svg := types_svg(analysis):
+                write_whole(files[2], svg)
     print(output / PAGE)
 
 
@@ -200,20 +214,22 @@ def _load(names: list[str], device: str) -> dict[str, SAVL]:
 
 
 @contextmanager
-def _report_files(folder: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Open the page and the JSON file, so that a folder that cannot be written is noticed before the analysis.
+def _report_files(folder: Path, names: list[str]) -> Iterator[list[BinaryIO]]:
+    """Open the files of a report, so that a folder that cannot be written is noticed before the analysis.
 
-    Both are written if the block ends without an error, and neither otherwise; a folder that was created for them is
+    All are written if the block ends without an error, and none otherwise; a folder that was created for them is
     removed then.
 
     Raises:
         ValueError: The folder cannot be made, or holds files of these names that savl did not write.
         OSError: It cannot be written.
     """
-    from savl.analysis.report import GENERATOR
+    from savl.analysis.figures import GENERATOR
     from savl.atomic_write import atomic_write
 
-    for name, sign in ((PAGE, f'content="{GENERATOR}"'), (NUMBERS, '"savl"')):
+    signs = {PAGE: f'content="{GENERATOR}"', NUMBERS: '"savl"', TYPES: f"<dc:title>{GENERATOR}</dc:title>"}
+    for name in names:
+        sign = signs[name]
         if (folder / name).is_file() and sign.encode() not in (folder / name).read_bytes()[:HEAD_BYTES]:
             raise ValueError(f"--output: {folder / name} is there and was not written by savl; choose another folder")
     made = [each for each in (folder, *folder.parents) if not each.exists()]
@@ -223,10 +239,7 @@ def _report_files(folder: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         except OSError as error:
             raise ValueError(f"--output must be a folder, or a new one: {folder}: {error.strerror}") from error
         with ExitStack() as stack:
-            page, numbers = (
-                stack.enter_context(atomic_write(folder / name, overwrite=True)) for name in (PAGE, NUMBERS)
-            )
-            yield page, numbers
+            yield [stack.enter_context(atomic_write(folder / name, overwrite=True)) for name in names]
     except BaseException:
         for each in made:
             with suppress(OSError):  # The folder is no longer empty.

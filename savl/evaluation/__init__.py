@@ -2,6 +2,7 @@
 
 from savl.evaluation.club import club
 from savl.evaluation.fidelity import Fidelity, fidelity
+from savl.evaluation.geometry import ClassMeanGeometry, class_mean_geometry
 from savl.evaluation.hsic import HSICResult, hsic
 from savl.evaluation.intervals import AnalysisUnavailable, Interval
 from savl.evaluation.mine import mine
@@ -12,6 +13,7 @@ from savl.images.pairs import Pair, match_pairs
 
 __all__ = [
     "AnalysisUnavailable",
+    "ClassMeanGeometry",
     "Fidelity",
     "HSICResult",
     "Interval",
@@ -20,6 +22,7 @@ __all__ = [
     "Pair",
     "PairScores",
     "ProbeResult",
+    "class_mean_geometry",
     "club",
     "evaluate_pair",
     "fidelity",

@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 from savl.analysis import controlled_results
 from savl.analysis.controlled import SINGLE_DEGRADATIONS, ControlledFeatures, DegradedFeatures
 from savl.analysis.controlled_results import (
+    class_means,
     content_information,
+    degradation_geometry,
     degradation_result,
     held_out_unit,
     noise_information,
     probe_kind,
 )
 from savl.analysis.features import ContentComponents, Features
+from savl.evaluation.geometry import STRAIGHT_RAYS
 
 SCENES, CROPS, LEVELS = 12, 4, 5
 SCENE = np.repeat(np.arange(SCENES), CROPS * LEVELS)
@@ -91,6 +94,25 @@ def test_the_kind_is_probed_on_degraded_images_only() -> None:
     assert found.chance == pytest.approx(1 / 3)
     assert found.fit_samples + found.test_samples == 3 * N * 4 // 5
     assert found.groups == SCENES
+
+
+def test_class_means_are_those_of_the_levels_of_each_degradation() -> None:
+    data = controlled(*(np.stack((kind + 0.1 * LEVEL, SCENE), axis=1) for kind in range(3))).degraded
+    means = class_means(data, 0)
+    assert means.shape == (3, LEVELS, 4)
+    np.testing.assert_allclose(means[..., 0], np.arange(3)[:, None] + 0.1 * np.arange(LEVELS), atol=0.03)
+    np.testing.assert_allclose(means[..., 1], (SCENES - 1) / 2, atol=0.03)
+
+
+def test_degradations_that_move_different_features_have_three_directions() -> None:
+    apart = controlled(*(10.0 * LEVEL[:, None] * np.eye(3)[[kind]] for kind in range(3)))
+    found = degradation_geometry(apart.degraded, 0)
+    assert found.participation_ratio == pytest.approx(STRAIGHT_RAYS, abs=0.01)
+    assert list(found.cosines) == ["noise_blur", "noise_jpeg", "blur_jpeg"]
+    assert max(map(abs, found.cosines.values())) < 0.02
+    together = degradation_geometry(controlled(10.0 * LEVEL[:, None]).degraded, 0)
+    assert together.participation_ratio == pytest.approx(1, abs=0.01)
+    assert min(together.cosines.values()) > 0.98
 
 
 @pytest.fixture

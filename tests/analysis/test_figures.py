@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from savl.analysis import figures
 from savl.analysis.channels import ChannelResponse
 from savl.analysis.figures import Colouring
+from savl.evaluation.geometry import class_mean_geometry
 
 RANDOM = np.random.default_rng(0)
 
@@ -102,6 +105,21 @@ def test_numbers_that_span_decades_are_coloured_by_their_logarithm() -> None:
         figures.coloured_embeddings(places, {"iso": Colouring(values)}) for values in (iso, np.log2(iso).tolist())
     )
     assert len(colours(wide) & colours(exponents)) >= 4, "not the ends alone"
+
+
+def test_class_means_of_every_network_are_a_row_with_its_figures() -> None:
+    straight = torch.arange(5.0)[:, None] * torch.eye(3)[:, None]
+    flat = straight * torch.tensor([1.0, 0.0, 0.0]) + straight[0]
+    names = ("noise", "blur", "jpeg")
+    fields = {"<b>$x": class_mean_geometry(straight, names), "flat": class_mean_geometry(flat, names)}
+    drawn = figures.class_mean_rays(fields)
+    texts = [text.text or "" for text in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
+    assert "<b>$x: participation ratio 2.58" in texts
+    assert "flat: participation ratio 1.00" in texts
+    assert "component 3 (14.3 %)" in texts
+    assert {"noise", "blur", "JPEG", "clean"} <= set(texts)
+    assert figures.class_mean_rays(fields) == drawn
+    assert figures.class_mean_rays({"constant": class_mean_geometry(torch.ones(3, 5, 2), names)})
 
 
 def test_a_response_is_visible_in_the_heatmap() -> None:

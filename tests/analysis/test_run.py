@@ -15,7 +15,7 @@ import torch
 
 from savl.analysis import controlled_results
 from savl.analysis.factor_table import FactorTable
-from savl.analysis.report import json_value, render_page, report_json
+from savl.analysis.report import json_value, render_page, report_json, types_svg
 from savl.analysis.run import Analysis, AnalysisConfig, analyze
 from savl.evaluation.intervals import AnalysisUnavailable
 from savl.network import SAVL
@@ -24,7 +24,18 @@ Make = Callable[..., SAVL]
 Write = Callable[..., list[Path]]
 
 SMALL = AnalysisConfig(scenes=4, crops=1, side=16, repeats=2, information_repeats=1, components=2, images=2, pictures=1)
-SECTIONS = ["summary", "probes", "severity", "truth", "tables", "tsne", "channels", "photographs", "conditions"]
+SECTIONS = [
+    "summary",
+    "probes",
+    "types",
+    "severity",
+    "truth",
+    "tables",
+    "tsne",
+    "channels",
+    "photographs",
+    "conditions",
+]
 
 pytestmark = pytest.mark.usefixtures("short_estimators")
 
@@ -139,8 +150,11 @@ def test_the_page_shows_all_results(report: Report) -> None:
     assert second.tables[0].factors[1].not_correlated == "a deterministic code has no severity"
 
     assert list(page.sections) == SECTIONS
-    assert page.images == {"severity": 1, "truth": 1, "tables": 1, "tsne": 4, "channels": 1, "photographs": 1}
-    assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses), "self-contained"
+    assert page.images == {
+        "types": 1, "severity": 1, "truth": 1, "tables": 1, "tsne": 4, "channels": 1, "photographs": 1,
+    }  # fmt: skip
+    images = ("data:image/png;base64,", "data:image/svg+xml;base64,")
+    assert all(address.startswith((*images, "#")) for address in page.addresses), "self-contained"
     assert "i" not in page.tags
     assert "b" not in page.tags
     summary = page.sections["summary"]
@@ -148,6 +162,9 @@ def test_the_page_shows_all_results(report: Report) -> None:
         assert expected in summary, expected
     accuracy = first.factorial.variations[0].level.accuracy.value
     assert f"{100 * accuracy:.1f}" in page.sections["probes"]
+    geometry = first.factorial.geometry
+    assert f"Participation ratio ↑ {geometry.participation_ratio:.2f}" in page.sections["types"]
+    assert f"Cosine of blur and JPEG {geometry.cosines['blur_jpeg']:+.2f}" in page.sections["types"]
     assert "has one class only: one" in page.sections["tables"]
     assert "a deterministic code has no severity" in page.sections["truth"]
     assert "4 scenes are too few for conclusions" in summary
@@ -155,7 +172,7 @@ def test_the_page_shows_all_results(report: Report) -> None:
 
 def test_the_json_holds_all_results_and_their_conditions(report: Report, hr: list[Path]) -> None:
     read = json.loads(report.json, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert set(read) == {"version", "savl", "config", "conditions", "published", "models"}
+    assert set(read) == {"version", "savl", "config", "conditions", "published", "models", "summary"}
     assert read["config"]["scenes"] == 4
     assert read["conditions"]["photographs"] == [hr[place].name for place in (0, 1, 3, 4)], "evenly spaced"
     assert read["conditions"]["tables"] == [{"name": "shots.csv", "images": 12}]
@@ -175,6 +192,35 @@ def test_the_json_holds_all_results_and_their_conditions(report: Report, hr: lis
     assert list(factorial["agreement"]["images"]) == ["scene0", "scene4"]
     assert factorial["restoration"]["model"]["psnr_y"] > 0
     assert model["tables"][0]["factors"][0]["classes"] == {"<b>Canon</b>": 6, "Nikon": 6}
+
+
+def test_trainings_of_one_configuration_are_summarised_by_mean_and_range(report: Report) -> None:
+    one = json.loads(report.json)["summary"]
+    assert one["models"] == ["<i>mine</i>"], "weights that are compared are not averaged"
+    found = replace(report.found, trainings=2)
+    both = json.loads(report_json(found))["summary"]
+    assert both["models"] == ["<i>mine</i>", "baseline"]
+    figures = both["figures"]
+    for name, values in (
+        (
+            "participation_ratio",
+            [each.factorial.geometry.participation_ratio for each in found.models if each.factorial],
+        ),
+        ("kind", [each.factorial.kind.accuracy.value for each in found.models if each.factorial]),
+        ("psnr_y", [each.factorial.restoration.model.psnr_y for each in found.models if each.factorial]),
+    ):
+        assert figures[name]["values"] == values
+        assert figures[name]["mean"] == pytest.approx(sum(values) / 2)
+        assert (figures[name]["lowest"], figures[name]["highest"]) == (min(values), max(values))
+    agreement = figures["mask_agreement"]
+    assert agreement["values"] == [agreement["mean"], None], "a deterministic code has no severity"
+    assert set(figures) >= {
+        "cosine_noise_blur", "component_3", "noise_level", "scene_jpeg", "content_mine", "degradation_hsic",
+        "severity_blur", "shots.csv/camera/accuracy", "shots.csv/iso/severity",
+    }  # fmt: skip
+    page = Page(render_page(found)).sections
+    assert list(page) == ["summary", "trainings", *SECTIONS[1:]]
+    assert f"mask_agreement {agreement['mean']:.3f} – {agreement['mean']:.3f}" in page["trainings"]
 
 
 def test_the_agreement_with_masks_is_the_mean_over_the_images(report: Report) -> None:
@@ -207,17 +253,18 @@ def test_photographs_and_a_deterministic_code_are_enough_and_the_page_says_what_
     for section in ("severity", "truth", "photographs"):
         assert "Not measured: code has a deterministic code, which has no variance." in page.sections[section]
     assert "Not measured: no table of images was given (--table)." in page.sections["tables"]
-    assert set(page.images) == {"tsne", "channels"}
+    assert set(page.images) == {"types", "tsne", "channels"}
 
 
 def test_tables_are_enough_and_the_page_says_what_is_missing(network: Make, table: FactorTable) -> None:
     found = analyze({"mine": network()}, tables=[table], config=SMALL)
     page = Page(render_page(found))
-    for section in ("summary", "probes", "severity", "truth", "channels"):
+    for section in ("summary", "probes", "types", "severity", "truth", "channels"):
         assert "Not measured: no photographs were given (--hr)." in page.sections[section]
     assert "Not measured: no photographs were given (--real)." in page.sections["photographs"]
     assert page.images == {"tables": 1, "tsne": 1}
     assert json.loads(report_json(found))["models"][0]["factorial"] is None
+    assert types_svg(found) is None
 
 
 def test_invalid_models_and_missing_images_are_refused(network: Make, photographs: Write) -> None:
@@ -230,6 +277,9 @@ def test_invalid_models_and_missing_images_are_refused(network: Make, photograph
     refused({}, "at least one network", hr=paths)
     refused({"mine": network()}, "hr or tables must be given")
     refused({"mine": network(), "hat": network(degradation_code="none")}, "^hat has no degradation field", hr=paths)
+    refused(
+        {"mine": network()}, "trainings must be between 1 and the number of models, 1, got 2", hr=paths, trainings=2
+    )
     refused({"a": network(), "b": network(scale=2)}, "of one scale.* a ×4, b ×2", hr=paths)
 
 

@@ -75,11 +75,13 @@ def test_a_report_of_two_networks_is_a_page_and_a_json_file(folder: Path) -> Non
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert result.stdout == "new/report/index.html\n"
-    assert names(folder / "new/report") == ["index.html", "report.json"]
+    assert names(folder / "new/report") == ["index.html", "report.json", "types.svg"]
+    assert (folder / "new/report/types.svg").read_bytes().startswith(b"<?xml")
     report = json.loads((folder / "new/report/report.json").read_text())
     assert [model["name"] for model in report["models"]] == [
         f"{folder.name}/model.safetensors", f"{folder.name}/code.safetensors",
     ]  # fmt: skip
+    assert report["summary"]["models"] == [f"{folder.name}/model.safetensors"]
     assert report["config"]["seed"] == 5
     assert len(report["conditions"]["photographs"]) == 3
     assert report["conditions"]["real"] == ["0", "3"]
@@ -171,10 +173,10 @@ def test_a_failure_leaves_the_older_report_unchanged(folder: Path, monkeypatch: 
     assert (folder / "report/index.html").read_text() == old
 
 
-@pytest.mark.parametrize("name", ["index.html", "report.json"])
+@pytest.mark.parametrize("name", ["index.html", "report.json", "types.svg"])
 def test_files_that_savl_did_not_write_are_not_overwritten(folder: Path, name: str) -> None:
     (folder / name).write_text("<title>My own page</title>")
-    result = run("--model", "model.safetensors", "--table", "table.csv", "-o", ".")
+    result = run("--model", "model.safetensors", "--hr", "hr", "-o", ".")
     assert result.exit_code == 2
     assert f"--output: {name} is there and was not written by savl; choose another folder" in message(result)
     assert (folder / name).read_text() == "<title>My own page</title>"
@@ -185,9 +187,10 @@ def test_weights_with_equal_names_are_distinguished(folder: Path) -> None:
         (folder / run_name / "last").mkdir(parents=True)
         (folder / run_name / "last/model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     weights = [f"{run_name}/last/model.safetensors" for run_name in ("one", "two")]
-    result = run("--model", weights[0], "--compare", weights[1], "--table", "table.csv", "-o", "report")
+    result = run("--model", weights[0], "--model", weights[1], "--table", "table.csv", "-o", "report")
     assert result.exit_code == 0, message(result)
-    assert [model["name"] for model in json.loads((folder / "report/report.json").read_text())["models"]] == weights
+    report = json.loads((folder / "report/report.json").read_text())
+    assert [model["name"] for model in report["models"]] == report["summary"]["models"] == weights
 
 
 def test_a_missing_jinja_is_reported_before_the_analysis_starts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
