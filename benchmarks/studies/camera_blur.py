@@ -13,6 +13,8 @@ shifted and its channels are scaled first, so that phase and lowest frequencies 
   Gaussian of σ0 pixels, then the unsharp mask. The transfer function from H to L is M(ratio · v) / M(v), times that of
   the interpolation that enlarged L.
 
+The spectra of images that the pipeline degrades are then compared with that of L.
+
 Without a model of M, M(u) is the product of the measured transfer function at u / ratio, u / ratio² and so on.
 """
 
@@ -26,9 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from savl.bicubic import bicubic_downsample
+from savl.degradation import Degradation, DegradationConfig
+from savl.degradation.config import CameraConfig
 from savl.evaluation import match_pairs
 from savl.images.folder import read_rgb
 
@@ -50,6 +57,10 @@ FLOOR = 0.01
 """Standard error of the transfer function that no number of coefficients lowers: registration, lens distortion."""
 BLOCK = 16
 """Side of the blocks in which noise is measured, in pixels of H."""
+OCTAVES = ((1 / 32, 1 / 16), (1 / 16, 1 / 8), (1 / 8, 1 / 4), (1 / 4, 1 / 2))
+"""Ranges of frequency in cycles per pixel of L in which spectra are compared."""
+DRAWS = 6
+"""Number of recipes whose results are compared with L."""
 CLIPPED = (10.0, 245.0)
 """Blocks that are darker or brighter in any channel, in 8-bit units, are not used for noise."""
 
@@ -237,6 +248,59 @@ def own_transfer(found: Spectra, ratio: float) -> tuple[Array, Array]:
     return u, product
 
 
+def agreement(high: Array, low: Array, gain: Array, ratio: float, fitted: dict[str, float]) -> dict[str, list[float]]:
+    """Compare the spectra of images that are degraded here with that of L.
+
+    H is enlarged so that 3 of its pixels are one of L, and then degraded by scale 3. The camera has blurred H already,
+    as photographs to train on are.
+
+    Args:
+        high: ``(3, n, n)`` H, in 8-bit units.
+        low: ``(3, n, n)`` L.
+        gain: Factor on each channel of H.
+        ratio: Pixels of H per pixel of L.
+        fitted: Parameters of the model *camera*.
+
+    Returns:
+        For every degradation the power of its result divided by that of L, without the interpolation that enlarged L,
+        in dB, for each of `OCTAVES`.
+    """
+    side = round(high.shape[-1] / ratio)
+    ratio = high.shape[-1] / side
+    scene = torch.from_numpy(high * gain[:, None, None] / 255.0).float()[None]
+    x = F.interpolate(scene, size=(3 * side, 3 * side), mode="bicubic").clamp(0.0, 1.0)
+    fy, fx = np.meshgrid(*(np.fft.fftfreq(low.shape[-1]),) * 2, indexing="ij")
+    enlarged = bicubic(ratio * fx) * bicubic(ratio * fy)
+    wanted = _octaves(_power(low / 255.0) / (ratio * np.maximum(enlarged, 0.1)) ** 2, ratio)
+
+    def level(y: torch.Tensor) -> Array:
+        return np.asarray(10 * np.log10(_octaves(_power(y[0].double().numpy()), 1.0) / wanted))
+
+    sigma, amount = abs(fitted["own_sigma"]), max(fitted["amount"], 0.0)
+    cameras = {
+        "fitted camera": CameraConfig(1.0, (sigma, sigma), (amount, amount), (1.0, 1.0)),
+        "default camera": CameraConfig(1.0),
+        "published pipeline": CameraConfig(),
+    }
+    found = {"bicubic": level(bicubic_downsample(x, 3)).tolist()}
+    for name, camera_config in cameras.items():
+        degradation = Degradation(DegradationConfig(camera=camera_config), 3)
+        found[name] = np.mean([level(degradation(x, seed).y) for seed in range(DRAWS)], axis=0).tolist()
+    return found
+
+
+def _power(image: Array) -> Array:
+    window = np.outer(np.hanning(image.shape[-1]), np.hanning(image.shape[-1]))
+    spectrum = np.fft.fft2((image - image.mean(axis=(1, 2), keepdims=True)) * window)
+    return np.asarray((np.abs(spectrum) ** 2).sum(axis=0) / (window**2).sum())
+
+
+def _octaves(power: Array, ratio: float) -> Array:
+    frequency = np.fft.fftfreq(power.shape[-1]) * ratio
+    u = np.hypot(*np.meshgrid(frequency, frequency))
+    return np.array([power[(u >= low) & (u < high)].mean() for low, high in OCTAVES])
+
+
 def quartiles(values: Sequence[float]) -> list[float]:
     """Return lower quartile, median and upper quartile."""
     return [float(each) for each in np.quantile(np.asarray(values), (0.25, 0.5, 0.75))]
@@ -271,6 +335,10 @@ def measure(folder: Path, name: str) -> dict[str, Any]:
         for key in whole[model]
         if key != "angle_degrees"
     }
+    compared = [
+        agreement(high, low, gain, ratio, whole["camera"])
+        for (high, low), (_, _, gain) in zip(images, measured, strict=True)
+    ]
     u, own_mtf = own_transfer(pooled, ratio)
     sums = {key: part.sum(axis=1) for key, part in vars(pooled).items()}
     return {
@@ -285,6 +353,13 @@ def measure(folder: Path, name: str) -> dict[str, Any]:
             "cycles_per_own_pixel": u.tolist(),
             "camera": own_mtf.tolist(),
         },
+        "power_ratio_db": {
+            name: {
+                "mean": np.mean([scene[name] for scene in compared], axis=0).tolist(),
+                "deviation": np.std([scene[name] for scene in compared], axis=0).tolist(),
+            }
+            for name in compared[0]
+        },
         "per_scene": scenes,
     }
 
@@ -296,6 +371,10 @@ def table(report: dict[str, Any]) -> str:
     for key in next(iter(cameras.values()))["quartiles"]:
         cells = [", ".join(f"{value:.3f}" for value in each["quartiles"][key]) for each in cameras.values()]
         lines.append(f"| {key} | {' | '.join(cells)} |")
+    lines += ["", "| power against L, dB per octave up to 1/2 cycle per pixel | |", "|---|---|"]
+    for camera_name, each in cameras.items():
+        for name, ratio in each["power_ratio_db"].items():
+            lines.append(f"| {camera_name}, {name} | {', '.join(f'{value:+.1f}' for value in ratio['mean'])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -9,7 +9,17 @@ import pytest
 from PIL import Image
 
 from benchmarks.studies import camera_blur
-from benchmarks.studies.camera_blur import Array, bicubic, camera, fits, gaussian, noise, own_transfer, spectra
+from benchmarks.studies.camera_blur import (
+    Array,
+    agreement,
+    bicubic,
+    camera,
+    fits,
+    gaussian,
+    noise,
+    own_transfer,
+    spectra,
+)
 
 SIDE = 256
 RATIO = 2.5
@@ -66,7 +76,19 @@ def test_the_noise_of_flat_blocks_is_found_and_none_without_noise() -> None:
     assert 2.4 < found < 4.0, "the lowest of many blocks is below the mean"
 
 
-def test_a_folder_gives_a_table_and_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_spectrum_of_a_camera_agrees_with_that_of_the_same_camera() -> None:
+    high = scene()
+    enlarged = bicubic(RATIO * FX) * bicubic(RATIO * FY)
+    low = filtered(high, camera(RATIO * V, 0.7, 1.2) * enlarged)
+    found = agreement(high, low, np.ones(3), RATIO, {"own_sigma": 0.7, "amount": 1.2})
+    assert found["fitted camera"] == pytest.approx([0, 0, 0, 0], abs=0.7)
+    assert found["published pipeline"][-1] < -3
+
+
+def test_a_folder_gives_a_table_and_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(camera_blur, "DRAWS", 1)
     for name, ratio in camera_blur.RATIOS.items():
         for number in range(2):
             high = scene(number)
