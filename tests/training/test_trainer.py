@@ -23,11 +23,14 @@ from typer.testing import CliRunner
 
 import savl
 from savl.cli.app import app
+from savl.degradation import Degradation, DegradationConfig
+from savl.degradation.config import CameraConfig
 from savl.network import SAVL, SAVLConfig
 from savl.training import Trainer, TrainingConfig, TrainingUnavailable
 from savl.training.checkpoint import load_checkpoint, save_checkpoint
 from savl.training.config import FORMER_NAMES, ValidationConfig
 from savl.training.data import Batch
+from savl.training.monitoring import Validation
 from savl.training.objectives import Outcome
 
 Configure = Callable[..., TrainingConfig]
@@ -332,6 +335,16 @@ def test_validation_scores_the_averaged_weights(configuration: Configure, photog
     assert [line["step"] for line in scores] == [2, 4]
     assert {"psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "gain_y"} <= set(scores[0])
     assert scores[0]["psnr_y"] != scores[1]["psnr_y"], "the weights have changed in between"
+
+
+def test_validation_compares_with_the_targets_of_a_camera(photographs: Path) -> None:
+    settings = ValidationConfig(hr=str(photographs), side=64, images=1)
+    soft, plain = (
+        Validation(settings, Degradation(DegradationConfig(camera=CameraConfig(1.0, soft_target=target))), 0).pairs[0]
+        for target in (True, False)
+    )
+    assert torch.equal(soft[0], plain[0])
+    assert not torch.equal(soft[1], plain[1])
 
 
 def test_validation_pairs_of_the_wrong_scale_or_size_are_reported(
