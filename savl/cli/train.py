@@ -26,6 +26,7 @@ EXAMPLES = "\n".join(
         "savl train configs/savl_tiny.toml --hr photographs/ -o runs/mine   [dim]the same command resumes it[/dim]",
         "savl train configs/savl_tiny.toml --hr photographs/ --set objective.beta=1e-4 --set run.steps=2000",
         "savl train configs/savl_tiny.toml --hr photographs/ --set run.minutes=60   [dim]no longer than an hour[/dim]",
+        "savl train configs/base_stage1_pieces.toml --hr photographs/ --stop-after 8   [dim]in pieces[/dim]",
         "torchrun --nproc-per-node 4 -m savl train configs/base_stage1.toml --hr photographs/   [dim]4 GPUs[/dim]",
     ]
 )
@@ -55,17 +56,29 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="TABLE.NAME=VALUE", help="Change a setting of the file; can be repeated."),
     ] = None,
+    stop_after: Annotated[
+        float | None,
+        typer.Option(
+            "--stop-after",
+            metavar="MINUTES",
+            min=0,
+            help="Stop with a checkpoint this many minutes after the start of the command; the same command continues "
+            "the run. At least one step is done.",
+        ),
+    ] = None,
     threads: options.Threads = None,
 ) -> None:
     """Train a network, or resume a run from the checkpoint in its folder.
 
-    A run can be killed at any time; the same command resumes it from its last checkpoint.
+    A run can be killed at any time; the same command resumes it from its last checkpoint. With --stop-after it trains
+    in pieces.
 
     The averaged weights are written to model.safetensors, which `savl upscale --model` reads. log.jsonl and
     tensorboard/ contain the losses.
     """
     import os
     from dataclasses import replace
+    from time import monotonic
 
     from rich.console import Console
     from rich.markup import escape
@@ -81,6 +94,7 @@ def train(
     from savl.inference.process_settings import use_threads
     from savl.training import Trainer, load_config
 
+    deadline = None if stop_after is None else monotonic() + 60 * stop_after
     use_threads(threads)
     # Under torchrun only the first process prints messages; every process prints its errors.
     first = os.environ.get("RANK", "0") == "0"
@@ -123,9 +137,19 @@ def train(
 
             def on_step(step: int, losses: dict[str, float]) -> None:
                 bar.update(task, completed=step, total=trainer.expected_steps, note=_loss(losses))
+                if deadline is not None and monotonic() >= deadline:
+                    trainer.stop()
 
-            weights = _stoppable(trainer, lambda: trainer.train(on_step))
+            weights, interrupted = _stoppable(trainer, lambda: trainer.train(on_step))
     if weights is None:
+        if not interrupted:
+            if first:
+                console.print(
+                    f"stopped after {stop_after:g} minutes, at step {trainer.step} of {trainer.expected_steps} "
+                    f"({trainer.step / trainer.expected_steps:.0%}); the same command continues the run",
+                    soft_wrap=True,
+                )
+            return
         if first:
             console.print(f"stopped after step {trainer.step}; the same command resumes it")
         raise typer.Exit(130)
@@ -166,9 +190,15 @@ def _loss(losses: dict[str, float]) -> str:
     return f"SR loss {losses['sr']:.4f}" if "sr" in losses else f"loss {losses['total']:.4f}"
 
 
-def _stoppable(trainer: Trainer, train: Callable[[], Path | None]) -> Path | None:
-    """Run ``train``; Ctrl-C or SIGTERM ends it after its step with a checkpoint, a second signal immediately."""
+def _stoppable(trainer: Trainer, train: Callable[[], Path | None]) -> tuple[Path | None, bool]:
+    """Run ``train``; Ctrl-C or SIGTERM ends it after its step with a checkpoint, a second signal immediately.
+
+    Returns:
+        The result of ``train``, and whether there was a signal.
+    """
     import signal
+
+    interrupted = False
 
     signals = (signal.SIGINT, signal.SIGTERM)
     previous = {number: signal.getsignal(number) for number in signals}
@@ -178,12 +208,14 @@ def _stoppable(trainer: Trainer, train: Callable[[], Path | None]) -> Path | Non
             signal.signal(number, handler)
 
     def stop(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
         restore()
         trainer.stop()
 
     for number in signals:
         signal.signal(number, stop)
     try:
-        return train()
+        return train(), interrupted
     finally:
         restore()

@@ -149,6 +149,42 @@ def test_the_progress_bar_shows_the_expected_length_of_a_run_with_a_time_limit(
     assert shown == [(1, 1000), *((step, 7) for step in range(2, 8))]
 
 
+def test_a_run_in_pieces_gives_the_weights_of_an_uninterrupted_one(folder: Path) -> None:
+    command = ("train", folder / "config.toml", "--hr", folder / "hr", "--steps", 3, "--threads", 1, "-o")
+    whole = run(*command, folder / "whole")
+    assert whole.exit_code == 0, whole.stderr
+    piece = (*command, folder / "pieces", "--stop-after", 0)
+    for step, percent in ((1, 33), (2, 67)):
+        result = run(*piece)
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout == "", "the path of the weights shows that the run has ended"
+        expected = f"stopped after 0 minutes, at step {step} of 3 ({percent}%); the same command continues the run"
+        assert expected in message(result)
+        assert not (folder / "pieces" / "model.safetensors").exists()
+        assert savl.load(folder / "pieces" / "checkpoint.pt").config.channels == 6, "the weights so far"
+    last = run(*piece)
+    assert last.exit_code == 0, last.stderr
+    assert "resuming" in message(last)
+    assert "stopped" not in message(last)
+    before, after = (savl.load(each.stdout.strip()).state_dict() for each in (whole, last))
+    assert all(before[name].equal(after[name]) for name in before)
+
+
+def test_a_piece_ends_after_its_minutes_and_not_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count(0, 30)  # half a minute per look at the clock: once at the start, then after each step
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
+    command = ("train", folder / "config.toml", "--hr", folder / "hr", "--steps", 9, "-o", folder / "run")
+    result = run(*command, "--stop-after", 1.5)
+    assert result.exit_code == 0, result.stderr
+    assert "stopped after 1.5 minutes, at step 3 of 9" in message(result)
+
+
+def test_negative_minutes_are_refused(folder: Path) -> None:
+    result = run("train", folder / "config.toml", "--hr", folder / "hr", "--stop-after", -1)
+    assert result.exit_code == 2
+    assert "--stop-after" in message(result)
+
+
 def test_sigterm_while_images_are_decoded_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGTERM)
     files: list[str] = []
