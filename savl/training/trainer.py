@@ -282,7 +282,7 @@ class Trainer:
         torch.manual_seed(seed)
         with self.autocast:
             outcome: Outcome = self.objective(batch, seed, self.step)
-            more, terms = self.adversary.generator_losses(outcome.sr, batch.x)
+            more, terms = self.adversary.generator_losses(outcome.sr, batch.x, self.step)
         total = outcome.losses.total + more
         losses = outcome.losses.terms() | {name: term.detach() for name, term in terms.items()}
         step = PendingStep(self.step, seed, lr_factor, batch, losses | {"total": total.detach()})

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from savl.training.adversarial import UNetDiscriminator, discriminator_loss, generator_loss
+from savl.training.adversarial import PatchDiscriminator, UNetDiscriminator, discriminator_loss, generator_loss
 from savl.training.config import AdversarialLoss
 
+Discriminator = type[UNetDiscriminator] | type[PatchDiscriminator]
+CLASSES = pytest.mark.parametrize("make", [UNetDiscriminator, PatchDiscriminator])
 KINDS: tuple[AdversarialLoss, ...] = ("vanilla", "relativistic")
 
 
@@ -110,9 +112,63 @@ def test_the_discriminator_refuses_other_shapes(shape: tuple[int, ...]) -> None:
     assert str(shape) in str(caught.value)
 
 
-def test_the_discriminator_needs_features() -> None:
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 47), (100, 9)])
+def test_the_patch_discriminator_has_one_logit_per_8_by_8_pixels(height: int, width: int) -> None:
+    assert PatchDiscriminator(2)(torch.rand(2, 3, height, width)).shape == (2, 1, height // 8, width // 8)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 7), (1, 1, 8, 8), (3, 8, 8)])
+def test_the_patch_discriminator_refuses_other_shapes(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"images must be \(B, 3, H, W\), H and W at least 8, got \(") as caught:
+        PatchDiscriminator(2)(torch.rand(shape))
+    assert str(shape) in str(caught.value)
+
+
+def test_a_logit_of_the_patch_discriminator_depends_on_54_by_54_pixels() -> None:
+    images = torch.rand(1, 3, 128, 128, requires_grad=True)
+    PatchDiscriminator(4)(images)[0, 0, 8, 8].backward()
+    assert images.grad is not None
+    rows, columns = images.grad[0].abs().sum(0).nonzero().T
+    assert int(rows.max() - rows.min()) == int(columns.max() - columns.min()) == 53
+
+
+def test_the_patch_discriminator_reads_every_pixel_equally_often() -> None:
+    model = PatchDiscriminator(2).eval()
+    with torch.no_grad():
+        for conv in (model.enter, *model.down, model.refine, model.leave):
+            if parametrize.is_parametrized(conv):
+                parametrize.remove_parametrizations(conv, "weight")
+            conv.weight.fill_(1e-2)  # positive weights and images: the activation changes nothing
+    images = torch.rand(1, 3, 128, 128, requires_grad=True)
+    model(images).sum().backward()
+    assert images.grad is not None
+    inside = images.grad[..., 48:-48, 48:-48]
+    torch.testing.assert_close(inside, torch.full_like(inside, float(inside.mean())))
+
+
+def test_the_patch_discriminator_costs_a_small_part_of_the_u_net() -> None:
+    costs = []
+    for model in (PatchDiscriminator(24), UNetDiscriminator(64)):
+        macs = 0
+
+        def count(conv: nn.Module, _: object, output: Tensor) -> None:
+            nonlocal macs
+            assert isinstance(conv, nn.Conv2d)
+            macs += conv.weight[0].numel() * output[0].numel()
+
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(count)
+        with torch.no_grad():
+            model(torch.rand(1, 3, 32, 32))
+        costs.append(macs)
+    assert costs[0] < costs[1] / 100
+
+
+@CLASSES
+def test_the_discriminator_needs_features(make: Discriminator) -> None:
     with pytest.raises(ValueError, match="features must be at least 1, got 0"):
-        UNetDiscriminator(0)
+        make(0)
 
 
 def test_the_discriminator_has_the_size_of_the_published_one() -> None:
@@ -139,10 +195,11 @@ def test_every_level_and_every_skip_affects_the_logits() -> None:
         assert float(whole.std()) > 0, "the skips alone still carry the image"
 
 
-def test_spectral_norms_are_1_whatever_the_weights_are() -> None:
-    model = UNetDiscriminator(4).train()
+@pytest.mark.parametrize(("make", "bounds"), [(UNetDiscriminator, 8), (PatchDiscriminator, 3)])
+def test_spectral_norms_are_1_whatever_the_weights_are(make: Discriminator, bounds: int) -> None:
+    model = make(4).train()
     bounded = [m for m in model.modules() if isinstance(m, nn.Conv2d) and parametrize.is_parametrized(m, "weight")]
-    assert len(bounded) == 8
+    assert len(bounded) == bounds
     with torch.no_grad():
         for conv in bounded:
             conv.parametrizations.weight.original.mul_(20).add_(torch.randn_like(conv.weight))
@@ -156,15 +213,16 @@ def test_spectral_norms_are_1_whatever_the_weights_are() -> None:
     assert min(raw) > 3, "the weights themselves must be far from the bound for it to mean anything"
 
 
-def test_evaluation_is_repeatable_and_changes_nothing() -> None:
-    model = UNetDiscriminator(2).eval()
+@CLASSES
+def test_evaluation_is_repeatable_and_changes_nothing(make: Discriminator) -> None:
+    model = make(2).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     image = torch.rand(1, 3, 16, 16)
     assert torch.equal(model(image), model(image))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def learn(model: UNetDiscriminator, optimizer: torch.optim.Optimizer, steps: range, kind: AdversarialLoss) -> None:
+def learn(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, kind: AdversarialLoss) -> None:
     for step in steps:
         real, fake = images(step)
         optimizer.zero_grad()
@@ -179,8 +237,9 @@ def images(seed: int) -> tuple[Tensor, Tensor]:
     return smooth, torch.rand(4, 3, 16, 16, generator=random)
 
 
-def test_a_discriminator_resumes_exactly_from_its_state() -> None:
-    unbroken = UNetDiscriminator(2)
+@CLASSES
+def test_a_discriminator_resumes_exactly_from_its_state(make: Discriminator) -> None:
+    unbroken = make(2)
     optimizer = torch.optim.Adam(unbroken.parameters(), 1e-3)
     learn(unbroken, optimizer, range(3), "vanilla")
     file = io.BytesIO()
@@ -188,7 +247,7 @@ def test_a_discriminator_resumes_exactly_from_its_state() -> None:
     learn(unbroken, optimizer, range(3, 6), "vanilla")
 
     torch.manual_seed(7)
-    resumed = UNetDiscriminator(2)
+    resumed = make(2)
     optimizer = torch.optim.Adam(resumed.parameters(), 1e-3)
     file.seek(0)
     state = torch.load(file, weights_only=True)
@@ -199,10 +258,14 @@ def test_a_discriminator_resumes_exactly_from_its_state() -> None:
     assert all(torch.equal(value, state[name]) for name, value in unbroken.state_dict().items())
 
 
+@CLASSES
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_discriminator_learns_to_distinguish_noise_from_smooth_images(kind: AdversarialLoss) -> None:
-    model = UNetDiscriminator(16)
-    learn(model, torch.optim.Adam(model.parameters(), 1e-3), range(30), kind)
+def test_the_discriminator_learns_to_distinguish_noise_from_smooth_images(
+    kind: AdversarialLoss, make: Discriminator
+) -> None:
+    model = make(16)
+    steps = 30 if make is UNetDiscriminator else 90  # four logits per image have a smaller gradient than 256
+    learn(model, torch.optim.Adam(model.parameters(), 1e-3), range(steps), kind)
     model.eval()
     real, fake = images(1000)  # never seen
     with torch.no_grad():

@@ -14,7 +14,7 @@ import torch
 import savl
 from savl.training import Trainer, TrainingConfig
 from savl.training.checkpoint import load_checkpoint
-from savl.training.config import GanConfig
+from savl.training.config import AdversarialLoss, Discriminator, GanConfig
 
 Configure = Callable[..., TrainingConfig]
 Tensors = Callable[[Path], dict[str, torch.Tensor]]
@@ -179,14 +179,14 @@ def test_weights_of_another_network_are_refused_with_the_settings_that_differ(
         Trainer(replace(config, model=replace(config.model, latent=5)))
 
 
-@pytest.mark.parametrize("loss", ["vanilla", "relativistic"])
+@pytest.mark.parametrize(("loss", "discriminator"), [("vanilla", "unet"), ("relativistic", "patch")])
 def test_a_gan_stage_trains_both_networks_and_resumes_exactly(
-    configuration: Configure, tensors: Tensors, tmp_path: Path, loss: str
+    configuration: Configure, tensors: Tensors, tmp_path: Path, loss: AdversarialLoss, discriminator: Discriminator
 ) -> None:
 
     def config(output: str, steps: int) -> TrainingConfig:
         base = configuration(tmp_path / output, steps=steps)
-        return replace(base, gan=GanConfig(weight=0.1, features=4, loss=loss))  # type: ignore[arg-type]
+        return replace(base, gan=GanConfig(weight=0.1, features=4, loss=loss, discriminator=discriminator))
 
     whole = Trainer(config("whole", 2))
     assert whole.adversary.unwrapped is not None
@@ -208,6 +208,40 @@ def test_a_gan_stage_trains_both_networks_and_resumes_exactly(
         assert torch.equal(value, after[name]), name
     for name, tensor in tensors(tmp_path / "whole" / "model.safetensors").items():
         assert torch.equal(tensor, tensors(tmp_path / "pieces" / "model.safetensors")[name]), name
+
+
+def test_the_adversarial_loss_acts_from_its_start_on_a_discriminator_that_is_trained_before(
+    configuration: Configure, tensors: Tensors, tmp_path: Path
+) -> None:
+    def train(name: str, **gan: Any) -> dict[str, torch.Tensor]:
+        config = configuration(tmp_path / name, steps=2)
+        exported = Trainer(replace(config, gan=GanConfig(features=4, discriminator="patch", **gan))).train()
+        assert exported is not None
+        return tensors(exported)
+
+    without, late = train("without"), train("late", weight=0.1, start=2)
+    assert all(torch.equal(without[name], late[name]) for name in without)
+    lines = [json.loads(line) for line in (tmp_path / "late" / "log.jsonl").read_text().splitlines()]
+    assert all("adversarial" not in line and line["discriminator"] > 0 for line in lines)
+    state = load_checkpoint(tmp_path / "late" / "checkpoint.pt")["adversary"]["optimizer"]
+    assert int(state["state"][0]["step"]) == 2
+    train("at_1", weight=0.1, start=1)
+    lines = [json.loads(line) for line in (tmp_path / "at_1" / "log.jsonl").read_text().splitlines()]
+    assert ["adversarial" in line for line in lines] == [False, True]
+
+
+def test_the_gradient_of_the_discriminator_is_clipped_as_that_of_the_network(
+    configuration: Configure, tmp_path: Path
+) -> None:
+    config = configuration(tmp_path / "run")
+    optimizer = replace(config.optimizer, clip=1e-3)
+    trainer = Trainer(replace(config, optimizer=optimizer, gan=GanConfig(weight=0.1, features=4)))
+    adversary = trainer.adversary
+    assert adversary.unwrapped is not None
+    losses = adversary.discriminator_losses(torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16))
+    assert adversary.backward(losses["discriminator"])
+    norm = torch.stack([p.grad.norm() for p in adversary.unwrapped.parameters() if p.grad is not None]).norm()
+    assert float(norm) == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_fused_kernels_are_a_setting_that_changes_nothing_else(
