@@ -4,7 +4,7 @@
 
 City100 (Chen et al., CVPR 2019; MIT licence) has photographs of one scene at a short focal length, enlarged onto the
 grid of the photograph at the long one. The enlarged image is reduced to the pixels that the camera recorded, and the
-other one is enlarged or reduced to four times that size, so that both have the softness of this camera at its own pixels
+other one is resized to four times that size, so that both have the softness of this camera at its own pixels
 (`benchmarks.studies.camera_blur`). The files are ``OUTPUT/CAMERA/LR/SCENE.png`` and ``OUTPUT/CAMERA/HR/SCENE.png``. No
 score of this project uses them.
 """
