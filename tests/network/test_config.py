@@ -90,6 +90,7 @@ def test_every_setting_survives_to_dict_and_from_dict(small_config: Small) -> No
         "decoder_width": 13,
         "estimator_high_pass": False,
         "decoder_depth": 2,
+        "restoration_strength": True,
     }
     untouched = {field.name for field in dataclasses.fields(SAVLConfig)} - set(changes)
     assert not untouched, f"this test should change {sorted(untouched)} too"
