@@ -121,8 +121,13 @@ class Recipe:
         Returns:
             ``(B, 3)``: the geometric mean of the blur's two standard deviations in low-resolution pixels, the standard
             deviation of the noise in 8-bit units, and 100 minus the JPEG quality; 0 where an operation is not
-            applied. NaN for images that are degraded by the whole pipeline.
+            applied. NaN for images that are degraded by the whole pipeline. For a camera, the standard deviation of
+            its point spread function, that of the noise, and NaN.
         """
+        if self.camera is not None and self.second is not None:
+            noises = [0.0 if noise is None else noise.deviation for noise in self.second.noise]
+            sigmas = [math.sqrt(camera.sigma[0] * camera.sigma[1]) for camera in self.camera]
+            return np.array([(*known, math.nan) for known in zip(sigmas, noises, strict=True)], np.float32)
         if not self.single or self.second is None:
             return np.full((len(self.strength), 3), np.nan, np.float32)
         rows = [

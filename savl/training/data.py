@@ -38,8 +38,8 @@ class Batch:
     images_per_recipe: int = 1
     """Number of consecutive images that were degraded by one recipe through one mask."""
     amounts: Tensor | None = None
-    """``(B, 3)``: how much blur, noise and JPEG each image has (`savl.degradation.recipe.Recipe.amounts`); NaN for
-    images with more than one operation."""
+    """``(B, 3)``: how much blur, noise and JPEG each image has (`savl.degradation.recipe.Recipe.amounts`). At least one
+    of the three is NaN, which means not known, unless the image has a single operation."""
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""

@@ -222,3 +222,13 @@ def test_the_table_of_a_file_is_read(tmp_path: Path) -> None:
     assert camera == CameraConfig(
         probability=0.5, sigma=(0.4, 0.5), soft_target=False, jpeg=JpegConfig(0.2, (80.0, 98.0))
     )
+
+
+def test_blur_and_noise_are_known_amounts_and_jpeg_is_not() -> None:
+    recipe = draw_recipe(DegradationConfig(camera=CameraConfig(probability=1.0)), 3, np.random.default_rng(0))
+    assert recipe.camera is not None
+    assert recipe.second is not None
+    for amounts, camera, noise in zip(recipe.amounts(), recipe.camera, recipe.second.noise, strict=True):
+        assert noise is not None
+        assert amounts[:2] == pytest.approx([math.sqrt(math.prod(camera.sigma)), noise.amount])
+        assert math.isnan(amounts[2])
