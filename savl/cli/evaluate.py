@@ -1,10 +1,11 @@
-"""`savl evaluate`: score a network on folders of image pairs."""
+"""`savl evaluate`: score networks, and results that were made elsewhere, on folders of image pairs."""
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,14 +15,20 @@ from savl.interrupts import raise_on_interrupt
 from savl.printable import printable
 
 if TYPE_CHECKING:
-    from savl.evaluation import Fidelity, PairScores
+    from collections.abc import Callable
+
+    from savl.evaluation.comparison import Comparison, Method
+    from savl.images.pairs import Pair
 
 EXAMPLES = "\n".join(
     [
-        "[bold]Example[/bold]",
+        "[bold]Examples[/bold]",
         "savl evaluate --lr Set14/LRx4 --hr Set14/HR --json set14.json --csv set14.csv",
+        "savl evaluate --lr LR --hr HR --model savl-tiny --model HAT=HAT-S_SRx4.pth --sr OSEDiff=results/osediff "
+        "--html comparison.html",
     ]
 )
+REPORTS_PANEL = "Reports"
 
 
 def evaluate(
@@ -29,10 +36,31 @@ def evaluate(
     hr: Annotated[
         Path,
         typer.Option(
-            "--hr", metavar="FOLDER", help="Folder of their high-resolution originals, with the same file names."
+            "--hr",
+            metavar="FOLDER",
+            help="Folder of their high-resolution originals; the file names may differ by a suffix, as in RealSR.",
         ),
     ],
-    model: options.Model = "savl-tiny",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-n",
+            metavar="NAME",
+            help="Name of shipped weights, or path of a savl or HAT file; may be repeated. LABEL=NAME gives it another "
+            "name in the tables. Default: savl-tiny, unless there is --sr.",
+            rich_help_panel=options.NETWORK_PANEL,
+        ),
+    ] = None,
+    sr: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sr",
+            metavar="LABEL=FOLDER",
+            help="Folder of upscaled images that another program made, named as the pairs are; may be repeated. "
+            "Without LABEL, the name of the folder is used.",
+        ),
+    ] = None,
     tile: options.Tile = None,
     tile_pad: options.TilePad = 32,
     dtype: options.Dtype = "float32",
@@ -40,132 +68,208 @@ def evaluate(
     eager: options.Eager = False,
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", help="Also write the mean scores and those of every image as JSON."),
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Also write the mean scores and those of every image as JSON.",
+            rich_help_panel=REPORTS_PANEL,
+        ),
     ] = None,
     csv_file: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Also write a CSV file with one row per image.")
+        Path | None,
+        typer.Option(
+            "--csv",
+            metavar="FILE",
+            help="Also write a CSV file with one row per image.",
+            rich_help_panel=REPORTS_PANEL,
+        ),
     ] = None,
+    markdown_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--markdown",
+            metavar="FILE",
+            help="Also write the table of means as Markdown.",
+            rich_help_panel=REPORTS_PANEL,
+        ),
+    ] = None,
+    html_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            help="Also write a page with the tables and crops side by side; one file, needs jinja2.",
+            rich_help_panel=REPORTS_PANEL,
+        ),
+    ] = None,
+    crops: Annotated[
+        int,
+        typer.Option(
+            "--crops",
+            metavar="N",
+            min=0,
+            help="Number of images of which the page shows a crop: those where the methods differ most.",
+            rich_help_panel=REPORTS_PANEL,
+        ),
+    ] = 6,
     threads: options.Threads = None,
 ) -> None:
-    """Measure PSNR, SSIM and LPIPS of a network and of bicubic interpolation.
+    """Measure PSNR, SSIM and other scores of networks, of results made elsewhere, and of bicubic interpolation.
 
     Y: luma, without a border as wide as the scale. RGB: all channels of the whole image. All values have 8 bits.
 
-    LPIPS (AlexNet, RGB, lower is better) is measured if torchvision and torchmetrics are installed and the weights of
-    AlexNet are in the cache of torch.hub. Nothing is downloaded; the last line says what is missing.
+    LPIPS and DISTS (perceptual distances), NIQE and BRISQUE (scores without an original) are measured if the packages
+    and weights that they need are on this machine. Nothing is downloaded; the last lines say what is missing. For all
+    four, lower is better.
 
     Severity maps that `savl degrade` or `savl upscale` wrote into the folders are skipped.
     """
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import track
-    from rich.table import Table
-    from rich.text import Text
 
     from savl.atomic_write import atomic_write
-    from savl.evaluation import Fidelity, Lpips, LpipsUnavailable, evaluate_pair, match_pairs
+    from savl.evaluation import comparison_report as report
+    from savl.evaluation.comparison import OptionalMetrics, compare
+    from savl.images.pairs import match_pairs
     from savl.inference.process_settings import use_threads
-    from savl.inference.upscale_image import as_upscaler
     from savl.ops.scopes import fused_by_default
 
     use_threads(threads)
     console = Console(stderr=True)
+
+    def skipped(paths: list[Path], one: str, several: str) -> None:
+        if paths:
+            which = f"{len(paths)} {several}, such as {paths[0]}" if paths[1:] else f"{one}, {paths[0]}"
+            console.print(f"skipped {escape(printable(which))}", highlight=False, soft_wrap=True)
+
+    outputs = {"--json": json_file, "--csv": csv_file, "--markdown": markdown_file, "--html": html_file}
     with report_errors():
         maps: list[Path] = []
         pairs = match_pairs(lr, hr, on_map=maps.append)
-        if maps:
-            which = f"{len(maps)} severity maps, such as {maps[0]}" if maps[1:] else f"a severity map, {maps[0]}"
-            console.print(f"skipped {escape(printable(which))}", highlight=False, soft_wrap=True)
-        upscaler = as_upscaler(model, tile=tile, tile_pad=tile_pad, device=device, dtype=dtype)
-        if json_file is not None and csv_file is not None and json_file.resolve() == csv_file.resolve():
-            raise ValueError(f"--json and --csv must name two files, got {csv_file} for both")
-        lpips, missing, note = None, None, None
-        try:
-            lpips = Lpips()
-        except LpipsUnavailable as error:
-            missing, note = error.reason, str(error)
+        skipped(maps, "a severity map", "severity maps")
+        labelled = _labelled(["savl-tiny"] if not (model or sr) else model or [], sr or [])
+        methods, scale = _methods(labelled, pairs, tile, tile_pad, device, dtype, skipped)
+        _check_outputs(outputs)
+        page = report.page_template() if html_file is not None else None
         with raise_on_interrupt(), ExitStack() as stack:
             # The files are opened first, so that a folder that cannot be written is noticed before the evaluation.
-            to_json, to_csv = (
-                None if path is None else stack.enter_context(atomic_write(path, overwrite=True))
-                for path in (json_file, csv_file)
-            )
-            with fused_by_default(eager=eager):
-                scores = [
-                    evaluate_pair(pair, upscaler, lpips=lpips) for pair in track(pairs, "evaluating", console=console)
-                ]
-            means = {
-                "bicubic": Fidelity.mean([score.bicubic for score in scores]),
-                model: Fidelity.mean([score.model for score in scores]),
+            files = {
+                option: stack.enter_context(atomic_write(path, overwrite=True))
+                for option, path in outputs.items()
+                if path is not None
             }
-            if lpips is not None and (small := [score.name for score in scores if score.model.lpips is None]):
-                missing = note = f"too small for AlexNet: {', '.join(small)}"
-            if to_json is not None:
-                to_json.write(_report(model, lr, hr, means, scores, missing))
-            if to_csv is not None:
-                to_csv.write(_rows(scores))
+            metrics = OptionalMetrics.load()
+            with fused_by_default(eager=eager):
+                comparison = compare(
+                    track(pairs, "evaluating", console=console),
+                    methods,
+                    scale=scale,
+                    metrics=metrics,
+                    crops=0 if html_file is None else crops,
+                )
+            contents = {
+                "--json": lambda: report.to_json(comparison, lr, hr),
+                "--csv": lambda: report.to_csv(comparison),
+                "--markdown": lambda: report.to_markdown(comparison),
+                "--html": lambda: report.to_html(comparison, lr, hr, page),
+            }
+            for option, file in files.items():
+                file.write(contents[option]())
+    _print_table(comparison)
 
-    table = Table(title=f"{len(scores)} images", title_justify="left")
-    for column in ("", "PSNR Y", "SSIM Y", "PSNR RGB", "SSIM RGB", "LPIPS"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, mean in means.items():
-        table.add_row(
-            escape(printable(name)),
-            f"{mean.psnr_y:.2f}",
-            f"{mean.ssim_y:.4f}",
-            f"{mean.psnr_rgb:.2f}",
-            f"{mean.ssim_rgb:.4f}",
-            "-" if mean.lpips is None else f"{mean.lpips:.4f}",
-        )
+
+def _labelled(models: list[str], folders: list[str]) -> list[tuple[str, str, str]]:
+    """Return option, label and value of every method. The text before = is a label unless a file has the whole name.
+
+    Raises:
+        ValueError: Two methods have the same label, or a label is that of a column of the reports.
+    """
+    found = []
+    for option, given in [("--model", text) for text in models] + [("--sr", text) for text in folders]:
+        label, equals, value = given.partition("=")
+        if not equals or Path(given).exists():
+            label, value = given, given
+            if option == "--sr":
+                label = Path(given).resolve().name
+        if not label or not value:
+            raise ValueError(f"{option} {given}: a label and a value are expected on the two sides of =")
+        found.append((option, label, value))
+    counts = Counter(label for _, label, _ in found)
+    if len(models) == 1 and counts["model"]:
+        counts["model"] += 1  # the column of the only network
+    for taken in ("bicubic", "original", "name"):
+        counts[taken] += 1
+    if twice := sorted(label for _, label, _ in found if counts[label] > 1):
+        raise ValueError(f"--model and --sr: the name {twice[0]} is taken; LABEL={twice[0]} gives another one")
+    return found
+
+
+def _methods(
+    labelled: list[tuple[str, str, str]],
+    pairs: list[Pair],
+    tile: int | None,
+    tile_pad: int,
+    device: str,
+    dtype: str,
+    skipped: Callable[[list[Path], str, str], None],
+) -> tuple[list[Method], int]:
+    """Load the networks and find the results; return the methods, bicubic interpolation first, and the scale.
+
+    Raises:
+        ValueError: The scales of the networks differ, or a folder does not hold the results of all pairs.
+    """
+    from savl.evaluation import comparison
+    from savl.images.pairs import match_results
+    from savl.inference.upscale_image import as_upscaler
+
+    scales: dict[str, int] = {}
+    methods: list[Method] = []
+    networks = sum(option == "--model" for option, _, _ in labelled)
+    for option, label, value in labelled:
+        if option == "--sr":
+            extra: list[Path] = []
+            files = match_results(pairs, value, argument=f"--sr {label}", on_extra=extra.append)
+            skipped(extra, "an image of no pair", "images of no pair")
+            comparison.check_result_sizes(pairs, files)
+            methods.append(comparison.results(label, files, source=value))
+        else:
+            upscaler = as_upscaler(value, tile=tile, tile_pad=tile_pad, device=device, dtype=dtype)
+            scales[label] = upscaler.scale
+            methods.append(comparison.network(label, upscaler, source=value, only=networks == 1))
+    if len(set(scales.values())) > 1:
+        listed = ", ".join(f"{label} ×{scale}" for label, scale in scales.items())
+        raise ValueError(f"--model: the networks must have the same scale, got {listed}")
+    scale = next(iter(scales.values())) if scales else comparison.common_scale(pairs)
+    return [comparison.bicubic(scale), *methods], scale
+
+
+def _check_outputs(outputs: dict[str, Path | None]) -> None:
+    """Refuse two reports in one file."""
+    places: dict[Path, str] = {}
+    for option, path in outputs.items():
+        if path is not None and (other := places.setdefault(path.resolve(), option)) != option:
+            raise ValueError(f"{other} and {option} must name two files, got {path} for both")
+
+
+def _print_table(comparison: Comparison) -> None:
+    """Print the means, and what was not measured."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    from savl.evaluation import comparison_report as report
+    from savl.evaluation.comparison import OPTIONAL
+
+    table = Table(title=f"{len(comparison.images)} images", title_justify="left")
+    table.add_column("")
+    for column in report.measured(comparison):
+        table.add_column(column.title, justify="right")
+    for row in report.rows(comparison):
+        table.add_row(escape(printable(row.label)), *row.cells)
     output = Console()
     output.print(table)
-    if note is not None:
+    for name, note in comparison.notes.items():
         # Text instead of markup, because of brackets; soft_wrap keeps a command that is to be copied on one line.
-        output.print(Text(printable(f"no LPIPS: {note}"), style="dim"), soft_wrap=True)
-
-
-def _report(
-    model: str, lr: Path, hr: Path, means: dict[str, Fidelity], scores: list[PairScores], missing: str | None
-) -> bytes:
-    """Return the scores as JSON; null stands for the infinite PSNR of identical images and for missing LPIPS.
-
-    ``missing`` is the reason why there is no mean LPIPS; None if there is one.
-    """
-    import json
-    import math
-    from dataclasses import asdict
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: plain(part) for name, part in value.items()}
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    report = {
-        "model": model,
-        "lr": "/".join(lr.resolve().parts[-2:]),
-        "hr": "/".join(hr.resolve().parts[-2:]),
-        "lpips_missing": missing,
-        "mean": {name: plain(asdict(mean)) for name, mean in means.items()},
-        "images": [plain(asdict(score)) for score in scores],
-    }
-    return (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()
-
-
-def _rows(scores: list[PairScores]) -> bytes:
-    """Return the scores as CSV, a row per image: `inf` for the PSNR of identical images, empty for missing LPIPS."""
-    import csv
-    import io
-    from dataclasses import asdict
-
-    rows = [
-        {"name": score.name}
-        | {f"bicubic_{name}": value for name, value in asdict(score.bicubic).items()}
-        | {f"model_{name}": value for name, value in asdict(score.model).items()}
-        for score in scores
-    ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    # Bytes of a file name that are not UTF-8 are written unchanged.
-    return text.getvalue().encode(errors="surrogateescape")
+        output.print(Text(printable(f"no {OPTIONAL[name]}: {note}"), style="dim"), soft_wrap=True)

@@ -30,10 +30,16 @@ class Fidelity:
     """SSIM, mean over the channels, whole image."""
     lpips: float | None = None
     """LPIPS, whole image, lower is better; None if it was not measured."""
+    dists: float | None = None
+    """DISTS, whole image, lower is better; None if it was not measured."""
+    niqe: float | None = None
+    """NIQE of the upscaled image alone, lower is better; None if it was not measured."""
+    brisque: float | None = None
+    """BRISQUE of the upscaled image alone, lower is better; None if it was not measured."""
 
     @staticmethod
     def mean(scores: Sequence[Fidelity]) -> Fidelity:
-        """Return the mean of every score over a non-empty list; LPIPS is None unless every image has it."""
+        """Return the mean of every score over a non-empty list; an optional score is None unless every image has it."""
 
         def average(name: str) -> Any:
             values = [getattr(score, name) for score in scores]
@@ -51,7 +57,7 @@ def fidelity(sr: Tensor, hr: Tensor, *, crop: int = 4) -> Fidelity:
         crop: Border in pixels that is cut off for the luma scores; by convention the scale factor.
 
     Returns:
-        The scores except LPIPS (`savl.evaluation.Lpips`); identical images have infinite PSNR.
+        PSNR and SSIM; the other scores are None. Identical images have infinite PSNR.
 
     Raises:
         ValueError: The shapes differ, or the image is smaller than the SSIM window plus the border.

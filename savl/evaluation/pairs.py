@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from savl.bicubic import bicubic_upscale
-from savl.evaluation.fidelity import Fidelity, fidelity
-from savl.images.pairs import Pair, read_pair
+from savl.evaluation.comparison import BICUBIC, OptionalMetrics, bicubic, compare, network
+from savl.evaluation.fidelity import Fidelity
+from savl.images.pairs import Pair
 from savl.inference.enlarge import ImageUpscaler
 
 
@@ -37,15 +37,7 @@ def evaluate_pair(
         ImageFileError: An image cannot be read.
         ValueError: The ratio of the sizes is not the network's scale, or the images are too small to be scored.
     """
-    lr, hr = read_pair(pair, upscaler.scale)
-    sr = upscaler(lr[None]).sr[0]
-    bicubic = bicubic_upscale(lr[None], upscaler.scale)[0]
-
-    def score(image: Tensor) -> Fidelity:
-        scores = fidelity(image, hr, crop=upscaler.scale)
-        return scores if lpips is None else replace(scores, lpips=lpips(image, hr))
-
-    try:
-        return PairScores(pair.name, model=score(sr), bicubic=score(bicubic))
-    except ValueError as error:
-        raise ValueError(f"{pair.hr}: {error}") from error
+    metrics = OptionalMetrics(paired={} if lpips is None else {"lpips": lpips})
+    methods = [bicubic(upscaler.scale), network("model", upscaler, source="", only=True)]
+    scores = compare([pair], methods, scale=upscaler.scale, metrics=metrics).images[0].methods
+    return PairScores(pair.name, model=scores["model"], bicubic=scores[BICUBIC])

@@ -91,6 +91,54 @@ def match_pairs(lr: str | Path, hr: str | Path, *, on_map: Callable[[Path], None
     return [Pair(lrs[name], hrs[name], name) for name in sorted(lrs)]
 
 
+def match_results(
+    pairs: Sequence[Pair],
+    folder: str | Path,
+    *,
+    argument: str = "results",
+    on_extra: Callable[[Path], None] | None = None,
+) -> dict[str, Path]:
+    """Find the upscaled image of every pair in a folder, by the rules for names of `match_pairs`.
+
+    The results may be named as the pairs are or as their low-resolution images are, and all of them may have a suffix.
+
+    Args:
+        pairs: The pairs.
+        folder: Folder of upscaled images.
+        argument: The caller's name for `folder`, used in messages.
+        on_extra: Function that is called with each image that belongs to no pair. Severity maps are skipped silently.
+
+    Returns:
+        Path of the result by the name of its pair.
+
+    Raises:
+        ValueError: The folder is missing or empty, two files share a name, or a pair has no result; the message lists
+            all such names, and the names of the images that belong to no pair.
+    """
+    paths = find_images([folder], argument=argument)
+    stems = {path.stem for path in paths}
+    opposite = {name for pair in pairs for name in (pair.name, pair.lr.stem, pair.hr.stem)}
+    paths = [path for path in paths if not _is_severity_map(path, stems, opposite)]
+    results = {path.stem: path for path in paths}
+    if len(results) != len(paths):
+        twice = sorted({path.stem for path in paths if results[path.stem] != path})
+        raise ValueError(f"{argument}: {folder} has several images named {', '.join(twice)}")
+    best: dict[str, Path] = {}
+    for suffix in _common_suffixes(results):
+        shortened = _shortened(results, suffix)
+        for names in zip(*((pair.name, pair.lr.stem, pair.hr.stem) for pair in pairs), strict=True):
+            found = {pair.name: shortened[name] for pair, name in zip(pairs, names, strict=True) if name in shortened}
+            best = max(best, found, key=len)
+    extra = sorted(set(paths) - set(best.values()))
+    if missing := [pair.name for pair in pairs if pair.name not in best]:
+        others = f"; it has images of other names: {', '.join(path.stem for path in extra)}" if extra else ""
+        raise ValueError(f"{argument}: {folder} has no result named {', '.join(missing)}{others}")
+    if on_extra is not None:
+        for path in extra:
+            on_extra(path)
+    return best
+
+
 def _without_suffixes(lrs: dict[str, Path], hrs: dict[str, Path]) -> tuple[dict[str, Path], dict[str, Path]]:
     """Remove from the names of each folder the suffix with which most names match, the shortest of several."""
 

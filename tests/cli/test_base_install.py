@@ -19,7 +19,7 @@ from savl.network import SAVLConfig
 
 PROGRAM = """
 import sys
-for extra in ("matplotlib", "torchmetrics", "scipy", "sklearn", "kornia"):
+for extra in ("matplotlib", "torchmetrics", "scipy", "sklearn", "kornia", "jinja2"):
     sys.modules[extra] = None  # importing it fails
 from savl.cli import main
 for arguments in (
@@ -59,7 +59,7 @@ def test_evaluation_and_severity_maps_need_no_optional_package(folder: Path) -> 
 
 
 def test_lpips_without_torchmetrics_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("savl.evaluation.perceptual._cached_weights", lambda: Path("weights.pth"))
+    monkeypatch.setattr("savl.evaluation.perceptual._cached_weights", lambda *_: Path("weights.pth"))
     for name in [name for name in sys.modules if name.startswith("torchmetrics.image")] + ["torchmetrics"]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(LpipsUnavailable, match=r"pip install 'savl\[lpips\]'") as caught:
@@ -69,7 +69,7 @@ def test_lpips_without_torchmetrics_names_the_extra(monkeypatch: pytest.MonkeyPa
 
 def test_a_broken_torchmetrics_is_not_reported_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "torchmetrics.py").write_text("raise AttributeError('scipy has no attribute x')")
-    monkeypatch.setattr("savl.evaluation.perceptual._cached_weights", lambda: Path("weights.pth"))
+    monkeypatch.setattr("savl.evaluation.perceptual._cached_weights", lambda *_: Path("weights.pth"))
     for name in [name for name in sys.modules if name.split(".")[0] == "torchmetrics"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 import savl
 from savl.cli.app import app
+from savl.evaluation import MetricUnavailable
 from savl.network import SAVLConfig
 
 
@@ -30,9 +31,16 @@ def message(result: Result) -> str:
 
 
 @pytest.fixture(autouse=True)
-def no_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make LPIPS unavailable, whatever is installed."""
+def no_optional_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the optional metrics unavailable, whatever is installed."""
     monkeypatch.setitem(sys.modules, "torchvision", None)
+
+    class NotThere:
+        def __init__(self) -> None:
+            raise MetricUnavailable("not at hand", "fetch it [here]")
+
+    for name in ("Niqe", "Brisque"):
+        monkeypatch.setattr(f"savl.evaluation.comparison.{name}", NotThere)
 
 
 @pytest.fixture
@@ -40,10 +48,25 @@ def lpips(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace LPIPS by a distance that requires images of 64 pixels."""
 
     class MeanDifference:
+        no_value = "too small for AlexNet"
+
         def __call__(self, sr: Tensor, hr: Tensor) -> float | None:
             return (sr - hr).abs().mean().item() if hr.shape[-1] >= 64 else None
 
-    monkeypatch.setattr("savl.evaluation.Lpips", MeanDifference)
+    monkeypatch.setattr("savl.evaluation.comparison.Lpips", MeanDifference)
+
+
+@pytest.fixture
+def darkness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace NIQE by the darkness of an image."""
+
+    class Darkness:
+        no_value = "never"
+
+        def __call__(self, image: Tensor) -> float | None:
+            return 1 - image.mean().item()
+
+    monkeypatch.setattr("savl.evaluation.comparison.Niqe", Darkness)
 
 
 @pytest.fixture
@@ -52,11 +75,24 @@ def folder(tmp_path: Path) -> Path:
     for name in ("lr", "hr"):
         (tmp_path / name).mkdir()
     add_pair(tmp_path, "a", 8)
-    config = SAVLConfig(
-        channels=6, depths=(1,), heads=1, window=4, cab_compress=3, cab_squeeze=3, degradation_code="none"
-    )
-    savl.save(savl.build(config), tmp_path / "weights[1].safetensors")
+    save_network(tmp_path / "weights[1].safetensors")
     return tmp_path
+
+
+def save_network(path: Path, **settings: Any) -> None:
+    config = SAVLConfig(
+        channels=6, depths=(1,), heads=1, window=4, cab_compress=3, cab_squeeze=3, degradation_code="none", **settings
+    )
+    savl.save(savl.build(config), path)
+
+
+def upscale_elsewhere(folder: Path, name: str, *, shift: int = 20) -> Path:
+    """Write a folder of results: the originals, made brighter."""
+    (folder / name).mkdir()
+    for path in (folder / "hr").iterdir():
+        pixels = np.asarray(Image.open(path)).astype(int)
+        Image.fromarray(np.clip(pixels + shift, 0, 255).astype(np.uint8)).save(folder / name / path.name)
+    return folder / name
 
 
 def add_pair(folder: Path, name: str, side: int) -> None:
@@ -103,15 +139,19 @@ def test_every_image_is_a_row_of_the_csv_with_the_scores_of_the_json(folder: Pat
     assert "no LPIPS" not in stdout
     for row, image in zip(rows, report["images"], strict=True):
         expected = {
-            f"{method}_{name}": repr(value) for method in ("bicubic", "model") for name, value in image[method].items()
+            f"{method}_{name}": "" if value is None else repr(value)
+            for method in ("bicubic", "model")
+            for name, value in image[method].items()
         }
         assert row == {"name": image["name"]} | expected
         assert 0 < float(row["model_lpips"]) < 1
     assert [row["name"] for row in rows] == ["b", "c, d"]
     assert list(rows[0]) == [
         "name",
-        "bicubic_psnr_y", "bicubic_ssim_y", "bicubic_psnr_rgb", "bicubic_ssim_rgb", "bicubic_lpips",
-        "model_psnr_y", "model_ssim_y", "model_psnr_rgb", "model_ssim_rgb", "model_lpips",
+        "bicubic_psnr_y", "bicubic_ssim_y", "bicubic_psnr_rgb", "bicubic_ssim_rgb",
+        "bicubic_lpips", "bicubic_dists", "bicubic_niqe", "bicubic_brisque",
+        "model_psnr_y", "model_ssim_y", "model_psnr_rgb", "model_ssim_rgb",
+        "model_lpips", "model_dists", "model_niqe", "model_brisque",
     ]  # fmt: skip
     for method, mean in (("bicubic", report["mean"]["bicubic"]), ("model", report["mean"][report["model"]])):
         assert mean["lpips"] == pytest.approx(math.fsum(float(row[f"{method}_lpips"]) for row in rows) / 2)
@@ -121,9 +161,13 @@ def test_every_image_is_a_row_of_the_csv_with_the_scores_of_the_json(folder: Pat
 def test_without_torchvision_the_other_scores_and_the_reason_are_printed(folder: Path) -> None:
     stdout, report, rows = evaluate(folder)
     assert report["lpips_missing"] == "torchvision is not installed"
-    assert stdout.splitlines()[-1].startswith(
-        "no LPIPS: torchvision is not installed; install the torchvision made for"
-    )
+    lpips, dists, niqe, brisque = stdout.splitlines()[-4:]
+    assert lpips.startswith("no LPIPS: torchvision is not installed; install the torchvision made for")
+    assert dists.startswith("no DISTS: torchvision is not installed; install the torchvision made for")
+    assert niqe == "no NIQE: not at hand; fetch it [here]"
+    assert brisque == "no BRISQUE: not at hand; fetch it [here]"
+    assert report["niqe_missing"] == "not at hand"
+    assert "NIQE" not in stdout.splitlines()[2]
     assert [mean["lpips"] for mean in report["mean"].values()] == [None, None]
     assert [(row["bicubic_lpips"], row["model_lpips"]) for row in rows] == [("", "")]
     assert all(row["model_psnr_y"] for row in rows)
@@ -134,7 +178,7 @@ def test_images_too_small_for_lpips_are_reported_and_there_is_no_mean(folder: Pa
     add_pair(folder, "c", 16)
     stdout, report, rows = evaluate(folder)
     assert report["lpips_missing"] == "too small for AlexNet: a, b[red]"
-    assert stdout.splitlines()[-1] == "no LPIPS: too small for AlexNet: a, b[red]"
+    assert "no LPIPS: too small for AlexNet: a, b[red]" in stdout.splitlines()
     assert report["mean"]["bicubic"]["lpips"] is None
     assert [row["model_lpips"] == "" for row in rows] == [True, True, False]
 
@@ -156,6 +200,147 @@ def test_identical_images_score_null_in_valid_json_and_inf_in_csv(folder: Path) 
     assert rows[0]["bicubic_psnr_y"] == "inf"
 
 
+def compare(folder: Path, *arguments: object) -> Result:
+    return run("evaluate", "--lr", folder / "lr", "--hr", folder / "hr", *arguments)
+
+
+def test_several_networks_and_results_are_compared_in_all_reports(folder: Path) -> None:
+    add_pair(folder, "b", 8)
+    save_network(folder / "other.safetensors")
+    upscale_elsewhere(folder, "away")
+    upscale_elsewhere(folder, "far", shift=60)
+    result = compare(
+        folder, "--model", f"mine={folder / 'weights[1].safetensors'}", "--model", folder / "other.safetensors",
+        "--sr", f"Else|where={folder / 'away'}", "--sr", folder / "far",
+        "--json", folder / "s.json", "--csv", folder / "s.csv",
+        "--markdown", folder / "s.md", "--html", folder / "s.html",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    other = str(folder / "other.safetensors")
+    labels = ["bicubic", "mine", other, "Else|where", "far"]
+
+    report = json.loads((folder / "s.json").read_text())
+    assert report["model"] is None
+    assert report["scale"] == 4
+    assert [method["label"] for method in report["methods"]] == labels
+    assert list(report["mean"]) == labels
+    assert [set(image) for image in report["images"]] == [{"name", *labels}] * 2
+    assert report["mean"]["Else|where"]["psnr_rgb"] > report["mean"]["far"]["psnr_rgb"] > 12
+    assert report["mean"]["far"]["ssim_y"] > report["mean"]["mine"]["ssim_y"]
+
+    with (folder / "s.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["a", "b"]
+    assert float(rows[1]["far_psnr_y"]) == report["images"][1]["far"]["psnr_y"]
+
+    table = (folder / "s.md").read_text().splitlines()
+    assert table[0] == "| 2 images | PSNR Y ↑ | SSIM Y ↑ | PSNR RGB ↑ | SSIM RGB ↑ |"
+    assert table[5].startswith(r"| Else\|where | **")
+    assert table[6].startswith("| far | ")
+    assert "**" not in table[6]
+    assert "No NIQE: not at hand." in table
+
+    page = (folder / "s.html").read_text()
+    assert page.count("<figure") == 2 * (3 + len(labels))
+    assert page.count("data:image/webp;base64,") == page.count("<img")
+    for word in ("Else|where", "far", "PSNR RGB ↑", "<h3>a ", "No DISTS: torchvision is not installed."):
+        assert word in page
+    for outside in ("http:", "https:", 'src="/', "url("):
+        assert outside not in page
+    for line in result.stdout.splitlines():
+        assert "\x1b" not in line
+
+
+def test_results_alone_need_no_network(folder: Path) -> None:
+    upscale_elsewhere(folder, "away")
+    result = compare(folder, "--sr", folder / "away", "--json", folder / "s.json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads((folder / "s.json").read_text())
+    assert list(report["mean"]) == ["bicubic", "away"]
+    assert report["scale"] == 4
+
+
+def test_scores_without_an_original_are_measured_of_the_originals_too(folder: Path, darkness: None) -> None:
+    upscale_elsewhere(folder, "away", shift=60)
+    result = compare(folder, "--sr", folder / "away", "--json", folder / "s.json", "--csv", folder / "s.csv")
+    assert result.exit_code == 0, result.stderr
+    mean = json.loads((folder / "s.json").read_text())["mean"]
+    assert mean["away"]["niqe"] < mean["original"]["niqe"]
+    assert mean["original"] == {"niqe": pytest.approx(mean["bicubic"]["niqe"], abs=0.01)}
+    assert (folder / "s.csv").read_text().splitlines()[0].endswith(",original_niqe")
+    assert [line.split()[1] for line in result.stdout.splitlines()[4:7]] == ["bicubic", "away", "original"]
+
+
+def test_images_of_no_pair_are_left_out_and_reported(folder: Path) -> None:
+    away = upscale_elsewhere(folder, "away")
+    (away / "a.png").rename(away / "a_out.png")
+    (away / "readme_out.png").write_bytes((away / "a_out.png").read_bytes())
+    result = compare(folder, "--sr", away)
+    assert result.exit_code == 0, result.stderr
+    assert f"skipped an image of no pair, {away / 'readme_out.png'}" in result.stderr.splitlines()
+
+
+@pytest.mark.parametrize("name", ["a.png", "b.png"])
+def test_a_result_of_another_size_is_refused_before_the_evaluation(folder: Path, name: str) -> None:
+    add_pair(folder, "b", 8)
+    away = upscale_elsewhere(folder, "away")
+    Image.new("RGB", (32, 31)).save(away / name)
+    result = compare(folder, "--sr", away)
+    assert result.exit_code == 2
+    expected = f"{away / name} must be as large as {folder / 'hr' / name}: 32x32 pixels, got 32x31"
+    assert expected in result.stderr.replace("\n", "")
+    assert "evaluating" not in result.stderr
+
+
+def test_a_missing_result_is_reported_with_the_names_that_are_there(folder: Path) -> None:
+    add_pair(folder, "b", 8)
+    away = upscale_elsewhere(folder, "away")
+    (away / "a.png").rename(away / "z.png")
+    result = compare(folder, "--sr", f"X={away}")
+    assert result.exit_code == 2
+    assert "has no result named a; it has images of other names: z" in message(result)
+
+
+def test_networks_of_different_scales_are_refused(folder: Path) -> None:
+    save_network(folder / "two.safetensors", scale=2)
+    result = compare(folder, "--model", "savl-tiny", "--model", f"two={folder / 'two.safetensors'}")
+    assert result.exit_code == 2
+    assert "the networks must have the same scale, got savl-tiny ×4, two ×2" in message(result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["--model", "savl-tiny", "--model", "savl-tiny"], "the name savl-tiny is taken"),
+        (["--model", "savl-tiny", "--sr", "savl-tiny=hr"], "the name savl-tiny is taken"),
+        (["--sr", "bicubic=hr"], "the name bicubic is taken"),
+        (["--sr", "original=hr"], "the name original is taken"),
+        (["--model", "savl-tiny", "--sr", "model=hr"], "the name model is taken"),
+        (["--sr", "=hr"], "a label and a value are expected"),
+        (["--sr", "X="], "a label and a value are expected"),
+        (["--sr", "nowhere"], "--sr nowhere: nowhere is not a folder"),
+    ],
+)
+def test_labels_must_differ_and_name_something(folder: Path, arguments: list[str], fragment: str) -> None:
+    result = compare(folder, *arguments)
+    assert result.exit_code == 2
+    assert fragment in message(result)
+
+
+def test_a_folder_whose_name_contains_an_equals_sign_needs_no_label(folder: Path) -> None:
+    away = upscale_elsewhere(folder, "x=y")
+    assert " x=y " in compare(folder, "--sr", away).stdout
+
+
+def test_a_page_without_jinja_is_refused_before_the_evaluation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    result = compare(folder, "--html", folder / "page.html")
+    assert result.exit_code == 1
+    assert "pip install 'savl[evaluate]'" in message(result)
+    assert "evaluating" not in result.stderr
+    assert not (folder / "page.html").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "fragment"),
     [
@@ -164,6 +349,7 @@ def test_identical_images_score_null_in_valid_json_and_inf_in_csv(folder: Path) 
         ({"--json": "none/scores.json"}, "No such file or directory"),
         ({"--json": "scores.json", "--csv": "none/scores.csv"}, "No such file or directory"),
         ({"--json": "scores", "--csv": "hr/../scores"}, "--json and --csv must name two files"),
+        ({"--html": "scores", "--markdown": "scores"}, "--markdown and --html must name two files"),
         ({"--dtype": "float16"}, "float16"),
         ({"--device": "tpu"}, "tpu"),
     ],
@@ -178,8 +364,11 @@ def test_errors_are_reported_and_leave_no_files(folder: Path, changes: dict[str,
     assert sorted(path.name for path in folder.iterdir()) == ["hr", "lr", "weights[1].safetensors"]
 
 
+FILES = ("--lr", "--hr", "--json", "--csv", "--markdown", "--html")
+
+
 def _place(folder: Path, name: str, value: str) -> str:
-    return str(folder / value) if name in ("--lr", "--hr", "--json", "--csv") else value
+    return str(folder / value) if name in FILES else value
 
 
 def test_images_too_small_to_score_are_reported(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""LPIPS with a stand-in for torchvision, which loads random weights by torch.hub as torchvision loads AlexNet's."""
+"""LPIPS and DISTS with a stand-in for torchvision, which loads random weights by torch.hub as torchvision does."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+import torchmetrics.functional.image.dists as dists_module
 import torchmetrics.functional.image.lpips as functional
 import torchmetrics.image.lpip as metric
 from torch import Tensor, nn
 
-from savl.evaluation import Lpips, LpipsUnavailable
+from savl.evaluation import Dists, Lpips, LpipsUnavailable, MetricUnavailable
 
 URL = "https://weights.example/models/alexnet-standin-0123abcd.pth"
 
@@ -150,3 +151,57 @@ def test_a_damaged_file_of_weights_is_reported(cached: Path) -> None:
     with pytest.raises(LpipsUnavailable, match="remove .*alexnet-standin-0123abcd.pth") as caught:
         Lpips()
     assert str(cached.parent) not in caught.value.reason
+
+
+VGG_URL = "https://weights.example/models/vgg16-standin-0123abcd.pth"
+VGG_CHANNELS = (64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512, None, 512, 512, 512, None)
+
+
+def vgg_features() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    channels = 3
+    for outputs in VGG_CHANNELS:
+        if outputs is None:
+            layers.append(nn.MaxPool2d(2))
+            continue
+        layers += [nn.Conv2d(channels, outputs, 3, padding=1), nn.ReLU()]
+        channels = outputs
+    return nn.Sequential(*layers)
+
+
+@pytest.fixture
+def cached_vgg(cached: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Provide VGG16 with cached weights, of which torchmetrics keeps its own references."""
+    loads = []
+
+    def vgg16(*, weights: SimpleNamespace) -> SimpleNamespace:
+        loads.append(weights)
+        assert len(loads) == 1, "the weights are loaded once"
+        net = vgg_features()
+        net.load_state_dict(torch.hub.load_state_dict_from_url(weights.url, weights_only=True))
+        return SimpleNamespace(features=net)
+
+    kind = SimpleNamespace(DEFAULT=SimpleNamespace(url=VGG_URL))
+    monkeypatch.setattr(sys.modules["torchvision.models"], "VGG16_Weights", kind, raising=False)
+    for name, value in {"_TORCHVISION_AVAILABLE": True, "vgg16": vgg16, "VGG16_Weights": kind}.items():
+        monkeypatch.setattr(dists_module, name, value, raising=False)
+    path = cached.with_name("vgg16-standin-0123abcd.pth")
+    torch.manual_seed(0)
+    torch.save(vgg_features().state_dict(), path)
+    return path
+
+
+def test_dists_is_zero_for_identical_images_and_grows_with_the_noise(cached_vgg: Path) -> None:
+    dists = Dists()
+    assert dists(image() + 0.4 / 255, image()) == pytest.approx(0, abs=1e-4)  # equal as 8-bit images
+    distances = [dists(image() + noise(strength), image()) for strength in (0.02, 0.1, 0.5)]
+    assert 0 < distances[0] < distances[1] < distances[2]
+    assert dists(image(16), image(16)) == pytest.approx(0, abs=1e-4)
+    assert dists(image(15), image(15)) is None
+
+
+def test_dists_without_weights_names_vgg16(cached_vgg: Path) -> None:
+    cached_vgg.unlink()
+    with pytest.raises(MetricUnavailable, match=r"VGG16's weights .* torchvision\.models\.vgg16") as caught:
+        Dists()
+    assert caught.value.reason == "vgg16-standin-0123abcd.pth is not in torch.hub's folder of checkpoints"

@@ -1,0 +1,298 @@
+"""Compare methods on pairs of images: networks, results that were made elsewhere, and bicubic interpolation."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from savl.bicubic import bicubic_resize, bicubic_upscale
+from savl.evaluation.fidelity import Fidelity, fidelity, luma
+from savl.evaluation.natural_scenes import Brisque, Niqe
+from savl.evaluation.perceptual import Dists, Lpips, MetricUnavailable
+from savl.images.folder import read_rgb
+from savl.images.pairs import Pair, read_pair
+from savl.images.read import read_size
+from savl.inference.enlarge import ImageUpscaler
+
+BICUBIC = "bicubic"
+ORIGINAL = "original"
+OPTIONAL = {"lpips": "LPIPS", "dists": "DISTS", "niqe": "NIQE", "brisque": "BRISQUE"}
+"""Scores that are not measured everywhere, with their titles."""
+CROP_SIDE = 96
+"""Side in pixels of the crops of a report."""
+_THUMBNAIL = 192
+
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Method:
+    """Something that enlarges the low-resolution image of a pair."""
+
+    label: str
+    """Name in tables."""
+    upscale: Callable[[Pair, Tensor], Tensor]
+    """Function of a pair and its low-resolution image ``(3, h, w)`` that returns ``(3, H, W)`` in [0, 1]."""
+    column: str
+    """Name in the rows of JSON and CSV files: ``model`` for the only network of a comparison, otherwise the label."""
+    source: str = ""
+    """Network or folder, as it was given."""
+
+
+@dataclass
+class OptionalMetrics:
+    """Metrics that this machine can measure, and why it cannot measure the others."""
+
+    paired: dict[str, Callable[[Tensor, Tensor], float | None]] = field(default_factory=dict)
+    """Functions of two images ``(3, H, W)`` in [0, 1], the upscaled one first, by the field of `Fidelity`."""
+    single: dict[str, Callable[[Tensor], float | None]] = field(default_factory=dict)
+    """Functions of one such image."""
+    no_value: dict[str, str] = field(default_factory=dict)
+    """What an image is for which a metric returns None."""
+    missing: dict[str, MetricUnavailable] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls) -> OptionalMetrics:
+        """Load all metrics that are available; nothing is downloaded."""
+        found = cls()
+        kinds: dict[str, type[Lpips | Dists | Niqe | Brisque]] = {
+            "lpips": Lpips, "dists": Dists, "niqe": Niqe, "brisque": Brisque,
+        }  # fmt: skip
+        for name, kind in kinds.items():
+            try:
+                metric = kind()
+            except MetricUnavailable as error:
+                found.missing[name] = error
+                continue
+            found.no_value[name] = metric.no_value
+            if isinstance(metric, Niqe | Brisque):
+                found.single[name] = metric
+            else:
+                found.paired[name] = metric
+        return found
+
+    def score(self, sr: Tensor, hr: Tensor, *, crop: int) -> Fidelity:
+        """Return all scores of an upscaled image; the arguments are those of `fidelity`."""
+        others: dict[str, Any] = {name: metric(sr, hr) for name, metric in self.paired.items()}
+        return replace(fidelity(sr, hr, crop=crop), **others, **self.score_alone(sr))
+
+    def score_alone(self, image: Tensor) -> dict[str, Any]:
+        """Return the scores of an image that need no original, None where there is no value."""
+        return {name: metric(image) for name, metric in self.single.items()}
+
+
+@dataclass(frozen=True)
+class ImageScores:
+    """Scores of one pair."""
+
+    name: str
+    methods: Mapping[str, Fidelity]
+    """Scores by the label of the method."""
+    original: Mapping[str, float | None]
+    """Scores of the original that need no original, by the field of `Fidelity`."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The place of one pair where the methods differ most; all pictures are ``(h, w, 3)`` uint8."""
+
+    difference: float
+    """Root mean square over the crop of the methods' deviation from their mean, in levels of luma."""
+    name: str
+    left: int
+    top: int
+    size: tuple[int, int]
+    """Width and height of the original in pixels."""
+    lr: Picture
+    """The crop of the low-resolution image, at its own size."""
+    methods: Mapping[str, Picture]
+    original: Picture
+    thumbnail: Picture
+    """The whole original, reduced."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of several methods on a set of pairs."""
+
+    methods: tuple[Method, ...]
+    images: tuple[ImageScores, ...]
+    scale: int
+    missing: Mapping[str, str | None]
+    """For each optional score, why there is no mean; None if there is one."""
+    notes: Mapping[str, str]
+    """The same with what can be done about it, for the terminal; paths of this machine may occur."""
+    crops: tuple[Crop, ...]
+
+    @property
+    def means(self) -> dict[str, Fidelity]:
+        """Mean scores by the label of the method."""
+        return {
+            method.label: Fidelity.mean([image.methods[method.label] for image in self.images])
+            for method in self.methods
+        }
+
+    @property
+    def original(self) -> dict[str, float | None]:
+        """Mean scores of the originals that need no original; empty if none was measured."""
+        means = {}
+        for name in self.images[0].original:
+            values = [value for image in self.images if (value := image.original[name]) is not None]
+            means[name] = math.fsum(values) / len(values) if len(values) == len(self.images) else None
+        return means
+
+
+def bicubic(scale: int) -> Method:
+    """Return bicubic interpolation by a scale."""
+    return Method(BICUBIC, lambda _, lr: bicubic_upscale(lr[None], scale)[0], BICUBIC)
+
+
+def network(label: str, upscaler: ImageUpscaler, *, source: str, only: bool) -> Method:
+    """Return a network as a method; ``only`` says whether it is the only network of the comparison."""
+    return Method(label, lambda _, lr: upscaler(lr[None]).sr[0], "model" if only else label, source)
+
+
+def results(label: str, files: Mapping[str, Path], *, source: str) -> Method:
+    """Return upscaled images that were made elsewhere as a method.
+
+    Args:
+        label: Name of the method.
+        files: Path of the result by the name of its pair.
+        source: Folder, as it was given.
+    """
+    return Method(label, lambda pair, _: read_rgb(files[pair.name]), label, source)
+
+
+def check_result_sizes(pairs: Iterable[Pair], files: Mapping[str, Path]) -> None:
+    """Compare the sizes in the headers of results with those of their originals, before hours are spent on networks.
+
+    Raises:
+        ValueError: A result does not have the size of its original.
+    """
+    for pair in pairs:
+        got, wanted = read_size(files[pair.name]), read_size(pair.hr)
+        # Orientation is not applied here, so width and height may be swapped.
+        if got is not None and wanted is not None and sorted(got) != sorted(wanted):
+            raise ValueError(_wrong_size(str(files[pair.name]), pair, got[::-1], wanted[::-1]))
+
+
+def common_scale(pairs: Sequence[Pair]) -> int:
+    """Return the ratio of the sizes of the first pair.
+
+    Raises:
+        ImageFileError: An image cannot be read.
+        ValueError: The ratio is no whole number.
+    """
+    lr, hr = read_rgb(pairs[0].lr), read_rgb(pairs[0].hr)
+    scale = hr.shape[1] // lr.shape[1]
+    read_pair(pairs[0], max(scale, 1))
+    return scale
+
+
+def compare(
+    pairs: Iterable[Pair], methods: Sequence[Method], *, scale: int, metrics: OptionalMetrics, crops: int = 0
+) -> Comparison:
+    """Score methods on pairs of images.
+
+    Args:
+        pairs: The pairs, at least one.
+        methods: The methods; their labels differ.
+        scale: Size of the originals divided by that of the low-resolution images.
+        metrics: Metrics besides PSNR and SSIM.
+        crops: Number of images of which a crop is kept: those where the methods differ most.
+
+    Raises:
+        ImageFileError: An image cannot be read.
+        ValueError: The sizes of a pair or of a result do not fit, or the images are too small to be scored.
+    """
+    images: list[ImageScores] = []
+    kept: list[tuple[float, int, Crop]] = []  # the numbers decide, crops are not compared
+    for number, pair in enumerate(pairs):
+        lr, hr = read_pair(pair, scale)
+        upscaled = {}
+        for method in methods:
+            sr = upscaled[method.label] = method.upscale(pair, lr)
+            if sr.shape != hr.shape:
+                what = f"{method.label}: the result of {pair.lr}"
+                raise ValueError(_wrong_size(what, pair, sr.shape[1:], hr.shape[1:]))
+        try:
+            scores = {label: metrics.score(sr, hr, crop=scale) for label, sr in upscaled.items()}
+        except ValueError as error:
+            raise ValueError(f"{pair.hr}: {error}") from error
+        images.append(ImageScores(pair.name, scores, metrics.score_alone(hr)))
+        if crops:
+            crop = _crop(pair.name, lr, hr, upscaled, scale)
+            heapq.heappush(kept, (crop.difference, -number, crop))
+            if len(kept) > crops:
+                heapq.heappop(kept)
+    missing: dict[str, str | None] = {}
+    notes = {}
+    for name in OPTIONAL:
+        without = [
+            image.name for image in images if any(getattr(each, name) is None for each in image.methods.values())
+        ]
+        missing[name] = None
+        if name in metrics.missing:
+            missing[name], notes[name] = metrics.missing[name].reason, str(metrics.missing[name])
+        elif name not in metrics.paired and name not in metrics.single:
+            missing[name] = "not asked for"
+        elif without:
+            missing[name] = notes[name] = f"{metrics.no_value.get(name, 'no value')}: {', '.join(without)}"
+    best = tuple(crop for _, _, crop in sorted(kept, key=lambda entry: entry[:2], reverse=True))
+    return Comparison(tuple(methods), tuple(images), scale, missing, notes, best)
+
+
+def _wrong_size(what: str, pair: Pair, got: Sequence[int], wanted: Sequence[int]) -> str:
+    """Return a message about a result; sizes are height and width."""
+    return f"{what} must be as large as {pair.hr}: {wanted[1]}x{wanted[0]} pixels, got {got[1]}x{got[0]}"
+
+
+def _crop(name: str, lr: Tensor, hr: Tensor, upscaled: Mapping[str, Tensor], scale: int) -> Crop:
+    """Cut the square out of an image where the methods differ most.
+
+    Bicubic interpolation, which differs from all others, is left out of the difference if there are two others.
+    """
+    compared = [sr for label, sr in upscaled.items() if label != BICUBIC or len(upscaled) < 3]
+    lumas = torch.cat([luma(_levels(sr)) for sr in compared]).float()
+    spread = lumas.var(dim=0, correction=0)
+    side = max(1, min(CROP_SIDE, *hr.shape[1:]) // scale) * scale
+    means = F.avg_pool2d(spread[None], side, stride=scale)[0]
+    row, column = divmod(int(means.argmax()), means.shape[1])
+    top, left = row * scale, column * scale
+
+    def cut(image: Tensor, factor: int = 1) -> Picture:
+        part = image[:, top // factor : (top + side) // factor, left // factor : (left + side) // factor]
+        return _picture(part)
+
+    height, width = hr.shape[1:]
+    reduction = min(1.0, _THUMBNAIL / max(height, width))
+    small = bicubic_resize(hr[None], (max(1, round(height * reduction)), max(1, round(width * reduction))))[0]
+    return Crop(
+        difference=math.sqrt(float(means[row, column])),
+        name=name,
+        left=left,
+        top=top,
+        size=(width, height),
+        lr=cut(lr, scale),
+        methods={label: cut(sr) for label, sr in upscaled.items()},
+        original=cut(hr),
+        thumbnail=_picture(small),
+    )
+
+
+def _levels(image: Tensor) -> Tensor:
+    return torch.round(image.double().clamp(0, 1) * 255)
+
+
+def _picture(image: Tensor) -> Picture:
+    return np.ascontiguousarray(_levels(image).permute(1, 2, 0).numpy().astype(np.uint8))
