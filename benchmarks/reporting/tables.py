@@ -6,15 +6,19 @@ Scores come from `savl evaluate --json`, limits from `benchmarks.limits`, ratios
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import savl
+
 ROOT = Path(__file__).resolve().parents[2]
 SCORES = ROOT / "savl" / "weights" / "scores"
 LIMITS = ROOT / "benchmarks" / "results"
+PUBLISHED = LIMITS / "training" / "published.csv"
 
 
 def scores(model: str) -> str:
@@ -67,6 +71,33 @@ def ratios_of(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def published(model: str) -> str:
+    """Return a Markdown table of the methods in the SAVL paper, and of committed scores of a model and of bicubic."""
+    lines = [
+        "| method | parameters, M | RealSR PSNR | DRealSR PSNR / SSIM | SVSR PSNR |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    with PUBLISHED.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            lines.append(
+                f"| {row['method']}, as published | {row['parameters_millions']} | {row['realsr_psnr']} "
+                f"| {row['drealsr_psnr']} / {row['drealsr_ssim']} | {row['svsr_psnr']} |"
+            )
+    means = [
+        json.loads((SCORES / model / f"{name}.json").read_text(encoding="utf-8"))["mean"]
+        for name in ("RealSR", "DRealSR")
+    ]
+    count = sum(parameter.numel() for parameter in savl.load(model).parameters())
+    for method, size in {"bicubic": "-", model: f"{count / 1e6:.2f}"}.items():
+        for channels in ("rgb", "y"):
+            realsr, drealsr = (mean[method] for mean in means)
+            lines.append(
+                f"| {method}, measured, {channels.upper()} | {size} | {realsr[f'psnr_{channels}']:.2f} "
+                f"| {drealsr[f'psnr_{channels}']:.2f} / {drealsr[f'ssim_{channels}']:.4f} | - |"
+            )
+    return "\n".join(lines) + "\n"
+
+
 def _row(scores: dict[str, float]) -> str:
     return f"{scores['psnr_y']:.2f} / {scores['ssim_y']:.4f} / {scores['psnr_rgb']:.2f}"
 
@@ -77,12 +108,18 @@ def documents(readme: Mapping[str, str]) -> dict[Path, str]:
     Args:
         readme: Tables that only README.md contains, by the name of their marker.
     """
-    found = {ROOT / "README.md": "savl-tiny", ROOT / "docs" / "models.md": "savl-tiny"}
+    pages = (ROOT / "README.md", ROOT / "docs" / "models.md", ROOT / "docs" / "comparison.md")
+    found = dict.fromkeys(pages, "savl-tiny")
     found |= {path: path.stem for path in (ROOT / "savl" / "weights").glob("*.md")}
     texts = {}
     for path, model in found.items():
         text = path.read_text(encoding="utf-8")
-        for name, table in {"scores": scores(model), "limits": limits(), **readme}.items():
+        for name, table in {
+            "scores": scores(model),
+            "limits": limits(),
+            "published": published(model),
+            **readme,
+        }.items():
             text = between(name, table, text)
         texts[path] = text
     return texts
