@@ -126,7 +126,7 @@ def evaluate(
     """
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import track
+    from rich.progress import Progress
 
     from savl.atomic_write import atomic_write
     from savl.evaluation import comparison_report as report
@@ -160,9 +160,9 @@ def evaluate(
                 if path is not None
             }
             metrics = OptionalMetrics.load()
-            with fused_by_default(eager=eager):
+            with fused_by_default(eager=eager), Progress(console=console) as progress:
                 comparison = compare(
-                    track(pairs, "evaluating", console=console),
+                    progress.track(pairs, description="evaluating"),
                     methods,
                     scale=scale,
                     metrics=metrics,
