@@ -27,9 +27,15 @@ EXAMPLES = "\n".join(
         "savl train configs/savl_tiny.toml --hr photographs/ --set objective.beta=1e-4 --set run.steps=2000",
         "savl train configs/savl_tiny.toml --hr photographs/ --set run.minutes=60   [dim]no longer than an hour[/dim]",
         "savl train configs/base_stage1_pieces.toml --hr photographs/ --stop-after 8   [dim]in pieces[/dim]",
+        "savl train configs/savl_tiny.toml --lr RealSR/LR --hr RealSR/HR   [dim]real pairs[/dim]",
+        "savl train configs/savl_tiny.toml --lr RealSR/LR --hr RealSR/HR --set pairs.share=0.3 "
+        """--set 'data.hr=["photographs/"]'   [dim]three of ten patches from real pairs[/dim]""",
         "torchrun --nproc-per-node 4 -m savl train configs/base_stage1.toml --hr photographs/   [dim]4 GPUs[/dim]",
     ]
 )
+
+LISTED = 20
+"""Largest number of unsuitable pairs whose names are printed."""
 
 
 def train(
@@ -41,7 +47,17 @@ def train(
         typer.Option(
             "--hr",
             metavar="FOLDER",
-            help="High-resolution photographs, with subfolders; can be repeated.",
+            help="High-resolution photographs to degrade, with subfolders; can be repeated. With --lr, the originals "
+            "of the images in --lr.",
+        ),
+    ] = None,
+    lr: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--lr",
+            metavar="FOLDER",
+            help="Low-resolution images of real pairs; can be repeated. Each needs an --hr, in the same order, with "
+            "the same file names apart from a suffix.",
         ),
     ] = None,
     include_results: options.IncludeResults = False,
@@ -72,6 +88,9 @@ def train(
 
     A run can be killed at any time; the same command resumes it from its last checkpoint. With --stop-after it trains
     in pieces.
+
+    The photographs in --hr are degraded at random. With --lr and --hr, the network learns from real pairs instead; with
+    pairs.share below 1, also from the photographs in data.hr (--set). Pairs that do not fit are skipped by name.
 
     The averaged weights are written to model.safetensors, which `savl upscale --model` reads. log.jsonl and
     tensorboard/ contain the losses.
@@ -114,13 +133,19 @@ def train(
             settings = load_config(config, changes or ())
         run = settings.run
         run = replace(run, output=str(output or run.output), steps=steps or run.steps)
-        data = replace(settings.data, hr=tuple(map(str, hr))) if hr else settings.data
+        data, pairs = settings.data, settings.pairs
+        if lr:
+            if len(lr) != len(hr or ()):
+                raise ValueError(f"each --lr needs an --hr, got {len(lr)} --lr and {len(hr or ())} --hr")
+            pairs = replace(pairs, lr=tuple(map(str, lr)), hr=tuple(map(str, hr or ())))
+        elif hr:
+            data = replace(data, hr=tuple(map(str, hr)))
         data = replace(data, include_results=include_results or data.include_results)
         with raise_on_interrupt(), bar:
             decoding = bar.add_task("decoding images", total=None, note="")
             with _cleaning_up():
                 trainer = Trainer(
-                    replace(settings, run=run, data=data),
+                    replace(settings, run=run, data=data, pairs=pairs),
                     on_image=lambda done, total: bar.update(decoding, completed=done, total=total),
                 )
             bar.remove_task(decoding)
@@ -133,6 +158,14 @@ def train(
                 )
             if trainer.too_small and first:
                 console.print(f"images skipped because they are smaller than a patch: {trainer.too_small}")
+            if trainer.unsuitable_pairs and first:
+                console.print(
+                    f"pairs skipped because their images do not fit each other: {len(trainer.unsuitable_pairs)}"
+                )
+                for pair in trainer.unsuitable_pairs[:LISTED]:
+                    console.print(f"  {escape(printable(pair))}", highlight=False, soft_wrap=True)
+                if len(trainer.unsuitable_pairs) > LISTED:
+                    console.print(f"  and {len(trainer.unsuitable_pairs) - LISTED} more")
             task = bar.add_task("training", total=trainer.expected_steps, completed=trainer.step, note="")
 
             def on_step(step: int, losses: dict[str, float]) -> None:

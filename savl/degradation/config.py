@@ -20,7 +20,17 @@ METHODS = ("area", "bilinear", "bicubic")
 """Interpolation methods for resizing, all equally likely."""
 OPERATIONS = ("blur", "noise", "jpeg")
 """Operations that `SingleConfig` can apply alone."""
-CONFIGURATION_TABLES = ("model", "data", "degradation", "objective", "gan", "optimizer", "validation", "run")
+CONFIGURATION_TABLES = (
+    "model",
+    "data",
+    "pairs",
+    "degradation",
+    "objective",
+    "gan",
+    "optimizer",
+    "validation",
+    "run",
+)
 """Tables of a training configuration (`savl.training.config`); `load_degradation_config` reads only one of them."""
 
 

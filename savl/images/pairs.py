@@ -218,7 +218,8 @@ def read_pair(pair: Pair, scale: int, *, reduce_lr: bool = False, setting: str =
     Args:
         pair: The two files.
         scale: Size of the original divided by that of the low-resolution image.
-        reduce_lr: Whether to reduce a low-resolution image that has the size of its original, by `reduced`.
+        reduce_lr: Whether to reduce a low-resolution image that has the size of its original, by `reduced`. Both images
+            are first cropped at the bottom and right to multiples of the scale.
         setting: Name of the setting behind ``reduce_lr``, for the message.
 
     Returns:
@@ -229,8 +230,9 @@ def read_pair(pair: Pair, scale: int, *, reduce_lr: bool = False, setting: str =
         ValueError: The ratio of the sizes is not the scale.
     """
     lr, hr = read_rgb(pair.lr), read_rgb(pair.hr)
-    if reduce_lr and lr.shape == hr.shape and not any(side % scale for side in lr.shape[1:]):
-        lr = reduced(lr, scale)
+    if reduce_lr and lr.shape == hr.shape:
+        height, width = (side - side % scale for side in hr.shape[1:])
+        lr, hr = reduced(lr[:, :height, :width], scale), hr[:, :height, :width]
     check_sizes(pair, lr.shape[1:], hr.shape[1:], scale, setting=setting)
     return lr, hr
 

@@ -53,13 +53,15 @@ def identity_settings(config: TrainingConfig, processes: int) -> dict[str, Any]:
         processes: Number of processes that train it.
 
     Returns:
-        Values by the full names of settings, such as ``optimizer.betas``, and ``processes``.
+        Values by the full names of settings, such as ``optimizer.betas``, ``processes``, and whether there are ``real
+        pairs``.
     """
     free = {"run.steps", "run.log_every", "run.checkpoint_every", "run.images_every", "run.output", "run.device"}
     free |= {"run.minutes", "run.fused", "run.compile", "run.graph"}
-    free |= {"data.hr", "data.include_results", "data.cache", "data.workers"}
+    free |= {"data.hr", "data.include_results", "data.cache", "data.workers", "pairs.lr", "pairs.hr"}
     flat = {name: value for name, value in _flat(config.to_dict()) if not name.startswith("validation.")}
-    return {"processes": processes, **{name: value for name, value in flat.items() if name not in free}}
+    kept = {name: value for name, value in flat.items() if name not in free}
+    return {"processes": processes, "real pairs": bool(config.pairs.lr), **kept}
 
 
 def check_settings(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:

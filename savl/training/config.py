@@ -23,6 +23,7 @@ LikelihoodScale = Literal["fixed", "learned"]
 Method = Literal["adam", "muon"]
 PerceptualFeatures = Literal["vgg19", "efficientnet-lite0"]
 Schedule = Literal["cosine", "multistep"]
+Unsuitable = Literal["skip", "refuse"]
 
 
 FIELD_TERMS = ("alpha", "club", "calibration", "contrast", "content", "dimensions", "axes")
@@ -47,7 +48,7 @@ class DataConfig:
     """Images to learn from, and how training pairs are made of them."""
 
     hr: tuple[str, ...] = ()
-    """Folders of high-resolution images, searched recursively."""
+    """Folders of high-resolution images, searched recursively. A run on real pairs alone (`PairsConfig`) needs none."""
     include_results: bool = False
     """Whether to learn from images that savl has made: upscaled and degraded images and severity maps, which carry a
     mark in their XMP metadata."""
@@ -68,8 +69,8 @@ class DataConfig:
     """Pairs that are degraded at each step and replace the oldest ones in the pool. Each pair is used about
     batch / fresh times, each time rotated and mirrored at random."""
     images_per_recipe: int = 1
-    """Number of images that are degraded by one recipe and through one mask. They are in one batch, where
-    ``objective.content`` compares them. Must divide ``batch`` and ``fresh``."""
+    """Number of images that are degraded by one recipe and through one mask, or cut from one real pair. They are in one
+    batch, where ``objective.content`` compares the degraded ones. Must divide ``batch`` and ``fresh``."""
     workers: int = 0
     """Processes that degrade images in advance, for each training process. 0 degrades in a thread of the training
     process, which may be too slow for a small network on a GPU. Requires ``cache``. The workers import the main script
@@ -97,6 +98,46 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class PairsConfig:
+    """Real pairs to learn from, such as photographs of one scene through two lenses; none by default.
+
+    Each pair is measured when it is read: a real LR image should lie on the bicubic reduction of its original.
+    """
+
+    lr: tuple[str, ...] = ()
+    """Folders of low-resolution images, searched recursively."""
+    hr: tuple[str, ...] = ()
+    """Folders of their originals, in the same order, matched by name (`savl.images.pairs.match_pairs`)."""
+    share: float = 1.0
+    """Share of the training pairs that are cut from these pairs; the others are degraded images of ``data.hr``. 1
+    trains on these pairs alone. The pool contains exactly this share, rounded to a whole recipe
+    (``data.images_per_recipe``)."""
+    reduce_lr: bool = False
+    """Whether to reduce LR images that have the size of their originals, by antialiased bicubic interpolation. Some
+    data sets contain LR images that were enlarged to the pixel grid of the originals. False refuses them."""
+    max_shift: float = 0.5
+    """Largest shift between both images of a pair that is accepted, in LR pixels."""
+    min_correlation: float = 0.5
+    """Smallest correlation of the details of both images that is accepted; below it they show different scenes."""
+    max_brightness: float = 0.05
+    """Largest difference of the mean of a colour channel that is accepted, where 1 is the difference of white and
+    black."""
+    unsuitable: Unsuitable = "skip"
+    """What to do with pairs beyond these limits: ``skip`` them, and report them by name, or ``refuse`` to train."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "pairs.")
+        if len(self.lr) != len(self.hr):
+            raise ValueError(
+                f"pairs.lr and pairs.hr must hold the same number of folders, got {len(self.lr)} and {len(self.hr)}"
+            )
+        if not 0 < self.share <= 1:
+            raise ValueError(f"pairs.share must satisfy 0 < share <= 1, got {self.share!r}")
+        _at_least(0, "pairs", self, "max_shift", "max_brightness")
+        _at_least(-1, "pairs", self, "min_correlation")
+
+
+@dataclass(frozen=True)
 class ValidationConfig:
     """Validation of the averaged weights during training; off by default."""
 
@@ -104,6 +145,8 @@ class ValidationConfig:
     """Folder of high-resolution images. If empty, nothing is validated."""
     lr: str = ""
     """Folder of their low-resolution counterparts, matched by name. If empty, the degradation of the run makes them."""
+    reduce_lr: bool = False
+    """Whether to reduce LR images that have the size of their originals, as ``pairs.reduce_lr`` does."""
     every: int = 1000
     """Steps between validations."""
     images: int = 10
@@ -343,6 +386,7 @@ class TrainingConfig:
 
     model: SAVLConfig = CONFIGS["savl-tiny"]
     data: DataConfig = field(default_factory=DataConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     gan: GanConfig = field(default_factory=GanConfig)
@@ -414,6 +458,17 @@ class TrainingConfig:
             raise ValueError(
                 "objective.freeze_network requires run.initial_weights: a random network would stay random"
             )
+        known = {"calibration", "contrast", "content", "dimensions", "axes"}
+        if (
+            objective.freeze_network
+            and self.pairs.lr
+            and self.pairs.share == 1
+            and set(objective.estimator_weights()) <= known
+        ):
+            raise ValueError(
+                f"objective.freeze_network with real pairs alone needs objective.alpha or club: "
+                f"{', '.join(sorted(known))} need images whose degradation is known; set pairs.share below 1"
+            )
         if objective.freeze_network and self.optimizer.method == "muon":
             raise ValueError(
                 "objective.freeze_network freezes the matrices that optimizer.method = 'muon' is for: set it to 'adam'"
@@ -428,6 +483,7 @@ class TrainingConfig:
 
 TABLES: dict[str, type[Any]] = {
     "data": DataConfig,
+    "pairs": PairsConfig,
     "degradation": DegradationConfig,
     "objective": ObjectiveConfig,
     "gan": GanConfig,

@@ -1,4 +1,4 @@
-"""Training pairs: patches that are degraded during training, mixed in a pool, and prefetched for the next step."""
+"""Training pairs: patches that are degraded during training or cut from real pairs, in a pool, and prefetched."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import count
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from savl.degradation import Degradation, bicubic_downsample
 from savl.training.config import DataConfig
+from savl.training.paired_patches import PairedPatches
 from savl.training.patches import PatchSource
 
 
@@ -34,12 +35,15 @@ class Batch:
     z: Tensor
     """``(B, 3, h, w)`` content code: the clean downsample of x."""
     degradation_mask: Tensor | None = None
-    """``(B, h, w)`` in [0, 1]: how strongly each pixel of y was degraded; None where that is not known."""
+    """``(B, h, w)`` in [0, 1]: how strongly each pixel of y was degraded, 0 for real pairs; None if that is not known
+    for any image."""
     images_per_recipe: int = 1
-    """Number of consecutive images that were degraded by one recipe through one mask."""
+    """Number of consecutive images that were degraded by one recipe through one mask, or cut from one real pair."""
     amounts: Tensor | None = None
     """``(B, 3)``: how much blur, noise and JPEG each image has (`savl.degradation.recipe.Recipe.amounts`). At least one
-    of the three is NaN, which means not known, unless the image has a single operation."""
+    of the three is NaN, which means not known, unless the image has a single operation; for real pairs all are."""
+    real: Tensor | None = None
+    """``(B,)`` bool: which images are from real pairs, so that their degradation is not known; None if none is."""
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
@@ -49,15 +53,27 @@ class Batch:
         return replace(self, **moved)
 
 
-Group = tuple[Tensor, Tensor, Tensor, Tensor]
-"""LR images, HR images and degradation masks, ``(fresh, channels, …)`` uint8, that were degraded together, and the
-amounts of their operations, ``(fresh, 3)`` float32."""
+class Group(NamedTuple):
+    """Training pairs that enter the pool together; the first dimension of each tensor is ``fresh``."""
+
+    y: Tensor
+    """``(fresh, 3, h, w)`` uint8."""
+    x: Tensor
+    """``(fresh, 3, scale·h, scale·w)`` uint8."""
+    degradation_mask: Tensor
+    """``(fresh, 1, h, w)`` uint8, 0 for real pairs."""
+    amounts: Tensor
+    """``(fresh, 3)`` float32, see `Batch`."""
+    real: Tensor
+    """``(fresh,)`` bool."""
+
+
 GroupArrays = tuple[NDArray[Any], ...]
 """A `Group` as it is sent between processes."""
 
 
 class PairPool:
-    """Pool of degraded pairs: every step replaces the oldest ones and draws a batch from all.
+    """Pool of degraded and real pairs: every step replaces the oldest ones and draws a batch from all.
 
     The batch of a step depends on seed, rank and step alone, so that a resumed run continues with the batches of an
     uninterrupted one. Worker processes give the same pairs as this process, bit for bit if this process computes with a
@@ -67,36 +83,39 @@ class PairPool:
 
     def __init__(
         self,
-        patches: PatchSource,
+        patches: PatchSource | None,
         degradation: Degradation,
         settings: DataConfig,
         *,
         seed: int,
         rank: int = 0,
         device: torch.device | None = None,
+        pairs: PairedPatches | None = None,
     ) -> None:
         """Prepare; the pool is filled at the first call.
 
         Args:
-            patches: Source of patches of ``(patch + 2 · margin) · scale`` pixels.
+            patches: Source of patches of ``(patch + 2 · margin) · scale`` pixels; None if all are from real pairs.
             degradation: Degrades them.
             settings: Sizes, device of the degradation and number of worker processes.
             seed: Seed of all draws.
             rank: Rank of the training process; each rank draws other patches.
             device: Device of the pairs; the CPU by default.
+            pairs: Source of patches of real pairs; None if there are none.
         """
         self.settings = settings
         self.scale = degradation.scale
         self.device = device or torch.device("cpu")
         self._seed = (seed, rank)
         degrade_on = torch.device("cpu") if settings.degrade_on == "cpu" else self.device
-        groups = _Groups(patches, degradation, settings, self._seed, degrade_on)
+        groups = _Groups(patches, pairs, degradation, settings, self._seed, degrade_on)
         self._groups: Callable[[int], Group] = (
             _WorkerProcesses(groups, settings.workers) if settings.workers else groups
         )
         self._numbers: list[int | None] = [None] * -(-settings.pool // settings.fresh)
         """Number of the group in each slot of the pool."""
         self._pool: Group | None = None
+        self._has_real = pairs is not None
 
     def __call__(self, step: int) -> Batch:
         """Return the batch of a step."""
@@ -110,7 +129,8 @@ class PairPool:
         first = (step + group) % slots * self.settings.fresh + within * per_recipe
         rows = torch.from_numpy((first[:, None] + np.arange(per_recipe)).reshape(-1)).to(self.device)
         y, x, mask = (_rotate_and_mirror(part[rows], turns, per_recipe).float() / 255.0 for part in pool[:3])
-        return Batch(y, x, bicubic_downsample(x, self.scale), mask[:, 0], per_recipe, pool[3][rows])
+        z, real = bicubic_downsample(x, self.scale), pool.real[rows] if self._has_real else None
+        return Batch(y, x, z, mask[:, 0], per_recipe, pool.amounts[rows], real)
 
     def close(self) -> None:
         """End the worker processes; the next call starts new ones."""
@@ -126,14 +146,12 @@ class PairPool:
                 continue
             group = self._groups(number)
             if self._pool is None:
-                y, x, mask, amounts = (part.new_empty(slots, *part.shape, device=self.device) for part in group)
-                self._pool = y, x, mask, amounts
+                self._pool = Group(*(part.new_empty(slots, *part.shape, device=self.device) for part in group))
             for whole, part in zip(self._pool, group, strict=True):
                 whole[slot] = part
             self._numbers[slot] = number
         assert self._pool is not None
-        y, x, mask, amounts = (part.flatten(0, 1) for part in self._pool)
-        return y, x, mask, amounts
+        return Group(*(part.flatten(0, 1) for part in self._pool))
 
 
 def _rotate_and_mirror(images: Tensor, turns: list[tuple[int, bool]], per_recipe: int) -> Tensor:
@@ -150,7 +168,8 @@ def _rotate_and_mirror(images: Tensor, turns: list[tuple[int, bool]], per_recipe
 class _Groups(Dataset[GroupArrays]):
     """Groups of pairs by their number; group n enters the pool at step n."""
 
-    patches: PatchSource
+    patches: PatchSource | None
+    pairs: PairedPatches | None
     degradation: Degradation
     settings: DataConfig
     seed: tuple[int, int]
@@ -158,19 +177,37 @@ class _Groups(Dataset[GroupArrays]):
 
     def __call__(self, number: int) -> Group:
         random = np.random.default_rng((*self.seed, 0, number))
-        whole = self.patches(self.settings.fresh, random).to(self.device)
-        seed = int(random.integers(2**63))
+        recipes = self.settings.fresh // self.settings.images_per_recipe
+        real = 0 if self.pairs is None else self.pairs.recipes_of(number, recipes)
+        parts = []
+        if real < recipes:
+            parts.append(self._degraded(recipes - real, random))
+        if real:
+            parts.append(self._real(real, random))
+        return parts[0] if len(parts) == 1 else Group(*map(torch.cat, zip(*parts, strict=True)))
+
+    def _degraded(self, recipes: int, random: np.random.Generator) -> Group:
+        assert self.patches is not None
         per_recipe = self.settings.images_per_recipe
+        whole = self.patches(recipes * per_recipe, random).to(self.device)
+        seed = int(random.integers(2**63))
         degraded = self.degradation(whole.float() / 255.0, seed, images_per_recipe=per_recipe)
         y = torch.cat((degraded.y, degraded.degradation_mask[:, None]), dim=1).mul(255.0).round().byte()
         x = degraded.x.mul(255.0).round().byte()
         patch, scale = self.settings.patch, self.degradation.scale
         # Images of one recipe are cropped at one position, where they share the mask and the grid of JPEG blocks.
-        recipes = self.settings.fresh // per_recipe
         corners = random.integers(0, 2 * self.settings.margin + 1, (recipes, 2)).repeat(per_recipe, 0)
         lr = torch.stack([_crop(image, corner, patch) for image, corner in zip(y, corners, strict=True)])
         hr = [_crop(image, scale * corner, scale * patch) for image, corner in zip(x, corners, strict=True)]
-        return lr[:, :3], torch.stack(hr), lr[:, 3:], torch.from_numpy(degraded.recipe.amounts())
+        amounts = torch.from_numpy(degraded.recipe.amounts())
+        return Group(lr[:, :3], torch.stack(hr), lr[:, 3:], amounts, torch.zeros(len(amounts), dtype=torch.bool))
+
+    def _real(self, recipes: int, random: np.random.Generator) -> Group:
+        assert self.pairs is not None
+        y, x = (part.to(self.device) for part in self.pairs(recipes, self.settings.images_per_recipe, random))
+        images = len(y)
+        mask, amounts = torch.zeros_like(y[:, :1]), torch.full((images, 3), torch.nan)
+        return Group(y, x, mask, amounts, torch.ones(images, dtype=torch.bool))
 
     def __getitem__(self, number: int) -> GroupArrays:
         return tuple(part.cpu().numpy() for part in self(number))
@@ -193,8 +230,7 @@ class _WorkerProcesses:
             self.close()
             self._loaded = self._started(number)
         self._next = number + 1
-        y, x, mask, amounts = (torch.from_numpy(part) for part in next(self._loaded))
-        return y, x, mask, amounts
+        return Group(*map(torch.from_numpy, next(self._loaded)))
 
     def _started(self, number: int) -> Iterator[GroupArrays]:
         # Not a draw from torch's global generator: a step may be drawing from it.

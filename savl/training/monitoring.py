@@ -124,7 +124,10 @@ class Validation:
         if settings.lr:
             try:
                 pairs = match_pairs(settings.lr, settings.hr)[: settings.images]
-                images = [read_pair(pair, scale) for pair in pairs]
+                images = [
+                    read_pair(pair, scale, reduce_lr=settings.reduce_lr, setting="validation.reduce_lr")
+                    for pair in pairs
+                ]
             except ValueError as error:
                 raise ValueError(f"validation: {error}") from error
             for pair, (lr, hr) in zip(pairs, images, strict=True):

@@ -132,6 +132,9 @@ class Objective(nn.Module):
     def field_losses(self, field: DegradationField, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the losses of the degradation field: the conditional ELBO and the further terms of the settings.
 
+        The degradation of real pairs is not known. Calibration, contrast, content, dimensions and axes leave them out,
+        and train nothing with a batch of real pairs alone.
+
         Args:
             field: Field of ``batch.y``, with a sample.
             batch: Images of the step.
@@ -158,15 +161,22 @@ class Objective(nn.Module):
             if batch.degradation_mask is None:
                 raise ValueError("objective.calibration and contrast need batches with a degradation_mask, got None")
             wanted = 1.0 - CALIBRATED_RANGE * visible_degradation(batch.y, batch.z, batch.degradation_mask)
-            terms["calibration"] = F.l1_loss(field.variance.float(), wanted)
+            distance = (field.variance.float() - wanted).abs().mean(dim=(1, 2))
+            terms["calibration"] = _mean_without(distance, batch.real)
             terms["contrast"] = 1.0 + correlation_within(field.variance.float(), batch.degradation_mask)
             total = total + config.calibration * terms["calibration"] + config.contrast * terms["contrast"]
-        if config.content > 0:
-            terms["content"] = content_share(field.mu, batch.images_per_recipe)
-            total = total + config.content * terms["content"]
-        if config.dimensions > 0:
-            terms["dimensions"] = concentration(field.mu, batch.images_per_recipe)
-            total = total + config.dimensions * terms["dimensions"]
+        if config.content > 0 or config.dimensions > 0:
+            # The patches of a real pair share their scene as well as their degradation, so that a field of content
+            # would count as one of recipes.
+            mu = field.mu if batch.real is None else field.mu[~batch.real]
+            comparable = batch.real is None or mu.shape[0] > batch.images_per_recipe
+            nothing = 0.0 * field.mu.float().sum()
+            if config.content > 0:
+                terms["content"] = content_share(mu, batch.images_per_recipe) if comparable else nothing
+                total = total + config.content * terms["content"]
+            if config.dimensions > 0:
+                terms["dimensions"] = concentration(mu, batch.images_per_recipe) if comparable else nothing
+                total = total + config.dimensions * terms["dimensions"]
         if config.axes > 0:
             if batch.amounts is None or batch.degradation_mask is None:
                 raise ValueError("objective.axes needs batches with amounts and a degradation_mask, got None")
@@ -194,6 +204,14 @@ class Objective(nn.Module):
         else:
             nats = 0.5 * error.square() * torch.exp(-2.0 * log_scale) + log_scale + 0.5 * math.log(2.0 * math.pi)
         return nats.sum(dim=1).mean()
+
+
+def _mean_without(values: Tensor, real: Tensor | None) -> Tensor:
+    """Return the mean of ``(B,)`` values over the images that are not real pairs; 0 if all are."""
+    if real is None:
+        return values.mean()
+    mean: Tensor = torch.where(real, 0.0, values).sum() / (~real).sum().clamp(min=1)
+    return mean
 
 
 def prior_weight(settings: ObjectiveConfig, step: int) -> float:

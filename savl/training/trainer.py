@@ -30,6 +30,7 @@ from savl.training.data import Batch, PairPool, Prefetcher
 from savl.training.monitoring import RunLog, Validation
 from savl.training.objectives import Objective, Outcome
 from savl.training.optimizer import AveragedWeights, build_optimizer
+from savl.training.paired_patches import PairedPatches
 from savl.training.patches import PatchSource
 from savl.training.processes import any_process, join_processes, mean_losses, mean_number, of_every_process
 from savl.training.schedule import TrainingTime, learning_rate_factor
@@ -64,7 +65,8 @@ class Trainer:
 
         Args:
             config: Settings of the run.
-            source: Returns the batch of a step; by default a `PairPool` of the images in ``config.data.hr``.
+            source: Returns the batch of a step; by default a `PairPool` of the images in ``config.data.hr`` and the
+                pairs in ``config.pairs``.
             on_image: Called with (images decoded, images in total) while the images are decoded.
 
         Raises:
@@ -118,9 +120,11 @@ class Trainer:
         self.adversary = Adversary(config.gan, config.optimizer, self.accelerator)
         self.step = 0
         self.too_small = 0
-        """Number of images that are skipped because they are smaller than a patch."""
+        """Number of images or real pairs that are skipped because they are smaller than a patch."""
         self.excluded_results = 0
-        """Number of images that are skipped because savl has made them."""
+        """Number of images or real pairs that are skipped because savl has made them."""
+        self.unsuitable_pairs: list[str] = []
+        """Name of each real pair that is skipped because its images do not fit each other, with the reason."""
         self.time = TrainingTime(config.run.minutes, partial(mean_number, self.accelerator))
         self._stopping = False
         self._pending: PendingStep | None = None
@@ -362,17 +366,26 @@ class Trainer:
         return module
 
     def _pool(self, on_image: Callable[[int, int], None] | None) -> PairPool:
-        data, scale = self.config.data, self.config.model.scale
+        data, settings, scale = self.config.data, self.config.pairs, self.config.model.scale
         degradation = Degradation(self.config.degradation, scale)  # before minutes of decoding: it may be unavailable
+        patches, pairs = None, None
         with contextlib.ExitStack() as first:
             if data.cache:  # one process writes it, or one per machine if machines do not share it
                 first.enter_context(self.accelerator.main_process_first())
                 first.enter_context(self.accelerator.local_main_process_first())
-            side = (data.patch + 2 * data.margin) * scale
-            patches = PatchSource(data.hr, side, on_image, data.cache, data.include_results)
-        self.too_small, self.excluded_results = patches.too_small, patches.excluded_results
+            if settings.lr:
+                pairs = PairedPatches(settings, data.patch, scale, on_image, data.cache, data.include_results)
+            if pairs is None or settings.share < 1:
+                side = (data.patch + 2 * data.margin) * scale
+                patches = PatchSource(data.hr, side, on_image, data.cache, data.include_results)
+        sources = [source for source in (patches, pairs) if source is not None]
+        self.too_small = sum(source.too_small for source in sources)
+        self.excluded_results = sum(source.excluded_results for source in sources)
+        self.unsuitable_pairs = [] if pairs is None else pairs.unsuitable
         rank = self.accelerator.process_index
-        return PairPool(patches, degradation, data, seed=self.config.run.seed, rank=rank, device=self.device)
+        return PairPool(
+            patches, degradation, data, seed=self.config.run.seed, rank=rank, device=self.device, pairs=pairs
+        )
 
     def _validation(self) -> Validation | None:
         settings = self.config.validation

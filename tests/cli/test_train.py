@@ -101,6 +101,32 @@ def test_mistakes_are_printed_literally_and_exit_with_2(folder: Path, config: st
     assert not (folder / "run").exists(), "nothing was trained, nothing should be there"
 
 
+def test_real_pairs_are_trained_on_and_those_that_do_not_fit_are_listed(folder: Path) -> None:
+    random = np.random.default_rng(2)
+    for number in range(3):
+        small = random.integers(0, 256, (12, 12, 3), np.uint8)
+        large = Image.fromarray(small).resize((48, 48), Image.Resampling.BICUBIC)
+        large.save(folder / "hr" / f"{number} [x]_x1.png")
+        Image.fromarray(small if number else small[::-1].copy()).save(folder / "lr" / f"{number} [x]_x4.png")
+    for name in ("lr", "hr"):
+        (folder / name / "a.png").unlink()
+    command = ("train", folder / "config.toml", "--hr", folder / "hr", "--lr", folder / "lr", "--steps", 1)
+    result = run(*command, "-o", folder / "run")
+    assert result.exit_code == 0, result.stderr
+    assert Path(result.stdout.strip()).is_file()
+    assert "pairs skipped because their images do not fit each other: 1 0 [x] (" in message(result)
+    mixed = run(*command, "-o", folder / "mixed", "--set", "pairs.share=0.5", "--set", f'data.hr=["{folder / "hr"}"]')
+    assert mixed.exit_code == 0, mixed.stderr
+    for changes, fragment in (
+        (("--set", "pairs.share=0.5"), "data.hr: no folder of images was given"),
+        (("--set", "pairs.unsuitable=refuse"), "1 are unsuitable: 0 [x] ("),
+        (("--lr", folder / "lr"), "each --lr needs an --hr, got 2 --lr and 1 --hr"),
+    ):
+        refused = run(*command, "-o", folder / "refused", *changes)
+        assert refused.exit_code == 2
+        assert fragment in message(refused)
+
+
 def test_a_former_name_of_a_setting_is_a_warning_of_one_line(folder: Path) -> None:
     (folder / "config.toml").write_text(CONFIG.replace("fresh = 1", "fresh = 1\nalike = 1"))
     result = run("train", folder / "config.toml", "--hr", folder / "hr", "-o", folder / "run", "--steps", 1)

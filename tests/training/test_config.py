@@ -127,6 +127,11 @@ def test_model_settings_override_the_named_configuration() -> None:
             "a deterministic code has no variance that calibration or contrast could train",
         ),
         (
+            "[objective]\nfreeze_network = true\nalpha = 0.0\ncalibration = 0.3\n[run]\ninitial_weights = 'savl-tiny'\n"
+            "[pairs]\nlr = ['a']\nhr = ['b']",
+            "objective.freeze_network with real pairs alone needs objective.alpha or club",
+        ),
+        (
             "[objective]\nfreeze_network = true\nfreeze_estimator = true\nalpha = 0.0",
             "freeze_estimator and freeze_network together leave nothing to train",
         ),

@@ -92,6 +92,18 @@ changes = [
 ]
 Trainer(config("estimator", *changes)).train()
 
+# A mixture with real pairs, of which the batch of each process has another number.
+pairs = [
+    f'pairs.lr=["{folder}/lr"]', f'pairs.hr=["{folder}/hr"]', "pairs.share=0.5", "run.steps=4", "gan.weight=0.0",
+    "objective.content=0.2", "objective.calibration=0.3", "data.images_per_recipe=2", "data.batch=4", "data.fresh=2",
+    "data.pool=8",
+]
+trainer = Trainer(config("pairs", *pairs))
+trainer.train()
+real = [int(trainer.source(step).real.sum()) for step in range(4)]
+trainer.source.close()
+torch.save({"weights": trainer.unwrapped_objective.state_dict(), "real": real}, trainer.output / f"{rank}.pt")
+
 # A run that ends by the clock, which goes faster in one process than in the other.
 trainer = Trainer(config("timed", "run.minutes=1", "run.steps=1000"))
 clock = count(0, (5, 15)[rank])
@@ -108,6 +120,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "hr").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(pixels).save(folder / "hr" / "a.png")
+    (folder / "lr").mkdir()
+    Image.fromarray(pixels).resize((16, 16), Image.Resampling.BICUBIC).save(folder / "lr" / "a_x4.png")
     (folder / "config.toml").write_text(CONFIG)
     (folder / "runs.py").write_text(RUNS)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
@@ -168,6 +182,15 @@ def test_two_processes_train_the_estimator_alone(folder: Path) -> None:
     lines = log(folder, "estimator")
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all("sr" not in line and 0 < line["content"] < 2 for line in lines)
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_a_mixture_with_real_pairs(folder: Path) -> None:
+    first, second = (torch.load(folder / "pairs" / f"{rank}.pt") for rank in (0, 1))
+    assert first["real"] != second["real"]
+    assert set(first["real"] + second["real"]) <= {0, 2, 4}
+    for name, tensor in first["weights"].items():
+        assert torch.equal(tensor, second["weights"][name]), f"{name} differs: the gradients were not shared"
 
 
 @pytest.mark.slow

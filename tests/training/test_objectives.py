@@ -328,6 +328,26 @@ def test_axes_leave_out_images_whose_amounts_are_not_known() -> None:
         objective(Batch(y, batch.x, y, batch.degradation_mask), 1, 0)
 
 
+def test_terms_that_need_a_known_degradation_leave_out_real_pairs() -> None:
+    settings = ObjectiveConfig(alpha=0.0, calibration=0.3, contrast=0.2, content=0.5, dimensions=0.4, axes=0.1)
+    _, objective, _ = setup(settings)
+    y, x, z = torch.rand(8, 3, 8, 8), torch.rand(8, 3, 32, 32), torch.rand(8, 3, 8, 8)
+    mask, amounts = torch.rand(8, 8, 8), 10 * torch.rand(8, 3)
+    real = torch.tensor([False, False, True, True, False, False, True, True])
+    mask[real], amounts[real] = 0.0, math.nan
+    mixed = objective(Batch(y, x, z, mask, 2, amounts, real), 1, 0).losses
+    known = ~real
+    degraded = objective(Batch(y[known], x[known], z[known], mask[known], 2, amounts[known]), 1, 0).losses
+    for name in ("calibration", "contrast", "content", "dimensions", "axes"):
+        torch.testing.assert_close(getattr(mixed, name), getattr(degraded, name), msg=name)
+    objective.zero_grad()
+    alone = objective(Batch(y[real], x[real], z[real], mask[real], 2, amounts[real], real[real]), 1, 0).losses
+    (alone.total - alone.sr).backward()
+    gradients = [p.grad for p in objective.model.estimator.parameters() if p.grad is not None]
+    assert gradients
+    assert not any(gradient.any() for gradient in gradients)
+
+
 def test_the_content_share_enters_the_loss_with_its_weight_and_trains_the_estimator() -> None:
     for code in ("variational", "deterministic"):
         model, objective, _ = setup(ObjectiveConfig(alpha=0.0, content=0.5), degradation_code=code)
