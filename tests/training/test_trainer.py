@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -350,10 +351,15 @@ def test_validation_compares_with_the_targets_of_a_camera(photographs: Path) -> 
 def test_validation_pairs_of_the_wrong_scale_or_size_are_reported(
     configuration: Configure, photographs: Path, tmp_path: Path
 ) -> None:
+    enlarged = str(shutil.copytree(photographs, tmp_path / "enlarged"))
     with pytest.raises(
-        ValueError, match=r"validation: .*0.png must be 4 times as large as .*384x384 pixels, got 96x96"
+        ValueError,
+        match=r"validation: .*0.png must be 4 times as large as .*384x384 pixels, got 96x96; .*validation.reduce_lr",
     ):
-        Trainer(validated(configuration, photographs, tmp_path / "run", lr=str(photographs)))
+        Trainer(validated(configuration, photographs, tmp_path / "run", lr=enlarged))
+    reduced = Trainer(validated(configuration, photographs, tmp_path / "run", lr=enlarged, reduce_lr=True))
+    assert reduced.validation is not None
+    assert {(lr.shape[1], hr.shape[1]) for lr, hr in reduced.validation.pairs} == {(24, 96)}
     Image.new("RGB", (18, 300)).save(photographs / "0.png")
     with pytest.raises(ValueError, match=r"validation: .*0.png must have at least 19 pixels"):
         Trainer(validated(configuration, photographs, tmp_path / "run"))
