@@ -137,9 +137,9 @@ def degrade(
         except DegradationUnavailable as error:
             raise UsageError(str(error)) from error
 
-        def work(job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> ProcessedFile:
-            outputs = (job.target, *job.severity)
-            missing = [path for path in outputs if path == target or path in severity]
+        def work(job: Job, target: Path | None, maps: tuple[Path | None, ...], on_tile: OnTile) -> ProcessedFile:
+            outputs = (job.target, *job.maps)
+            missing = [path for path in (target, *maps) if path is not None]
             # An existing output may be from another seed. An image and the mask of another draw must not be combined.
             if len(missing) < len(outputs):
                 existing = next(path for path in outputs if path not in missing)
@@ -147,7 +147,7 @@ def degrade(
                     existing,
                     f"exists already without {missing[0].name}, which belongs to it; --overwrite writes both",
                 )
-            mask_image, mask_array = job.severity or (None, None)
+            mask_image, mask_array = job.maps or (None, None)
             return degrade_file(
                 job.open(),
                 job.target,
@@ -164,8 +164,8 @@ def degrade(
 
         return "lr", work
 
-    maps = (".png", ".npy") if severity_map else ()
-    operation = Operation(DEGRADED, r"(?:_p\d+)?_lr", lossless=True, map_suffixes=maps, prepare=prepare)
+    endings = ("_severity.png", "_severity.npy") if severity_map else ()
+    operation = Operation(DEGRADED, r"(?:_p\d+)?_lr", lossless=True, map_endings=endings, prepare=prepare)
     try:
         done = process_files(
             operation,

@@ -26,7 +26,7 @@ class Job:
         source: The file to read.
         target: The file to write the result to.
         format: Format of `target`.
-        severity: The files to write the severity map to, in the order of `Naming.severity`.
+        maps: The files to write maps of the image to, in the order of `Naming.maps`.
         content: Data from standard input, which is read instead of `source`; `source` is then only a name.
         exact: Whether the user named `target` itself.
         alternative: The same job with another target, in case `target` is the result of another image; None if there is
@@ -36,7 +36,7 @@ class Job:
     source: Path
     target: Path
     format: ImageFormat
-    severity: tuple[Path, ...]
+    maps: tuple[Path, ...]
     content: bytes | None = None
     exact: bool = False
     alternative: Job | None = None
@@ -44,7 +44,7 @@ class Job:
     @property
     def outputs(self) -> tuple[Path, ...]:
         """Files to write."""
-        return (self.target, *self.severity)
+        return (self.target, *self.maps)
 
     @property
     def missing(self) -> bool:
@@ -72,13 +72,13 @@ class Naming:
         output: Value of `-o`; None writes beside each input.
         suffix: Text that is appended to the name, see `name_suffix`.
         format: Format to write; None keeps that of the input's suffix (PNG if savl cannot write it).
-        severity: Suffixes of the files that a severity map is written to; empty for no map.
+        maps: What the names of maps have after the name of the result, such as "_severity.png"; empty for no map.
     """
 
     output: Path | None
     suffix: str
     format: ImageFormat | None
-    severity: tuple[str, ...]
+    maps: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -254,11 +254,11 @@ def _with_distinct_names(jobs: list[Job], naming: Naming) -> list[Job]:
     by_target: dict[str, Job] = {}
     for job in jobs:
         by_target.setdefault(same_file_key(job.target), job)
-    maps = Counter(same_file_key(path) for job in by_target.values() for path in job.severity)
+    maps = Counter(same_file_key(path) for job in by_target.values() for path in job.maps)
     return [
         # For a.png and a.jpg in one folder: a.png_severity.png and a.jpg_severity.png.
-        replace(job, severity=_severity(job.target, job.target.name, naming))
-        if any(maps[same_file_key(path)] > 1 for path in job.severity)
+        replace(job, maps=_maps(job.target, job.target.name, naming))
+        if any(maps[same_file_key(path)] > 1 for path in job.maps)
         else job
         for job in jobs
     ]
@@ -269,7 +269,7 @@ def _with_ending(job: Job, naming: Naming) -> Job:
     if job.source.suffix == job.target.suffix:
         return job
     target = job.target.with_name(f"{job.source.name}{naming.suffix}{job.target.suffix}")
-    return replace(job, target=target, severity=_severity(target, target.stem, naming))
+    return replace(job, target=target, maps=_maps(target, target.stem, naming))
 
 
 def _job(source: Source, naming: Naming, to_file: bool) -> Job:
@@ -289,8 +289,8 @@ def _job(source: Source, naming: Naming, to_file: bool) -> Job:
         ending = source.path.suffix if keeps_ending else image_format.suffixes[0]
         folder = source.path.parent if naming.output is None else naming.output / source.folder
         target = folder / f"{source.path.stem}{naming.suffix}{ending}"
-    severity = _severity(target, target.stem, naming)
-    return Job(source.path, target, image_format, severity, source.content, exact=to_file)
+    maps = _maps(target, target.stem, naming)
+    return Job(source.path, target, image_format, maps, source.content, exact=to_file)
 
 
 def format_of_source(source: Source) -> ImageFormat | None:
@@ -301,5 +301,5 @@ def format_of_source(source: Source) -> ImageFormat | None:
     return found if found in FORMATS else None
 
 
-def _severity(target: Path, name: str, naming: Naming) -> tuple[Path, ...]:
-    return tuple(target.with_name(f"{name}_severity{ending}") for ending in naming.severity)
+def _maps(target: Path, name: str, naming: Naming) -> tuple[Path, ...]:
+    return tuple(target.with_name(f"{name}{ending}") for ending in naming.maps)

@@ -24,7 +24,7 @@ from savl.cli.streams import STANDARD, StandardOutput, read_standard_input
 from savl.command_line import UsageError
 from savl.images.errors import ImageFileError, OutputExists, UnwritableImage
 from savl.images.format import FORMATS, JPEG, PNG, format_of_suffix
-from savl.images.result_mark import SEVERITY_MAP, read_origin
+from savl.images.result_mark import MAP_MARKS, read_origin
 from savl.images.write import ProcessedFile
 from savl.inference.enlarge import OnTile
 from savl.inference.process_settings import keep_freed_memory
@@ -37,13 +37,13 @@ _WAIT = 0.2  # seconds between two attempts to get the files that other processe
 class Work(Protocol):
     """Function that processes an image."""
 
-    def __call__(self, job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> ProcessedFile:
+    def __call__(self, job: Job, target: Path | None, maps: tuple[Path | None, ...], on_tile: OnTile) -> ProcessedFile:
         """Process one image.
 
         Args:
             job: The image and its outputs.
             target: `job.target`, or None if the existing file is kept.
-            severity: Those files of `job.severity` that are to be written.
+            maps: `job.maps`, with None in place of existing files that are kept.
             on_tile: Called with (tiles done, tiles in all).
         """
 
@@ -56,7 +56,8 @@ class Operation:
         participle: Participle of the command's verb, such as "upscaled", for messages; also the mark of the results.
         result_suffix: Regular expression for the default suffix of results.
         lossless: Whether results must be lossless: PNG is the default format, and JPEG is refused.
-        map_suffixes: Suffixes of the files that the severity map of an image is written to; empty for no map.
+        map_endings: What the names of an image's maps have after the name of its result, such as "_severity.png"; empty
+            for no map.
         prepare: Loads what the work needs, after the arguments have been checked. Returns the default suffix of the
             results, such as "x4", and the work.
     """
@@ -64,7 +65,7 @@ class Operation:
     participle: str
     result_suffix: str
     lossless: bool
-    map_suffixes: tuple[str, ...]
+    map_endings: tuple[str, ...]
     prepare: Callable[[], tuple[str, Work]]
 
 
@@ -103,8 +104,9 @@ def process_files(
     with contextlib.ExitStack() as stack:
         standard_output = None
         if output == STANDARD:
-            if operation.map_suffixes:
-                raise UsageError("-o - writes one image, --severity-map needs more files: name a file or a folder")
+            if operation.map_endings:
+                option = f"--{operation.map_endings[0].split('.')[0].removeprefix('_')}-map"
+                raise UsageError(f"-o - writes one image, {option} needs more files: name a file or a folder")
             stack.enter_context(raise_on_interrupt())
             standard_output = stack.enter_context(StandardOutput())
         place = None if output is None else Path(output)
@@ -126,22 +128,24 @@ def process_files(
             place = standard_output.file((image_format or format_of_source(found.sources[0]) or PNG).suffixes[0])
         if not include_results:
             suffixes = (operation.result_suffix, re.escape(name_suffix(suffix, beside=False, default="")))
-            found = remove_results(found, ResultRule(frozenset([operation.participle, SEVERITY_MAP]), suffixes))
+            found = remove_results(found, ResultRule(frozenset([operation.participle, *MAP_MARKS]), suffixes))
         default_suffix, work = operation.prepare()
         ending = name_suffix(suffix, beside=output is None, default=default_suffix)
         if page is not None and suffix is None:
             ending = f"_p{page}{ending}"  # Each page of a file has a result of its own.
         plan = plan_jobs(
             found.sources,
-            Naming(place, ending, image_format, operation.map_suffixes),
+            Naming(place, ending, image_format, operation.map_endings),
             to_file=to_file,
             overwrite=overwrite,
             include_results=include_results,
         )
         keep_freed_memory()
 
-        def work_and_send(job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> ProcessedFile:
-            result = work(job, target, severity, on_tile)
+        def work_and_send(
+            job: Job, target: Path | None, maps: tuple[Path | None, ...], on_tile: OnTile
+        ) -> ProcessedFile:
+            result = work(job, target, maps, on_tile)
             if standard_output is not None:
                 standard_output.send(job.target)
             return result
@@ -310,9 +314,9 @@ class _Loop:
         start = time.monotonic()
         try:
             target = job.target if self._due(job.target) else None
-            severity = tuple(filter(self._due, job.severity))
+            maps = tuple(path if self._due(path) else None for path in job.maps)
             self._report.begin(job.source)
-            result = self._work(job, target, severity, self._on_tile)
+            result = self._work(job, target, maps, self._on_tile)
         except OutputExists as error:
             # A process that does not use locks was faster. The outputs that it did not write are still due.
             if error.path in map(str, job.outputs) and not self._due(Path(error.path)):
@@ -324,7 +328,7 @@ class _Loop:
             for note in result.notes:
                 self._report.note(job.source, note)
             sizes = f"{result.old_size[0]}x{result.old_size[1]} -> {result.new_size[0]}x{result.new_size[1]}"
-            written = self._shown_target or target or (severity[0] if severity else job.target)
+            written = self._shown_target or target or next(filter(None, maps), job.target)
             self._report.done(job.source, written, sizes, time.monotonic() - start)
         return True
 

@@ -13,7 +13,7 @@ from savl.command_line import UsageError
 from savl.images.format import READABLE_FORMATS, format_of_suffix
 from savl.images.result_mark import read_mark
 
-_MAP_SUFFIX = "_severity"
+_MAP_SUFFIXES = ("_severity", "_strength")
 
 
 @dataclass
@@ -21,8 +21,9 @@ class ResultRule:
     """Rule by which a file is recognised as a result.
 
     If the metadata of a file contain a mark of savl, the mark decides. If there is no mark (because an old version
-    wrote the file, or another program removed its metadata), the name decides: photo_x4.png, photo.jpg_x4.png and
-    photo_x4_severity.png are results if the same folder contains an image named photo, with any file extension.
+    wrote the file, or another program removed its metadata), the name decides: photo_x4.png, photo.jpg_x4.png,
+    photo_x4_severity.png and photo_x4_strength.png are results if the same folder contains an image named photo, with
+    any file extension.
 
     Attributes:
         marks: Marks of results, see `savl.images.result_mark`.
@@ -50,9 +51,9 @@ class ResultRule:
 
     def _original_names(self, stem: str) -> list[str]:
         """Return the possible names of the original, with or without file extension, for a result named `stem`."""
-        found = [stem.removesuffix(_MAP_SUFFIX)] if stem.endswith(_MAP_SUFFIX) else []
+        found = [stem.removesuffix(suffix) for suffix in _MAP_SUFFIXES if stem.endswith(suffix)]
         for suffix in filter(None, self.suffixes):
-            match = re.fullmatch(rf"(.+){suffix}({_MAP_SUFFIX})?", stem)
+            match = re.fullmatch(rf"(.+){suffix}({'|'.join(_MAP_SUFFIXES)})?", stem)
             if match is not None:
                 found.append(match.group(1))
         return found

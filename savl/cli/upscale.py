@@ -25,6 +25,7 @@ EXAMPLES = "\n".join(
         "savl upscale holiday/ -r -o large/   [dim]a folder with its subfolders[/dim]",
         "savl upscale '*.png' -o out/ --scale 2",
         "savl upscale - -o - -f png <photo.jpg >large.png   [dim]standard input and output[/dim]",
+        "savl upscale old.jpg --strength 0.5   [dim]restore half as strongly[/dim]",
         "savl upscale scan.tif --model Real_HAT_GAN_SRx4.pth --tile 256",
     ]
 )
@@ -46,6 +47,16 @@ def upscale(
             rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = None,
+    strength: Annotated[
+        str,
+        typer.Option(
+            "--strength",
+            metavar="S",
+            help="How strongly images are restored, from 0 (bicubic interpolation) to 1 (the network's full "
+            "restoration); or auto: pixel by pixel as the network has learned, or 1 if it has not.",
+            rich_help_panel=options.OUTPUT_PANEL,
+        ),
+    ] = "auto",
     image_format: Annotated[
         Literal["auto", "png", "jpg", "webp", "tiff"],
         typer.Option(
@@ -88,6 +99,14 @@ def upscale(
             rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = False,
+    strength_map: Annotated[
+        bool,
+        typer.Option(
+            "--strength-map",
+            help="Also write a plot of how strongly each pixel is restored, as OUTPUT_strength.png.",
+            rich_help_panel=options.OUTPUT_PANEL,
+        ),
+    ] = False,
     page: options.Page = None,
     model: options.Model = "savl-tiny",
     tile: options.Tile = None,
@@ -108,7 +127,7 @@ def upscale(
     from savl.cli.loop import Operation, Work, in_short, process_files
     from savl.images.result_mark import UPSCALED
     from savl.inference.device import checked_device, checked_dtype
-    from savl.inference.enlarge import check_scale
+    from savl.inference.enlarge import check_scale, check_strength
     from savl.inference.process_settings import use_threads
     from savl.inference.upscale_file import enlarge_file
     from savl.inference.upscale_image import as_upscaler
@@ -121,18 +140,23 @@ def upscale(
     with option_value("--scale"):
         if scale is not None:
             check_scale(scale)
+    with option_value("--strength"):
+        chosen_strength = check_strength(_number_or_text(strength))
     use_threads(threads)
 
     def load() -> tuple[str, Work]:
         try:
-            upscaler = as_upscaler(model, tile=tile, tile_pad=tile_pad, device=device, dtype=dtype)
+            upscaler = as_upscaler(
+                model, strength=chosen_strength, tile=tile, tile_pad=tile_pad, device=device, dtype=dtype
+            )
         except Exception as error:
             if debug:
                 raise
             reason = in_short(error)
             raise UsageError(reason if model in reason else f"model {model}: {reason}") from error
 
-        def work(job: Job, target: Path | None, severity: tuple[Path, ...], on_tile: OnTile) -> ProcessedFile:
+        def work(job: Job, target: Path | None, maps: tuple[Path | None, ...], on_tile: OnTile) -> ProcessedFile:
+            map_paths = dict(zip(endings, maps, strict=True))
             return enlarge_file(
                 job.open(),
                 target,
@@ -140,7 +164,8 @@ def upscale(
                 image_format=job.format,
                 scale=scale,
                 quality=quality,
-                severity_map=severity[0] if severity else None,
+                severity_map=map_paths.get("_severity.png"),
+                strength_map=map_paths.get("_strength.png"),
                 overwrite=overwrite,
                 page=page,
                 origin=job.origin(page),
@@ -149,8 +174,9 @@ def upscale(
 
         return f"x{upscaler.scale if scale is None else scale:g}", work
 
-    maps = (".png",) if severity_map else ()
-    operation = Operation(UPSCALED, r"(?:_p\d+)?_x\d+(?:\.\d+)?", lossless=False, map_suffixes=maps, prepare=load)
+    wanted = {"_severity.png": severity_map, "_strength.png": strength_map}
+    endings = tuple(ending for ending, write in wanted.items() if write)
+    operation = Operation(UPSCALED, r"(?:_p\d+)?_x\d+(?:\.\d+)?", lossless=False, map_endings=endings, prepare=load)
     try:
         with fused_by_default(eager=eager):
             done = process_files(
@@ -170,3 +196,10 @@ def upscale(
     except UsageError as error:
         exit_with_error(error, 2)
     raise typer.Exit(0 if done else 1)
+
+
+def _number_or_text(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from savl.bicubic import bicubic_downsample
 from savl.images.folder import find_images, read_rgb
-from savl.images.result_mark import SEVERITY_MAP, read_mark
+from savl.images.result_mark import MAP_MARKS, read_mark
 
 _LR_NAME = re.compile(r"(?:^|[-_. ])lr(?:x?\d+)?$|x(?:[2-9]|[1-9]\d+)$", re.IGNORECASE)
 """Names of low-resolution images in a folder that also contains their originals: ``001_LR``, ``001_LR4``, ``001x4``."""
@@ -30,7 +30,7 @@ class Pair:
 
 
 def match_pairs(lr: str | Path, hr: str | Path, *, on_map: Callable[[Path], None] | None = None) -> list[Pair]:
-    """Match the images of two folders by their file names. Severity maps that savl wrote are skipped.
+    """Match the images of two folders by their file names. Maps of severity or strength that savl wrote are skipped.
 
     Names are compared without the file extension. They may differ by a suffix that all names of a folder share, such as
     ``Canon_001_LR4`` and ``Canon_001_HR`` (RealSR), ``DSC_1057_x4`` and ``DSC_1057_x1`` (DRealSR), or ``0001x4`` and
@@ -43,7 +43,7 @@ def match_pairs(lr: str | Path, hr: str | Path, *, on_map: Callable[[Path], None
     Args:
         lr: Folder of low-resolution images.
         hr: Folder of their originals.
-        on_map: Function that is called with each severity map that is skipped.
+        on_map: Function that is called with each map that is skipped.
 
     Returns:
         The pairs, sorted by name.
@@ -68,7 +68,7 @@ def match_pairs(lr: str | Path, hr: str | Path, *, on_map: Callable[[Path], None
     for argument, other, folder in (("lr", "hr", lr), ("hr", "lr", hr)):
         paths = []
         for path in found[argument]:
-            if not _is_severity_map(path, stems[argument], stems[other]):
+            if not _is_map(path, stems[argument], stems[other]):
                 paths.append(path)
             elif on_map is not None:
                 on_map(path)
@@ -171,18 +171,18 @@ def _is_suffix(name: str, length: int) -> bool:
     return not first and all(re.search(r"[^\W\d_]", part) for part in parts)
 
 
-def _is_severity_map(path: Path, beside: set[str], opposite: set[str]) -> bool:
-    """Return whether an image is a severity map: by savl's mark in the file, otherwise by its name.
+def _is_map(path: Path, beside: set[str], opposite: set[str]) -> bool:
+    """Return whether an image is a map of severity or strength: by savl's mark in the file, otherwise by its name.
 
     Args:
         path: Path of the image.
         beside: Names without extension in its folder.
-        opposite: Names without extension in the other folder; an image with a partner there is no severity map.
+        opposite: Names without extension in the other folder; an image with a partner there is no map.
     """
     mark = read_mark(path)
     if mark is not None:
-        return mark == SEVERITY_MAP
-    picture = path.stem.removesuffix("_severity")
+        return mark in MAP_MARKS
+    picture = path.stem.removesuffix("_severity").removesuffix("_strength")
     return picture != path.stem and picture in beside and path.stem not in opposite
 
 

@@ -20,7 +20,9 @@ from savl.images.format import JPEG, PNG, TIFF, WEBP, ImageFormat, format_of_con
 UPSCALED = "upscaled"
 DEGRADED = "degraded"
 SEVERITY_MAP = "severity map"
-MARKS = (UPSCALED, DEGRADED, SEVERITY_MAP)
+STRENGTH_MAP = "strength map"
+MAP_MARKS = (SEVERITY_MAP, STRENGTH_MAP)
+MARKS = (UPSCALED, DEGRADED, *MAP_MARKS)
 
 # It ends in a slash because Adobe's toolkit, which many programs use, adds one to namespaces without it.
 _NAMESPACE = "urn:savl:result:1.0/"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,13 +16,14 @@ from savl.bicubic import bicubic_resize
 from savl.images.planes import fill_transparent, quantise_plane, resize_premultiplied, sample_peak
 
 OnTile = Callable[[int, int], None]
+Strength = float | Literal["auto"]
 
 # One float32 plane of that many pixels takes 64 GiB.
 _MAX_PIXELS = 2**34
 
 
 class UpscalerOutput(Protocol):
-    """Result of an upscaler; see `savl.inference.upscaler.Upscaled`."""
+    """Result of an upscaler; see `savl.inference.upscaler.Upscaled`. An attribute ``strength`` is optional."""
 
     @property
     def sr(self) -> torch.Tensor:
@@ -51,10 +52,12 @@ class Enlarged:
     Attributes:
         pixels: ``(H, W, bands)``, bands as in the input, without alpha if a background was given.
         severity: ``(h, w)`` float32 in [0, 2], one value per input pixel.
+        strength: ``(h, w)`` float32 in [0, 1], how strongly each input pixel was restored.
     """
 
     pixels: NDArray[Any]
     severity: NDArray[np.float32]
+    strength: NDArray[np.float32]
 
 
 def output_size(width: int, height: int, scale: float) -> tuple[int, int]:
@@ -88,6 +91,23 @@ def check_scale(scale: object) -> float:
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"scale must be a finite number above 0, got {number}")
     return number
+
+
+def check_strength(strength: object) -> Strength:
+    """Return `strength` if it is "auto", or as a float if it is a number from 0 to 1.
+
+    Raises:
+        TypeError: `strength` is neither a number nor a string.
+        ValueError: `strength` is another string, or a number that is not in [0, 1].
+    """
+    if strength == "auto":
+        return "auto"
+    accepted = "strength must be 'auto' or a number from 0 to 1"
+    if isinstance(strength, bool) or not isinstance(strength, (Real, str)):
+        raise TypeError(f"{accepted}, got {type(strength).__name__} {strength!r}")
+    if isinstance(strength, str) or not 0 <= float(strength) <= 1:
+        raise ValueError(f"{accepted}, got {strength!r}")
+    return float(strength)
 
 
 def enlarge(
@@ -139,6 +159,8 @@ def enlarge(
     colour = colour.expand(1, 3, height, width).contiguous()
     upscaled = upscaler(colour, on_tile=on_tile)
     severity = upscaled.severity[0].numpy()
+    applied = getattr(upscaled, "strength", None)
+    strength = np.ones_like(severity) if applied is None else applied[0].numpy()
     planes = [upscaled.sr.mean(dim=1, keepdim=True)] if gray else list(upscaled.sr.split(1, dim=1))
     del upscaled  # for gray, this frees two thirds of the memory
 
@@ -154,7 +176,7 @@ def enlarge(
         out[..., 2] = out[..., 0]
     if new_alpha is not None and background is None:
         quantise_plane(new_alpha[0, 0], out[..., -1])
-    return Enlarged(out, severity)
+    return Enlarged(out, severity, strength)
 
 
 def _split(pixels: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from savl.images.format import FORMATS, PNG, ImageFormat, format_of_suffix
 from savl.images.metadata import losses
-from savl.images.result_mark import SEVERITY_MAP, UPSCALED
+from savl.images.result_mark import SEVERITY_MAP, STRENGTH_MAP, UPSCALED
 from savl.images.severity_map import draw_severity
 from savl.images.write import ProcessedFile, check_size, prepare_output, write_image
-from savl.inference.enlarge import ImageUpscaler, OnTile, check_scale, enlarge, output_size
+from savl.inference.enlarge import ImageUpscaler, OnTile, Strength, check_scale, enlarge, output_size
 from savl.inference.upscale_image import as_upscaler, is_image_source, read_source
 
 if TYPE_CHECKING:
@@ -28,8 +29,10 @@ def upscale_file(
     model: Model = "savl-tiny",
     format: str | None = None,
     scale: float | None = None,
+    strength: Strength | None = None,
     quality: int = 95,
     severity_map: str | os.PathLike[str] | None = None,
+    strength_map: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     page: int | None = None,
     tile: int | None = None,
@@ -50,8 +53,10 @@ def upscale_file(
         format: "png", "jpg", "webp" or "tiff"; None selects the format by the suffix of `target`. JPEG cannot store
             transparency, which is flattened onto white; JPEG and WebP store 8 bits per sample.
         scale: Output pixels per input pixel, any number above 0. If None, the scale of the network is used.
+        strength: How strongly the image is restored, as for `savl.upscale`.
         quality: 1 to 100, for JPEG and WebP; WebP at 100 is lossless.
         severity_map: Where to write the severity map as an image (PNG), or None.
+        strength_map: Where to write the map of the strength as an image (PNG), or None.
         overwrite: Replace existing files.
         page: Page of a file with several pages, counted from 1; None selects the first, and the `notes` say so.
         tile: Side of the tiles in input pixels. None chooses it by the free memory; 0 disables tiling.
@@ -74,16 +79,20 @@ def upscale_file(
     image_format = _format_of(target, format)
     if not isinstance(quality, int) or isinstance(quality, bool) or not 1 <= quality <= 100:
         raise ValueError(f"quality must be an int from 1 to 100, got {quality!r}")
-    if severity_map is not None and os.path.realpath(severity_map) == os.path.realpath(target):
-        raise ValueError(f"severity_map and target must be two files, got {os.fspath(target)!r} for both")
+    named = {"target": target, "severity_map": severity_map, "strength_map": strength_map}
+    files = {name: path for name, path in named.items() if path is not None}
+    for first, second in itertools.combinations(files, 2):
+        if os.path.realpath(files[first]) == os.path.realpath(files[second]):
+            raise ValueError(f"{second} and {first} must be two files, got {os.fspath(files[first])!r} for both")
     return enlarge_file(
         source,
         target,
-        as_upscaler(model, tile=tile, tile_pad=tile_pad, device=device, dtype=dtype),
+        as_upscaler(model, strength=strength, tile=tile, tile_pad=tile_pad, device=device, dtype=dtype),
         image_format=image_format,
         scale=scale,
         quality=quality,
         severity_map=severity_map,
+        strength_map=strength_map,
         overwrite=overwrite,
         page=page,
         on_tile=on_tile,
@@ -117,6 +126,7 @@ def enlarge_file(
     scale: float | None = None,
     quality: int = 95,
     severity_map: str | os.PathLike[str] | None = None,
+    strength_map: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     page: int | None = None,
     origin: str | None = None,
@@ -135,6 +145,7 @@ def enlarge_file(
         scale: Output pixels per input pixel; None is that of the upscaler.
         quality: 1 to 100, for JPEG and WebP.
         severity_map: Where to write the severity map (PNG), or None.
+        strength_map: Where to write the map of the strength (PNG), or None.
         overwrite: Replace existing files.
         page: Page number in a file with several pages, counted from 1; None selects the first page.
         origin: Digest of the source to store in the results (`savl.images.result_mark.digest_origin`); None for none.
@@ -151,7 +162,7 @@ def enlarge_file(
     # Check everything that can fail before the network runs, which may take minutes.
     if target is not None:
         check_size(target, *new_size, image_format)
-    for output in (target, severity_map):
+    for output in (target, severity_map, strength_map):
         if output is not None:
             prepare_output(output, overwrite=overwrite)
     flatten = bands in (2, 4) and not image_format.holds_alpha
@@ -181,4 +192,9 @@ def enlarge_file(
             notes.append("the severity map is 1 everywhere: this network has no degradation field, or sees none")
         drawn = draw_severity(enlarged.severity)
         write_image(severity_map, drawn, image_format=PNG, overwrite=overwrite, mark=SEVERITY_MAP, origin=origin)
+    if strength_map is not None:
+        if bool((enlarged.strength == 1).all()):
+            notes.append("the strength map is 1 everywhere: the whole image is fully restored")
+        drawn = draw_severity(enlarged.strength, (0.0, 1.0), "strength")
+        write_image(strength_map, drawn, image_format=PNG, overwrite=overwrite, mark=STRENGTH_MAP, origin=origin)
     return ProcessedFile((width, height), new_size, tuple(notes))

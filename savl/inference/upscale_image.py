@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from savl.bicubic import bicubic_upscale
 from savl.images.pixels import as_pixels
 from savl.inference.device import checked_device, checked_dtype
-from savl.inference.enlarge import ImageUpscaler, OnTile, check_scale, enlarge
+from savl.inference.enlarge import ImageUpscaler, OnTile, Strength, UpscalerOutput, check_scale, check_strength, enlarge
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,6 +31,7 @@ def upscale(
     *,
     model: Model = "savl-tiny",
     scale: float | None = None,
+    strength: Strength | None = None,
     page: int | None = None,
     tile: int | None = None,
     tile_pad: int = 32,
@@ -54,6 +57,9 @@ def upscale(
             not; see `savl.Upscaler`), or an `Upscaler`. Pass a loaded model to upscale many images. With an `Upscaler`,
             leave out `tile`, `tile_pad`, `device` and `dtype`, because it has its own settings.
         scale: Output pixels per input pixel, any number above 0; None is that of the network.
+        strength: How strongly the image is restored. "auto": pixel by pixel as the network has learned, or fully if it
+            has learned no strength. A number from 0 to 1: 0 is bicubic interpolation, 1 the network's full restoration.
+            None is "auto", or the strength of the `Upscaler` that is given as model.
         page: Page of a file with several pages, counted from 1; None selects the first. Only for image files.
         tile: Side of the tiles in input pixels; None chooses it by the free memory, 0 does not tile.
         tile_pad: Context around each tile, in input pixels.
@@ -77,7 +83,7 @@ def upscale(
         raise ValueError(f"page: only image files have pages, the image is a {type(image).__name__}")
     else:
         pixels = as_pixels(image)
-    upscaler = as_upscaler(model, tile=tile, tile_pad=tile_pad, device=device, dtype=dtype)
+    upscaler = as_upscaler(model, strength=strength, tile=tile, tile_pad=tile_pad, device=device, dtype=dtype)
     enlarged = enlarge(pixels, upscaler, scale=scale, on_tile=on_tile).pixels
     return enlarged[:, :, 0] if isinstance(image, np.ndarray) and image.ndim == 2 else enlarged
 
@@ -111,6 +117,7 @@ def read_source(source: ImageSource, page: int | None, *, argument: str) -> Imag
 def as_upscaler(
     model: Model,
     *,
+    strength: Strength | None = None,
     tile: int | None = None,
     tile_pad: int = 32,
     device: str | torch.device | None = None,
@@ -118,11 +125,15 @@ def as_upscaler(
 ) -> ImageUpscaler:
     """Return the upscaler for the arguments of `upscale`: load weights, and choose device and dtype.
 
+    A number as strength has the same effect on any upscaler, because the blend with bicubic interpolation needs nothing
+    of the network.
+
     Raises:
         TypeError, ValueError: An argument is not accepted; the message names it.
         OSError: `model` is a path that cannot be read.
     """
     precision = None if dtype is None else checked_dtype(dtype)
+    chosen_strength = None if strength is None else check_strength(strength)
     from savl.inference.upscaler import Upscaler
     from savl.network.unwrap import unwrap
     from savl.weights import load
@@ -133,9 +144,39 @@ def as_upscaler(
             raise TypeError(f"model: {type(model).__name__}; a name, a path, a model or an Upscaler is accepted")
         if (tile, tile_pad, device, dtype) != (None, 32, None, None):
             raise ValueError("tile, tile_pad, device and dtype belong to the Upscaler that was given as model")
-        return model
+        return model if chosen_strength is None else _WithStrength(model, chosen_strength)
 
     chosen = checked_device("auto" if device is None else str(device))
     if isinstance(model, (str, os.PathLike)):
         model = load(find_weights(model, "model"))
-    return Upscaler(cast("torch.nn.Module", model), tile=tile, tile_pad=tile_pad, device=chosen, dtype=precision)
+    return Upscaler(
+        cast("torch.nn.Module", model),
+        tile=tile,
+        tile_pad=tile_pad,
+        device=chosen,
+        dtype=precision,
+        strength="auto" if chosen_strength is None else chosen_strength,
+    )
+
+
+@dataclass(frozen=True)
+class _WithStrength:
+    """An upscaler with a strength of the caller."""
+
+    upscaler: ImageUpscaler
+    strength: Strength
+
+    @property
+    def scale(self) -> int:
+        return self.upscaler.scale
+
+    def __call__(self, lr: torch.Tensor, *, on_tile: OnTile | None = None) -> UpscalerOutput:
+        from savl.inference.upscaler import Upscaled, Upscaler
+
+        if isinstance(self.upscaler, Upscaler):
+            return self.upscaler(lr, strength=self.strength, on_tile=on_tile)
+        full = self.upscaler(lr, on_tile=on_tile)
+        if self.strength == "auto":
+            return full
+        sr = torch.lerp(bicubic_upscale(lr, self.scale), full.sr, self.strength).clamp_(0.0, 1.0)
+        return Upscaled(sr, full.severity, torch.full_like(full.severity, self.strength))

@@ -1,9 +1,9 @@
 """The upscaler: a network on a device that upscales images of any size in bounded memory.
 
-It makes two passes over an image. The first runs the estimator and keeps the per-pixel variance, so that severity is
-normalised with the statistics of the whole image. The second runs the network tile by tile, each tile with its part of
-that severity map, and blends the tiles. The degradation field of a tile is exact, because the estimator also reads the
-pixels around it that lie within its receptive field.
+It makes two passes over an image. The first runs the estimator and keeps two maps of the whole image: the per-pixel
+variance, so that severity is normalised with the statistics of the whole image, and the restoration strength. The
+second runs the network tile by tile, each tile with its part of these maps, and blends the tiles. The degradation field
+of a tile is exact, because the estimator also reads the pixels around it that lie within its receptive field.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from savl import ops
+from savl.bicubic import bicubic_upscale
 from savl.images.pixels import check_range
 from savl.inference.device import best_device, checked_dtype, with_device_index
+from savl.inference.enlarge import Strength, check_strength
 from savl.inference.graphs import CudaCapture, GraphCache, launch_state
 from savl.inference.process_settings import return_freed_memory
 from savl.inference.tiling import Region, default_tile, feather, split, whole
 from savl.network import DegradationField
+from savl.network.estimator import STRENGTH_RADIUS
 from savl.network.savl import check_image
 from savl.network.unwrap import unwrap
 from savl.ops.scopes import fused_by_default
 from savl.out_of_memory import binary_size, is_out_of_memory, require_memory
 
-_Parts = tuple[Callable[[Tensor], DegradationField | None], Callable[[Tensor, DegradationField | None], Tensor]]
+_Parts = tuple[Callable[[Tensor], DegradationField | None], Callable[..., Tensor]]
 """`SAVL.estimate` and `SAVL.reconstruct`, or their compiled versions."""
 
 _LIBRARY_BYTES = 32 * 2**20
@@ -49,6 +52,9 @@ class Upscaled:
     """``(B, 3, scale·h, scale·w)`` float32 in [0, 1]."""
     severity: Tensor
     """``(B, h, w)`` float32 in [0, 2]; 1 everywhere for a network without a variational field."""
+    strength: Tensor
+    """``(B, h, w)`` float32 in [0, 1], how strongly each pixel was restored; 1 everywhere, with the strength "auto",
+    for a network that has not learned it."""
 
 
 class Upscaler:
@@ -63,6 +69,7 @@ class Upscaler:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         cuda_graph: bool = False,
+        strength: Strength = "auto",
     ) -> None:
         """Put the network on its device.
 
@@ -92,12 +99,16 @@ class Upscaler:
                 Weights changed in place take effect at the next tile. Graphs are recorded anew at the next image after
                 a change of the fused kernels or of torch's precision settings, and after the model was moved or given
                 other tensors. Threads that share the Upscaler run the network one at a time.
+            strength: How strongly images are restored, unless a call says otherwise. "auto": pixel by pixel as the
+                network has learned, or fully if it has learned no strength. A number from 0 to 1: 0 is bicubic
+                interpolation, 1 the network's full restoration, and between them the difference is scaled.
 
         Raises:
-            TypeError: ``model`` is not a network of savl, ``tile`` or ``tile_pad`` is not an int, or ``cuda_graph`` is
-                not a bool.
+            TypeError: ``model`` is not a network of savl, ``tile`` or ``tile_pad`` is not an int, ``cuda_graph`` is
+                not a bool, or ``strength`` is neither a number nor "auto".
             ValueError: ``tile`` or ``tile_pad`` is negative; or the dtype is not one of the two (float16 is refused
-                because networks of the HAT family overflow in it); or ``cuda_graph`` is set without CUDA.
+                because networks of the HAT family overflow in it); or ``cuda_graph`` is set without CUDA; or
+                ``strength`` is not in [0, 1].
         """
         unwrapped = unwrap(model)
         if unwrapped is None:
@@ -123,6 +134,7 @@ class Upscaler:
                 f"cuda_graph=True needs a CUDA device, torch {torch.__version__} finds none; use cuda_graph=False"
             )
         self.dtype = torch.float32 if dtype is None else checked_dtype(dtype)
+        self.strength = check_strength(strength)
         network = unwrapped.model
         mean = network.rgb_mean
         if network.training or mean.dtype != torch.float32 or mean.device != self.device:
@@ -140,7 +152,13 @@ class Upscaler:
         self._largest_cores: dict[int, int] = {}
 
     @torch.no_grad()
-    def __call__(self, lr: Tensor, *, on_tile: Callable[[int, int], None] | None = None) -> Upscaled:
+    def __call__(
+        self,
+        lr: Tensor,
+        *,
+        strength: Strength | None = None,
+        on_tile: Callable[[int, int], None] | None = None,
+    ) -> Upscaled:
         """Upscale a batch of images.
 
         Areas of exactly one colour keep exactly that colour (`restore_flat_areas`).
@@ -150,31 +168,35 @@ class Upscaler:
 
         Args:
             lr: ``(B, 3, h, w)`` floating in [0, 1].
+            strength: "auto" or a number from 0 to 1, instead of that of the upscaler; None for that of the upscaler.
             on_tile: Callback, called with (tiles done, number of tiles) after every tile; once for an untiled image.
 
         Returns:
-            The images and their severity maps.
+            The images, and the maps of severity and strength.
 
         Raises:
-            TypeError: ``lr`` is not a floating tensor.
-            ValueError: ``lr`` has another shape, or values outside [0, 1] by more than rounding errors.
+            TypeError: ``lr`` is not a floating tensor, or ``strength`` is neither a number nor "auto".
+            ValueError: ``lr`` has another shape, or values outside [0, 1] by more than rounding errors; or ``strength``
+                is not in [0, 1].
             RuntimeError: Memory is not sufficient even for the smallest tile.
         """
         check_image("lr", lr)
+        chosen = self.strength if strength is None else check_strength(strength)
         if lr.numel() > 0:
             low, high = lr.aminmax()
             check_range("lr", low.item(), high.item())
         with self._current_device(), fused_by_default():
             core = self._core_side(lr)
             core = min(core, self._largest_cores.get(lr.shape[0], core))
-            run = _Run(self, lr, split(whole(lr), core), on_tile)
-            run.severity = run.measure_severity()
-            sr = run.assemble(whole(lr), core, run.count)
+            run = _Run(self, lr, split(whole(lr), core), chosen, on_tile)
+            run.measure_maps()
+            sr = run.interpolate() if chosen == 0 else run.assemble(whole(lr), core, run.count)
         if self.graphs is not None and run.largest_core is not None:
             self._largest_cores[lr.shape[0]] = run.largest_core
         restore_flat_areas(sr, lr.to("cpu", torch.float32))
-        severity = torch.ones(lr.shape[0], *lr.shape[-2:]) if run.severity is None else run.severity
-        return Upscaled(sr.clamp_(0.0, 1.0), severity)
+        ones = torch.ones(lr.shape[0], *lr.shape[-2:])
+        severity, applied = (ones if each is None else each for each in (run.severity, run.strength))
+        return Upscaled(sr.clamp_(0.0, 1.0), severity, applied)
 
     def _current_device(self) -> AbstractContextManager[object]:
         """Make the device current: some libraries launch kernels there, whatever the device of their tensors."""
@@ -204,10 +226,15 @@ class Upscaler:
 
 
 class _Run:
-    """State of one call of an upscaler: the image, its severity map, and the largest tile that fits into memory."""
+    """State of one call of an upscaler: the image, its maps, and the largest tile that fits into memory."""
 
     def __init__(
-        self, upscaler: Upscaler, lr: Tensor, cores: list[Region], on_tile: Callable[[int, int], None] | None
+        self,
+        upscaler: Upscaler,
+        lr: Tensor,
+        cores: list[Region],
+        strength: Strength,
+        on_tile: Callable[[int, int], None] | None,
     ) -> None:
         self.model = upscaler.model
         parts: _Parts = upscaler.compiled_parts or (self.model.estimate, self.model.reconstruct)
@@ -220,8 +247,16 @@ class _Run:
         self.lr = lr
         self.image = whole(lr)
         self.cores = cores
-        self.severity: Tensor | None = None
+        self.severity: Tensor | None = None  # (B, h, w) on the CPU; None for a network without a variational field
+        # (B, h, w) on the CPU; None for 1, with which the network's output is not blended. A number becomes a map too:
+        # all numbers then share their graphs.
+        self.strength: Tensor | None = None
+        if isinstance(strength, float) and strength != 1:
+            self.strength = torch.full((lr.shape[0], *lr.shape[-2:]), strength)
+        self.learned_strength = strength == "auto" and self.model.strength is not None
         self.halo = self.model.config.receptive_field // 2 if self.model.estimator is not None else 0
+        if self.learned_strength:
+            self.halo += STRENGTH_RADIUS
         self.largest_core: int | None = None  # larger cores have run out of memory; None if none has
         self.done = 0
         self.on_tile = on_tile
@@ -232,11 +267,13 @@ class _Run:
         if self.on_tile is not None:
             self.on_tile(self.done, len(self.cores))
 
-    def measure_severity(self) -> Tensor | None:
-        """Compute the severity map ``(B, h, w)`` on the CPU; None for a network without a variational field."""
-        if self.model.config.degradation_code != "variational":
-            return None
-        variance = torch.empty(self.lr.shape[0], *self.lr.shape[-2:])
+    def measure_maps(self) -> None:
+        """Compute the severity map, and the strength map if the network decides about it."""
+        size = self.lr.shape[0], *self.lr.shape[-2:]
+        variance = torch.empty(size) if self.model.config.degradation_code == "variational" else None
+        strength = torch.empty(size) if self.learned_strength else None
+        if variance is None and strength is None:
+            return
 
         def measure(region: Region) -> None:
             try:
@@ -247,8 +284,9 @@ class _Run:
                     raise
             else:
                 assert field is not None
-                assert field.variance is not None
-                region.crop(variance, self.image).copy_(self.inside(field.variance, region))
+                for kept, measured in ((variance, field.variance), (strength, field.strength)):
+                    if kept is not None and measured is not None:
+                        region.crop(kept, self.image).copy_(self.inside(measured, region))
                 return
             # Outside the except block, whose traceback keeps the tensors of the failed call alive.
             self.release_memory()
@@ -257,7 +295,10 @@ class _Run:
 
         for core in self.cores:
             measure(core)
-        return ops.normalise_severity(variance, *ops.variance_statistics(variance))
+        if strength is not None:
+            self.strength = strength
+        if variance is not None:
+            self.severity = ops.normalise_severity(variance, *ops.variance_statistics(variance))
 
     def field(self, region: Region) -> DegradationField | None:
         """Compute the field of ``region`` and the halo around it; it is exact inside ``region``."""
@@ -269,6 +310,19 @@ class _Run:
     def inside(self, map_with_halo: Tensor, region: Region) -> Tensor:
         """Cut ``region`` out of a map that `field` computed for it."""
         return region.crop(map_with_halo, region.grown(self.halo, self.image))
+
+    def interpolate(self) -> Tensor:
+        """Return the bicubically upscaled image ``(B, 3, scale·h, scale·w)`` float32 on the CPU, for the strength 0."""
+        scale = self.model.config.scale
+        try:
+            sr = bicubic_upscale(self.lr.to("cpu", torch.float32), scale)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _no_room((*self.lr.shape[:2], *(scale * side for side in self.lr.shape[-2:]))) from error
+        self.cores = [self.image]
+        self.count()
+        return sr
 
     def assemble(self, region: Region, side: int, on_tile: Callable[[], None] | None) -> Tensor:
         """Upscale ``region`` in tiles and blend them into ``(B, 3, scale·rows, scale·columns)`` float32 on the CPU."""
@@ -322,29 +376,32 @@ class _Run:
         self.leave_memory()
         context = self.context(region)
         halo = context.grown(self.halo, self.image)
-        inputs = [halo.crop(self.lr, self.image)]
-        if self.severity is not None:
-            inputs.append(context.crop(self.severity, self.image))
+        maps = {
+            name: context.crop(map_, self.image)
+            for name, map_ in (("severity", self.severity), ("strength", self.strength))
+            if map_ is not None
+        }
+        inputs = [halo.crop(self.lr, self.image), *maps.values()]
         local_context, local_region = context.seen_from(halo), region.seen_from(halo)
 
-        def compute(crop: Tensor, severity: Tensor | None = None) -> Tensor:
-            return self.pass_over(crop, severity, local_context, local_region)
+        def compute(crop: Tensor, *on_device: Tensor) -> Tensor:
+            return self.pass_over(crop, dict(zip(maps, on_device, strict=True)), local_context, local_region)
 
         if self.graphs is None:
             on_device = [tensor.to(self.device, torch.float32).contiguous() for tensor in inputs]
             return compute(*on_device).to("cpu", torch.float32)
         shapes = tuple(tuple(tensor.shape) for tensor in inputs)
-        key = (shapes, local_context, local_region, self.dtype, self.state)
+        key = (shapes, tuple(maps), local_context, local_region, self.dtype, self.state)
         return self.graphs.run(key, compute, inputs, lambda: launch_state(self.model) == self.state)
 
-    def pass_over(self, crop: Tensor, severity: Tensor | None, context: Region, region: Region) -> Tensor:
+    def pass_over(self, crop: Tensor, maps: dict[str, Tensor], context: Region, region: Region) -> Tensor:
         """Run the network on a tile; CUDA graphs record this function.
 
         Everything that the result depends on, except the values of the tensors, must be in the key of the graph.
 
         Args:
             crop: ``(B, 3, h, w)`` float32 on the device: the context and the halo around it.
-            severity: Severity of the context ``(B, h', w')``, or None.
+            maps: Those of "severity" and "strength" that apply, for the context ``(B, h', w')``.
             context: The context in the pixels of ``crop``.
             region: The part to return, in the pixels of ``crop``.
 
@@ -356,8 +413,9 @@ class _Run:
         with self.autocast():
             field = self.estimate(crop)
             if field is not None:
-                field = DegradationField(mu=context.crop(field.mu, origin), severity=severity)
-            sr = self.reconstruct(context.crop(crop, origin).contiguous(), field)
+                field = DegradationField(mu=context.crop(field.mu, origin), severity=maps.get("severity"))
+            given = {"strength": maps["strength"]} if "strength" in maps else {}
+            sr = self.reconstruct(context.crop(crop, origin).contiguous(), field, **given)
         return region.scaled(scale).crop(sr, context.scaled(scale)).contiguous()
 
     def autocast(self) -> torch.autocast:
@@ -418,10 +476,14 @@ def _zeros(*shape: int) -> Tensor:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise RuntimeError(
-            f"out of memory: the result of {shape[-1]}x{shape[-2]} pixels takes {binary_size(4 * math.prod(shape))} "
-            "while it is computed; free some, or upscale parts of the image"
-        ) from error
+        raise _no_room(shape) from error
+
+
+def _no_room(shape: tuple[int, ...]) -> RuntimeError:
+    return RuntimeError(
+        f"out of memory: the result of {shape[-1]}x{shape[-2]} pixels takes {binary_size(4 * math.prod(shape))} "
+        "while it is computed; free some, or upscale parts of the image"
+    )
 
 
 def _round_up(value: int, multiple: int) -> int:

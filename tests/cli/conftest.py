@@ -35,6 +35,7 @@ from savl.inference import (
 class Result:
     sr: torch.Tensor
     severity: torch.Tensor
+    strength: torch.Tensor
 
 
 class FakeUpscaler:
@@ -45,7 +46,7 @@ class FakeUpscaler:
             on_tile(1, 2)
             on_tile(2, 2)
         ramp = torch.linspace(0, 2, lr.shape[3]).expand(lr.shape[0], *lr.shape[2:])
-        return Result(F.interpolate(lr, scale_factor=self.scale, mode="nearest"), ramp)
+        return Result(F.interpolate(lr, scale_factor=self.scale, mode="nearest"), ramp, ramp / 2)
 
 
 def fake_degradation(self: Degradation, x: torch.Tensor, seed: object) -> Degraded:

@@ -151,7 +151,7 @@ def test_a_file_at_which_another_process_failed_is_processed(savl: Run, picture:
     assert sorted(os.listdir("out")) == ["a.png", "b.png"]
 
 
-@pytest.mark.parametrize("maps", [[], ["--severity-map"]])
+@pytest.mark.parametrize("maps", [[], ["severity"], ["strength"]])
 def test_an_output_that_appears_without_a_lock_counts_as_kept(
     savl: Run, picture: Write, monkeypatch: pytest.MonkeyPatch, maps: list[str]
 ) -> None:
@@ -167,11 +167,13 @@ def test_an_output_that_appears_without_a_lock_counts_as_kept(
     monkeypatch.setattr(upscale_image, "as_upscaler", lambda model, **settings: Overtaken())
     picture("in/a.png")
     picture("in/b.png")
-    done = savl("upscale", "in", "-o", "out", *maps)
+    done = savl("upscale", "in", "-o", "out", *(f"--{kind}-map" for kind in maps))
     assert done.code == 0
     assert ("2 upscaled" if maps else "1 upscaled, 1 kept") in done.text
     assert read_image("out/a.png").pixels.max() == 7
-    assert os.path.exists("out/a_severity.png") == bool(maps)
+    assert sorted(os.listdir("out")) == sorted(
+        ["a.png", "b.png", *(f"{name}_{kind}.png" for name in "ab" for kind in maps)]
+    )
 
 
 # Each process writes down what it does: the brightness tells which file it is.

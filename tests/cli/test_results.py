@@ -24,7 +24,7 @@ def files(folder: str = ".") -> list[str]:
 
 
 RUNS: list[list[str]] = [
-    ["--severity-map"],
+    ["--severity-map", "--strength-map"],
     [],
     ["--scale", "2"],
     ["-f", "webp"],
@@ -50,6 +50,8 @@ def test_no_run_processes_the_results_of_another(savl: Run, picture: Write, comm
     for options in RUNS:
         if command == "degrade" and "jpg" in options:
             continue
+        if command == "degrade":
+            options = [option for option in options if option != "--strength-map"]
         if inputs != "folder" and "-r" in options:
             continue
         arguments = {
@@ -62,7 +64,7 @@ def test_no_run_processes_the_results_of_another(savl: Run, picture: Write, comm
         assert "1 failed" not in done.text
         assert done.text.count("--include-results") <= 1
     for path in map(Path, files("t")):
-        if path.suffix == ".npy" or path.stem.endswith("_severity") or path.name in ("a.png", "a.tif"):
+        if path.suffix == ".npy" or path.stem.endswith(("_severity", "_strength")) or path.name in ("a.png", "a.tif"):
             continue
         height = read_image(path).pixels.shape[0]
         accepted = (96, 48, 72) if command == "upscale" else (6, 12, 8)
@@ -127,7 +129,8 @@ def test_degraded_images_are_inputs_of_upscale_and_upscaled_images_of_degrade(sa
         (["a.png", "a_x4.png"], ["a_x4.png"]),
         (["a.jpg", "a_x2.5.webp", "a_x4_severity.png"], ["a_x2.5.webp", "a_x4_severity.png"]),
         (["a.jpg", "a.jpg_x4.png", "a_severity.png", "a.jpg_severity.png"], ["a.jpg_x4.png", "a_severity.png"]),
-        (["a_x4.png", "b_severity.png", "x4.png", "axx4.png", "c_x4y.png"], []),
+        (["a.jpg", "a_strength.png", "a.jpg_x4_strength.png"], ["a_strength.png", "a.jpg_x4_strength.png"]),
+        (["a_x4.png", "b_severity.png", "b_strength.png", "x4.png", "axx4.png", "c_x4y.png"], []),
         (["a.png", "a_lr.png", "ab_x4.png", "a_final.png"], []),
     ],
 )

@@ -127,7 +127,8 @@ def test_input_that_is_not_a_picture_fails_and_writes_nothing(
         (["a.png", "b.png", "-o", "-"], "-o - writes one image to standard output"),
         (["in", "-o", "-"], "-o - writes one image to standard output"),
         (["*.png", "-o", "-"], "-o - writes one image to standard output"),
-        (["a.png", "-o", "-", "--severity-map"], "name a file or a folder"),
+        (["a.png", "-o", "-", "--severity-map"], "--severity-map needs more files: name a file or a folder"),
+        (["a.png", "-o", "-", "--strength-map"], "--strength-map needs more files: name a file or a folder"),
         (["a.png", "--page", "0"], "--page"),
     ],
 )

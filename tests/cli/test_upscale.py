@@ -13,6 +13,7 @@ from PIL import Image, ImageCms
 
 from savl.images.format import READABLE
 from savl.images.read import read_image
+from savl.images.result_mark import read_mark
 
 Run = Callable[..., Any]
 Write = Callable[..., Path]
@@ -184,22 +185,25 @@ def test_a_second_run_processes_only_files_without_a_result(savl: Run, picture: 
     assert files() == ["in/a.png", "in/a_x4.png", "in/b.png", "in/b_x4.png"], "results must not be upscaled again"
 
 
-def test_the_severity_map_is_written_beside_the_result(savl: Run, picture: Write) -> None:
+@pytest.mark.parametrize("kind", ["severity", "strength"])
+def test_a_map_is_written_beside_the_result(savl: Run, picture: Write, kind: str) -> None:
     picture("photo.jpg")
-    assert savl("upscale", "photo.jpg", "-o", "out/large.png", "--severity-map").code == 0
-    assert files("out") == ["out/large.png", "out/large_severity.png"]
-    drawn = read_image("out/large_severity.png").pixels
+    assert savl("upscale", "photo.jpg", "-o", "out/large.png", f"--{kind}-map").code == 0
+    assert files("out") == ["out/large.png", f"out/large_{kind}.png"]
+    assert read_mark(f"out/large_{kind}.png") == f"{kind} map"
+    drawn = read_image(f"out/large_{kind}.png").pixels
     assert drawn.shape[2] == 3
     dark, bright = drawn[100, 13].astype(int), drawn[100, 12 + 511].astype(int)
     assert dark[2] > dark[1], "the lowest value of the colour bar must be violet"
     assert bright[1] > bright[2] + 100, "the highest value of the colour bar must be yellow"
 
 
-def test_inputs_that_differ_only_in_format_get_distinct_severity_maps(savl: Run, picture: Write) -> None:
+def test_inputs_that_differ_only_in_format_get_distinct_maps(savl: Run, picture: Write) -> None:
     for name in ("in/a.png", "in/a.jpg", "in/b.png"):
         picture(name)
-    assert savl("upscale", "in", "-o", "out", "--severity-map").code == 0
-    maps = ["out/a.jpg_severity.png", "out/a.png_severity.png", "out/b_severity.png"]
+    assert savl("upscale", "in", "-o", "out", "--severity-map", "--strength-map").code == 0
+    kinds = ("severity", "strength")
+    maps = [f"out/{name}_{kind}.png" for name in ("a.jpg", "a.png", "b") for kind in kinds]
     assert files("out") == sorted([*maps, "out/a.jpg", "out/a.png", "out/b.png"])
 
 
@@ -224,14 +228,47 @@ def test_only_colour_profiles_that_do_not_fit_are_reported(
         assert reported is None
 
 
-def test_only_a_missing_severity_map_is_written(savl: Run, picture: Write) -> None:
+def test_only_a_missing_map_is_written(savl: Run, picture: Write) -> None:
     picture("photo.png")
     assert savl("upscale", "photo.png").code == 0
-    before = Path("photo_x4.png").stat().st_mtime_ns
-    assert savl("upscale", "photo.png", "--severity-map").code == 0
+    before = Path("photo_x4.png").read_bytes()
+    assert savl("upscale", "photo.png", "--strength-map").code == 0
+    drawn = Path("photo_x4_strength.png").read_bytes()
+    assert not Path("photo_x4_severity.png").exists()
+    assert savl("upscale", "photo.png", "--severity-map", "--strength-map").code == 0
     assert Path("photo_x4_severity.png").exists()
-    assert Path("photo_x4.png").stat().st_mtime_ns == before
-    assert "kept" in savl("upscale", "photo.png", "--severity-map").text
+    assert read_mark("photo_x4_severity.png") == "severity map"
+    assert (Path("photo_x4.png").read_bytes(), Path("photo_x4_strength.png").read_bytes()) == (before, drawn)
+    assert "kept" in savl("upscale", "photo.png", "--severity-map", "--strength-map").text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "strength"),
+    [([], "auto"), (["auto"], "auto"), (["0"], 0.0), (["1"], 1.0), (["0.25"], 0.25), (["1e-3"], 0.001)],
+)
+def test_the_strength_reaches_the_upscaler(
+    savl: Run, picture: Write, monkeypatch: pytest.MonkeyPatch, arguments: list[str], strength: object
+) -> None:
+    from savl.inference import upscale_image
+    from tests.cli.conftest import FakeUpscaler
+
+    seen = []
+    monkeypatch.setattr(upscale_image, "as_upscaler", lambda model, **given: seen.append(given) or FakeUpscaler())
+    picture("a.png")
+    assert savl("upscale", "a.png", *(f"--strength={text}" for text in arguments)).code == 0
+    assert [given["strength"] for given in seen] == [strength]
+
+
+@pytest.mark.parametrize(
+    ("text", "got"), [("1.5", "1.5"), ("-0.1", "-0.1"), ("nan", "nan"), ("strong", "'strong'"), ("", "''")]
+)
+def test_a_bad_strength_is_a_usage_error(savl: Run, picture: Write, text: str, got: str) -> None:
+    picture("a.png")
+    done = savl("upscale", "a.png", f"--strength={text}")
+    assert done.code == 2
+    text = re.sub(r"[\s│]+", " ", done.text)
+    assert f"--strength: strength must be 'auto' or a number from 0 to 1, got {got}" in text
+    assert files() == ["a.png"]
 
 
 @pytest.mark.parametrize(
@@ -334,6 +371,7 @@ def test_help_is_printed(savl: Run, arguments: list[str]) -> None:
 def test_upscale_help_names_every_option_and_gives_examples(savl: Run) -> None:
     text = savl("upscale", "--help").text
     options = "output model scale tile tile-pad dtype device suffix format quality overwrite recursive severity-map"
+    options += " strength strength-map"
     for option in options.split():
         assert f"--{option}" in text
     lines = [line.strip() for line in text.splitlines()]

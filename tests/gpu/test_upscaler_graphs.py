@@ -63,6 +63,13 @@ def test_replayed_tiles_are_bit_identical(
         assert_same_bits(model, [image, 1 - image, image], tile=tile, tile_pad=8, dtype=dtype)
 
 
+@pytest.mark.parametrize("strength", ["auto", 0.5])
+def test_a_strength_is_replayed_bit_by_bit(small_config: Callable[..., Any], image: Tensor, strength: Any) -> None:
+    config = small_config(depths=(1,), upsampler="pixelshuffledirect", restoration_strength=True)
+    model = SAVL(config).eval().cuda()
+    assert_same_bits(model, [image, 1 - image], tile=24, tile_pad=8, strength=strength)
+
+
 @pytest.mark.parametrize("place", ["cpu", "cuda"])
 def test_images_of_all_kinds_are_bit_identical(model: SAVL, image: Tensor, place: str) -> None:
     image = image.to(place)

@@ -95,6 +95,25 @@ def test_recorded_tiles_give_the_same_bits(
     assert recorder.replayed == 2 * (12 if tile else 1)
 
 
+@pytest.mark.parametrize("code", ["variational", "deterministic"])
+def test_every_strength_gives_the_same_bits_and_all_of_them_share_graphs(
+    make_model: Callable[..., SAVL], image: Tensor, code: str
+) -> None:
+    model = make_model(degradation_code=code, restoration_strength=True)
+    plain = savl.Upscaler(model, tile=24, tile_pad=8, device="cpu")
+    upscaler, recorder = recording(model, limit=64, tile=24, tile_pad=8)
+    recorded = []
+    for strength in ("auto", 0.3, 0.7, "auto", 1.0, 0.0, 0.3):
+        expected, out = plain(image, strength=strength), upscaler(image, strength=strength)
+        assert torch.equal(out.sr, expected.sr), strength
+        assert torch.equal(out.strength, expected.strength), strength
+        recorded.append(len(recorder.recorded))
+    # Tiles are recorded for "auto", which may read a wider border, for numbers, and for 1, which blends nothing.
+    assert recorded[2] == recorded[1], "a second number needs no new graphs"
+    assert recorded[4] > recorded[3]
+    assert recorded[5:] == [recorded[4]] * 2, "0 needs no graph"
+
+
 @pytest.mark.parametrize(
     "change",
     [lambda lr: lr.double(), lambda lr: lr.repeat(2, 1, 1, 1), lambda lr: lr.to(memory_format=torch.channels_last)],
@@ -341,7 +360,7 @@ def test_calls_make_the_device_of_the_upscaler_current(
         seen.append(Current.now)
         raise KeyboardInterrupt  # beyond this a GPU is needed
 
-    monkeypatch.setattr("savl.inference.upscaler._Run.measure_severity", stop)
+    monkeypatch.setattr("savl.inference.upscaler._Run.measure_maps", stop)
     with pytest.raises(KeyboardInterrupt):
         upscaler(image)
     assert seen == [torch.device("cuda", 1)]
