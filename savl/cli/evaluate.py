@@ -147,7 +147,7 @@ def evaluate(
     with report_errors():
         maps: list[Path] = []
         pairs = match_pairs(lr, hr, on_map=maps.append)
-        skipped(maps, "a severity map", "severity maps")
+        skipped(maps, "a map of severity or strength", "maps of severity or strength")
         labelled = _labelled(["savl-tiny"] if not (model or sr) else model or [], sr or [])
         methods, scale = _methods(labelled, pairs, tile, tile_pad, device, dtype, skipped)
         _check_outputs(outputs)

@@ -87,7 +87,7 @@ def match_pairs(lr: str | Path, hr: str | Path, *, on_map: Callable[[Path], None
             f"unmatched: {sides}"
         )
     if not lrs:
-        raise ValueError(f"lr and hr hold nothing but severity maps: {lr}, {hr}")
+        raise ValueError(f"lr and hr hold nothing but maps of severity or strength: {lr}, {hr}")
     return [Pair(lrs[name], hrs[name], name) for name in sorted(lrs)]
 
 
@@ -106,7 +106,7 @@ def match_results(
         pairs: The pairs.
         folder: Folder of upscaled images.
         argument: The caller's name for `folder`, used in messages.
-        on_extra: Function that is called with each image that belongs to no pair. Severity maps are skipped silently.
+        on_extra: Function that is called with each image that belongs to no pair. Maps are skipped silently.
 
     Returns:
         Path of the result by the name of its pair.
@@ -118,7 +118,7 @@ def match_results(
     paths = find_images([folder], argument=argument)
     stems = {path.stem for path in paths}
     opposite = {name for pair in pairs for name in (pair.name, pair.lr.stem, pair.hr.stem)}
-    paths = [path for path in paths if not _is_severity_map(path, stems, opposite)]
+    paths = [path for path in paths if not _is_map(path, stems, opposite)]
     results = {path.stem: path for path in paths}
     if len(results) != len(paths):
         twice = sorted({path.stem for path in paths if results[path.stem] != path})

@@ -116,7 +116,7 @@ def test_evaluation_reports_the_severity_maps_it_leaves_out(folder: Path) -> Non
     Image.open(folder / "lr" / "a.png").save(folder / "lr" / "a_severity.png")
     result = run("evaluate", "--lr", folder / "lr", "--hr", folder / "hr", "--model", folder / "weights[1].safetensors")
     assert result.exit_code == 0, result.stderr
-    assert f"skipped a severity map, {folder / 'lr' / 'a_severity.png'}" in result.stderr.splitlines()
+    assert f"skipped a map of severity or strength, {folder / 'lr' / 'a_severity.png'}" in result.stderr.splitlines()
     assert "1 images" in result.stdout
 
 

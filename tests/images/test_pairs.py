@@ -10,7 +10,7 @@ from PIL import Image
 
 from savl.images.format import PNG
 from savl.images.pairs import match_pairs, read_pair
-from savl.images.result_mark import DEGRADED, SEVERITY_MAP
+from savl.images.result_mark import DEGRADED, SEVERITY_MAP, STRENGTH_MAP
 from savl.images.write import write_image
 
 
@@ -46,14 +46,21 @@ def test_two_images_of_one_name_are_refused(folders: tuple[Path, Path]) -> None:
         match_pairs(lr, hr)
 
 
-def test_severity_maps_beside_pictures_are_left_out(folders: tuple[Path, Path]) -> None:
+def test_maps_beside_pictures_are_left_out(folders: tuple[Path, Path]) -> None:
     lr, hr = folders
     grey = np.full((8, 8, 3), 90, np.uint8)
     write_image(lr / "map of a.png", grey, image_format=PNG, mark=SEVERITY_MAP)  # known by its mark
+    write_image(lr / "strength of a.png", grey, image_format=PNG, mark=STRENGTH_MAP)
     Image.fromarray(grey).save(lr / "b_severity.png")  # by its name
+    Image.fromarray(grey).save(lr / "b_strength.png")
     left_out: list[Path] = []
     assert [pair.lr.name for pair in match_pairs(lr, hr, on_map=left_out.append)] == ["a.png", "b.png"]
-    assert sorted(path.name for path in left_out) == ["b_severity.png", "map of a.png"]
+    assert sorted(path.name for path in left_out) == [
+        "b_severity.png",
+        "b_strength.png",
+        "map of a.png",
+        "strength of a.png",
+    ]
 
 
 def test_an_image_that_is_only_named_like_a_map_is_a_pair(folders: tuple[Path, Path]) -> None:
@@ -72,7 +79,7 @@ def test_folders_with_severity_maps_only_have_no_pairs(folders: tuple[Path, Path
         for name in ("a.png", "b.png"):
             grey = np.zeros((8, 8, 3), np.uint8)
             write_image(folder / name, grey, image_format=PNG, overwrite=True, mark=SEVERITY_MAP)
-    with pytest.raises(ValueError, match="nothing but severity maps"):
+    with pytest.raises(ValueError, match="nothing but maps of severity or strength"):
         match_pairs(*folders)
 
 
