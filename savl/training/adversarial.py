@@ -185,17 +185,47 @@ def discriminator_loss(kind: AdversarialLoss, real_logits: Tensor, fake_logits: 
     return 0.5 * (_as_real(real) + _as_fake(fake))
 
 
+def grid_pattern(sr: Tensor, hr: Tensor, period: int) -> Tensor:
+    """Measure the pattern in SR images that repeats every ``period`` pixels.
+
+    It is the error averaged over all images and all cells of ``period`` × ``period`` pixels, minus its mean over the
+    cell. Photographs that are cropped at random positions have no such pattern on average.
+
+    Args:
+        sr: ``(B, 3, H, W)`` images, H and W multiples of ``period``.
+        hr: Their originals.
+        period: Side of a cell in pixels.
+
+    Returns:
+        A float32 scalar: the mean absolute value of the pattern over channels and pixels of the cell.
+    """
+    error = (sr.float() - hr.float()).mean(0)
+    cells = error.unflatten(2, (-1, period)).unflatten(1, (-1, period))  # (3, rows, period, columns, period)
+    pattern = cells.mean((1, 3))
+    size: Tensor = (pattern - pattern.mean((1, 2), keepdim=True)).abs().mean()
+    return size
+
+
 class Adversary:
     """The perceptual and adversarial losses of the generator, and the training of the discriminator."""
 
-    def __init__(self, settings: GanConfig, optimizer: OptimizerConfig, accelerator: Accelerator) -> None:
+    def __init__(
+        self, settings: GanConfig, optimizer: OptimizerConfig, accelerator: Accelerator, scale: int = 4
+    ) -> None:
         """Build the networks that the settings need.
+
+        Args:
+            settings: Weights and kinds of the losses.
+            optimizer: Settings that the optimizer of the discriminator shares with that of the generator.
+            accelerator: That of the run.
+            scale: Upscaling factor of the generator.
 
         Raises:
             PerceptualUnavailable: ``settings.perceptual`` is above 0 and its network is not available.
         """
         self.settings = settings
         self.clip = optimizer.clip
+        self.scale = scale
         self.accelerator = accelerator
         self.perceptual = None
         if settings.perceptual > 0:
@@ -222,6 +252,9 @@ class Adversary:
         terms: dict[str, Tensor] = {}
         if sr is None:
             return total, terms
+        if self.settings.grid > 0:
+            terms["grid"] = grid_pattern(sr, x, self.scale)
+            total = total + self.settings.grid * terms["grid"]
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(sr, x)
             total = total + self.settings.perceptual * terms["perceptual"]

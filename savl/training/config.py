@@ -271,6 +271,10 @@ class GanConfig:
     """Channels of the first layer of the discriminator."""
     learning_rate: float = 1e-4
     """Peak learning rate of the discriminator."""
+    grid: float = 0.0
+    """Weight of the pattern that the SR images of a batch have in common and that repeats every ``scale`` pixels
+    (`savl.training.adversarial.grid_pattern`). A pixel shuffle makes such patterns easily, and the losses of this table
+    may reward them as texture."""
     perceptual: float = 0.0
     """Weight of the L1 distance between the features of SR image and original in a network trained on ImageNet."""
     perceptual_features: PerceptualFeatures = "vgg19"
@@ -280,7 +284,7 @@ class GanConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "gan.")
-        _at_least(0, "gan", self, "weight", "perceptual", "start")
+        _at_least(0, "gan", self, "weight", "perceptual", "grid", "start")
         _at_least(1, "gan", self, "features")
         _positive("gan", self, "learning_rate")
 
@@ -473,8 +477,8 @@ class TrainingConfig:
             raise ValueError(
                 "objective.freeze_network freezes the matrices that optimizer.method = 'muon' is for: set it to 'adam'"
             )
-        if objective.freeze_network and (self.gan.weight > 0 or self.gan.perceptual > 0):
-            raise ValueError("objective.freeze_network computes no SR image, which gan.weight and gan.perceptual need")
+        if objective.freeze_network and max(self.gan.weight, self.gan.perceptual, self.gan.grid) > 0:
+            raise ValueError("objective.freeze_network computes no SR image, which the losses in [gan] need")
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested tables of plain types."""

@@ -117,7 +117,7 @@ class Trainer:
                 example = torch.rand(config.data.batch, 3, side, side, device=self.device)
                 self.model.reconstruct = graphed_reconstruct(self.model, example)  # type: ignore[method-assign, assignment]
         self.objective, self.optimizer = self.accelerator.prepare(objective, self.unwrapped_optimizer)
-        self.adversary = Adversary(config.gan, config.optimizer, self.accelerator)
+        self.adversary = Adversary(config.gan, config.optimizer, self.accelerator, config.model.scale)
         self.step = 0
         self.too_small = 0
         """Number of images or real pairs that are skipped because they are smaller than a patch."""

@@ -11,7 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from savl.training.adversarial import PatchDiscriminator, UNetDiscriminator, discriminator_loss, generator_loss
+from savl.training.adversarial import (
+    PatchDiscriminator,
+    UNetDiscriminator,
+    discriminator_loss,
+    generator_loss,
+    grid_pattern,
+)
 from savl.training.config import AdversarialLoss
 
 Discriminator = type[UNetDiscriminator] | type[PatchDiscriminator]
@@ -163,6 +169,30 @@ def test_the_patch_discriminator_costs_a_small_part_of_the_u_net() -> None:
             model(torch.rand(1, 3, 32, 32))
         costs.append(macs)
     assert costs[0] < costs[1] / 100
+
+
+def test_a_pattern_that_repeats_is_measured_whatever_the_images_show() -> None:
+    hr = torch.rand(4, 3, 32, 40)
+    pattern = torch.tensor([[0.1, -0.1], [-0.1, 0.1]]).repeat(16, 20)
+    assert float(grid_pattern(hr + pattern, hr, 4)) == pytest.approx(0.1, rel=1e-5)
+    assert float(grid_pattern(hr + 0.3, hr, 4)) == pytest.approx(0, abs=1e-6), "a uniform error is no pattern"
+    three = torch.tensor([0.1, -0.1, 0.0]).repeat(16)[:40]
+    assert float(grid_pattern(hr + three, hr, 4)) < 0.02, "another period"
+    torch.manual_seed(0)
+    noise = 0.1 * torch.randn(8, 3, 128, 128)
+    assert float(grid_pattern(noise, torch.zeros(()), 4)) < 0.003
+
+
+def test_the_gradient_of_the_pattern_removes_it_alone() -> None:
+    hr = torch.rand(2, 3, 16, 16)
+    pattern = torch.zeros(4, 4)
+    pattern[0, 0], pattern[3, 1] = 0.1, -0.1
+    sr = (hr + pattern.repeat(4, 4)).requires_grad_()
+    grid_pattern(sr, hr, 4).backward()
+    assert sr.grad is not None
+    assert bool((sr.grad[..., ::4, ::4] > 0).all())
+    assert bool((sr.grad[..., 3::4, 1::4] < 0).all())
+    torch.testing.assert_close(sr.grad.mean(), torch.tensor(0.0), atol=1e-8, rtol=0)
 
 
 @CLASSES

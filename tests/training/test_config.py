@@ -145,6 +145,7 @@ def test_model_settings_override_the_named_configuration() -> None:
         ("[gan]\nweight = 0.1\ndiscriminator = 'patch'\n[data]\npatch = 1", "HR patches of at least 8 pixels, got 4"),
         ("[gan]\ndiscriminator = 'resnet'", "gan.discriminator must be one of"),
         ("[gan]\nstart = -1", "gan.start must be at least 0"),
+        ("[gan]\ngrid = -0.1", "gan.grid must be at least 0"),
         ("[gan]\nperceptual_features = 'alexnet'", "gan.perceptual_features must be one of"),
         (
             "[gan]\nperceptual = 1.0\nperceptual_features = 'efficientnet-lite0'\n[data]\npatch = 5",
