@@ -72,7 +72,7 @@ def ratios_of(report: dict[str, Any]) -> str:
 
 
 def published(model: str) -> str:
-    """Return a Markdown table of the methods in the SAVL paper, and of committed scores of a model and of bicubic."""
+    """Return a Markdown table of the scores in the SAVL paper, and the committed scores of bicubic and of a model."""
     lines = [
         "| method | parameters, M | RealSR PSNR | DRealSR PSNR / SSIM | SVSR PSNR |",
         "|---|---:|---:|---:|---:|",

@@ -54,7 +54,7 @@ misfit of the model *camera* to all scenes changes by 13 % (Nikon) and 3 % (iPho
 RINGS = 64
 SECTORS = 8
 FLOOR = 0.01
-"""Standard error of the transfer function that no number of coefficients lowers: registration, lens distortion."""
+"""Standard error of the transfer function by registration and lens distortion, which averaging does not reduce."""
 BLOCK = 16
 """Side of the blocks in which noise is measured, in pixels of H."""
 OCTAVES = ((1 / 32, 1 / 16), (1 / 16, 1 / 8), (1 / 8, 1 / 4), (1 / 4, 1 / 2))
@@ -125,9 +125,9 @@ def bicubic(frequency: Array) -> Array:
 
 
 def noise_gain() -> float:
-    """Return the standard deviation of white noise after the interpolation that enlarged L, divided by before."""
+    """Return the factor by which the interpolation that enlarged L changes the standard deviation of white noise."""
     u = np.linspace(0.0, 4.0, 4001)
-    # In one direction the variance is multiplied by this integral, in two by its square.
+    # Interpolation along one axis multiplies the variance by this integral, along both axes by its square.
     return float(2 * np.trapezoid(bicubic(u) ** 2, u))
 
 
@@ -172,7 +172,7 @@ def spectra(high: Array, low: Array) -> tuple[Spectra, Array, Array]:
 
 
 def fit(model: Callable[..., Array], start: Sequence[float], found: Spectra, ratio: float) -> tuple[list[float], float]:
-    """Return the parameters of a model, and the weighted root mean square of what remains, 1 for chance alone."""
+    """Return the parameters of a model and the weighted root mean square residual, 1 if only noise remains."""
     ring, sector = frequencies()
     used = (ring > 0.01) & (ring < 0.5 / ratio) & (found.count > 0)
     value, error = found.transfer[used], found.error[used]
@@ -220,8 +220,8 @@ def fits(found: Spectra, ratio: float) -> dict[str, dict[str, float]]:
 def noise(low: Array) -> float:
     """Return the lowest standard deviation of a block of L that is not clipped, in 8-bit units.
 
-    It is that of white noise before L was enlarged, per channel, without the rounding to 8 bits. It is an upper bound
-    on the noise of the camera: the content of the scene, and the grain of the photographed print, add to it.
+    The value is converted to white noise before L was enlarged, per channel, without the rounding to 8 bits. It is an
+    upper bound of the noise of the camera: the content of the scene and the grain of the photographed print add to it.
 
     Args:
         low: ``(3, n, n)`` L, in 8-bit units.
@@ -235,7 +235,7 @@ def noise(low: Array) -> float:
 
 
 def own_transfer(found: Spectra, ratio: float) -> tuple[Array, Array]:
-    """Return u in cycles per pixel and M(u), without a model of M; the interpolation that enlarged L is taken out."""
+    """Return u in cycles per pixel and M(u), without a model of M; the interpolation that enlarged L is removed."""
     ring, sector = frequencies()
     v = ring[:, 0]
     measured = found.cross.sum(axis=1) / found.power.sum(axis=1)
@@ -251,8 +251,8 @@ def own_transfer(found: Spectra, ratio: float) -> tuple[Array, Array]:
 def agreement(high: Array, low: Array, gain: Array, ratio: float, fitted: dict[str, float]) -> dict[str, list[float]]:
     """Compare the spectra of images that are degraded here with that of L.
 
-    H is enlarged so that 3 of its pixels are one of L, and then degraded by scale 3. The camera has blurred H already,
-    as photographs to train on are.
+    H is enlarged so that 3 of its pixels span one pixel of L, and then degraded by scale 3. The camera has already
+    blurred H, like photographs to train on.
 
     Args:
         high: ``(3, n, n)`` H, in 8-bit units.

@@ -1,12 +1,12 @@
-"""Make ×4 pairs of City100 at the camera's own pitch, to calibrate and to judge how strongly photographs are restored.
+"""Make ×4 pairs of City100 at the pixel size of the camera, to calibrate and evaluate the restoration strength.
 
     python -m benchmarks.studies.city100_pairs --city100 FOLDER --output FOLDER
 
 City100 (Chen et al., CVPR 2019; MIT licence) has photographs of one scene at a short focal length, enlarged onto the
 grid of the photograph at the long one. The enlarged image is reduced to the pixels that the camera recorded, and the
-other one is resized to four times that size, so that both have the softness of this camera at its own pixels
+other one is resized to four times that size, so that both are as blurred as this camera blurs its own pixels
 (`benchmarks.studies.camera_blur`). The files are ``OUTPUT/CAMERA/LR/SCENE.png`` and ``OUTPUT/CAMERA/HR/SCENE.png``. No
-score of this project uses them.
+score in the documentation was measured on them.
 """
 
 from __future__ import annotations

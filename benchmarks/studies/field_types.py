@@ -1,4 +1,4 @@
-"""Measure in about a minute whether the fields of networks distinguish types and levels of degradations.
+"""Measure whether the fields of networks distinguish types and levels of degradations.
 
     python -m benchmarks.studies.field_types --hr FOLDER [--scenes 24] [--crops 2] [--json FILE] WEIGHTS ...
 

@@ -5,10 +5,10 @@
 All networks begin with the same weights, see the same batches, and read their field in every DSCA from the first step.
 Only the source of the field differs, and it is not trained:
 
-- ``oracle`` encodes the recipe by which each pixel was degraded, the upper bound. Of an image that was degraded by the
-  whole pipeline it knows only that and the mask, so a learned field may be better there.
-- ``constant`` is 0 everywhere with severity 1, the lower bound. It is an unguided network of the same size, because the
-  bias of the guidance can learn any fixed gamma.
+- ``oracle`` encodes the recipe by which each pixel was degraded. It is the upper bound, except for images that were
+  degraded by the whole pipeline: for them it encodes only the mask, and a learned field may be better.
+- ``constant`` is 0 everywhere with severity 1. It is the lower bound: an unguided network of the same size, because
+  the bias of the guidance can learn any fixed gamma.
 - The estimator of each ``--estimator`` gives a learned field between the two.
 
 Settings are those of ``configs/studies/oracle.toml``; ``--set`` changes them. Every training has a folder of its own
@@ -55,8 +55,8 @@ the standard deviation of a camera's point spread function in pixels."""
 KNOTS = 4
 """Channels that encode a value. Gamma is linear in mu, so it can be any function that is linear between the knots."""
 LENGTH = 7.0
-"""Sum of mu over the channels that encode a value, at a knot. The sum of ``|mu|`` over the channels of savl-tiny is 7,
-too (Kodak24). A step of Adam changes gamma by at most the learning rate times this sum."""
+"""Sum of mu over the channels that encode a value, at a knot. The sum of ``|mu|`` over the channels of savl-tiny is
+also 7 (Kodak24). A step of Adam changes gamma by at most the learning rate times this sum."""
 DRAWS = 3
 """Number of degradations of each test image, for each kind."""
 SIDE = 256
@@ -72,8 +72,8 @@ def oracle_field(batch: Batch, latent: int) -> DegradationField:
 
     The five values of `LARGEST` are scaled to [0, 1] and multiplied by the degradation mask. Each is interpolated
     between `KNOTS` equally spaced knots, which have a channel each, and 0, where all channels are 0. Every channel is
-    repeated as often as there is room. The variance is 1 without degradation and 0.7 in full, as
-    `ObjectiveConfig.calibration` wants it, and the severity follows from it as it does in the network.
+    repeated as often as there is room. The variance is 1 without degradation and 0.7 under
+    full degradation, which is the target of `ObjectiveConfig.calibration`. Severity is computed as in the network.
 
     Args:
         batch: Batch with amounts and a degradation mask, of images with a strength of 1.
@@ -182,7 +182,7 @@ def psnr(upscale: Callable[[Batch], Tensor], tests: dict[str, list[list[Batch]]]
 
 
 def gain(scores: Sequence[float], lower: Sequence[float]) -> tuple[float, float]:
-    """Return the mean difference over images and its standard error."""
+    """Return the mean difference over the images and its standard error."""
     differences = [a - b for a, b in zip(scores, lower, strict=True)]
     return statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
 
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--hr", required=True, action="append", metavar="FOLDER", help="photographs to train on")
     parser.add_argument("--test", required=True, metavar="FOLDER", help="high-resolution images to measure with")
     parser.add_argument("--estimator", action="append", metavar="WEIGHTS", help="learned fields; savl-tiny by default")
-    parser.add_argument("--steps", type=int, metavar="N", help="steps instead of those of the settings")
+    parser.add_argument("--steps", type=int, metavar="N", help="number of steps, instead of that in the settings")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.NAME=VALUE", help="change a setting")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)

@@ -221,8 +221,8 @@ def _report_files(folder: Path, names: list[str]) -> Iterator[list[BinaryIO]]:
     removed then.
 
     Raises:
-        ValueError: The folder cannot be made, or holds files of these names that savl did not write.
-        OSError: It cannot be written.
+        ValueError: The folder cannot be created, or contains files of these names that savl did not write.
+        OSError: The files cannot be written.
     """
     from savl.analysis.figures import GENERATOR
     from savl.atomic_write import atomic_write

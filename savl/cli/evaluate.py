@@ -1,4 +1,4 @@
-"""`savl evaluate`: score networks, and results that were made elsewhere, on folders of image pairs."""
+"""`savl evaluate`: score networks, and images upscaled by other programs, on folders of image pairs."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def evaluate(
         typer.Option(
             "--sr",
             metavar="LABEL=FOLDER",
-            help="Folder of upscaled images that another program made, named as the pairs are; may be repeated. "
-            "Without LABEL, the name of the folder is used.",
+            help="Folder of images that another program upscaled, with the names of the pairs; may be repeated. "
+            "The default LABEL is the name of the folder.",
         ),
     ] = None,
     tile: options.Tile = None,
@@ -98,7 +98,7 @@ def evaluate(
         typer.Option(
             "--html",
             metavar="FILE",
-            help="Also write a page with the tables and crops side by side; one file, needs jinja2.",
+            help="Also write an HTML page, one file, with the tables and crops side by side. Needs jinja2.",
             rich_help_panel=REPORTS_PANEL,
         ),
     ] = None,
@@ -108,19 +108,19 @@ def evaluate(
             "--crops",
             metavar="N",
             min=0,
-            help="Number of images of which the page shows a crop: those where the methods differ most.",
+            help="Number of images of which the page shows a crop: those in which the methods differ most.",
             rich_help_panel=REPORTS_PANEL,
         ),
     ] = 6,
     threads: options.Threads = None,
 ) -> None:
-    """Measure PSNR, SSIM and other scores of networks, of results made elsewhere, and of bicubic interpolation.
+    """Measure PSNR, SSIM and other scores of networks, images upscaled by other programs, and bicubic interpolation.
 
     Y: luma, without a border as wide as the scale. RGB: all channels of the whole image. All values have 8 bits.
 
     LPIPS and DISTS (perceptual distances), NIQE and BRISQUE (scores without an original) are measured if the packages
-    and weights that they need are on this machine. Nothing is downloaded; the last lines say what is missing. For all
-    four, lower is better.
+    and weights that they need are on this machine. Nothing is downloaded; the last lines name what is missing. For
+    all four, lower is better.
 
     Severity maps that `savl degrade` or `savl upscale` wrote into the folders are skipped.
     """
@@ -193,7 +193,7 @@ def _labelled(models: list[str], folders: list[str]) -> list[tuple[str, str, str
             if option == "--sr":
                 label = Path(given).resolve().name
         if not label or not value:
-            raise ValueError(f"{option} {given}: a label and a value are expected on the two sides of =")
+            raise ValueError(f"{option} {given}: a label is expected before =, and a value after it")
         found.append((option, label, value))
     counts = Counter(label for _, label, _ in found)
     if len(models) == 1 and counts["model"]:
@@ -201,7 +201,9 @@ def _labelled(models: list[str], folders: list[str]) -> list[tuple[str, str, str
     for taken in ("bicubic", "original", "name"):
         counts[taken] += 1
     if twice := sorted(label for _, label, _ in found if counts[label] > 1):
-        raise ValueError(f"--model and --sr: the name {twice[0]} is taken; LABEL={twice[0]} gives another one")
+        raise ValueError(
+            f"--model and --sr: the name {twice[0]} is already used; choose another one with LABEL={twice[0]}"
+        )
     return found
 
 
@@ -230,7 +232,7 @@ def _methods(
         if option == "--sr":
             extra: list[Path] = []
             files = match_results(pairs, value, argument=f"--sr {label}", on_extra=extra.append)
-            skipped(extra, "an image of no pair", "images of no pair")
+            skipped(extra, "an image that belongs to no pair", "images that belong to no pair")
             comparison.check_result_sizes(pairs, files)
             methods.append(comparison.results(label, files, source=value))
         else:
@@ -245,7 +247,7 @@ def _methods(
 
 
 def _check_outputs(outputs: dict[str, Path | None]) -> None:
-    """Refuse two reports in one file."""
+    """Raise an error if two reports have the same file."""
     places: dict[Path, str] = {}
     for option, path in outputs.items():
         if path is not None and (other := places.setdefault(path.resolve(), option)) != option:

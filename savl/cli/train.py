@@ -89,8 +89,9 @@ def train(
     A run can be killed at any time; the same command resumes it from its last checkpoint. With --stop-after it trains
     in pieces.
 
-    The photographs in --hr are degraded at random. With --lr and --hr, the network learns from real pairs instead; with
-    pairs.share below 1, also from the photographs in data.hr (--set). Pairs that do not fit are skipped by name.
+    The photographs in --hr are degraded at random. With --lr and --hr, the network learns from real pairs instead. If
+    pairs.share is below 1 (--set), it also learns from the photographs in data.hr. Unsuitable pairs are skipped and
+    listed.
 
     The averaged weights are written to model.safetensors, which `savl upscale --model` reads. log.jsonl and
     tensorboard/ contain the losses.

@@ -25,7 +25,7 @@ EXAMPLES = "\n".join(
         "savl upscale holiday/ -r -o large/   [dim]a folder with its subfolders[/dim]",
         "savl upscale '*.png' -o out/ --scale 2",
         "savl upscale - -o - -f png <photo.jpg >large.png   [dim]standard input and output[/dim]",
-        "savl upscale old.jpg --strength 0.5   [dim]restore half as strongly[/dim]",
+        "savl upscale old.jpg --strength 0.5   [dim]restore with half the strength[/dim]",
         "savl upscale scan.tif --model Real_HAT_GAN_SRx4.pth --tile 256",
     ]
 )
@@ -53,7 +53,7 @@ def upscale(
             "--strength",
             metavar="S",
             help="How strongly images are restored, from 0 (bicubic interpolation) to 1 (the network's full "
-            "restoration); or auto: pixel by pixel as the network has learned, or 1 if it has not.",
+            "restoration). auto: the strength that the network has learned for each pixel, or 1 if none.",
             rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = "auto",

@@ -208,7 +208,7 @@ class SingleConfig:
     """One operation at the low-resolution size, after the antialiased bicubic reduction of the image.
 
     The blur of the first stage acts on the high-resolution image, where a standard deviation of 3 pixels is less than
-    one low-resolution pixel. The ranges here span what each operation does to the image that a network sees.
+    one low-resolution pixel. The ranges of this class refer to the low-resolution image.
     """
 
     operations: tuple[str, ...] = OPERATIONS
@@ -228,15 +228,15 @@ class SingleConfig:
 
 @dataclass(frozen=True)
 class CameraConfig:
-    """Two photographs of one scene by one camera, whose focal lengths differ by the scale.
+    """Two photographs of one scene by one camera, with focal lengths that differ by the scale.
 
-    Both are blurred by the same point spread function and sharpened by the same unsharp mask, each in pixels of its
-    own. The default ranges of blur and sharpening are those of `benchmarks.studies.camera_blur`: from a Gaussian blur
-    alone over that of a Nikon D5500 to that of an iPhone X.
+    Both are blurred by the same point spread function and sharpened by the same unsharp mask, each in its own pixels.
+    The default ranges of blur and sharpening were measured with `benchmarks.studies.camera_blur`. They extend from a
+    Gaussian blur without sharpening to the blur and sharpening of an iPhone X, and include those of a Nikon D5500.
     """
 
     probability: float = 0.0
-    """Probability that a group of images is degraded in this way instead of all others; drawn for the group."""
+    """Probability that a group of images is degraded in this way instead of by the whole pipeline or one operation."""
     sigma: tuple[float, float] = (0.57, 0.78)
     """Standard deviation of the Gaussian point spread function, in pixels of each image; the geometric mean of both
     axes."""
@@ -250,7 +250,7 @@ class CameraConfig:
     jpeg: JpegConfig = JpegConfig(probability=0.0, quality=(80.0, 98.0))
     """Compression of the low-resolution image."""
     soft_target: bool = True
-    """Whether the high-resolution target is blurred and sharpened by the camera too. If False, it is the input."""
+    """Whether the camera also blurs and sharpens the high-resolution target. If False, the target is the input."""
 
     def __post_init__(self) -> None:
         check_types(self, "camera.")
@@ -290,10 +290,10 @@ class DegradationConfig:
     with all strengths sees the published pipeline often enough."""
     single_operation: float = 0.0
     """Probability that only one operation is applied, that of `single`, drawn for a group of images. Nearly every
-    operation of the whole pipeline smooths, so that a network rarely sees noise on a sharp image otherwise."""
+    operation of the whole pipeline smooths, so a network would otherwise rarely see noise on a sharp image."""
     single: SingleConfig = SingleConfig()
     camera: CameraConfig = CameraConfig()
-    """Its probability is drawn before that of a single operation."""
+    """Degradation by a camera. It is drawn before the choice of a single operation."""
 
     def __post_init__(self) -> None:
         check_types(self, "degradation.")

@@ -38,8 +38,8 @@ class Degraded:
     recipe: Recipe
     """The random parameters."""
     x: Tensor
-    """High-resolution images that a network should make of ``y``, ``(B, 3, H, W)`` float32 in [0, 1]: the input, except
-    where a camera took both images (`savl.degradation.config.CameraConfig.soft_target`)."""
+    """High-resolution targets of ``y``, ``(B, 3, H, W)`` float32 in [0, 1]: the input of the pipeline, except for
+    images that a camera degrades (`savl.degradation.config.CameraConfig.soft_target`)."""
 
     @property
     def severity(self) -> Tensor:
@@ -193,10 +193,11 @@ def _eight_bit(x: Tensor) -> Tensor:
 
 
 def _photograph(x: Tensor, cameras: Sequence[Camera], pitch: int) -> Tensor:
-    """Return what cameras record of a scene, whose pixels are ``pitch`` pixels of the scene wide.
+    """Return the images that cameras record of a scene. A pixel of an image is ``pitch`` pixels of the scene wide.
 
-    The Gaussian blur is applied to the spectrum, where it is exact at every standard deviation: sampled kernels of less
-    than a pixel are not. The values at the centres of the camera's pixels are then sharpened.
+    The Gaussian blur is applied to the spectrum, where it is exact at every standard deviation. Sampled kernels with a
+    standard deviation below one pixel are not exact. The values at the centres of the camera's pixels are then
+    sharpened.
 
     Args:
         x: ``(B, 3, H, W)``, H and W multiples of ``pitch``.

@@ -63,7 +63,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Camera:
-    """What one camera does to an image, in pixels of the image."""
+    """Blur and sharpening by one camera, in pixels of the image."""
 
     sigma: tuple[float, float]
     """Standard deviations of the Gaussian point spread function along its axes."""
@@ -110,7 +110,7 @@ class Recipe:
     """Whether each image is degraded through a mask."""
     single: bool = False
     """Whether only one operation is applied (`savl.degradation.config.SingleConfig`): the images are first reduced to
-    the low-resolution size, and the second stage or the final JPEG, which then follow, have a single operation."""
+    the low-resolution size. The second stage and the final JPEG then apply this operation and no other."""
     camera: tuple[Camera, ...] | None = None
     """The camera of each image, which blurs, samples and sharpens it before the noise of the second stage and the final
     JPEG; None for groups that are degraded in another way (`savl.degradation.config.CameraConfig`)."""
@@ -162,7 +162,7 @@ def draw_recipe(config: DegradationConfig, count: int, random: np.random.Generat
     also share which stages take place, and whether only a single operation does. Everything else is drawn for each
     image.
     """
-    # Without a choice no number is drawn, so that the recipe of a seed does not depend on these settings.
+    # At a probability of 0 no number is drawn, so that a seed gives the same recipe as without the setting.
     if config.camera.probability > 0 and random.random() < config.camera.probability:
         return _camera_recipe(config.camera, count, random)
     if config.single_operation > 0 and random.random() < config.single_operation:
@@ -199,7 +199,7 @@ def _single(config: DegradationConfig, count: int, random: np.random.Generator) 
 
 
 def _camera_recipe(config: CameraConfig, count: int, random: np.random.Generator) -> Recipe:
-    """Draw a camera for each image. The strength does not apply to cameras, nor do masks."""
+    """Draw a camera for each image. Strength and masks do not apply to cameras."""
     cameras, noise, quality = [], [], []
     for _ in range(count):
         quantile, root = random.random(), math.sqrt(random.uniform(*config.axis_ratio))

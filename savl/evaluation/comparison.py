@@ -1,4 +1,4 @@
-"""Compare methods on pairs of images: networks, results that were made elsewhere, and bicubic interpolation."""
+"""Compare methods on pairs of images: networks, images upscaled by other programs, and bicubic interpolation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from savl.inference.enlarge import ImageUpscaler
 BICUBIC = "bicubic"
 ORIGINAL = "original"
 OPTIONAL = {"lpips": "LPIPS", "dists": "DISTS", "niqe": "NIQE", "brisque": "BRISQUE"}
-"""Scores that are not measured everywhere, with their titles."""
+"""Titles of the scores that need optional packages or data, by the field of `Fidelity`."""
 CROP_SIDE = 96
 """Side in pixels of the crops of a report."""
 _THUMBNAIL = 192
@@ -37,7 +37,7 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Method:
-    """Something that enlarges the low-resolution image of a pair."""
+    """A method that upscales the low-resolution image of a pair."""
 
     label: str
     """Name in tables."""
@@ -56,9 +56,9 @@ class OptionalMetrics:
     paired: dict[str, Callable[[Tensor, Tensor], float | None]] = field(default_factory=dict)
     """Functions of two images ``(3, H, W)`` in [0, 1], the upscaled one first, by the field of `Fidelity`."""
     single: dict[str, Callable[[Tensor], float | None]] = field(default_factory=dict)
-    """Functions of one such image."""
+    """Functions of one image ``(3, H, W)`` in [0, 1], by the field of `Fidelity`."""
     no_value: dict[str, str] = field(default_factory=dict)
-    """What an image is for which a metric returns None."""
+    """Reason for which a metric returns None for an image, such as "too small for AlexNet"."""
     missing: dict[str, MetricUnavailable] = field(default_factory=dict)
 
     @classmethod
@@ -131,7 +131,7 @@ class Comparison:
     missing: Mapping[str, str | None]
     """For each optional score, why there is no mean; None if there is one."""
     notes: Mapping[str, str]
-    """The same with what can be done about it, for the terminal; paths of this machine may occur."""
+    """The same reasons with a remedy, for the terminal. They may contain paths of this machine."""
     crops: tuple[Crop, ...]
 
     @property
@@ -163,7 +163,7 @@ def network(label: str, upscaler: ImageUpscaler, *, source: str, only: bool) -> 
 
 
 def results(label: str, files: Mapping[str, Path], *, source: str) -> Method:
-    """Return upscaled images that were made elsewhere as a method.
+    """Return images that another program upscaled as a method.
 
     Args:
         label: Name of the method.
@@ -174,14 +174,14 @@ def results(label: str, files: Mapping[str, Path], *, source: str) -> Method:
 
 
 def check_result_sizes(pairs: Iterable[Pair], files: Mapping[str, Path]) -> None:
-    """Compare the sizes in the headers of results with those of their originals, before hours are spent on networks.
+    """Compare the sizes in the headers of results with those of their originals, before networks are run.
 
     Raises:
         ValueError: A result does not have the size of its original.
     """
     for pair in pairs:
         got, wanted = read_size(files[pair.name]), read_size(pair.hr)
-        # Orientation is not applied here, so width and height may be swapped.
+        # The EXIF orientation is not applied here, so width and height may be swapped.
         if got is not None and wanted is not None and sorted(got) != sorted(wanted):
             raise ValueError(_wrong_size(str(files[pair.name]), pair, got[::-1], wanted[::-1]))
 
@@ -191,7 +191,7 @@ def common_scale(pairs: Sequence[Pair]) -> int:
 
     Raises:
         ImageFileError: An image cannot be read.
-        ValueError: The ratio is no whole number.
+        ValueError: The ratio is not an integer.
     """
     lr, hr = read_rgb(pairs[0].lr), read_rgb(pairs[0].hr)
     scale = hr.shape[1] // lr.shape[1]
@@ -216,7 +216,7 @@ def compare(
         ValueError: The sizes of a pair or of a result do not fit, or the images are too small to be scored.
     """
     images: list[ImageScores] = []
-    kept: list[tuple[float, int, Crop]] = []  # the numbers decide, crops are not compared
+    kept: list[tuple[float, int, Crop]] = []  # ordered by the two numbers, because crops cannot be compared
     for number, pair in enumerate(pairs):
         lr, hr = read_pair(pair, scale)
         upscaled = {}
@@ -260,7 +260,7 @@ def _wrong_size(what: str, pair: Pair, got: Sequence[int], wanted: Sequence[int]
 def _crop(name: str, lr: Tensor, hr: Tensor, upscaled: Mapping[str, Tensor], scale: int) -> Crop:
     """Cut the square out of an image where the methods differ most.
 
-    Bicubic interpolation, which differs from all others, is left out of the difference if there are two others.
+    If there are at least two other methods, bicubic interpolation is left out, because it differs most from all others.
     """
     compared = [sr for label, sr in upscaled.items() if label != BICUBIC or len(upscaled) < 3]
     lumas = torch.cat([luma(_levels(sr)) for sr in compared]).float()

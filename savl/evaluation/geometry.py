@@ -1,7 +1,8 @@
 """Geometry of class means: whether different degradations move a representation in different directions.
 
-Probes measure whether classes can be told apart. They do not measure along how many directions the means of the classes
-vary: a probe separates points on one line. These figures need no fitting, and a training script can compute them often.
+Probes measure whether classes can be distinguished. They do not measure along how many directions the class means vary:
+a probe also separates points on one line. The figures of this module need no fitting, so that a training script can
+compute them often.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def _finite(values: Samples, dimensions: int) -> Tensor:
 
 
 def _centred(rows: Tensor) -> Tensor:
-    """Subtract the mean of the rows; what rounding leaves of equal rows becomes 0."""
+    """Subtract the mean of the rows. Rounding errors of equal rows are set to 0."""
     centred = rows - rows.mean(dim=0)
     return torch.where(centred.abs() > 1e-12 * rows.abs().amax(), centred, 0.0)
 

@@ -3,8 +3,8 @@
 Both normalise the gray image by its local mean and deviation and fit generalised Gaussian distributions to the result
 and to the products of neighbours, at full and at half size. NIQE is the distance between those parameters, over blocks
 of the image, and those of undistorted photographs. BRISQUE predicts people's opinions from them with a support vector
-machine. Neither needs a network, but both need numbers that somebody fitted. savl does not ship them and downloads
-nothing; it reads them where another package has put them.
+machine. Neither needs a network, but both need fitted parameters. savl neither contains nor downloads them; it reads
+the files of other packages.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Niqe:
         path = next((path for path in _niqe_files() if path.is_file()), None)
         if path is None:
             raise MetricUnavailable(
-                "the authors' statistics are not at hand",
+                "the authors' statistics were not found",
                 f"put niqe_pris_params.npz of BasicSR into {Path(torch.hub.get_dir(), 'checkpoints')}",
             )
         try:
@@ -104,11 +104,11 @@ class Niqe:
 
 
 class Brisque:
-    """BRISQUE (Mittal et al., 2012) with the model that the package `brisque` carries; lower is better.
+    """BRISQUE (Mittal et al., 2012) with the model in the package `brisque`; lower is better.
 
     The model was fitted to features that differ from those of the authors' release: half size without antialiasing,
-    asymmetric distributions throughout. They are computed in the same way here, so that the score is the package's.
-    It compares the methods of one table with each other, and not with those of a paper.
+    asymmetric distributions throughout. They are computed in the same way here, so that the score is that of the
+    package. Scores can be compared within one table, but not with publications.
 
     Only the package's model is read. The package is not imported: it needs OpenCV, and fails with NumPy 2.4.
     """
@@ -172,7 +172,7 @@ class Brisque:
 
 
 def _niqe_files() -> list[Path]:
-    """Return where the authors' statistics may be: torch.hub's checkpoints, the package BasicSR, pyiqa's cache."""
+    """Return the files that may contain the authors' statistics: those of torch.hub, BasicSR and pyiqa."""
     hub = Path(torch.hub.get_dir())
     files = [hub / "checkpoints" / "niqe_pris_params.npz", hub / "pyiqa" / "niqe_modelparameters.mat"]
     spec = importlib.util.find_spec("basicsr")
@@ -185,7 +185,7 @@ class _PlainUnpickler(pickle.Unpickler):
     """Reads dictionaries, lists and numbers, and refuses everything that could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"{module}.{name} is no plain value")
+        raise pickle.UnpicklingError(f"{module}.{name} is not a plain value")
 
 
 def _ranges(content: bytes) -> tuple[Tensor, Tensor]:
@@ -247,7 +247,7 @@ def _halved(gray: Tensor) -> Tensor:
     """Reduce ``(H, W)`` to half the size as MATLAB's imresize; a last odd row or column is dropped."""
     height, width = (side // 2 for side in gray.shape)
     mirrored = gray[: 2 * height, : 2 * width]
-    for dim in (0, 1):  # beyond the border MATLAB mirrors, whereas torch reweighs
+    for dim in (0, 1):  # at the border MATLAB mirrors the image, whereas torch renormalises the weights
         near, far = mirrored.narrow(dim, 0, 4), mirrored.narrow(dim, mirrored.shape[dim] - 4, 4)
         mirrored = torch.cat([near.flip(dim), mirrored, far.flip(dim)], dim=dim)
     return bicubic_resize(mirrored[None, None], (height + 4, width + 4))[0, 0, 2:-2, 2:-2]

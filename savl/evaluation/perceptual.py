@@ -18,7 +18,7 @@ SMALLEST = 31
 
 
 class MetricUnavailable(RuntimeError):
-    """A metric cannot be measured on this machine; the message says why and what to do."""
+    """A metric cannot be measured on this machine. The message gives the reason and a remedy."""
 
     def __init__(self, reason: str, remedy: str) -> None:
         super().__init__(f"{reason}; {remedy}")
@@ -36,7 +36,7 @@ class _Perceptual:
     """
 
     no_value: ClassVar[str]
-    """What an image without a value is."""
+    """Reason for which an image has no value."""
     _network: ClassVar[tuple[str, int]]
     """Name of the network in torchvision, and the size of its weights in MB."""
     _smallest: ClassVar[int]

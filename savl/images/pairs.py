@@ -35,7 +35,8 @@ def match_pairs(lr: str | Path, hr: str | Path, *, on_map: Callable[[Path], None
     Names are compared without the file extension. They may differ by a suffix that all names of a folder share, such as
     ``Canon_001_LR4`` and ``Canon_001_HR`` (RealSR), ``DSC_1057_x4`` and ``DSC_1057_x1`` (DRealSR), or ``0001x4`` and
     ``0001`` (DIV2K). Such a suffix consists of parts that begin with ``-``, ``_``, a dot or a space and contain a
-    letter, or it is x and a number. The shortest suffixes that match most names are removed, none if the names match.
+    letter, or it is x and a number. The suffixes with which most names match are removed, the shortest of several; none
+    if the names match without this.
 
     If both folders are the same, names that end in ``LR``, ``LR4``, ``x4`` or the like (any number, but not ``x1``) are
     those of low-resolution images, and all others are those of originals.
@@ -83,11 +84,11 @@ def match_pairs(lr: str | Path, hr: str | Path, *, on_map: Callable[[Path], None
             f"{lrs[name].stem} (only in lr)" if name in lrs else f"{hrs[name].stem} (only in hr)" for name in lone
         )
         raise ValueError(
-            f"lr and hr must hold the same names, apart from a suffix that all names of a folder share; "
+            f"lr and hr must contain the same names, apart from a suffix that all names of a folder share; "
             f"unmatched: {sides}"
         )
     if not lrs:
-        raise ValueError(f"lr and hr hold nothing but maps of severity or strength: {lr}, {hr}")
+        raise ValueError(f"lr and hr contain nothing but maps of severity or strength: {lr}, {hr}")
     return [Pair(lrs[name], hrs[name], name) for name in sorted(lrs)]
 
 

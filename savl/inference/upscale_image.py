@@ -57,9 +57,9 @@ def upscale(
             not; see `savl.Upscaler`), or an `Upscaler`. Pass a loaded model to upscale many images. With an `Upscaler`,
             leave out `tile`, `tile_pad`, `device` and `dtype`, because it has its own settings.
         scale: Output pixels per input pixel, any number above 0; None is that of the network.
-        strength: How strongly the image is restored. "auto": pixel by pixel as the network has learned, or fully if it
-            has learned no strength. A number from 0 to 1: 0 is bicubic interpolation, 1 the network's full restoration.
-            None is "auto", or the strength of the `Upscaler` that is given as model.
+        strength: How strongly the image is restored. "auto": the strength that the network has learned for each pixel,
+            or 1 if it has learned none. A number from 0 to 1: 0 is bicubic interpolation, 1 the network's full
+            restoration. None is "auto", or the strength of the `Upscaler` that is given as ``model``.
         page: Page of a file with several pages, counted from 1; None selects the first. Only for image files.
         tile: Side of the tiles in input pixels; None chooses it by the free memory, 0 does not tile.
         tile_pad: Context around each tile, in input pixels.
@@ -125,8 +125,7 @@ def as_upscaler(
 ) -> ImageUpscaler:
     """Return the upscaler for the arguments of `upscale`: load weights, and choose device and dtype.
 
-    A number as strength has the same effect on any upscaler, because the blend with bicubic interpolation needs nothing
-    of the network.
+    A number as strength is accepted for any upscaler, because it only blends the result with bicubic interpolation.
 
     Raises:
         TypeError, ValueError: An argument is not accepted; the message names it.
@@ -161,7 +160,7 @@ def as_upscaler(
 
 @dataclass(frozen=True)
 class _WithStrength:
-    """An upscaler with a strength of the caller."""
+    """An upscaler that is called with a given strength."""
 
     upscaler: ImageUpscaler
     strength: Strength

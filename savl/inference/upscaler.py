@@ -53,8 +53,8 @@ class Upscaled:
     severity: Tensor
     """``(B, h, w)`` float32 in [0, 2]; 1 everywhere for a network without a variational field."""
     strength: Tensor
-    """``(B, h, w)`` float32 in [0, 1], how strongly each pixel was restored; 1 everywhere, with the strength "auto",
-    for a network that has not learned it."""
+    """``(B, h, w)`` float32 in [0, 1]: how strongly each pixel was restored. With the strength "auto", it is 1
+    everywhere for a network that has learned no strength."""
 
 
 class Upscaler:
@@ -99,9 +99,9 @@ class Upscaler:
                 Weights changed in place take effect at the next tile. Graphs are recorded anew at the next image after
                 a change of the fused kernels or of torch's precision settings, and after the model was moved or given
                 other tensors. Threads that share the Upscaler run the network one at a time.
-            strength: How strongly images are restored, unless a call says otherwise. "auto": pixel by pixel as the
-                network has learned, or fully if it has learned no strength. A number from 0 to 1: 0 is bicubic
-                interpolation, 1 the network's full restoration, and between them the difference is scaled.
+            strength: How strongly images are restored, unless a call says otherwise. "auto": the strength that
+                the network has learned for each pixel, or 1 if it has learned none. A number from 0 to 1 scales the
+                difference from bicubic interpolation: 0 is bicubic interpolation, 1 the network's full restoration.
 
         Raises:
             TypeError: ``model`` is not a network of savl, ``tile`` or ``tile_pad`` is not an int, ``cuda_graph`` is
@@ -248,8 +248,8 @@ class _Run:
         self.image = whole(lr)
         self.cores = cores
         self.severity: Tensor | None = None  # (B, h, w) on the CPU; None for a network without a variational field
-        # (B, h, w) on the CPU; None for 1, with which the network's output is not blended. A number becomes a map too:
-        # all numbers then share their graphs.
+        # (B, h, w) on the CPU; None for 1, with which the network's output is not blended. A number also becomes a map,
+        # so that all numbers share CUDA graphs.
         self.strength: Tensor | None = None
         if isinstance(strength, float) and strength != 1:
             self.strength = torch.full((lr.shape[0], *lr.shape[-2:]), strength)
@@ -268,7 +268,7 @@ class _Run:
             self.on_tile(self.done, len(self.cores))
 
     def measure_maps(self) -> None:
-        """Compute the severity map, and the strength map if the network decides about it."""
+        """Compute the severity map, and the strength map if the network determines it."""
         size = self.lr.shape[0], *self.lr.shape[-2:]
         variance = torch.empty(size) if self.model.config.degradation_code == "variational" else None
         strength = torch.empty(size) if self.learned_strength else None

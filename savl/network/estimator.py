@@ -102,7 +102,7 @@ class RestorationStrength(nn.Module):
         field = (mu if logvar is None else torch.cat((mu, logvar), dim=1)).detach()
         dtype = torch.float64 if field.dtype == torch.float64 else torch.float32
         kind = field.device.type
-        # The context is entered only where it has an effect, because an exported program would contain it.
+        # The autocast context is entered only where it has an effect, because an exported program would contain it.
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
             hidden = F.gelu(_conv_in(dtype, self.expand, field))
             logits = _binomial_average(_conv_in(dtype, self.contract, hidden))

@@ -54,7 +54,7 @@ class SAVL(nn.Module):
         if config.image_residual:  # an untrained network is then exactly bicubic interpolation
             nn.init.zeros_(self.upsampler.to_image.weight)
             nn.init.zeros_(self.upsampler.to_image.bias)  # type: ignore[arg-type]
-        # Built last: with one seed, the rest of the network begins with the same weights with and without it.
+        # It is built last, so that a seed gives the rest of the network the same weights with and without it.
         self.strength = RestorationStrength(config) if config.restoration_strength else None
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -89,8 +89,8 @@ class SAVL(nn.Module):
         Args:
             lr: ``(B, 3, h, w)`` in [0, 1], dtype of the network, any h and w from 1 pixel up.
             return_field: Also return the degradation field.
-            strength: How strongly the images are restored, as for `reconstruct`. None: as the network has learned, or
-                fully if it has learned no strength.
+            strength: How strongly the images are restored, as for `reconstruct`. None: the strength that the network
+                has learned for each pixel, or 1 if it has learned none.
 
         Returns:
             ``(B, 3, scale·h, scale·w)``, nominally in [0, 1] but not clamped. With ``return_field``, a pair of it and
@@ -106,7 +106,7 @@ class SAVL(nn.Module):
         if lr.dtype != own and not torch.is_autocast_enabled(lr.device.type):
             raise TypeError(f"lr must have the dtype of the network, {own}, got {lr.dtype}; cast it")
         field = self.estimate(lr)
-        # Not given where it is None: training replaces `reconstruct` by a function without it (`savl.training`).
+        # None is not passed on, because training replaces `reconstruct` by a function without ``strength``.
         sr = self.reconstruct(lr, field) if strength is None else self.reconstruct(lr, field, strength)
         return (sr, field) if return_field else sr
 
@@ -118,7 +118,7 @@ class SAVL(nn.Module):
             seed: Seed of ``field.sample``; None makes the sample the mean.
 
         Returns:
-            The field at LR size, its severity normalised over this image, with a strength for
+            The field at LR size, with its severity normalised over this image, and a strength if the network has
             ``restoration_strength``; None for ``degradation_code="none"``.
         """
         if self.estimator is None:
@@ -181,7 +181,7 @@ class SAVL(nn.Module):
         if isinstance(strength, Tensor):
             size = (scale * height, scale * width)
             strength = F.interpolate(strength[:, None], size=size, mode="bilinear", align_corners=False)
-        # The strength may be wider than the image, in a bfloat16 network.
+        # In a bfloat16 network, the dtype of the strength may be wider than that of the image.
         return (bicubic + strength * difference).to(torch.promote_types(bicubic.dtype, difference.dtype))
 
     def _check_field(self, lr: Tensor, field: DegradationField | None) -> None:

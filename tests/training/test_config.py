@@ -93,7 +93,7 @@ def test_model_settings_override_the_named_configuration() -> None:
         ),
         (
             "[objective]\ntrain_only = ['strength.']\nfreeze_network = true\n[run]\ninitial_weights = 'x'",
-            "objective.train_only and freeze_estimator or freeze_network exclude each other",
+            "objective.train_only cannot be used with freeze_estimator or freeze_network",
         ),
         ("[objective]\nfidelity = 'l3'", "objective.fidelity must be one of"),
         ("[objective]\ncontent = -0.1", "objective.content must be at least 0"),
