@@ -139,6 +139,7 @@ def test_every_setting_survives_the_metadata() -> None:
         decoder_width=16,
         decoder_depth=3,
         estimator_high_pass=False,
+        restoration_strength=True,
     )
     same = [field.name for field in fields(unusual) if getattr(unusual, field.name) == field.default]
     assert not same, "give these settings another value than their default"
