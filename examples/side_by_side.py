@@ -2,6 +2,7 @@
 
     python examples/side_by_side.py examples/chairs.webp,70,60,105 -o docs/chairs.webp
     python examples/side_by_side.py noisy.jpg,0,0,96 old.jpg,40,10,96 --severity -o docs/photographs.webp
+    python examples/side_by_side.py examples/chairs.webp,70,60,64 --strengths 0 .25 .5 .75 1 -o docs/strengths.webp
 
 A detail is a file, and its left, top and side in pixels of the file. One row each.
 """
@@ -22,14 +23,17 @@ GAP = 12
 """Pixels between the parts."""
 
 
-def row(detail: str, model: str, severity: bool) -> Image.Image:
-    """Bicubic, savl and, if asked for, severity of one detail, beside each other."""
+def row(detail: str, model: str, severity: bool, strengths: list[float]) -> Image.Image:
+    """One detail: bicubic, savl and, if asked for, severity, beside each other; or savl at several strengths."""
     name, *numbers = detail.rsplit(",", 3)
     photo = Image.open(Path(name)).convert("RGB")
     bicubic = photo.resize((4 * photo.width, 4 * photo.height), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.asarray(photo).copy()).permute(2, 0, 1)[None].float() / 255
-    upscaled = savl.Upscaler(savl.load(model))(pixels)
-    parts = [bicubic, _picture(upscaled.sr[0].permute(1, 2, 0).numpy())]
+    upscaler = savl.Upscaler(savl.load(model))
+    upscaled = upscaler(pixels)
+    parts = [bicubic, _picture(upscaled.sr)]
+    if strengths:
+        parts = [_picture(upscaler(pixels, strength=strength).sr) for strength in strengths]
     if severity:
         colours = Image.fromarray(viridis(upscaled.severity[0].numpy() / 2))
         parts.append(colours.resize(bicubic.size, Image.Resampling.NEAREST))
@@ -40,8 +44,8 @@ def row(detail: str, model: str, severity: bool) -> Image.Image:
     return drawn
 
 
-def _picture(values: np.ndarray) -> Image.Image:
-    return Image.fromarray((values * 255).round().astype(np.uint8))
+def _picture(sr: torch.Tensor) -> Image.Image:
+    return Image.fromarray((sr[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
 
 
 def main() -> None:
@@ -50,9 +54,10 @@ def main() -> None:
     parser.add_argument("details", nargs="+", metavar="FILE,LEFT,TOP,SIDE")
     parser.add_argument("-o", dest="out", type=Path, required=True)
     parser.add_argument("--severity", action="store_true")
+    parser.add_argument("--strengths", type=float, nargs="+", default=[], metavar="X")
     parser.add_argument("--model", default="savl-tiny")
     arguments = parser.parse_args()
-    rows = [row(detail, arguments.model, arguments.severity) for detail in arguments.details]
+    rows = [row(detail, arguments.model, arguments.severity, arguments.strengths) for detail in arguments.details]
     height = sum(each.height + GAP for each in rows) - GAP
     picture = Image.new("RGB", (max(each.width for each in rows), height), "white")
     top = 0
