@@ -63,8 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="repeats of the probes")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
-    savl.use_fused_kernels()
     models = [savl.load(name).eval() for name in options.weights]
+    for model in models:
+        savl.use_fused_kernels(model=model)
     hr = find_images([options.hr], argument="--hr")
     data = collect(models, hr, scenes=options.scenes, crops=options.crops)
     names = distinct_names([Path(name) for name in options.weights], folder=True)

@@ -34,6 +34,7 @@ def small_tables() -> dict[str, dict[str, Any]]:
     model = {
         "channels": 6, "depths": [2], "heads": 1, "window": 4, "cab_compress": 3, "cab_squeeze": 3, "latent": 4,
         "estimator_width": 6, "estimator_dilations": [1], "decoder_width": 6, "decoder_depth": 2, "drop_path": 0.3,
+        "modulation_shift": False, "restoration_strength": False,
     }  # fmt: skip
     return {"model": model, "data": {"patch": 8, "batch": 2, "margin": 1, "pool": 4, "fresh": 1}}
 

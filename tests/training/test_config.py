@@ -108,11 +108,12 @@ def test_model_settings_override_the_named_configuration() -> None:
         ("[data]\nimages_per_recipe = 3", "data.images_per_recipe must divide batch=16 and fresh=4, got 3"),
         ("[data]\nimages_per_recipe = 0", "data.images_per_recipe must be at least 1"),
         (
-            "[objective]\ncontent = 0.1\n[data]\nimages_per_recipe = 2\n[model]\ndegradation_code = 'none'",
+            "[objective]\ncontent = 0.1\n[data]\nimages_per_recipe = 2\n"
+            "[model]\ndegradation_code = 'none'\nrestoration_strength = false",
             "objective.content: the model has no estimator",
         ),
         (
-            "[objective]\nfreeze_network = true\n[model]\ndegradation_code = 'none'",
+            "[objective]\nfreeze_network = true\n[model]\ndegradation_code = 'none'\nrestoration_strength = false",
             "objective.freeze_network: the model has no estimator",
         ),
         ("[objective]\nfreeze_network = true", "objective.freeze_network requires run.initial_weights"),

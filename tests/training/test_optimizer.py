@@ -56,7 +56,8 @@ def test_orthogonalisation_is_independent_of_scale_and_keeps_zeros() -> None:
 
 def network(**changes: object) -> SAVL:
     torch.manual_seed(0)
-    return SAVL(replace(CONFIGS["savl-tiny"], channels=12, depths=(2,), heads=2, **changes))  # type: ignore[arg-type]
+    settings: dict[str, object] = {"channels": 12, "depths": (2,), "heads": 2, "modulation_shift": False, **changes}
+    return SAVL(replace(CONFIGS["savl-tiny"], **settings))  # type: ignore[arg-type]
 
 
 def test_hidden_matrices_are_those_between_first_convolution_and_upsampler() -> None:
