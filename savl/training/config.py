@@ -25,7 +25,6 @@ PerceptualFeatures = Literal["vgg19", "efficientnet-lite0"]
 Schedule = Literal["cosine", "multistep"]
 Unsuitable = Literal["skip", "refuse"]
 
-
 FIELD_TERMS = ("alpha", "club", "calibration", "contrast", "content", "dimensions", "axes")
 """Settings of `ObjectiveConfig` that are weights of losses of the degradation field."""
 

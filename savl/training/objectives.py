@@ -21,7 +21,6 @@ ROUNDING = 1.0 / (12.0 * 255.0**2)
 """Mean squared error of rounding to 8 bits, for values in [0, 1]."""
 DISTORTION = 0.06
 """Root mean square of y − z at which a pixel counts as degraded by 1 − 1/e; about that of the published pipeline."""
-
 AXIS_SCALES = (1.5, 2.0 / 30.0, 3.2 / 70.0)
 """Length of the mean mu for a blur of one LR pixel, for noise of one 8-bit unit, and for one unit of JPEG quality."""
 
