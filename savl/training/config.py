@@ -121,6 +121,10 @@ class PairsConfig:
     max_brightness: float = 0.05
     """Largest difference of the mean of a colour channel that is accepted, where 1 is the difference of white and
     black."""
+    misregistration: float = 0.0
+    """Standard deviation, in HR pixels and along each axis, of a random shift of every HR patch, rounded to whole pixels.
+    It represents the registration error that remains between photographs of scenes with depth or motion: a network
+    that is trained with it restores less strongly where such an error would cost more than restoration gains."""
     unsuitable: Unsuitable = "skip"
     """What to do with pairs beyond these limits: ``skip`` them, and report them by name, or ``refuse`` to train."""
 
@@ -132,7 +136,7 @@ class PairsConfig:
             )
         if not 0 < self.share <= 1:
             raise ValueError(f"pairs.share must satisfy 0 < share <= 1, got {self.share!r}")
-        _at_least(0, "pairs", self, "max_shift", "max_brightness")
+        _at_least(0, "pairs", self, "max_shift", "max_brightness", "misregistration")
         _at_least(-1, "pairs", self, "min_correlation")
 
 

@@ -118,14 +118,26 @@ class PairedPatches:
         Returns:
             ``(recipes · images_per_recipe, 3, side, side)`` and ``(…, 3, scale·side, scale·side)``, both uint8.
         """
+        misregistered = self._settings.misregistration > 0
         patches = []
         for _ in range(recipes):
             lr, hr = self._images[int(random.choice(len(self._images), p=self._weights))]
             for _ in range(images_per_recipe):
                 top, left = (int(random.integers(length // self.scale - self.side + 1)) for length in hr.shape[:2])
-                patches.append(self._cut(lr, hr, (top, left), (self.side, self.side)))
+                low, high = self._cut(lr, hr, (top, left), (self.side, self.side))
+                patches.append((low, self._misregistered(hr, (top, left), random) if misregistered else high))
         low, high = zip(*patches, strict=True)
         return torch.stack(low), torch.stack(high)
+
+    def _misregistered(self, hr: NDArray[np.uint8], corner: tuple[int, int], random: np.random.Generator) -> Tensor:
+        """Cut the HR patch at a corner in LR pixels, shifted at random by whole HR pixels, but not beyond the image."""
+        shifts = np.rint(random.normal(scale=self._settings.misregistration, size=2)).astype(int)
+        side = self.scale * self.side
+        starts = [
+            min(max(self.scale * start + int(shift), 0), length - side)
+            for start, shift, length in zip(corner, shifts, hr.shape[:2], strict=True)
+        ]
+        return _rectangle(hr, starts, (side, side), 1)
 
     def _selected(self, decoded: Images) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
         pairs = _as_pairs(decoded)

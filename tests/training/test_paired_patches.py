@@ -102,6 +102,23 @@ def _contains(image: Tensor, patch: Tensor) -> bool:
     return bool((windows == patch[:, None, None]).all(dim=(0, 3, 4)).any())
 
 
+def test_misregistration_shifts_originals_by_whole_pixels_within_the_image(tmp_path: Path) -> None:
+    rows, columns = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
+    places = torch.stack((rows, columns, torch.zeros(96, 96))) / 255
+    save(places, tmp_path / "HR" / "a.png")
+    save(places[:, ::4, ::4], tmp_path / "LR" / "a.png")
+    settings = PairsConfig(
+        (str(tmp_path / "LR"),), (str(tmp_path / "HR"),), misregistration=2.0, min_correlation=-1.0, max_shift=99.0
+    )
+    lr, hr = PairedPatches(settings, 8, 4)(200, 2, np.random.default_rng(0))
+    assert torch.equal(hr[:, :2, 31, 31], hr[:, :2, 0, 0] + 31), "patches are cut, not interpolated"
+    corners = lr[:, :2, 0, 0].float()
+    shifts = (hr[:, :2, 0, 0] - corners)[((corners > 8) & (corners < 56)).all(dim=1)]
+    assert abs(shifts.mean()) < 0.4
+    assert 1.7 < shifts.std() < 2.3
+    assert len({tuple(shift) for shift in shifts.tolist()}) > 20
+
+
 def test_unsuitable_pairs_are_skipped_by_name_or_refused(folders: tuple[str, str]) -> None:
     lr, hr = map(Path, folders)
     save(photographed(scene(0), 0, 8), lr / "Canon_0_LR4.png")
@@ -276,6 +293,7 @@ def test_a_resumed_run_on_a_mixture_gives_the_same_weights(configuration: Config
         ({"share": 0.0}, r"pairs.share must satisfy 0 < share <= 1, got 0.0"),
         ({"share": 1.5}, r"pairs.share must satisfy 0 < share <= 1, got 1.5"),
         ({"max_shift": -1.0}, "pairs.max_shift must be at least 0"),
+        ({"misregistration": -1.0}, "pairs.misregistration must be at least 0"),
         ({"unsuitable": "drop"}, "pairs.unsuitable must be one of"),
     ],
 )
