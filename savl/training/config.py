@@ -122,9 +122,9 @@ class PairsConfig:
     """Largest difference of the mean of a colour channel that is accepted, where 1 is the difference of white and
     black."""
     misregistration: float = 0.0
-    """Standard deviation, in HR pixels and along each axis, of a random shift of every HR patch, rounded to whole pixels.
-    It represents the registration error that remains between photographs of scenes with depth or motion: a network
-    that is trained with it restores less strongly where such an error would cost more than restoration gains."""
+    """Standard deviation of a random shift of every HR patch along each axis, in HR pixels; rounded to whole pixels. It
+    represents the registration error that remains between photographs of scenes with depth or motion: a network that
+    is trained with it restores less strongly where such an error would cost more than restoration gains."""
     unsuitable: Unsuitable = "skip"
     """What to do with pairs beyond these limits: ``skip`` them, and report them by name, or ``refuse`` to train."""
 

@@ -124,8 +124,8 @@ class PairedPatches:
             lr, hr = self._images[int(random.choice(len(self._images), p=self._weights))]
             for _ in range(images_per_recipe):
                 top, left = (int(random.integers(length // self.scale - self.side + 1)) for length in hr.shape[:2])
-                low, high = self._cut(lr, hr, (top, left), (self.side, self.side))
-                patches.append((low, self._misregistered(hr, (top, left), random) if misregistered else high))
+                patch, original = self._cut(lr, hr, (top, left), (self.side, self.side))
+                patches.append((patch, self._misregistered(hr, (top, left), random) if misregistered else original))
         low, high = zip(*patches, strict=True)
         return torch.stack(low), torch.stack(high)
 
