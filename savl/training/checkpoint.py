@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from savl.atomic_write import write_atomically
 from savl.network import SAVL
-from savl.training.config import FORMER_NAMES, TrainingConfig
+from savl.training.config import FORMER_NAMES, ObjectiveConfig, TrainingConfig
 from savl.weights import load
 
 FORMAT = 1
@@ -121,13 +121,25 @@ def initial_network(config: TrainingConfig) -> SAVL:
     for part in parts:
         if not any(is_in(name, (part,)) for name in (*old, *new)):
             raise ValueError(f"run.reinitialize: the network has no weight in a part {part!r}")
-    for setting, freezes_estimator in (("freeze_estimator", True), ("freeze_network", False)):
-        frozen = [name for name in new if name.startswith("estimator.") == freezes_estimator]
-        random = next((name for name in frozen if is_in(name, parts)), None)
-        if getattr(config.objective, setting) and random is not None:
-            raise ValueError(f"run.reinitialize: {random} would begin at random and stay so (objective.{setting})")
+    random = [name for name in new if is_in(name, parts)]
+    for setting, is_trained in _trained_parts(config.objective):
+        if frozen := next((name for name in random if not is_trained(name)), None):
+            raise ValueError(
+                f"run.reinitialize = {list(parts)}: {frozen} would begin at random and stay so, because {setting} does "
+                f"not train it; reinitialize only parts that are trained"
+            )
     model.load_state_dict(new | {name: tensor for name, tensor in old.items() if not is_in(name, parts)})
     return model
+
+
+def _trained_parts(objective: ObjectiveConfig) -> Iterator[tuple[str, Callable[[str], bool]]]:
+    """Yield settings that freeze weights, each with a function that returns whether it trains a weight of a name."""
+    if objective.train_only:
+        yield f"objective.train_only = {list(objective.train_only)}", lambda name: is_in(name, objective.train_only)
+    if objective.freeze_estimator:
+        yield "objective.freeze_estimator", lambda name: not name.startswith("estimator.")
+    if objective.freeze_network:
+        yield "objective.freeze_network", lambda name: name.startswith("estimator.")
 
 
 def is_in(name: str, parts: Sequence[str]) -> bool:

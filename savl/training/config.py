@@ -222,7 +222,7 @@ class ObjectiveConfig:
     train_only: tuple[str, ...] = ()
     """Parts of the network that are trained, named as in ``run.reinitialize``; all others keep the initial weights. If
     empty, all parts are trained. ``["strength."]`` calibrates how strongly a trained network restores. Requires
-    ``run.initial_weights``, and no loss that trains the estimator."""
+    ``run.initial_weights``, no loss that trains the estimator, and every part in ``run.reinitialize``."""
     freeze_network: bool = False
     """Train the estimator alone, with the terms above except fidelity. No SR image is computed, which is cheap and
     allows large batches. The network was trained with another field, so scores of a validation mean little. Requires

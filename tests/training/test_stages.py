@@ -71,7 +71,8 @@ def test_no_part_of_a_frozen_network_may_be_reinitialized(
     config = configuration(tmp_path / "run", initial_weights=str(weights), reinitialize=[part])
     config = replace(config, objective=replace(config.objective, freeze_network=True))
     with pytest.raises(
-        ValueError, match=r"run.reinitialize: \S+ would begin at random and stay so \(objective.freeze_network"
+        ValueError,
+        match=r"run.reinitialize = .*: \S+ would begin at random and stay so, because objective.freeze_network",
     ):
         Trainer(config)
 
@@ -117,20 +118,40 @@ def test_a_run_with_a_strength_begins_with_weights_without_one(
 def test_only_the_named_parts_are_trained(
     configuration: Configure, tensors: Tensors, weights: Path, tmp_path: Path
 ) -> None:
-    def calibrating(part: str) -> TrainingConfig:
-        config = configuration(tmp_path / "run", steps=3, initial_weights=str(weights), reinitialize=["strength."])
+    def calibrating(part: str, **run: Any) -> TrainingConfig:
+        config = configuration(tmp_path / "run", steps=3, initial_weights=str(weights), **run)
         objective = replace(config.objective, alpha=0.0, train_only=(part,))
-        return replace(config, model=replace(config.model, restoration_strength=True), objective=objective)
+        return replace(config, model=replace(config.model, restoration_strength=bool(run)), objective=objective)
 
     with pytest.raises(ValueError, match="objective.train_only: the network has no weight in strengths"):
         Trainer(calibrating("strengths"))
-    trainer = Trainer(calibrating("strength."))
+    trainer = Trainer(calibrating("strength.", reinitialize=["strength."]))
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     exported = trainer.train()
     assert exported is not None
     changed = {name for name, tensor in tensors(exported).items() if not torch.equal(tensor, before[name])}
     assert changed
     assert all(name.startswith("strength.") for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("reinitialize", "train_only", "random"),
+    [
+        (["strength.", "estimator."], ["strength."], "estimator.body.0.weight"),
+        (["strength."], ["guidance."], "strength.expand.weight"),
+        (["strength."], ["strength.contract."], "strength.expand.weight"),
+    ],
+)
+def test_no_part_that_is_not_trained_may_be_reinitialized(
+    configuration: Configure, weights: Path, tmp_path: Path, reinitialize: list[str], train_only: list[str], random: str
+) -> None:
+    config = configuration(tmp_path / "run", initial_weights=str(weights), reinitialize=reinitialize)
+    objective = replace(config.objective, alpha=0.0, train_only=tuple(train_only))
+    config = replace(config, model=replace(config.model, restoration_strength=True), objective=objective)
+    with pytest.raises(ValueError, match="reinitialize only parts that are trained") as caught:
+        Trainer(config)
+    named = f"run.reinitialize = {reinitialize}: {random} would begin at random", f"objective.train_only = {train_only}"
+    assert all(words in str(caught.value) for words in named)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +179,7 @@ def test_no_part_of_a_frozen_estimator_may_be_reinitialized(
 ) -> None:
     config = configuration(tmp_path / "run", initial_weights=str(weights), reinitialize=["head."])
     config = replace(config, objective=replace(config.objective, alpha=0.0, freeze_estimator=True))
-    with pytest.raises(ValueError, match=r"run.reinitialize: estimator.head.weight would begin at random and stay so"):
+    with pytest.raises(ValueError, match=r"estimator.head.weight would begin at random .* objective.freeze_estimator"):
         Trainer(config)
 
 
