@@ -50,10 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="repeats of probes and estimators")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
-    savl.use_fused_kernels()
+    models = [savl.load(name).eval() for name in options.weights]
+    for model in models:
+        savl.use_fused_kernels(model=model)
     settings = AnalysisConfig()
     data = collect_controlled(
-        [savl.load(name).eval() for name in options.weights],
+        models,
         find_images([options.hr], argument="--hr"),
         scenes=options.scenes,
         crops=options.crops,

@@ -94,8 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="savl-tiny", help="shipped weights, or a file")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
-    savl.use_fused_kernels()
-    found = measure(savl.load(options.model).eval(), options.lr, options.hr)
+    model = savl.load(options.model).eval()
+    savl.use_fused_kernels(model=model)
+    found = measure(model, options.lr, options.hr)
     unchanged, *_ = found.values()
     for name, psnr in found.items():
         print(f"{name}: {psnr:.3f} dB Y, {psnr - unchanged:+.3f}")

@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.studies.guidance import changes, measure
+import savl
+from benchmarks.studies.guidance import changes, main, measure
 from savl.network import SAVL, DegradationField, SAVLConfig
+from savl.ops.scopes import explicit_settings
 
 SMALL = SAVLConfig(
     channels=6, depths=(1,), heads=1, window=4, cab_compress=3, cab_squeeze=3, upsampler="pixelshuffledirect",
@@ -67,3 +69,10 @@ def test_a_network_without_severity_is_refused(pairs: tuple[str, str]) -> None:
     code = SAVL(SAVLConfig(**{**SMALL.to_dict(), "degradation_code": "deterministic"})).eval()
     with pytest.raises(ValueError, match="variational degradation code, got 'deterministic'"):
         measure(code, *pairs)
+
+
+def test_the_setting_of_the_process_stays_as_it_is(pairs: tuple[str, str], tmp_path: Path) -> None:
+    savl.save(SAVL(SMALL), tmp_path / "small.safetensors")
+    before = explicit_settings()
+    main(["--lr", pairs[0], "--hr", pairs[1], "--model", str(tmp_path / "small.safetensors")])
+    assert explicit_settings() == before
