@@ -16,8 +16,10 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: threads that wait must not spin
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import numpy as np
 import torch
 from hypothesis import settings
+from PIL import Image
 from torch import Tensor, nn
 
 from savl import ops
@@ -55,6 +57,18 @@ def built_extension() -> ModuleType:
     """The extension module; the test is skipped where savl was installed without it."""
     module: ModuleType = pytest.importorskip("savl._C", reason=str(build_info()["reason"]), exc_type=ImportError)
     return module
+
+
+@pytest.fixture
+def pair_folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of LR images and originals: a.png and b.png, noise of 8×8 and of 32×32 pixels."""
+    random = np.random.default_rng(0)
+    for side, folder in ((8, "lr"), (32, "hr")):
+        (tmp_path / folder).mkdir()
+        for name in ("a", "b"):
+            pixels = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{name}.png")
+    return tmp_path / "lr", tmp_path / "hr"
 
 
 @pytest.fixture(scope="session")

@@ -14,17 +14,6 @@ from savl.evaluation import evaluate_pair, match_pairs
 from savl.network import SAVLConfig
 
 
-@pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    random = np.random.default_rng(0)
-    for side, folder in ((8, "lr"), (32, "hr")):
-        (tmp_path / folder).mkdir()
-        for name in ("a", "b"):
-            pixels = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / folder / f"{name}.png")
-    return tmp_path / "lr", tmp_path / "hr"
-
-
 def upscaler() -> savl.Upscaler:
     config = SAVLConfig(
         channels=6, depths=(1,), heads=1, window=4, cab_compress=3, cab_squeeze=3, upsampler="pixelshuffledirect",
@@ -33,29 +22,29 @@ def upscaler() -> savl.Upscaler:
     return savl.Upscaler(savl.build(config))
 
 
-def test_a_fresh_network_with_an_image_residual_scores_as_bicubic_does(folders: tuple[Path, Path]) -> None:
-    scores = evaluate_pair(match_pairs(*folders)[0], upscaler())
+def test_a_fresh_network_with_an_image_residual_scores_as_bicubic_does(pair_folders: tuple[Path, Path]) -> None:
+    scores = evaluate_pair(match_pairs(*pair_folders)[0], upscaler())
     assert scores.name == "a"
     assert scores.model == scores.bicubic
     assert scores.model.lpips is None
 
 
-def test_lpips_compares_both_images_with_the_original(folders: tuple[Path, Path]) -> None:
+def test_lpips_compares_both_images_with_the_original(pair_folders: tuple[Path, Path]) -> None:
     asked = []
 
     def lpips(sr: torch.Tensor, hr: torch.Tensor) -> float:
         asked.append((sr, hr))
         return float(len(asked))
 
-    pair = match_pairs(*folders)[0]
+    pair = match_pairs(*pair_folders)[0]
     scores = evaluate_pair(pair, upscaler(), lpips=lpips)
     assert {scores.model.lpips, scores.bicubic.lpips} == {1.0, 2.0}
     original = torch.from_numpy(np.array(Image.open(pair.hr))).permute(2, 0, 1) / 255
     assert all(torch.equal(hr, original) and sr.shape == hr.shape for sr, hr in asked)
 
 
-def test_a_wrong_ratio_of_sizes_is_reported(folders: tuple[Path, Path]) -> None:
-    lr, hr = folders
+def test_a_wrong_ratio_of_sizes_is_reported(pair_folders: tuple[Path, Path]) -> None:
+    lr, hr = pair_folders
     Image.new("RGB", (32, 28)).save(hr / "a.png")
     with pytest.raises(ValueError, match="must be 4 times as large as .*a.png: 32x32 pixels, got 32x28"):
         evaluate_pair(match_pairs(lr, hr)[0], upscaler())

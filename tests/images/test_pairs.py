@@ -14,40 +14,29 @@ from savl.images.result_mark import DEGRADED, SEVERITY_MAP, STRENGTH_MAP
 from savl.images.write import write_image
 
 
-@pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    random = np.random.default_rng(0)
-    for side, folder in ((8, "lr"), (32, "hr")):
-        (tmp_path / folder).mkdir()
-        for name in ("a", "b"):
-            pixels = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / folder / f"{name}.png")
-    return tmp_path / "lr", tmp_path / "hr"
-
-
-def test_pairs_match_by_name_whatever_the_format(folders: tuple[Path, Path]) -> None:
-    lr, hr = folders
+def test_pairs_match_by_name_whatever_the_format(pair_folders: tuple[Path, Path]) -> None:
+    lr, hr = pair_folders
     Image.open(hr / "a.png").save(hr / "a.webp", lossless=True)
     (hr / "a.png").unlink()
     assert [(pair.lr.name, pair.hr.name) for pair in match_pairs(lr, hr)] == [("a.png", "a.webp"), ("b.png", "b.png")]
 
 
-def test_names_on_one_side_only_are_listed(folders: tuple[Path, Path]) -> None:
-    lr, hr = folders
+def test_names_on_one_side_only_are_listed(pair_folders: tuple[Path, Path]) -> None:
+    lr, hr = pair_folders
     (hr / "a.png").rename(hr / "c.png")
     with pytest.raises(ValueError, match=r"a \(only in lr\), c \(only in hr\)"):
         match_pairs(lr, hr)
 
 
-def test_two_images_of_one_name_are_refused(folders: tuple[Path, Path]) -> None:
-    lr, hr = folders
+def test_two_images_of_one_name_are_refused(pair_folders: tuple[Path, Path]) -> None:
+    lr, hr = pair_folders
     Image.open(lr / "a.png").save(lr / "a.webp")
     with pytest.raises(ValueError, match="several images named a"):
         match_pairs(lr, hr)
 
 
-def test_maps_beside_pictures_are_left_out(folders: tuple[Path, Path]) -> None:
-    lr, hr = folders
+def test_maps_beside_pictures_are_left_out(pair_folders: tuple[Path, Path]) -> None:
+    lr, hr = pair_folders
     grey = np.full((8, 8, 3), 90, np.uint8)
     write_image(lr / "map of a.png", grey, image_format=PNG, mark=SEVERITY_MAP)  # known by its mark
     write_image(lr / "strength of a.png", grey, image_format=PNG, mark=STRENGTH_MAP)
@@ -63,9 +52,9 @@ def test_maps_beside_pictures_are_left_out(folders: tuple[Path, Path]) -> None:
     ]
 
 
-def test_an_image_that_is_only_named_like_a_map_is_a_pair(folders: tuple[Path, Path]) -> None:
-    lr, hr = folders
-    for folder in folders:  # both sides have it
+def test_an_image_that_is_only_named_like_a_map_is_a_pair(pair_folders: tuple[Path, Path]) -> None:
+    lr, hr = pair_folders
+    for folder in pair_folders:  # both sides have it
         Image.open(folder / "a.png").save(folder / "a_severity.png")
     write_image(lr / "a_severity.png", np.zeros((8, 8, 3), np.uint8), image_format=PNG, overwrite=True, mark=DEGRADED)
     assert [pair.lr.stem for pair in match_pairs(lr, hr)] == ["a", "a_severity", "b"]
@@ -74,22 +63,22 @@ def test_an_image_that_is_only_named_like_a_map_is_a_pair(folders: tuple[Path, P
         match_pairs(lr, hr)
 
 
-def test_folders_with_severity_maps_only_have_no_pairs(folders: tuple[Path, Path]) -> None:
-    for folder in folders:
+def test_folders_with_severity_maps_only_have_no_pairs(pair_folders: tuple[Path, Path]) -> None:
+    for folder in pair_folders:
         for name in ("a.png", "b.png"):
             grey = np.zeros((8, 8, 3), np.uint8)
             write_image(folder / name, grey, image_format=PNG, overwrite=True, mark=SEVERITY_MAP)
     with pytest.raises(ValueError, match="nothing but maps of severity or strength"):
-        match_pairs(*folders)
+        match_pairs(*pair_folders)
 
 
-def test_a_missing_folder_is_reported(folders: tuple[Path, Path]) -> None:
+def test_a_missing_folder_is_reported(pair_folders: tuple[Path, Path]) -> None:
     with pytest.raises(ValueError, match="hr: .*nowhere is not a folder"):
-        match_pairs(folders[0], "nowhere")
+        match_pairs(pair_folders[0], "nowhere")
 
 
-def test_a_wrong_ratio_of_sizes_is_reported(folders: tuple[Path, Path]) -> None:
-    lr, hr = folders
+def test_a_wrong_ratio_of_sizes_is_reported(pair_folders: tuple[Path, Path]) -> None:
+    lr, hr = pair_folders
     Image.new("RGB", (32, 28)).save(hr / "a.png")
     with pytest.raises(ValueError, match="must be 4 times as large as .*a.png: 32x32 pixels, got 32x28"):
         read_pair(match_pairs(lr, hr)[0], 4)
