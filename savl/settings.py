@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
@@ -52,6 +53,34 @@ def _kind(value: object) -> str:
     if isinstance(value, tuple):
         return f"a tuple of {' and '.join(sorted({type(element).__name__ for element in value})) or 'str'}"
     return type(value).__name__
+
+
+def check_at_least(low: float, table: str, settings: object, *names: str) -> None:
+    """Check that settings are not below a limit.
+
+    Args:
+        low: The limit.
+        table: Name of their table in messages.
+        settings: The dataclass.
+        *names: Names of its fields.
+
+    Raises:
+        ValueError: One of them is below the limit, or NaN.
+    """
+    for name in names:
+        if not getattr(settings, name) >= low:
+            raise ValueError(f"{table}.{name} must be at least {low:g}, got {getattr(settings, name)!r}")
+
+
+def check_positive(table: str, settings: object, *names: str) -> None:
+    """Check that settings are above 0 and finite; the arguments are those of `check_at_least`.
+
+    Raises:
+        ValueError: One of them is not.
+    """
+    for name in names:
+        if not 0 < getattr(settings, name) < math.inf:
+            raise ValueError(f"{table}.{name} must be above 0 and finite, got {getattr(settings, name)!r}")
 
 
 def from_table(cls: type[T], name: str, values: object, base: T | None = None) -> T:

@@ -27,8 +27,9 @@ from savl.degradation.config import SpatialConfig
 from savl.evaluation.severity import severity_agreement
 from savl.images.folder import find_images, read_rgb
 from savl.network import CONFIGS, SAVL, DegradationField
-from savl.training.config import DataConfig, ObjectiveConfig
 from savl.training.data import Batch, PairPool
+from savl.training.data_config import DataConfig
+from savl.training.objective_config import ObjectiveConfig
 from savl.training.objectives import Objective
 from savl.training.patches import PatchSource
 

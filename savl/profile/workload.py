@@ -98,8 +98,8 @@ def make_workload(
 
         return Workload(model, (model,), infer, device, title)
 
-    from savl.training.config import ObjectiveConfig, OptimizerConfig
     from savl.training.data import Batch
+    from savl.training.objective_config import ObjectiveConfig, OptimizerConfig
     from savl.training.objectives import Objective
 
     scale, settings = model.config.scale, OptimizerConfig()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from savl.training.config import AdversarialLoss, Discriminator, GanConfig, OptimizerConfig
+from savl.training.objective_config import AdversarialLoss, Discriminator, GanConfig, OptimizerConfig
 from savl.training.perceptual import perceptual_loss
 
 if TYPE_CHECKING:

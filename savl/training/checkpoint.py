@@ -11,7 +11,8 @@ import torch
 
 from savl.atomic_write import write_atomically
 from savl.network import SAVL
-from savl.training.config import FORMER_NAMES, ObjectiveConfig, TrainingConfig
+from savl.training.config import FORMER_NAMES, TrainingConfig
+from savl.training.objective_config import ObjectiveConfig
 from savl.weights import load
 
 FORMAT = 1

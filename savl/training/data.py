@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from savl.degradation import Degradation, bicubic_downsample
-from savl.training.config import DataConfig
+from savl.training.data_config import DataConfig
 from savl.training.paired_patches import PairedPatches
 from savl.training.patches import PatchSource
 

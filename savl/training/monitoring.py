@@ -21,7 +21,7 @@ from savl.evaluation.fidelity import smallest_side
 from savl.images.folder import find_images, read_rgb
 from savl.images.pairs import match_pairs, read_pair
 from savl.network import SAVL
-from savl.training.config import ValidationConfig
+from savl.training.data_config import ValidationConfig
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

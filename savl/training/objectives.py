@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from savl.network import SAVL, DegradationField, LikelihoodDecoder
 from savl.training.checkpoint import is_in
-from savl.training.config import Fidelity, ObjectiveConfig
 from savl.training.data import Batch
+from savl.training.objective_config import Fidelity, ObjectiveConfig
 
 CALIBRATED_RANGE = 0.3
 """Difference between the prior's variance of 1 and the target for the field where an image is degraded most. In 64

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from savl.network import SAVL
-from savl.training.config import OptimizerConfig
+from savl.training.objective_config import OptimizerConfig
 from savl.training.objectives import Objective
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)

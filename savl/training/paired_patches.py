@@ -15,7 +15,7 @@ from torch import Tensor
 from savl.images.pairs import Pair, check_sizes, match_pairs, reduced
 from savl.images.result_mark import read_mark
 from savl.training.alignment import measure_alignment
-from savl.training.config import PairsConfig
+from savl.training.data_config import PairsConfig
 from savl.training.patches import Images, OnImage, cache_file, decode_images, map_images
 
 LISTED = 20

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from savl.training.config import PerceptualFeatures
+from savl.training.objective_config import PerceptualFeatures
 
 LAYER_WEIGHTS = {"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1.0, "conv4_4": 1.0, "conv5_4": 1.0}
 """Weights of the layers of VGG-19, those of Real-ESRGAN (Wang et al., 2021). ``conv3_4`` is the fourth convolution

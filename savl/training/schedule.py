@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from time import monotonic
 
-from savl.training.config import OptimizerConfig
+from savl.training.objective_config import OptimizerConfig
 
 
 def learning_rate_factor(settings: OptimizerConfig, step: int, steps: int) -> float:

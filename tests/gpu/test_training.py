@@ -15,8 +15,10 @@ from PIL import Image
 from savl.degradation import Degradation
 from savl.network import SAVLConfig
 from savl.training.checkpoint import load_checkpoint
-from savl.training.config import DataConfig, Method, ObjectiveConfig, OptimizerConfig, RunConfig, TrainingConfig
+from savl.training.config import RunConfig, TrainingConfig
 from savl.training.data import Batch, PairPool, Prefetcher
+from savl.training.data_config import DataConfig
+from savl.training.objective_config import Method, ObjectiveConfig, OptimizerConfig
 from savl.training.patches import PatchSource
 from savl.training.trainer import Trainer
 

@@ -18,7 +18,7 @@ from savl.training.adversarial import (
     generator_loss,
     grid_pattern,
 )
-from savl.training.config import AdversarialLoss
+from savl.training.objective_config import AdversarialLoss
 
 Discriminator = type[UNetDiscriminator] | type[PatchDiscriminator]
 CLASSES = pytest.mark.parametrize("make", [UNetDiscriminator, PatchDiscriminator])

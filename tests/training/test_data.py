@@ -17,8 +17,8 @@ from savl.images.errors import ImageFileError
 from savl.images.folder import decode_rgb
 from savl.images.result_mark import DEGRADED, SEVERITY_MAP, UPSCALED, add_mark
 from savl.training import patches as patches_module
-from savl.training.config import DataConfig
 from savl.training.data import PairPool
+from savl.training.data_config import DataConfig
 from savl.training.patches import PatchSource
 
 

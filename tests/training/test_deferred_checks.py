@@ -15,8 +15,8 @@ from torch import Tensor
 
 from savl.training import Trainer, TrainingConfig
 from savl.training.checkpoint import load_checkpoint
-from savl.training.config import GanConfig
 from savl.training.data import Batch
+from savl.training.objective_config import GanConfig
 from savl.training.trainer import _can_defer_checks
 
 Configure = Callable[..., TrainingConfig]

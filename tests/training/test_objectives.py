@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from savl.network import SAVL, SAVLConfig
-from savl.training.config import ObjectiveConfig
 from savl.training.data import Batch
+from savl.training.objective_config import ObjectiveConfig
 from savl.training.objectives import (
     ContentCritic,
     Objective,

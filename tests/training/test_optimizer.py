@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from savl.network import CONFIGS, SAVL
 from savl.training import Trainer, TrainingConfig
-from savl.training.config import ObjectiveConfig, OptimizerConfig
+from savl.training.objective_config import ObjectiveConfig, OptimizerConfig
 from savl.training.objectives import Objective
 from savl.training.optimizer import AveragedWeights, HiddenMatrix, Muon, build_optimizer, hidden_matrices, orthogonalise
 

@@ -19,8 +19,9 @@ from savl.degradation import Degradation, DegradationConfig
 from savl.images.result_mark import UPSCALED, add_mark
 from savl.training import Trainer, TrainingConfig
 from savl.training.alignment import measure_alignment
-from savl.training.config import DataConfig, PairsConfig, parse_config
+from savl.training.config import parse_config
 from savl.training.data import PairPool
+from savl.training.data_config import DataConfig, PairsConfig
 from savl.training.paired_patches import PairedPatches
 from savl.training.patches import PatchSource
 

@@ -13,7 +13,7 @@ import pytest
 
 from savl.training import Trainer, TrainingConfig
 from savl.training.checkpoint import load_checkpoint, save_checkpoint
-from savl.training.config import OptimizerConfig
+from savl.training.objective_config import OptimizerConfig
 from savl.training.schedule import TrainingTime, learning_rate_factor
 
 Configure = Callable[..., TrainingConfig]

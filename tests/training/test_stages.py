@@ -14,7 +14,7 @@ import torch
 import savl
 from savl.training import Trainer, TrainingConfig
 from savl.training.checkpoint import load_checkpoint
-from savl.training.config import AdversarialLoss, Discriminator, GanConfig
+from savl.training.objective_config import AdversarialLoss, Discriminator, GanConfig
 
 Configure = Callable[..., TrainingConfig]
 Tensors = Callable[[Path], dict[str, torch.Tensor]]

@@ -29,8 +29,9 @@ from savl.degradation.config import CameraConfig
 from savl.network import SAVL, SAVLConfig
 from savl.training import Trainer, TrainingConfig, TrainingUnavailable
 from savl.training.checkpoint import load_checkpoint, save_checkpoint
-from savl.training.config import FORMER_NAMES, ValidationConfig
+from savl.training.config import FORMER_NAMES
 from savl.training.data import Batch
+from savl.training.data_config import ValidationConfig
 from savl.training.monitoring import Validation
 from savl.training.objectives import Outcome
 
