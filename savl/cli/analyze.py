@@ -47,12 +47,9 @@ def analyze(
     ],
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            "--model",
-            "-n",
-            metavar="NAME",
-            help="Name of shipped weights, or path of a savl file; savl-tiny by default. May be repeated for weights "
-            "of one configuration that were trained with different seeds: their mean and range are reported.",
+        options.model_option(
+            "Name of shipped weights, or path of a savl file; savl-tiny by default. May be repeated for weights of one "
+            "configuration that were trained with different seeds: their mean and range are reported."
         ),
     ] = None,
     compare: Annotated[
@@ -61,6 +58,7 @@ def analyze(
             "--compare",
             metavar="NAME",
             help="Further weights, measured on the same images and listed in the same tables; may be repeated.",
+            rich_help_panel=options.NETWORK_PANEL,
         ),
     ] = None,
     hr: Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,6 +31,10 @@ EXAMPLES = "\n".join(
 REPORTS_PANEL = "Reports"
 
 
+def _report_option(name: str, help_text: str) -> Any:
+    return typer.Option(name, metavar="FILE", help=help_text, rich_help_panel=REPORTS_PANEL)
+
+
 def evaluate(
     lr: Annotated[Path, typer.Option("--lr", metavar="FOLDER", help="Folder of low-resolution images.")],
     hr: Annotated[
@@ -43,13 +47,9 @@ def evaluate(
     ],
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            "--model",
-            "-n",
-            metavar="NAME",
-            help="Name of shipped weights, or path of a savl or HAT file; may be repeated. LABEL=NAME gives it another "
-            "name in the tables. Default: savl-tiny, unless there is --sr.",
-            rich_help_panel=options.NETWORK_PANEL,
+        options.model_option(
+            "Name of shipped weights, or path of a savl or HAT file; may be repeated. LABEL=NAME gives it another name "
+            "in the tables. Default: savl-tiny, unless there is --sr."
         ),
     ] = None,
     sr: Annotated[
@@ -67,39 +67,16 @@ def evaluate(
     device: options.Device = "auto",
     eager: options.Eager = False,
     json_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--json",
-            metavar="FILE",
-            help="Also write the mean scores and those of every image as JSON.",
-            rich_help_panel=REPORTS_PANEL,
-        ),
+        Path | None, _report_option("--json", "Also write the mean scores and those of every image as JSON.")
     ] = None,
-    csv_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--csv",
-            metavar="FILE",
-            help="Also write a CSV file with one row per image.",
-            rich_help_panel=REPORTS_PANEL,
-        ),
-    ] = None,
+    csv_file: Annotated[Path | None, _report_option("--csv", "Also write a CSV file with one row per image.")] = None,
     markdown_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--markdown",
-            metavar="FILE",
-            help="Also write the table of means as Markdown.",
-            rich_help_panel=REPORTS_PANEL,
-        ),
+        Path | None, _report_option("--markdown", "Also write the table of means as Markdown.")
     ] = None,
     html_file: Annotated[
         Path | None,
-        typer.Option(
-            "--html",
-            metavar="FILE",
-            help="Also write an HTML page, one file, with the tables and crops side by side. Needs jinja2.",
-            rich_help_panel=REPORTS_PANEL,
+        _report_option(
+            "--html", "Also write an HTML page, one file, with the tables and crops side by side. Needs jinja2."
         ),
     ] = None,
     crops: Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -79,16 +79,13 @@ IncludeResults = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]
 
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-n",
-        metavar="NAME",
-        help="Name of shipped weights, or path of a savl or HAT file.",
-        rich_help_panel=NETWORK_PANEL,
-    ),
-]
+
+def model_option(help_text: str) -> Any:
+    """Return the option ``--model``, for the annotation of a name or of a list of names."""
+    return typer.Option("--model", "-n", metavar="NAME", help=help_text, rich_help_panel=NETWORK_PANEL)
+
+
+Model = Annotated[str, model_option("Name of shipped weights, or path of a savl or HAT file.")]
 Tile = Annotated[
     int | None,
     typer.Option(
