@@ -61,6 +61,15 @@ def evaluate(
             "The default LABEL is the name of the folder.",
         ),
     ] = None,
+    reduce_lr: Annotated[
+        bool,
+        typer.Option(
+            "--reduce-lr",
+            help="Reduce low-resolution images that were enlarged to the size of their originals, by the scale of the "
+            "networks. By default they are refused.",
+        ),
+    ] = False,
+    strength: options.Strength = "auto",
     tile: options.Tile = None,
     tile_pad: options.TilePad = 32,
     dtype: options.Dtype = "float32",
@@ -112,6 +121,7 @@ def evaluate(
     from savl.inference.process_settings import use_threads
     from savl.ops.scopes import fused_by_default
 
+    chosen_strength = options.strength_value(strength)
     use_threads(threads)
     console = Console(stderr=True)
 
@@ -126,7 +136,8 @@ def evaluate(
         pairs = match_pairs(lr, hr, on_map=maps.append)
         skipped(maps, "a map of severity or strength", "maps of severity or strength")
         labelled = _labelled(["savl-tiny"] if not (model or sr) else model or [], sr or [])
-        methods, scale = _methods(labelled, pairs, tile, tile_pad, device, dtype, skipped)
+        settings: dict[str, Any] = {"tile": tile, "tile_pad": tile_pad, "device": device, "dtype": dtype}
+        methods, scale = _methods(labelled, pairs, settings | {"strength": chosen_strength}, reduce_lr, skipped)
         _check_outputs(outputs)
         page = report.page_template() if html_file is not None else None
         with raise_on_interrupt(), ExitStack() as stack:
@@ -144,6 +155,7 @@ def evaluate(
                     scale=scale,
                     metrics=metrics,
                     crops=0 if html_file is None else crops,
+                    reduce_lr=reduce_lr,
                 )
             contents = {
                 "--json": lambda: report.to_json(comparison, lr, hr),
@@ -187,13 +199,18 @@ def _labelled(models: list[str], folders: list[str]) -> list[tuple[str, str, str
 def _methods(
     labelled: list[tuple[str, str, str]],
     pairs: list[Pair],
-    tile: int | None,
-    tile_pad: int,
-    device: str,
-    dtype: str,
+    settings: dict[str, Any],
+    reduce_lr: bool,
     skipped: Callable[[list[Path], str, str], None],
 ) -> tuple[list[Method], int]:
     """Load the networks and find the results; return the methods, bicubic interpolation first, and the scale.
+
+    Args:
+        labelled: Option, label and value of every method.
+        pairs: The pairs.
+        settings: Keyword arguments of `as_upscaler`.
+        reduce_lr: Whether low-resolution images of the size of their originals are reduced.
+        skipped: Reports images of a folder of results that belong to no pair.
 
     Raises:
         ValueError: The scales of the networks differ, or a folder does not hold the results of all pairs.
@@ -204,22 +221,27 @@ def _methods(
 
     scales: dict[str, int] = {}
     methods: list[Method] = []
+    found: list[dict[str, Path]] = []
     networks = sum(option == "--model" for option, _, _ in labelled)
     for option, label, value in labelled:
         if option == "--sr":
             extra: list[Path] = []
             files = match_results(pairs, value, argument=f"--sr {label}", on_extra=extra.append)
             skipped(extra, "an image that belongs to no pair", "images that belong to no pair")
-            comparison.check_result_sizes(pairs, files)
+            found.append(files)
             methods.append(comparison.results(label, files, source=value))
         else:
-            upscaler = as_upscaler(value, tile=tile, tile_pad=tile_pad, device=device, dtype=dtype)
+            upscaler = as_upscaler(value, **settings)
             scales[label] = upscaler.scale
-            methods.append(comparison.network(label, upscaler, source=value, only=networks == 1))
+            methods.append(
+                comparison.network(label, upscaler, source=value, only=networks == 1, strength=settings["strength"])
+            )
     if len(set(scales.values())) > 1:
         listed = ", ".join(f"{label} ×{scale}" for label, scale in scales.items())
         raise ValueError(f"--model: the networks must have the same scale, got {listed}")
-    scale = next(iter(scales.values())) if scales else comparison.common_scale(pairs)
+    scale = next(iter(scales.values())) if scales else comparison.common_scale(pairs, reduce_lr=reduce_lr)
+    for files in found:
+        comparison.check_result_sizes(pairs, files, scale, reduce_lr=reduce_lr)
     return [comparison.bicubic(scale), *methods], scale
 
 
@@ -249,6 +271,8 @@ def _print_table(comparison: Comparison) -> None:
         table.add_row(escape(printable(row.label)), *row.cells)
     output = Console()
     output.print(table)
+    for sentence in report.settings(comparison):
+        output.print(Text(printable(sentence)), soft_wrap=True)
     for name, note in comparison.notes.items():
         # Text instead of markup, because of brackets; soft_wrap keeps a command that is to be copied on one line.
         output.print(Text(printable(f"no {OPTIONAL[name]}: {note}"), style="dim"), soft_wrap=True)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from savl.command_line import option_value
 from savl.inference.process_settings import MAX_THREADS
+
+if TYPE_CHECKING:
+    from savl.inference.enlarge import Strength as StrengthValue
 
 OUTPUT_PANEL = "Output"
 NETWORK_PANEL = "Network"
@@ -86,6 +90,34 @@ def model_option(help_text: str) -> Any:
 
 
 Model = Annotated[str, model_option("Name of shipped weights, or path of a savl or HAT file.")]
+Strength = Annotated[
+    str,
+    typer.Option(
+        "--strength",
+        metavar="S",
+        help="How strongly images are restored, from 0 (bicubic interpolation) to 1 (the network's full restoration). "
+        "auto: the strength that the network has learned for each pixel, or 1 if none.",
+        rich_help_panel=NETWORK_PANEL,
+    ),
+]
+
+
+def strength_value(text: str) -> StrengthValue:
+    """Return the value of ``--strength``: "auto" or a number.
+
+    Raises:
+        typer.BadParameter: It is neither "auto" nor a number from 0 to 1.
+    """
+    from savl.inference.enlarge import check_strength
+
+    try:
+        number: float | str = float(text)
+    except ValueError:
+        number = text
+    with option_value("--strength"):
+        return check_strength(number)
+
+
 Tile = Annotated[
     int | None,
     typer.Option(

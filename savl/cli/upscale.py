@@ -47,16 +47,6 @@ def upscale(
             rich_help_panel=options.OUTPUT_PANEL,
         ),
     ] = None,
-    strength: Annotated[
-        str,
-        typer.Option(
-            "--strength",
-            metavar="S",
-            help="How strongly images are restored, from 0 (bicubic interpolation) to 1 (the network's full "
-            "restoration). auto: the strength that the network has learned for each pixel, or 1 if none.",
-            rich_help_panel=options.OUTPUT_PANEL,
-        ),
-    ] = "auto",
     image_format: Annotated[
         Literal["auto", "png", "jpg", "webp", "tiff"],
         typer.Option(
@@ -109,6 +99,7 @@ def upscale(
     ] = False,
     page: options.Page = None,
     model: options.Model = "savl-tiny",
+    strength: options.Strength = "auto",
     tile: options.Tile = None,
     tile_pad: options.TilePad = 32,
     dtype: options.Dtype = "float32",
@@ -127,7 +118,7 @@ def upscale(
     from savl.cli.loop import Operation, Work, in_short, process_files
     from savl.images.result_mark import UPSCALED
     from savl.inference.device import checked_device, checked_dtype
-    from savl.inference.enlarge import check_scale, check_strength
+    from savl.inference.enlarge import check_scale
     from savl.inference.process_settings import use_threads
     from savl.inference.upscale_file import enlarge_file
     from savl.inference.upscale_image import as_upscaler
@@ -140,8 +131,7 @@ def upscale(
     with option_value("--scale"):
         if scale is not None:
             check_scale(scale)
-    with option_value("--strength"):
-        chosen_strength = check_strength(_number_or_text(strength))
+    chosen_strength = options.strength_value(strength)
     use_threads(threads)
 
     def load() -> tuple[str, Work]:
@@ -196,10 +186,3 @@ def upscale(
     except UsageError as error:
         exit_with_error(error, 2)
     raise typer.Exit(0 if done else 1)
-
-
-def _number_or_text(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text

@@ -22,7 +22,7 @@ from savl.evaluation.perceptual import Dists, Lpips, MetricUnavailable
 from savl.images.folder import read_rgb
 from savl.images.pairs import Pair, read_pair
 from savl.images.read import read_size
-from savl.inference.enlarge import ImageUpscaler
+from savl.inference.enlarge import ImageUpscaler, Strength
 
 BICUBIC = "bicubic"
 ORIGINAL = "original"
@@ -47,6 +47,8 @@ class Method:
     """Name in the rows of JSON and CSV files: ``model`` for the only network of a comparison, otherwise the label."""
     source: str = ""
     """Network or folder, as it was given."""
+    strength: Strength | None = None
+    """Restoration strength of a network, "auto" or a number from 0 to 1; None for other methods."""
 
 
 @dataclass
@@ -133,6 +135,8 @@ class Comparison:
     notes: Mapping[str, str]
     """The same reasons with a remedy, for the terminal. They may contain paths of this machine."""
     crops: tuple[Crop, ...]
+    reduce_lr: bool = False
+    """Whether low-resolution images that had the size of their originals were reduced."""
 
     @property
     def means(self) -> dict[str, Fidelity]:
@@ -157,9 +161,19 @@ def bicubic(scale: int) -> Method:
     return Method(BICUBIC, lambda _, lr: bicubic_upscale(lr[None], scale)[0], BICUBIC)
 
 
-def network(label: str, upscaler: ImageUpscaler, *, source: str, only: bool) -> Method:
-    """Return a network as a method; ``only`` says whether it is the only network of the comparison."""
-    return Method(label, lambda _, lr: upscaler(lr[None]).sr[0], "model" if only else label, source)
+def network(
+    label: str, upscaler: ImageUpscaler, *, source: str, only: bool, strength: Strength | None = None
+) -> Method:
+    """Return a network as a method.
+
+    Args:
+        label: Name of the method.
+        upscaler: The network.
+        source: Name or file of the network, as it was given.
+        only: Whether it is the only network of the comparison.
+        strength: The strength with which the upscaler restores, for the reports.
+    """
+    return Method(label, lambda _, lr: upscaler(lr[None]).sr[0], "model" if only else label, source, strength)
 
 
 def results(label: str, files: Mapping[str, Path], *, source: str) -> Method:
@@ -173,34 +187,55 @@ def results(label: str, files: Mapping[str, Path], *, source: str) -> Method:
     return Method(label, lambda pair, _: read_rgb(files[pair.name]), label, source)
 
 
-def check_result_sizes(pairs: Iterable[Pair], files: Mapping[str, Path]) -> None:
+def check_result_sizes(
+    pairs: Iterable[Pair], files: Mapping[str, Path], scale: int, *, reduce_lr: bool = False
+) -> None:
     """Compare the sizes in the headers of results with those of their originals, before networks are run.
+
+    Args:
+        pairs: The pairs.
+        files: Path of the result by the name of its pair.
+        scale: Scale of the comparison.
+        reduce_lr: As for `compare`; the originals of images that are reduced are cropped to multiples of the scale.
 
     Raises:
         ValueError: A result does not have the size of its original.
     """
     for pair in pairs:
         got, wanted = read_size(files[pair.name]), read_size(pair.hr)
+        if reduce_lr and wanted is not None and sorted(read_size(pair.lr) or ()) == sorted(wanted):
+            wanted = (wanted[0] - wanted[0] % scale, wanted[1] - wanted[1] % scale)
         # The EXIF orientation is not applied here, so width and height may be swapped.
         if got is not None and wanted is not None and sorted(got) != sorted(wanted):
             raise ValueError(_wrong_size(str(files[pair.name]), pair, got[::-1], wanted[::-1]))
 
 
-def common_scale(pairs: Sequence[Pair]) -> int:
+def common_scale(pairs: Sequence[Pair], *, reduce_lr: bool = False) -> int:
     """Return the ratio of the sizes of the first pair.
 
     Raises:
         ImageFileError: An image cannot be read.
-        ValueError: The ratio is not an integer.
+        ValueError: The ratio is not an integer, or it is 1 and the low-resolution image is to be reduced.
     """
     lr, hr = read_rgb(pairs[0].lr), read_rgb(pairs[0].hr)
+    if reduce_lr and lr.shape == hr.shape:
+        raise ValueError(
+            f"{pairs[0].lr} has the size of its original, from which no scale follows: to reduce it, a network is "
+            f"needed, whose scale is used (--model)"
+        )
     scale = hr.shape[1] // lr.shape[1]
     read_pair(pairs[0], max(scale, 1))
     return scale
 
 
 def compare(
-    pairs: Iterable[Pair], methods: Sequence[Method], *, scale: int, metrics: OptionalMetrics, crops: int = 0
+    pairs: Iterable[Pair],
+    methods: Sequence[Method],
+    *,
+    scale: int,
+    metrics: OptionalMetrics,
+    crops: int = 0,
+    reduce_lr: bool = False,
 ) -> Comparison:
     """Score methods on pairs of images.
 
@@ -210,6 +245,8 @@ def compare(
         scale: Size of the originals divided by that of the low-resolution images.
         metrics: Metrics besides PSNR and SSIM.
         crops: Number of images of which a crop is kept: those where the methods differ most.
+        reduce_lr: Whether to reduce low-resolution images that have the size of their originals, by antialiased bicubic
+            interpolation, as `savl.images.pairs.read_pair` does.
 
     Raises:
         ImageFileError: An image cannot be read.
@@ -218,7 +255,7 @@ def compare(
     images: list[ImageScores] = []
     kept: list[tuple[float, int, Crop]] = []  # ordered by the two numbers, because crops cannot be compared
     for number, pair in enumerate(pairs):
-        lr, hr = read_pair(pair, scale)
+        lr, hr = read_pair(pair, scale, reduce_lr=reduce_lr, remedy="savl evaluate --reduce-lr does so")
         upscaled = {}
         for method in methods:
             sr = upscaled[method.label] = method.upscale(pair, lr)
@@ -249,7 +286,7 @@ def compare(
         elif without:
             missing[name] = notes[name] = f"{metrics.no_value.get(name, 'no value')}: {', '.join(without)}"
     best = tuple(crop for _, _, crop in sorted(kept, key=lambda entry: entry[:2], reverse=True))
-    return Comparison(tuple(methods), tuple(images), scale, missing, notes, best)
+    return Comparison(tuple(methods), tuple(images), scale, missing, notes, best, reduce_lr)
 
 
 def _wrong_size(what: str, pair: Pair, got: Sequence[int], wanted: Sequence[int]) -> str:

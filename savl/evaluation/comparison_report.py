@@ -85,6 +85,20 @@ def rows(comparison: Comparison) -> list[Row]:
     return table
 
 
+def settings(comparison: Comparison) -> list[str]:
+    """Return sentences about the settings on which the scores depend."""
+    strengths = {method.label: method.strength for method in comparison.methods if method.strength is not None}
+    text = {label: each if isinstance(each, str) else f"{each:g}" for label, each in strengths.items()}
+    sentences = []
+    if len(set(text.values())) == 1:
+        sentences.append(f"Restoration strength: {next(iter(text.values()))}.")
+    elif text:
+        sentences.append(f"Restoration strength: {', '.join(f'{each} ({label})' for label, each in text.items())}.")
+    if comparison.reduce_lr:
+        sentences.append("Low-resolution images with the size of their originals were reduced.")
+    return sentences
+
+
 def to_json(comparison: Comparison, lr: Path, hr: Path) -> bytes:
     """Return all scores; null stands for the infinite PSNR of identical images and for missing scores.
 
@@ -103,8 +117,10 @@ def to_json(comparison: Comparison, lr: Path, hr: Path) -> bytes:
         "lr": _short(lr),
         "hr": _short(hr),
         "scale": comparison.scale,
+        "reduce_lr": comparison.reduce_lr,
         "methods": [
-            {"label": method.label, "column": method.column, "source": method.source} for method in comparison.methods
+            {"label": method.label, "column": method.column, "source": method.source, "strength": method.strength}
+            for method in comparison.methods
         ],
         **{f"{name}_missing": comparison.missing[name] for name in OPTIONAL},
         "mean": {label: plain(asdict(mean)) for label, mean in comparison.means.items()} | originals,
@@ -152,6 +168,7 @@ def to_markdown(comparison: Comparison) -> bytes:
         lines.append(f"| {_escaped(row.label)} | " + " | ".join(cells) + " |")
     lines += [
         "",
+        *(_escaped(sentence) for sentence in settings(comparison)),
         *(f"No {OPTIONAL[name]}: {_escaped(reason)}." for name, reason in comparison.missing.items() if reason),
     ]
     return ("\n".join(lines).rstrip() + "\n").encode(errors="backslashreplace")
@@ -174,6 +191,7 @@ def to_html(comparison: Comparison, lr: Path, hr: Path, template: Template | Non
             comparison=comparison,
             columns=measured(comparison),
             rows=rows(comparison),
+            settings=settings(comparison),
             missing={OPTIONAL[name]: reason for name, reason in comparison.missing.items() if reason},
             image=_data_url,
         )

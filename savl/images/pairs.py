@@ -187,7 +187,7 @@ def _is_map(path: Path, beside: set[str], opposite: set[str]) -> bool:
     return picture != path.stem and picture in beside and path.stem not in opposite
 
 
-def check_sizes(pair: Pair, lr: Sequence[int], hr: Sequence[int], scale: int, *, setting: str = "") -> None:
+def check_sizes(pair: Pair, lr: Sequence[int], hr: Sequence[int], scale: int, *, remedy: str = "") -> None:
     """Check that an original is ``scale`` times as large as its low-resolution image.
 
     Args:
@@ -195,7 +195,7 @@ def check_sizes(pair: Pair, lr: Sequence[int], hr: Sequence[int], scale: int, *,
         lr: Height and width of the low-resolution image.
         hr: Height and width of the original.
         scale: The expected ratio.
-        setting: Setting that reduces LR images of the size of their originals, for the message.
+        remedy: What reduces LR images of the size of their originals, for the message, such as "set x = true".
 
     Raises:
         ValueError: The ratio of the sizes is not ``scale``.
@@ -209,11 +209,11 @@ def check_sizes(pair: Pair, lr: Sequence[int], hr: Sequence[int], scale: int, *,
     )
     if list(lr) == list(hr):
         message += "; the low-resolution image was enlarged to the size of the original and has to be reduced"
-        message += f" (set {setting} = true)" if setting else ""
+        message += f" ({remedy})" if remedy else ""
     raise ValueError(message)
 
 
-def read_pair(pair: Pair, scale: int, *, reduce_lr: bool = False, setting: str = "") -> tuple[Tensor, Tensor]:
+def read_pair(pair: Pair, scale: int, *, reduce_lr: bool = False, remedy: str = "") -> tuple[Tensor, Tensor]:
     """Decode both images of a pair.
 
     Args:
@@ -221,7 +221,7 @@ def read_pair(pair: Pair, scale: int, *, reduce_lr: bool = False, setting: str =
         scale: Size of the original divided by that of the low-resolution image.
         reduce_lr: Whether to reduce a low-resolution image that has the size of its original, by `reduced`. Both images
             are first cropped at the bottom and right to multiples of the scale.
-        setting: Name of the setting behind ``reduce_lr``, for the message.
+        remedy: What sets ``reduce_lr``, for the message; see `check_sizes`.
 
     Returns:
         ``(3, h, w)`` and ``(3, scale·h, scale·w)``, float32 in [0, 1], multiples of 1/255.
@@ -234,7 +234,7 @@ def read_pair(pair: Pair, scale: int, *, reduce_lr: bool = False, setting: str =
     if reduce_lr and lr.shape == hr.shape:
         height, width = (side - side % scale for side in hr.shape[1:])
         lr, hr = reduced(lr[:, :height, :width], scale), hr[:, :height, :width]
-    check_sizes(pair, lr.shape[1:], hr.shape[1:], scale, setting=setting)
+    check_sizes(pair, lr.shape[1:], hr.shape[1:], scale, remedy=remedy)
     return lr, hr
 
 

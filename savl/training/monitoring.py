@@ -125,7 +125,7 @@ class Validation:
             try:
                 pairs = match_pairs(settings.lr, settings.hr)[: settings.images]
                 images = [
-                    read_pair(pair, scale, reduce_lr=settings.reduce_lr, setting="validation.reduce_lr")
+                    read_pair(pair, scale, reduce_lr=settings.reduce_lr, remedy="set validation.reduce_lr = true")
                     for pair in pairs
                 ]
             except ValueError as error:

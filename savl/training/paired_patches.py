@@ -147,7 +147,7 @@ class PairedPatches:
         """Return height and width in LR pixels, or refuse the sizes."""
         if not self._is_enlarged(lr, hr):
             try:
-                check_sizes(pair, lr.shape[:2], hr.shape[:2], self.scale, setting="pairs.reduce_lr")
+                check_sizes(pair, lr.shape[:2], hr.shape[:2], self.scale, remedy="set pairs.reduce_lr = true")
             except ValueError as error:
                 raise ValueError(f"pairs: {error}") from error
         return hr.shape[0] // self.scale, hr.shape[1] // self.scale

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
 import savl
+from savl.bicubic import bicubic_downsample
 from savl.cli.app import app
 from savl.evaluation import MetricUnavailable
 from savl.network import SAVLConfig
@@ -387,3 +389,87 @@ def test_control_characters_in_a_name_are_escaped(folder: Path) -> None:
     assert result.exit_code == 1
     assert r"new\nline\x1b[31m.png" in message(result)
     assert "\x1b" not in message(result)
+
+
+def test_the_strength_applies_to_every_network_and_stands_in_the_reports(folder: Path) -> None:
+    save_network(folder / "other.safetensors")
+    upscale_elsewhere(folder, "away")
+    networks = [
+        "--model",
+        f"mine={folder / 'weights[1].safetensors'}",
+        "--model",
+        f"other={folder / 'other.safetensors'}",
+    ]
+    reports = ["--json", folder / "s.json", "--markdown", folder / "s.md", "--html", folder / "s.html"]
+    scores, strengths = {}, {}
+    for given, arguments in (("auto", []), ("0", ["--strength", "0"]), ("0.5", ["--strength", "0.5"])):
+        result = compare(folder, *networks, "--sr", folder / "away", *reports, *arguments)
+        assert result.exit_code == 0, result.stderr
+        report = json.loads((folder / "s.json").read_text())
+        strengths[given] = [method["strength"] for method in report["methods"]]
+        scores[given] = report["mean"]
+        for text in (result.stdout, (folder / "s.md").read_text(), (folder / "s.html").read_text()):
+            assert f"Restoration strength: {given}." in text
+    assert strengths == {
+        "auto": [None, "auto", "auto", None], "0": [None, 0.0, 0.0, None], "0.5": [None, 0.5, 0.5, None],
+    }  # fmt: skip
+    assert scores["0"]["mine"] == scores["0"]["other"] == scores["0"]["bicubic"]
+    assert len({scores[given]["mine"]["psnr_y"] for given in scores}) == 3
+    assert len({scores[given]["away"]["psnr_y"] for given in scores}) == 1
+
+
+def test_a_comparison_without_a_network_has_no_strength(folder: Path) -> None:
+    upscale_elsewhere(folder, "away")
+    result = compare(folder, "--sr", folder / "away", "--markdown", folder / "s.md")
+    assert "strength" not in result.stdout + (folder / "s.md").read_text()
+
+
+def test_a_bad_strength_is_a_usage_error(folder: Path) -> None:
+    result = compare(folder, "--strength", "2")
+    assert result.exit_code == 2
+    assert "--strength: strength must be 'auto' or a number from 0 to 1, got 2" in message(result).replace("│ ", "")
+
+
+@pytest.fixture
+def enlarged(folder: Path) -> Path:
+    """A folder ``large`` of the pair, whose images both have 34×33 pixels, and ``cropped``, the originals at 32×32."""
+    random = np.random.default_rng(1)
+    for name in ("large", "large/lr", "large/hr", "cropped"):
+        (folder / name).mkdir()
+    lr, hr = (random.integers(0, 256, (33, 34, 3), np.uint8) for _ in range(2))
+    Image.fromarray(lr).save(folder / "large/lr/a.png")
+    Image.fromarray(hr).save(folder / "large/hr/a.png")
+    Image.fromarray(hr[:32, :32]).save(folder / "cropped/a.png")
+    reduced = bicubic_downsample(torch.from_numpy(lr[:32, :32]).permute(2, 0, 1)[None] / 255, 4)[0]
+    Image.fromarray((reduced * 255).round().byte().permute(1, 2, 0).numpy()).save(folder / "lr/a.png")
+    Image.fromarray(hr[:32, :32]).save(folder / "hr/a.png")
+    return folder / "large"
+
+
+def test_enlarged_images_are_reduced_if_that_is_asked_for(folder: Path, enlarged: Path) -> None:
+    network, json_file, table = ["--model", folder / "weights[1].safetensors"], folder / "s.json", folder / "s.md"
+    result = compare(enlarged, *network)
+    assert result.exit_code == 2
+    assert "has to be reduced (savl evaluate --reduce-lr does so)" in message(result)
+    reports = []
+    for where, arguments in ((enlarged, ["--reduce-lr"]), (folder, [])):
+        files = ["--sr", folder / "cropped", "--json", json_file, "--markdown", table]
+        result = compare(where, *network, *files, *arguments)
+        assert result.exit_code == 0, result.stderr
+        sentence = "Low-resolution images with the size of their originals were reduced."
+        assert (sentence in table.read_text()) == (sentence in result.stdout) == bool(arguments)
+        reports.append(json.loads(json_file.read_text()))
+    assert [report["reduce_lr"] for report in reports] == [True, False]
+    assert reports[0]["mean"] == reports[1]["mean"]
+    assert reports[0]["mean"]["cropped"]["ssim_y"] == 1
+
+
+def test_results_have_the_size_of_the_cropped_originals_of_reduced_images(folder: Path, enlarged: Path) -> None:
+    network = ["--model", folder / "weights[1].safetensors"]
+    result = compare(enlarged, *network, "--sr", enlarged / "hr", "--reduce-lr")
+    assert result.exit_code == 2
+    assert "32x32 pixels, got 34x33" in message(result)
+    assert "evaluating" not in result.stderr
+    result = compare(enlarged, "--sr", folder / "cropped", "--reduce-lr")
+    assert result.exit_code == 2
+    assert "a network is needed, whose scale is used (--model)" in message(result)

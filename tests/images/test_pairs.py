@@ -146,7 +146,7 @@ def test_an_enlarged_image_is_reduced_if_that_is_asked_for(tmp_path: Path) -> No
         Image.fromarray(random.integers(0, 256, (32, 40, 3), dtype=np.uint8)).save(tmp_path / folder / "a.png")
     (pair,) = match_pairs(tmp_path / "lr", tmp_path / "hr")
     with pytest.raises(ValueError, match=r"160x128 pixels, got 40x32; .* has to be reduced \(set x.reduce_lr = true\)"):
-        read_pair(pair, 4, setting="x.reduce_lr")
+        read_pair(pair, 4, remedy="set x.reduce_lr = true")
     with pytest.raises(ValueError, match="has to be reduced$"):
         read_pair(pair, 4)
     lr, hr = read_pair(pair, 4, reduce_lr=True)
