@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,6 +57,15 @@ def built_extension() -> ModuleType:
     """The extension module; the test is skipped where savl was installed without it."""
     module: ModuleType = pytest.importorskip("savl._C", reason=str(build_info()["reason"]), exc_type=ImportError)
     return module
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread: small tensors take less processor time, and on a busy machine much less."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

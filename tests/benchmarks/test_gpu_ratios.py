@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,8 @@ from savl.ops.library import EAGER, FUSED
 from savl.ops.op import OPS, why_unavailable
 
 WITHOUT_EXTENSION = why_unavailable("window_attention", "cpp")
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = ["--device", "cpu", "--side", "32", "--no-compile", "--network", "savl-tiny", "--rounds", "1"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Use one thread: small tensors gain nothing from more, and lose much if other processes use the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

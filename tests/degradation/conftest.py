@@ -19,6 +19,11 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 Apply = Callable[..., Tensor]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread(one_thread: None) -> None:
+    """Compute with one thread."""
+
+
 @pytest.fixture(scope="session")
 def photo() -> Tensor:
     """``(1, 3, 384, 384)`` in [0, 1]."""

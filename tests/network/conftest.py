@@ -14,6 +14,11 @@ Small = Callable[..., SAVLConfig]
 PerturbParameters = Callable[[Any], Any]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread(one_thread: None) -> None:
+    """Compute with one thread."""
+
+
 @pytest.fixture(scope="module")
 def network(small_config: Small, perturb_parameters: PerturbParameters) -> SAVL:
     """Return the small network with parameters away from zero, float64, in evaluation mode."""

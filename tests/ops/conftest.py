@@ -50,15 +50,6 @@ def instruction_set(request: pytest.FixtureRequest, extension: Any) -> Iterator[
     extension.use_kernel_instruction_set(before)
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """One thread: small cases finish sooner, and on a busy machine much sooner."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(params=SMALL, scope="session")
 def small_case(request: pytest.FixtureRequest, extension: Any) -> Callable[..., Case]:
     """Makes a small case of a dtype and a seed; a test runs once for every entry of `SMALL`."""
