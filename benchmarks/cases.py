@@ -18,15 +18,19 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
 import savl
-from benchmarks.peers import flex, sdpa
+from benchmarks.peers import flex, runtimes, sdpa
 from savl.network import CONFIGS
 from savl.network.dsca import DSCA
 from savl.network.rhag import HAB, OCAB
 from savl.ops import KernelSettings
 from savl.ops.case import Draw
 from savl.ops.op import OPS
+from savl.weights import shipped
 
 EAGER = KernelSettings.of(False)
+FUSED_BFLOAT16 = "fused, bfloat16"
+"""Name of the variant with fused kernels under bfloat16 autocast."""
+FLOAT32_ONLY = (*runtimes.VARIANTS, FUSED_BFLOAT16)
 WINDOW, CHANNELS, LATENT = 16, 144, 64
 """Window size in pixels, channels, and channels of the degradation code of savl-base, for benchmarks of its blocks."""
 Result = Tensor | Sequence[Tensor]
@@ -86,6 +90,7 @@ class BenchmarkCase:
         bandwidth_bound: Whether memory bandwidth limits the time; it is then compared with a copy of as many bytes.
         skipped: Reasons, by name, why this run omits a variant.
         items: Number of images per call.
+        precisions: Dtype, by name, of variants that compute in a lower precision than that of the inputs.
     """
 
     title: str
@@ -98,6 +103,7 @@ class BenchmarkCase:
     bandwidth_bound: bool = False
     skipped: Mapping[str, str] = field(default_factory=dict)
     items: int = 1
+    precisions: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     def only(self, variants: Sequence[str]) -> BenchmarkCase:
         """Return the case with the given variants and eager only."""
@@ -304,17 +310,45 @@ def _replayed(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Callab
 
 
 def network(run: Run, name: str, batch: int = 1) -> BenchmarkCase:
-    """Return the benchmark of a network on a batch of tiles. The weights are random, which does not affect the time."""
-    torch.manual_seed(0)
+    """Return the benchmark of a network on a batch of tiles, on a CPU also with the runtimes of `benchmarks.peers`."""
     lr = run.draw(batch, 3, run.side, run.side, seed=12, uniform=True)
     title = f"{name}, {run.side}×{run.side}" + (f", batch of {batch}" if batch > 1 else "")
-    return _module(run, title, savl.build(name), (lr,), batch)
+    model = _weighted(name)
+    case = _module(run, title, model, (lr,), batch)
+    if run.cuda or run.dtype != torch.float32:
+        reasons = dict.fromkeys(FLOAT32_ONLY, "measured in runs on a CPU with a float32 network")
+        return replace(case, skipped={**case.skipped, **reasons})
+
+    def in_bfloat16(given: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            result: Tensor = case.variants["fused"](given)
+        return result
+
+    precisions = {FUSED_BFLOAT16: torch.bfloat16}
+    left_out = runtimes.unavailable()
+    if runtimes.OPENVINO_DEFAULT not in left_out:
+        precisions[runtimes.OPENVINO_DEFAULT] = runtimes.default_precision()
+    return replace(
+        case,
+        variants={**case.variants, **runtimes.calls(model, lr), FUSED_BFLOAT16: in_bfloat16},
+        skipped={**case.skipped, **left_out},
+        precisions=precisions,
+    )
+
+
+def _weighted(name: str) -> nn.Module:
+    """Return a network with its shipped weights, or with random ones if it has none.
+
+    Random weights do not affect the time. But savl-tiny without training is exactly bicubic interpolation, whatever its
+    attention computes, so that errors would not show.
+    """
+    torch.manual_seed(0)
+    return savl.load(name) if name in shipped() else savl.build(name)
 
 
 def image(run: Run, name: str, pixels: int = 2**20, tile: int = 256) -> BenchmarkCase:
     """Return the benchmark of upscaling a square image of about ``pixels`` pixels in tiles, as `savl.upscale` does."""
-    torch.manual_seed(0)
-    model = savl.build(name).eval().to(run.device)
+    model = _weighted(name).eval().to(run.device)
     side = math.isqrt(pixels)
     lr = Run(run.device, torch.float32, side).draw(1, 3, side, side, seed=17, uniform=True)
 

@@ -15,6 +15,7 @@ os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # or the time 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # benchmarks/ is not installed
 
 from benchmarks import suite
+from benchmarks.peers import runtimes
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,6 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--full", action="store_true", help="also run the benchmarks that take minutes to compile or to run"
     )
+
+
+def pytest_report_header() -> str:
+    """State which inference runtimes are installed."""
+    return runtimes.summary()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

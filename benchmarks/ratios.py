@@ -2,7 +2,7 @@
 
     python -m benchmarks.ratios                                  # a table
     python -m benchmarks.ratios --json benchmarks/results/MACHINE/cpu_ratios.json
-    python -m benchmarks.ratios --compile                        # also torch.compile of the network, takes minutes
+    python -m benchmarks.ratios --compile                        # also torch.compile of the networks, takes minutes
 
 The exit code is 0 whether or not the targets are reached.
 """
@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from benchmarks import cases, machine, peak_memory
-from benchmarks.cases import BenchmarkCase, Run
+from benchmarks.cases import FUSED_BFLOAT16, BenchmarkCase, Run
+from benchmarks.peers.runtimes import ONNX_RUNTIME, OPENVINO, OPENVINO_DEFAULT, summary, unavailable
 from benchmarks.reporting import tables
 from benchmarks.timing import COPY, ceilings, check_and_time
 from savl.atomic_write import write_atomically
@@ -57,6 +58,14 @@ OPS: list[tuple[str, Mapping[str, float]]] = [
 ]
 """Targets of each op by baseline: the speedup, or against a copy the share of its bandwidth."""
 
+RUNTIMES = {ONNX_RUNTIME: 1.5, OPENVINO: 1.35, OPENVINO_DEFAULT: 1.5}
+NETWORKS: dict[str, Mapping[str, float]] = {
+    "savl-tiny": {"eager": 1.6, "sdpa": 1.6, "compile": 1.6, ONNX_RUNTIME: 1.6, OPENVINO: 1.6, OPENVINO_DEFAULT: 1.5},
+    "savl-base": {"eager": 3, "sdpa": 1.8, "compile": 1, **RUNTIMES},
+    "hat-s": {"eager": 1.8, "sdpa": 1, **RUNTIMES, ONNX_RUNTIME: 1.6},
+}
+"""Target speedups of each network by baseline. A baseline in bfloat16 is compared with `FUSED_BFLOAT16`."""
+
 
 def of_case(
     case: BenchmarkCase, wanted: Mapping[str, float], run: Run, rounds: int, limits: Mapping[str, float]
@@ -71,26 +80,32 @@ def of_case(
         limits: Ceilings of the machine, from `benchmarks.timing.ceilings`.
 
     Returns:
-        The ratios, and the measurements that they are computed from.
+        The ratios, and the measurements that they are computed from. Baselines that the case skips are left out.
 
     Raises:
         RuntimeError: The fused variant or a baseline with a target could not be measured.
     """
-    case = case.only((*wanted, "fused"))
+    wanted = {name: least for name, least in wanted.items() if name not in case.skipped}
+    ours = {name: FUSED_BFLOAT16 if name in case.precisions else "fused" for name in wanted}
+    case = case.only((*wanted, *ours.values(), "fused"))
     records = check_and_time(case, run, rounds, limits)
     broken = {name: record["failed"] for name, record in records.items() if "failed" in record and name in wanted}
-    if broken or "seconds" not in records["fused"]:
-        raise RuntimeError(f"{case.title}: {broken or records['fused']}")
+    broken |= {name: records[name] for name in {*ours.values(), "fused"} if "seconds" not in records[name]}
+    if broken:
+        raise RuntimeError(f"{case.title}: {broken}")
     medians = {name: statistics.median(record["seconds"]) for name, record in records.items() if "seconds" in record}
     fused = medians["fused"]
-    detail = f"{fused:.2f} s"
+    detail = f"{fused:.3g} s"
     if case.bandwidth_bound:
         medians[MEMORY] = case.moved / limits["copy_gb_per_second"] / 1e9
         detail = f"{case.moved / fused / 1e9:.1f} GB/s"
     elif case.flops:
         rate = case.flops / fused / 1e9
         detail = f"{rate:.0f} GFLOP/s, {rate / 1000 / limits['product_tflops']:.0%} of the peak"
-    ratios = [Ratio(case.title, name, medians[name] / fused, least, detail) for name, least in wanted.items()]
+    ratios = []
+    for name, least in wanted.items():
+        in_bfloat16 = f"{medians[ours[name]]:.3g} s in bfloat16" if name in case.precisions else detail
+        ratios.append(Ratio(case.title, name, medians[name] / medians[ours[name]], least, in_bfloat16))
     return ratios, {"median_seconds": medians, "rounds": rounds, "flops": case.flops, "bytes": case.moved}
 
 
@@ -119,9 +134,9 @@ def measure(compiled: bool, rounds: int) -> dict[str, Any]:
     for op, wanted in OPS:
         add(op, of_case(cases.op_case(run, op), wanted, run, rounds, limits))
     few = max(rounds // 4, 3)
-    peers = {"eager": 3.0, "sdpa": 1.8} | ({"compile": 1.0} if compiled else {})
-    add("savl-base", of_case(cases.network(run, "savl-base"), peers, run, few, limits))
-    add("hat-s", of_case(cases.network(run, "hat-s"), {"eager": 1.8, "sdpa": 1}, run, few, limits))
+    for name, wanted in NETWORKS.items():
+        peers = {peer: least for peer, least in wanted.items() if compiled or peer != "compile"}
+        add(name, of_case(cases.network(run, name), peers, run, few, limits))
     add("peak memory", of_memory("savl-base"))
     return report
 
@@ -130,11 +145,14 @@ def main() -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all measurements to this file")
-    parser.add_argument("--compile", action="store_true", help="also measure torch.compile of the network")
+    parser.add_argument("--compile", action="store_true", help="also measure torch.compile of the networks")
     parser.add_argument("--rounds", type=int, default=21, help="number of measurements of each op")
     arguments = parser.parse_args()
     report = measure(arguments.compile, arguments.rounds)
     print(tables.ratios_of(report))
+    print(summary())
+    for name, why in unavailable().items():
+        print(f"{name} was not measured: {why}")
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(arguments.json, (json.dumps(report, indent=1) + "\n").encode())

@@ -6,27 +6,27 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmarks import cases
+from benchmarks.peers import runtimes
 from benchmarks.suite import Entry
 
+TILE = ("eager", "sdpa", *runtimes.VARIANTS, "fused", cases.FUSED_BFLOAT16)
 LATE = ("compile, max-autotune", "fused, CUDA graph")
 ENTRIES = [
     Entry(
         "savl-tiny, tile",
         partial(cases.network, name="savl-tiny"),
-        ("eager", "sdpa", "compile", "fused", "fused, CUDA graph"),
+        (*TILE, "compile", "fused, CUDA graph"),
         ("compile, max-autotune",),
         rounds=9,
     ),
     Entry(
         "savl-base, tile",
         partial(cases.network, name="savl-base"),
-        ("eager", "sdpa", "fused"),
+        TILE,
         ("compile", *LATE),
         rounds=3,
     ),
-    Entry(
-        "hat-s, tile", partial(cases.network, name="hat-s"), ("eager", "sdpa", "fused"), ("compile", *LATE), rounds=3
-    ),
+    Entry("hat-s, tile", partial(cases.network, name="hat-s"), TILE, ("compile", *LATE), rounds=3),
     Entry("savl-tiny, batch", partial(cases.network, name="savl-tiny", batch=8), ("eager", "sdpa", "fused"), rounds=3),
     Entry(
         "savl-base, batch",

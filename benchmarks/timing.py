@@ -2,7 +2,9 @@
 
 A variant is compared with eager in float64 (float32 for attention of 16-bit tensors and for networks). The errors of
 its results and gradients may be `SLACK` times those of eager in the dtype at hand; a variant with larger errors is not
-timed. If a variant fails, runs out of memory or lacks a library, its record has the reason, and the others continue.
+timed. The errors of a variant in a lower precision than that of the inputs may be `SLACK` times those of eager under
+autocast in that precision. If a variant fails, runs out of memory or lacks a library, its record has the reason, and
+the others continue.
 
 On a CUDA GPU, times are those of CUDA events, and the L2 cache is overwritten before every call. Elsewhere they are
 wall clock times. The first call of a variant, which may compile code, is timed separately.
@@ -25,6 +27,7 @@ from torch import Tensor
 from benchmarks import machine
 from benchmarks.cases import BenchmarkCase, NotAvailableError, Run
 from benchmarks.peak_memory import resident_bytes
+from benchmarks.peers import runtimes
 
 SLACK = 4
 """Largest error of a variant as a multiple of eager's error. Wrong results have far larger errors.
@@ -35,6 +38,8 @@ LEAD = 8
 """Number of times that these bytes are written. An H200 should need about 1.4 ms for that, during which the host
 launches the timed call. Writing them once, in 0.2 ms, was probably too short: attention then took 0.69 ms, its kernel
 0.46 ms."""
+COMPILED = ("compile", "flex", *runtimes.VARIANTS)
+"""Beginnings of the names of variants whose first call compiles a graph."""
 COPY = "copy"
 """Name of the variant that copies as many bytes as a case moves."""
 
@@ -99,7 +104,7 @@ def check(case: BenchmarkCase, run: Run) -> tuple[dict[str, Call], dict[str, dic
             record["first_call_seconds"] = time.perf_counter() - start
             if run.cuda:  # the first call may have compiled, tuned or captured something
                 found, peak = peak_of(run, call)
-            if peak is not None and (run.cuda or not variant.startswith(("compile", "flex"))):
+            if peak is not None and (run.cuda or not variant.startswith(COMPILED)):
                 record["peak_bytes"] = peak
             if reference is None and case.reference_dtype is None and variant == "eager":
                 reference = found  # the others are compared with it
@@ -113,7 +118,11 @@ def check(case: BenchmarkCase, run: Run) -> tuple[dict[str, Call], dict[str, dic
                 least = [
                     units * torch.finfo(run.dtype if case.reference_dtype is None else one.dtype).eps for one in found
                 ]
-                bases = eager_errors or [0.0] * len(errors)
+                bases, own_dtype = eager_errors or [0.0] * len(errors), case.precisions.get(variant)
+                if own_dtype is not None:
+                    with torch.autocast(run.device.type, own_dtype):
+                        rounded = computation(case, "eager", case.inputs)()
+                    bases = [_error(one, exact) for one, exact in zip(rounded, reference, strict=True)]
                 allowed = [SLACK * own + eps for own, eps in zip(bases, least, strict=True)]
                 record |= {"error": errors, "allowed": allowed}
                 if not all(error <= most for error, most in zip(errors, allowed, strict=True)):

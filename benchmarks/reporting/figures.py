@@ -13,6 +13,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.cases import FUSED_BFLOAT16
+from benchmarks.peers.runtimes import ONNX_RUNTIME, OPENVINO, OPENVINO_DEFAULT
 from savl.profile.figure import draw_roofline
 from savl.profile.roofline import Ceilings, Point, Roofline
 
@@ -22,8 +24,12 @@ COLOURS = {
     "sdpa, mask kept": "#e0b273",
     "flex": "#7a5fa6",
     "compile": "#3b7dae",
+    ONNX_RUNTIME: "#b5536b",
+    OPENVINO: "#4f4f9e",
+    OPENVINO_DEFAULT: "#9a9ad6",
     "copy": "#bbbbbb",
     "fused": "#1f8a4c",
+    FUSED_BFLOAT16: "#7cc49a",
 }
 MARKERS = {"window attention": "o", "savl-tiny": "s", "savl-base": "D"}
 _STYLE = {"svg.hashsalt": "savl", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}

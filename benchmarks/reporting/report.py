@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import allocation
+from benchmarks.cases import FUSED_BFLOAT16
+from benchmarks.peers.runtimes import ONNX_RUNTIME, OPENVINO, OPENVINO_DEFAULT
 from benchmarks.reporting import tables
 from benchmarks.scaling import growth
+from benchmarks.timing import COMPILED
 from savl.ops import op as ops
 from savl.profile.roofline import Ceilings, Point
 
@@ -27,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks/results"
 PAGE = ROOT / "docs/benchmarks.md"
 FIGURES = ROOT / "docs/benchmarks"
-VARIANTS = ("eager", "sdpa", "sdpa, mask kept", "flex", "compile", "compile, max-autotune", "copy", "fused",
-            "fused, CUDA graph")  # fmt: skip
+VARIANTS = ("eager", "sdpa", "sdpa, mask kept", "flex", "compile", "compile, max-autotune", ONNX_RUNTIME, OPENVINO,
+            OPENVINO_DEFAULT, "copy", "fused", "fused, CUDA graph", FUSED_BFLOAT16)  # fmt: skip
 OPS = {op.title: name for name, op in ops.OPS.items()}
 """Name of the op whose forward pass each benchmark entry measures, by entry."""
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
@@ -46,8 +49,8 @@ README_ENTRIES = (
 """Entries in the table of README.md; docs/benchmarks.md has all."""
 BACKENDS = {"cpu": "cpp", "cuda": "triton and cuda"}
 """Backends that run the fused variants, by device type."""
-PEERS = tuple(name for name in VARIANTS if not name.startswith(("fused", "copy")))
-"""Baselines that compute the same as the fused kernels."""
+PEERS = tuple(name for name in VARIANTS if not name.startswith(("fused", "copy", OPENVINO_DEFAULT)))
+"""Baselines that compute the same as the fused kernels, in the same precision."""
 
 Entries = dict[str, dict[str, dict[str, Any]]]
 
@@ -150,7 +153,7 @@ def compile_table(found: Entries) -> str:
         f"| {entry_of(group)} | {name} | {duration(record['first_call_seconds'])} |"
         for group, variants in found.items()
         for name, record in variants.items()
-        if name.startswith(("compile", "flex")) and "first_call_seconds" in record
+        if name.startswith(COMPILED) and "first_call_seconds" in record
     ]
     return (
         "\n".join(["| benchmark | variant | first call, including compilation |", "|---|---|---:|", *rows]) + "\n"
