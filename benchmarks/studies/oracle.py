@@ -245,7 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = savl.load(weights).eval()
         savl.use_fused_kernels(config.run.fused, model=model)
         sources[weights] = partial(learned_field, model=model)
-        digest = zlib.crc32(b"".join(each.numpy().tobytes() for each in model.state_dict().values()))
+        assert model.estimator is not None
+        digest = zlib.crc32(b"".join(each.numpy().tobytes() for each in model.estimator.state_dict().values()))
         folders[weights] = f"learned-{digest:08x}"
     tests = degraded_images(options.test, config.degradation, scale)
     scores = {INTERPOLATION: psnr(lambda batch: bicubic_upscale(batch.y, scale), tests, scale)}
