@@ -185,24 +185,32 @@ def discriminator_loss(kind: AdversarialLoss, real_logits: Tensor, fake_logits: 
     return 0.5 * (_as_real(real) + _as_fake(fake))
 
 
-def grid_pattern(sr: Tensor, hr: Tensor, period: int) -> Tensor:
-    """Measure the pattern in SR images that repeats every ``period`` pixels.
+GRID_CELLS = 4
+"""Side of the blocks in which `grid_pattern` looks for a pattern, in cells."""
 
-    It is the error averaged over all images and all cells of ``period`` × ``period`` pixels, minus its mean over the
-    cell. Photographs that are cropped at random positions have no such pattern on average.
+
+def grid_pattern(sr: Tensor, hr: Tensor, period: int) -> Tensor:
+    """Measure the patterns in SR images that repeat every ``period`` pixels.
+
+    Images are divided into blocks of `GRID_CELLS` × `GRID_CELLS` cells of ``period`` × ``period`` pixels. The pattern
+    of a block is the error averaged over its cells, minus its mean. Blocks are small, because a pattern follows the
+    content: it may have the opposite sign elsewhere in the image. Other errors do not cancel completely in a block, so
+    the result is above 0 without a pattern too.
 
     Args:
-        sr: ``(B, 3, H, W)`` images, H and W multiples of ``period``.
+        sr: ``(B, 3, H, W)`` images, H and W at least ``period``. Pixels beyond the last whole block are not used.
         hr: Their originals.
         period: Side of a cell in pixels.
 
     Returns:
-        A float32 scalar: the mean absolute value of the pattern over channels and pixels of the cell.
+        A float32 scalar: the mean absolute value of the patterns over images, channels, blocks and pixels of the cell.
     """
-    error = (sr.float() - hr.float()).mean(0)
-    cells = error.unflatten(2, (-1, period)).unflatten(1, (-1, period))  # (3, rows, period, columns, period)
-    pattern = cells.mean((1, 3))
-    size: Tensor = (pattern - pattern.mean((1, 2), keepdim=True)).abs().mean()
+    error = sr.float() - hr.float()
+    cells = min(GRID_CELLS, *(length // period for length in error.shape[2:]))
+    height, width = (length // (cells * period) * cells * period for length in error.shape[2:])
+    blocks = error[:, :, :height, :width].unflatten(3, (-1, cells, period)).unflatten(2, (-1, cells, period))
+    pattern = blocks.mean((3, 6))  # (B, 3, rows of blocks, period, columns of blocks, period)
+    size: Tensor = (pattern - pattern.mean((3, 5), keepdim=True)).abs().mean()
     return size
 
 

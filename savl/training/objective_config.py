@@ -130,7 +130,7 @@ class GanConfig:
     learning_rate: float = 1e-4
     """Peak learning rate of the discriminator."""
     grid: float = 0.0
-    """Weight of the pattern that the SR images of a batch have in common and that repeats every ``scale`` pixels
+    """Weight of patterns that repeat every ``scale`` pixels within small blocks of the SR images
     (`savl.training.adversarial.grid_pattern`). A pixel shuffle easily produces such patterns, and the other losses of
     this table may reward them as texture."""
     perceptual: float = 0.0

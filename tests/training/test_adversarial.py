@@ -177,10 +177,14 @@ def test_a_pattern_that_repeats_is_measured_whatever_the_images_show() -> None:
     assert float(grid_pattern(hr + pattern, hr, 4)) == pytest.approx(0.1, rel=1e-5)
     assert float(grid_pattern(hr + 0.3, hr, 4)) == pytest.approx(0, abs=1e-6), "a uniform error is no pattern"
     three = torch.tensor([0.1, -0.1, 0.0]).repeat(16)[:40]
-    assert float(grid_pattern(hr + three, hr, 4)) < 0.02, "another period"
+    assert float(grid_pattern(hr + three, hr, 4)) < 0.03, "another period"
+    signs = torch.ones(32, 40)
+    signs[16:] = -1.0
+    assert float(grid_pattern(hr + signs * pattern, hr, 4)) == pytest.approx(0.1, rel=1e-5), "another sign elsewhere"
     torch.manual_seed(0)
     noise = 0.1 * torch.randn(8, 3, 128, 128)
-    assert float(grid_pattern(noise, torch.zeros(()), 4)) < 0.003
+    assert float(grid_pattern(noise, torch.zeros(()), 4)) < 0.022
+    assert float(grid_pattern(hr[..., :8, :9] + pattern[:8, :9], hr[..., :8, :9], 4)) == pytest.approx(0.1, rel=1e-5)
 
 
 def test_the_gradient_of_the_pattern_removes_it_alone() -> None:
