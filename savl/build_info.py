@@ -46,7 +46,8 @@ class BuildInfo(TypedDict):
     instruction_sets: tuple[str, ...]
     """Instruction sets of this processor that the kernels distinguish: ``"avx2"``, ``"neon"`` and so on."""
     kernel_instruction_set: str | None
-    """Instruction set that the CPU kernels use: ``"avx512"``, ``"avx2"`` or ``"portable"``."""
+    """Instruction set that the CPU kernels use: ``"amx"``, ``"avx512_bf16"``, ``"avx512"``, ``"avx2"`` or
+    ``"portable"``."""
 
 
 def build_info() -> BuildInfo:

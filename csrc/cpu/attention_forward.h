@@ -21,29 +21,28 @@
 
 SAVL_BEGIN_KERNELS
 
-template <typename T>
-struct AttentionForwardBuffers : AttentionBuffers<T> {
-  T* out;  // the output of a block of query rows
+template <typename P>
+struct AttentionForwardBuffers : AttentionBuffers<P> {
+  Sum<P>* out;  // the output of a block of query rows
 
-  AttentionForwardBuffers(Scratch& scratch, const AttentionShape<T>& shape)
-      : AttentionBuffers<T>(scratch, shape), out(scratch.take<T>(kRowBlock * shape.padded_dim)) {}
+  AttentionForwardBuffers(Scratch& scratch, const AttentionShape<P>& shape)
+      : AttentionBuffers<P>(scratch, shape), out(scratch.take<Sum<P>>(kRowBlock * shape.padded_dim)) {}
 };
 
-template <typename S, typename T = Arithmetic<S>>
-SAVL_INLINE void attend(const AttentionArgs& args, const Window& window, const AttentionShape<T>& shape,
-                        const AttentionForwardBuffers<T>& buffers, BiasOfWholeWindows<T>& bias) {
+template <typename S, typename P = Operand<S>, typename T = Sum<P>>
+SAVL_INLINE void attend(const AttentionArgs& args, const Window& window, const AttentionShape<P>& shape,
+                        const AttentionForwardBuffers<P>& buffers, BiasOfWholeWindows<P>& bias) {
   buffers.template load<S>(args, window, shape);
   const int64_t queries = window.queries.size(), keys = window.keys.size();
-  const int64_t padded_keys = round_up(keys, kKeyStep<T>);
-  Logits<T> logits(args, window, shape, buffers, padded_keys, bias);
+  const int64_t padded_keys = round_up(keys, kKeyStep<P>);
+  Logits<P> logits(args, window, shape, buffers, padded_keys, bias);
   for (int64_t first = 0; first < queries; first += kRowBlock) {
     const int64_t count = smaller(kRowBlock, queries - first);
     logits.compute(first, count);
     T inverse[kRowBlock];
-    for (int64_t r = 0; r < count; ++r) inverse[r] = logits.softmax(r);
-    zero_rows(buffers.out, 0, kRowBlock, shape.padded_dim);
-    add_all_weighted(round_up(count, kRowTile), keys, buffers.logits, padded_keys, buffers.value_rows, shape,
-                     buffers.out);
+    logits.template softmax<P>(count, inverse);
+    multiply_values(round_up(count, kRowStep), keys, logits.weights(0), padded_keys, buffers.value_rows, shape,
+                    buffers.out);
     Place query(window.queries, first);
     for (int64_t r = 0; r < count; ++r, query.next()) {
       const int64_t row = window.queries.rows.position[query.row];
@@ -63,8 +62,9 @@ SAVL_INLINE int64_t alternate_between_ends(int64_t index, int64_t count) {
 
 template <typename S>
 void attention_kernel(const AttentionArgs& args, int64_t begin, int64_t end) {
-  using T = Arithmetic<S>;
-  AttentionMemory<T, AttentionForwardBuffers<T>> memory(args);
+  using P = Operand<S>;
+  AttentionMemory<P, AttentionForwardBuffers<P>> memory(args);
+  [[maybe_unused]] const TileRegisters<P> tiles;
   const int64_t windows = args.window_rows() * args.window_columns();
   for (int64_t task = begin; task < end; ++task) {
     const int64_t head = task % args.heads;

@@ -5,6 +5,7 @@
 
 #include "cpu/attention_pack.h"
 #include "cpu/attention_products.h"
+#include "cpu/attention_tiles.h"
 #include "cpu/attention_window.h"
 #include "cpu/simd.h"
 
@@ -48,10 +49,10 @@ SAVL_NOINLINE void copy_bias_row(const AttentionArgs& args, const Window& window
 
 // The bias of all queries and keys of a whole window, which is the same for all whole windows of a head. Where runs are
 // not whole vectors it is copied once per head, unless the copy would evict everything else from the cache.
-template <typename T>
+template <typename P, typename T = Sum<P>>
 class BiasOfWholeWindows {
  public:
-  BiasOfWholeWindows(Scratch& scratch, const AttentionArgs& args, const AttentionShape<T>& shape)
+  BiasOfWholeWindows(Scratch& scratch, const AttentionArgs& args, const AttentionShape<P>& shape)
       : args_(args), shape_(shape) {
     const int64_t bytes = args.heads * per_head() * static_cast<int64_t>(sizeof(T));
     if (args.key_window % kWidth<T> == 0 || bytes > kMostBytes) return;
@@ -81,26 +82,34 @@ class BiasOfWholeWindows {
   static constexpr int64_t kMostBytes = 1 << 18;
   int64_t per_head() const { return shape_.most_queries * shape_.padded_keys + kWidth<T>; }
   const AttentionArgs& args_;
-  const AttentionShape<T>& shape_;
+  const AttentionShape<P>& shape_;
   T* rows_ = nullptr;
   bool* copied_ = nullptr;
 };
 
 // The logits of a window, one block of query rows after the other: bias plus products, and the largest of each row.
 // They are in units of ln 2, like the bias table and the packed queries, so that the softmax is a power of two.
-template <typename T>
+template <typename P, typename T = Sum<P>>
 class Logits {
  public:
-  Logits(const AttentionArgs& args, const Window& window, const AttentionShape<T>& shape,
-         const AttentionBuffers<T>& buffers, int64_t padded_keys, BiasOfWholeWindows<T>& bias)
+  Logits(const AttentionArgs& args, const Window& window, const AttentionShape<P>& shape,
+         const AttentionBuffers<P>& buffers, int64_t padded_keys, BiasOfWholeWindows<P>& bias)
       : args_(args),
         window_(window),
         shape_(shape),
         buffers_(buffers),
         padded_keys_(padded_keys),
         bias_rows_(bias.of(window)),
-        in_place_(reads_bias_in_place<T>(window, padded_keys)) {
+        in_place_(reads_bias_in_place<T>(window, padded_keys)),
+        products_(in_place_ || bias_rows_ != nullptr ? buffers.logits : buffers.products) {
     addend_.offset = buffers.offsets;
+    addend_.scale = static_cast<T>(logit_scale<P>(args));
+    if (kTiles<P> && !in_place_ && bias_rows_ == nullptr && !window.is_masked() &&
+        window.keys.columns.length >= kWidth<T>) {
+      addend_.keys = window.keys.size();
+      addend_.run = window.keys.columns.length;
+      addend_.step = args.span();
+    }
     int64_t* offset = buffers.offsets;
     for (int64_t key = 0; key < padded_keys; key += kWidth<T>) {
       const int64_t columns = window.keys.columns.length;
@@ -108,40 +117,61 @@ class Logits {
     }
   }
 
-  // Computes rows [first, first + count). The rows after them, up to the next multiple of kRowTile, have no meaning.
+  // Computes rows [first, first + count). The rows after them, up to the next multiple of kRowStep, have no meaning.
   SAVL_INLINE void compute(int64_t first, int64_t count) {
-    const int64_t tiled = round_up(count, kRowTile);
+    const int64_t tiled = round_up(count, kRowStep);
     Place query(window_.queries, first);
     for (int64_t r = 0; r < tiled; ++r) {
       addend_.row[r] = bias_of(query, row(r));
       largest_[r] = broadcast(T(-__builtin_inf()));
       if (r + 1 < count) query.next();
     }
-    multiply_panels(tiled, buffers_.queries + first * shape_.padded_dim, shape_, buffers_.key_panels, padded_keys_,
-                    addend_, buffers_.logits, largest_);
+    multiply_panels(tiled, buffers_.queries + first * shape_.padded_depth, shape_, buffers_.key_panels, padded_keys_,
+                    addend_, products_, buffers_.logits, largest_);
   }
 
   // Row r of the block.
   SAVL_INLINE T* row(int64_t r) const { return buffers_.logits + r * padded_keys_; }
 
-  // Replaces row r of the block by 2^(logit - largest) and returns one over their sum. One NaN makes the whole row NaN.
-  SAVL_INLINE T softmax(int64_t r) {
-    T* weights = row(r);
-    const Vec<T> largest = broadcast(largest_of<T>(largest_[r]));
-    Vec<T> sum{};
-#pragma GCC unroll 4
-    for (int64_t j = 0; j < padded_keys_; j += kWidth<T>) {
-      const Vec<T> weight = exp2_of_negative(load(weights + j) - largest);
-      store(weights + j, weight);
-      sum += weight;
-    }
-    return T(1) / sum_of<T>(sum);
+  // Row r of the block after `softmax<P>`: operands of a product with the values.
+  SAVL_INLINE const P* weights(int64_t r) const { return reinterpret_cast<const P*>(row(r)); }
+
+  // Replaces the first `count` rows of the block by 2^(logit - largest), as numbers or as operands W, and sets
+  // `inverse` to one over their sums. One NaN makes the whole row NaN. The rows are reduced side by side: the lanes of
+  // one vector depend on each other.
+  template <typename W>
+  SAVL_INLINE void softmax(int64_t count, T* inverse) {
+    T largest[kRowBlock];
+    Vec<T> sums[kRowBlock];
+    for (int64_t r = 0; r < count; ++r) largest[r] = largest_of<T>(largest_[r]);
+    for (int64_t r = 0; r < count; ++r) sums[r] = replace_by_weights<W>(r, broadcast(largest[r]));
+    for (int64_t r = 0; r < count; ++r) inverse[r] = T(1) / sum_of<T>(sums[r]);
   }
 
  private:
+  template <typename W>
+  SAVL_INLINE Vec<T> replace_by_weights(int64_t r, Vec<T> largest) {
+    const T* logits = row(r);
+    W* to = reinterpret_cast<W*>(row(r));
+    Vec<T> sums[kNumbers<W>] = {};
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < padded_keys_; j += kNumbers<W> * kWidth<T>, to += kWidth<W>) {
+      const Vec<T> weight = softmax_power<P>(load(logits + j) - largest);
+      sums[0] += weight;
+      if constexpr (kNumbers<W> == 1) {
+        store(to, weight);
+      } else {
+        const Vec<T> next = softmax_power<P>(load(logits + j + kWidth<T>) - largest);
+        sums[1] += next;
+        store(to, to_pairs(weight, next));
+      }
+    }
+    return kNumbers<W> == 1 ? sums[0] : sums[0] + sums[kNumbers<W> - 1];
+  }
+
   // The bias of a query: in the table, in the copy for whole windows, or copied to `room`.
   SAVL_INLINE const T* bias_of(const Place& query, T* room) {
-    if (in_place_) return bias_run<T>(args_, window_, query.row, query.column);
+    if (in_place_ || addend_.run != 0) return bias_run<T>(args_, window_, query.row, query.column);
     if (bias_rows_ != nullptr) return bias_rows_ + (query.row * query.columns + query.column) * padded_keys_;
     copy_bias_row(args_, window_, query.row, query.column, padded_keys_, room);
     return room;
@@ -149,22 +179,23 @@ class Logits {
 
   const AttentionArgs& args_;
   const Window& window_;
-  const AttentionShape<T>& shape_;
-  const AttentionBuffers<T>& buffers_;
+  const AttentionShape<P>& shape_;
+  const AttentionBuffers<P>& buffers_;
   int64_t padded_keys_;
   const T* bias_rows_;
   bool in_place_;
+  T* products_;  // the logits themselves, unless the bias of a key is read after the product is overwritten
   Addend<T> addend_;
   Vec<T> largest_[kRowBlock];
 };
 
 // All memory of one call of a kernel. `Buffers` are those of the forward or of the backward pass.
-template <typename T, typename Buffers>
+template <typename P, typename Buffers>
 struct AttentionMemory {
-  const AttentionShape<T> shape;
+  const AttentionShape<P> shape;
   Scratch scratch;
   const Buffers buffers;
-  BiasOfWholeWindows<T> bias;
+  BiasOfWholeWindows<P> bias;
   int64_t* const positions;
 
   explicit AttentionMemory(const AttentionArgs& args)

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cpu/attention_window.h"
+#include "cpu/bfloat16_products.h"
 #include "cpu/simd.h"
 
 SAVL_BEGIN_KERNELS
@@ -17,26 +18,36 @@ constexpr int kPanel = 3;    // vectors of columns in registers: there are kRowT
 #ifndef SAVL_KEY_BLOCK
 #define SAVL_KEY_BLOCK 64
 #endif
-constexpr int kRowBlock = SAVL_ROW_BLOCK;  // query rows whose logits are in the cache at the same time
+// Query rows are padded to whole tiles, and in the sum of a product, operands are padded to whole tiles of AMX.
+#if defined(SAVL_BFLOAT16_TILES)
+constexpr int kRowStep = kTileRows, kDepthStep = kTileRows;
+#else
+constexpr int kRowStep = kRowTile, kDepthStep = 1;
+#endif
+constexpr int kRowBlock = SAVL_ROW_BLOCK < kRowStep ? kRowStep : SAVL_ROW_BLOCK;  // query rows whose logits are in the
+                                                                                  // cache at the same time
 constexpr int kKeyBlock = SAVL_KEY_BLOCK;  // values in the first-level cache at the same time
 
-// Keys are padded to whole vectors, and to whole tiles where those are wider.
-template <typename T>
-constexpr int kKeyStep = kWidth<T> < kRowTile ? kRowTile : kWidth<T>;
+// Keys are padded to whole vectors of operands, and to whole tiles where those are wider.
+template <typename P>
+constexpr int kKeyStep = kWidth<P> < kRowTile ? kRowTile : kNumbers<P> * kWidth<P>;
 
-// The sizes of the buffers of a window, which depend on shape alone.
-template <typename T>
+// The sizes of the buffers of a window, which depend on shape alone. P is the type of the operands of the products.
+template <typename P>
 struct AttentionShape {
   int64_t head_dim, padded_dim;  // channels of a head, and the same rounded up to whole vectors
+  int64_t depth, padded_depth;   // operands of the channels of a head, and the same rounded up to whole vectors
   int64_t most_queries, most_keys, padded_queries, padded_keys;
 
   explicit AttentionShape(const AttentionArgs& args)
       : head_dim(args.head_dim),
-        padded_dim(round_up(args.head_dim, kWidth<T>)),
+        padded_dim(round_up(head_dim, kWidth<P>)),
+        depth(round_up(operands_of<P>(head_dim), kDepthStep)),
+        padded_depth(round_up(depth, kWidth<P>)),
         most_queries(args.window * args.window),
         most_keys(args.key_window * args.key_window),
-        padded_queries(round_up(most_queries, kRowTile)),
-        padded_keys(round_up(most_keys, kKeyStep<T>)) {}
+        padded_queries(round_up(most_queries, kRowStep)),
+        padded_keys(round_up(most_keys, kKeyStep<P>)) {}
 };
 
 // Calls `work(c)` for vectors of channels, from channel c on, that cover all channels. Where the last vector would have
@@ -60,6 +71,16 @@ SAVL_INLINE void scale_channels(const S* pixel, int64_t channels, double factor,
   for (int64_t c = done ? channels : 0; c < channels; ++c) scaled[c] = static_cast<T>(widen(pixel[c]) * factor);
 }
 
+#if defined(SAVL_BFLOAT16_PAIRS)
+// The same for pairs of channels. Zeros follow the channels up to the next whole vector.
+SAVL_INLINE void scale_channels(const BFloat16* pixel, int64_t channels, double factor, BFloat16Pair* scaled) {
+  for (int64_t c = 0; c < channels; c += 2 * kWidth<float>, scaled += kWidth<float>) {
+    const Vec<BFloat16Pair> pairs = load_pairs(pixel + c, channels - c);
+    store(scaled, factor == 1.0 ? pairs : times(pairs, static_cast<float>(factor)));
+  }
+}
+#endif
+
 // Multiplies channels by a factor and writes them to a pixel.
 template <typename S, typename T = Arithmetic<S>>
 SAVL_INLINE void write_channels(const T* channels, int64_t count, T factor, S* pixel) {
@@ -68,30 +89,42 @@ SAVL_INLINE void write_channels(const T* channels, int64_t count, T factor, S* p
   for (int64_t c = done ? count : 0; c < count; ++c) pixel[c] = narrow<S>(channels[c] * factor);
 }
 
+#if defined(SAVL_BFLOAT16_PAIRS)
+SAVL_INLINE void write_channels(const float* channels, int64_t count, float factor, BFloat16* pixel) {
+  int64_t c = 0;
+  for (; c + kWidth<float> < count; c += 2 * kWidth<float>) {
+    store_pairs(pixel + c, to_pairs(load(channels + c) * factor, load(channels + c + kWidth<float>) * factor),
+                count - c);
+  }
+  if (c < count) store_pairs(pixel + c, to_pairs(load(channels + c) * factor, Vec<float>{}), count - c);
+}
+#endif
+
 template <typename T>
 SAVL_INLINE void zero_rows(T* rows, int64_t first, int64_t last, int64_t stride) {
   for (T* element = rows + first * stride; element < rows + last * stride; ++element) *element = 0;
 }
 
-// Packs the pixels of a grid into rows of `padded_dim` numbers, with zeros after the channels and for pixels outside
+// Packs the pixels of a grid into rows of `padded_depth` operands, with zeros after the channels and for pixels outside
 // the image. Each row is multiplied by `scale` and, if `weigh` is true, by the severity of its pixel.
 //
 // The factors are double and the product is rounded once: the rounding error of a float factor would be the same for a
 // whole row, and would add up in its logits instead of averaging out.
-template <typename S, typename T>
+template <typename S, typename P>
 SAVL_NOINLINE void pack_rows(const AttentionArgs& args, const Window& window, const PixelGrid& grid, const Image& image,
-                             const AttentionShape<T>& shape, bool weigh, double scale, T* packed) {
+                             const AttentionShape<P>& shape, bool weigh, double scale, P* packed) {
+  using T = Arithmetic<S>;
   const T* severity = weigh ? static_cast<const T*>(args.severity) : nullptr;
-  const int64_t last = shape.padded_dim - kWidth<T>;
+  const int64_t last = shape.padded_depth - kWidth<P>;
   for (int i = 0; i < grid.rows.length; ++i) {
     const bool row_inside = grid.rows.position[i] >= 0;
     const int64_t row = row_inside ? grid.rows.position[i] : 0;
     const S* first = pixel_of<S>(image, window, row, 0, shape.head_dim);
     const T* factors = severity == nullptr ? nullptr : severity + (window.batch * args.height + row) * args.width;
-    for (int j = 0; j < grid.columns.length; ++j, packed += shape.padded_dim) {
+    for (int j = 0; j < grid.columns.length; ++j, packed += shape.padded_depth) {
       const int64_t column = grid.columns.position[j];
       const bool inside = row_inside && column >= 0;
-      for (int64_t c = inside ? last : 0; c <= last; c += kWidth<T>) store(packed + c, Vec<T>{});
+      for (int64_t c = inside ? last : 0; c <= last; c += kWidth<P>) store(packed + c, Vec<P>{});
       if (inside) {
         const S* pixel = first + column * image.column_stride;
         prefetch_row_below(image, pixel, shape.head_dim);
@@ -123,29 +156,47 @@ SAVL_INLINE void for_panels(int64_t columns, const Work& work) {
   }
 }
 
-// Packs rows into panels of columns. A panel holds, channel by channel, its vectors of keys.
-template <typename T>
-SAVL_NOINLINE void pack_panels(const T* rows, int keys, const AttentionShape<T>& shape, T* panels) {
-  for_panels<T>(round_up(keys, kKeyStep<T>), [&]<int kVectors>(int64_t first) {
-    constexpr int64_t kColumns = kVectors * kWidth<T>;
-    T* panel = panels + first * shape.head_dim;
-    for (int64_t j = 0; j < kColumns; j += kWidth<T>) {
-      for (int64_t c = 0; c < shape.head_dim; c += kWidth<T>) {
-        Vec<T> block[kWidth<T>];
+// Packs rows into panels of columns. A panel holds, operand by operand, its vectors of keys.
+template <typename P>
+SAVL_NOINLINE void pack_panels(const P* rows, int keys, const AttentionShape<P>& shape, P* panels) {
+  for_panels<P>(round_up(keys, kKeyStep<P>), [&]<int kVectors>(int64_t first) {
+    constexpr int64_t kColumns = kVectors * kWidth<P>;
+    P* panel = panels + first * shape.depth;
+    for (int64_t j = 0; j < kColumns; j += kWidth<P>) {
+      for (int64_t c = 0; c < shape.depth; c += kWidth<P>) {
+        Vec<P> block[kWidth<P>];
 #pragma GCC unroll 16
-        for (int64_t i = 0; i < kWidth<T>; ++i) {
+        for (int64_t i = 0; i < kWidth<P>; ++i) {
           const int64_t key = first + j + i;
-          block[i] = key < keys ? load(rows + key * shape.padded_dim + c) : Vec<T>{};
+          block[i] = key < keys ? load(rows + key * shape.padded_depth + c) : Vec<P>{};
         }
-        transpose<T>(block);
+        transpose<P>(block);
 #pragma GCC unroll 16
-        for (int64_t i = 0; i < kWidth<T>; ++i) {
-          if (c + i < shape.head_dim) store(panel + (c + i) * kColumns + j, block[i]);
+        for (int64_t i = 0; i < kWidth<P>; ++i) {
+          if (c + i < shape.depth) store(panel + (c + i) * kColumns + j, block[i]);
         }
       }
     }
   });
 }
+
+#if defined(SAVL_BFLOAT16_PAIRS)
+// Packs rows, which hold pairs of channels, into rows of pairs: row i of the result has `padded_dim` pairs of a channel
+// of row 2 i and the same channel of row 2 i + 1. Rows of zeros follow up to the next multiple of kKeyStep.
+SAVL_NOINLINE inline void pair_rows(const BFloat16Pair* rows, int64_t count, const AttentionShape<BFloat16Pair>& shape,
+                                    BFloat16Pair* pairs) {
+  const auto* numbers = reinterpret_cast<const BFloat16*>(rows);
+  for (int64_t i = 0; i < round_up(count, kKeyStep<BFloat16Pair>); i += 2, pairs += shape.padded_dim) {
+    const BFloat16* row = numbers + i * 2 * shape.padded_depth;
+    for (int64_t c = 0; c < shape.padded_dim; c += kWidth<BFloat16Pair>) {
+      Vec<BFloat16Pair> pair{};
+      if (i < count) pair = load_bits(row + c);
+      if (i + 1 < count) pair |= load_bits(row + 2 * shape.padded_depth + c) << 16;
+      store(pairs + c, pair);
+    }
+  }
+}
+#endif
 
 // 1 / sqrt(head_dim) in the units of the logits: they are multiples of ln 2, so that the softmax is a power of two.
 constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
@@ -153,37 +204,61 @@ SAVL_INLINE double query_scale(const AttentionArgs& args) {
   return kLog2E / __builtin_sqrt(static_cast<double>(args.head_dim));
 }
 
+// The factors of the scale that queries and logits are multiplied by. As bfloat16, unscaled queries are exact.
+template <typename P>
+SAVL_INLINE double packed_query_scale(const AttentionArgs& args) {
+  return kNumbers<P> == 1 ? query_scale(args) : 1.0;
+}
+template <typename P>
+SAVL_INLINE double logit_scale(const AttentionArgs& args) {
+  return kNumbers<P> == 1 ? 1.0 : query_scale(args);
+}
+
 // The packed inputs of a window, and the logits of a block of its query rows.
-template <typename T>
+template <typename P>
 struct AttentionBuffers {
-  T *key_rows, *key_panels, *value_rows, *queries;
-  T* logits;         // a block of rows of padded_keys, and a vector more
+  P *key_rows, *key_panels;
+  P* value_rows;  // rows of operands: a number, or a pair of the numbers of two rows
+  P* queries;
+  Sum<P>* logits;    // a block of rows of padded_keys, and a vector more
+  Sum<P>* products;  // of queries and keys, as large as the logits; for tiles only
   int64_t* offsets;  // of `Addend`
 
-  AttentionBuffers(Scratch& scratch, const AttentionShape<T>& shape)
-      : key_rows(scratch.take<T>(shape.most_keys * shape.padded_dim)),
-        key_panels(scratch.take<T>(shape.padded_keys * shape.head_dim)),
-        value_rows(scratch.take<T>(shape.most_keys * shape.padded_dim)),
-        queries(scratch.take<T>(shape.padded_queries * shape.padded_dim)),
-        logits(scratch.take<T>(kRowBlock * shape.padded_keys + kWidth<T>)),
+  AttentionBuffers(Scratch& scratch, const AttentionShape<P>& shape)
+      : key_rows(scratch.take<P>(shape.most_keys * shape.padded_depth)),
+        key_panels(scratch.take<P>(shape.padded_keys * shape.depth)),
+        value_rows(scratch.take<P>(operands_of<P>(shape.padded_keys) * shape.padded_dim)),
+        queries(scratch.take<P>(shape.padded_queries * shape.padded_depth)),
+        logits(scratch.take<Sum<P>>(kRowBlock * shape.padded_keys + kWidth<P>)),
+        products(scratch.take<Sum<P>>(kTiles<P> ? kRowBlock * shape.padded_keys : 0)),
         offsets(scratch.take<int64_t>(shape.padded_keys)) {}
 
   // Packs keys, values and queries. Keys and queries are multiplied by the severity of their pixel.
   template <typename S>
-  SAVL_INLINE void load(const AttentionArgs& args, const Window& window, const AttentionShape<T>& shape) const {
-    pack_rows<S>(args, window, window.keys, args.k, shape, true, 1.0, key_rows);
-    pack_panels(key_rows, window.keys.size(), shape, key_panels);
-    pack_rows<S>(args, window, window.keys, args.v, shape, false, 1.0, value_rows);
-    load_queries<S>(args, window, args.q, shape, true, query_scale(args), queries);
+  SAVL_INLINE void load(const AttentionArgs& args, const Window& window, const AttentionShape<P>& shape) const {
+    if constexpr (kNumbers<P> == 1) {
+      pack_rows<S>(args, window, window.keys, args.v, shape, false, 1.0, value_rows);
+    } else {
+      pack_rows<S>(args, window, window.keys, args.v, shape, false, 1.0, key_rows);
+      pair_rows(key_rows, window.keys.size(), shape, value_rows);
+    }
+    load_keys<S>(args, window, shape);
+    load_queries<S>(args, window, args.q, shape, true, packed_query_scale<P>(args), queries);
   }
 
-  // Packs an image at the queries of a window, with zeros up to the next multiple of kRowTile.
+  template <typename S>
+  SAVL_INLINE void load_keys(const AttentionArgs& args, const Window& window, const AttentionShape<P>& shape) const {
+    pack_rows<S>(args, window, window.keys, args.k, shape, true, 1.0, key_rows);
+    pack_panels(key_rows, window.keys.size(), shape, key_panels);
+  }
+
+  // Packs an image at the queries of a window, with zeros up to the next multiple of kRowStep.
   template <typename S>
   SAVL_INLINE static void load_queries(const AttentionArgs& args, const Window& window, const Image& image,
-                                       const AttentionShape<T>& shape, bool weigh, double scale, T* packed) {
+                                       const AttentionShape<P>& shape, bool weigh, double scale, P* packed) {
     pack_rows<S>(args, window, window.queries, image, shape, weigh, scale, packed);
     const int64_t count = window.queries.size();
-    zero_rows(packed, count, round_up(count, kRowTile), shape.padded_dim);
+    zero_rows(packed, count, round_up(count, kRowStep), shape.padded_depth);
   }
 };
 

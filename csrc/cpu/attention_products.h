@@ -15,27 +15,33 @@ template <typename T>
 struct Addend {
   const T* row[kRowBlock];
   const int64_t* offset;
+  T scale = 1;  // of the products
+  // Where `run` is not 0, which tiles alone provide for: element j of row[r] belongs to key j of the first row of keys,
+  // which has `run` >= kWidth keys, and the elements of each further row of keys are `step` before those of the last
+  // one.
+  int64_t keys = 0, run = 0, step = 0;
 };
 
-// out[r][:] = addend + sum_c rows[r][c] * panel[c][:] for kRowTile rows and kVectors vectors of columns.
-template <typename T, int kVectors>
-SAVL_INLINE void multiply_panel(int64_t depth, const T* rows, int64_t row_stride, const T* panel,
-                                const T* const* addend, const int64_t* offset, T* out, int64_t out_stride,
+// out[r][:] = addend + scale * sum_c rows[r][c] * panel[c][:] for kRowTile rows and kVectors vectors of columns.
+template <typename P, int kVectors, typename T = Sum<P>>
+SAVL_INLINE void multiply_panel(int64_t depth, const P* rows, int64_t row_stride, const P* panel,
+                                const T* const* addend, const int64_t* offset, T scale, T* out, int64_t out_stride,
                                 Vec<T>* largest) {
   Vec<T> sums[kRowTile][kVectors] = {};
 #pragma GCC unroll 4
   for (int64_t c = 0; c < depth; ++c) {
-    Vec<T> columns[kVectors];
-    for (int b = 0; b < kVectors; ++b) columns[b] = load(panel + (c * kVectors + b) * kWidth<T>);
+    Vec<P> columns[kVectors];
+    for (int b = 0; b < kVectors; ++b) columns[b] = load(panel + (c * kVectors + b) * kWidth<P>);
     for (int r = 0; r < kRowTile; ++r) {
-      const Vec<T> factor = broadcast(rows[r * row_stride + c]);
-      for (int b = 0; b < kVectors; ++b) sums[r][b] = factor * columns[b] + sums[r][b];
+      const Vec<P> factor = broadcast(rows[r * row_stride + c]);
+      for (int b = 0; b < kVectors; ++b) sums[r][b] = multiply_add(factor, columns[b], sums[r][b]);
     }
   }
   for (int r = 0; r < kRowTile; ++r) {
     Vec<T> row_largest = largest[r];
     for (int b = 0; b < kVectors; ++b) {
-      const Vec<T> sum = sums[r][b] + load(addend[r] + offset[b]);
+      const Vec<T> product = kNumbers<P> == 1 ? sums[r][b] : sums[r][b] * scale;
+      const Vec<T> sum = product + load(addend[r] + offset[b]);
       store(out + r * out_stride + b * kWidth<T>, sum);
       row_largest = larger(sum, row_largest);
     }
@@ -43,33 +49,34 @@ SAVL_INLINE void multiply_panel(int64_t depth, const T* rows, int64_t row_stride
   }
 }
 
-// out[r][j] = addend + rows[r] . keys[j] for `count` rows (a multiple of kRowTile) and all keys of the panels. Raises
-// `largest` to the largest of each row, lane by lane.
-template <typename T>
-SAVL_INLINE void multiply_panels(int64_t count, const T* rows, const AttentionShape<T>& shape, const T* panels,
-                                 int64_t padded_keys, const Addend<T>& addend, T* out, Vec<T>* largest) {
+// out[r][j] = addend + scale * rows[r] . keys[j] for `count` rows (a multiple of kRowTile) and all keys of the panels.
+// Raises `largest` to the largest of each row, lane by lane.
+template <typename P, typename T = Sum<P>>
+SAVL_INLINE void multiply_panels(int64_t count, const P* rows, const AttentionShape<P>& shape, const P* panels,
+                                 int64_t padded_keys, const Addend<T>& addend, T* /*products*/, T* out,
+                                 Vec<T>* largest) {
   for_panels<T>(padded_keys, [&]<int kVectors>(int64_t first) SAVL_ALWAYS_INLINE {
-    const T* panel = panels + first * shape.head_dim;
+    const P* panel = panels + first * shape.depth;
     const int64_t* offset = addend.offset + first / kWidth<T>;
     for (int64_t r = 0; r < count; r += kRowTile) {
-      multiply_panel<T, kVectors>(shape.head_dim, rows + r * shape.padded_dim, shape.padded_dim, panel, addend.row + r,
-                                  offset, out + r * padded_keys + first, padded_keys, largest + r);
+      multiply_panel<P, kVectors>(shape.depth, rows + r * shape.padded_depth, shape.padded_depth, panel, addend.row + r,
+                                  offset, addend.scale, out + r * padded_keys + first, padded_keys, largest + r);
     }
   });
 }
 
 // out[t][:] += sum_i weights[t * tile_step + i * sum_step] * rows[i][:] for kRowTile values of t, `count` values of i,
 // and kVectors vectors of channels. The sums begin at zero: short sums of short sums round less than one long sum.
-template <typename T, int kVectors>
-SAVL_INLINE void add_weighted(int64_t count, const T* weights, int64_t tile_step, int64_t sum_step, const T* rows,
+template <typename P, int kVectors, typename T = Sum<P>>
+SAVL_INLINE void add_weighted(int64_t count, const P* weights, int64_t tile_step, int64_t sum_step, const P* rows,
                               int64_t stride, T* out) {
   Vec<T> sums[kRowTile][kVectors] = {};
   for (int64_t i = 0; i < count; ++i, rows += stride) {
-    Vec<T> row[kVectors];
-    for (int b = 0; b < kVectors; ++b) row[b] = load(rows + b * kWidth<T>);
+    Vec<P> row[kVectors];
+    for (int b = 0; b < kVectors; ++b) row[b] = load(rows + b * kWidth<P>);
     for (int t = 0; t < kRowTile; ++t) {
-      const Vec<T> weight = broadcast(weights[t * tile_step + i * sum_step]);
-      for (int b = 0; b < kVectors; ++b) sums[t][b] = weight * row[b] + sums[t][b];
+      const Vec<P> weight = broadcast(weights[t * tile_step + i * sum_step]);
+      for (int b = 0; b < kVectors; ++b) sums[t][b] = multiply_add(weight, row[b], sums[t][b]);
     }
   }
   for (int t = 0; t < kRowTile; ++t) {
@@ -78,32 +85,33 @@ SAVL_INLINE void add_weighted(int64_t count, const T* weights, int64_t tile_step
   }
 }
 
-// out[r][:] += sum_j weights[r][j] * values[j][:] for `rows` rows (a multiple of kRowTile) and `keys` values.
-template <typename T>
-SAVL_INLINE void add_all_weighted(int64_t rows, int64_t keys, const T* weights, int64_t weight_stride, const T* values,
-                                  const AttentionShape<T>& shape, T* out) {
-  const int64_t stride = shape.padded_dim;
-  for (int64_t first = 0; first < keys; first += kKeyBlock) {
-    const int64_t count = smaller(kKeyBlock, keys - first);
+// out[r][:] = sum_j weights[r][j] * values[j][:] for `rows` rows (a multiple of kRowTile) and `keys` values.
+template <typename P, typename T = Sum<P>>
+SAVL_INLINE void multiply_values(int64_t rows, int64_t keys, const P* weights, int64_t weight_stride, const P* values,
+                                 const AttentionShape<P>& shape, T* out) {
+  const int64_t stride = shape.padded_dim, operands = operands_of<P>(keys);
+  zero_rows(out, 0, rows, stride);
+  for (int64_t first = 0; first < operands; first += kKeyBlock) {
+    const int64_t count = smaller(kKeyBlock, operands - first);
     for (int64_t r = 0; r < rows; r += kRowTile) {
-      const T* weight = weights + r * weight_stride + first;
+      const P* weight = weights + r * weight_stride + first;
       for_panels<T>(stride, [&]<int kVectors>(int64_t c) SAVL_ALWAYS_INLINE {
-        add_weighted<T, kVectors>(count, weight, weight_stride, 1, values + first * stride + c, stride,
+        add_weighted<P, kVectors>(count, weight, weight_stride, 1, values + first * stride + c, stride,
                                   out + r * stride + c);
       });
     }
   }
 }
 
-// out[j][:] += sum_r weights[r][j] * rows[r][:] for `count` rows and all keys. `out` and the weights have room for keys
-// up to the next multiple of kRowTile.
-template <typename T>
-SAVL_INLINE void add_all_transposed(int64_t count, int64_t keys, const T* weights, int64_t weight_stride, const T* rows,
-                                    const AttentionShape<T>& shape, T* out) {
+// out[j][:] += sum_r weights[r][j] * rows[r][:] for `count` rows of operands and all keys. `out` and the weights have
+// room for keys up to the next multiple of kRowTile.
+template <typename P, typename T = Sum<P>>
+SAVL_INLINE void add_all_transposed(int64_t count, int64_t keys, const P* weights, int64_t weight_stride, const P* rows,
+                                    const AttentionShape<P>& shape, T* out, P* /*tile_row*/ = nullptr) {
   const int64_t stride = shape.padded_dim;
   for_panels<T>(stride, [&]<int kVectors>(int64_t c) SAVL_ALWAYS_INLINE {
     for (int64_t j = 0; j < keys; j += kRowTile) {
-      add_weighted<T, kVectors>(count, weights + j, 1, weight_stride, rows + c, stride, out + j * stride + c);
+      add_weighted<P, kVectors>(count, weights + j, 1, weight_stride, rows + c, stride, out + j * stride + c);
     }
   });
 }

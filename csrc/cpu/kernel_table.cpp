@@ -6,8 +6,56 @@
 #include <cstring>
 #include <initializer_list>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace savl::cpu {
 namespace {
+
+#if defined(__x86_64__)
+
+// The registers EAX and EDX of leaf 7 of CPUID.
+struct ExtendedFeatures {
+  unsigned eax = 0, edx = 0;
+  explicit ExtendedFeatures(unsigned subleaf) {
+    unsigned ebx = 0, ecx = 0;
+    if (__get_cpuid_count(7, subleaf, &eax, &ebx, &ecx, &edx) == 0) eax = edx = 0;
+  }
+};
+
+bool has_avx512_bf16() { return __builtin_cpu_supports("avx512f") && (ExtendedFeatures(1).eax >> 5 & 1) != 0; }
+
+// Whether this process can use AMX with bfloat16. Linux grants the registers to a process that asks for them.
+bool has_amx_bf16() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  const unsigned edx = ExtendedFeatures(0).edx;
+  const bool amx_bf16 = (edx >> 22 & 1) != 0, amx_tile = (edx >> 24 & 1) != 0;
+  return amx_bf16 && amx_tile && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+// Whether vdpbf16ps multiplies no more numbers in a cycle than fused multiply-add does in float32. This is so on
+// Intel's processors since Sapphire Rapids, the first with AVX512-FP16: they multiply bfloat16 fast with AMX only.
+bool pairs_are_slow() { return __builtin_cpu_is("intel") && (ExtendedFeatures(0).edx >> 23 & 1) != 0; }
+
+// The kernels of avx512 with others for attention in bfloat16.
+KernelTable with_attention(const char* instruction_set, const BFloat16Attention& attention) {
+  KernelTable table = avx512::kKernels;
+  table.instruction_set = instruction_set;
+  table.attention.forward[static_cast<int>(Storage::kBFloat16)] = attention.forward;
+  table.attention.backward[static_cast<int>(Storage::kBFloat16)] = attention.backward;
+  return table;
+}
+
+#endif
 
 // Returns the tables that this processor can run, the fastest first.
 std::vector<const KernelTable*> supported_tables() {
@@ -21,11 +69,20 @@ std::vector<const KernelTable*> supported_tables() {
   };
   const bool avx2 = has({"avx2", "fma"});
 #if defined(SAVL_EMULATE_AVX512)
-  const bool avx512 = avx2;  // this build compiles the AVX-512 kernels for AVX2, so that any machine can test them
+  // This build compiles the kernels of these instruction sets for AVX2, so that any machine can test them.
+  const bool avx512 = avx2, avx512_bf16 = avx2, amx = avx2;
 #else
   const bool avx512 = avx2 && has({"avx512f", "avx512bw", "avx512vl", "avx512dq"});
+  const bool avx512_bf16 = avx512 && has({"avx512_bf16"});
+  const bool amx = avx512_bf16 && has({"amx_bf16"});
 #endif
+  static const KernelTable amx_table = with_attention("amx", amx::kAttention);
+  static const KernelTable pairs_table = with_attention("avx512_bf16", avx512_bf16::kAttention);
+  const bool pairs_last = pairs_are_slow();
+  if (amx) tables.push_back(&amx_table);
+  if (avx512_bf16 && !pairs_last) tables.push_back(&pairs_table);
   if (avx512) tables.push_back(&avx512::kKernels);
+  if (avx512_bf16 && pairs_last) tables.push_back(&pairs_table);
   if (avx2) tables.push_back(&avx2::kKernels);
 #endif
   tables.push_back(&portable::kKernels);
@@ -62,6 +119,8 @@ std::vector<std::string> processor_features() {
   if (__builtin_cpu_supports("avx512bw")) found.emplace_back("avx512bw");
   if (__builtin_cpu_supports("avx512vl")) found.emplace_back("avx512vl");
   if (__builtin_cpu_supports("avx512dq")) found.emplace_back("avx512dq");
+  if (has_avx512_bf16()) found.emplace_back("avx512_bf16");
+  if (has_amx_bf16()) found.emplace_back("amx_bf16");
 #elif defined(__aarch64__)
   found.emplace_back("neon");  // part of the base architecture
 #endif

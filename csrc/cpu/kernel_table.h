@@ -36,7 +36,13 @@ struct KernelTable {
 #undef SAVL_MEMBER
 };
 
-// There is one table for each instruction set. Each is defined in its own source file.
+// The kernels of attention for bfloat16 tensors, where they are all that an instruction set adds to avx512.
+struct BFloat16Attention {
+  Kernel<AttentionArgs> forward, backward;
+};
+
+// There is one table for each instruction set. Each is defined in its own source file, or in kernel_table.cpp from what
+// the source file defines.
 namespace portable {
 extern const KernelTable kKernels;
 }
@@ -47,10 +53,17 @@ extern const KernelTable kKernels;
 namespace avx512 {
 extern const KernelTable kKernels;
 }
+namespace avx512_bf16 {
+extern const BFloat16Attention kAttention;
+}
+namespace amx {
+extern const BFloat16Attention kAttention;
+}
 #endif
 
 // The features that the kernels use and that both the processor and the operating system support, in a fixed order:
-// "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq" on x86-64; "neon" on 64-bit Arm.
+// "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "amx_bf16" on x86-64; "neon" on 64-bit
+// Arm.
 std::vector<std::string> processor_features();
 
 // The tables that this processor can run, the fastest first. "portable" is always among them.

@@ -185,13 +185,16 @@ def test_the_kernels_compile_for_arm64(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX-512 is of x86-64")
-def test_no_function_compiled_for_avx512_can_replace_a_baseline_function(compiler: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernels", ["avx512", "avx512_bf16", "amx"])
+def test_no_function_compiled_for_avx512_can_replace_a_baseline_function(
+    kernels: str, compiler: str, tmp_path: Path
+) -> None:
     # The linker keeps one copy of an inline function that two files define. If that were the copy compiled for AVX-512,
     # it would crash a processor without AVX-512. Such copies are weak symbols.
     nm, target = shutil.which("nm"), tmp_path / "kernels.o"
     if nm is None:
         pytest.skip("needs nm")
-    compile_csrc(compiler, "-O1", "-c", ROOT / "csrc/cpu/kernels_avx512.cpp", "-o", target)
+    compile_csrc(compiler, "-O1", "-c", ROOT / f"csrc/cpu/kernels_{kernels}.cpp", "-o", target)
     listing = subprocess.run([nm, "-C", str(target)], capture_output=True, text=True, check=True).stdout
     weak = [line for line in listing.splitlines() if re.search(r" W ", line)]
     assert not weak, f"these may replace functions of the baseline: {weak}"

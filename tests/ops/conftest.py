@@ -33,6 +33,22 @@ def _instruction_sets() -> list[str]:
     return names
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests that would repeat those of avx512.
+
+    avx512_bf16 and amx add kernels for bfloat16. Their other kernels are those of avx512.
+    """
+
+    def repeats_avx512(item: pytest.Item) -> bool:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        other_dtype = parameters.get("dtype", torch.bfloat16) != torch.bfloat16
+        return other_dtype and parameters.get("instruction_set") in ("avx512_bf16", "amx")
+
+    if repeated := [item for item in items if repeats_avx512(item)]:
+        config.hook.pytest_deselected(items=repeated)
+        items[:] = [item for item in items if not repeats_avx512(item)]
+
+
 @pytest.fixture(scope="session")
 def extension() -> Any:
     """The extension module; the test is skipped where its kernels cannot be used."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from savl.build_info import build_info
 from savl.ops import KernelSettings, gaussian_posterior, use_fused_kernels
 from savl.ops.case import Case, Draw
 from savl.ops.op import OPS, Op
@@ -55,6 +57,54 @@ def test_repeated_runs_give_the_same_bits(small_case: Callable[..., Case]) -> No
         found = case.run("cpp")
         different = [name for name, value in first.items() if not torch.equal(found[name], value)]
         assert not different, f"{different} differ on run {run + 2}"
+
+
+# Instruction sets for bfloat16
+
+
+def bfloat16_sets(extension: Any) -> list[str]:
+    """Instruction sets with kernels for attention in bfloat16; the test is skipped where there is none."""
+    names = [name for name in ("amx", "avx512_bf16") if name in extension.kernel_instruction_sets()]
+    if not names:
+        pytest.skip("this processor has neither AVX512-BF16 nor AMX")
+    return names
+
+
+@pytest.fixture
+def use_set(extension: Any) -> Iterator[Callable[[str], None]]:
+    before = build_info()["kernel_instruction_set"]
+    yield extension.use_kernel_instruction_set
+    extension.use_kernel_instruction_set(before)
+
+
+@pytest.mark.parametrize("op", ["window_attention", "overlapping_window_attention"])
+def test_instruction_sets_for_bfloat16_change_attention_in_bfloat16_only(
+    op: str, extension: Any, use_set: Callable[[str], None]
+) -> None:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        case = benchmark_case(OPS[op], dtype)
+        use_set("avx512")
+        expected = case.run("cpp")
+        for name in bfloat16_sets(extension):
+            use_set(name)
+            found = case.run("cpp")
+            # The roundings differ in all outputs and gradients, which have thousands of elements.
+            same = {torch.equal(found[key], value) for key, value in expected.items()}
+            assert same == {dtype != torch.bfloat16}, f"{name} in {dtype}"
+
+
+def test_attention_restores_the_tile_registers_of_other_libraries(
+    extension: Any, use_set: Callable[[str], None], threads: Callable[[int], None]
+) -> None:
+    threads(1)
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(96, 96, generator=generator).bfloat16() for _ in range(2))
+    expected = a @ b  # by oneDNN, which configures the tiles of AMX for its own products
+    case = OPS["window_attention"].case(torch.bfloat16)
+    for name in bfloat16_sets(extension):
+        use_set(name)
+        case.run("cpp")
+        assert torch.equal(a @ b, expected), f"after attention with {name}"
 
 
 # Derivatives

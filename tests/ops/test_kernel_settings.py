@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import savl
+from savl.build_info import build_info
 from savl.ops import KernelSettings, kernel_report, scopes, use_fused_kernels
 from savl.ops import op as op_registry
 from savl.ops.op import OPS
@@ -115,6 +116,14 @@ def test_the_environment_chooses_the_first_settings_and_the_instruction_set(exte
     done = run(CHOSEN, json.dumps(environments))
     expected = [line for settings, name in zip(kernels.values(), chosen, strict=True) for line in (str(settings), name)]
     assert done.stdout.splitlines() == expected, done.stderr
+
+
+def test_instruction_sets_for_bfloat16_need_their_features(extension: Any) -> None:
+    features, names = build_info()["instruction_sets"], extension.kernel_instruction_sets()
+    assert ("avx512_bf16" in names) == ({"avx512dq", "avx512_bf16"} <= set(features))
+    assert ("amx" in names) == ({"avx512dq", "avx512_bf16", "amx_bf16"} <= set(features))
+    if "amx" in names:  # on such processors, AVX512-BF16 is slower than float32
+        assert names.index("amx") < names.index("avx512") < names.index("avx512_bf16")
 
 
 def test_an_instruction_set_that_is_not_there_is_told_with_those_there_are(extension: Any) -> None:

@@ -151,13 +151,13 @@ def compare(case: Case, dtype: torch.dtype, layouts: list[Layout], of_gradients:
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 def test_an_op_takes_its_arguments_and_gradients_in_every_layout(
-    dtype: torch.dtype, instruction_set: str, small_case: Callable[..., Case]
+    dtype: torch.dtype, instruction_set: str, extension: Any, small_case: Callable[..., Case]
 ) -> None:
     case = small_case(dtype)
     if case.op == "layer_norm":  # a small eps magnifies the rounding of pixels whose channels are one number
         case = replace(case, options={**case.options, "eps": 0.1})
     tensors = sum(value is not None for value in case.arguments.values())
-    combination = list(TOLERANCES).index(dtype) + ("portable", "avx2", "avx512").index(instruction_set)
+    combination = list(TOLERANCES).index(dtype) + extension.kernel_instruction_sets().index(instruction_set)
     for index, name in enumerate(NAMES):
         # A sanitizer makes everything slow. Each layout then meets each dtype and each instruction set once.
         if os.environ.get("SAVL_SANITIZE") and (index + combination) % 3:
