@@ -23,19 +23,19 @@ GAP = 12
 """Pixels between the parts."""
 
 
-def row(detail: str, model: str, severity: bool, strengths: list[float]) -> Image.Image:
-    """One detail: bicubic, savl and, if asked for, severity, beside each other; or savl at several strengths."""
+def row(detail: str, models: list[str], severity: bool, strengths: list[float]) -> Image.Image:
+    """One detail: bicubic, each model and, if asked for, the severity of the first; or strengths of the first."""
     name, *numbers = detail.rsplit(",", 3)
     photo = Image.open(Path(name)).convert("RGB")
     bicubic = photo.resize((4 * photo.width, 4 * photo.height), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.asarray(photo).copy()).permute(2, 0, 1)[None].float() / 255
-    upscaler = savl.Upscaler(savl.load(model))
-    upscaled = upscaler(pixels)
-    parts = [bicubic, _picture(upscaled.sr)]
+    upscalers = [savl.Upscaler(savl.load(model)) for model in models]
+    upscaled = [upscaler(pixels) for upscaler in upscalers]
+    parts = [bicubic, *(_picture(each.sr) for each in upscaled)]
     if strengths:
-        parts = [_picture(upscaler(pixels, strength=strength).sr) for strength in strengths]
+        parts = [_picture(upscalers[0](pixels, strength=strength).sr) for strength in strengths]
     if severity:
-        colours = Image.fromarray(viridis(upscaled.severity[0].numpy() / 2))
+        colours = Image.fromarray(viridis(upscaled[0].severity[0].numpy() / 2))
         parts.append(colours.resize(bicubic.size, Image.Resampling.NEAREST))
     left, top, side = (4 * int(number) for number in numbers)
     drawn = Image.new("RGB", (len(parts) * (side + GAP) - GAP, side), "white")  # one pixel of the results is one here
@@ -55,9 +55,10 @@ def main() -> None:
     parser.add_argument("-o", dest="out", type=Path, required=True)
     parser.add_argument("--severity", action="store_true")
     parser.add_argument("--strengths", type=float, nargs="+", default=[], metavar="X")
-    parser.add_argument("--model", default="savl-tiny")
+    parser.add_argument("--model", action="append", metavar="WEIGHTS", help="may be repeated; default: savl-tiny")
     arguments = parser.parse_args()
-    rows = [row(detail, arguments.model, arguments.severity, arguments.strengths) for detail in arguments.details]
+    models = arguments.model or ["savl-tiny"]
+    rows = [row(detail, models, arguments.severity, arguments.strengths) for detail in arguments.details]
     height = sum(each.height + GAP for each in rows) - GAP
     picture = Image.new("RGB", (max(each.width for each in rows), height), "white")
     top = 0
