@@ -5,14 +5,14 @@
 
 With d the difference of the network's image from bicubic interpolation b, and t that of the original, the squared error
 of the image b + s · d is a quadratic function of the strengths s. So the sums of d · t and d · d over the HR pixels of
-every LR pixel are computed once, and the strength is then fitted to thousands of patches in seconds. Training by
-`savl train` is much noisier: the error depends little on the strength and greatly on the patch.
+every LR pixel are computed once, and the strength is then fitted to thousands of patches in seconds. `savl train` would
+need many more steps, because the error varies much more from patch to patch than with the strength.
 
 Half of the patches are from the pairs, the others are photographs degraded by the pipeline, without cameras. The
 originals of the pairs are shifted at random by `MISREGISTRATION` pixels (`PairsConfig.misregistration`): City100 shows
 flat prints, which are registered better than scenes with depth. The loss is minus the PSNR of a patch.
 
-Every camera is left out in turn, and the strength is measured on this camera and on other degraded photographs. The
+Every camera is left out in turn, and the strength is measured on this camera and on other degraded patches. The
 strength that is written is fitted to all cameras.
 """
 
@@ -46,7 +46,7 @@ MISREGISTRATION = 1.0
 PATCH = 32
 BATCH = 32
 FITTED = 0.75
-"""Share of the degraded photographs that the strength is fitted to; it is measured on the others."""
+"""Share of the degraded patches that the strength is fitted to; it is measured on the others."""
 STEPS = 1500
 FIXED = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -154,7 +154,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--hr", required=True, action="append", metavar="FOLDER", help="photographs to degrade")
     parser.add_argument("--pairs", type=Path, required=True, metavar="FOLDER", help="output of city100_pairs")
     parser.add_argument("--model", default="savl-tiny", metavar="WEIGHTS", help="shipped weights, or a file")
-    parser.add_argument("--patches", type=int, default=768, metavar="N", help="degraded patches, and those of a camera")
+    parser.add_argument(
+        "--patches", type=int, default=768, metavar="N", help="degraded patches, and patches of a camera"
+    )
     parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help="steps of a fit")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--output", type=Path, metavar="FILE", help="weights with the new strength")

@@ -193,9 +193,9 @@ def grid_pattern(sr: Tensor, hr: Tensor, period: int) -> Tensor:
     """Measure the patterns in SR images that repeat every ``period`` pixels.
 
     Images are divided into blocks of `GRID_CELLS` × `GRID_CELLS` cells of ``period`` × ``period`` pixels. The pattern
-    of a block is the error averaged over its cells, minus its mean. Blocks are small, because a pattern follows the
-    content: it may have the opposite sign elsewhere in the image. Other errors do not cancel completely in a block, so
-    the result is above 0 without a pattern too.
+    of a block is the average of the error over its cells, minus the mean of this average. Blocks are small, because a
+    pattern follows the content: it may have the opposite sign elsewhere in the image. Other errors do not cancel
+    completely in a block, so the result is above 0 without a pattern too.
 
     Args:
         sr: ``(B, 3, H, W)`` images, H and W at least ``period``. Pixels beyond the last whole block are not used.

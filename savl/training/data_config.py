@@ -94,7 +94,7 @@ class PairsConfig:
     misregistration: float = 0.0
     """Standard deviation of a random shift of every HR patch along each axis, in HR pixels; rounded to whole pixels. It
     represents the registration error that remains between photographs of scenes with depth or motion: a network that
-    is trained with it restores less strongly where such an error would cost more than restoration gains."""
+    is trained with it sharpens less, because a sharp edge at a wrong place has a larger error than a soft one."""
     unsuitable: Unsuitable = "skip"
     """What to do with pairs beyond these limits: ``skip`` them, and report them by name, or ``refuse`` to train."""
 
