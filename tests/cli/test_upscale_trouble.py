@@ -174,7 +174,7 @@ def test_closing_the_terminal_ends_the_work_cleanly_except_under_nohup(
 
     class HungUp(FakeUpscaler):
         def __call__(self, lr: Any, **options: Any) -> Any:
-            os.kill(os.getpid(), signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
             return super().__call__(lr, **options)
 
     monkeypatch.setattr(upscale_image, "as_upscaler", lambda model, **settings: HungUp())
