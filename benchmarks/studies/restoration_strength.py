@@ -90,7 +90,12 @@ def joined(parts: Sequence[Patches]) -> Patches:
 
 @torch.no_grad()
 def measured(model: SAVL, batch: Batch) -> Patches:
-    """Run a network on a batch and return what the error depends on."""
+    """Run a network on a batch and return what the error depends on.
+
+    Args:
+        model: Network with a variational field.
+        batch: ``(B, 3, h, w)`` images y and their ``(B, 3, scale·h, scale·w)`` originals x, in [0, 1].
+    """
     scale = model.config.scale
     field = model.estimate(batch.y)
     assert field is not None
@@ -114,7 +119,15 @@ def measured(model: SAVL, batch: Batch) -> Patches:
 
 
 def fitted(model: SAVL, pairs: Patches, degraded: Patches, steps: int, seed: int) -> RestorationStrength:
-    """Fit a strength to as many patches of pairs as degraded patches, which are drawn at random for every step."""
+    """Fit a strength from random initial weights.
+
+    Args:
+        model: Network whose configuration the strength gets.
+        pairs: Patches of real pairs.
+        degraded: Degraded patches; every step draws `BATCH` of both.
+        steps: Number of steps of Adam.
+        seed: Seed of the initial weights and of all draws.
+    """
     torch.manual_seed(seed)
     strength = RestorationStrength(model.config)
     optimizer = torch.optim.Adam(strength.parameters(), lr=3e-3)
@@ -163,6 +176,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     model = savl.load(options.model).eval()
+    if not model.config.restoration_strength or model.config.degradation_code != "variational":
+        parser.error(f"--model must have a restoration strength and a variational field, got {options.model}")
+    if options.patches < 2 * BATCH:
+        parser.error(f"--patches must be at least {2 * BATCH}, got {options.patches}")
     savl.use_fused_kernels(model=model)
     scale = model.config.scale
     config = load_config(CONFIG, [f"data.hr={json.dumps(options.hr)}"])

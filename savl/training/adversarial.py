@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+GRID_CELLS = 4
+"""Side of the blocks in which `grid_pattern` looks for a pattern, in cells."""
+
+
 class UNetDiscriminator(nn.Module):
     """The U-Net discriminator with spectral normalisation of Real-ESRGAN (Wang et al., 2021), with one logit per pixel.
 
@@ -183,10 +187,6 @@ def discriminator_loss(kind: AdversarialLoss, real_logits: Tensor, fake_logits: 
     if kind == "relativistic":
         real, fake = real - fake.mean(), fake - real.mean()
     return 0.5 * (_as_real(real) + _as_fake(fake))
-
-
-GRID_CELLS = 4
-"""Side of the blocks in which `grid_pattern` looks for a pattern, in cells."""
 
 
 def grid_pattern(sr: Tensor, hr: Tensor, period: int) -> Tensor:
