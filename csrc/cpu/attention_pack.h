@@ -5,12 +5,12 @@
 
 #include "cpu/attention_window.h"
 #include "cpu/bfloat16_products.h"
+#include "cpu/panels.h"
 #include "cpu/simd.h"
 
 SAVL_BEGIN_KERNELS
 
 constexpr int kRowTile = 4;  // query rows that share loads of keys and values in registers
-constexpr int kPanel = 3;    // vectors of columns in registers: there are kRowTile * kPanel accumulators
 // benchmarks/cpu_blocks.py builds and compares other sizes; these are the fastest.
 #ifndef SAVL_ROW_BLOCK
 #define SAVL_ROW_BLOCK 16
@@ -18,11 +18,11 @@ constexpr int kPanel = 3;    // vectors of columns in registers: there are kRowT
 #ifndef SAVL_KEY_BLOCK
 #define SAVL_KEY_BLOCK 64
 #endif
-// Query rows are padded to whole tiles, and in the sum of a product, operands are padded to whole tiles of AMX.
+// Query rows are padded to whole tiles.
 #if defined(SAVL_BFLOAT16_TILES)
-constexpr int kRowStep = kTileRows, kDepthStep = kTileRows;
+constexpr int kRowStep = kTileRows;
 #else
-constexpr int kRowStep = kRowTile, kDepthStep = 1;
+constexpr int kRowStep = kRowTile;
 #endif
 constexpr int kRowBlock = SAVL_ROW_BLOCK < kRowStep ? kRowStep : SAVL_ROW_BLOCK;  // query rows whose logits are in the
                                                                                   // cache at the same time
@@ -130,28 +130,6 @@ SAVL_NOINLINE void pack_rows(const AttentionArgs& args, const Window& window, co
         prefetch_row_below(image, pixel, shape.head_dim);
         scale_channels(pixel, shape.head_dim, factors == nullptr ? scale : scale * factors[column], packed);
       }
-    }
-  }
-}
-
-// Vectors of the next panel when `left` vectors are left: kPanel, but never so many that one alone remains where two
-// and two would do. One vector of accumulators is too few to hide the latency of a multiplication.
-SAVL_INLINE int64_t panel_vectors(int64_t left) { return left == kPanel + 1 ? 2 : smaller(kPanel, left); }
-
-// Calls `work.operator()<kVectors>(first)` for the panels of `columns` columns (a multiple of the vector width): a
-// panel has kVectors vectors of columns and begins at column `first`.
-template <typename T, typename Work>
-SAVL_INLINE void for_panels(int64_t columns, const Work& work) {
-  static_assert(kPanel == 3);
-  int64_t vectors = 0;
-  for (int64_t first = 0; first < columns; first += vectors * kWidth<T>) {
-    vectors = panel_vectors((columns - first) / kWidth<T>);
-    if (vectors == 3) {
-      work.template operator()<3>(first);
-    } else if (vectors == 2) {
-      work.template operator()<2>(first);
-    } else {
-      work.template operator()<1>(first);
     }
   }
 }

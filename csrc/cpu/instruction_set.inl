@@ -17,9 +17,11 @@
 namespace savl::cpu::SAVL_INSTRUCTION_SET {
 
 #if defined(SAVL_BFLOAT16_PAIRS)
-const BFloat16Attention kAttention = {attention_kernel<BFloat16>, attention_backward_kernel<BFloat16>};
+const BFloat16Products kProducts = {attention_kernel<BFloat16>, attention_backward_kernel<BFloat16>,
+                                    convolution_kernel<BFloat16>};
 #else
-const KernelTable kKernels = {SAVL_EXPANDED_QUOTED(SAVL_INSTRUCTION_SET), SAVL_FOR_EACH_OP(SAVL_ENTRY)};
+const KernelTable kKernels = {SAVL_EXPANDED_QUOTED(SAVL_INSTRUCTION_SET),
+                              SAVL_FOR_EACH_OP(SAVL_ENTRY) SAVL_FOR_EACH_STORAGE(convolution_kernel)};
 #endif
 
 }  // namespace savl::cpu::SAVL_INSTRUCTION_SET

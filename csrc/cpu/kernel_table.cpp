@@ -46,12 +46,14 @@ bool has_amx_bf16() {
 // Intel's processors since Sapphire Rapids, the first with AVX512-FP16: they multiply bfloat16 fast with AMX only.
 bool pairs_are_slow() { return __builtin_cpu_is("intel") && (ExtendedFeatures(0).edx >> 23 & 1) != 0; }
 
-// The kernels of avx512 with others for attention in bfloat16.
-KernelTable with_attention(const char* instruction_set, const BFloat16Attention& attention) {
+// The kernels of avx512 with others for products in bfloat16.
+KernelTable with_products(const char* instruction_set, const BFloat16Products& products) {
+  constexpr int kStorage = static_cast<int>(Storage::kBFloat16);
   KernelTable table = avx512::kKernels;
   table.instruction_set = instruction_set;
-  table.attention.forward[static_cast<int>(Storage::kBFloat16)] = attention.forward;
-  table.attention.backward[static_cast<int>(Storage::kBFloat16)] = attention.backward;
+  table.attention.forward[kStorage] = products.attention_forward;
+  table.attention.backward[kStorage] = products.attention_backward;
+  table.convolution[kStorage] = products.convolution;
   return table;
 }
 
@@ -76,8 +78,8 @@ std::vector<const KernelTable*> supported_tables() {
   const bool avx512_bf16 = avx512 && has({"avx512_bf16"});
   const bool amx = avx512_bf16 && has({"amx_bf16"});
 #endif
-  static const KernelTable amx_table = with_attention("amx", amx::kAttention);
-  static const KernelTable pairs_table = with_attention("avx512_bf16", avx512_bf16::kAttention);
+  static const KernelTable amx_table = with_products("amx", amx::kProducts);
+  static const KernelTable pairs_table = with_products("avx512_bf16", avx512_bf16::kProducts);
   const bool pairs_last = pairs_are_slow();
   if (amx) tables.push_back(&amx_table);
   if (avx512_bf16 && !pairs_last) tables.push_back(&pairs_table);

@@ -16,6 +16,7 @@
 #include "cpu/attention_backward.h"
 #include "cpu/attention_forward.h"
 #include "cpu/channel_modulation.h"
+#include "cpu/convolution.h"
 #include "cpu/gaussian_posterior.h"
 #include "cpu/kernel.h"
 #include "cpu/layer_norm.h"
@@ -34,11 +35,13 @@ struct KernelTable {
 #define SAVL_MEMBER(op, Args) OpKernels<Args> op;
   SAVL_FOR_EACH_OP(SAVL_MEMBER)
 #undef SAVL_MEMBER
+  Kernel<ConvolutionArgs> convolution[kStorages];  // its gradients are computed by operations of torch
 };
 
-// The kernels of attention for bfloat16 tensors, where they are all that an instruction set adds to avx512.
-struct BFloat16Attention {
-  Kernel<AttentionArgs> forward, backward;
+// The kernels for bfloat16 tensors that multiply, where they are all that an instruction set adds to avx512.
+struct BFloat16Products {
+  Kernel<AttentionArgs> attention_forward, attention_backward;
+  Kernel<ConvolutionArgs> convolution;
 };
 
 // There is one table for each instruction set. Each is defined in its own source file, or in kernel_table.cpp from what
@@ -54,10 +57,10 @@ namespace avx512 {
 extern const KernelTable kKernels;
 }
 namespace avx512_bf16 {
-extern const BFloat16Attention kAttention;
+extern const BFloat16Products kProducts;
 }
 namespace amx {
-extern const BFloat16Attention kAttention;
+extern const BFloat16Products kProducts;
 }
 #endif
 

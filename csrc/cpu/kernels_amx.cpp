@@ -1,5 +1,5 @@
-// Attention in bfloat16 with AMX. The other kernels are those for AVX-512. A build with SAVL_EMULATE_AVX512 compiles
-// the same source for AVX2 and computes the products with functions.
+// Products of bfloat16 numbers with AMX. The other kernels are those for AVX-512. A build with SAVL_EMULATE_AVX512
+// compiles the same source for AVX2 and computes the products with functions.
 #if defined(__x86_64__)
 #define SAVL_INSTRUCTION_SET amx
 #define SAVL_VECTOR_BYTES 64

@@ -211,10 +211,14 @@ SAVL_INLINE void store_narrow(S* to, Vec<Arithmetic<S>> value) {
 }
 template <>
 SAVL_INLINE void store_narrow<BFloat16>(BFloat16* to, Vec<float> value) {
+#if defined(SAVL_BFLOAT16_PAIRS) && !defined(SAVL_EMULATE_AVX512)
+  const auto half = _mm512_cvtneps_pbh(value);
+#else
   typedef uint16_t Half __attribute__((vector_size(SAVL_VECTOR_BYTES / 2)));
   Vec<uint32_t> rounded = rounded_to_bfloat16(bits_of<Vec<uint32_t>>(value));
   rounded = value != value ? Vec<uint32_t>{} + 0x7fc0 : rounded;
   const Half half = __builtin_convertvector(rounded, Half);
+#endif
   __builtin_memcpy(to, &half, sizeof(half));
 }
 
@@ -280,6 +284,30 @@ SAVL_INLINE void store_some(S* to, Vec<T> value, int64_t lanes) {
   store(values, value);
   for (int lane = 0; lane < kWidth<T> && lane < lanes; ++lane) to[lane] = narrow<S>(values[lane]);
 }
+
+#if defined(__x86_64__) && SAVL_VECTOR_BYTES == 64 && !defined(SAVL_EMULATE_AVX512)
+SAVL_INLINE __mmask16 first_lanes(int64_t lanes) { return lanes >= 16 ? 0xffff : (1u << lanes) - 1; }
+template <>
+SAVL_INLINE Vec<float> load_some<float>(const float* from, int64_t lanes) {
+  return _mm512_maskz_loadu_ps(first_lanes(lanes), from);
+}
+template <>
+SAVL_INLINE Vec<float> load_some<BFloat16>(const BFloat16* from, int64_t lanes) {
+  typedef uint16_t Half __attribute__((vector_size(SAVL_VECTOR_BYTES / 2)));
+  const Half half = bits_of<Half>(_mm256_maskz_loadu_epi16(first_lanes(lanes), from));
+  return bits_of<Vec<float>>(__builtin_convertvector(half, Vec<uint32_t>) << 16);
+}
+template <>
+SAVL_INLINE void store_some<float>(float* to, Vec<float> value, int64_t lanes) {
+  _mm512_mask_storeu_ps(to, first_lanes(lanes), value);
+}
+template <>
+SAVL_INLINE void store_some<BFloat16>(BFloat16* to, Vec<float> value, int64_t lanes) {
+  BFloat16 numbers[kWidth<float>];
+  store_narrow(numbers, value);
+  _mm256_mask_storeu_epi16(to, first_lanes(lanes), bits_of<__m256i>(numbers));
+}
+#endif
 
 // Calls `work(i, lanes)` for each vector of a line of `count` elements. The last vector may have fewer lanes.
 template <typename T, typename Work>

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from savl import ops
 from savl.network.config import SAVLConfig
-from savl.network.layers import LayerNorm, relative_bias_table
+from savl.network.layers import ChannelsLastLinear, LayerNorm, relative_bias_table
 from savl.ops import KernelSettings
 
 
@@ -25,8 +25,7 @@ class Guidance(nn.Module):
         super().__init__()
         self.channels = config.channels
         outputs = 2 if config.modulation_shift else 1
-        # On (B, H, W, R), a linear layer is a 1×1 convolution.
-        self.project = nn.Linear(config.latent, outputs * config.channels)
+        self.project = ChannelsLastLinear(config.latent, outputs * config.channels)
         nn.init.zeros_(self.project.weight)  # gamma = beta = 0: a new DSCA does not modulate
         nn.init.zeros_(self.project.bias)
 
@@ -56,9 +55,9 @@ class DSCA(nn.Module):
         self.spatial_modulation = config.spatial_modulation
         self.kernels: KernelSettings | None = None
         self.norm = LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
+        self.qkv = ChannelsLastLinear(channels, 3 * channels)
         self.bias_table = relative_bias_table(config.window, config.window, config.heads)
-        self.proj = nn.Linear(channels, channels)
+        self.proj = ChannelsLastLinear(channels, channels)
         self.guidance = Guidance(config) if config.channel_modulation else None
 
     def forward(self, x: Tensor, mu: Tensor, severity: Tensor | None) -> Tensor:
@@ -73,18 +72,14 @@ class DSCA(nn.Module):
         Returns:
             ``(B, H, W, C)`` features.
         """
-        attended = self.proj(
-            ops.window_attention(
-                self.qkv(self.norm(x)),
-                self.bias_table,
-                severity if self.spatial_modulation else None,
-                window=self.window,
-                shift=self.shift,
-                kernels=self.kernels,
-            )
+        attended = ops.window_attention(
+            self.qkv(x, self.norm),
+            self.bias_table,
+            severity if self.spatial_modulation else None,
+            window=self.window,
+            shift=self.shift,
+            kernels=self.kernels,
         )
-        if self.guidance is None:
-            out: Tensor = x + attended
-            return out
-        gamma, beta = self.guidance(mu)
-        return ops.channel_modulation(attended, gamma, beta, x, kernels=self.kernels)
+        gamma, beta = (None, None) if self.guidance is None else self.guidance(mu)
+        out: Tensor = self.proj(attended, residual=x, gamma=gamma, beta=beta)
+        return out

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from savl import ops
 from savl.network.config import SAVLConfig
-from savl.network.layers import DilatedConv2d
+from savl.network.layers import ChannelsLastConv2d
 
 LOGVAR_LIMIT = 8.0
 """Bound of |logvar|: exp(logvar) then stays finite in every dtype that the network runs in."""
@@ -39,11 +39,11 @@ class AmortizedEstimator(nn.Module):
         width = config.estimator_width
         self.high_pass = config.estimator_high_pass
         self.variational = config.degradation_code == "variational"
-        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), nn.LeakyReLU(0.1)]
+        layers: list[nn.Module] = [ChannelsLastConv2d(3, width, 3), nn.LeakyReLU(0.1)]
         for dilation in config.estimator_dilations:
-            layers += [DilatedConv2d(width, width, 3, padding=dilation, dilation=dilation), nn.LeakyReLU(0.1)]
+            layers += [ChannelsLastConv2d(width, width, 3, dilation), nn.LeakyReLU(0.1)]
         self.body = nn.Sequential(*layers)
-        self.head = nn.Conv2d(width, (2 if self.variational else 1) * config.latent, 1)
+        self.head = ChannelsLastConv2d(width, (2 if self.variational else 1) * config.latent, 1)
         for module in self.body:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=0.1)
@@ -63,7 +63,11 @@ class AmortizedEstimator(nn.Module):
         """
         if self.high_pass:
             y = HIGH_PASS_GAIN * (y - _binomial_average(y))
-        features = self.head(self.body(y))
+        x = y.permute(0, 2, 3, 1)
+        for layer in self.body:
+            if isinstance(layer, ChannelsLastConv2d):  # each applies the activation after it
+                x = layer(x, activation="leaky_relu", slope=0.1)
+        features: Tensor = self.head(x).permute(0, 3, 1, 2)
         if not self.variational:
             return features, None
         mu, logvar = features.chunk(2, dim=1)

@@ -2,39 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from savl import ops
 from savl.ops import KernelSettings
-
-
-class ChannelsLastConv2d(nn.Conv2d):
-    """Convolve ``(B, H, W, C)`` features. Their permuted view is channels_last, so cuDNN and oneDNN need no copy."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map ``(B, H, W, in_channels)`` to ``(B, H, W, out_channels)``."""
-        return super().forward(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-class DilatedConv2d(nn.Conv2d):
-    """A dilated convolution that can be trained in bfloat16 and channels_last on a CPU.
-
-    On processors without AMX, oneDNN computes the weight gradient with an AVX-512 kernel that reads beyond the end of
-    its scratch memory and may crash the process. It does so for dilated bfloat16 convolutions in channels_last whose
-    number of input channels is above 16 and no multiple of 16 (seen with torch 2.13). In the contiguous layout, oneDNN
-    uses another kernel.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map ``(B, in_channels, h, w)`` to ``(B, out_channels, h, w)``, contiguous in the case above."""
-        weight = self.weight
-        if input.device.type == "cpu" and self.dilation != (1, 1) and torch.is_grad_enabled() and weight.requires_grad:
-            narrow = torch.is_autocast_enabled("cpu") or input.dtype == torch.bfloat16
-            if narrow:
-                input, weight = input.contiguous(), weight.contiguous()
-        out: Tensor = self._conv_forward(input, weight, self.bias)
-        return out
 
 
 class LayerNorm(nn.LayerNorm):
@@ -49,18 +23,70 @@ class LayerNorm(nn.LayerNorm):
         return ops.layer_norm(input, self.weight, self.bias, eps=self.eps, kernels=self.kernels)
 
 
+class ChannelsLastConv2d(nn.Conv2d):
+    """A convolution of 1×1 or 3×3 pixels that keeps the size of the image, computed by `savl.ops.convolution`."""
+
+    def __init__(self, in_channels: int, out_channels: int, side: int, dilation: int = 1) -> None:
+        super().__init__(in_channels, out_channels, side, padding=side // 2 * dilation, dilation=dilation)
+        self.kernels: KernelSettings | None = None
+
+    def forward(self, input: Tensor, norm: LayerNorm | None = None, **parts: Any) -> Tensor:
+        """Map ``(B, H, W, in_channels)`` to ``(B, H, W, out_channels)``.
+
+        Args:
+            input: The features.
+            norm: Applied to ``input`` first.
+            parts: What follows the convolution: keyword arguments of `savl.ops.convolution`.
+        """
+        return _convolve(self, input, norm, dilation=self.dilation[0], **parts)
+
+
+class ChannelsLastLinear(nn.Linear):
+    """A linear layer over the channels of each pixel, computed by `savl.ops.convolution`."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self.kernels: KernelSettings | None = None
+
+    def forward(self, input: Tensor, norm: LayerNorm | None = None, **parts: Any) -> Tensor:
+        """Map ``(B, H, W, in_features)`` to ``(B, H, W, out_features)``; arguments as for `ChannelsLastConv2d`."""
+        return _convolve(self, input, norm, **parts)
+
+
+def _convolve(
+    layer: ChannelsLastConv2d | ChannelsLastLinear, input: Tensor, norm: LayerNorm | None, **parts: Any
+) -> Tensor:
+    if norm is not None:
+        parts |= {"norm_weight": norm.weight, "norm_bias": norm.bias, "eps": norm.eps}
+    return ops.convolution(input, layer.weight, layer.bias, **parts, kernels=layer.kernels)
+
+
+def normalise_once(norm: LayerNorm, x: Tensor) -> tuple[Tensor, LayerNorm | None]:
+    """Prepare a layer normalisation whose result several layers take.
+
+    A fused convolution normalises its input without a pass of its own, so that each of the layers can do so.
+
+    Args:
+        norm: The normalisation.
+        x: ``(B, H, W, C)``.
+
+    Returns:
+        ``x`` and ``norm``, for layers that normalise themselves; or the normalised ``x`` and None.
+    """
+    return (x, norm) if ops.fuses_convolution(x, norm.kernels) else (norm(x), None)
+
+
 class MLP(nn.Module):
     """Two linear layers with a GELU between them."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.expand = nn.Linear(channels, hidden)
-        self.activation = nn.GELU()
-        self.contract = nn.Linear(hidden, channels)
+        self.expand = ChannelsLastLinear(channels, hidden)
+        self.contract = ChannelsLastLinear(hidden, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, H, W, C)`` to ``(B, H, W, C)``."""
-        out: Tensor = self.contract(self.activation(self.expand(x)))
+    def forward(self, x: Tensor, norm: LayerNorm, residual: Tensor | None) -> Tensor:
+        """Return ``residual + contract(GELU(expand(norm(x))))``, all ``(B, H, W, C)``; without the sum for None."""
+        out: Tensor = self.contract(self.expand(x, norm, activation="gelu"), residual=residual)
         return out
 
 
@@ -71,9 +97,14 @@ class DropPath(nn.Module):
         super().__init__()
         self.probability = probability
 
+    @property
+    def active(self) -> bool:
+        """Whether samples may be dropped."""
+        return self.training and self.probability > 0.0
+
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` ``(B, ...)``, zero for dropped samples and divided by the keep rate for the others."""
-        if not self.training or self.probability == 0.0:
+        if not self.active:
             return x
         keep = 1.0 - self.probability
         mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep)

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from savl import ops
 from savl.network.config import SAVLConfig
 from savl.network.dsca import DSCA
-from savl.network.layers import MLP, ChannelsLastConv2d, DropPath, LayerNorm, relative_bias_table
+from savl.network.layers import (
+    MLP,
+    ChannelsLastConv2d,
+    ChannelsLastLinear,
+    DropPath,
+    LayerNorm,
+    normalise_once,
+    relative_bias_table,
+)
 from savl.ops import KernelSettings
 
 
@@ -37,7 +45,7 @@ class DARHAG(nn.Module):
         self.dscas = nn.ModuleList()
         if config.degradation_code != "none":
             self.dscas.extend(DSCA(config, half - shift) for shift in (*hab_shifts, 0))
-        self.conv = ChannelsLastConv2d(config.channels, config.channels, 3, padding=1)
+        self.conv = ChannelsLastConv2d(config.channels, config.channels, 3)
 
     def forward(self, x: Tensor, mu: Tensor | None, severity: Tensor | None) -> Tensor:
         """Refine the features.
@@ -55,7 +63,7 @@ class DARHAG(nn.Module):
             if mu is not None:
                 x = self.dscas[index](x, mu, severity)
             x = block(x)
-        out: Tensor = residual + self.conv(x)
+        out: Tensor = self.conv(x, residual=residual)
         return out
 
 
@@ -72,9 +80,9 @@ class HAB(nn.Module):
         self.shift = shift
         self.kernels: KernelSettings | None = None
         self.norm_attention = LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
+        self.qkv = ChannelsLastLinear(channels, 3 * channels)
         self.bias_table = relative_bias_table(config.window, config.window, config.heads)
-        self.proj = nn.Linear(channels, channels)
+        self.proj = ChannelsLastLinear(channels, channels)
         self.cab = CAB(config)
         self.norm_mlp = LayerNorm(channels)
         self.mlp = MLP(channels, int(channels * config.mlp_ratio))
@@ -82,14 +90,18 @@ class HAB(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to ``(B, H, W, C)``; H and W are multiples of the window."""
-        normed = self.norm_attention(x)
+        normed, norm = normalise_once(self.norm_attention, x)
+        qkv = self.qkv(normed, norm)
         attended = ops.window_attention(
-            self.qkv(normed), self.bias_table, None, window=self.window, shift=self.shift, kernels=self.kernels
+            qkv, self.bias_table, None, window=self.window, shift=self.shift, kernels=self.kernels
         )
-        x = x + self.drop_path(self.proj(attended))
-        x = self.cab(normed, x)
-        out: Tensor = x + self.drop_path(self.mlp(self.norm_mlp(x)))
-        return out
+        if self.drop_path.active:
+            x = self.cab(normed, norm, x + self.drop_path(self.proj(attended)))
+            out: Tensor = x + self.drop_path(self.mlp(x, self.norm_mlp, None))
+            return out
+        x = self.cab(normed, norm, self.proj(attended, residual=x))
+        refined: Tensor = self.mlp(x, self.norm_mlp, x)
+        return refined
 
 
 class CAB(nn.Module):
@@ -107,29 +119,49 @@ class CAB(nn.Module):
         channels = config.channels
         compressed = channels // config.cab_compress
         squeezed = channels // config.cab_squeeze
-        self.compress = ChannelsLastConv2d(channels, compressed, 3, padding=1)
-        self.activation = nn.GELU()
-        self.expand = ChannelsLastConv2d(compressed, channels, 3, padding=1)
+        self.compress = ChannelsLastConv2d(channels, compressed, 3)
+        self.expand = ChannelsLastConv2d(compressed, channels, 3)
         # On pooled features, linear layers are 1×1 convolutions.
         self.squeeze = nn.Linear(channels, squeezed)
         self.excite = nn.Linear(squeezed, channels)
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """Return ``residual + cab_scale · gate · features``, all ``(B, H, W, C)``; H and W are multiples of the window.
+    def forward(self, x: Tensor, norm: LayerNorm | None, residual: Tensor) -> Tensor:
+        """Return ``residual + cab_scale · gate · expand(GELU(compress(norm(x))))``.
 
-        The sum is computed here so that it takes one pass over the features.
+        The gate is known before ``expand`` is computed, because the averages of its output follow from sums of its
+        input. So gate and sum take no pass of their own.
+
+        Args:
+            x: ``(B, H, W, C)``, H and W multiples of the window.
+            norm: Applied to ``x`` first, or None.
+            residual: ``(B, H, W, C)``.
+
+        Returns:
+            ``(B, H, W, C)``.
         """
-        features: Tensor = self.expand(self.activation(self.compress(x)))
-        batch, height, width, channels = features.shape
-        rows, columns = (height // self.window, width // self.window) if self.neighbourhood else (1, 1)
-        cut = (batch, rows, height // rows, columns, width // columns, channels)
-        features, residual = features.reshape(cut), residual.reshape(cut)
-        pooled = features.mean(dim=(2, 4))  # (B, rows, columns, C)
+        hidden = self.compress(x, norm, activation="gelu")
+        pooled = self._pool(hidden)
         if self.neighbourhood:
             pooled = _box_average(pooled, self.neighbourhood)
-        gate: Tensor = self.excite(self.squeeze(pooled).relu()).sigmoid()
-        out = torch.addcmul(residual, features, gate[:, :, None, :, None], value=self.scale)
-        return out.reshape(batch, height, width, channels)
+        gate = self.scale * self.excite(self.squeeze(pooled).relu()).sigmoid()
+        out: Tensor = self.expand(hidden, residual=residual, gate=gate)
+        return out
+
+    def _pool(self, hidden: Tensor) -> Tensor:
+        """Average ``expand(hidden)`` over each window, or over the image: ``(B, rows, columns, C)``.
+
+        The average of a convolution is the product of its weight with the averages of its shifted inputs.
+        """
+        height, width = hidden.shape[1:3]
+        rows, columns = (height // self.window, width // self.window) if self.neighbourhood else (1, 1)
+        padded = F.pad(hidden, (0, 0, 1, 1, 1, 1))
+        down = torch.stack(
+            [padded[:, shift : shift + height].unflatten(1, (rows, -1)).mean(2) for shift in range(3)], dim=-1
+        )  # (B, rows, W + 2, C / compress, 3)
+        across = torch.stack(
+            [down[:, :, shift : shift + width].unflatten(2, (columns, -1)).mean(3) for shift in range(3)], dim=-1
+        )  # (B, rows, columns, C / compress, 3, 3)
+        return F.linear(across.flatten(3), self.expand.weight.flatten(1), self.expand.bias)
 
 
 def _box_average(x: Tensor, side: int) -> Tensor:
@@ -151,19 +183,19 @@ class OCAB(nn.Module):
         self.key_window = config.key_window
         self.kernels: KernelSettings | None = None
         self.norm_attention = LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
+        self.qkv = ChannelsLastLinear(channels, 3 * channels)
         self.bias_table = relative_bias_table(config.window, config.key_window, config.heads)
-        self.proj = nn.Linear(channels, channels)
+        self.proj = ChannelsLastLinear(channels, channels)
         self.norm_mlp = LayerNorm(channels)
         self.mlp = MLP(channels, int(channels * config.mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to ``(B, H, W, C)``; H and W are multiples of the window."""
         channels = x.shape[-1]
-        q, kv = self.qkv(self.norm_attention(x)).split((channels, 2 * channels), dim=-1)
+        q, kv = self.qkv(x, self.norm_attention).split((channels, 2 * channels), dim=-1)
         attended = ops.overlapping_window_attention(
             q, kv, self.bias_table, None, window=self.window, key_window=self.key_window, kernels=self.kernels
         )
-        x = x + self.proj(attended)
-        out: Tensor = x + self.mlp(self.norm_mlp(x))
-        return out
+        x = self.proj(attended, residual=x)
+        refined: Tensor = self.mlp(x, self.norm_mlp, x)
+        return refined

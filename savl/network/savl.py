@@ -36,7 +36,7 @@ class SAVL(nn.Module):
         channels = config.channels
         self.register_buffer("rgb_mean", torch.tensor(config.rgb_mean).view(1, 3, 1, 1), persistent=False)
         self.estimator = AmortizedEstimator(config) if config.degradation_code != "none" else None
-        self.conv_first = ChannelsLastConv2d(3, channels, 3, padding=1)
+        self.conv_first = ChannelsLastConv2d(3, channels, 3)
         self.norm_first = LayerNorm(channels)
         drop_paths = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist()
         ends = list(accumulate(config.depths))
@@ -44,7 +44,7 @@ class SAVL(nn.Module):
             DARHAG(config, drop_paths[end - depth : end]) for end, depth in zip(ends, config.depths, strict=True)
         )
         self.norm_last = LayerNorm(channels)
-        self.conv_last = ChannelsLastConv2d(channels, channels, 3, padding=1)
+        self.conv_last = ChannelsLastConv2d(channels, channels, 3)
         self.upsampler = build_upsampler(config)
         zero_initialised = {module.project for module in self.modules() if isinstance(module, Guidance)}
         for module in self.modules():
@@ -168,10 +168,10 @@ class SAVL(nn.Module):
         features = self.norm_first(shallow)
         for group in self.groups:
             features = group(features, mu, severity)
-        features = self.conv_last(self.norm_last(features)) + shallow
+        features = self.conv_last(features, self.norm_last, residual=shallow)
 
         scale = self.config.scale
-        sr: Tensor = self.upsampler(features.permute(0, 3, 1, 2))[..., : scale * height, : scale * width]
+        sr: Tensor = self.upsampler(features)[..., : scale * height, : scale * width]
         if strength is None and not self.config.image_residual:
             return sr + self.rgb_mean
         bicubic = bicubic_upscale(lr, scale)
@@ -245,17 +245,28 @@ class PixelShuffleUpsampler(nn.Module):
         super().__init__()
         features = config.upsample_features
         factors = [3] if config.scale == 3 else [2] * (config.scale.bit_length() - 1)
-        self.reduce = nn.Sequential(nn.Conv2d(config.channels, features, 3, padding=1), nn.LeakyReLU(0.01))
+        self.reduce = nn.Sequential(ChannelsLastConv2d(config.channels, features, 3))
         self.stages = nn.Sequential()
         for factor in factors:
-            self.stages.append(nn.Conv2d(features, factor**2 * features, 3, padding=1))
+            self.stages.append(ChannelsLastConv2d(features, factor**2 * features, 3))
             self.stages.append(nn.PixelShuffle(factor))
-        self.to_image = nn.Conv2d(features, 3, 3, padding=1)
+        self.to_image = ChannelsLastConv2d(features, 3, 3)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map ``(B, C, H, W)`` to ``(B, 3, scale·H, scale·W)``."""
-        image: Tensor = self.to_image(self.stages(self.reduce(features)))
+        """Map ``(B, H, W, C)`` to ``(B, 3, scale·H, scale·W)``."""
+        x: Tensor = self.reduce[0](features, activation="leaky_relu", slope=0.01)
+        for stage in self.stages:
+            x = _shuffle(x, stage.upscale_factor) if isinstance(stage, nn.PixelShuffle) else stage(x)
+        image: Tensor = self.to_image(x).permute(0, 3, 1, 2)
         return image
+
+
+def _shuffle(x: Tensor, factor: int) -> Tensor:
+    """Map ``(B, H, W, factor² · C)`` to ``(B, factor · H, factor · W, C)`` as `torch.nn.PixelShuffle` does."""
+    batch, height, width, _ = x.shape
+    parts = x.unflatten(3, (-1, factor, factor)).permute(0, 1, 4, 2, 5, 3)
+    shuffled: Tensor = parts.reshape(batch, factor * height, factor * width, -1)
+    return shuffled
 
 
 class DirectUpsampler(nn.Module):
@@ -266,12 +277,12 @@ class DirectUpsampler(nn.Module):
 
     def __init__(self, config: SAVLConfig) -> None:
         super().__init__()
-        self.to_image = nn.Conv2d(config.channels, 3 * config.scale**2, 3, padding=1)
+        self.to_image = ChannelsLastConv2d(config.channels, 3 * config.scale**2, 3)
         self.shuffle = nn.PixelShuffle(config.scale)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map ``(B, C, H, W)`` to ``(B, 3, scale·H, scale·W)``."""
-        image: Tensor = self.shuffle(self.to_image(features))
+        """Map ``(B, H, W, C)`` to ``(B, 3, scale·H, scale·W)``."""
+        image: Tensor = self.shuffle(self.to_image(features).permute(0, 3, 1, 2))
         return image
 
 

@@ -21,6 +21,7 @@ from savl.ops.gaussian_posterior import (
 )
 from savl.ops.channel_modulation import channel_modulation, channel_modulation_reference
 from savl.ops.layer_norm import layer_norm, layer_norm_reference
+from savl.ops.convolution import convolution, convolution_reference, fuses_convolution
 
 # isort: on
 
@@ -38,6 +39,9 @@ __all__ = [
     "KernelUnavailable",
     "channel_modulation",
     "channel_modulation_reference",
+    "convolution",
+    "convolution_reference",
+    "fuses_convolution",
     "gaussian_posterior",
     "gaussian_posterior_reference",
     "kernel_report",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
@@ -113,6 +114,11 @@ class Backend:
     """Names of the dtypes that the kernels accept, such as "float32"."""
     unavailable: str | None
     """The reason why the kernels cannot be used on this machine, or None if they can."""
+
+    @cached_property
+    def torch_dtypes(self) -> frozenset[torch.dtype]:
+        """The dtypes that the kernels accept."""
+        return frozenset(getattr(torch, name) for name in self.dtypes)
 
 
 _GPU_DTYPES = ("float32", "bfloat16", "float16")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,8 @@ class Op:
     interpreter_cases: tuple[Settings, ...] = ()
     """Settings of the cases under Triton's interpreter, which is slow; empty without a Triton kernel."""
 
+    backward_on_cpu: Callable[..., Any] | None = None
+    """Kernel of ``<name>_backward`` for CPUs in Python; None if the C++ extension has one."""
     title: str = ""
     """Name of the op in tables of benchmarks."""
     benchmark: Callable[..., BenchmarkProblem] | None = None
@@ -76,7 +79,11 @@ class Op:
 
     def backend_for(self, device: str) -> str | None:
         """Return the name of the fused backend that takes tensors on a type of device, or None."""
-        return next((name for name in self.backends if FUSED[name].device == device), None)
+        return self._by_device.get(device)
+
+    @cached_property
+    def _by_device(self) -> dict[str, str]:
+        return {FUSED[name].device: name for name in reversed(list(self.backends))}  # the first of each device
 
 
 OPS: dict[str, Op] = {}
@@ -106,6 +113,8 @@ def register(op: Op) -> Op:
     _define(op.backward_schema, op.fake_backward, None, None)
     # The key under which torch.func interprets a call, whatever the transform.
     LIBRARY.impl(op.name, op.decomposition, "FuncTorchDynamicLayerFrontMode")
+    if op.backward_on_cpu is not None:
+        LIBRARY.impl(f"{op.name}_backward", op.backward_on_cpu, "CPU")
     if TRITON in op.backends:
         for name in (op.name, f"{op.name}_backward"):
             key = "CPU" if INTERPRETED else "CUDA"

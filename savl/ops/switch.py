@@ -129,7 +129,7 @@ def _why_refused(backend: str, tensor: Tensor) -> str | None:
     if tensor.device.type != kernels.device:
         place = "the CPU" if kernels.device == "cpu" else "a CUDA GPU"
         return f"the {kernels.title} kernels are for {place}, the tensors are on {tensor.device}"
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in kernels.dtypes:
+    if tensor.dtype not in kernels.torch_dtypes:
+        dtype = str(tensor.dtype).removeprefix("torch.")
         return f"the {kernels.title} kernels take {', '.join(kernels.dtypes)}, the tensors are {dtype}"
     return why_unfit(backend, tensor.device.index or 0) if tensor.device.type == "cuda" else None

@@ -12,6 +12,11 @@ from torch.autograd import forward_ad
 _transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
+def _in_forward_mode() -> bool:
+    """Return whether a level of forward mode is open, which is cheaper than to look at each tensor."""
+    return getattr(forward_ad, "_current_level", 0) >= 0  # a private name: without it, the tensors are looked at
+
+
 def why_transformed(*tensors: Tensor | None) -> str | None:
     """Return why the fused kernels cannot differentiate or map a call the way that is asked for, or None.
 
@@ -23,6 +28,8 @@ def why_transformed(*tensors: Tensor | None) -> str | None:
     """
     if _transforms_active():
         return "it is under a transform of torch.func, which savl.use_fused_kernels(False) serves"
+    if not _in_forward_mode():
+        return None
     for tensor in tensors:
         if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
             return "a tensor has a tangent of forward-mode differentiation, which savl.use_fused_kernels(False) serves"
