@@ -20,8 +20,11 @@ namespace savl::cpu::SAVL_INSTRUCTION_SET {
 const BFloat16Products kProducts = {attention_kernel<BFloat16>, attention_backward_kernel<BFloat16>,
                                     convolution_kernel<BFloat16>};
 #else
-const KernelTable kKernels = {SAVL_EXPANDED_QUOTED(SAVL_INSTRUCTION_SET),
-                              SAVL_FOR_EACH_OP(SAVL_ENTRY) SAVL_FOR_EACH_STORAGE(convolution_kernel)};
+const KernelTable kKernels = {
+    SAVL_EXPANDED_QUOTED(SAVL_INSTRUCTION_SET),
+    SAVL_FOR_EACH_OP(SAVL_ENTRY) SAVL_FOR_EACH_STORAGE(convolution_kernel),
+    SAVL_FOR_EACH_STORAGE(channel_gate_kernel),
+};
 #endif
 
 }  // namespace savl::cpu::SAVL_INSTRUCTION_SET

@@ -15,6 +15,7 @@
 
 #include "cpu/attention_backward.h"
 #include "cpu/attention_forward.h"
+#include "cpu/channel_gate.h"
 #include "cpu/channel_modulation.h"
 #include "cpu/convolution.h"
 #include "cpu/gaussian_posterior.h"
@@ -35,7 +36,9 @@ struct KernelTable {
 #define SAVL_MEMBER(op, Args) OpKernels<Args> op;
   SAVL_FOR_EACH_OP(SAVL_MEMBER)
 #undef SAVL_MEMBER
-  Kernel<ConvolutionArgs> convolution[kStorages];  // its gradients are computed by operations of torch
+  // Ops whose gradients are computed by operations of torch.
+  Kernel<ConvolutionArgs> convolution[kStorages];
+  Kernel<ChannelGateArgs> channel_gate[kStorages];
 };
 
 // The kernels for bfloat16 tensors that multiply, where they are all that an instruction set adds to avx512.

@@ -6,8 +6,6 @@ Super-Resolution Transformer", 2023): HAB with its CAB, and OCAB.
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from savl import ops
@@ -113,6 +111,7 @@ class CAB(nn.Module):
 
     def __init__(self, config: SAVLConfig) -> None:
         super().__init__()
+        self.kernels: KernelSettings | None = None
         self.scale = config.cab_scale
         self.window = config.window
         self.neighbourhood = config.cab_neighbourhood
@@ -128,8 +127,8 @@ class CAB(nn.Module):
     def forward(self, x: Tensor, norm: LayerNorm | None, residual: Tensor) -> Tensor:
         """Return ``residual + cab_scale · gate · expand(GELU(compress(norm(x))))``.
 
-        The gate is known before ``expand`` is computed, because the averages of its output follow from sums of its
-        input. So gate and sum take no pass of their own.
+        The gate is known before ``expand`` is computed (`savl.ops.channel_gate`), so that gate and sum take no pass of
+        their own.
 
         Args:
             x: ``(B, H, W, C)``, H and W multiples of the window.
@@ -140,34 +139,23 @@ class CAB(nn.Module):
             ``(B, H, W, C)``.
         """
         hidden = self.compress(x, norm, activation="gelu")
-        pooled = self._pool(hidden)
-        if self.neighbourhood:
-            pooled = _box_average(pooled, self.neighbourhood)
-        gate = self.scale * self.excite(self.squeeze(pooled).relu()).sigmoid()
+        height, width = hidden.shape[1:3]
+        gate = ops.channel_gate(
+            hidden,
+            self.expand.weight,
+            self.expand.bias,  # type: ignore[arg-type]
+            self.squeeze.weight,
+            self.squeeze.bias,
+            self.excite.weight,
+            self.excite.bias,
+            rows=height // self.window if self.neighbourhood else 1,
+            columns=width // self.window if self.neighbourhood else 1,
+            neighbourhood=self.neighbourhood or 1,
+            scale=self.scale,
+            kernels=self.kernels,
+        )
         out: Tensor = self.expand(hidden, residual=residual, gate=gate)
         return out
-
-    def _pool(self, hidden: Tensor) -> Tensor:
-        """Average ``expand(hidden)`` over each window, or over the image: ``(B, rows, columns, C)``.
-
-        The average of a convolution is the product of its weight with the averages of its shifted inputs.
-        """
-        height, width = hidden.shape[1:3]
-        rows, columns = (height // self.window, width // self.window) if self.neighbourhood else (1, 1)
-        padded = F.pad(hidden, (0, 0, 1, 1, 1, 1))
-        down = torch.stack(
-            [padded[:, shift : shift + height].unflatten(1, (rows, -1)).mean(2) for shift in range(3)], dim=-1
-        )  # (B, rows, W + 2, C / compress, 3)
-        across = torch.stack(
-            [down[:, :, shift : shift + width].unflatten(2, (columns, -1)).mean(3) for shift in range(3)], dim=-1
-        )  # (B, rows, columns, C / compress, 3, 3)
-        return F.linear(across.flatten(3), self.expand.weight.flatten(1), self.expand.bias)
-
-
-def _box_average(x: Tensor, side: int) -> Tensor:
-    """Average ``(B, rows, columns, C)`` over ``side`` × ``side`` neighbours, leaving out those beyond the border."""
-    around = F.avg_pool2d(x.permute(0, 3, 1, 2), side, stride=1, padding=side // 2, count_include_pad=False)
-    return around.permute(0, 2, 3, 1)
 
 
 class OCAB(nn.Module):

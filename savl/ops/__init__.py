@@ -22,6 +22,7 @@ from savl.ops.gaussian_posterior import (
 from savl.ops.channel_modulation import channel_modulation, channel_modulation_reference
 from savl.ops.layer_norm import layer_norm, layer_norm_reference
 from savl.ops.convolution import convolution, convolution_reference, fuses_convolution
+from savl.ops.channel_gate import channel_gate, channel_gate_reference
 
 # isort: on
 
@@ -37,6 +38,8 @@ __all__ = [
     "KernelReport",
     "KernelSettings",
     "KernelUnavailable",
+    "channel_gate",
+    "channel_gate_reference",
     "channel_modulation",
     "channel_modulation_reference",
     "convolution",
