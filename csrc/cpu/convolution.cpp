@@ -14,11 +14,11 @@ const char* const kOp = "savl::convolution";
 // A tensor with one value for each pixel and output channel, whose pixels have contiguous channels.
 class PerPixel {
  public:
-  PerPixel(const std::optional<Tensor>& tensor, const Tensor& x, int64_t outputs) {
+  PerPixel(const std::optional<Tensor>& tensor, const Tensor& x, int64_t outputs, ScalarType dtype, bool float_too) {
     if (!tensor.has_value()) return;
-    STD_TORCH_CHECK(tensor->is_cpu() && tensor->dim() == 4 && tensor->scalar_type() == x.scalar_type() &&
-                        tensor->size(0) == x.size(0) && tensor->size(1) == x.size(1) && tensor->size(2) == x.size(2) &&
-                        tensor->size(3) == outputs,
+    const bool fits = tensor->scalar_type() == dtype || (float_too && tensor->scalar_type() == ScalarType::Float);
+    STD_TORCH_CHECK(fits && tensor->is_cpu() && tensor->dim() == 4 && tensor->size(0) == x.size(0) &&
+                        tensor->size(1) == x.size(1) && tensor->size(2) == x.size(2) && tensor->size(3) == outputs,
                     kOp, ": residual, gamma and beta must be (B, H, W, outputs) on the CPU with the dtype of x");
     rows_ = as_rows(*tensor);
   }
@@ -58,8 +58,11 @@ std::tuple<Tensor, Tensor> convolution(const Tensor& x_in, const Tensor& weight_
                                        const std::optional<Tensor>& norm_bias_in,
                                        const std::optional<Tensor>& residual_in, const std::optional<Tensor>& gamma_in,
                                        const std::optional<Tensor>& beta_in, const std::optional<Tensor>& gate_in,
-                                       int64_t dilation, int64_t activation, double slope, double eps, bool keep) {
-  const Storage storage = storage_of(kOp, x_in);
+                                       int64_t dilation, int64_t activation, double slope, double eps, bool keep,
+                                       bool narrow) {
+  STD_TORCH_CHECK(!narrow || x_in.scalar_type() == ScalarType::Float, kOp, ": narrow is for a float32 x");
+  const Storage storage = narrow ? Storage::kBFloat16 : storage_of(kOp, x_in);
+  const ScalarType dtype = narrow ? ScalarType::BFloat16 : x_in.scalar_type();
   const ScalarType arithmetic = arithmetic_of(x_in);
   STD_TORCH_CHECK(x_in.is_cpu() && x_in.dim() == 4 && (weight_in.dim() == 4 || weight_in.dim() == 2), kOp,
                   ": x must be (B, H, W, C) and weight (outputs, C) or (outputs, C, side, side) on the CPU");
@@ -95,8 +98,11 @@ std::tuple<Tensor, Tensor> convolution(const Tensor& x_in, const Tensor& weight_
     args.gate_rows = gate->size(1);
     args.gate_columns = gate->size(2);
   }
-  const PerPixel residual(residual_in, x, args.outputs), gamma(gamma_in, x, args.outputs),
-      beta(beta_in, x, args.outputs);
+  const bool bfloat16 = dtype == ScalarType::BFloat16;
+  const PerPixel residual(residual_in, x, args.outputs, dtype, bfloat16);
+  const PerPixel gamma(gamma_in, x, args.outputs, dtype, false), beta(beta_in, x, args.outputs, dtype, false);
+  args.x_is_float = narrow;
+  args.output_is_float = bfloat16 && residual_in.has_value() && residual_in->scalar_type() == ScalarType::Float;
   residual.give(args.residual, args.residual_stride);
   gamma.give(args.gamma, args.gamma_stride);
   beta.give(args.beta, args.beta_stride);
@@ -120,9 +126,9 @@ std::tuple<Tensor, Tensor> convolution(const Tensor& x_in, const Tensor& weight_
   args.slope = slope;
   args.gate = data_of(gate);
 
-  Tensor out = new_tensor({x.size(0), x.size(1), x.size(2), args.outputs}, x.scalar_type());
-  Tensor kept = keep ? new_tensor({x.size(0), x.size(1), x.size(2), args.outputs}, x.scalar_type())
-                     : new_tensor({0}, x.scalar_type());
+  Tensor out =
+      new_tensor({x.size(0), x.size(1), x.size(2), args.outputs}, args.output_is_float ? ScalarType::Float : dtype);
+  Tensor kept = keep ? new_tensor({x.size(0), x.size(1), x.size(2), args.outputs}, dtype) : new_tensor({0}, dtype);
   if (args.batch * args.height * args.width == 0) return {out, kept};
   args.out = out.mutable_data_ptr();
   args.kept = keep ? kept.mutable_data_ptr() : nullptr;

@@ -28,7 +28,8 @@ enum class Activation : int64_t { kNone = 0, kGelu = 1, kLeakyRelu = 2 };
 struct ConvolutionArgs {
   static constexpr int64_t kGroup = 16;  // output channels; the most lanes of a vector
   bool packing;
-  const void* x;  // S
+  const void* x;                     // S, or T where x_is_float
+  bool x_is_float, output_is_float;  // although the products are of bfloat16 numbers
   int64_t x_stride;
   int64_t batch, height, width, channels, outputs;
   int64_t side, dilation;               // of the kernel; side is 1 or 3
@@ -39,7 +40,7 @@ struct ConvolutionArgs {
   const void* bias;    // T (outputs), or null
   Activation activation;
   double slope;                         // of the leaky ReLU
-  const void *residual, *gamma, *beta;  // S, or null
+  const void *residual, *gamma, *beta;  // S, or null; residual T where output_is_float
   int64_t residual_stride, gamma_stride, beta_stride;
   const void* gate;                 // T (batch, gate_rows, gate_columns, outputs), or null
   int64_t gate_rows, gate_columns;  // they divide height and width
@@ -216,14 +217,14 @@ SAVL_INLINE Vec<float> inverse_root(Vec<float> x) {
 
 // Packs `count` <= kWidth<T> adjacent pixels, layer-normalised. The pixels are normalised together, so that sums over
 // lanes, square roots and divisions are computed once for all of them.
-template <typename S, typename P, typename T = Sum<P>>
-SAVL_INLINE void pack_normed(const ConvolutionArgs& args, const ConvolutionLines<T>& lines, int64_t count, const S* x,
+template <typename X, typename P, typename T = Sum<P>>
+SAVL_INLINE void pack_normed(const ConvolutionArgs& args, const ConvolutionLines<T>& lines, int64_t count, const X* x,
                              int64_t depth, P* to) {
   const int64_t whole = args.channels / kWidth<T> * kWidth<T>, rest = args.channels - whole;
   const T channels = static_cast<T>(args.channels);
   Vec<T> partial[kWidth<T>] = {};
   for (int64_t i = 0; i < count; ++i) {
-    const S* pixel = x + i * args.x_stride;
+    const X* pixel = x + i * args.x_stride;
     for (int64_t c = 0; c < whole; c += kWidth<T>) partial[i] += load_wide(pixel + c);
     if (rest > 0) partial[i] += load_some(pixel + whole, rest);
   }
@@ -231,7 +232,7 @@ SAVL_INLINE void pack_normed(const ConvolutionArgs& args, const ConvolutionLines
   store(means, sums_of<T>(partial) / channels);
   for (int64_t i = 0; i < kWidth<T>; ++i) partial[i] = Vec<T>{};
   for (int64_t i = 0; i < count; ++i) {
-    const S* pixel = x + i * args.x_stride;
+    const X* pixel = x + i * args.x_stride;
     for (int64_t c = 0; c < whole; c += kWidth<T>) {
       const Vec<T> centred = load_wide(pixel + c) - means[i];
       partial[i] += centred * centred;
@@ -244,7 +245,7 @@ SAVL_INLINE void pack_normed(const ConvolutionArgs& args, const ConvolutionLines
   }
   store(inverses, inverse_root(sums_of<T>(partial) / channels + static_cast<T>(args.eps)));
   for (int64_t i = 0; i < count; ++i, to += depth) {
-    const S* pixel = x + i * args.x_stride;
+    const X* pixel = x + i * args.x_stride;
     const Vec<T> mean = broadcast(means[i]), inverse = broadcast(inverses[i]);
     store_operands<P>(args.channels, to, [&](int64_t c) SAVL_ALWAYS_INLINE {
       const Vec<T> value = c < whole ? load_wide(pixel + c) : c < args.channels ? load_some(pixel + c, rest) : Vec<T>{};
@@ -253,24 +254,28 @@ SAVL_INLINE void pack_normed(const ConvolutionArgs& args, const ConvolutionLines
   }
 }
 
-template <typename S, typename P, typename T = Sum<P>>
-SAVL_INLINE void pack_pixel(const ConvolutionArgs& args, const S* x, P* to) {
+template <typename X, typename P, typename T = Sum<P>>
+SAVL_INLINE void pack_pixel(const ConvolutionArgs& args, const X* x, P* to) {
   if constexpr (kNumbers<P> == 1) {
     for_vectors<T>(args.channels,
                    [&](int64_t c, int64_t lanes) SAVL_ALWAYS_INLINE { store(to + c, load_some(x + c, lanes)); });
-  } else {
+  } else if constexpr (sizeof(X) == 2) {
     for (int64_t c = 0; c < args.channels; c += 2 * kWidth<T>) store(to + c / 2, load_pairs(x + c, args.channels - c));
+  } else {
+    store_operands<P>(args.channels, to, [&](int64_t c) SAVL_ALWAYS_INLINE {
+      return c < args.channels ? load_some(x + c, smaller(kWidth<T>, args.channels - c)) : Vec<T>{};
+    });
   }
 }
 
 // Packs the tile at row y and column x of an image, with the pixels around it. Pixels outside the image are zeros.
-template <typename S, typename P, typename T = Sum<P>>
+template <typename X, typename P, typename T = Sum<P>>
 SAVL_NOINLINE void pack_tile(const ConvolutionArgs& args, const ConvolutionShape<P>& shape,
                              const ConvolutionLines<T>& lines, int64_t image, int64_t y, int64_t x, P* packed) {
   const int64_t last = smaller(y + args.tile_height(), args.height) + shape.halo;
   for (int64_t row = y - shape.halo; row < last; ++row) {
     const bool row_inside = row >= 0 && row < args.height;
-    const S* pixels = static_cast<const S*>(args.x) + (image * args.height + row) * args.width * args.x_stride;
+    const X* pixels = static_cast<const X*>(args.x) + (image * args.height + row) * args.width * args.x_stride;
     const int64_t begin = x - shape.halo, end = begin + shape.packed_width;
     const int64_t first = row_inside ? smaller(begin < 0 ? 0 : begin, end) : end;  // of the pixels inside the image
     const int64_t after = row_inside ? smaller(end, args.width) : end;
@@ -282,12 +287,12 @@ SAVL_NOINLINE void pack_tile(const ConvolutionArgs& args, const ConvolutionShape
     if (args.norm_weight != nullptr) {
       for (int64_t column = first; column < after; column += kWidth<T>) {
         const int64_t count = smaller(kWidth<T>, after - column);
-        pack_normed<S>(args, lines, count, pixels + column * args.x_stride, shape.depth, packed);
+        pack_normed(args, lines, count, pixels + column * args.x_stride, shape.depth, packed);
         packed += count * shape.depth;
       }
     } else {
       for (int64_t column = first; column < after; ++column, packed += shape.depth) {
-        pack_pixel<S>(args, pixels + column * args.x_stride, packed);
+        pack_pixel(args, pixels + column * args.x_stride, packed);
       }
     }
     zeros(end - after);
@@ -416,12 +421,16 @@ SAVL_INLINE void finish_vector(const ConvolutionArgs& args, Vec<T> (&values)[kPi
   if (args.beta != nullptr) {
     for_pixels([&](Vec<T>& value, int64_t i) SAVL_ALWAYS_INLINE { value += other(args.beta, args.beta_stride, i); });
   }
-  if (args.residual != nullptr) {
-    for_pixels([&](Vec<T>& value, int64_t i)
-                   SAVL_ALWAYS_INLINE { value += other(args.residual, args.residual_stride, i); });
-  }
-  for_pixels([&](Vec<T>& value, int64_t i) SAVL_ALWAYS_INLINE {
-    store_some(static_cast<S*>(args.out) + (first_pixel + i) * args.outputs + c, value, lanes);
+  with_output_type<S>(args.output_is_float, [&]<typename R>() SAVL_ALWAYS_INLINE {
+    if (args.residual != nullptr) {
+      for_pixels([&](Vec<T>& value, int64_t i) SAVL_ALWAYS_INLINE {
+        const R* residual = static_cast<const R*>(args.residual) + (first_pixel + i) * args.residual_stride;
+        value += load_some(residual + c, lanes);
+      });
+    }
+    for_pixels([&](Vec<T>& value, int64_t i) SAVL_ALWAYS_INLINE {
+      store_some(static_cast<R*>(args.out) + (first_pixel + i) * args.outputs + c, value, lanes);
+    });
   });
 }
 
@@ -457,19 +466,22 @@ SAVL_INLINE void finish_pixels(const ConvolutionArgs& args, const Vec<T> (&sums)
 template <typename S>
 SAVL_INLINE void prefetch_pixels(const ConvolutionArgs& args, int64_t first_pixel, int64_t count, int64_t first,
                                  int64_t columns) {
-  constexpr int64_t kLine = 64 / sizeof(S);
   const int64_t last = smaller(first + columns, args.outputs);
-  for (int64_t pixel = first_pixel; pixel < first_pixel + count; ++pixel) {
-    for (int64_t c = first; c < last; c += kLine) {
-      __builtin_prefetch(static_cast<S*>(args.out) + pixel * args.outputs + c, 1);
-      if (args.residual == nullptr) continue;
-      __builtin_prefetch(static_cast<const S*>(args.residual) + pixel * args.residual_stride + c);
-      if (args.gamma == nullptr) continue;
-      __builtin_prefetch(static_cast<const S*>(args.gamma) + pixel * args.gamma_stride + c);
-      if (args.beta == nullptr) continue;
-      __builtin_prefetch(static_cast<const S*>(args.beta) + pixel * args.beta_stride + c);
+  const auto prefetch = [&]<typename R>(const void* rows, int64_t stride, int write) SAVL_ALWAYS_INLINE {
+    if (rows == nullptr) return;
+    for (int64_t pixel = first_pixel; pixel < first_pixel + count; ++pixel) {
+      for (int64_t c = first; c < last; c += 64 / static_cast<int64_t>(sizeof(R))) {
+        const R* element = static_cast<const R*>(rows) + pixel * stride + c;
+        write != 0 ? __builtin_prefetch(element, 1) : __builtin_prefetch(element);
+      }
     }
-  }
+  };
+  with_output_type<S>(args.output_is_float, [&]<typename R>() SAVL_ALWAYS_INLINE {
+    prefetch.template operator()<R>(args.out, args.outputs, 1);
+    prefetch.template operator()<R>(args.residual, args.residual_stride, 0);
+  });
+  prefetch.template operator()<S>(args.gamma, args.gamma_stride, 0);
+  prefetch.template operator()<S>(args.beta, args.beta_stride, 0);
 }
 
 template <typename S>
@@ -486,7 +498,9 @@ void convolution_kernel(const ConvolutionArgs& args, int64_t begin, int64_t end)
     const int64_t image = task / (args.tiles_down() * args.tiles_across());
     const int64_t y = task / args.tiles_across() % args.tiles_down() * args.tile_height();
     const int64_t x = task % args.tiles_across() * args.tile_width();
-    pack_tile<S>(args, shape, lines, image, y, x, packed);
+    with_output_type<S>(args.x_is_float, [&]<typename X>() SAVL_ALWAYS_INLINE {
+      pack_tile<X>(args, shape, lines, image, y, x, packed);
+    });
     const int64_t rows = smaller(args.tile_height(), args.height - y);
     const int64_t across = smaller(args.tile_width(), args.width - x);
     for_panels<T>(shape.columns, [&]<int kVectors>(int64_t first) SAVL_ALWAYS_INLINE {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any, Literal, overload
@@ -164,7 +165,11 @@ class SAVL(nn.Module):
             severity = None if field.severity is None else reflect_pad_to_multiple(field.severity, window)
 
         padded = reflect_pad_to_multiple(lr - self.rgb_mean, window)
-        shallow = self.conv_first(padded.permute(0, 2, 3, 1))
+        kind = lr.device.type
+        # In float32 also under autocast, and with it all sums of residuals, whose rounding would otherwise add up.
+        # The context is entered only where it has an effect, because an exported program would contain it.
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+            shallow = self.conv_first(padded.permute(0, 2, 3, 1))
         features = self.norm_first(shallow)
         for group in self.groups:
             features = group(features, mu, severity)

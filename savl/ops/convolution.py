@@ -28,6 +28,7 @@ from savl.ops.switch import serves
 from savl.ops.validation import (
     check_int,
     check_same_device,
+    check_same_dtype,
     check_same_dtype_or_float32,
     check_shape,
     check_tensor,
@@ -67,9 +68,10 @@ def convolution(
         bias: ``(O,)``, dtypes as for ``weight``.
         norm_weight: ``(C,)``, weight of the layer normalisation; dtypes as for ``weight``. None for no normalisation.
         norm_bias: ``(C,)``; given if and only if ``norm_weight`` is.
-        residual: ``(B, H, W, O)``, dtype of ``x``; under autocast any floating one.
-        gamma: ``(B, H, W, O)``, dtypes as for ``residual``. Requires ``residual``.
-        beta: ``(B, H, W, O)``, dtypes as for ``residual``. Requires ``gamma``.
+        residual: ``(B, H, W, O)``, dtype of ``x`` or float32; under autocast any floating one. With a float32 residual,
+            the output is float32, too: so a residual stream stays exact although products are in bfloat16.
+        gamma: ``(B, H, W, O)``, dtype of ``x``; under autocast any floating one. Requires ``residual``.
+        beta: ``(B, H, W, O)``, dtypes as for ``gamma``. Requires ``gamma``.
         gate: ``(B, rows, columns, O)``, one factor for each part of a regular grid of rows × columns parts, which
             divide H and W; dtypes as for ``weight``. Requires ``residual``, and excludes ``gamma``.
         dilation: Distance of the pixels of a 3×3 kernel, ≥ 1.
@@ -80,7 +82,8 @@ def convolution(
             serves, `savl.ops.layer_norm` and `savl.ops.channel_modulation` may still be fused.
 
     Returns:
-        ``(B, H, W, O)``. Dtype of ``x``; under autocast the dtype that torch's operations give.
+        ``(B, H, W, O)``. Dtype of ``residual`` if it is given, else of ``x``; under autocast, without a residual, the
+        dtype of autocast.
 
     Raises:
         TypeError: An argument is not a floating-point tensor, or dtypes are incompatible.
@@ -91,16 +94,21 @@ def convolution(
     options = (dilation, activation, slope, eps)
     if not isinstance(x, Tensor) or torch.compiler.is_compiling():
         _validate(*tensors, *options)
-    # Torch casts the inputs of its convolutions under autocast; the fused op does so before the normalisation.
-    kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.dtype != torch.float64 else x.dtype
-    images = tensors if dtype == x.dtype else tuple(_cast(i, each, dtype) for i, each in enumerate(tensors))
-    if serves(CONVOLUTION, kernels, *images):
+    narrow, fits = False, True
+    if x.is_cpu and torch.is_autocast_enabled("cpu"):
+        fits = torch.get_autocast_dtype("cpu") == torch.bfloat16
+        narrow = x.dtype == torch.float32
+    if fits and serves(CONVOLUTION, kernels, *tensors):
+        if narrow:  # products and what follows them are in bfloat16; x and residual may stay in float32
+            gamma, beta = (None if each is None else each.to(torch.bfloat16) for each in (gamma, beta))
+            tensors = (x, weight, bias, norm_weight, norm_bias, residual, gamma, beta, gate)
         nonlinear = activation != "none" or gamma is not None or gate is not None
-        keep = nonlinear and torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in images)
+        keep = (
+            nonlinear and torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors)
+        )
         try:
             code = ACTIVATIONS.index(activation)
-            fused: Tensor = torch.ops.savl.convolution.default(*images, dilation, code, slope, eps, keep)[0]
+            fused: Tensor = torch.ops.savl.convolution.default(*tensors, dilation, code, slope, eps, keep, narrow)[0]
         except (RuntimeError, TypeError, ValueError):
             # The kernel checks its arguments; only the message is worth the time of a second check.
             _validate(*tensors, *options)
@@ -113,13 +121,6 @@ def convolution(
 def fuses_convolution(x: Tensor, kernels: KernelSettings | None = None) -> bool:
     """Return whether a fused kernel serves `convolution` for an input, so that it normalises at no cost."""
     return serves(CONVOLUTION, kernels, x)
-
-
-_PER_PIXEL = (0, 5, 6, 7)  # the positions of x, residual, gamma and beta
-
-
-def _cast(index: int, tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return tensor if tensor is None or index not in _PER_PIXEL else tensor.to(dtype)
 
 
 def convolution_reference(
@@ -172,8 +173,9 @@ def _compose(
     rows, columns = gate.shape[1:3]
     batch, height, width, outputs = y.shape
     cut = (batch, rows, height // rows, columns, width // columns, outputs)
-    out = torch.addcmul(residual.reshape(cut), y.reshape(cut), gate[:, :, None, :, None].to(y.dtype))
-    return out.reshape(y.shape)
+    dtype = torch.promote_types(residual.dtype, y.dtype)
+    terms = (residual.reshape(cut), y.reshape(cut), gate[:, :, None, :, None])
+    return torch.addcmul(*(each.to(dtype) for each in terms)).reshape(y.shape)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
@@ -263,9 +265,8 @@ def _validate(
     features = {"residual": residual, "gamma": gamma, "beta": beta}
     if not torch.is_autocast_enabled(x.device.type):
         check_same_dtype_or_float32(OP, "x", x, **parameters)
-        for name, value in features.items():
-            if value is not None and value.dtype != x.dtype:
-                raise TypeError(f"{OP}: {name} must be {x.dtype} like x, got {value.dtype}")
+        check_same_dtype_or_float32(OP, "x", x, residual=residual)
+        check_same_dtype(OP, "x", x, gamma=gamma, beta=beta)
     check_same_device(OP, "x", x, **parameters, **features)
     check_int(OP, "dilation", dilation)
     if dilation < 1:
@@ -285,12 +286,16 @@ def _validate(
 
 def _fake(x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     shape = (*x.shape[:3], weight.shape[0])
-    keep = others[-1]
-    return x.new_empty(shape), x.new_empty(shape if keep else (0,))
+    residual, keep, narrow = others[3], others[-2], others[-1]
+    dtype = torch.bfloat16 if narrow else x.dtype
+    kept = x.new_empty(shape if keep else (0,), dtype=dtype)
+    return x.new_empty(shape, dtype=dtype if residual is None else residual.dtype), kept
 
 
 def _decomposition(x: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> tuple[Tensor, Tensor]:
-    *tensors, dilation, activation, slope, eps, keep = others
+    *tensors, dilation, activation, slope, eps, keep, narrow = others
+    if narrow:
+        x = x.to(torch.bfloat16)
     named = ACTIVATIONS[activation]
     out = convolution_reference(x, weight, bias, *tensors, dilation=dilation, activation=named, slope=slope, eps=eps)
     if not keep:
@@ -300,11 +305,11 @@ def _decomposition(x: Tensor, weight: Tensor, bias: Tensor | None, *others: Any)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _, norm_weight, norm_bias, _, gamma, _, gate, *options, _ = inputs
+    x, weight, _, norm_weight, norm_bias, _, gamma, _, gate, *options, _, narrow = inputs
     kept = output[1]
     ctx.mark_non_differentiable(kept)
     ctx.save_for_backward(x, weight, norm_weight, norm_bias, gamma, gate, kept)
-    ctx.options = options
+    ctx.options = (*options, narrow)
     ctx.dtypes = [None if each is None else each.dtype for each in inputs[:9]]
 
 
@@ -314,7 +319,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
     x, weight, bias, norm_weight, norm_bias, gamma, gate = found
     gradients = (x, weight, bias, norm_weight, norm_bias, grad, gamma, grad, gate)
     with_dtypes = zip(gradients, wanted, ctx.dtypes, strict=True)
-    return (*(each.to(dtype) if needed and dtype else None for each, needed, dtype in with_dtypes), *[None] * 5)
+    return (*(each.to(dtype) if needed and dtype else None for each, needed, dtype in with_dtypes), *[None] * 6)
 
 
 def _fake_backward(
@@ -350,13 +355,15 @@ def _compute_backward(
     code: int,
     slope: float,
     eps: float,
+    narrow: bool,
     wanted: list[bool],
 ) -> tuple[Tensor, ...]:
     """Compute the gradients on a CPU: that of ``x`` with the fused kernel, the others by operations of torch."""
     absent = x.new_empty(0)
     grad_gamma = grad_gate = grad_norm_weight = grad_norm_bias = grad_x = grad_weight = absent
     # The order of sums, and with it the last bits, must not depend on the layout of the arguments.
-    grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()
+    dtype = torch.bfloat16 if narrow else x.dtype  # of the products
+    grad, x, weight = grad.to(dtype).contiguous(), x.contiguous(), weight.contiguous()
     gamma = None if gamma is None else gamma.contiguous()
     batch, height, width, outputs = grad.shape
     activation = ACTIVATIONS[code]
@@ -379,10 +386,13 @@ def _compute_backward(
     normed, mean, inverse = x, absent, absent
     if norm_weight is not None:
         normed, mean, inverse = torch.ops.savl.layer_norm(x, norm_weight, norm_bias, eps, False)
+    normed = normed.to(dtype)
     side = 1 if weight.dim() == 2 else weight.shape[-1]
     if wanted[0] or (norm_weight is not None and (wanted[3] or wanted[4])):
         turned = weight.t() if weight.dim() == 2 else weight.transpose(0, 1).flip(2, 3)
-        grad_x = torch.ops.savl.convolution(grad, turned, *[None] * 7, dilation, 0, 0.0, 0.0, False)[0]
+        grad_x = torch.ops.savl.convolution(grad, turned, *[None] * 7, dilation, 0, 0.0, 0.0, False, False)[0].to(
+            x.dtype
+        )
         if norm_weight is not None:
             grad_x, grad_norm_weight, grad_norm_bias = torch.ops.savl.layer_norm_backward(
                 grad_x, x, norm_weight, norm_bias, mean, inverse
@@ -392,11 +402,11 @@ def _compute_backward(
     elif wanted[1] and side == 1:
         grad_weight = (grad.flatten(0, 2).t() @ normed.flatten(0, 2)).view(weight.shape)
     elif wanted[1]:
-        narrow = weight.to(x.dtype)
+        narrow_weight = weight.to(dtype)
         planes, gradient = _planes(normed, dilation, True), grad.permute(0, 3, 1, 2)
         around, mask = [side // 2 * dilation] * 2, [False, True, False]
         grad_weight = torch.ops.aten.convolution_backward(
-            gradient, planes, narrow, None, [1, 1], around, [dilation] * 2, False, [0, 0], 1, mask
+            gradient, planes, narrow_weight, None, [1, 1], around, [dilation] * 2, False, [0, 0], 1, mask
         )[1].contiguous()
     found = (grad_x, grad_weight, grad_bias, grad_norm_weight, grad_norm_bias, grad_gamma, grad_gate)
     flags = (*wanted[:5], wanted[6], wanted[8])
@@ -475,10 +485,10 @@ CONVOLUTION = register(
         backends={CPP: None},
         schema="convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, "
         "Tensor? residual, Tensor? gamma, Tensor? beta, Tensor? gate, int dilation, int activation, float slope, "
-        "float eps, bool keep) -> (Tensor, Tensor)",
+        "float eps, bool keep, bool narrow) -> (Tensor, Tensor)",
         backward_schema="convolution_backward(Tensor grad, Tensor x, Tensor weight, Tensor? norm_weight, "
         "Tensor? norm_bias, Tensor? gamma, Tensor? gate, Tensor kept, int dilation, int activation, float slope, "
-        "float eps, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        "float eps, bool narrow, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         fake=_fake,
         fake_backward=_fake_backward,
         backward_on_cpu=_compute_backward,
