@@ -365,21 +365,30 @@ def image(run: Run, name: str, pixels: int = 2**20, tile: int = 256) -> Benchmar
 
 
 def training_step(run: Run, name: str, batch: int = 2) -> BenchmarkCase:
-    """Return the benchmark of a forward and backward pass in training, with an L1 loss and without an optimiser."""
+    """Return the benchmark of a forward and backward pass in training, with an L1 loss and without an optimiser.
+
+    On a CPU in float32, a variant in bfloat16 is measured too.
+    """
     torch.manual_seed(0)
     model = savl.build(name).to(run.device).train()
     lr = run.draw(batch, 3, run.side, run.side, seed=18, uniform=True)
     hr = run.draw(batch, 3, 4 * run.side, 4 * run.side, seed=19, uniform=True)
     parameters = list(model.parameters())
 
-    def step(given: Tensor, **settings: Any) -> Result:
+    def step(given: Tensor, dtype: torch.dtype = run.dtype, **settings: Any) -> Result:
         torch.manual_seed(1)  # stochastic depth and the posterior's noise
         with savl.use_fused_kernels(**settings) if settings else savl.use_fused_kernels(False), torch.enable_grad():
-            with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
+            with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
                 loss = (model(given) - hr).abs().mean()
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         norm = torch.stack([each.float().norm() for each in gradients if each is not None])
         return loss.detach().float(), norm
 
-    variants: dict[str, Callable[..., Result]] = {"eager": step, "fused": partial(step, **vars(run.fused()))}
-    return BenchmarkCase(f"{name}, training step, {batch} of {run.side}×{run.side}", (lr,), variants, None, items=batch)
+    fused = partial(step, **vars(run.fused()))
+    variants: dict[str, Callable[..., Result]] = {"eager": step, "fused": fused}
+    precisions = {}
+    if not run.cuda and run.dtype == torch.float32:
+        variants[FUSED_BFLOAT16] = partial(fused, dtype=torch.bfloat16)
+        precisions[FUSED_BFLOAT16] = torch.bfloat16
+    title = f"{name}, training step, {batch} of {run.side}×{run.side}"
+    return BenchmarkCase(title, (lr,), variants, None, items=batch, precisions=precisions)

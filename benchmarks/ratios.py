@@ -14,7 +14,7 @@ import json
 import statistics
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from benchmarks import cases, machine, peak_memory
 from benchmarks.cases import FUSED_BFLOAT16, BenchmarkCase, Run
 from benchmarks.peers.runtimes import ONNX_RUNTIME, OPENVINO, OPENVINO_DEFAULT, summary, unavailable
 from benchmarks.reporting import tables
-from benchmarks.timing import COPY, ceilings, check_and_time
+from benchmarks.timing import COPY, ceilings, check, check_and_time, time_in_turn
 from savl.atomic_write import write_atomically
+from savl.build_info import extension_facts
+from savl.ops.op import OPS as OP_RECORDS
 
 SIDE = 64
 """Side of the measured tile in pixels."""
@@ -51,12 +53,15 @@ MEMORY = "copy in memory"
 """A copy too large for any cache. "copy" is a copy of as many bytes as the op moves, which fit into the cache."""
 
 OPS: list[tuple[str, Mapping[str, float]]] = [
-    ("window_attention", {"eager": 8, "sdpa": 2, "sdpa, mask kept": 2}),
+    ("window_attention", {"eager": 8, "sdpa": 2, "sdpa, mask kept": 2.5}),
     ("overlapping_window_attention", {"eager": 6, "sdpa": 2, "sdpa, mask kept": 2}),
     ("gaussian_posterior", {"eager": 3, MEMORY: 0.8, COPY: 0.8}),
     ("channel_modulation", {"eager": 3, MEMORY: 0.8, COPY: 0.8}),
 ]
 """Targets of each op by baseline: the speedup, or against a copy the share of its bandwidth."""
+
+IN_BFLOAT16 = {"window_attention": 1.7, "overlapping_window_attention": 1.7, "convolution": 1.7}
+"""Target speedup of a fused kernel in bfloat16 over float32, where the processor multiplies bfloat16."""
 
 RUNTIMES = {ONNX_RUNTIME: 1.5, OPENVINO: 1.35, OPENVINO_DEFAULT: 1.5}
 NETWORKS: dict[str, Mapping[str, float]] = {
@@ -65,6 +70,12 @@ NETWORKS: dict[str, Mapping[str, float]] = {
     "hat-s": {"eager": 1.8, "sdpa": 1, **RUNTIMES, ONNX_RUNTIME: 1.6},
 }
 """Target speedups of each network by baseline. A baseline in bfloat16 is compared with `FUSED_BFLOAT16`."""
+
+TRAINING: dict[str, Mapping[str, float]] = {
+    "savl-tiny": {"eager": 1.8, "fused": 1.5},
+    "savl-base": {"eager": 3, "fused": 1.5},
+}
+"""Target speedups of a training step: in float32 over eager, and in bfloat16 over the fused kernels in float32."""
 
 
 def of_case(
@@ -109,11 +120,51 @@ def of_case(
     return ratios, {"median_seconds": medians, "rounds": rounds, "flops": case.flops, "bytes": case.moved}
 
 
+def of_bfloat16(op: str, wanted: float, run: Run, rounds: int) -> tuple[list[Ratio], dict[str, Any]]:
+    """Measure the fused kernel of an op in bfloat16 against that in float32."""
+    calls, flops = {}, 0.0
+    for dtype in (torch.float32, torch.bfloat16):
+        own = replace(run, dtype=dtype)
+        case = cases.op_case(own, op).only(("fused",))
+        found, records = check(case, own)
+        if "fused" not in found:
+            raise RuntimeError(f"{op} in {dtype}: {records['fused']}")
+        calls[str(dtype)], flops = found["fused"], case.flops
+    medians = {name: statistics.median(seconds) for name, seconds in time_in_turn(calls, run, rounds)[0].items()}
+    exact, narrow = medians["torch.float32"], medians["torch.bfloat16"]
+    detail = f"{flops / narrow / 1e9:.0f} GFLOP/s"
+    ratio = Ratio(f"{OP_RECORDS[op].title} in bfloat16", "fused in float32", exact / narrow, wanted, detail)
+    return [ratio], {"median_seconds": medians, "rounds": rounds, "flops": flops}
+
+
+def of_training(name: str, wanted: Mapping[str, float], run: Run) -> tuple[list[Ratio], dict[str, Any]]:
+    """Measure a training step: the fused kernels against eager, and in bfloat16 against float32."""
+    case = cases.training_step(run, name)
+    if "fused" not in wanted:  # of no use where the processor does not multiply bfloat16
+        case = case.only(("fused",))
+    records = check_and_time(case, run, 3, {})
+    medians = {variant: statistics.median(record["seconds"]) for variant, record in records.items()}
+    ratios = [
+        Ratio(case.title, "eager", medians["eager"] / medians["fused"], wanted["eager"], f"{medians['fused']:.3g} s")
+    ]
+    if "fused" in wanted:
+        narrow = medians[FUSED_BFLOAT16]
+        title = f"{case.title}, in bfloat16"
+        ratios.append(Ratio(title, "fused in float32", medians["fused"] / narrow, wanted["fused"], f"{narrow:.3g} s"))
+    return ratios, {"median_seconds": medians, "rounds": 3}
+
+
 def of_memory(name: str) -> tuple[list[Ratio], dict[str, Any]]:
     """Measure the peak memory of a 64×64 tile, fused against eager."""
     peaks = {variant: peak_memory.measure(name, variant) for variant in ("eager", "sdpa", "fused")}
     detail = f"{peaks['fused'] / 2**20:.0f} MiB"
     return [Ratio(f"{name}, 64×64: peak memory", "eager", peaks["eager"] / peaks["fused"], 2, detail)], {"bytes": peaks}
+
+
+def kernel_instruction_set() -> str | None:
+    """Return the instruction set of the CPU kernels in use, or None without the C++ extension."""
+    facts, reason = extension_facts()
+    return None if reason is not None else str(facts["kernel_instruction_set"])
 
 
 def measure(compiled: bool, rounds: int) -> dict[str, Any]:
@@ -133,10 +184,15 @@ def measure(compiled: bool, rounds: int) -> dict[str, Any]:
 
     for op, wanted in OPS:
         add(op, of_case(cases.op_case(run, op), wanted, run, rounds, limits))
+    bfloat16 = kernel_instruction_set() in ("amx", "avx512_bf16")
+    for op, least in IN_BFLOAT16.items() if bfloat16 else ():
+        add(f"{op}, bfloat16", of_bfloat16(op, least, run, rounds))
     few = max(rounds // 4, 3)
     for name, wanted in NETWORKS.items():
         peers = {peer: least for peer, least in wanted.items() if compiled or peer != "compile"}
         add(name, of_case(cases.network(run, name), peers, run, few, limits))
+    for name, wanted in TRAINING.items():
+        add(f"{name}, training", of_training(name, wanted if bfloat16 else {"eager": wanted["eager"]}, run))
     add("peak memory", of_memory("savl-base"))
     return report
 

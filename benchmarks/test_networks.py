@@ -10,6 +10,7 @@ from benchmarks.peers import runtimes
 from benchmarks.suite import Entry
 
 TILE = ("eager", "sdpa", *runtimes.VARIANTS, "fused", cases.FUSED_BFLOAT16)
+TRAINING = ("eager", "fused", cases.FUSED_BFLOAT16)
 LATE = ("compile, max-autotune", "fused, CUDA graph")
 ENTRIES = [
     Entry(
@@ -37,11 +38,11 @@ ENTRIES = [
     ),
     Entry("savl-tiny, 1 megapixel", partial(cases.image, name="savl-tiny"), ("eager", "fused"), rounds=0),
     Entry("savl-base, 1 megapixel", partial(cases.image, name="savl-base"), ("eager", "fused"), rounds=0, full=True),
-    Entry("savl-tiny, training step", partial(cases.training_step, name="savl-tiny"), ("eager", "fused"), rounds=5),
+    Entry("savl-tiny, training step", partial(cases.training_step, name="savl-tiny"), TRAINING, rounds=5),
     Entry(
         "savl-base, training step",
         partial(cases.training_step, name="savl-base"),
-        ("eager", "fused"),
+        TRAINING,
         rounds=3,
         full=True,
     ),
