@@ -348,8 +348,8 @@ SAVL_INLINE void multiply_pixels(const ConvolutionShape<P>& shape, const P* pixe
 #endif
 }
 
-// GELU with the normal distribution function of -|x|: x Phi(x) = max(x, 0) - |x| Phi(-|x|). In float32 the error
-// function is formula 7.1.26 of Abramowitz and Stegun, as in torch; for bfloat16, Phi(-|x|) is a polynomial with an
+// GELU with the normal distribution function Phi of -|x|: x Phi(x) = max(x, 0) - |x| Phi(-|x|). In float32, Phi(-|x|)
+// is exp(-x^2 / 2) times a polynomial, and the error of the result 1e-7. For bfloat16 it is a polynomial alone, with an
 // error of 5e-5 for |x| < 4.2, where |x| Phi(-|x|) falls below 8e-5.
 template <typename S>
 SAVL_INLINE Vec<float> gelu(Vec<float> x) {
@@ -367,13 +367,19 @@ SAVL_INLINE Vec<float> gelu(Vec<float> x) {
     p = p * a + 0.500046968f;
     return positive - (magnitude > 4.2f ? Vec<float>{} : a * p);
   } else {
-    constexpr float kInverseRoot2 = 0.70710678118654752f, kHalfLog2E = 0.72134752044448170f;
-    const Vec<float> t = 1.0f / (magnitude * (0.3275911f * kInverseRoot2) + 1.0f);
-    Vec<float> p = t * (0.5f * 1.061405429f) + 0.5f * -1.453152027f;
-    p = p * t + 0.5f * 1.421413741f;
-    p = p * t + 0.5f * -0.284496736f;
-    p = p * t + 0.5f * 0.254829592f;
-    return positive - magnitude * (p * t * exp2_of_negative(magnitude * magnitude * -kHalfLog2E));
+    constexpr float kHalfLog2E = 0.72134752044448170f;
+    const Vec<float> a = lesser(broadcast(5.5f), magnitude);
+    Vec<float> p = a * 9.07950209e-07f + -2.18752812e-05f;
+    p = p * a + 0.000236165914f;
+    p = p * a + -0.00153121015f;
+    p = p * a + 0.00679177092f;
+    p = p * a + -0.0224604085f;
+    p = p * a + 0.0592929944f;
+    p = p * a + -0.13139008f;
+    p = p * a + 0.249538973f;
+    p = p * a + -0.398875684f;
+    p = p * a + 0.499996662f;
+    return positive - magnitude * (p * exp2_of_negative(magnitude * magnitude * -kHalfLog2E));
   }
 }
 template <typename S>
