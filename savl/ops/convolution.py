@@ -182,7 +182,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> 
         weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(weight.dtype)
     if weight.dim() == 2 or weight.shape[-1] == 1:
-        return F.linear(x, weight.flatten(1), bias)
+        # Contiguous, because torch multiplies other inputs in one of two ways, depending on whether gradients are wanted.
+        return F.linear(x.contiguous(), weight.flatten(1), bias)
     padding = weight.shape[-1] // 2 * dilation
     planes = _planes(x, dilation, torch.is_grad_enabled() and weight.requires_grad)
     return F.conv2d(planes, weight, bias, padding=padding, dilation=dilation).permute(0, 2, 3, 1)
@@ -329,7 +330,7 @@ def _fake_backward(
 ) -> tuple[Tensor, ...]:
     """Empty tensors stand for gradients that are not wanted."""
     wanted = options[-1]
-    like = (x, weight, weight[..., 0].flatten(1)[:, 0], norm_weight, norm_bias, gamma, gate)
+    like = (x, weight, weight.flatten(1)[:, 0], norm_weight, norm_bias, gamma, gate)
     flags = (*wanted[:5], wanted[6], wanted[8])
     return tuple(
         x.new_empty(each.shape if flag and each is not None else (0,), dtype=x.dtype)
