@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from savl import ops
 from savl.ops.case import BenchmarkProblem, Case, Draw
-from savl.ops.channel_modulation import channel_modulation
-from savl.ops.layer_norm import layer_norm
 from savl.ops.library import CPP
 from savl.ops.op import Op, register
 from savl.ops.settings import KernelSettings
@@ -92,8 +91,7 @@ def convolution(
     if not isinstance(x, Tensor) or torch.compiler.is_compiling():
         _validate(*tensors, *options)
     # Torch casts the inputs of its convolutions under autocast; the fused op does so before the normalisation.
-    kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.dtype != torch.float64 else x.dtype
+    dtype = torch.get_autocast_dtype(x.device.type) if _autocasts(x) and x.dtype != torch.float64 else x.dtype
     images = tensors if dtype == x.dtype else tuple(_cast(i, each, dtype) for i, each in enumerate(tensors))
     if serves(CONVOLUTION, kernels, *images):
         nonlinear = activation != "none" or gamma is not None or gate is not None
@@ -116,6 +114,10 @@ def fuses_convolution(x: Tensor, kernels: KernelSettings | None = None) -> bool:
 
 
 _PER_PIXEL = (0, 5, 6, 7)  # the positions of x, residual, gamma and beta
+
+
+def _autocasts(x: Tensor) -> bool:
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)  # torch has no autocast for meta tensors
 
 
 def _cast(index: int, tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -160,13 +162,14 @@ def _compose(
     eps: float,
     kernels: KernelSettings | None,
 ) -> Tensor:
+    # These are the functions of the package, so that profilers find the calls of ops inside of this one.
     if norm_weight is not None and norm_bias is not None:
-        x = layer_norm(x, norm_weight, norm_bias, eps=eps, kernels=kernels)
+        x = ops.layer_norm(x, norm_weight, norm_bias, eps=eps, kernels=kernels)
     y = _activate(_convolve(x, weight, bias, dilation), activation, slope)
     if residual is None:
         return y
     if gamma is not None:
-        return channel_modulation(y, gamma, beta, residual, kernels=kernels)
+        return ops.channel_modulation(y, gamma, beta, residual, kernels=kernels)
     if gate is None:
         return residual + y
     rows, columns = gate.shape[1:3]
@@ -178,7 +181,7 @@ def _compose(
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     """Convolve by torch. The dtype of the parameters may be wider than that of ``x``, as it is under autocast."""
-    if not torch.is_autocast_enabled(x.device.type) and weight.dtype != x.dtype:
+    if not _autocasts(x) and weight.dtype != x.dtype:
         weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(weight.dtype)
     if weight.dim() == 2 or weight.shape[-1] == 1:
@@ -186,6 +189,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> 
         return F.linear(x.contiguous(), weight.flatten(1), bias)
     padding = weight.shape[-1] // 2 * dilation
     planes = _planes(x, dilation, torch.is_grad_enabled() and weight.requires_grad)
+    if planes.is_contiguous():  # torch computes in channels_last if either tensor has that layout
+        weight = weight.contiguous()
     return F.conv2d(planes, weight, bias, padding=padding, dilation=dilation).permute(0, 2, 3, 1)
 
 
@@ -262,7 +267,7 @@ def _validate(
             raise ValueError(f"{OP}: gate is accepted together with residual and without gamma only")
     parameters = {"weight": weight, "bias": bias, "norm_weight": norm_weight, "norm_bias": norm_bias, "gate": gate}
     features = {"residual": residual, "gamma": gamma, "beta": beta}
-    if not torch.is_autocast_enabled(x.device.type):
+    if not _autocasts(x):
         check_same_dtype_or_float32(OP, "x", x, **parameters)
         for name, value in features.items():
             if value is not None and value.dtype != x.dtype:
