@@ -268,9 +268,9 @@ class PixelShuffleUpsampler(nn.Module):
 
 def _shuffle(x: Tensor, factor: int) -> Tensor:
     """Map ``(B, H, W, factor² · C)`` to ``(B, factor · H, factor · W, C)`` as `torch.nn.PixelShuffle` does."""
-    batch, height, width, _ = x.shape
+    batch, height, width, channels = x.shape
     parts = x.unflatten(3, (-1, factor, factor)).permute(0, 1, 4, 2, 5, 3)
-    shuffled: Tensor = parts.reshape(batch, factor * height, factor * width, -1)
+    shuffled: Tensor = parts.reshape(batch, factor * height, factor * width, channels // factor**2)
     return shuffled
 
 

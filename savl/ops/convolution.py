@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from savl import ops
 from savl.ops.case import BenchmarkProblem, Case, Draw
-from savl.ops.channel_modulation import channel_modulation
-from savl.ops.layer_norm import layer_norm
 from savl.ops.library import CPP
 from savl.ops.op import Op, register
 from savl.ops.settings import KernelSettings
@@ -96,20 +95,17 @@ def convolution(
         _validate(*tensors, *options)
     narrow, fits = False, True
     if x.is_cpu and torch.is_autocast_enabled("cpu"):
-        fits = torch.get_autocast_dtype("cpu") == torch.bfloat16
-        narrow = x.dtype == torch.float32
+        fits, narrow = torch.get_autocast_dtype("cpu") == torch.bfloat16, x.dtype == torch.float32
+        # Products and what follows them are in bfloat16; x and residual may stay in float32.
+        gamma, beta = (each.to(torch.bfloat16) if isinstance(each, Tensor) else each for each in (gamma, beta))
+        tensors = (x, weight, bias, norm_weight, norm_bias, residual, gamma, beta, gate)
     if fits and serves(CONVOLUTION, kernels, *tensors):
-        if narrow:  # products and what follows them are in bfloat16; x and residual may stay in float32
-            gamma, beta = (None if each is None else each.to(torch.bfloat16) for each in (gamma, beta))
-            tensors = (x, weight, bias, norm_weight, norm_bias, residual, gamma, beta, gate)
         nonlinear = activation != "none" or gamma is not None or gate is not None
-        keep = (
-            nonlinear and torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors)
-        )
         try:
-            code = ACTIVATIONS.index(activation)
-            fused: Tensor = torch.ops.savl.convolution.default(*tensors, dilation, code, slope, eps, keep, narrow)[0]
-        except (RuntimeError, TypeError, ValueError):
+            trained = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors)
+            settings = (dilation, ACTIVATIONS.index(activation), slope, eps, nonlinear and trained, narrow)
+            fused: Tensor = torch.ops.savl.convolution.default(*tensors, *settings)[0]
+        except (AttributeError, RuntimeError, TypeError, ValueError):
             # The kernel checks its arguments; only the message is worth the time of a second check.
             _validate(*tensors, *options)
             raise
@@ -121,6 +117,10 @@ def convolution(
 def fuses_convolution(x: Tensor, kernels: KernelSettings | None = None) -> bool:
     """Return whether a fused kernel serves `convolution` for an input, so that it normalises at no cost."""
     return serves(CONVOLUTION, kernels, x)
+
+
+def _autocasts(x: Tensor) -> bool:
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)  # torch has no autocast for meta tensors
 
 
 def convolution_reference(
@@ -161,13 +161,14 @@ def _compose(
     eps: float,
     kernels: KernelSettings | None,
 ) -> Tensor:
+    # These are the functions of the package, so that profilers find the calls of ops inside of this one.
     if norm_weight is not None and norm_bias is not None:
-        x = layer_norm(x, norm_weight, norm_bias, eps=eps, kernels=kernels)
+        x = ops.layer_norm(x, norm_weight, norm_bias, eps=eps, kernels=kernels)
     y = _activate(_convolve(x, weight, bias, dilation), activation, slope)
     if residual is None:
         return y
     if gamma is not None:
-        return channel_modulation(y, gamma, beta, residual, kernels=kernels)
+        return ops.channel_modulation(y, gamma, beta, residual, kernels=kernels)
     if gate is None:
         return residual + y
     rows, columns = gate.shape[1:3]
@@ -180,13 +181,16 @@ def _compose(
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     """Convolve by torch. The dtype of the parameters may be wider than that of ``x``, as it is under autocast."""
-    if not torch.is_autocast_enabled(x.device.type) and weight.dtype != x.dtype:
+    if not _autocasts(x) and weight.dtype != x.dtype:
         weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(weight.dtype)
     if weight.dim() == 2 or weight.shape[-1] == 1:
-        return F.linear(x, weight.flatten(1), bias)
+        # Contiguous, because torch multiplies others in one of two ways, depending on whether gradients are wanted.
+        return F.linear(x.contiguous(), weight.flatten(1), bias)
     padding = weight.shape[-1] // 2 * dilation
     planes = _planes(x, dilation, torch.is_grad_enabled() and weight.requires_grad)
+    if planes.is_contiguous():  # torch computes in channels_last if either tensor has that layout
+        weight = weight.contiguous()
     return F.conv2d(planes, weight, bias, padding=padding, dilation=dilation).permute(0, 2, 3, 1)
 
 
@@ -263,7 +267,7 @@ def _validate(
             raise ValueError(f"{OP}: gate is accepted together with residual and without gamma only")
     parameters = {"weight": weight, "bias": bias, "norm_weight": norm_weight, "norm_bias": norm_bias, "gate": gate}
     features = {"residual": residual, "gamma": gamma, "beta": beta}
-    if not torch.is_autocast_enabled(x.device.type):
+    if not _autocasts(x):
         check_same_dtype_or_float32(OP, "x", x, **parameters)
         check_same_dtype_or_float32(OP, "x", x, residual=residual)
         check_same_dtype(OP, "x", x, gamma=gamma, beta=beta)
@@ -334,7 +338,7 @@ def _fake_backward(
 ) -> tuple[Tensor, ...]:
     """Empty tensors stand for gradients that are not wanted."""
     wanted = options[-1]
-    like = (x, weight, weight[..., 0].flatten(1)[:, 0], norm_weight, norm_bias, gamma, gate)
+    like = (x, weight, weight.flatten(1)[:, 0], norm_weight, norm_bias, gamma, gate)
     flags = (*wanted[:5], wanted[6], wanted[8])
     return tuple(
         x.new_empty(each.shape if flag and each is not None else (0,), dtype=x.dtype)

@@ -2,8 +2,8 @@
 
 Without AMX, oneDNN computes the weight gradient of a dilated convolution of 24 channels by a kernel that reads beyond
 the end of its scratch memory. `ONEDNN_MAX_CPU_ISA` makes a processor with AMX run it too, and a small
-`MALLOC_MMAP_THRESHOLD_` puts memory where reading beyond the end is noticed. With `nn.Conv2d` in place of
-`DilatedConv2d` both programs here end in a segmentation fault on a processor with AVX-512.
+`MALLOC_MMAP_THRESHOLD_` puts memory where reading beyond the end is noticed. If `savl.ops.convolution` gave oneDNN
+these images in channels_last, both programs here would end in a segmentation fault on a processor with AVX-512.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from savl.network import CONFIGS, AmortizedEstimator
-from savl.network.layers import DilatedConv2d
+from savl.network.layers import ChannelsLastConv2d
 from savl.ops import gaussian_posterior, use_fused_kernels
+from savl.ops.op import OPS
 
 LAST = torch.channels_last
 
@@ -34,10 +35,10 @@ last = torch.channels_last
 estimator = AmortizedEstimator(CONFIGS["savl-tiny"]).to(memory_format=last)
 for convolution in estimator.body[2::2]:
     for side in (32, 48, 64):
-        y = torch.randn(4, 24, side, side).bfloat16().contiguous(memory_format=last)[:2].requires_grad_()
+        y = torch.randn(4, side, side, 24).bfloat16()[:2].requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
             out = convolution(y)
-        gradient = torch.randn(out.shape).bfloat16().contiguous(memory_format=last)
+        gradient = torch.randn(out.shape).bfloat16()
         torch.autograd.grad(out, (y, *convolution.parameters()), gradient)
 """
 
@@ -100,8 +101,8 @@ class ConvolutionInputs(TorchDispatchMode):
 
 @pytest.mark.parametrize("way", ["autocast", "bfloat16"])
 def test_a_dilated_convolution_is_trained_in_the_contiguous_layout(way: str) -> None:
-    convolution = DilatedConv2d(24, 24, 3, padding=4, dilation=4).to(memory_format=LAST)
-    y = torch.rand(2, 24, 16, 16).contiguous(memory_format=LAST).requires_grad_()
+    convolution = ChannelsLastConv2d(24, 24, 3, dilation=4).to(memory_format=LAST)
+    y = torch.rand(2, 16, 16, 24, requires_grad=True)
     if way == "bfloat16":
         convolution, y = convolution.bfloat16(), y.detach().bfloat16().requires_grad_()
     with ConvolutionInputs() as inputs:
@@ -109,6 +110,17 @@ def test_a_dilated_convolution_is_trained_in_the_contiguous_layout(way: str) -> 
             out = convolution(y)
         out.float().square().mean().backward()
     assert inputs.seen >= 2
+    assert not inputs.interleaved
+
+
+def test_torch_computes_the_weight_gradient_of_the_fused_op_in_the_contiguous_layout() -> None:
+    gradient, y = torch.rand(2, 2, 16, 16, 24).bfloat16()
+    weight = torch.rand(24, 24, 3, 3).contiguous(memory_format=LAST)
+    backward = OPS["convolution"].backward_on_cpu
+    assert backward is not None
+    with ConvolutionInputs() as inputs:
+        backward(gradient, y, weight, *[None] * 4, gradient, 4, 0, 0.0, 0.0, [False, True, *[False] * 7])
+    assert inputs.seen == 1
     assert not inputs.interleaved
 
 

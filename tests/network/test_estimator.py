@@ -46,7 +46,7 @@ def test_the_head_returns_the_means_before_the_log_variances(
     estimator = perturb_parameters(AmortizedEstimator(small_config(estimator_high_pass=False)))
     y = torch.rand(1, 3, 5, 7, dtype=torch.float64)
     mu, logvar = estimator(y)
-    features = estimator.head(estimator.body(y))
+    features = estimator.head(estimator.body(y.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
     assert torch.equal(mu, features[:, :6])
     assert logvar is not None
     assert torch.equal(logvar, features[:, 6:].clamp(-LOGVAR_LIMIT, LOGVAR_LIMIT))
