@@ -218,11 +218,10 @@ def _compute_backward(
     neighbourhood: int,
     scale: float,
 ) -> tuple[Tensor, ...]:
-    """Compute the gradients on a CPU by operations of torch, in float32 or wider."""
+    """Compute the gradients on a CPU by operations of torch, in float64: then sums have no order to depend on."""
     given = (x, weight, bias, squeeze_weight, squeeze_bias, excite_weight, excite_bias)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     grad, x, weight, bias, squeeze_weight, squeeze_bias, excite_weight, excite_bias = (
-        each.to(dtype).contiguous() for each in (grad, *given)
+        each.double().contiguous() for each in (grad, *given)
     )
     averages = _shifted_averages(x, rows, columns)
     near = _box_average(averages, neighbourhood).contiguous()

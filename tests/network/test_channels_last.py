@@ -119,7 +119,7 @@ def test_torch_computes_the_weight_gradient_of_the_fused_op_in_the_contiguous_la
     backward = OPS["convolution"].backward_on_cpu
     assert backward is not None
     with ConvolutionInputs() as inputs:
-        backward(gradient, y, weight, *[None] * 4, gradient, 4, 0, 0.0, 0.0, [False, True, *[False] * 7])
+        backward(gradient, y, weight, *[None] * 4, gradient, 4, 0, 0.0, 0.0, False, [False, True, *[False] * 7])
     assert inputs.seen == 1
     assert not inputs.interleaved
 

@@ -179,7 +179,7 @@ def test_the_exported_network_contains_the_ops(smallest: SAVL) -> None:
     with use_fused_kernels():
         program = torch.export.export(model, (lr,))
         expected = model(lr)
-    assert savl_ops(program.graph) == set(OPS)
+    assert savl_ops(program.graph) == {*OPS} - {"channel_modulation"}  # which is part of the convolution before it
     torch.testing.assert_close(program.module()(lr), expected)
 
 
