@@ -184,6 +184,23 @@ def layer_norm_work(pixels: int, channels: int, width: int) -> tuple[float, floa
     return pixels * (7.0 * channels + 4.0), width * (2.0 * pixels * channels + 2.0 * channels)
 
 
+def convolution_work(pixels: int, channels: int, outputs: int, width: int) -> tuple[float, float]:
+    """Return FLOPs and bytes of the first layer of an MLP: layer norm, 1×1 convolution with bias, and GELU.
+
+    F = 2·N·C·O: each pixel has C products and C sums for each of O outputs. Normalisation, bias and GELU are not
+    counted, because they need few operations in comparison.
+    Q = e·(N·(C + O) + C·O + O + 2·C): x and the parameters are read, the result is written.
+
+    Args:
+        pixels: N, padded to windows.
+        channels: C.
+        outputs: O.
+        width: e.
+    """
+    numbers = pixels * (channels + outputs) + channels * outputs + outputs + 2 * channels
+    return 2.0 * pixels * channels * outputs, float(width * numbers)
+
+
 def network_calls(
     config: SAVLConfig, *, height: int, width: int, batch: int, dtype: torch.dtype, device: torch.device
 ) -> list[Call]:
@@ -248,6 +265,11 @@ def network_calls(
             *layer_norm_work(pixels, channels, size),
         )
     )
+    hidden = int(channels * config.mlp_ratio)
+    norm = {"norm_weight": weight, "norm_bias": bias, "eps": 1e-5}
+    expand = partial(ops.convolution, x, normal(hidden, channels), normal(hidden), **norm, activation="gelu")
+    work = convolution_work(pixels, channels, hidden, size)
+    calls.append(Call("convolution", lambda kernels: expand(kernels=kernels), expand.args, *work))
     return calls
 
 
