@@ -19,7 +19,8 @@ Roofline of the device
   Points under the slope are limited by memory: gaussian_posterior, channel_modulation and layer_norm. They should be
   near the slope. If one reaches half of it or less, bytes are moved twice, or the launch takes longer than the kernel.
   Attention is near the ridge or right of it. It does not reach the flat roof, because it is limited by exponentials and
-  instructions instead of products.
+  instructions instead of products. The convolution, the first layer of an MLP, is limited by products on a CPU and
+  should be near the flat roof there.
   docs/predicted-floors.md has a floor for each kernel and resource on an H100.
 
 Nsight Systems: is the GPU busy?

@@ -184,6 +184,44 @@ def layer_norm_work(pixels: int, channels: int, width: int) -> tuple[float, floa
     return pixels * (7.0 * channels + 4.0), width * (2.0 * pixels * channels + 2.0 * channels)
 
 
+def convolution_work(pixels: int, channels: int, outputs: int, width: int) -> tuple[float, float]:
+    """Return FLOPs and bytes of the first layer of an MLP: layer norm, 1×1 convolution with bias, and GELU.
+
+    F = 2·N·C·O: each pixel has C products and C sums for each of O outputs. Normalisation, bias and GELU are not
+    counted, because they need few operations in comparison.
+    Q = e·(N·(C + O) + C·O + O + 2·C): x and the parameters are read, the result is written.
+
+    Args:
+        pixels: N, padded to windows.
+        channels: C.
+        outputs: O.
+        width: e.
+    """
+    numbers = pixels * (channels + outputs) + channels * outputs + outputs + 2 * channels
+    return 2.0 * pixels * channels * outputs, float(width * numbers)
+
+
+def channel_gate_work(
+    pixels: int, windows: int, channels: int, outputs: int, squeezed: int, width: int
+) -> tuple[float, float]:
+    """Return FLOPs and bytes of the gate of a channel attention block.
+
+    F = 9·N·C + 2·M·O·(9·C + 2·S): nine shifted sums over the pixels, and three products for each of M windows.
+    Q = e·(N·C + 9·C·O + 2·S·O + 2·O + S + M·O): x and the parameters are read, the gates are written.
+
+    Args:
+        pixels: N, padded to windows.
+        windows: M.
+        channels: C, of the input of the convolution.
+        outputs: O.
+        squeezed: S.
+        width: e.
+    """
+    parameters = 9 * channels * outputs + 2 * squeezed * outputs + 2 * outputs + squeezed
+    flops = 9.0 * pixels * channels + 2.0 * windows * outputs * (9 * channels + 2 * squeezed)
+    return flops, float(width * (pixels * channels + parameters + windows * outputs))
+
+
 def network_calls(
     config: SAVLConfig, *, height: int, width: int, batch: int, dtype: torch.dtype, device: torch.device
 ) -> list[Call]:
@@ -248,6 +286,29 @@ def network_calls(
             *layer_norm_work(pixels, channels, size),
         )
     )
+    hidden = int(channels * config.mlp_ratio)
+    norm = {"norm_weight": weight, "norm_bias": bias, "eps": 1e-5}
+    expand = partial(ops.convolution, x, normal(hidden, channels), normal(hidden), **norm, activation="gelu")
+    work = convolution_work(pixels, channels, hidden, size)
+    calls.append(Call("convolution", lambda kernels: expand(kernels=kernels), expand.args, *work))
+    compressed, squeezed = channels // config.cab_compress, channels // config.cab_squeeze
+    down, across = (rows // window, columns // window) if config.cab_neighbourhood else (1, 1)
+    gate = partial(
+        ops.channel_gate,
+        normal(*features, compressed),
+        normal(channels, compressed, 3, 3),
+        normal(channels),
+        normal(squeezed, channels),
+        normal(squeezed),
+        normal(channels, squeezed),
+        normal(channels),
+        rows=down,
+        columns=across,
+        neighbourhood=config.cab_neighbourhood or 1,
+        scale=config.cab_scale,
+    )
+    work = channel_gate_work(pixels, batch * down * across, compressed, channels, squeezed, size)
+    calls.append(Call("channel_gate", lambda kernels: gate(kernels=kernels), gate.args, *work))
     return calls
 
 

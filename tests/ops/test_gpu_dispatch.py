@@ -16,6 +16,7 @@ from savl.ops import (
     KernelSettings,
     KernelUnavailable,
     channel_modulation,
+    convolution,
     gaussian_posterior,
     kernel_report,
     layer_norm,
@@ -75,12 +76,23 @@ def test_every_op_goes_to_its_fused_kernel(dtype: torch.dtype) -> None:
         posterior = gaussian_posterior(mu, mu, seed=3)
         modulated = channel_modulation(q, q, None, q)
         normed = layer_norm(q, on_gpu(144, dtype=dtype), on_gpu(144, dtype=torch.float32))
-    assert calls.names == list(OPS)
+    assert calls.names == [name for name, op in OPS.items() if op.backend_for("cuda") is not None]
     assert (out.shape, out.dtype, out.device.type) == ((1, 32, 48, 144), dtype, "cuda")
     assert (wide.shape, wide.dtype) == (q.shape, dtype)
     assert (posterior.sample.dtype, posterior.severity.dtype) == (dtype, torch.float32)
     assert (modulated.shape, modulated.dtype) == (q.shape, dtype)
     assert (normed.shape, normed.dtype) == (q.shape, dtype)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_convolution_goes_to_the_fused_kernels_of_the_other_ops(dtype: torch.dtype) -> None:
+    x, gamma, wide = (on_gpu(2, 16, 32, 144, dtype=dtype) for _ in range(3))
+    weight, line = on_gpu(144, 144, 1, 1, dtype=torch.float32), on_gpu(144, dtype=dtype)
+    with use_fused_kernels(), Calls() as calls:
+        out = convolution(x, weight, line, line, line, wide, gamma)
+    assert calls.names == ["layer_norm", "channel_modulation"]
+    assert (out.shape, out.dtype, out.device.type) == (x.shape, dtype, "cuda")
 
 
 @pytest.mark.usefixtures("gpu")
@@ -147,9 +159,10 @@ def test_a_compiled_function_goes_to_the_fused_kernel_without_a_graph_break() ->
 def test_the_report_names_the_backend_of_each_device() -> None:
     with use_fused_kernels():
         report = kernel_report()
-    assert {op: report.serving(op, "cuda") for op in OPS} == {name: op.backend_for("cuda") for name, op in OPS.items()}
+    on_gpus = {op: report.serving(op, "cuda") for op in OPS}
+    assert on_gpus == {name: op.backend_for("cuda") or "eager" for name, op in OPS.items()}
     assert {report.serving(op, "cpu") for op in OPS} == {"cpp"}
-    assert {FUSED[report.serving(op, "cuda")].device for op in OPS} == {"cuda"}
+    assert {FUSED[backend].device for backend in on_gpus.values() if backend != "eager"} == {"cuda"}
 
 
 def test_the_question_to_the_driver_is_marked_as_torch_marks_constants() -> None:

@@ -221,7 +221,7 @@ def test_blocks_of_two_threads_leave_the_process_as_it_was(steps: list[str]) -> 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether the fused kernel was chosen, call by call of channel modulation."""
+    """Whether the fused kernel was chosen, call by call of the convolution."""
     chosen: list[bool] = []
 
     def spy(*args: Any) -> bool:
@@ -229,7 +229,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         return chosen[-1]
 
     # By module: the package has a function of the same name.
-    monkeypatch.setattr(import_module("savl.ops.channel_modulation"), "serves", spy)
+    monkeypatch.setattr(import_module("savl.ops.convolution"), "serves", spy)
     return chosen
 
 
@@ -257,7 +257,7 @@ def test_the_setting_of_a_model_comes_before_block_and_process(network: SAVL, ca
     assert fused(), "the model still has its setting"
     with use_fused_kernels(False):
         assert not fused(), "the process counts more than a block"
-    with use_fused_kernels(channel_modulation=False):
+    with use_fused_kernels(convolution=False):
         assert not fused(), "the setting of the op is not heeded"
     assert settings_of(network) == {None}
 

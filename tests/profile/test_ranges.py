@@ -95,7 +95,7 @@ def test_ranges_are_nested_like_the_modules(model: SAVL) -> None:
         ["network", f"group {index}", f"group {index} OCAB"] for index in range(2)
     ]
     assert around(found, "channel_modulation [eager]")[:2] == [
-        ["network", "group 0", f"group 0 DSCA {index}"] for index in range(2)
+        ["network", "group 0", f"group 0 DSCA {index}", "convolution [eager]"] for index in range(2)
     ]
     assert len(around(found, "window_attention [eager]")) == 3 + 5, "one for each HAB and each DSCA"
 
@@ -133,8 +133,12 @@ def test_the_range_of_an_op_names_the_backend(model: SAVL, scope: str) -> None:
 
     where = {"model": model} if scope == "model" else {}
     assert backends() == {op: {"eager"} for op in OPS}
-    with savl.use_fused_kernels(True, channel_modulation=False, **where):
-        assert backends() == {op: {"eager" if op == "channel_modulation" else "cpp"} for op in OPS}
+    with savl.use_fused_kernels(True, convolution=False, **where):
+        assert backends() == {op: {"eager" if op == "convolution" else "cpp"} for op in OPS}
+    with savl.use_fused_kernels(**where):
+        assert backends() == {op: set() if op == "channel_modulation" else {"cpp"} for op in OPS}, (
+            "a fused convolution modulates its result itself"
+        )
 
 
 @needs_extension

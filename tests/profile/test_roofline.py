@@ -24,6 +24,7 @@ from savl.profile.roofline import (
     Point,
     Roofline,
     channel_modulation_work,
+    convolution_work,
     gaussian_posterior_work,
     layer_norm_work,
     measure_ceilings,
@@ -61,8 +62,11 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any], li
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_flops_of_attention_equal_those_of_its_products(small_config: Callable[..., Any], dtype: torch.dtype) -> None:
-    for call in network_calls(small_config(), dtype=dtype, **SIZE)[:2]:
+def test_flops_of_attention_and_convolution_equal_those_of_their_products(
+    small_config: Callable[..., Any], dtype: torch.dtype
+) -> None:
+    first, second, *_, last = network_calls(small_config(), dtype=dtype, **SIZE)
+    for call in (first, second, last):
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), counter:
             call.run(EAGER)
@@ -78,6 +82,7 @@ def test_flops_equal_values_computed_by_hand() -> None:
     assert channel_modulation_work(10, 3, 4, shift=True) == (120.0, 600.0)
     assert gaussian_posterior_work(10, 3, 2, 4) == (310.0, 2 * 4 * 30 + 120 + 16)
     assert layer_norm_work(10, 3, 4) == (250.0, 264.0)
+    assert convolution_work(10, 3, 5, 4) == (300.0, 4 * (30 + 50 + 15 + 5 + 6))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
