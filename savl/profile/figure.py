@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from itertools import combinations, cycle, product
+from itertools import combinations, cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +124,7 @@ def _add_labels(axes: Axes, roofline: Roofline) -> None:
         peak, end, (-4, 5), textcoords="offset points", ha="right", va="bottom", fontsize=8.5, color=_INK
     )
     occupied.append(text.get_window_extent())
-    occupied.append(_label_slope(axes, roofline, copy))
+    occupied.append(_label_slope(axes, roofline, copy, occupied[: len(places)]))
     intensities = {point.op: point.intensity for point in roofline.points}
     labels = []
     for op, speeds in by_op.items():
@@ -138,9 +138,17 @@ def _add_labels(axes: Axes, roofline: Roofline) -> None:
 
 _POSITIONS = [
     (x, y, horizontal, vertical)
-    for y, vertical in ((0, "center"), (-8, "top"), (8, "bottom"), (-30, "top"), (30, "bottom"))
-    for x, horizontal in ((10, "left"), (-10, "right"), (0, "center"))
-    if x or abs(y) == 8
+    for y, vertical in (
+        (0, "center"),
+        (-8, "top"),
+        (8, "bottom"),
+        (-30, "top"),
+        (30, "bottom"),
+        (-60, "top"),
+        (60, "bottom"),
+    )
+    for x, horizontal in ((10, "left"), (-10, "right"), (0, "center"), (40, "left"), (-40, "right"))
+    if x or y
 ]
 """Possible positions of a label relative to its data point, the best first: x and y offset in typographic points,
 horizontal and vertical alignment."""
@@ -181,39 +189,59 @@ def _place_labels(axes: Axes, labels: list[tuple[str, tuple[float, float], str]]
         total = sum(costs[index][position] for index, position in enumerate(chosen))
         return total + sum(clash[one, other][chosen[one]][chosen[other]] for one, other in pairs)
 
-    # Only the best eight positions of each label are combined, to keep the number of combinations small.
-    candidates = [sorted(range(len(_POSITIONS)), key=each.__getitem__)[:8] for each in costs]
-    best = min(product(*candidates), key=cost)
+    # All combinations are too many. Each label in turn takes its best position, from several starts, until none moves.
+    best = tuple(each.index(min(each)) for each in costs)
+    for start in range(len(_POSITIONS)):
+        chosen = [
+            each.index(min(each)) if start == 0 else (start + 5 * place) % len(each) for place, each in enumerate(costs)
+        ]
+        moved = True
+        while moved:
+            before = list(chosen)
+            for index in range(len(chosen)):
+                costs_here = [cost((*chosen[:index], at, *chosen[index + 1 :])) for at in range(len(_POSITIONS))]
+                chosen[index] = costs_here.index(min(costs_here))
+            moved = chosen != before
+        best = min(best, tuple(chosen), key=cost)
     for index, positions in enumerate(texts):
         for position, unused in enumerate(positions):
             if position != best[index]:
                 unused.remove()
 
 
-def _label_slope(axes: Axes, roofline: Roofline, label: str) -> Any:
-    """Draw a label above the slope of the roof, and return its box in pixels."""
+def _label_slope(axes: Axes, roofline: Roofline, label: str, points: list[Any]) -> Any:
+    """Draw a label above the slope of the roof, where it covers no points, and return its box in pixels."""
     ceilings = roofline.ceilings
     left = axes.get_xlim()[0]
-    # Middle of the visible slope on the logarithmic axis.
-    middle = (left * ceilings.ridge) ** 0.5
     ends = axes.transData.transform([(x, ceilings.gigabytes * x) for x in (left, ceilings.ridge)])
     (dx, dy) = ends[1] - ends[0]
     angle = float(np.degrees(np.arctan2(dy, dx)))
     distance = 5.0  # in typographic points, perpendicular to the slope
     offset = (-distance * np.sin(np.radians(angle)), distance * np.cos(np.radians(angle)))
-    text = axes.annotate(
-        label,
-        (middle, ceilings.gigabytes * middle),
-        offset,
-        textcoords="offset points",
-        rotation=angle,
-        rotation_mode="anchor",
-        ha="center",
-        va="bottom",
-        fontsize=8.5,
-        color=_INK,
-    )
-    return text.get_window_extent()
+    covered: dict[float, int] = {}
+    for share in (0.5, 0.35, 0.65, 0.25, 0.75, None):  # of the slope, on the logarithmic axis; at last the best one
+        share = min(covered, key=covered.__getitem__) if share is None else share
+        at = left ** (1 - share) * ceilings.ridge**share
+        text = axes.annotate(
+            label,
+            (at, ceilings.gigabytes * at),
+            offset,
+            textcoords="offset points",
+            rotation=angle,
+            rotation_mode="anchor",
+            ha="center",
+            va="bottom",
+            fontsize=8.5,
+            color=_INK,
+        )
+        box = text.get_window_extent()
+        if share in covered:
+            break
+        covered[share] = sum(box.overlaps(point) for point in points)
+        if covered[share] == 0:
+            break
+        text.remove()
+    return box
 
 
 def _pixels_of_roof(axes: Axes, roofline: Roofline) -> Any:

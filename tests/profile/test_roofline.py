@@ -23,6 +23,7 @@ from savl.profile.roofline import (
     Ceilings,
     Point,
     Roofline,
+    channel_gate_work,
     channel_modulation_work,
     convolution_work,
     gaussian_posterior_work,
@@ -65,8 +66,10 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any], li
 def test_flops_of_attention_and_convolution_equal_those_of_their_products(
     small_config: Callable[..., Any], dtype: torch.dtype
 ) -> None:
-    first, second, *_, last = network_calls(small_config(), dtype=dtype, **SIZE)
-    for call in (first, second, last):
+    calls = network_calls(small_config(), dtype=dtype, **SIZE)
+    products = [call for call in calls if call.op.endswith("attention") or call.op == "convolution"]
+    assert len(products) == 3
+    for call in products:
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), counter:
             call.run(EAGER)
@@ -83,6 +86,8 @@ def test_flops_equal_values_computed_by_hand() -> None:
     assert gaussian_posterior_work(10, 3, 2, 4) == (310.0, 2 * 4 * 30 + 120 + 16)
     assert layer_norm_work(10, 3, 4) == (250.0, 264.0)
     assert convolution_work(10, 3, 5, 4) == (300.0, 4 * (30 + 50 + 15 + 5 + 6))
+    # 9 sums of 10 pixels of 3 channels; for 2 windows, products with 5·27, 4·5 and 5·4 weights.
+    assert channel_gate_work(10, 2, 3, 5, 4, 4) == (270.0 + 4.0 * 175, 4 * (30 + 135 + 5 + 20 + 4 + 20 + 5 + 10))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
