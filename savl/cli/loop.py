@@ -217,6 +217,7 @@ class _Loop:
         self._debug = debug
         self._started = started
         self._shown_target = shown_target
+        self._said: set[str] = set()  # notes about the whole run
         self._exact = {path for job in jobs if job.exact for path in job.outputs}
         names = [name for job in jobs for name in (job, job.alternative) if name is not None]
         self._before = {path: _signature(path) for name in names for path in name.outputs}
@@ -325,6 +326,10 @@ class _Loop:
         except Exception as error:
             self._fail(job, error)
         else:
+            for note in result.run_notes:
+                if note not in self._said:
+                    self._said.add(note)
+                    self._report.say(note, "dim")
             for note in result.notes:
                 self._report.note(job.source, note)
             sizes = f"{result.old_size[0]}x{result.old_size[1]} -> {result.new_size[0]}x{result.new_size[1]}"

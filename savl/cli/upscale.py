@@ -102,7 +102,7 @@ def upscale(
     strength: options.Strength = "auto",
     tile: options.Tile = None,
     tile_pad: options.TilePad = 32,
-    dtype: options.Dtype = "float32",
+    dtype: options.AutomaticDtype = "auto",
     device: options.Device = "auto",
     eager: options.Eager = False,
     threads: options.Threads = None,
@@ -125,7 +125,7 @@ def upscale(
     from savl.ops.scopes import fused_by_default
 
     with option_value("--dtype"):
-        checked_dtype(dtype)
+        chosen_dtype = None if dtype == "auto" else checked_dtype(dtype, also=("auto",))
     with option_value("--device"):
         checked_device(device)
     with option_value("--scale"):
@@ -137,7 +137,7 @@ def upscale(
     def load() -> tuple[str, Work]:
         try:
             upscaler = as_upscaler(
-                model, strength=chosen_strength, tile=tile, tile_pad=tile_pad, device=device, dtype=dtype
+                model, strength=chosen_strength, tile=tile, tile_pad=tile_pad, device=device, dtype=chosen_dtype
             )
         except Exception as error:
             if debug:

@@ -45,11 +45,13 @@ class ProcessedFile:
         old_size: Width and height of the input, in pixels.
         new_size: Width and height of the output, in pixels.
         notes: Sentences in lower case that name what the output could not keep, and other surprises.
+        run_notes: Sentences about how images are computed. A command prints each of them once, not for every image.
     """
 
     old_size: tuple[int, int]
     new_size: tuple[int, int]
     notes: tuple[str, ...]
+    run_notes: tuple[str, ...] = ()
 
 
 def write_image(

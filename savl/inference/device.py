@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from savl.build_info import extension_facts
+from savl.ops.library import CPP
+from savl.ops.op import OPS
+from savl.ops.scopes import current_settings, fused_by_default
+
 
 def best_device() -> torch.device:
     """Return CUDA if available, else Apple's MPS, else the CPU."""
@@ -46,8 +51,12 @@ def with_device_index(device: torch.device) -> torch.device:
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
+def checked_dtype(dtype: str | torch.dtype, *, also: tuple[str, ...] = ()) -> torch.dtype:
     """Return the dtype for "float32" or "bfloat16", with or without a leading "torch.".
+
+    Args:
+        dtype: The dtype or its name.
+        also: What else the caller accepts, for the message.
 
     Raises:
         ValueError: ``dtype`` is another one. The message for float16 explains why it is refused.
@@ -59,4 +68,26 @@ def checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
     reason = ""
     if name in ("float16", "half", "fp16"):
         reason = "; networks of the HAT family overflow in float16 and give black or NaN images"
-    raise ValueError(f"dtype must be {' or '.join(names)}, got {name!r}{reason}")
+    raise ValueError(f"dtype must be {' or '.join((*also, *names))}, got {name!r}{reason}")
+
+
+MEASURED_IN_BFLOAT16 = ("savl-tiny",)
+"""Names of shipped weights whose 8-bit results in bfloat16 were measured to differ from those in float32 by at most one
+level (`benchmarks.studies.bfloat16`). Measure new weights before their name is added or kept here."""
+
+
+def is_faster_in_bfloat16(device: torch.device) -> bool:
+    """Return whether a device computes a network faster in bfloat16 than in float32, as far as this is known.
+
+    This is so on a CPU with fast products of bfloat16 numbers, which the C++ extension then uses for attention: its
+    instruction set is "amx" or "avx512_bf16". By default it uses the fastest one of the processor, and prefers "avx512"
+    to "avx512_bf16" on Intel's processors that multiply bfloat16 fast with AMX only. All ops must be left to the fused
+    kernels; eager PyTorch and other devices were not measured.
+    """
+    if device.type != "cpu":
+        return False
+    with fused_by_default():
+        settings = current_settings()
+    facts, reason = extension_facts()
+    fused = reason is None and all(getattr(settings, op) in (True, CPP) for op in OPS)
+    return fused and facts["kernel_instruction_set"] in ("amx", "avx512_bf16")

@@ -46,6 +46,27 @@ class ImageUpscaler(Protocol):
 
 
 @dataclass(frozen=True)
+class ByBitDepth:
+    """Two upscalers with the same network: `enlarge` uses one for images that it returns with 8 bits per sample."""
+
+    eight_bit: ImageUpscaler
+    other: ImageUpscaler
+
+    @property
+    def scale(self) -> int:
+        """Upscaling factor."""
+        return self.other.scale
+
+    def __call__(self, lr: torch.Tensor, *, on_tile: OnTile | None = None) -> UpscalerOutput:
+        """Upscale a tensor, which has more than 8 bits."""
+        return self.other(lr, on_tile=on_tile)
+
+    def for_samples(self, dtype: np.dtype[Any]) -> ImageUpscaler:
+        """Return the upscaler for an image whose result has samples of a dtype."""
+        return self.eight_bit if dtype == np.uint8 else self.other
+
+
+@dataclass(frozen=True)
 class Enlarged:
     """An upscaled image.
 
@@ -143,6 +164,8 @@ def enlarge(
         TypeError, ValueError: `scale` is not a finite number above 0, or the result would have too many pixels.
         RuntimeError: The network returned NaN or infinity.
     """
+    if isinstance(upscaler, ByBitDepth):
+        upscaler = upscaler.for_samples(dtype or pixels.dtype)
     height, width, bands = pixels.shape
     scale = upscaler.scale if scale is None else check_scale(scale)
     new_width, new_height = output_size(width, height, scale)

@@ -12,7 +12,7 @@ from savl.images.metadata import losses
 from savl.images.result_mark import SEVERITY_MAP, STRENGTH_MAP, UPSCALED
 from savl.images.severity_map import draw_severity
 from savl.images.write import ProcessedFile, check_size, prepare_output, write_image
-from savl.inference.enlarge import ImageUpscaler, OnTile, Strength, check_scale, enlarge, output_size
+from savl.inference.enlarge import ByBitDepth, ImageUpscaler, OnTile, Strength, check_scale, enlarge, output_size
 from savl.inference.upscale_image import as_upscaler, is_image_source, read_source
 
 if TYPE_CHECKING:
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
     from savl.images.read import ImageSource
     from savl.inference.upscale_image import Model
+
+IN_BFLOAT16 = (
+    "results with 8 bits per sample are computed in bfloat16, which is faster on this processor and within one level "
+    "of float32; --dtype float32 turns this off"
+)
+"""Note about images that are computed in bfloat16 without a request."""
 
 
 def upscale_file(
@@ -62,7 +68,7 @@ def upscale_file(
         tile: Side of the tiles in input pixels. None chooses it by the free memory; 0 disables tiling.
         tile_pad: Context around each tile, in input pixels.
         device: Where to compute, as for `savl.upscale`.
-        dtype: Dtype in which the network computes, as for `savl.upscale`.
+        dtype: Dtype in which the network computes, as for `savl.upscale`; the samples of `target` count.
         on_tile: Callback, called with (tiles done, number of tiles) after every tile.
 
     Returns:
@@ -165,12 +171,13 @@ def enlarge_file(
     for output in (target, severity_map, strength_map):
         if output is not None:
             prepare_output(output, overwrite=overwrite)
+    samples = image_format.sample_dtype(picture.pixels.dtype)
     flatten = bands in (2, 4) and not image_format.holds_alpha
     enlarged = enlarge(
         picture.pixels,
         upscaler,
         scale=scale,
-        dtype=image_format.sample_dtype(picture.pixels.dtype),
+        dtype=samples,
         background=1.0 if flatten else None,
         on_tile=on_tile,
     )
@@ -197,4 +204,5 @@ def enlarge_file(
             notes.append("the strength map is 1 everywhere: the whole image is fully restored")
         drawn = draw_severity(enlarged.strength, (0.0, 1.0), "strength")
         write_image(strength_map, drawn, image_format=PNG, overwrite=overwrite, mark=STRENGTH_MAP, origin=origin)
-    return ProcessedFile((width, height), new_size, tuple(notes))
+    in_bfloat16 = isinstance(upscaler, ByBitDepth) and upscaler.for_samples(samples) is not upscaler.other
+    return ProcessedFile((width, height), new_size, tuple(notes), (IN_BFLOAT16,) if in_bfloat16 else ())

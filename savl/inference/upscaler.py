@@ -84,8 +84,9 @@ class Upscaler:
                 the free memory of the device, 0 does not tile.
             tile_pad: Context around each tile in LR pixels, rounded up to the same multiple.
             device: Device to compute on; None selects CUDA if available, else MPS, else the CPU.
-            dtype: torch.float32 (default) or torch.bfloat16, which computes under autocast: faster on hardware that
-                supports it, and within about one 8-bit level of float32.
+            dtype: torch.float32 (default) or torch.bfloat16, in which autocast then computes the network except its
+                estimator: faster on hardware that supports it, and within about one 8-bit level of float32. The
+                degradation field, severity and strength are always computed in float32.
             cuda_graph: Record the network's pass over a tile as a CUDA graph, and replay it for every tile of the same
                 shape. Results are bitwise equal, and the CPU no longer launches every kernel. The first tile of a shape
                 takes three additional passes, so this pays off for many tiles or images.
@@ -304,7 +305,7 @@ class _Run:
         """Compute the field of ``region`` and the halo around it; it is exact inside ``region``."""
         self.leave_memory()
         crop = region.grown(self.halo, self.image).crop(self.lr, self.image)
-        with self.autocast():
+        with self.autocast(torch.float32):
             return self.estimate(crop.to(self.device, torch.float32).contiguous())
 
     def inside(self, map_with_halo: Tensor, region: Region) -> Tensor:
@@ -410,21 +411,23 @@ class _Run:
         """
         scale = self.model.config.scale
         origin = whole(crop)
-        with self.autocast():
+        with self.autocast(torch.float32):  # In bfloat16, the estimator causes most of the largest errors of the image.
             field = self.estimate(crop)
-            if field is not None:
-                field = DegradationField(mu=context.crop(field.mu, origin), severity=maps.get("severity"))
+        if field is not None:
+            mu = context.crop(field.mu, origin).to(self.dtype)  # here, because autocast would convert it for every DSCA
+            field = DegradationField(mu=mu, severity=maps.get("severity"))
+        with self.autocast(self.dtype):
             given = {"strength": maps["strength"]} if "strength" in maps else {}
             sr = self.reconstruct(context.crop(crop, origin).contiguous(), field, **given)
         return region.scaled(scale).crop(sr, context.scaled(scale)).contiguous()
 
-    def autocast(self) -> torch.autocast:
-        """Return the autocast context for the chosen dtype.
+    def autocast(self, dtype: torch.dtype) -> torch.autocast:
+        """Return the autocast context for a dtype; for float32 it turns autocast off.
 
         Autocast's cache of cast weights is off: each weight is used once per pass, and a graph must not read a weight
         that was cast before its capture.
         """
-        enabled = self.dtype == torch.bfloat16
+        enabled = dtype == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
     def leave_memory(self) -> None:

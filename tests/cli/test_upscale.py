@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 
 from savl.images.format import READABLE
 from savl.images.read import read_image
 from savl.images.result_mark import read_mark
+from savl.inference.upscale_file import IN_BFLOAT16
 
 Run = Callable[..., Any]
 Write = Callable[..., Path]
@@ -260,6 +262,41 @@ def test_the_strength_reaches_the_upscaler(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "dtype"),
+    [((), None), (("auto",), None), (("float32",), torch.float32), (("bfloat16",), torch.bfloat16)],
+)
+def test_the_dtype_reaches_the_upscaler(
+    savl: Run, picture: Write, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], dtype: torch.dtype | None
+) -> None:
+    from savl.inference import upscale_image
+    from tests.cli.conftest import FakeUpscaler
+
+    seen = []
+    monkeypatch.setattr(upscale_image, "as_upscaler", lambda model, **given: seen.append(given) or FakeUpscaler())
+    picture("a.png")
+    assert savl("upscale", "a.png", *(f"--dtype={text}" for text in arguments)).code == 0
+    assert [given["dtype"] for given in seen] == [dtype]
+
+
+@pytest.mark.parametrize(("deep", "options", "times"), [(False, (), 1), (True, (), 0), (True, ("-f", "webp"), 1)])
+def test_one_line_says_that_eight_bit_results_are_computed_in_bfloat16(
+    savl: Run, picture: Write, monkeypatch: pytest.MonkeyPatch, deep: bool, options: tuple[str, ...], times: int
+) -> None:
+    from savl.inference import upscale_image
+    from savl.inference.enlarge import ByBitDepth
+    from tests.cli.conftest import FakeUpscaler
+
+    both = ByBitDepth(eight_bit=FakeUpscaler(), other=FakeUpscaler())
+    monkeypatch.setattr(upscale_image, "as_upscaler", lambda model, **given: both)
+    for name in ("a.png", "b.png"):
+        picture(name, dtype=np.uint16 if deep else np.uint8)
+    done = savl("upscale", "a.png", "b.png", *options)
+    assert done.code == 0
+    assert [line for line in done.text.splitlines() if "bfloat16" in line] == [IN_BFLOAT16] * times
+    assert "--dtype float32" in IN_BFLOAT16
+
+
+@pytest.mark.parametrize(
     ("text", "got"), [("1.5", "1.5"), ("-0.1", "-0.1"), ("nan", "nan"), ("strong", "'strong'"), ("", "''")]
 )
 def test_a_bad_strength_is_a_usage_error(savl: Run, picture: Write, text: str, got: str) -> None:
@@ -282,6 +319,7 @@ def test_a_bad_strength_is_a_usage_error(savl: Run, picture: Write, text: str, g
         (["a.png", "--suffix", "/../../y"], "must not contain a slash"),
         (["a.png", "-o", "out", "--suffix", "a\\b"], "must not contain a slash"),
         (["a.png", "--dtype", "float16"], "overflow in float16"),
+        (["a.png", "--dtype", "half"], "dtype must be auto or float32 or bfloat16, got 'half'"),
         (["a.png", "--scale", "0"], "above 0"),
         (["a.png", "--tile", "-1"], "--tile"),
         (["a.png", "--quality", "101"], "--quality"),
