@@ -61,12 +61,12 @@ def convolution(
 
     Args:
         x: ``(B, H, W, C)`` floating, C ≥ 1.
-        weight: ``(O, C)`` for 1×1 pixels, ``(O, C, 1, 1)`` or ``(O, C, 3, 3)``; dtype of ``x`` or float32, under
-            autocast any floating one.
+        weight: ``(O, C)`` for 1×1 pixels, ``(O, C, 1, 1)`` or ``(O, C, 3, 3)``; dtype of ``x`` or float32. Under
+            autocast any floating one, but float64 only together with ``x``, in which case autocast has no effect.
         bias: ``(O,)``, dtypes as for ``weight``.
         norm_weight: ``(C,)``, weight of the layer normalisation; dtypes as for ``weight``. None for no normalisation.
         norm_bias: ``(C,)``; given if and only if ``norm_weight`` is.
-        residual: ``(B, H, W, O)``, dtype of ``x``; under autocast any floating one.
+        residual: ``(B, H, W, O)``, dtype of ``x``; under autocast as for ``weight``.
         gamma: ``(B, H, W, O)``, dtypes as for ``residual``. Requires ``residual``.
         beta: ``(B, H, W, O)``, dtypes as for ``residual``. Requires ``gamma``.
         gate: ``(B, rows, columns, O)``, one factor for each part of a regular grid of rows × columns parts, which
@@ -79,7 +79,8 @@ def convolution(
             serves, `savl.ops.layer_norm` and `savl.ops.channel_modulation` may still be fused.
 
     Returns:
-        ``(B, H, W, O)``. Dtype of ``x``; under autocast the dtype that torch's operations give.
+        ``(B, H, W, O)``. Dtype of ``x``; under autocast that of autocast, or where no fused kernel serves the one that
+        torch's operations give, which is float32 if ``residual`` is float32.
 
     Raises:
         TypeError: An argument is not a floating-point tensor, or dtypes are incompatible.
@@ -88,22 +89,25 @@ def convolution(
     """
     tensors = (x, weight, bias, norm_weight, norm_bias, residual, gamma, beta, gate)
     options = (dilation, activation, slope, eps)
-    if not isinstance(x, Tensor) or torch.compiler.is_compiling():
+    numbers = type(dilation) is int and type(slope) is float and type(eps) is float  # torch takes others too
+    if not (isinstance(x, Tensor) and numbers) or torch.compiler.is_compiling():
         _validate(*tensors, *options)
-    # Torch casts the inputs of its convolutions under autocast; the fused op does so before the normalisation.
-    dtype = torch.get_autocast_dtype(x.device.type) if _autocasts(x) and x.dtype != torch.float64 else x.dtype
-    images = tensors if dtype == x.dtype else tuple(_cast(i, each, dtype) for i, each in enumerate(tensors))
-    if serves(CONVOLUTION, kernels, *images):
-        nonlinear = activation != "none" or gamma is not None or gate is not None
-        keep = nonlinear and torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in images)
-        try:
+    try:
+        # Torch casts the inputs of its convolutions under autocast; the fused op does so before the normalisation.
+        given = _cast(*tensors) if _autocasts(x) else tensors
+        if serves(CONVOLUTION, kernels, *given):
+            parameters = [each.dtype for each in (weight, bias, norm_weight, norm_bias, gate) if each is not None]
+            if given is tensors and x.dtype == torch.float32 and torch.bfloat16 in parameters:
+                _validate(*tensors, *options)  # raises; the kernel takes these dtypes
+            trained = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in given)
+            keep = trained and (activation != "none" or gamma is not None or gate is not None)
             code = ACTIVATIONS.index(activation)
-            fused: Tensor = torch.ops.savl.convolution.default(*images, dilation, code, slope, eps, keep)[0]
-        except (RuntimeError, TypeError, ValueError):
-            # The kernel checks its arguments; only the message is worth the time of a second check.
-            _validate(*tensors, *options)
-            raise
-        return fused
+            fused: Tensor = torch.ops.savl.convolution.default(*given, dilation, code, slope, eps, keep)[0]
+            return fused
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        # The kernel checks its arguments; only the message is worth the time of a second check.
+        _validate(*tensors, *options)
+        raise
     _validate(*tensors, *options)
     return _compose(*tensors, *options, kernels)
 
@@ -113,15 +117,26 @@ def fuses_convolution(x: Tensor, kernels: KernelSettings | None = None) -> bool:
     return serves(CONVOLUTION, kernels, x)
 
 
-_PER_PIXEL = (0, 5, 6, 7)  # the positions of x, residual, gamma and beta
+_PARAMETERS = (1, 2, 3, 4, 8)  # the positions of the arguments that are not images
+_AUTOCAST = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def _autocasts(x: Tensor) -> bool:
-    return not x.is_meta and torch.is_autocast_enabled(x.device.type)  # torch has no autocast for meta tensors
+    """Return whether autocast has an effect. Torch leaves float64 alone, and has no autocast for meta tensors."""
+    return not x.is_meta and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
 
 
-def _cast(index: int, tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return tensor if tensor is None or index not in _PER_PIXEL else tensor.to(dtype)
+def _cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Cast images to the dtype of autocast, and parameters to a dtype that goes with it."""
+    assert tensors[0] is not None
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
+
+    def cast(index: int, tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or tensor.dtype not in _AUTOCAST:
+            return tensor
+        return tensor.to(torch.promote_types(tensor.dtype, dtype) if index in _PARAMETERS else dtype)
+
+    return tuple(cast(index, tensor) for index, tensor in enumerate(tensors))
 
 
 def convolution_reference(
@@ -164,11 +179,16 @@ def _compose(
 ) -> Tensor:
     # These are the functions of the package, so that profilers find the calls of ops inside of this one.
     if norm_weight is not None and norm_bias is not None:
+        if _autocasts(x):
+            norm_weight, norm_bias = norm_weight.float(), norm_bias.float()
         x = ops.layer_norm(x, norm_weight, norm_bias, eps=eps, kernels=kernels)
     y = _activate(_convolve(x, weight, bias, dilation), activation, slope)
     if residual is None:
         return y
     if gamma is not None:
+        if _autocasts(x):
+            gamma, beta = gamma.to(y.dtype), None if beta is None else beta.to(y.dtype)
+            residual = residual.to(torch.promote_types(residual.dtype, y.dtype))
         return ops.channel_modulation(y, gamma, beta, residual, kernels=kernels)
     if gate is None:
         return residual + y
@@ -185,7 +205,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> 
         weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(weight.dtype)
     if weight.dim() == 2 or weight.shape[-1] == 1:
-        # Contiguous, because torch multiplies other inputs in one of two ways, depending on whether gradients are wanted.
+        # Contiguous, because torch multiplies other inputs in one of two ways: one for training, one for inference.
         return F.linear(x.contiguous(), weight.flatten(1), bias)
     padding = weight.shape[-1] // 2 * dilation
     planes = _planes(x, dilation, torch.is_grad_enabled() and weight.requires_grad)
@@ -267,7 +287,11 @@ def _validate(
             raise ValueError(f"{OP}: gate is accepted together with residual and without gamma only")
     parameters = {"weight": weight, "bias": bias, "norm_weight": norm_weight, "norm_bias": norm_bias, "gate": gate}
     features = {"residual": residual, "gamma": gamma, "beta": beta}
-    if not _autocasts(x):
+    if _autocasts(x):
+        for name, value in (parameters | features).items():
+            if value is not None and value.dtype == torch.float64:
+                raise TypeError(f"{OP}: {name} must not be torch.float64 under autocast, except together with x")
+    else:
         check_same_dtype_or_float32(OP, "x", x, **parameters)
         for name, value in features.items():
             if value is not None and value.dtype != x.dtype:
@@ -290,6 +314,8 @@ def _validate(
 
 
 def _fake(x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    if any(each.device != x.device for each in (weight, *others) if isinstance(each, Tensor)):
+        raise RuntimeError(f"savl::{OP}: tensors are on different devices")  # torch calls this if one of them is meta
     shape = (*x.shape[:3], weight.shape[0])
     keep = others[-1]
     return x.new_empty(shape), x.new_empty(shape if keep else (0,))
