@@ -62,8 +62,8 @@ def convolution(
 
     Args:
         x: ``(B, H, W, C)`` floating, C ≥ 1.
-        weight: ``(O, C)`` for 1×1 pixels, ``(O, C, 1, 1)`` or ``(O, C, 3, 3)``; dtype of ``x`` or float32, under
-            autocast any floating one.
+        weight: ``(O, C)`` for 1×1 pixels, ``(O, C, 1, 1)`` or ``(O, C, 3, 3)``; dtype of ``x`` or float32. Under
+            autocast any floating one, but float64 only together with ``x``, in which case autocast has no effect.
         bias: ``(O,)``, dtypes as for ``weight``.
         norm_weight: ``(C,)``, weight of the layer normalisation; dtypes as for ``weight``. None for no normalisation.
         norm_bias: ``(C,)``; given if and only if ``norm_weight`` is.
@@ -91,25 +91,28 @@ def convolution(
     """
     tensors = (x, weight, bias, norm_weight, norm_bias, residual, gamma, beta, gate)
     options = (dilation, activation, slope, eps)
-    if not isinstance(x, Tensor) or torch.compiler.is_compiling():
+    numbers = type(dilation) is int and type(slope) is float and type(eps) is float  # torch takes others too
+    if not (isinstance(x, Tensor) and numbers) or torch.compiler.is_compiling():
         _validate(*tensors, *options)
-    narrow, fits = False, True
-    if x.is_cpu and torch.is_autocast_enabled("cpu"):
-        fits, narrow = torch.get_autocast_dtype("cpu") == torch.bfloat16, x.dtype == torch.float32
-        # Products and what follows them are in bfloat16; x and residual may stay in float32.
-        gamma, beta = (each.to(torch.bfloat16) if isinstance(each, Tensor) else each for each in (gamma, beta))
-        tensors = (x, weight, bias, norm_weight, norm_bias, residual, gamma, beta, gate)
-    if fits and serves(CONVOLUTION, kernels, *tensors):
-        nonlinear = activation != "none" or gamma is not None or gate is not None
-        try:
-            trained = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors)
-            settings = (dilation, ACTIVATIONS.index(activation), slope, eps, nonlinear and trained, narrow)
-            fused: Tensor = torch.ops.savl.convolution.default(*tensors, *settings)[0]
-        except (AttributeError, RuntimeError, TypeError, ValueError):
-            # The kernel checks its arguments; only the message is worth the time of a second check.
-            _validate(*tensors, *options)
-            raise
-        return fused
+    try:
+        narrow, fits = False, True
+        given: tuple[Any, ...] = tensors
+        if x.is_cpu and _autocasts(x):
+            given = _cast(*tensors)
+            fits, narrow = torch.get_autocast_dtype("cpu") == torch.bfloat16, given[0].dtype == torch.float32
+        if fits and serves(CONVOLUTION, kernels, *given):
+            parameters = [each.dtype for each in (weight, bias, norm_weight, norm_bias, gate) if each is not None]
+            if given is tensors and x.dtype == torch.float32 and torch.bfloat16 in parameters:
+                _validate(*tensors, *options)  # raises; the kernel takes these dtypes
+            trained = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in given)
+            keep = trained and (activation != "none" or gamma is not None or gate is not None)
+            settings = (dilation, ACTIVATIONS.index(activation), slope, eps, keep, narrow)
+            fused: Tensor = torch.ops.savl.convolution.default(*given, *settings)[0]
+            return fused
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        # The kernel checks its arguments; only the message is worth the time of a second check.
+        _validate(*tensors, *options)
+        raise
     _validate(*tensors, *options)
     return _compose(*tensors, *options, kernels)
 
@@ -119,8 +122,28 @@ def fuses_convolution(x: Tensor, kernels: KernelSettings | None = None) -> bool:
     return serves(CONVOLUTION, kernels, x)
 
 
+_AUTOCAST = (torch.float16, torch.bfloat16, torch.float32)
+
+
 def _autocasts(x: Tensor) -> bool:
-    return not x.is_meta and torch.is_autocast_enabled(x.device.type)  # torch has no autocast for meta tensors
+    """Return whether autocast has an effect. Torch leaves float64 alone, and has no autocast for meta tensors."""
+    return not x.is_meta and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+
+
+def _cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Cast what is not float32 and not bfloat16 under bfloat16 autocast on a CPU.
+
+    gamma and beta become bfloat16; the image and the residual may stay float32, and parameters become float32.
+    """
+
+    def cast(index: int, tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or tensor.dtype not in _AUTOCAST:
+            return tensor
+        if index in (6, 7):  # gamma and beta
+            return tensor.to(torch.bfloat16)
+        return tensor.float() if tensor.dtype == torch.float16 else tensor
+
+    return tuple(cast(index, tensor) for index, tensor in enumerate(tensors))
 
 
 def convolution_reference(
@@ -163,11 +186,16 @@ def _compose(
 ) -> Tensor:
     # These are the functions of the package, so that profilers find the calls of ops inside of this one.
     if norm_weight is not None and norm_bias is not None:
+        if _autocasts(x):
+            norm_weight, norm_bias = norm_weight.float(), norm_bias.float()
         x = ops.layer_norm(x, norm_weight, norm_bias, eps=eps, kernels=kernels)
     y = _activate(_convolve(x, weight, bias, dilation), activation, slope)
     if residual is None:
         return y
     if gamma is not None:
+        if _autocasts(x):
+            gamma, beta = gamma.to(y.dtype), None if beta is None else beta.to(y.dtype)
+            residual = residual.to(torch.promote_types(residual.dtype, y.dtype))
         return ops.channel_modulation(y, gamma, beta, residual, kernels=kernels)
     if gate is None:
         return residual + y
@@ -185,7 +213,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> 
         weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(weight.dtype)
     if weight.dim() == 2 or weight.shape[-1] == 1:
-        # Contiguous, because torch multiplies others in one of two ways, depending on whether gradients are wanted.
+        # Contiguous, because torch multiplies other inputs in one of two ways: one for training, one for inference.
         return F.linear(x.contiguous(), weight.flatten(1), bias)
     padding = weight.shape[-1] // 2 * dilation
     planes = _planes(x, dilation, torch.is_grad_enabled() and weight.requires_grad)
@@ -267,7 +295,11 @@ def _validate(
             raise ValueError(f"{OP}: gate is accepted together with residual and without gamma only")
     parameters = {"weight": weight, "bias": bias, "norm_weight": norm_weight, "norm_bias": norm_bias, "gate": gate}
     features = {"residual": residual, "gamma": gamma, "beta": beta}
-    if not _autocasts(x):
+    if _autocasts(x):
+        for name, value in (parameters | features).items():
+            if value is not None and value.dtype == torch.float64:
+                raise TypeError(f"{OP}: {name} must not be torch.float64 under autocast, except together with x")
+    else:
         check_same_dtype_or_float32(OP, "x", x, **parameters)
         check_same_dtype_or_float32(OP, "x", x, residual=residual)
         check_same_dtype(OP, "x", x, gamma=gamma, beta=beta)
@@ -289,6 +321,8 @@ def _validate(
 
 
 def _fake(x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    if any(each.device != x.device for each in (weight, *others) if isinstance(each, Tensor)):
+        raise RuntimeError(f"savl::{OP}: tensors are on different devices")  # torch calls this if one of them is meta
     shape = (*x.shape[:3], weight.shape[0])
     residual, keep, narrow = others[3], others[-2], others[-1]
     dtype = torch.bfloat16 if narrow else x.dtype
