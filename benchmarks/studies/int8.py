@@ -243,13 +243,37 @@ class Replacement(nn.Module):
 
     chosen = BFLOAT16
 
-    def __init__(self, calls: Mapping[str, Call]) -> None:
+    def __init__(self, layer: Layer, calls: Mapping[str, Call]) -> None:
         super().__init__()
         self.calls = calls
+        self.weight, self.bias = layer.weight, layer.bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(1, side, side, in)`` to ``(1, side, side, out)``."""
-        return self.calls[self.chosen](x)
+    def forward(
+        self,
+        x: Tensor,
+        norm: nn.Module | None = None,
+        *,
+        activation: str = "none",
+        residual: Tensor | None = None,
+        gamma: Tensor | None = None,
+        beta: Tensor | None = None,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        """Map ``(1, side, side, in)`` to ``(1, side, side, out)``, with torch's operations around the layer."""
+        y = self.calls[self.chosen](x if norm is None else norm(x))
+        y = F.gelu(y) if activation == "gelu" else y
+        if gamma is not None:
+            y = y + gamma * y + (0 if beta is None else beta)
+        if gate is not None:
+            side = y.shape[1] // gate.shape[1]
+            y = y * gate.repeat_interleave(side, 1).repeat_interleave(side, 2)
+        return y if residual is None else residual + y
+
+
+def layer_input(inputs: tuple[Any, ...]) -> Tensor:
+    """Return what a layer multiplies, given its positional arguments: features, and perhaps a normalisation."""
+    x: Tensor = inputs[0]
+    return x if len(inputs) == 1 or inputs[1] is None else inputs[1](x)
 
 
 @torch.no_grad()
@@ -264,7 +288,7 @@ def network_times(model: SAVL, side: int, rounds: int) -> dict[str, float]:
     model = copy.deepcopy(model)
     replaced = []
     for name, layer in list(layers_of(model)):
-        replaced.append(Replacement(variants(layer, side)))
+        replaced.append(Replacement(layer, variants(layer, side)))
         model.set_submodule(name, replaced[-1])
     lr = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
 
@@ -326,7 +350,7 @@ def calibrated(model: nn.Module, images: Sequence[Tensor]) -> dict[float, dict[s
             ranges[name] = min(low, before[0]), max(high, before[1])
 
     handles = [
-        layer.register_forward_pre_hook(lambda _, inputs, name=name: observe(name, inputs[0]))
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: observe(name, layer_input(inputs)))
         for name, layer in layers_of(model)
     ]
     for image in images:
@@ -355,7 +379,11 @@ def simulated(model: nn.Module, ranges: Mapping[str, Bounds] | None) -> nn.Modul
         zeros = torch.zeros(len(scales), dtype=torch.int32)
         layer.weight.copy_(torch.fake_quantize_per_channel_affine(layer.weight, scales, zeros, 0, -127, 127))
         bounds = None if ranges is None else ranges[name]
-        layer.register_forward_pre_hook(lambda _, inputs, bounds=bounds: (rounded(inputs[0], bounds),))
+
+        def round_input(_: nn.Module, inputs: tuple[Any, ...], bounds: Bounds | None = bounds) -> tuple[Any, ...]:
+            return rounded(layer_input(inputs), bounds), *([None] * (len(inputs) - 1))
+
+        layer.register_forward_pre_hook(round_input)
     return model
 
 

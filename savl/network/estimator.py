@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from savl import ops
 from savl.network.config import SAVLConfig
-from savl.network.layers import ChannelsLastConv2d
+from savl.network.layers import ChannelsLastConv2d, without_autocast
 
 LOGVAR_LIMIT = 8.0
 """Bound of |logvar|: exp(logvar) then stays finite in every dtype that the network runs in."""
@@ -105,9 +104,7 @@ class RestorationStrength(nn.Module):
         """
         field = (mu if logvar is None else torch.cat((mu, logvar), dim=1)).detach()
         dtype = torch.float64 if field.dtype == torch.float64 else torch.float32
-        kind = field.device.type
-        # The autocast context is entered only where it has an effect, because an exported program would contain it.
-        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+        with without_autocast(field):
             hidden = F.gelu(_conv_in(dtype, self.expand, field))
             logits = _binomial_average(_conv_in(dtype, self.contract, hidden))
             return logits.sigmoid().squeeze(1)

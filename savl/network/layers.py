@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -88,6 +89,16 @@ class MLP(nn.Module):
         """Return ``residual + contract(GELU(expand(norm(x))))``, all ``(B, H, W, C)``; without the sum for None."""
         out: Tensor = self.contract(self.expand(x, norm, activation="gelu"), residual=residual)
         return out
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which autocast is off on the device of a tensor.
+
+    It does nothing where autocast is off already, because an exported program would contain it.
+    """
+    kind = x.device.type
+    active = not x.is_meta and torch.is_autocast_enabled(kind)  # torch has no autocast for meta tensors
+    return torch.autocast(kind, enabled=False) if active else nullcontext()
 
 
 class DropPath(nn.Module):

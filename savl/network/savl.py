@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any, Literal, overload
@@ -15,7 +14,7 @@ from savl.bicubic import bicubic_upscale
 from savl.network.config import SAVLConfig
 from savl.network.dsca import Guidance
 from savl.network.estimator import AmortizedEstimator, DegradationField, RestorationStrength
-from savl.network.layers import ChannelsLastConv2d, LayerNorm, reflect_pad_to_multiple
+from savl.network.layers import ChannelsLastConv2d, LayerNorm, reflect_pad_to_multiple, without_autocast
 from savl.network.rhag import DARHAG
 from savl.ops import KernelSettings
 
@@ -165,10 +164,8 @@ class SAVL(nn.Module):
             severity = None if field.severity is None else reflect_pad_to_multiple(field.severity, window)
 
         padded = reflect_pad_to_multiple(lr - self.rgb_mean, window)
-        kind = lr.device.type
         # In float32 also under autocast, and with it all sums of residuals, whose rounding would otherwise add up.
-        # The context is entered only where it has an effect, because an exported program would contain it.
-        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+        with without_autocast(lr):
             shallow = self.conv_first(padded.permute(0, 2, 3, 1))
         features = self.norm_first(shallow)
         for group in self.groups:

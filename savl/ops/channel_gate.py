@@ -118,7 +118,7 @@ def _compute(
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Apply a linear layer whose parameters may have a wider dtype than ``x``, as they have under autocast."""
-    if torch.is_autocast_enabled(x.device.type):
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # torch has no autocast for meta tensors
         return F.linear(x, weight, bias)
     return F.linear(x, weight.to(x.dtype), bias.to(x.dtype))
 
@@ -169,7 +169,7 @@ def _validate(
     for name, (value, shape) in expected.items():
         check_tensor(OP, name, value, f"({', '.join(map(str, shape))})" if len(shape) > 1 else "(channels)")
         check_shape(OP, name, value, shape, "channels of x, outputs and squeezed channels")
-    if not torch.is_autocast_enabled(x.device.type):
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
         check_same_dtype_or_float32(OP, "x", x, **{name: value for name, (value, _) in expected.items()})
     check_same_device(OP, "x", x, **{name: value for name, (value, _) in expected.items()})
     for name, number, length in (("rows", rows, height), ("columns", columns, width)):

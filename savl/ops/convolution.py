@@ -27,7 +27,6 @@ from savl.ops.switch import serves
 from savl.ops.validation import (
     check_int,
     check_same_device,
-    check_same_dtype,
     check_same_dtype_or_float32,
     check_shape,
     check_tensor,
@@ -96,13 +95,14 @@ def convolution(
         _validate(*tensors, *options)
     try:
         narrow, fits = False, True
-        given: tuple[Any, ...] = tensors
-        if x.is_cpu and _autocasts(x):
+        given: Any = tensors
+        autocast = x.is_cpu and _autocasts(x)
+        if autocast:
             given = _cast(*tensors)
             fits, narrow = torch.get_autocast_dtype("cpu") == torch.bfloat16, given[0].dtype == torch.float32
         if fits and serves(CONVOLUTION, kernels, *given):
             parameters = [each.dtype for each in (weight, bias, norm_weight, norm_bias, gate) if each is not None]
-            if given is tensors and x.dtype == torch.float32 and torch.bfloat16 in parameters:
+            if not autocast and x.dtype == torch.float32 and torch.bfloat16 in parameters:
                 _validate(*tensors, *options)  # raises; the kernel takes these dtypes
             trained = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in given)
             keep = trained and (activation != "none" or gamma is not None or gate is not None)
@@ -301,8 +301,10 @@ def _validate(
                 raise TypeError(f"{OP}: {name} must not be torch.float64 under autocast, except together with x")
     else:
         check_same_dtype_or_float32(OP, "x", x, **parameters)
-        check_same_dtype_or_float32(OP, "x", x, residual=residual)
-        check_same_dtype(OP, "x", x, gamma=gamma, beta=beta)
+        for name, value in features.items():
+            wide = name == "residual" and x.dtype.itemsize == 2 and value is not None and value.dtype == torch.float32
+            if value is not None and value.dtype != x.dtype and not wide:
+                raise TypeError(f"{OP}: {name} must be {x.dtype} like x, got {value.dtype}")
     check_same_device(OP, "x", x, **parameters, **features)
     check_int(OP, "dilation", dilation)
     if dilation < 1:
