@@ -4,7 +4,7 @@
 
 Every image of the folders is upscaled by `savl.Upscaler` in float32 and in bfloat16, at two strengths: the one that the
 network has learned, and 1, at which the errors of the network are largest. `savl upscale` chooses bfloat16 itself for
-the weights in `savl.inference.device.MEASURED_IN_BFLOAT16`, whose results must differ by at most one 8-bit level.
+the weights in `savl.inference.device.MEASURED_IN_BFLOAT16`, which should stay within one 8-bit level of float32.
 """
 
 from __future__ import annotations

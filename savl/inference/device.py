@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from savl.build_info import extension_facts
+from savl.ops import kernel_report
 from savl.ops.library import CPP
 from savl.ops.op import OPS
-from savl.ops.scopes import current_settings, fused_by_default
+from savl.ops.scopes import fused_by_default
 
 
 def best_device() -> torch.device:
@@ -72,22 +72,21 @@ def checked_dtype(dtype: str | torch.dtype, *, also: tuple[str, ...] = ()) -> to
 
 
 MEASURED_IN_BFLOAT16 = ("savl-tiny",)
-"""Names of shipped weights whose 8-bit results in bfloat16 were measured to differ from those in float32 by at most one
-level (`benchmarks.studies.bfloat16`). Measure new weights before their name is added or kept here."""
+"""Names of shipped weights whose 8-bit results in bfloat16 were measured to be within about one level of those in
+float32 (`benchmarks.studies.bfloat16`). Measure new weights before their name is added or kept here."""
 
 
 def is_faster_in_bfloat16(device: torch.device) -> bool:
     """Return whether a device computes a network faster in bfloat16 than in float32, as far as this is known.
 
-    This is so on a CPU with fast products of bfloat16 numbers, which the C++ extension then uses for attention: its
-    instruction set is "amx" or "avx512_bf16". By default it uses the fastest one of the processor, and prefers "avx512"
-    to "avx512_bf16" on Intel's processors that multiply bfloat16 fast with AMX only. All ops must be left to the fused
-    kernels; eager PyTorch and other devices were not measured.
+    This is so on a CPU with fast products of bfloat16 numbers, which the C++ kernels then use for attention: their
+    instruction set is "amx" or "avx512_bf16". By default they use the fastest one of the processor, and prefer "avx512"
+    to "avx512_bf16" on Intel's processors that multiply bfloat16 fast with AMX only. The C++ kernels must serve all ops
+    that they can serve; eager PyTorch and other devices were not measured.
     """
     if device.type != "cpu":
         return False
     with fused_by_default():
-        settings = current_settings()
-    facts, reason = extension_facts()
-    fused = reason is None and all(getattr(settings, op) in (True, CPP) for op in OPS)
-    return fused and facts["kernel_instruction_set"] in ("amx", "avx512_bf16")
+        report = kernel_report()
+    fused = all(report.serving(name) == CPP for name, op in OPS.items() if CPP in op.backends)
+    return fused and report.instruction_set in ("amx", "avx512_bf16")

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from savl.inference.upscale_image import Model
 
 IN_BFLOAT16 = (
-    "results with 8 bits per sample are computed in bfloat16, which is faster on this processor and within one level "
-    "of float32; --dtype float32 turns this off"
+    "results with 8 bits per sample are computed in bfloat16, which is faster on this processor and within about one "
+    "level of float32; --dtype float32 turns this off"
 )
 """Note about images that are computed in bfloat16 without a request."""
 
@@ -204,5 +204,5 @@ def enlarge_file(
             notes.append("the strength map is 1 everywhere: the whole image is fully restored")
         drawn = draw_severity(enlarged.strength, (0.0, 1.0), "strength")
         write_image(strength_map, drawn, image_format=PNG, overwrite=overwrite, mark=STRENGTH_MAP, origin=origin)
-    in_bfloat16 = isinstance(upscaler, ByBitDepth) and upscaler.for_samples(samples) is not upscaler.other
+    in_bfloat16 = isinstance(upscaler, ByBitDepth) and upscaler.for_samples(samples) is upscaler.eight_bit
     return ProcessedFile((width, height), new_size, tuple(notes), (IN_BFLOAT16,) if in_bfloat16 else ())

@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 
 import savl
+from savl.build_info import build_info
 from savl.images.folder import read_rgb
-from savl.inference import device, upscale_image
+from savl.inference import upscale_image
 from savl.inference.device import MEASURED_IN_BFLOAT16, is_faster_in_bfloat16
 from savl.inference.enlarge import ByBitDepth
 from savl.inference.upscale_image import as_upscaler
 from savl.network import SAVL
-from savl.ops import scopes
+from savl.ops import report, scopes
+from savl.ops.library import CPP
+from savl.ops.op import OPS, UNAVAILABLE
 from savl.weights import shipped
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -33,10 +36,12 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def use_instruction_set(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Returns a function that gives the C++ extension an instruction set, or a reason why it cannot be used."""
+    """Returns a function that gives the C++ kernels an instruction set, or a reason why they cannot be used."""
 
     def use(name: str, reason: str | None = None) -> None:
-        monkeypatch.setattr(device, "extension_facts", lambda: ({"kernel_instruction_set": name}, reason))
+        monkeypatch.setattr(report, "build_info", lambda: {**build_info(), "kernel_instruction_set": name})
+        for op in OPS:
+            monkeypatch.setitem(UNAVAILABLE, (op, CPP), reason)
 
     return use
 
