@@ -266,8 +266,16 @@ def network_calls(
         )
     )
     hidden = int(channels * config.mlp_ratio)
-    norm = {"norm_weight": weight, "norm_bias": bias, "eps": 1e-5}
-    expand = partial(ops.convolution, x, normal(hidden, channels), normal(hidden), **norm, activation="gelu")
+    expand = partial(
+        ops.convolution,
+        x,
+        normal(hidden, channels),
+        normal(hidden),
+        norm_weight=weight,
+        norm_bias=bias,
+        activation="gelu",
+        eps=1e-5,
+    )
     work = convolution_work(pixels, channels, hidden, size)
     calls.append(Call("convolution", lambda kernels: expand(kernels=kernels), expand.args, *work))
     return calls
