@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from savl.build_info import build_info
 from savl.inference import Upscaler
-from savl.network import SAVL, SAVLConfig
+from savl.network import DSCA, HAB, OCAB, SAVL, SAVLConfig
 from savl.ops import use_fused_kernels
 from savl.ops.equivalence import Budget, measure
 from savl.ops.library import EXTENSION_UNAVAILABLE
@@ -148,6 +149,69 @@ def test_autocast_trains_on_fused_kernels(small: SAVL) -> None:
     broken = [name for name, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
     assert not broken, f"gradients of {broken} are not finite"
     assert all(p.grad is not None and p.grad.dtype == p.dtype for n, p in model.named_parameters() if "bias_table" in n)
+
+
+# What is left to torch
+
+
+class ArithmeticOnFeatures(TorchDispatchMode):
+    """Names of torch's arithmetic operations whose results have features of every pixel, unlike images and averages."""
+
+    PRODUCTS = ("addmm", "mm", "bmm", "convolution")
+    OTHERS = (
+        "native_layer_norm",
+        "gelu",
+        "leaky_relu",
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "addcmul",
+        "sum",
+        "mean",
+        "_softmax",
+    )
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        self.pixels = pixels
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        if function.namespace == "aten" and name in (*self.PRODUCTS, *self.OTHERS):
+            result = out if isinstance(out, Tensor) else out[0]
+            if result.is_floating_point() and result.numel() >= self.pixels and result.shape[1] != 3:
+                self.found.add(name)
+        return out
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize(
+    ("part", "eager"),
+    [
+        pytest.param(HAB, {"native_layer_norm", "addmm", "convolution", "gelu", "add"}, id="HAB"),
+        pytest.param(OCAB, {"native_layer_norm", "addmm", "gelu", "add"}, id="OCAB"),
+        pytest.param(DSCA, {"native_layer_norm", "addmm", "add", "mul"}, id="DSCA"),
+        pytest.param(SAVL, {"native_layer_norm", "addmm", "convolution", "gelu", "leaky_relu", "add"}, id="network"),
+    ],
+)
+@torch.no_grad()
+def test_no_arithmetic_on_features_is_left_to_torch(
+    smallest: SAVL, part: type[torch.nn.Module], eager: set[str], autocast: bool
+) -> None:
+    module = next(each for each in smallest.modules() if isinstance(each, part))
+    features, mu, severity = torch.rand(1, 8, 16, 12), torch.rand(1, 8, 16, 6), torch.rand(1, 8, 16)
+    inputs = {SAVL: (image(8, 16),), DSCA: (features, mu, severity)}.get(part, (features,))
+    found = {}
+    for fused in (False, True):
+        recorded = ArithmeticOnFeatures(8 * 16)
+        with use_fused_kernels(fused), torch.autocast("cpu", torch.bfloat16, enabled=autocast), recorded:
+            module(*inputs)
+        found[fused] = recorded.found
+    assert eager <= found[False], "the record misses what it looks for"
+    assert found[True] == set()
 
 
 # Compilation and export

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from savl.ops import KernelSettings, overlapping_window_attention, window_attention
 from savl.ops.channel_modulation import channel_modulation_case
+from savl.ops.convolution import convolution_case
 from savl.ops.equivalence import Case
 from savl.ops.gaussian_posterior import gaussian_posterior_case
 from savl.ops.layer_norm import layer_norm_case
@@ -151,6 +152,24 @@ def test_a_large_mean_takes_no_digits_from_the_variance(dtype: torch.dtype, asse
     assert_within_budget(shifted)
 
 
+@DTYPES
+@pytest.mark.parametrize("side", [1, 3])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch": 2, "height": 6, "width": 5, "channels": 144, "outputs": 12, "norm": True, "activation": "gelu"},
+        {"batch": 1, "height": 9, "width": 33, "channels": 6, "outputs": 49, "gate": (3, 1), "activation": "gelu"},
+        {"batch": 3, "height": 3, "width": 4, "channels": 33, "outputs": 15, "norm": True, "modulation": True},
+        {"batch": 1, "height": 1, "width": 66, "channels": 19, "outputs": 3, "bias": False, "residual": True},
+    ],
+    ids=lambda settings: "-".join(f"{name}{value}" for name, value in settings.items()),
+)
+def test_convolution_is_as_accurate_as_eager(
+    dtype: torch.dtype, side: int, settings: dict[str, Any], assert_within_budget: Check
+) -> None:
+    assert_within_budget(lambda seed: convolution_case(dtype, side=side, seed=seed, **settings))
+
+
 # Mixed dtypes under autocast
 
 
@@ -197,6 +216,22 @@ def test_features_are_normalised_with_float32_parameters(
     assert_within_budget(
         lambda seed: in_float32(layer_norm_case(dtype, height=4, width=5, channels=37, seed=seed), *names)
     )
+
+
+@pytest.mark.parametrize("names", [("weight",), ("bias", "gate"), ("weight", "bias", "gate")], ids="+".join)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=["bf16", "f64"])
+def test_features_are_convolved_with_float32_parameters(
+    dtype: torch.dtype, names: tuple[str, ...], assert_within_budget: Check
+) -> None:
+    sizes: dict[str, Any] = {"height": 4, "width": 6, "channels": 19, "outputs": 21, "gate": (2, 3)}
+
+    def make(seed: int, side: int) -> Case:
+        case = convolution_case(dtype, side=side, norm=True, activation="gelu", seed=seed, **sizes)
+        norm = ("norm_weight", "norm_bias") if "weight" in names else ()
+        return in_float32(case, *names, *norm)
+
+    assert_within_budget(lambda seed: make(seed, 1))
+    assert_within_budget(lambda seed: make(seed, 3))
 
 
 @pytest.mark.parametrize("names", [("bias_table",), ("severity",), ("bias_table", "severity")], ids="+".join)
@@ -263,6 +298,25 @@ def test_any_overlapping_attention_is_as_right_as_eager(
 @settings(max_examples=10)
 def test_any_posterior_is_as_right_as_eager(dtype: torch.dtype, assert_within_budget: Check, **settings: Any) -> None:
     assert_within_budget(lambda seed: gaussian_posterior_case(dtype, seed=seed, **settings))
+
+
+@DTYPES
+@given(
+    batch=st.integers(1, 2),
+    height=st.integers(3, 12),
+    width=st.integers(3, 40),
+    channels=st.integers(3, 70),
+    outputs=st.integers(3, 70),
+    side=st.sampled_from([1, 3]),
+    dilation=st.integers(1, 4),
+    activation=st.sampled_from(["none", "gelu", "leaky_relu"]),
+    norm=st.booleans(),
+    bias=st.booleans(),
+    modulation=st.booleans(),
+)
+@settings(max_examples=10)
+def test_any_convolution_is_as_right_as_eager(dtype: torch.dtype, assert_within_budget: Check, **settings: Any) -> None:
+    assert_within_budget(lambda seed: convolution_case(dtype, seed=seed, **settings))
 
 
 @pytest.mark.parametrize("backend", ["cpp", "eager"])

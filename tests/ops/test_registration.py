@@ -69,7 +69,8 @@ def mixed_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
     mu, logvar, map_ = numbers(2, 3, 4, 5), numbers(2, 3, 4, 5), numbers(2, 4, 5)
     a, g, b, r = (numbers(2, 3, 4, 5) for _ in range(4))
     half = [value.bfloat16() for value in (a, g, b)]
-    weight, bias, kept = numbers(5), numbers(5), (numbers(2, 3, 4), numbers(2, 3, 4).exp())
+    weight, bias, linear = numbers(5), numbers(5), numbers(5, 5)
+    kept = (numbers(2, 3, 4), numbers(2, 3, 4).exp())
     interleaved = [value.contiguous(memory_format=torch.channels_last) for value in (mu, logvar, mu - 1)]
     return {
         "posterior-channels-last": (
@@ -91,6 +92,15 @@ def mixed_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
         "norm-mixed": ("layer_norm", (half[0], weight, bias, 1e-5, False)),
         "norm-wide": ("layer_norm", (half[0], weight, bias.bfloat16(), 1e-5, True)),
         "norm-backward-wide": ("layer_norm_backward", (b, half[0], weight, bias.bfloat16(), *kept)),
+        "linear-autocast": ("convolution", (half[0], linear, *[None] * 7, 1, 1, 0.0, 0.0, True)),
+        "linear-backward-autocast": (
+            "convolution_backward",
+            (half[1], half[0], linear, *[None] * 4, half[2], 1, 1, 0.0, 0.0, [True, True, True, *[False] * 6]),
+        ),
+        "convolution-backward-weight": (
+            "convolution_backward",
+            (b, a, numbers(5, 5, 3, 3), weight, bias, None, None, g, 2, 2, 0.1, 1e-5, [False, True, *[False] * 7]),
+        ),
     }
 
 
