@@ -119,7 +119,8 @@ def check(case: BenchmarkCase, run: Run) -> tuple[dict[str, Call], dict[str, dic
                     units * torch.finfo(run.dtype if case.reference_dtype is None else one.dtype).eps for one in found
                 ]
                 bases, own_dtype = eager_errors or [0.0] * len(errors), case.precisions.get(variant)
-                if own_dtype is not None:
+                if own_dtype is not None:  # it may round whatever it stores to this dtype, also the result
+                    least = [torch.finfo(own_dtype).eps for _ in found]
                     with torch.autocast(run.device.type, own_dtype):
                         rounded = computation(case, "eager", case.inputs)()
                     bases = [_error(one, exact) for one, exact in zip(rounded, reference, strict=True)]
