@@ -2,8 +2,9 @@
 //
 //   gate = scale * sigmoid(excite(relu(squeeze(average of a 3×3 convolution of x))))
 //
-// The average is taken over windows, or over the neighbourhoods of windows. The average of a convolution is the product
-// of its weight with averages of its shifted inputs, so the convolution itself is not computed.
+// The average is taken over windows, or over neighbourhoods of windows. Convolution is linear: the average of its
+// output equals its weight times the averages of the nine shifted inputs, plus the bias. The convolution itself is not
+// computed.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,8 @@
 
 namespace savl::cpu {
 
-// For S and T see cpu/kernel.h. There are three steps with tasks of their own, each with what the one before it wrote.
+// For S and T see cpu/kernel.h. The kernel is called three times, once for each step. Each step reads what the previous
+// one wrote, and divides its work into different tasks.
 struct ChannelGateArgs {
   enum Step { kRowSums, kAverages, kGates } step;  // tasks: rows of pixels; windows; windows
   const void* x;                                   // S, pixels of contiguous channels

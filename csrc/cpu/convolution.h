@@ -1,10 +1,12 @@
-// Convolutions of 1×1 and 3×3 pixels over channels-last features, with the pixelwise operations around them:
+// Convolutions with 1×1 and 3×3 kernels over channels-last features, with the pixelwise operations around them:
 //
 //   out = residual + (1 + gamma) * gate * activation(convolution(layer_norm(x)) + bias) + beta
 //
-// A task is a tile of pixels. It packs the tile, with a border for 3×3, as rows of operands, layer-normalised on the
-// way. The channels of adjacent pixels are contiguous there, so a row of a 3×3 kernel is one long sum. Each panel of
-// output channels is then multiplied with the rows, and the other operations are applied before the result is written.
+// The kernel runs in two steps. In the first, a task packs the weights of a group of output channels into panels
+// (cpu/panels.h). In the second, a task packs a tile of pixels, with a border for a 3×3 kernel, and normalises it. It
+// multiplies the tile with every panel, and applies the other operations to the sums before it writes them. The
+// channels of adjacent pixels are contiguous in a packed tile, so that a row of a 3×3 kernel is one sum if the dilation
+// is 1. An operand is a number, or a pair of bfloat16 numbers (cpu/bfloat16_products.h).
 #pragma once
 
 #include <cstdint>
@@ -23,13 +25,12 @@ namespace savl::cpu {
 enum class Activation : int64_t { kNone = 0, kGelu = 1, kLeakyRelu = 2 };
 
 // Pixels have contiguous channels; `*_stride` is the distance between pixels, in elements. For S and T see
-// cpu/kernel.h. There are two steps with tasks of their own: packing the weights, by groups of output channels, then
-// multiplying, by tiles of pixels.
+// cpu/kernel.h. Tasks: groups of output channels if `packing` is true, otherwise tiles of pixels.
 struct ConvolutionArgs {
-  static constexpr int64_t kGroup = 16;  // output channels; the most lanes of a vector
+  static constexpr int64_t kGroup = 16;  // output channels; the number of lanes of the widest vector
   bool packing;
   const void* x;                     // S, or T where x_is_float
-  bool x_is_float, output_is_float;  // although the products are of bfloat16 numbers
+  bool x_is_float, output_is_float;  // x, or residual and out, are float32 although S is bfloat16
   int64_t x_stride;
   int64_t batch, height, width, channels, outputs;
   int64_t side, dilation;               // of the kernel; side is 1 or 3
@@ -44,7 +45,8 @@ struct ConvolutionArgs {
   int64_t residual_stride, gamma_stride, beta_stride;
   const void* gate;                 // T (batch, gate_rows, gate_columns, outputs), or null
   int64_t gate_rows, gate_columns;  // they divide height and width
-  void *out, *kept;                 // S, contiguous, written; `kept` is the sum before the activation, or null
+  void *out,
+      *kept;  // S, contiguous, written; `out` T where output_is_float; `kept` is the sum before the activation, or null
 
   // Sizes of tiles. Adjacent tiles of a 3×3 kernel pack the pixels between them twice.
   int64_t tile_height() const { return side == 1 ? 1 : 8; }
@@ -71,7 +73,8 @@ constexpr int kPixels = 8;
 constexpr int kPixels = 4;
 #endif
 
-// Sums of more operands are sums of sums, whose rounding errors are smaller.
+// Between segments, a sum of at least so many operands is closed and added to a second accumulator, which reduces the
+// rounding error. AMX does not do this.
 constexpr int64_t kLongSum = 64;
 
 // The sizes of tiles and buffers. P is the type of the operands.
@@ -349,8 +352,8 @@ SAVL_INLINE void multiply_pixels(const ConvolutionShape<P>& shape, const P* pixe
 }
 
 // GELU with the normal distribution function Phi of -|x|: x Phi(x) = max(x, 0) - |x| Phi(-|x|). In float32, Phi(-|x|)
-// is exp(-x^2 / 2) times a polynomial, and the error of the result 1e-7. For bfloat16 it is a polynomial alone, with an
-// error of 5e-5 for |x| < 4.2, where |x| Phi(-|x|) falls below 8e-5.
+// is exp(-x^2 / 2) times a polynomial, and the error of the result 1e-7. For bfloat16 it is a polynomial alone for
+// |x| < 4.2, with an absolute error of the result below 8e-5. Beyond, |x| Phi(-|x|) < 6e-5 is replaced by 0.
 template <typename S>
 SAVL_INLINE Vec<float> gelu(Vec<float> x) {
   const Vec<float> positive = larger(Vec<float>{}, x), magnitude = lesser(broadcast(1e4f), larger(-x, x));

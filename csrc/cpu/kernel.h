@@ -11,7 +11,7 @@ namespace savl::cpu {
 
 // The dtypes that every CPU kernel is compiled for. In comments and templates, S is the storage type of the tensors,
 // and T is the type of all arithmetic: double for float64, float otherwise. Instruction sets for bfloat16 multiply
-// numbers of S in attention and add them up in T (cpu/bfloat16_products.h).
+// numbers of S in attention and convolutions and add them up in T (cpu/bfloat16_products.h).
 enum class Storage : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2 };
 constexpr int kStorages = 3;
 

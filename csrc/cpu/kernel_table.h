@@ -7,7 +7,9 @@
 //   2. In this file, add an #include of that header and a line in SAVL_FOR_EACH_OP.
 //   3. In csrc/cpu/<op>.cpp, convert torch's tensors to the arguments, call `run(kernels().<op>.forward, ...)`
 //      (cpu/tensors.h), and register the op with torch's dispatcher.
-// setup.py compiles every .cpp file of this folder. layer_norm.{h,cpp} is the shortest example.
+// If operations of torch compute the gradients, add a member `Kernel<Args> <op>[kStorages]` to KernelTable instead, and
+// its kernels to cpu/instruction_set.inl. setup.py compiles every .cpp file of this folder. layer_norm.{h,cpp} is the
+// shortest example.
 #pragma once
 
 #include <string>
@@ -22,7 +24,8 @@
 #include "cpu/kernel.h"
 #include "cpu/layer_norm.h"
 
-// Calls X(op, Args) for every op. window_attention and overlapping_window_attention share the entry `attention`.
+// Calls X(op, Args) for every op that has a backward kernel in C++. window_attention and overlapping_window_attention
+// share the entry `attention`.
 #define SAVL_FOR_EACH_OP(X)                    \
   X(attention, AttentionArgs)                  \
   X(channel_modulation, ChannelModulationArgs) \
@@ -36,19 +39,19 @@ struct KernelTable {
 #define SAVL_MEMBER(op, Args) OpKernels<Args> op;
   SAVL_FOR_EACH_OP(SAVL_MEMBER)
 #undef SAVL_MEMBER
-  // Ops whose gradients are computed by operations of torch.
+  // Ops without a backward kernel in C++. savl/ops/<op>.py computes their gradients (`backward_on_cpu`).
   Kernel<ConvolutionArgs> convolution[kStorages];
   Kernel<ChannelGateArgs> channel_gate[kStorages];
 };
 
-// The kernels for bfloat16 tensors that multiply, where they are all that an instruction set adds to avx512.
+// The bfloat16 kernels with matrix products. avx512_bf16 and amx define only these; kernel_table.cpp copies the table
+// of avx512 and replaces its kernels.
 struct BFloat16Products {
   Kernel<AttentionArgs> attention_forward, attention_backward;
   Kernel<ConvolutionArgs> convolution;
 };
 
-// There is one table for each instruction set. Each is defined in its own source file, or in kernel_table.cpp from what
-// the source file defines.
+// Each instruction set has its own source file, which defines a full table or only BFloat16Products.
 namespace portable {
 extern const KernelTable kKernels;
 }

@@ -79,7 +79,7 @@ float32 (`benchmarks.studies.bfloat16`). Measure new weights before their name i
 def is_faster_in_bfloat16(device: torch.device) -> bool:
     """Return whether a device computes a network faster in bfloat16 than in float32, as far as this is known.
 
-    This is so on a CPU with fast products of bfloat16 numbers, which the C++ kernels then use for attention: their
+    This is so on a CPU with fast products of bfloat16 numbers, which the C++ kernels then use: their
     instruction set is "amx" or "avx512_bf16". By default they use the fastest one of the processor, and prefer "avx512"
     to "avx512_bf16" on Intel's processors that multiply bfloat16 fast with AMX only. The C++ kernels must serve all ops
     that they can serve; eager PyTorch and other devices were not measured.

@@ -20,12 +20,12 @@ class LayerNorm(nn.LayerNorm):
         self.kernels: KernelSettings | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map ``(B, H, W, C)`` to ``(B, H, W, C)``; float32 under autocast, as with `torch.nn.LayerNorm`."""
+        """Map ``(B, H, W, C)`` to ``(B, H, W, C)``; the dtype is that of ``input``, under CUDA's autocast float32."""
         return ops.layer_norm(input, self.weight, self.bias, eps=self.eps, kernels=self.kernels)
 
 
 class ChannelsLastConv2d(nn.Conv2d):
-    """A convolution of 1×1 or 3×3 pixels that keeps the size of the image, computed by `savl.ops.convolution`."""
+    """A 1×1 or 3×3 convolution that keeps the size of the image, computed by `savl.ops.convolution`."""
 
     def __init__(self, in_channels: int, out_channels: int, side: int, dilation: int = 1) -> None:
         super().__init__(in_channels, out_channels, side, padding=side // 2 * dilation, dilation=dilation)
@@ -37,7 +37,7 @@ class ChannelsLastConv2d(nn.Conv2d):
         Args:
             input: The features.
             norm: Applied to ``input`` first.
-            parts: What follows the convolution: keyword arguments of `savl.ops.convolution`.
+            parts: Further keyword arguments of `savl.ops.convolution`, such as ``activation`` and ``residual``.
         """
         return _convolve(self, input, norm, dilation=self.dilation[0], **parts)
 
@@ -63,9 +63,10 @@ def _convolve(
 
 
 def normalise_once(norm: LayerNorm, x: Tensor) -> tuple[Tensor, LayerNorm | None]:
-    """Prepare a layer normalisation whose result several layers take.
+    """Choose where to normalise an input that several layers share.
 
-    A fused convolution normalises its input without a pass of its own, so that each of the layers can do so.
+    If the convolution is fused, each layer normalises its own input, which avoids a separate pass over memory.
+    Otherwise, the input is normalised once here.
 
     Args:
         norm: The normalisation.
@@ -86,7 +87,7 @@ class MLP(nn.Module):
         self.contract = ChannelsLastLinear(hidden, channels)
 
     def forward(self, x: Tensor, norm: LayerNorm, residual: Tensor | None) -> Tensor:
-        """Return ``residual + contract(GELU(expand(norm(x))))``, all ``(B, H, W, C)``; without the sum for None."""
+        """Return ``residual + contract(GELU(expand(norm(x))))``, all ``(B, H, W, C)``; None for no residual."""
         out: Tensor = self.contract(self.expand(x, norm, activation="gelu"), residual=residual)
         return out
 

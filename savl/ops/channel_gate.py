@@ -3,9 +3,9 @@
     pooled = average of convolution(x, weight) + bias
     gate = scale · sigmoid(excite(relu(squeeze(pooled))))
 
-In the channel attention block of HAT, the gate depends on the average of the features that it multiplies. The average
-of a convolution is the product of its weight with averages of its shifted inputs, of which there are few. So the gate
-is known before the convolution is computed, which can then apply it (`savl.ops.convolution`) without another pass.
+In the channel attention block of HAT, the gate depends on the average of the features that it multiplies. Convolution
+is linear: the average of its output equals its weight times the averages of the nine shifted inputs, plus the bias. So
+the gate can be computed first, and the convolution (`savl.ops.convolution`) applies it without another pass.
 
 Source: Chen et al., "Activating More Pixels in Image Super-Resolution Transformer" (2023); averages over neighbourhoods
 of windows: Chu et al., "Improving Image Restoration by Revisiting Global Information Aggregation" (2022).
@@ -44,11 +44,15 @@ def channel_gate(
     scale: float = 1.0,
     kernels: KernelSettings | None = None,
 ) -> Tensor:
-    """Compute ``scale · sigmoid(excite(relu(squeeze(pooled))))``, with averages of a convolution that is not computed.
+    """Compute the gate of HAT's channel attention without computing the convolution that it multiplies.
+
+    The gate is ``scale · sigmoid(excite(relu(squeeze(pooled))))``, where ``pooled`` are the averages of the output of
+    the convolution over windows or over neighbourhoods of windows.
 
     Args:
         x: ``(B, H, W, C)`` floating, input of the convolution, with zeros around it.
-        weight: ``(O, C, 3, 3)``, dtype of ``x`` or float32; under autocast any floating one, as for the others.
+        weight: ``(O, C, 3, 3)``, dtype of ``x`` or float32; under autocast any floating one but float64. The same
+            holds for the other parameters.
         bias: ``(O,)``.
         squeeze_weight: ``(S, O)``.
         squeeze_bias: ``(S,)``.
@@ -56,8 +60,8 @@ def channel_gate(
         excite_bias: ``(O,)``.
         rows: Number of windows over which averages are taken from top to bottom; divides H.
         columns: The same from left to right; divides W.
-        neighbourhood: Side in windows, odd, of the square around each window over which its average is taken, without
-            the windows beyond the border.
+        neighbourhood: Odd number n. Each average is taken over the n × n windows centred on its window; windows outside
+            the image are ignored.
         scale: Factor of the gate.
         kernels: Kernels to use in this call. None uses the setting of `savl.use_fused_kernels`.
 
@@ -65,7 +69,7 @@ def channel_gate(
         ``(B, rows, columns, O)``, dtype of ``x``.
 
     Raises:
-        TypeError: An argument is not a floating-point tensor, dtypes are incompatible, or a number is not one.
+        TypeError: An argument is not a floating-point tensor, dtypes are incompatible, or an option is not a number.
         ValueError: Shapes, devices or numbers are incompatible.
         KernelUnavailable: A backend was requested by name and cannot compute this call.
     """
@@ -73,6 +77,8 @@ def channel_gate(
     options = (rows, columns, neighbourhood, scale)
     _validate(*tensors, *options)
     if serves(CHANNEL_GATE, kernels, *tensors):
+        if torch.float16 in {each.dtype for each in tensors}:  # parameters, under autocast
+            tensors = tuple(each.float() if each.dtype == torch.float16 else each for each in tensors)  # type: ignore
         fused: Tensor = torch.ops.savl.channel_gate.default(*tensors, *options)
         return fused
     return _compute(*tensors, *options)
@@ -169,8 +175,12 @@ def _validate(
     for name, (value, shape) in expected.items():
         check_tensor(OP, name, value, f"({', '.join(map(str, shape))})" if len(shape) > 1 else "(channels)")
         check_shape(OP, name, value, shape, "channels of x, outputs and squeezed channels")
-    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+    if x.dtype == torch.float64 or x.is_meta or not torch.is_autocast_enabled(x.device.type):
         check_same_dtype_or_float32(OP, "x", x, **{name: value for name, (value, _) in expected.items()})
+    else:
+        for name, (value, _) in expected.items():
+            if value.dtype == torch.float64:
+                raise TypeError(f"{OP}: {name} must not be torch.float64 under autocast, except together with x")
     check_same_device(OP, "x", x, **{name: value for name, (value, _) in expected.items()})
     for name, number, length in (("rows", rows, height), ("columns", columns, width)):
         check_int(OP, name, number)

@@ -1,11 +1,12 @@
-"""Convolution of 1×1 or 3×3 pixels over channels-last features, with the pixelwise operations around it.
+"""1×1 or 3×3 convolution over channels-last features, with the pixelwise operations around it.
 
     y = activation(convolution(layer_norm(x)) + bias)
     out = residual + (1 + gamma) · gate · y + beta
 
-Every part but the convolution is optional. A linear layer is a convolution of 1×1 pixels. The fused kernel normalises
-while it packs the input, and applies everything after the product before it writes the result, so that no operation
-only moves or adds features: this is what stands between the attention ops of a transformer block.
+Every part except the convolution is optional. ``gate`` and ``gamma`` require ``residual`` and exclude each other;
+``beta`` requires ``gamma``. A linear layer is a convolution with a 1×1 kernel. The fused kernel normalises while it
+packs the input, and applies the other operations before it writes the result. No separate operations are then needed to
+move or add features. The op computes everything between the attention ops of a transformer block.
 
 Source: the fused epilogues of oneDNN and cuBLASLt; the operations are those of HAT and SAVL.
 """
@@ -56,8 +57,8 @@ def convolution(
 ) -> Tensor:
     """Convolve features, with layer normalisation before and pixelwise operations after.
 
-    Computes ``residual + (1 + gamma) · gate · activation(convolution(layer_norm(x)) + bias) + beta``, with zeros around
-    the (normalised) image. Parts whose arguments are None are left out.
+    Computes ``residual + (1 + gamma) · gate · activation(convolution(layer_norm(x)) + bias) + beta``, The
+    input is zero-padded after normalisation. Parts whose arguments are None are left out.
 
     Args:
         x: ``(B, H, W, C)`` floating, C ≥ 1.
@@ -66,14 +67,16 @@ def convolution(
         bias: ``(O,)``, dtypes as for ``weight``.
         norm_weight: ``(C,)``, weight of the layer normalisation; dtypes as for ``weight``. None for no normalisation.
         norm_bias: ``(C,)``; given if and only if ``norm_weight`` is.
-        residual: ``(B, H, W, O)``, dtype of ``x`` or float32; under autocast any floating one. With a float32 residual,
-            the output is float32, too: so a residual stream stays exact although products are in bfloat16.
+        residual: ``(B, H, W, O)``, dtype of ``x``, or float32 if ``x`` is float16 or bfloat16; under autocast any
+            floating one. If it is float32, the output is float32, so that sums of residuals are not rounded to the
+            lower precision.
         gamma: ``(B, H, W, O)``, dtype of ``x``; under autocast any floating one. Requires ``residual``.
         beta: ``(B, H, W, O)``, dtypes as for ``gamma``. Requires ``gamma``.
         gate: ``(B, rows, columns, O)``, one factor for each part of a regular grid of rows × columns parts, which
             divide H and W; dtypes as for ``weight``. Requires ``residual``, and excludes ``gamma``.
-        dilation: Distance of the pixels of a 3×3 kernel, ≥ 1.
-        activation: ``"none"``, ``"gelu"`` (exact, with the error function) or ``"leaky_relu"``.
+        dilation: Spacing between the elements of a 3×3 kernel, as in `torch.nn.Conv2d`, ≥ 1.
+        activation: ``"none"``, ``"gelu"`` (the definition with the error function, not the tanh approximation) or
+            ``"leaky_relu"``.
         slope: Slope of the leaky ReLU below zero.
         eps: Added to the variance in the normalisation, ≥ 0.
         kernels: Kernels to use in this call. None uses the setting of `savl.use_fused_kernels`. Where no fused kernel
@@ -118,7 +121,10 @@ def convolution(
 
 
 def fuses_convolution(x: Tensor, kernels: KernelSettings | None = None) -> bool:
-    """Return whether a fused kernel serves `convolution` for an input, so that it normalises at no cost."""
+    """Return whether a fused kernel computes `convolution` for an input.
+
+    If so, layer normalisation needs no separate pass over memory.
+    """
     return serves(CONVOLUTION, kernels, x)
 
 
