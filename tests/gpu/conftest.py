@@ -17,9 +17,11 @@ FOLDER = Path(__file__).parent
 SMALL: dict[str, Callable[..., Case]] = {
     f"{name}-{index}": partial(op.case, **settings)
     for name, op in OPS.items()
+    if op.backend_for("cuda") is not None
     for index, settings in enumerate((*op.small_cases, *op.quick_cases))
 }
-"""The small and quick cases of every op, with and without each optional argument; no tile size divides the sizes."""
+"""The small and quick cases of the ops that have kernels for GPUs: with and without each optional argument, and of
+sizes that no tile size divides."""
 
 
 def _missing() -> str | None:
