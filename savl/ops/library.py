@@ -7,8 +7,7 @@ module is imported. Triton is imported later, when one of its kernels is launche
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
@@ -115,10 +114,12 @@ class Backend:
     unavailable: str | None
     """The reason why the kernels cannot be used on this machine, or None if they can."""
 
-    @cached_property
-    def torch_dtypes(self) -> frozenset[torch.dtype]:
-        """The dtypes that the kernels accept."""
-        return frozenset(getattr(torch, name) for name in self.dtypes)
+    torch_dtypes: frozenset[torch.dtype] = field(init=False)
+    """The dtypes themselves."""
+
+    def __post_init__(self) -> None:
+        # Here, because torch.compile cannot trace the lock of a cached property.
+        object.__setattr__(self, "torch_dtypes", frozenset(getattr(torch, name) for name in self.dtypes))
 
 
 _GPU_DTYPES = ("float32", "bfloat16", "float16")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -79,11 +78,13 @@ class Op:
 
     def backend_for(self, device: str) -> str | None:
         """Return the name of the fused backend that takes tensors on a type of device, or None."""
-        return self._by_device.get(device)
+        found: str | None = vars(self)["_by_device"].get(device)
+        return found
 
-    @cached_property
-    def _by_device(self) -> dict[str, str]:
-        return {FUSED[name].device: name for name in reversed(list(self.backends))}  # the first of each device
+    def __post_init__(self) -> None:
+        # Here, because torch.compile cannot trace the lock of a cached property.
+        by_device = {FUSED[name].device: name for name in reversed(list(self.backends))}  # the first of each device
+        object.__setattr__(self, "_by_device", by_device)
 
 
 OPS: dict[str, Op] = {}

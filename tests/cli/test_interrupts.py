@@ -128,8 +128,13 @@ def test_a_program_that_calls_main_gets_exit_code_130() -> None:
             finally:
                 sys.exit(1)
 
-    with pytest.raises(SystemExit) as stop:
-        command()
+    # A shell starts what it runs in the background with SIGINT ignored, and this test may be part of that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            command()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert stop.value.code == 130
 
 

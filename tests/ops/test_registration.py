@@ -92,14 +92,30 @@ def mixed_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
         "norm-mixed": ("layer_norm", (half[0], weight, bias, 1e-5, False)),
         "norm-wide": ("layer_norm", (half[0], weight, bias.bfloat16(), 1e-5, True)),
         "norm-backward-wide": ("layer_norm_backward", (b, half[0], weight, bias.bfloat16(), *kept)),
-        "linear-autocast": ("convolution", (half[0], linear, *[None] * 7, 1, 1, 0.0, 0.0, True)),
+        "linear-autocast": ("convolution", (half[0], linear, *[None] * 7, 1, 1, 0.0, 0.0, True, False)),
+        "linear-narrow": ("convolution", (r, linear, *[None] * 3, r, *[None] * 3, 1, 0, 0.0, 0.0, False, True)),
         "linear-backward-autocast": (
             "convolution_backward",
-            (half[1], half[0], linear, *[None] * 4, half[2], 1, 1, 0.0, 0.0, [True, True, True, *[False] * 6]),
+            (half[1], half[0], linear, *[None] * 4, half[2], 1, 1, 0.0, 0.0, False, [True, True, True, *[False] * 6]),
         ),
         "convolution-backward-weight": (
             "convolution_backward",
-            (b, a, numbers(5, 5, 3, 3), weight, bias, None, None, g, 2, 2, 0.1, 1e-5, [False, True, *[False] * 7]),
+            (
+                b,
+                a,
+                numbers(5, 5, 3, 3),
+                weight,
+                bias,
+                None,
+                None,
+                g,
+                2,
+                2,
+                0.1,
+                1e-5,
+                False,
+                [False, True, *[False] * 7],
+            ),
         ),
     }
 
