@@ -72,7 +72,7 @@ def checked_dtype(dtype: str | torch.dtype, *, also: tuple[str, ...] = ()) -> to
 
 
 MEASURED_IN_BFLOAT16 = ("savl-tiny",)
-"""Names of shipped weights whose 8-bit results in bfloat16 were measured to be within about one level of those in
+"""Names of shipped weights whose 8-bit results in bfloat16 were measured to be within one level of those in
 float32 (`benchmarks.studies.bfloat16`). Measure new weights before their name is added or kept here."""
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from savl.inference.upscale_image import Model
 
 IN_BFLOAT16 = (
-    "results with 8 bits per sample are computed in bfloat16, which is faster on this processor and within about one "
+    "results with 8 bits per sample are computed in bfloat16, which is faster on this processor and within one "
     "level of float32; --dtype float32 turns this off"
 )
 """Note about images that are computed in bfloat16 without a request."""

@@ -75,7 +75,7 @@ def upscale(
         device: "cpu", "cuda", "cuda:1" or "mps"; None or "auto" takes CUDA if available, else MPS, else the CPU.
         dtype: "float32" or "bfloat16", in which the network computes. None selects bfloat16 for an image with 8 bits
             per sample, on a CPU that is faster in it, if the model is the name of shipped weights that were measured to
-            stay within about one level of float32 ("savl-tiny"), and float32 otherwise.
+            stay within one level of float32 ("savl-tiny"), and float32 otherwise.
         on_tile: Callback, called with (tiles done, number of tiles) after every tile.
 
     Returns:
