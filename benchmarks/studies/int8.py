@@ -341,8 +341,7 @@ def calibrated(model: nn.Module, images: Sequence[Tensor]) -> dict[float, dict[s
     found: dict[float, dict[str, Bounds]] = {percentile: {} for percentile in PERCENTILES}
 
     def observe(name: str, x: Tensor) -> None:
-        values = x.flatten()
-        values = values[:: math.ceil(len(values) / 2**17)]  # a quantile needs sorting
+        values = x.flatten(0, -2)[:: math.ceil(x.numel() / 2**17)].flatten()  # all channels of some of the pixels
         for percentile, ranges in found.items():
             share = percentile / 100
             low, high = values.quantile(torch.tensor([1 - share, share])).tolist() if share < 1 else bounds_of(x)
@@ -420,10 +419,11 @@ def measure_quality(
                 psnr_y = own if psnr_y is None else psnr_y
                 found["psnr_y"].append(own)
                 found["lost"].append(psnr_y - own)
-    return {
+    means = {
         name: {score: statistics.fmean(values) for score, values in found.items() if values}
         for name, found in scores.items()
     }
+    return {name: found for name, found in means.items() if found}
 
 
 # Output
