@@ -26,7 +26,7 @@ from benchmarks.peers.runtimes import ONNX_RUNTIME, OPENVINO, OPENVINO_DEFAULT, 
 from benchmarks.reporting import tables
 from benchmarks.timing import COPY, ceilings, check, check_and_time, time_in_turn
 from savl.atomic_write import write_atomically
-from savl.build_info import extension_facts
+from savl.inference.device import is_faster_in_bfloat16
 from savl.ops.op import OPS as OP_RECORDS
 
 SIDE = 64
@@ -161,12 +161,6 @@ def of_memory(name: str) -> tuple[list[Ratio], dict[str, Any]]:
     return [Ratio(f"{name}, 64×64: peak memory", "eager", peaks["eager"] / peaks["fused"], 2, detail)], {"bytes": peaks}
 
 
-def kernel_instruction_set() -> str | None:
-    """Return the instruction set of the CPU kernels in use, or None without the C++ extension."""
-    facts, reason = extension_facts()
-    return None if reason is not None else str(facts["kernel_instruction_set"])
-
-
 def measure(compiled: bool, rounds: int) -> dict[str, Any]:
     """Measure all ratios and return them as JSON values."""
     run = Run(torch.device("cpu"), torch.float32, SIDE, compiled=False, precomputed_masks=True)
@@ -184,7 +178,7 @@ def measure(compiled: bool, rounds: int) -> dict[str, Any]:
 
     for op, wanted in OPS:
         add(op, of_case(cases.op_case(run, op), wanted, run, rounds, limits))
-    bfloat16 = kernel_instruction_set() in ("amx", "avx512_bf16")
+    bfloat16 = is_faster_in_bfloat16(run.device)
     for op, least in IN_BFLOAT16.items() if bfloat16 else ():
         add(f"{op}, bfloat16", of_bfloat16(op, least, run, rounds))
     few = max(rounds // 4, 3)

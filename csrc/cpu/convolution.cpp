@@ -32,7 +32,7 @@ class PerPixel {
   std::optional<Tensor> rows_;
 };
 
-// Parameters have the dtype of x or float32, under autocast any.
+// Checks that a parameter has the dtype of x or float32, or bfloat16 under autocast.
 void check_dtype(const Tensor& parameter, ScalarType arithmetic) {
   const ScalarType dtype = parameter.scalar_type();
   STD_TORCH_CHECK(parameter.is_cpu() && (dtype == arithmetic || dtype == ScalarType::Float ||

@@ -84,9 +84,9 @@ class Upscaler:
                 the free memory of the device, 0 does not tile.
             tile_pad: Context around each tile in LR pixels, rounded up to the same multiple.
             device: Device to compute on; None selects CUDA if available, else MPS, else the CPU.
-            dtype: torch.float32 (default) or torch.bfloat16, in which autocast then computes the network except its
-                estimator: faster on hardware that supports it, and within about one 8-bit level of float32. The
-                degradation field, severity and strength are always computed in float32.
+            dtype: torch.float32 (default) or torch.bfloat16, which computes the network under autocast and is faster on
+                hardware that supports it. The degradation field, severity and strength are always computed in
+                float32. Results of savl-tiny were measured to be within one 8-bit level of those in float32.
             cuda_graph: Record the network's pass over a tile as a CUDA graph, and replay it for every tile of the same
                 shape. Results are bitwise equal, and the CPU no longer launches every kernel. The first tile of a shape
                 takes three additional passes, so this pays off for many tiles or images.

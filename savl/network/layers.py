@@ -87,7 +87,7 @@ class MLP(nn.Module):
         self.contract = ChannelsLastLinear(hidden, channels)
 
     def forward(self, x: Tensor, norm: LayerNorm, residual: Tensor | None) -> Tensor:
-        """Return ``residual + contract(GELU(expand(norm(x))))``, all ``(B, H, W, C)``; None for no residual."""
+        """Return ``residual + contract(GELU(expand(norm(x))))``, all ``(B, H, W, C)``; ``residual`` may be None."""
         out: Tensor = self.contract(self.expand(x, norm, activation="gelu"), residual=residual)
         return out
 

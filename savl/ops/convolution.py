@@ -57,12 +57,12 @@ def convolution(
 ) -> Tensor:
     """Convolve features, with layer normalisation before and pixelwise operations after.
 
-    Computes ``residual + (1 + gamma) · gate · activation(convolution(layer_norm(x)) + bias) + beta``, The
+    Computes ``residual + (1 + gamma) · gate · activation(convolution(layer_norm(x)) + bias) + beta``. The
     input is zero-padded after normalisation. Parts whose arguments are None are left out.
 
     Args:
         x: ``(B, H, W, C)`` floating, C ≥ 1.
-        weight: ``(O, C)`` for 1×1 pixels, ``(O, C, 1, 1)`` or ``(O, C, 3, 3)``; dtype of ``x`` or float32. Under
+        weight: ``(O, C)`` for a 1×1 kernel, ``(O, C, 1, 1)`` or ``(O, C, 3, 3)``; dtype of ``x`` or float32. Under
             autocast any floating one, but float64 only together with ``x``, in which case autocast has no effect.
         bias: ``(O,)``, dtypes as for ``weight``.
         norm_weight: ``(C,)``, weight of the layer normalisation; dtypes as for ``weight``. None for no normalisation.
@@ -137,9 +137,9 @@ def _autocasts(x: Tensor) -> bool:
 
 
 def _cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Cast what is not float32 and not bfloat16 under bfloat16 autocast on a CPU.
+    """Cast the tensors of `convolution`, in the order of its arguments, for the kernel under bfloat16 autocast.
 
-    gamma and beta become bfloat16; the image and the residual may stay float32, and parameters become float32.
+    gamma and beta become bfloat16. Other float16 tensors become float32; float32 and bfloat16 tensors are not changed.
     """
 
     def cast(index: int, tensor: Tensor | None) -> Tensor | None:
@@ -275,13 +275,11 @@ def _validate(
     check_shape(OP, "weight", weight, (outputs, channels, side, side), "one plane per channel of x")
     if (norm_weight is None) != (norm_bias is None):
         raise ValueError(f"{OP}: norm_weight and norm_bias must be given together, got only one of them")
-    for name, value, length in (("bias", bias, outputs), ("norm_weight", norm_weight, channels)):
+    lines = (("bias", bias, outputs), ("norm_weight", norm_weight, channels), ("norm_bias", norm_bias, channels))
+    for name, value, length in lines:
         if value is not None:
             check_tensor(OP, name, value, "(channels)")
             check_shape(OP, name, value, (length,), "one value per channel")
-    if norm_bias is not None:
-        check_tensor(OP, "norm_bias", norm_bias, "(channels)")
-        check_shape(OP, "norm_bias", norm_bias, (channels,), "one value per channel")
     for name, value in (("residual", residual), ("gamma", gamma), ("beta", beta)):
         if value is not None:
             check_tensor(OP, name, value, "(B, H, W, O)")
@@ -407,8 +405,8 @@ def _compute_backward(
     """Compute the gradients on a CPU: that of ``x`` with the fused kernel, the others by operations of torch."""
     absent = x.new_empty(0)
     grad_gamma = grad_gate = grad_norm_weight = grad_norm_bias = grad_x = grad_weight = absent
-    # The order of sums, and with it the last bits, must not depend on the layout of the arguments.
     dtype = torch.bfloat16 if narrow else x.dtype  # of the products
+    # The order of sums, and with it the last bits, must not depend on the layout of the arguments.
     grad, x, weight = grad.to(dtype).contiguous(), x.contiguous(), weight.contiguous()
     gamma = None if gamma is None else gamma.contiguous()
     batch, height, width, outputs = grad.shape
