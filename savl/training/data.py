@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -247,6 +249,7 @@ class _WorkerProcesses:
                     num_workers=self._workers,
                     prefetch_factor=self.PREFETCH,
                     generator=generator,
+                    worker_init_fn=_exit_at_once,
                     multiprocessing_context="spawn",  # CUDA does not survive a fork
                 )
             )
@@ -262,6 +265,15 @@ def _unchanged(group: Any) -> Any:
     Tensors are sent through shared memory by a thread of C++, and some processes that sent them were aborted at exit.
     """
     return group
+
+
+def _exit_at_once(worker: int) -> None:
+    """Let a worker process end without finalizing its interpreter.
+
+    A worker ends while its thread that sends arrays may still run. The interpreter ends such threads during its
+    finalization, and if one is in a C++ function at that time, the process is aborted, which the trainer would see.
+    """
+    atexit.register(os._exit, 0)
 
 
 @contextlib.contextmanager
