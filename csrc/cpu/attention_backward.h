@@ -76,7 +76,7 @@ struct AttentionBackwardBuffers : AttentionBuffers<P> {
   }
 
   // Rows of operands for a product with the gradient of the logits.
-  const P* keys() const { return kNumbers<P> == 1 ? this->key_rows : this->value_rows; }
+  P* keys() const { return kNumbers<P> == 1 ? this->key_rows : this->value_rows; }
 };
 
 // Replaces the weights of a row by P, and dP by dS. `inverse` is one over the sum of the unnormalised weights.
@@ -182,6 +182,7 @@ SAVL_INLINE void attend_backward(const AttentionArgs& args, const Window& window
   buffers.template load<S>(args, window, shape);
   const int64_t queries = window.queries.size(), keys = window.keys.size();
   const int64_t padded_keys = round_up(keys, kKeyStep<P>), stride = shape.padded_dim;
+  share_last_vectors(buffers.keys(), operands_of<P>(keys), shape);
   Logits<P> logits(args, window, shape, buffers, padded_keys, bias);
   Addend<T> zero;  // reads every vector of every row from the same place
   const T zeros[kWidth<T>] = {};

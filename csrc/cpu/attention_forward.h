@@ -34,6 +34,7 @@ SAVL_INLINE void attend(const AttentionArgs& args, const Window& window, const A
                         const AttentionForwardBuffers<P>& buffers, BiasOfWholeWindows<P>& bias) {
   buffers.template load<S>(args, window, shape);
   const int64_t queries = window.queries.size(), keys = window.keys.size();
+  share_last_vectors(buffers.value_rows, operands_of<P>(keys), shape);
   const int64_t padded_keys = round_up(keys, kKeyStep<P>);
   Logits<P> logits(args, window, shape, buffers, padded_keys, bias);
   for (int64_t first = 0; first < queries; first += kRowBlock) {

@@ -32,11 +32,17 @@ constexpr int kKeyBlock = SAVL_KEY_BLOCK;  // values in the first-level cache at
 template <typename P>
 constexpr int kKeyStep = kWidth<P> < kRowTile ? kRowTile : kNumbers<P> * kWidth<P>;
 
+// Where the last vector of the channels of a head would be half empty, two rows of a product with the weights of the
+// softmax share it: see `share_last_vectors`. It is worth it for 24 channels, the heads of HAT and of savl's networks.
+template <typename P>
+constexpr bool kSharesVectors = SAVL_VECTOR_BYTES == 64 && sizeof(P) == 4 && !kTiles<P>;
+
 // The sizes of the buffers of a window, which depend on shape alone. P is the type of the operands of the products.
 template <typename P>
 struct AttentionShape {
   int64_t head_dim, padded_dim;  // channels of a head, and the same rounded up to whole vectors
   int64_t depth, padded_depth;   // operands of the channels of a head, and the same rounded up to whole vectors
+  bool shares_last_vectors;      // whether rows of operands of a product with weights share their last vectors
   int64_t most_queries, most_keys, padded_queries, padded_keys;
 
   explicit AttentionShape(const AttentionArgs& args)
@@ -44,6 +50,7 @@ struct AttentionShape {
         padded_dim(round_up(head_dim, kWidth<P>)),
         depth(round_up(operands_of<P>(head_dim), kDepthStep)),
         padded_depth(round_up(depth, kWidth<P>)),
+        shares_last_vectors(kSharesVectors<P> && padded_dim - head_dim >= kWidth<P> / 2),
         most_queries(args.window * args.window),
         most_keys(args.key_window * args.key_window),
         padded_queries(round_up(most_queries, kRowStep)),
@@ -62,11 +69,12 @@ SAVL_INLINE bool for_overlapping_vectors(int64_t channels, const Work& work) {
   return true;
 }
 
-// Multiplies the channels of a pixel by a factor, in double: see `pack_rows`.
+// Multiplies the channels of a pixel by a factor in double: see `pack_rows`.
 template <typename S, typename T = Arithmetic<S>>
 SAVL_INLINE void scale_channels(const S* pixel, int64_t channels, double factor, T* scaled) {
+  const Factor<T> vectors_factor(factor);
   const bool done = for_overlapping_vectors<T>(channels, [&](int64_t c) SAVL_ALWAYS_INLINE {
-    store(scaled + c, factor == 1.0 ? load_wide(pixel + c) : times(load_wide(pixel + c), factor));
+    store(scaled + c, factor == 1.0 ? load_wide(pixel + c) : vectors_factor * load_wide(pixel + c));
   });
   for (int64_t c = done ? channels : 0; c < channels; ++c) scaled[c] = static_cast<T>(widen(pixel[c]) * factor);
 }
@@ -128,6 +136,7 @@ SAVL_NOINLINE void pack_rows(const AttentionArgs& args, const Window& window, co
       if (inside) {
         const S* pixel = first + column * image.column_stride;
         prefetch_row_below(image, pixel, shape.head_dim);
+        prefetch_next_head(pixel, shape.head_dim);
         scale_channels(pixel, shape.head_dim, factors == nullptr ? scale : scale * factors[column], packed);
       }
     }
@@ -176,6 +185,32 @@ SAVL_NOINLINE inline void pair_rows(const BFloat16Pair* rows, int64_t count, con
 }
 #endif
 
+// Packs two rows of operands each, in place, if the shape says so: first the vectors of the first row but the last,
+// then those of the second row, then a vector of both of their last ones, whose lanes of the first and of the second
+// row alternate. If the number of rows is odd, zeros take the place of the last row, which needs room.
+template <typename P>
+SAVL_INLINE void share_last_vectors(P* rows, int64_t count, const AttentionShape<P>& shape) {
+  if constexpr (kSharesVectors<P>) {
+    if (!shape.shares_last_vectors) return;
+    typedef uint32_t Half __attribute__((vector_size(SAVL_VECTOR_BYTES / 2)));
+    const int64_t whole = shape.padded_dim - kWidth<P>;
+    P* to = rows;
+    for (int64_t i = 0; i < count; i += 2, to += 2 * whole + kWidth<P>) {
+      const P *first = rows + i * shape.padded_dim, *second = first + shape.padded_dim;
+      Half halves[2] = {};
+      __builtin_memcpy(&halves[0], first + whole, sizeof(Half));
+      if (i + 1 < count) __builtin_memcpy(&halves[1], second + whole, sizeof(Half));
+      for (int64_t c = 0; c < whole; c += kWidth<P>) store(to + c, load(first + c));
+      for (int64_t c = 0; c < whole; c += kWidth<P>) {
+        store(to + whole + c, i + 1 < count ? load(second + c) : Vec<P>{});
+      }
+      const Vec<uint64_t> both =
+          __builtin_convertvector(halves[0], Vec<uint64_t>) | __builtin_convertvector(halves[1], Vec<uint64_t>) << 32;
+      store(to + 2 * whole, bits_of<Vec<P>>(both));
+    }
+  }
+}
+
 // 1 / sqrt(head_dim) in the units of the logits: they are multiples of ln 2, so that the softmax is a power of two.
 constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
 SAVL_INLINE double query_scale(const AttentionArgs& args) {
@@ -203,7 +238,7 @@ struct AttentionBuffers {
   int64_t* offsets;  // of `Addend`
 
   AttentionBuffers(Scratch& scratch, const AttentionShape<P>& shape)
-      : key_rows(scratch.take<P>(shape.most_keys * shape.padded_depth)),
+      : key_rows(scratch.take<P>(shape.padded_keys * shape.padded_depth)),
         key_panels(scratch.take<P>(shape.padded_keys * shape.depth)),
         value_rows(scratch.take<P>(operands_of<P>(shape.padded_keys) * shape.padded_dim)),
         queries(scratch.take<P>(shape.padded_queries * shape.padded_depth)),

@@ -85,12 +85,75 @@ SAVL_INLINE void add_weighted(int64_t count, const P* weights, int64_t tile_step
   }
 }
 
-// out[r][:] = sum_j weights[r][j] * values[j][:] for `rows` rows (a multiple of kRowTile) and `keys` values.
+// out[t][:] += sum_i weights[t * tile_step + i] * row i for kRowTile values of t and `count` values of i (even), whose
+// rows share their last vectors: kVectors vectors of channels and, if kShared is true, the shared vector after them.
+// `rows` is at the first of these channels of row 0, and row 1 is `whole` operands further on.
+template <typename P, int kVectors, bool kShared, typename T = Sum<P>>
+SAVL_INLINE void add_weighted_sharing(int64_t count, const P* weights, int64_t tile_step, const P* rows, int64_t whole,
+                                      T* out, int64_t out_stride) {
+  Vec<T> sums[kRowTile][kVectors + 1] = {};
+  for (int64_t i = 0; i < count; i += 2, rows += 2 * whole + kWidth<P>) {
+    Vec<P> first[kVectors + 1], second[kVectors + 1], shared{};
+    for (int b = 0; b < kVectors; ++b) first[b] = load(rows + b * kWidth<P>);
+    for (int b = 0; b < kVectors; ++b) second[b] = load(rows + whole + b * kWidth<P>);
+    if (kShared) shared = load(rows + kVectors * kWidth<P> + whole);
+    for (int t = 0; t < kRowTile; ++t) {
+      const P* weight = weights + t * tile_step + i;
+      const Vec<P> one = broadcast(weight[0]), other = broadcast(weight[1]);
+      for (int b = 0; b < kVectors; ++b) sums[t][b] = multiply_add(one, first[b], sums[t][b]);
+      for (int b = 0; b < kVectors; ++b) sums[t][b] = multiply_add(other, second[b], sums[t][b]);
+      if (kShared) {
+        uint64_t both;
+        __builtin_memcpy(&both, weight, sizeof(both));
+        sums[t][kVectors] = multiply_add(bits_of<Vec<P>>(broadcast(both)), shared, sums[t][kVectors]);
+      }
+    }
+  }
+  for (int t = 0; t < kRowTile; ++t) {
+    T* to = out + t * out_stride;
+    for (int b = 0; b < kVectors; ++b) store(to + b * kWidth<T>, load(to + b * kWidth<T>) + sums[t][b]);
+    if (kShared) {
+      typedef uint32_t Half __attribute__((vector_size(SAVL_VECTOR_BYTES / 2)));
+      const Vec<uint64_t> both = bits_of<Vec<uint64_t>>(sums[t][kVectors]);
+      const Half even = __builtin_convertvector(both, Half), odd = __builtin_convertvector(both >> 32, Half);
+      typedef float Floats __attribute__((vector_size(SAVL_VECTOR_BYTES / 2)));
+      Floats sum;
+      __builtin_memcpy(&sum, to + kVectors * kWidth<T>, sizeof(sum));
+      sum += bits_of<Floats>(even) + bits_of<Floats>(odd);
+      __builtin_memcpy(to + kVectors * kWidth<T>, &sum, sizeof(sum));
+    }
+  }
+}
+
+// out[r][:] = sum_j weights[r][j] * values[j][:] for `rows` rows (a multiple of kRowTile) and `keys` values, after
+// `share_last_vectors`.
 template <typename P, typename T = Sum<P>>
 SAVL_INLINE void multiply_values(int64_t rows, int64_t keys, const P* weights, int64_t weight_stride, const P* values,
                                  const AttentionShape<P>& shape, T* out) {
   const int64_t stride = shape.padded_dim, operands = operands_of<P>(keys);
   zero_rows(out, 0, rows, stride);
+  if constexpr (kSharesVectors<P>) {
+    if (shape.shares_last_vectors) {
+      const int64_t whole = stride - kWidth<P>, two = 2 * whole + kWidth<P>;
+      for (int64_t first = 0; first < operands; first += kKeyBlock) {
+        const int64_t count = round_up(smaller(kKeyBlock, operands - first), 2);
+        for (int64_t r = 0; r < rows; r += kRowTile) {
+          const P* weight = weights + r * weight_stride + first;
+          const P* value = values + first / 2 * two;
+          T* to = out + r * stride;
+          if (whole == 0) add_weighted_sharing<P, 0, true>(count, weight, weight_stride, value, whole, to, stride);
+          for_panels<T>(whole, [&]<int kVectors>(int64_t c) SAVL_ALWAYS_INLINE {
+            if (c + kVectors * kWidth<P> == whole) {
+              add_weighted_sharing<P, kVectors, true>(count, weight, weight_stride, value + c, whole, to + c, stride);
+            } else {
+              add_weighted_sharing<P, kVectors, false>(count, weight, weight_stride, value + c, whole, to + c, stride);
+            }
+          });
+        }
+      }
+      return;
+    }
+  }
   for (int64_t first = 0; first < operands; first += kKeyBlock) {
     const int64_t count = smaller(kKeyBlock, operands - first);
     for (int64_t r = 0; r < rows; r += kRowTile) {

@@ -96,6 +96,13 @@ SAVL_INLINE void prefetch_row_below(const Image& image, const S* pixel, int64_t 
   prefetch_after(pixel, image.row_stride + head_dim - 1);
 }
 
+// Prefetches the same pixel for the next head of the window, which is the next task, into the second-level cache.
+template <typename S>
+SAVL_INLINE void prefetch_next_head(const S* pixel, int64_t head_dim) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(pixel) + 2 * head_dim * sizeof(S) - 1),
+                     0, 2);
+}
+
 // Largest magnitude of the channels of a head over the queries of a window, each multiplied by the severity of its
 // pixel if `weigh` is true. The result is NaN or infinity if any of these numbers is.
 template <typename S, typename T = Arithmetic<S>>

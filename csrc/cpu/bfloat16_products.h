@@ -156,9 +156,7 @@ SAVL_INLINE Vec<float> softmax_power<BFloat16Pair>(Vec<float> x) {
 
 // The numbers of pairs times a factor, rounded.
 SAVL_INLINE Vec<BFloat16Pair> times(Vec<BFloat16Pair> pairs, float factor) {
-  BFloat16 numbers[2 * kWidth<float>];
-  __builtin_memcpy(numbers, &pairs, sizeof(pairs));
-  return to_pairs(load_wide(numbers) * factor, load_wide(numbers + kWidth<float>) * factor);
+  return interleaved_pairs(first_of(pairs) * factor, second_of(pairs) * factor);
 }
 
 #endif  // SAVL_BFLOAT16_PAIRS

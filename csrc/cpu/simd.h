@@ -222,16 +222,31 @@ SAVL_INLINE void store_narrow<BFloat16>(BFloat16* to, Vec<float> value) {
   __builtin_memcpy(to, &half, sizeof(half));
 }
 
-// Returns a * factor, which is computed in double and rounded once.
-SAVL_INLINE Vec<double> times(Vec<double> a, double factor) { return a * factor; }
-SAVL_INLINE Vec<float> times(Vec<float> a, double factor) {
-  // Half by half: GCC passes a vector of twice the width through memory.
-  typedef float Half __attribute__((vector_size(SAVL_VECTOR_BYTES / 2)));
-  Half halves[2];
-  __builtin_memcpy(halves, &a, sizeof(a));
-  for (Half& half : halves) half = __builtin_convertvector(__builtin_convertvector(half, Vec<double>) * factor, Half);
-  return bits_of<Vec<float>>(halves);
-}
+// A factor in double. Its product with a vector is rounded once, or with an error of 2^-24 of a rounding error.
+template <typename T>
+class Factor {
+ public:
+  explicit Factor(double factor) : factor_(factor), high_(broadcast(static_cast<T>(factor))) {
+    const double rest = factor - static_cast<double>(static_cast<T>(factor));
+    low_ = broadcast(__builtin_fabs(rest) < kLargest ? static_cast<T>(rest) : T(0));
+  }
+  SAVL_INLINE Vec<T> operator*(Vec<T> x) const {
+    if (SAVL_VECTOR_BYTES == 16) {  // the processor may have no fused multiply-add, and the sum below would round twice
+      T lanes[kWidth<T>];
+      store(lanes, x);
+      for (T& lane : lanes) lane = static_cast<T>(lane * factor_);
+      return load(lanes);
+    }
+    // Infinity times `low_` could be the other infinity, and the sum NaN.
+    const Vec<T> finite = lesser(broadcast(kLargest), larger(broadcast(-kLargest), x));
+    return x * high_ + finite * low_;
+  }
+
+ private:
+  static constexpr T kLargest = static_cast<T>(sizeof(T) == 4 ? __FLT_MAX__ : __DBL_MAX__);
+  double factor_;
+  Vec<T> high_, low_;
+};
 
 // Returns 2^x for x <= 0. The result is 0 where it is below 2^-126.5, and NaN where x is NaN.
 SAVL_INLINE Vec<float> exp2_of_negative(Vec<float> x) {
