@@ -456,11 +456,7 @@ def restore_flat_areas(sr: torch.Tensor, lr: torch.Tensor) -> None:
         sr: ``(B, 3, scale·h, scale·w)`` contiguous; modified in place.
         lr: ``(B, 3, h, w)``, the image that was upscaled.
     """
-    side = 2 * FLAT_RADIUS + 1
-    # max_pool2d ignores positions outside the image.
-    highest = F.max_pool2d(lr, side, stride=1, padding=FLAT_RADIUS)
-    lowest = -F.max_pool2d(-lr, side, stride=1, padding=FLAT_RADIUS)
-    flat = (highest == lowest).all(dim=1, keepdim=True)
+    flat = (_highest_around(lr) == -_highest_around(-lr)).all(dim=1, keepdim=True)
     if not bool(flat.any()):
         return
     batch, channels, height, width = lr.shape
@@ -470,6 +466,14 @@ def restore_flat_areas(sr: torch.Tensor, lr: torch.Tensor) -> None:
         for column in range(scale):
             subpixels = blocks[:, :, :, row, :, column]
             subpixels.copy_(torch.where(flat, lr, subpixels))
+
+
+def _highest_around(image: Tensor) -> Tensor:
+    """Return the highest value of the square around each pixel, first along columns, then along rows."""
+    side = 2 * FLAT_RADIUS + 1
+    # max_pool2d ignores positions outside the image.
+    columns = F.max_pool2d(image, (side, 1), stride=1, padding=(FLAT_RADIUS, 0))
+    return F.max_pool2d(columns, (1, side), stride=1, padding=(0, FLAT_RADIUS))
 
 
 def _zeros(*shape: int) -> Tensor:

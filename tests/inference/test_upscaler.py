@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import savl
-from savl.inference.tiling import bytes_per_pixel, default_tile
+from savl.inference.tiling import CPU_BUDGET, bytes_per_pixel, default_tile
 from savl.inference.upscaler import FLAT_RADIUS, restore_flat_areas
 from savl.network import CONFIGS, SAVL, DegradationField, SAVLConfig
 from savl.out_of_memory import is_out_of_memory
@@ -241,7 +241,7 @@ def test_default_tile_fits_its_budget(batch: int) -> None:
         side = default_tile(config, torch.device("cpu"), batch)
         assert side % config.window == 0
         assert side >= 4 * config.window
-        assert side == 4 * config.window or batch * side**2 * bytes_per_pixel(config) <= 1 << 30
+        assert side == 4 * config.window or batch * side**2 * bytes_per_pixel(config) <= CPU_BUDGET
 
 
 def test_the_given_network_is_not_modified(image: Tensor) -> None:
