@@ -181,7 +181,7 @@ def measure(compiled: bool, rounds: int) -> dict[str, Any]:
     bfloat16 = is_faster_in_bfloat16(run.device)
     for op, least in IN_BFLOAT16.items() if bfloat16 else ():
         add(f"{op}, bfloat16", of_bfloat16(op, least, run, rounds))
-    few = max(rounds // 4, 3)
+    few = max(rounds // 40, 3)
     for name, wanted in NETWORKS.items():
         peers = {peer: least for peer, least in wanted.items() if compiled or peer != "compile"}
         add(name, of_case(cases.network(run, name), peers, run, few, limits))
@@ -196,7 +196,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all measurements to this file")
     parser.add_argument("--compile", action="store_true", help="also measure torch.compile of the networks")
-    parser.add_argument("--rounds", type=int, default=21, help="number of measurements of each op")
+    parser.add_argument("--rounds", type=int, default=121, help="number of measurements of each op")
     arguments = parser.parse_args()
     report = measure(arguments.compile, arguments.rounds)
     print(tables.ratios_of(report))

@@ -102,25 +102,15 @@ SAVL_INLINE void add_weighted_sharing(int64_t count, const P* weights, int64_t t
       const Vec<P> one = broadcast(weight[0]), other = broadcast(weight[1]);
       for (int b = 0; b < kVectors; ++b) sums[t][b] = multiply_add(one, first[b], sums[t][b]);
       for (int b = 0; b < kVectors; ++b) sums[t][b] = multiply_add(other, second[b], sums[t][b]);
-      if (kShared) {
-        uint64_t both;
-        __builtin_memcpy(&both, weight, sizeof(both));
-        sums[t][kVectors] = multiply_add(bits_of<Vec<P>>(broadcast(both)), shared, sums[t][kVectors]);
-      }
+      if (kShared) sums[t][kVectors] = multiply_add(broadcast_two(weight), shared, sums[t][kVectors]);
     }
   }
   for (int t = 0; t < kRowTile; ++t) {
     T* to = out + t * out_stride;
     for (int b = 0; b < kVectors; ++b) store(to + b * kWidth<T>, load(to + b * kWidth<T>) + sums[t][b]);
     if (kShared) {
-      typedef uint32_t Half __attribute__((vector_size(SAVL_VECTOR_BYTES / 2)));
-      const Vec<uint64_t> both = bits_of<Vec<uint64_t>>(sums[t][kVectors]);
-      const Half even = __builtin_convertvector(both, Half), odd = __builtin_convertvector(both >> 32, Half);
-      typedef float Floats __attribute__((vector_size(SAVL_VECTOR_BYTES / 2)));
-      Floats sum;
-      __builtin_memcpy(&sum, to + kVectors * kWidth<T>, sizeof(sum));
-      sum += bits_of<Floats>(even) + bits_of<Floats>(odd);
-      __builtin_memcpy(to + kVectors * kWidth<T>, &sum, sizeof(sum));
+      T* last = to + kVectors * kWidth<T>;
+      store(last, load(last) + sums_of_two<T>(sums[t][kVectors]));
     }
   }
 }

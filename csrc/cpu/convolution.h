@@ -22,8 +22,8 @@
 SAVL_BEGIN_KERNELS
 
 // sums[i] = the sums of the products of a panel and pixel i, for kPixels packed pixels and kVectors vectors of output
-// channels.
-template <int kVectors, typename P, typename T = Sum<P>>
+// channels. If kShared is true, two operands share a vector.
+template <int kVectors, bool kShared, typename P, typename T = Sum<P>>
 SAVL_INLINE void multiply_pixels(const ConvolutionShape<P>& shape, const P* pixels, const P* panel,
                                  Vec<T> (&sums)[kPixels][kVectors]) {
 #if defined(SAVL_BFLOAT16_TILES)
@@ -53,17 +53,21 @@ SAVL_INLINE void multiply_pixels(const ConvolutionShape<P>& shape, const P* pixe
       operands = 0;
     }
     operands += shape.segment;
-    for (int64_t p = 0; p < shape.segment; ++p, panel += kVectors * kWidth<P>) {
+    for (int64_t p = 0; p < shape.segment; p += kShared ? 2 : 1, panel += kVectors * kWidth<P>) {
       Vec<P> columns[kVectors];
       for (int b = 0; b < kVectors; ++b) columns[b] = load(panel + b * kWidth<P>);
       for (int i = 0; i < kPixels; ++i) {
-        const Vec<P> factor = broadcast(rows[i * shape.depth + p]);
+        const P* operand = rows + i * shape.depth + p;
+        const Vec<P> factor = kShared ? broadcast_two(operand) : broadcast(*operand);
         for (int b = 0; b < kVectors; ++b) total[i][b] = multiply_add(factor, columns[b], total[i][b]);
       }
     }
   }
   for (int i = 0; i < kPixels; ++i) {
-    for (int b = 0; b < kVectors; ++b) sums[i][b] = total[i][b] + before[i][b];
+    for (int b = 0; b < kVectors; ++b) {
+      sums[i][b] = total[i][b] + before[i][b];
+      if (kShared) sums[i][b] = sums_of_two<T>(sums[i][b]);
+    }
   }
 #endif
 }
@@ -96,7 +100,11 @@ void convolution_kernel(const ConvolutionArgs& args, int64_t begin, int64_t end)
           prefetch_pixels<S>(args, (image * args.height + y + row) * args.width + x + column, count, first,
                              kVectors * kWidth<T>);
           Vec<T> sums[kPixels][kVectors];
-          multiply_pixels<kVectors>(shape, pixels, panel, sums);
+          if (kVectors == 1 && shape.shared) {
+            multiply_pixels<kVectors, kVectors == 1 && kSharesVectors<P>>(shape, pixels, panel, sums);
+          } else {
+            multiply_pixels<kVectors, false>(shape, pixels, panel, sums);
+          }
           finish_pixels<S, kVectors>(args, sums, image, y + row, x + column, count, first);
         }
       }

@@ -71,6 +71,7 @@ struct ConvolutionShape {
   using T = Sum<P>;
   int64_t depth;                        // operands of a pixel
   int64_t columns;                      // output channels, padded to whole vectors
+  bool shared;                          // whether two operands share a vector of columns: cpu/panels.h
   int64_t halo;                         // pixels around a tile
   int64_t packed_width, packed_height;  // of a packed tile, in pixels
   int64_t segments, segment;            // contiguous parts of the sum, and operands of each
@@ -79,6 +80,7 @@ struct ConvolutionShape {
   explicit ConvolutionShape(const ConvolutionArgs& args)
       : depth(round_up(operands_of<P>(args.channels), kDepthStep)),
         columns(round_up(args.outputs, kWidth<T>)),
+        shared(kSharesVectors<P> && args.outputs <= kWidth<T> / 2 && depth % 2 == 0),
         halo(args.side / 2 * args.dilation),
         packed_width(round_up(smaller(args.tile_width(), args.width), kPixels) + 2 * halo),
         packed_height(smaller(args.tile_height(), args.height) + 2 * halo) {
@@ -122,16 +124,22 @@ SAVL_NOINLINE void pack_weight_column(const ConvolutionArgs& args, const Convolu
     }
   }
   for (int64_t tap = 0; tap < taps; ++tap) {
-    for (int64_t p = 0; p < shape.depth; ++p, to += stride) {
-      const auto line = [&](int64_t channel) SAVL_ALWAYS_INLINE {
-        return channel < args.channels ? load(lines + (channel * taps + tap) * kLanes) : Vec<T>{};
-      };
+    const auto line = [&](int64_t channel) SAVL_ALWAYS_INLINE {
+      return channel < args.channels ? load(lines + (channel * taps + tap) * kLanes) : Vec<T>{};
+    };
+    const auto operands = [&](int64_t p) SAVL_ALWAYS_INLINE {
       if constexpr (kNumbers<P> == 1) {
-        store(to, line(p));
+        return line(p);
       } else {
-        store(to, interleaved_pairs(line(2 * p), line(2 * p + 1)));
+        return interleaved_pairs(line(2 * p), line(2 * p + 1));
+      }
+    };
+    if constexpr (kSharesVectors<P>) {
+      for (int64_t p = 0; shape.shared && p < shape.depth; p += 2, to += kWidth<P>) {
+        store(to, in_turn<P>(operands(p), operands(p + 1)));
       }
     }
+    for (int64_t p = 0; !shape.shared && p < shape.depth; ++p, to += stride) store(to, operands(p));
   }
 }
 

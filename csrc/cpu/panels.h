@@ -17,6 +17,47 @@ constexpr int kDepthStep = kTileRows;
 constexpr int kDepthStep = 1;
 #endif
 
+// Where a vector of columns would be half empty, two operands share it, and one multiplication does the work of two:
+// the lanes of the first operand and of the second one alternate, in the columns as in the factor, and adjacent lanes
+// are added at the end.
+template <typename P>
+constexpr bool kSharesVectors = SAVL_VECTOR_BYTES == 64 && sizeof(P) == 4 && !kTiles<P>;
+
+typedef uint32_t HalfVector __attribute__((vector_size(SAVL_VECTOR_BYTES / 2)));
+
+// The columns: the lower halves of two vectors, lane by lane in turn.
+template <typename P>
+SAVL_INLINE Vec<P> in_turn(Vec<P> first, Vec<P> second) {
+  HalfVector halves[2];
+  __builtin_memcpy(&halves[0], &first, sizeof(HalfVector));
+  __builtin_memcpy(&halves[1], &second, sizeof(HalfVector));
+  return bits_of<Vec<P>>(__builtin_convertvector(halves[0], Vec<uint64_t>) |
+                         __builtin_convertvector(halves[1], Vec<uint64_t>) << 32);
+}
+
+// The factor: two adjacent operands in turn.
+template <typename P>
+SAVL_INLINE Vec<P> broadcast_two(const P* operands) {
+  uint64_t two;
+  __builtin_memcpy(&two, operands, sizeof(two));
+  return bits_of<Vec<P>>(broadcast(two));
+}
+
+// The sums: those of adjacent lanes, in the lower half; the other lanes are 0.
+template <typename T>
+SAVL_INLINE Vec<T> sums_of_two(Vec<T> sums) {
+  T lanes[kWidth<T>], result[kWidth<T>] = {};
+  store(lanes, sums);
+  for (int i = 0; i < kWidth<T> / 2; ++i) result[i] = lanes[2 * i] + lanes[2 * i + 1];
+  return load(result);
+}
+#if defined(__x86_64__) && SAVL_VECTOR_BYTES == 64 && !defined(SAVL_EMULATE_AVX512)
+template <>
+SAVL_INLINE Vec<float> sums_of_two<float>(Vec<float> sums) {
+  return _mm512_maskz_compress_ps(0x5555, sums + bits_of<Vec<float>>(bits_of<Vec<uint64_t>>(sums) >> 32));
+}
+#endif
+
 // Vectors of the next panel when `left` vectors are left: kPanel, but never so many that one alone remains where two
 // and two would do. One vector of accumulators is too few to hide the latency of a multiplication.
 SAVL_INLINE int64_t panel_vectors(int64_t left) { return left == kPanel + 1 ? 2 : smaller(kPanel, left); }
