@@ -27,6 +27,7 @@ constexpr int kRowStep = kRowTile;
 constexpr int kRowBlock = SAVL_ROW_BLOCK < kRowStep ? kRowStep : SAVL_ROW_BLOCK;  // query rows whose logits are in the
                                                                                   // cache at the same time
 constexpr int kKeyBlock = SAVL_KEY_BLOCK;  // values in the first-level cache at the same time
+static_assert(kKeyBlock % 2 == 0);         // two of them may share a vector
 
 // Keys are padded to whole vectors of operands, and to whole tiles where those are wider.
 template <typename P>
@@ -67,9 +68,9 @@ SAVL_INLINE bool for_overlapping_vectors(int64_t channels, const Work& work) {
 // Multiplies the channels of a pixel by a factor in double: see `pack_rows`.
 template <typename S, typename T = Arithmetic<S>>
 SAVL_INLINE void scale_channels(const S* pixel, int64_t channels, double factor, T* scaled) {
-  const Factor<T> vectors_factor(factor);
+  const Factor<T> vector_factor(factor);
   const bool done = for_overlapping_vectors<T>(channels, [&](int64_t c) SAVL_ALWAYS_INLINE {
-    store(scaled + c, factor == 1.0 ? load_wide(pixel + c) : vectors_factor * load_wide(pixel + c));
+    store(scaled + c, factor == 1.0 ? load_wide(pixel + c) : vector_factor * load_wide(pixel + c));
   });
   for (int64_t c = done ? channels : 0; c < channels; ++c) scaled[c] = static_cast<T>(widen(pixel[c]) * factor);
 }
@@ -180,10 +181,10 @@ SAVL_NOINLINE inline void pair_rows(const BFloat16Pair* rows, int64_t count, con
 }
 #endif
 
-// Packs two rows of operands each, in place, if the shape says so: first the vectors of the first row but the last,
-// then those of the second row, then a vector of both of their last ones, lane by lane in turn. If the number of rows
-// is odd, zeros take the place of the last row, which needs room. With 24 channels, as in HAT, this saves a quarter of
-// the multiplications.
+// Packs pairs of rows in place so that their last vectors share one (cpu/panels.h), if the shape says so. A pair is
+// stored as the vectors of its first row without the last one, those of its second row, and one vector that interleaves
+// both last ones. An odd last row is paired with zeros, so `rows` must have room for an even number of rows. For 24
+// channels, as in HAT, this saves a quarter of the multiplications of the softmax weights and the values.
 template <typename P>
 SAVL_INLINE void share_last_vectors(P* rows, int64_t count, const AttentionShape<P>& shape) {
   if constexpr (kSharesVectors<P>) {
@@ -193,7 +194,7 @@ SAVL_INLINE void share_last_vectors(P* rows, int64_t count, const AttentionShape
     for (int64_t i = 0; i < count; i += 2, to += 2 * whole + kWidth<P>) {
       const P *first = rows + i * shape.padded_dim, *second = first + shape.padded_dim;
       const bool exists = i + 1 < count;
-      const Vec<P> last = in_turn<P>(load(first + whole), exists ? load(second + whole) : Vec<P>{});
+      const Vec<P> last = interleave<P>(load(first + whole), exists ? load(second + whole) : Vec<P>{});
       for (int64_t c = 0; c < whole; c += kWidth<P>) store(to + c, load(first + c));
       for (int64_t c = 0; c < whole; c += kWidth<P>) store(to + whole + c, exists ? load(second + c) : Vec<P>{});
       store(to + 2 * whole, last);

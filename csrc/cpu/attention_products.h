@@ -87,7 +87,7 @@ SAVL_INLINE void add_weighted(int64_t count, const P* weights, int64_t tile_step
 
 // out[t][:] += sum_i weights[t * tile_step + i] * row i for kRowTile values of t and `count` values of i (even), whose
 // rows share their last vectors: kVectors vectors of channels and, if kShared is true, the shared vector after them.
-// `rows` is at the first of these channels of row 0, and row 1 is `whole` operands further on.
+// `rows` points to the first of these channels in row 0; row 1 begins `whole` operands later.
 template <typename P, int kVectors, bool kShared, typename T = Sum<P>>
 SAVL_INLINE void add_weighted_sharing(int64_t count, const P* weights, int64_t tile_step, const P* rows, int64_t whole,
                                       T* out, int64_t out_stride) {

@@ -9,8 +9,9 @@
 SAVL_BEGIN_KERNELS
 
 // GELU with the normal distribution function Phi of -|x|: x Phi(x) = max(x, 0) - |x| Phi(-|x|). In float32, Phi(-|x|)
-// is exp(-x^2 / 2) times a polynomial, and the error of the result 1e-7. For bfloat16 it is a polynomial alone for
-// |x| < 4.2, with an absolute error of the result below 8e-5. Beyond, |x| Phi(-|x|) < 6e-5 is replaced by 0.
+// is exp(-x^2 / 2) times a polynomial, and the absolute error of the result is about 1e-7. For bfloat16 it is a
+// polynomial alone for |x| < 4.2, with an absolute error of the result below 8e-5. Beyond, |x| Phi(-|x|) < 6e-5 is
+// replaced by 0.
 template <typename S>
 SAVL_INLINE Vec<float> gelu(Vec<float> x) {
   const Vec<float> positive = larger(Vec<float>{}, x), magnitude = lesser(broadcast(1e4f), larger(-x, x));

@@ -33,8 +33,8 @@ struct ConvolutionArgs {
   int64_t residual_stride, gamma_stride, beta_stride;
   const void* gate;                 // T (batch, gate_rows, gate_columns, outputs), or null
   int64_t gate_rows, gate_columns;  // they divide height and width
-  void *out,
-      *kept;  // S, contiguous, written; `out` T where output_is_float; `kept` is the sum before the activation, or null
+  void* out;                        // S, or T where output_is_float; contiguous, written
+  void* kept;                       // S, contiguous, written: the sum before the activation; or null
 
   // Sizes of tiles. Adjacent tiles of a 3×3 kernel pack the pixels between them twice.
   int64_t tile_height() const { return side == 1 ? 1 : 8; }
@@ -61,8 +61,8 @@ constexpr int kPixels = 8;
 constexpr int kPixels = 4;
 #endif
 
-// Between segments, a sum of at least so many operands is closed and added to a second accumulator, which reduces the
-// rounding error. AMX does not do this.
+// Between segments, a sum of at least this many operands is added to a second accumulator and begins again at 0, which
+// reduces the rounding error. AMX does not do this.
 constexpr int64_t kLongSum = 64;
 
 // The sizes of tiles and buffers. P is the type of the operands.
@@ -99,7 +99,7 @@ struct ConvolutionShape {
 
 // Packing the weights
 
-// Writes W output channels, from channel `first` on, to column `column` of a panel of `stride` columns.
+// Writes a vector of output channels, from channel `first` on, to `to`, in a panel of `stride` columns.
 template <typename P, typename T = Sum<P>>
 SAVL_NOINLINE void pack_weight_column(const ConvolutionArgs& args, const ConvolutionShape<P>& shape, int64_t first,
                                       int64_t stride, P* to, T* lines) {
@@ -136,7 +136,7 @@ SAVL_NOINLINE void pack_weight_column(const ConvolutionArgs& args, const Convolu
     };
     if constexpr (kSharesVectors<P>) {
       for (int64_t p = 0; shape.shared && p < shape.depth; p += 2, to += kWidth<P>) {
-        store(to, in_turn<P>(operands(p), operands(p + 1)));
+        store(to, interleave<P>(operands(p), operands(p + 1)));
       }
     }
     for (int64_t p = 0; !shape.shared && p < shape.depth; ++p, to += stride) store(to, operands(p));

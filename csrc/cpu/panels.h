@@ -10,24 +10,24 @@ SAVL_BEGIN_KERNELS
 
 constexpr int kPanel = 3;  // the most vectors of columns in a panel
 
-// In the sum of a product, operands are padded to whole tiles of AMX.
+// The number of operands in a sum is padded to whole tiles of AMX.
 #if defined(SAVL_BFLOAT16_TILES)
 constexpr int kDepthStep = kTileRows;
 #else
 constexpr int kDepthStep = 1;
 #endif
 
-// Where a vector of columns would be half empty, two operands share it, and one multiplication does the work of two:
-// the lanes of the first operand and of the second one alternate, in the columns as in the factor, and adjacent lanes
-// are added at the end.
+// If at least half of a vector of columns would be empty, the columns of two consecutive operands are stored in one
+// vector, in alternating lanes. One multiplication then computes two products for each column, and adjacent lanes are
+// added after the sum.
 template <typename P>
 constexpr bool kSharesVectors = SAVL_VECTOR_BYTES == 64 && sizeof(P) == 4 && !kTiles<P>;
 
 typedef uint32_t HalfVector __attribute__((vector_size(SAVL_VECTOR_BYTES / 2)));
 
-// The columns: the lower halves of two vectors, lane by lane in turn.
+// Interleaves the lower halves of two vectors of columns.
 template <typename P>
-SAVL_INLINE Vec<P> in_turn(Vec<P> first, Vec<P> second) {
+SAVL_INLINE Vec<P> interleave(Vec<P> first, Vec<P> second) {
   HalfVector halves[2];
   __builtin_memcpy(&halves[0], &first, sizeof(HalfVector));
   __builtin_memcpy(&halves[1], &second, sizeof(HalfVector));
@@ -35,7 +35,7 @@ SAVL_INLINE Vec<P> in_turn(Vec<P> first, Vec<P> second) {
                          __builtin_convertvector(halves[1], Vec<uint64_t>) << 32);
 }
 
-// The factor: two adjacent operands in turn.
+// Broadcasts two adjacent operands to alternating lanes.
 template <typename P>
 SAVL_INLINE Vec<P> broadcast_two(const P* operands) {
   uint64_t two;
@@ -43,7 +43,7 @@ SAVL_INLINE Vec<P> broadcast_two(const P* operands) {
   return bits_of<Vec<P>>(broadcast(two));
 }
 
-// The sums: those of adjacent lanes, in the lower half; the other lanes are 0.
+// Adds adjacent lanes. The sums are in the lower half, and the upper half is 0.
 template <typename T>
 SAVL_INLINE Vec<T> sums_of_two(Vec<T> sums) {
   T lanes[kWidth<T>], result[kWidth<T>] = {};

@@ -469,9 +469,12 @@ def restore_flat_areas(sr: torch.Tensor, lr: torch.Tensor) -> None:
 
 
 def _highest_around(image: Tensor) -> Tensor:
-    """Return the highest value of the square around each pixel, first along columns, then along rows."""
+    """Return the maximum of each channel over the square of 2·FLAT_RADIUS + 1 pixels around each pixel.
+
+    It is computed along columns and then along rows, which needs fewer comparisons than all pixels of the square.
+    """
     side = 2 * FLAT_RADIUS + 1
-    # max_pool2d ignores positions outside the image.
+    # max_pool2d pads with minus infinity.
     columns = F.max_pool2d(image, (side, 1), stride=1, padding=(FLAT_RADIUS, 0))
     return F.max_pool2d(columns, (1, side), stride=1, padding=(0, FLAT_RADIUS))
 

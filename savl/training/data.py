@@ -268,10 +268,10 @@ def _unchanged(group: Any) -> Any:
 
 
 def _exit_at_once(worker: int) -> None:
-    """Let a worker process end without finalizing its interpreter.
+    """Make a worker process end without finalizing its interpreter, with exit code 0.
 
-    A worker ends while its thread that sends arrays may still run. The interpreter ends such threads during its
-    finalization, and if one is in a C++ function at that time, the process is aborted, which the trainer would see.
+    A worker ends while its thread that sends arrays may still run. The interpreter terminates such threads when it is
+    finalized. If one is executing C++ code at that time, the process is aborted, and the trainer reports a failed worker.
     """
     atexit.register(os._exit, 0)
 
