@@ -122,7 +122,13 @@ def speedups(entries: Mapping[str, Mapping[str, float]]) -> str:
     axes.set_xlabel("speedup over eager")
     handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[variant]) for variant in variants]
     axes.legend(
-        handles, variants, frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=min(len(variants), 4)
+        handles,
+        variants,
+        frameon=False,
+        fontsize=9,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=min(len(variants), 4),
     )
     axes.grid(False, axis="y")
     return svg(figure)

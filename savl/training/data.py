@@ -271,7 +271,8 @@ def _exit_at_once(worker: int) -> None:
     """Make a worker process end without finalizing its interpreter, with exit code 0.
 
     A worker ends while its thread that sends arrays may still run. The interpreter terminates such threads when it is
-    finalized. If one is executing C++ code at that time, the process is aborted, and the trainer reports a failed worker.
+    finalized. If one is executing C++ code at that time, the process is aborted, and the trainer reports a failed
+    worker.
     """
     atexit.register(os._exit, 0)
 
