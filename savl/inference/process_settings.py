@@ -32,10 +32,20 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether freed memory is kept from now on. This needs glibc as the C library.
     """
+    global _keeps_freed_memory
     mallopt = _of_glibc("mallopt")
     if mallopt is None or _address_space_is_limited():
         return False
-    return bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1)) and bool(mallopt(_MMAP_MAX, 0))
+    _keeps_freed_memory = bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1)) and bool(mallopt(_MMAP_MAX, 0))
+    return _keeps_freed_memory
+
+
+_keeps_freed_memory = False
+
+
+def keeps_freed_memory() -> bool:
+    """Return whether `keep_freed_memory` has succeeded in this process."""
+    return _keeps_freed_memory
 
 
 def reduce_address_space() -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from savl.inference.limits import available_bytes
+from savl.inference.process_settings import keeps_freed_memory
 from savl.network import SAVLConfig
 
 CPU_BUDGET = 4 << 30
@@ -23,6 +24,9 @@ CPU_BUDGET = 4 << 30
 With 4 GiB, savl-tiny spends about a fifth of its time on the overlap of tiles, compared with a third with 1 GiB. Larger
 tiles would save little more.
 """
+
+PAGED_CPU_BUDGET = 1 << 30
+"""The same where the C library returns freed memory to the system: tensors above 32 MiB then cause page faults."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,8 @@ def bytes_per_pixel(config: SAVLConfig) -> int:
 def default_tile(config: SAVLConfig, device: torch.device, batch: int = 1) -> int:
     """Return the side of the largest square tile, context included, that fits into memory.
 
-    The tiles of a batch may take half of the free memory, on a CPU at most `CPU_BUDGET`.
+    The tiles of a batch may take half of the free memory; on a CPU at most `CPU_BUDGET`, or `PAGED_CPU_BUDGET` unless
+    this process keeps freed memory.
 
     Returns:
         LR pixels, a multiple of the window, at least four windows.
@@ -172,6 +177,7 @@ def default_tile(config: SAVLConfig, device: torch.device, batch: int = 1) -> in
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         budget = (torch.cuda.mem_get_info(device)[0] + cached) // 2
     else:
-        budget = min(CPU_BUDGET, available_bytes() // 2)
+        most = CPU_BUDGET if keeps_freed_memory() else PAGED_CPU_BUDGET
+        budget = min(most, available_bytes() // 2)
     side = int(math.sqrt(budget / batch / bytes_per_pixel(config)))
     return max(side // config.window, 4) * config.window

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import savl
-from savl.inference.tiling import CPU_BUDGET, bytes_per_pixel, default_tile
+from savl.inference.tiling import CPU_BUDGET, PAGED_CPU_BUDGET, bytes_per_pixel, default_tile
 from savl.inference.upscaler import FLAT_RADIUS, restore_flat_areas
 from savl.network import CONFIGS, SAVL, DegradationField, SAVLConfig
 from savl.out_of_memory import is_out_of_memory
@@ -236,12 +236,15 @@ def test_an_object_that_is_not_a_network_is_refused_by_its_type() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 8])
-def test_default_tile_fits_its_budget(batch: int) -> None:
+@pytest.mark.parametrize("kept", [False, True])
+def test_default_tile_fits_its_budget(batch: int, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("savl.inference.process_settings._keeps_freed_memory", kept)
+    budget = CPU_BUDGET if kept else PAGED_CPU_BUDGET
     for config in CONFIGS.values():
         side = default_tile(config, torch.device("cpu"), batch)
         assert side % config.window == 0
         assert side >= 4 * config.window
-        assert side == 4 * config.window or batch * side**2 * bytes_per_pixel(config) <= CPU_BUDGET
+        assert side == 4 * config.window or batch * side**2 * bytes_per_pixel(config) <= budget
 
 
 def test_the_given_network_is_not_modified(image: Tensor) -> None:
