@@ -2,8 +2,8 @@
 
     python -m benchmarks.limits benchmarks/results/MACHINE/limits.json
 
-README.md shows the results. The time for the small photo is the median of several runs in this process. The large photo
-is upscaled in its own process, whose peak memory the operating system reports. This needs Linux.
+docs/models.md shows the results. The time for the small photo is the median of several runs in this process. The large
+photo is upscaled in its own process, whose peak memory the operating system reports. This needs Linux.
 """
 
 from __future__ import annotations

@@ -196,7 +196,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all measurements to this file")
     parser.add_argument("--compile", action="store_true", help="also measure torch.compile of the networks")
-    parser.add_argument("--rounds", type=int, default=121, help="number of measurements of each op")
+    counts = "number of measurements of each op; networks are measured a fortieth as often, but at least 3 times"
+    parser.add_argument("--rounds", type=int, default=121, help=counts)
     arguments = parser.parse_args()
     report = measure(arguments.compile, arguments.rounds)
     print(tables.ratios_of(report))

@@ -330,7 +330,7 @@ def performance() -> str:
                 if peer is None or not group.endswith(f", {device}") or "eager" not in variants:
                     continue
                 eager, fused = variants["eager"]["median"], variants["fused"]["median"]
-                peer_label = "" if peer[0] == "eager" else f"{peer[0]}, {duration(variants[peer[0]]['median'])}"
+                peer_label = f"{peer[0]}, {duration(variants[peer[0]]['median'])}"
                 against = f"{peer[1]:.2f}" + ("" if peer[1] >= 1 else ", **slower**")
                 lines.append(
                     f"| {entry_of(group)} | {duration(eager)} | {peer_label} | {duration(fused)} "

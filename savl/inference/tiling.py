@@ -26,7 +26,10 @@ tiles would save little more.
 """
 
 PAGED_CPU_BUDGET = 1 << 30
-"""The same where the C library returns freed memory to the system: tensors above 32 MiB then cause page faults."""
+"""The same bound for processes whose C library returns freed memory to the system.
+
+In such a process, every tensor above 32 MiB causes page faults, so that larger tiles are not faster.
+"""
 
 
 @dataclass(frozen=True)
