@@ -52,7 +52,8 @@ def shift_block_mask(
         batch: Images.
         device: Where the mask should live.
     """
-    region = shift_regions(height, width, window, shift, device).repeat(batch, 1)  # (windows of the batch, w²)
+    region = shift_regions(height, width, (window, window), (shift, shift), device)
+    region = region.repeat(batch, 1)  # (windows of the batch, w²)
 
     def same_side(image_window: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return region[image_window, query] == region[image_window, key]

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from savl import ops
 from savl.ops.overlapping_window_attention import partition_overlapping_windows
 from savl.ops.relative_position import gather_bias
-from savl.ops.window_attention import merge_windows, partition_windows, shift_mask
+from savl.ops.window_attention import merge_windows, partition_windows, shift_mask, shift_regions
 
 
 def folded_mask(
@@ -42,7 +42,8 @@ def folded_mask(
     bias = gather_bias(bias_table, window, key_window)[None]
     if not shift:
         return bias
-    mask = shift_mask(height, width, window, shift, bias)[:, None]
+    sides = shift_regions(height, width, (window, window), (shift, shift), bias.device)
+    mask = shift_mask(sides, sides, float("-inf"), bias)[:, None]
     return bias.contiguous() + mask if batch is None else (bias + mask).repeat(batch, 1, 1, 1)
 
 

@@ -1,10 +1,10 @@
 // Window attention, backward. The logits are computed again, one block of rows after the other. With P the softmax, G
-// the gradient of the output, and q and k multiplied by the severity as in the forward pass:
+// the gradient of the output, and q and k multiplied by their factors as in the forward pass:
 //
 //   dP = G v^T      dS = P * (dP - sum_j P dP)      dbias[i - j] = sum dS
 //   dq = dS k       dk = dS^T q                     dv = P^T G
 //
-// From dq and dk, the product rule gives the gradients of the unscaled q and k and of the severity.
+// From dq and dk, the product rule gives the gradients of the unscaled q and k and of their factors.
 //
 // One task is one head of a chunk of windows, worked on in order. Each chunk has its own gradient of the bias, to which
 // no other task writes. Overlapping windows add to the same keys: they are divided into colours, and one call works on
@@ -56,12 +56,12 @@ struct AttentionBackwardBuffers : AttentionBuffers<P> {
       AttentionBuffers<P>::template load<S>(args, window, shape);
       pack_panels(this->value_rows, keys, shape, value_panels);
     } else {
-      pack_rows<S>(args, window, window.keys, args.v, shape, false, 1.0, this->key_rows);
+      pack_rows<S>(window, window.keys, args.v, {}, shape, 1.0, this->key_rows);
       pack_panels(this->key_rows, keys, shape, value_panels);
       this->template load_keys<S>(args, window, shape);
-      this->template load_queries<S>(args, window, args.q, shape, true, packed_query_scale<P>(args), this->queries);
+      this->template load_queries<S>(window, args.q, args.q_factors, shape, packed_query_scale<P>(args), this->queries);
     }
-    this->template load_queries<S>(args, window, args.grad_out, shape, false, 1.0, grad_out);
+    this->template load_queries<S>(window, args.grad_out, {}, shape, 1.0, grad_out);
     if constexpr (kNumbers<P> == 2) {
       pair_rows(this->key_rows, keys, shape, this->value_rows);  // keys in the place of values
       pair_rows(this->queries, queries, shape, query_pairs);
@@ -113,14 +113,13 @@ SAVL_INLINE void narrow_row(T* row, int64_t padded_keys) {
 }
 
 // Adds the gradient of the logits of query (i, j) to the gradient of the bias, in the runs from which the bias was
-// read. The sums are double: an entry of the table is a sum over all windows.
+// read. The sums are double: an entry of the bias is a sum over all windows.
 template <typename T>
 SAVL_INLINE void add_bias_gradient(const AttentionArgs& args, const Window& window, int i, int j, const T* row,
-                                   double* table) {
-  const int64_t span = args.span();
+                                   double* bias) {
   const int columns = window.keys.columns.length;
-  for (int k = 0; k < window.keys.rows.length; ++k, row += columns) {
-    double* run = table + (i - k + window.offset) * span + (span - 1 - window.offset) - j;
+  double* run = bias + bias_run(args, window, i, j, args.keys());
+  for (int k = 0; k < window.keys.rows.length; ++k, row += columns, run += args.bias_row_step()) {
     for (int l = 0; l < columns; ++l) run[l] += row[l];
   }
 }
@@ -152,20 +151,20 @@ SAVL_INLINE double dot_of(const S* a, const T* b, int64_t channels) {
   return sum_of_lanes<double, kWidth<T>>(sum) + rest;
 }
 
-// Writes the gradient of a scaled row to `target`, or adds it if `add` is true, and adds the gradient of the severity.
-// `unscaled` is the image whose pixels were multiplied by the severity, if `weighed` is true.
+// Writes the gradient of a scaled row to `target`, or adds it if `add` is true, and adds the gradient of its factor, if
+// there are factors. `unscaled` is the image whose pixels were multiplied by them.
 template <typename S, typename T>
 SAVL_INLINE void spread_gradient(const AttentionArgs& args, const Window& window, const Image& unscaled,
-                                 const Image& target, int64_t row, int64_t column, const T* gradient, T scale,
-                                 bool weighed, bool add) {
+                                 const RowFactors& factors, const Image& target, int64_t row, int64_t column,
+                                 const T* gradient, T scale, bool add) {
   T* to = const_cast<T*>(pixel_of<T>(target, window, row, column, args.head_dim));
   T factor = scale;
-  if (weighed && args.severity != nullptr) {
-    const int64_t pixel = (window.batch * args.height + row) * args.width + column;
+  if (factors.values != nullptr) {
+    const int64_t pixel = factors.pixel(window.batch, row, column);
     const S* from = pixel_of<S>(unscaled, window, row, column, args.head_dim);
-    args.grad_severity[window.head * args.batch * args.height * args.width + pixel] +=
+    factors.gradient[window.head * factors.gradient_head_stride + pixel] +=
         dot_of(from, gradient, args.head_dim) * scale;
-    factor *= static_cast<const T*>(args.severity)[pixel];
+    factor *= static_cast<const T*>(factors.values)[window.head * factors.head_stride + pixel];
   }
   if (!add) return write_channels(gradient, args.head_dim, factor, to);
   const bool done = for_overlapping_vectors<T>(args.head_dim, [&](int64_t c) SAVL_ALWAYS_INLINE {
@@ -203,7 +202,7 @@ SAVL_INLINE void attend_backward(const AttentionArgs& args, const Window& window
     for (int64_t r = 0; r < count; ++r, query.next()) {
       T* grad = buffers.grad_logits + r * padded_keys;
       softmax_row_backward(padded_keys, inverse[r], logits.row(r), grad);
-      add_bias_gradient(args, window, query.row, query.column, grad, grad_bias);
+      if (grad_bias != nullptr) add_bias_gradient(args, window, query.row, query.column, grad, grad_bias);
     }
     if constexpr (kNumbers<P> == 1) {
       const P* query_rows = buffers.queries + first * stride;
@@ -221,9 +220,9 @@ SAVL_INLINE void attend_backward(const AttentionArgs& args, const Window& window
                     buffers.grad_queries);
     query = first_query;
     for (int64_t r = 0; r < count; ++r, query.next()) {
-      spread_gradient<S>(args, window, args.q, args.grad_q, window.queries.rows.position[query.row],
+      spread_gradient<S>(args, window, args.q, args.q_factors, args.grad_q, window.queries.rows.position[query.row],
                          window.queries.columns.position[query.column], buffers.grad_queries + r * stride,
-                         static_cast<T>(query_scale(args) * kLn2), true, false);
+                         static_cast<T>(query_scale(args) * kLn2), false);
     }
   }
   if constexpr (kNumbers<P> == 2) {
@@ -233,16 +232,15 @@ SAVL_INLINE void attend_backward(const AttentionArgs& args, const Window& window
     add_all_transposed(pairs, keys, buffers.weight_pairs, padded_keys, buffers.grad_out_pairs, shape,
                        buffers.grad_values, buffers.tile_row);
   }
-  const bool overlaps = args.key_window != args.window;
   Place place(window.keys, 0);
   for (int64_t key = 0; key < keys; ++key, place.next()) {
     const int64_t row = window.keys.rows.position[place.row], column = window.keys.columns.position[place.column];
     if (row < 0 || column < 0) continue;
     // The logits are in units of ln 2.
-    spread_gradient<S>(args, window, args.k, args.grad_k, row, column, buffers.grad_keys + key * stride,
-                       static_cast<T>(logit_scale<P>(args) * kLn2), true, overlaps);
-    spread_gradient<S>(args, window, args.v, args.grad_v, row, column, buffers.grad_values + key * stride, T(1), false,
-                       overlaps);
+    spread_gradient<S>(args, window, args.k, args.k_factors, args.grad_k, row, column, buffers.grad_keys + key * stride,
+                       static_cast<T>(logit_scale<P>(args) * kLn2), args.overlapping);
+    spread_gradient<S>(args, window, args.v, {}, args.grad_v, row, column, buffers.grad_values + key * stride, T(1),
+                       args.overlapping);
   }
 }
 
@@ -251,20 +249,20 @@ void attention_backward_kernel(const AttentionArgs& args, int64_t begin, int64_t
   using P = Operand<S>;
   AttentionMemory<P, AttentionBackwardBuffers<P>> memory(args);
   [[maybe_unused]] const TileRegisters<P> tiles;
-  const int64_t table = args.span() * args.span();
   const int64_t first_row = args.colour / args.colour_columns, first_column = args.colour % args.colour_columns;
-  const int64_t rows = (args.window_rows() - first_row + args.colour_rows - 1) / args.colour_rows;
-  const int64_t columns = (args.window_columns() - first_column + args.colour_columns - 1) / args.colour_columns;
+  const int64_t rows = (args.rows.windows() - first_row + args.colour_rows - 1) / args.colour_rows;
+  const int64_t columns = (args.columns.windows() - first_column + args.colour_columns - 1) / args.colour_columns;
   const int64_t windows = args.batch * rows * columns;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t head = task % args.heads, chunk = task / args.heads;
-    double* grad_bias = args.grad_bias + (chunk * args.heads + head) * table;
+    double* grad_bias = args.grad_bias;
+    if (grad_bias != nullptr) grad_bias += (chunk * args.heads + head) * args.bias_size();
     const int64_t last = windows * (chunk + 1) / args.chunks;
     for (int64_t window = windows * chunk / args.chunks; window < last; ++window) {
       const int64_t batch = window / (rows * columns), place = window % (rows * columns);
       const int64_t row = first_row + place / columns * args.colour_rows;
       const int64_t column = first_column + place % columns * args.colour_columns;
-      for_parts_of_window<S>(args, batch, row * args.window_columns() + column, head, memory.positions,
+      for_parts_of_window<S>(args, batch, row * args.columns.windows() + column, head, memory.positions,
                              [&](const Window& part) {
                                attend_backward<S>(args, part, memory.shape, memory.buffers, memory.bias, grad_bias);
                              });

@@ -66,7 +66,7 @@ void attention_kernel(const AttentionArgs& args, int64_t begin, int64_t end) {
   using P = Operand<S>;
   AttentionMemory<P, AttentionForwardBuffers<P>> memory(args);
   [[maybe_unused]] const TileRegisters<P> tiles;
-  const int64_t windows = args.window_rows() * args.window_columns();
+  const int64_t windows = args.windows();
   for (int64_t task = begin; task < end; ++task) {
     const int64_t head = task % args.heads;
     const int64_t index = alternate_between_ends(task / args.heads, args.batch * windows);

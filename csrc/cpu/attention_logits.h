@@ -11,40 +11,52 @@
 
 SAVL_BEGIN_KERNELS
 
-// The run of the bias table for query (i, j) and the first row of keys. The columns of the table are stored in reverse
-// order, so that key l is element l of the run. The run of the next row of keys is one row of the table before.
-template <typename T>
-SAVL_INLINE const T* bias_run(const AttentionArgs& args, const Window& window, int i, int j) {
-  const int64_t span = args.span();
-  return static_cast<const T*>(args.bias) + (window.head * span + i + window.offset) * span +
-         (span - 1 - window.offset) - j;
+// Where in the bias of a head the run for query (i, j) and the first row of keys begins: element l of the run belongs
+// to key l of the row, because the columns of a table are stored in reverse order. The runs of further rows of keys
+// follow at steps of `args.bias_row_step()`.
+SAVL_INLINE int64_t bias_run(const AttentionArgs& args, const Window& window, int i, int j, int64_t query_stride) {
+  if (args.bias_is_table) {
+    const int64_t span = args.columns.span();
+    return (i + window.row_offset) * span + (span - 1 - window.column_offset) - j;
+  }
+  const int64_t query = (window.first_query.row + i) * args.columns.window + window.first_query.column + j;
+  return query * query_stride + window.first_key.row * args.columns.key_window + window.first_key.column;
 }
 
-// Whether the table can be read in place: a row of keys is whole vectors, and no key is masked.
 template <typename T>
-SAVL_INLINE bool reads_bias_in_place(const Window& window, int64_t padded_keys) {
-  return window.keys.columns.length % kWidth<T> == 0 && window.keys.size() == padded_keys && !window.is_masked();
+SAVL_INLINE const T* bias_of_query(const AttentionArgs& args, const Window& window, int i, int j) {
+  return static_cast<const T*>(args.bias) + window.head * args.bias_head_stride +
+         bias_run(args, window, i, j, args.bias_query_stride);
 }
 
-// Copies the bias of query (i, j) and all keys, run by run, followed by minus infinity for the padding. Whole vectors
-// are copied, past the end of a run: `row` and the table have room for one vector more.
+// Whether the bias can be read in place: the runs are whole vectors, or follow each other.
+template <typename T>
+SAVL_INLINE bool reads_bias_in_place(const AttentionArgs& args, int64_t key_columns, int64_t keys,
+                                     int64_t padded_keys) {
+  const bool contiguous = !args.bias_is_table && key_columns == args.columns.key_window;
+  return keys == padded_keys && (contiguous || key_columns % kWidth<T> == 0);
+}
+
+// Copies the bias of query (i, j) and all keys, run by run, plus the mask between different sides of the image,
+// followed by minus infinity for the padding. Whole vectors are copied, past the end of a run: `row` and the bias have
+// room for one vector more.
 template <typename T>
 SAVL_NOINLINE void copy_bias_row(const AttentionArgs& args, const Window& window, int i, int j, int64_t padded_keys,
                                  T* row) {
-  const T* run = bias_run<T>(args, window, i, j);
+  const T* run = bias_of_query<T>(args, window, i, j);
   const int columns = window.keys.columns.length;
-  const T masked = -__builtin_inf();
+  const T other_side = static_cast<T>(args.mask), padding = -__builtin_inf();
   T* to = row;
-  for (int k = 0; k < window.keys.rows.length; ++k, run -= args.span(), to += columns) {
+  for (int k = 0; k < window.keys.rows.length; ++k, run += args.bias_row_step(), to += columns) {
     for (int l = 0; l < columns; l += kWidth<T>) store(to + l, load(run + l));
-    const bool other_row = (i < window.row_break) != (k < window.row_break);
+    const bool other_row = (i < window.row_break) != (k < window.key_row_break);
     if (!other_row && window.column_break == 0) continue;
     for (int l = 0; l < columns; ++l) {
-      const bool other = other_row || (j < window.column_break) != (l < window.column_break);
-      if (other) to[l] += masked;
+      const bool other = other_row || (j < window.column_break) != (l < window.key_column_break);
+      if (other) to[l] += other_side;
     }
   }
-  for (; to < row + padded_keys; ++to) *to = masked;
+  for (; to < row + padded_keys; ++to) *to = padding;
 }
 
 // The bias of all queries and keys of a whole window, which is the same for all whole windows of a head. Where runs are
@@ -55,7 +67,8 @@ class BiasOfWholeWindows {
   BiasOfWholeWindows(Scratch& scratch, const AttentionArgs& args, const AttentionShape<P>& shape)
       : args_(args), shape_(shape) {
     const int64_t bytes = args.heads * per_head() * static_cast<int64_t>(sizeof(T));
-    if (args.key_window % kWidth<T> == 0 || bytes > kMostBytes) return;
+    const bool in_place = reads_bias_in_place<T>(args, args.columns.key_window, shape.most_keys, shape.padded_keys);
+    if (in_place || bytes > kMostBytes) return;
     rows_ = scratch.take<T>(args.heads * per_head());
     copied_ = scratch.take<bool>(args.heads);
     for (int64_t head = 0; copied_ != nullptr && head < args.heads; ++head) copied_[head] = false;
@@ -100,7 +113,8 @@ class Logits {
         buffers_(buffers),
         padded_keys_(padded_keys),
         bias_rows_(bias.of(window)),
-        in_place_(reads_bias_in_place<T>(window, padded_keys)),
+        in_place_(!window.is_masked() &&
+                  reads_bias_in_place<T>(args, window.keys.columns.length, window.keys.size(), padded_keys)),
         products_(in_place_ || bias_rows_ != nullptr ? buffers.logits : buffers.products) {
     addend_.offset = buffers.offsets;
     addend_.scale = static_cast<T>(logit_scale<P>(args));
@@ -108,12 +122,12 @@ class Logits {
         window.keys.columns.length >= kWidth<T>) {
       addend_.keys = window.keys.size();
       addend_.run = window.keys.columns.length;
-      addend_.step = args.span();
+      addend_.step = args.bias_row_step();
     }
     int64_t* offset = buffers.offsets;
     for (int64_t key = 0; key < padded_keys; key += kWidth<T>) {
       const int64_t columns = window.keys.columns.length;
-      *offset++ = in_place_ ? key % columns - key / columns * args.span() : key;
+      *offset++ = in_place_ ? key % columns + key / columns * args.bias_row_step() : key;
     }
   }
 
@@ -169,9 +183,9 @@ class Logits {
     return kNumbers<W> == 1 ? sums[0] : sums[0] + sums[kNumbers<W> - 1];
   }
 
-  // The bias of a query: in the table, in the copy for whole windows, or copied to `room`.
+  // The bias of a query: in place, in the copy for whole windows, or copied to `room`.
   SAVL_INLINE const T* bias_of(const Place& query, T* room) {
-    if (in_place_ || addend_.run != 0) return bias_run<T>(args_, window_, query.row, query.column);
+    if (in_place_ || addend_.run != 0) return bias_of_query<T>(args_, window_, query.row, query.column);
     if (bias_rows_ != nullptr) return bias_rows_ + (query.row * query.columns + query.column) * padded_keys_;
     copy_bias_row(args_, window_, query.row, query.column, padded_keys_, room);
     return room;

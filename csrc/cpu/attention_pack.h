@@ -47,8 +47,8 @@ struct AttentionShape {
         depth(round_up(operands_of<P>(head_dim), kDepthStep)),
         padded_depth(round_up(depth, kWidth<P>)),
         shares_last_vectors(kSharesVectors<P> && padded_dim - head_dim >= kWidth<P> / 2),
-        most_queries(args.window * args.window),
-        most_keys(args.key_window * args.key_window),
+        most_queries(args.queries()),
+        most_keys(args.keys()),
         padded_queries(round_up(most_queries, kRowStep)),
         padded_keys(round_up(most_keys, kKeyStep<P>)) {}
 };
@@ -110,21 +110,22 @@ SAVL_INLINE void zero_rows(T* rows, int64_t first, int64_t last, int64_t stride)
 }
 
 // Packs the pixels of a grid into rows of `padded_depth` operands, with zeros after the channels and for pixels outside
-// the image. Each row is multiplied by `scale` and, if `weigh` is true, by the severity of its pixel.
+// the image. Each row is multiplied by `scale` and by the factor of its pixel, if there are factors.
 //
 // The factors are double and the product is rounded once: the rounding error of a float factor would be the same for a
 // whole row, and would add up in its logits instead of averaging out.
 template <typename S, typename P>
-SAVL_NOINLINE void pack_rows(const AttentionArgs& args, const Window& window, const PixelGrid& grid, const Image& image,
-                             const AttentionShape<P>& shape, bool weigh, double scale, P* packed) {
+SAVL_NOINLINE void pack_rows(const Window& window, const PixelGrid& grid, const Image& image, const RowFactors& factors,
+                             const AttentionShape<P>& shape, double scale, P* packed) {
   using T = Arithmetic<S>;
-  const T* severity = weigh ? static_cast<const T*>(args.severity) : nullptr;
+  const T* of_head = static_cast<const T*>(factors.values);
+  if (of_head != nullptr) of_head += window.head * factors.head_stride;
   const int64_t last = shape.padded_depth - kWidth<P>;
   for (int i = 0; i < grid.rows.length; ++i) {
     const bool row_inside = grid.rows.position[i] >= 0;
     const int64_t row = row_inside ? grid.rows.position[i] : 0;
     const S* first = pixel_of<S>(image, window, row, 0, shape.head_dim);
-    const T* factors = severity == nullptr ? nullptr : severity + (window.batch * args.height + row) * args.width;
+    const T* of_row = of_head == nullptr ? nullptr : of_head + factors.pixel(window.batch, row, 0);
     for (int j = 0; j < grid.columns.length; ++j, packed += shape.padded_depth) {
       const int64_t column = grid.columns.position[j];
       const bool inside = row_inside && column >= 0;
@@ -133,7 +134,7 @@ SAVL_NOINLINE void pack_rows(const AttentionArgs& args, const Window& window, co
         const S* pixel = first + column * image.column_stride;
         prefetch_row_below(image, pixel, shape.head_dim);
         prefetch_next_head(pixel, shape.head_dim);
-        scale_channels(pixel, shape.head_dim, factors == nullptr ? scale : scale * factors[column], packed);
+        scale_channels(pixel, shape.head_dim, of_row == nullptr ? scale : scale * of_row[column], packed);
       }
     }
   }
@@ -202,11 +203,10 @@ SAVL_INLINE void share_last_vectors(P* rows, int64_t count, const AttentionShape
   }
 }
 
-// 1 / sqrt(head_dim) in the units of the logits: they are multiples of ln 2, so that the softmax is a power of two.
+// The scale of the products in the units of the logits: they are multiples of ln 2, so that the softmax is a power of
+// two.
 constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
-SAVL_INLINE double query_scale(const AttentionArgs& args) {
-  return kLog2E / __builtin_sqrt(static_cast<double>(args.head_dim));
-}
+SAVL_INLINE double query_scale(const AttentionArgs& args) { return kLog2E * args.scale; }
 
 // The factors of the scale that queries and logits are multiplied by. As bfloat16, unscaled queries are exact.
 template <typename P>
@@ -237,30 +237,30 @@ struct AttentionBuffers {
         products(scratch.take<Sum<P>>(kTiles<P> ? kRowBlock * shape.padded_keys : 0)),
         offsets(scratch.take<int64_t>(shape.padded_keys)) {}
 
-  // Packs keys, values and queries. Keys and queries are multiplied by the severity of their pixel.
+  // Packs keys, values and queries. Keys and queries are multiplied by their factors.
   template <typename S>
   SAVL_INLINE void load(const AttentionArgs& args, const Window& window, const AttentionShape<P>& shape) const {
     if constexpr (kNumbers<P> == 1) {
-      pack_rows<S>(args, window, window.keys, args.v, shape, false, 1.0, value_rows);
+      pack_rows<S>(window, window.keys, args.v, {}, shape, 1.0, value_rows);
     } else {
-      pack_rows<S>(args, window, window.keys, args.v, shape, false, 1.0, key_rows);
+      pack_rows<S>(window, window.keys, args.v, {}, shape, 1.0, key_rows);
       pair_rows(key_rows, window.keys.size(), shape, value_rows);
     }
     load_keys<S>(args, window, shape);
-    load_queries<S>(args, window, args.q, shape, true, packed_query_scale<P>(args), queries);
+    load_queries<S>(window, args.q, args.q_factors, shape, packed_query_scale<P>(args), queries);
   }
 
   template <typename S>
   SAVL_INLINE void load_keys(const AttentionArgs& args, const Window& window, const AttentionShape<P>& shape) const {
-    pack_rows<S>(args, window, window.keys, args.k, shape, true, 1.0, key_rows);
+    pack_rows<S>(window, window.keys, args.k, args.k_factors, shape, 1.0, key_rows);
     pack_panels(key_rows, window.keys.size(), shape, key_panels);
   }
 
   // Packs an image at the queries of a window, with zeros up to the next multiple of kRowStep.
   template <typename S>
-  SAVL_INLINE static void load_queries(const AttentionArgs& args, const Window& window, const Image& image,
-                                       const AttentionShape<P>& shape, bool weigh, double scale, P* packed) {
-    pack_rows<S>(args, window, window.queries, image, shape, weigh, scale, packed);
+  SAVL_INLINE static void load_queries(const Window& window, const Image& image, const RowFactors& factors,
+                                       const AttentionShape<P>& shape, double scale, P* packed) {
+    pack_rows<S>(window, window.queries, image, factors, shape, scale, packed);
     const int64_t count = window.queries.size();
     zero_rows(packed, count, round_up(count, kRowStep), shape.padded_depth);
   }

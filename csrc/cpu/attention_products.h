@@ -17,7 +17,7 @@ struct Addend {
   const int64_t* offset;
   T scale = 1;  // of the products
   // Where `run` is not 0, which tiles alone provide for: element j of row[r] belongs to key j of the first row of keys,
-  // which has `run` >= kWidth keys, and the elements of each further row of keys are `step` before those of the last
+  // which has `run` >= kWidth keys, and the elements of each further row of keys are `step` after those of the last
   // one.
   int64_t keys = 0, run = 0, step = 0;
 };

@@ -55,7 +55,7 @@ SAVL_INLINE Vec<float> add_to_products(const Addend<float>& addend, int64_t r, c
     return largest;
   }
   const float* from = addend.row[r];
-  for (int64_t first = 0; first < addend.keys; first += addend.run, from -= addend.step) {
+  for (int64_t first = 0; first < addend.keys; first += addend.run, from += addend.step) {
     for_overlapping_vectors<float>(addend.run, [&](int64_t j) SAVL_ALWAYS_INLINE { add(first + j, from + j); });
   }
   for (int64_t j = addend.keys; j < padded_keys; ++j) out[j] = -__builtin_inff();

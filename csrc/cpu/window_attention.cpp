@@ -6,30 +6,82 @@ namespace {
 
 const char* const kOp = "savl::window_attention";
 
-int64_t channels_of(const Tensor& qkv) {
+using MaybeTensor = std::optional<Tensor>;
+
+// q, k and v are apart, or side by side in qkv.
+AttentionInputs inputs_of(const Tensor& qkv, const MaybeTensor& bias_table, const MaybeTensor& severity,
+                          const MaybeTensor& k, const MaybeTensor& v, const MaybeTensor& bias,
+                          const MaybeTensor& scale) {
+  STD_TORCH_CHECK(k.has_value() == v.has_value(), kOp, ": k and v must be given together");
+  if (k.has_value()) return {qkv, *k, *v, bias_table, bias, severity, scale};
   STD_TORCH_CHECK(qkv.dim() == 4 && qkv.size(3) % 3 == 0, kOp, ": qkv must be (B, H, W, 3C)");
-  return qkv.size(3) / 3;
+  const int64_t channels = qkv.size(3) / 3;
+  return {channel_part(qkv, 0, channels),
+          channel_part(qkv, 1, channels),
+          channel_part(qkv, 2, channels),
+          bias_table,
+          bias,
+          severity,
+          scale};
+}
+
+AttentionOptions options_of(int64_t heads, int64_t window_height, int64_t window_width, int64_t key_height,
+                            int64_t key_width, int64_t shift_rows, int64_t shift_columns, bool dilated, double mask) {
+  STD_TORCH_CHECK(window_height >= 1 && window_width >= 1, kOp, ": bad window");
+  AttentionOptions options;
+  options.heads = heads;
+  options.rows = {0, 0, window_height, key_height, shift_rows, shift_rows * key_height / window_height};
+  options.columns = {0, 0, window_width, key_width, shift_columns, shift_columns * key_width / window_width};
+  options.dilated = dilated;
+  options.mask = mask;
+  return options;
 }
 
 // The second result is the log-sum-exp, which this backward pass does not need: it is empty.
-std::tuple<Tensor, Tensor> window_attention(const Tensor& qkv, const Tensor& bias_table,
-                                            const std::optional<Tensor>& severity, int64_t window, int64_t shift) {
-  const int64_t channels = channels_of(qkv);
-  return {attention_forward(kOp, channel_part(qkv, 0, channels), channel_part(qkv, 1, channels),
-                            channel_part(qkv, 2, channels), bias_table, severity, {window, window, shift}),
-          new_tensor({0}, ScalarType::Float)};
+std::tuple<Tensor, Tensor> window_attention(const Tensor& qkv, const MaybeTensor& bias_table,
+                                            const MaybeTensor& severity, const MaybeTensor& k, const MaybeTensor& v,
+                                            const MaybeTensor& bias, const MaybeTensor& scale, int64_t heads,
+                                            int64_t window_height, int64_t window_width, int64_t key_height,
+                                            int64_t key_width, int64_t shift_rows, int64_t shift_columns, bool dilated,
+                                            double mask) {
+  const AttentionInputs inputs = inputs_of(qkv, bias_table, severity, k, v, bias, scale);
+  const AttentionOptions options =
+      options_of(heads, window_height, window_width, key_height, key_width, shift_rows, shift_columns, dilated, mask);
+  return {attention_forward(kOp, inputs, options), new_tensor({0}, ScalarType::Float)};
 }
 
-std::tuple<Tensor, Tensor, Tensor> window_attention_backward(
-    const Tensor& grad_out, const Tensor& qkv, const Tensor& bias_table, const std::optional<Tensor>& severity,
-    const std::optional<Tensor>& /*out*/, const std::optional<Tensor>& /*lse*/, int64_t window, int64_t shift) {
-  const int64_t channels = channels_of(qkv);
-  const Tensor grad = new_tensor({qkv.size(0), qkv.size(1), qkv.size(2), 3 * channels}, arithmetic_of(qkv));
-  auto [grad_bias, grad_severity] = attention_backward(
-      kOp, grad_out, channel_part(qkv, 0, channels), channel_part(qkv, 1, channels), channel_part(qkv, 2, channels),
-      bias_table, severity, {window, window, shift}, channel_part(grad, 0, channels), channel_part(grad, 1, channels),
-      channel_part(grad, 2, channels));
-  return {torch::stable::to(grad, qkv.scalar_type()), grad_bias, grad_severity};
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_backward(
+    const Tensor& grad_out, const Tensor& qkv, const MaybeTensor& bias_table, const MaybeTensor& severity,
+    const MaybeTensor& k, const MaybeTensor& v, const MaybeTensor& bias, const MaybeTensor& scale,
+    const MaybeTensor& /*out*/, const MaybeTensor& /*lse*/, int64_t heads, int64_t window_height, int64_t window_width,
+    int64_t key_height, int64_t key_width, int64_t shift_rows, int64_t shift_columns, bool dilated, double mask) {
+  const AttentionInputs inputs = inputs_of(qkv, bias_table, severity, k, v, bias, scale);
+  const AttentionOptions options =
+      options_of(heads, window_height, window_width, key_height, key_width, shift_rows, shift_columns, dilated, mask);
+  const ScalarType dtype = qkv.scalar_type(), arithmetic = arithmetic_of(qkv);
+  const auto new_like = [&](const Tensor& x) {
+    return new_tensor({x.size(0), x.size(1), x.size(2), x.size(3)}, arithmetic);
+  };
+  const Tensor grad = new_like(qkv);
+  Tensor grad_q = grad, grad_k, grad_v;
+  if (k.has_value()) {
+    grad_k = new_like(*k);
+    grad_v = new_like(*v);
+  } else {
+    const int64_t channels = qkv.size(3) / 3;
+    grad_q = channel_part(grad, 0, channels);
+    grad_k = channel_part(grad, 1, channels);
+    grad_v = channel_part(grad, 2, channels);
+  }
+  const AttentionGradients others = attention_backward(kOp, grad_out, inputs, options, grad_q, grad_k, grad_v);
+  const auto nothing = [&] { return new_tensor({0}, dtype); };
+  return {torch::stable::to(grad, dtype),
+          others.bias_table,
+          others.severity,
+          k.has_value() ? torch::stable::to(grad_k, dtype) : nothing(),
+          k.has_value() ? torch::stable::to(grad_v, dtype) : nothing(),
+          others.bias,
+          others.scale};
 }
 
 }  // namespace

@@ -11,29 +11,36 @@ import torch
 from torch import Tensor
 
 
-def relative_position_index(window: int, key_window: int, device: torch.device | str = "cpu") -> Tensor:
+def relative_position_index(
+    window: int | tuple[int, int], key_window: int | tuple[int, int], device: torch.device | str = "cpu"
+) -> Tensor:
     """Return the row of the table for every (query pixel, key pixel) of one window.
 
     Args:
-        window: Side w of the query window in pixels.
-        key_window: Side o ≥ w of the key window in pixels, o − w even; both windows share their centre.
+        window: Size of the query window in pixels: a side w, or a pair (vertical, horizontal).
+        key_window: Size of the key window in pixels, o ≥ w and o − w even along each axis; both windows share their
+            centre.
         device: Device of the index.
 
     Returns:
-        ``(w², o²)`` int64, values in ``[0, (w + o − 1)²)``.
+        ``(w², o²)`` int64, values in ``[0, (w + o − 1)²)``; for a pair, products take the place of squares.
     """
-    margin = (key_window - window) // 2
-    span = window + key_window - 1
-    half = (window + key_window) // 2 - 1
-    query = torch.arange(window, device=device)
-    key = torch.arange(key_window, device=device) - margin
-    offset = query[:, None] - key[None, :] + half  # (w, o), 0 ... span − 1
-    index = offset[:, None, :, None] * span + offset[None, :, None, :]  # (qy, qx, ky, kx)
-    return index.reshape(window * window, key_window * key_window)
+
+    def offsets(length: int, key_length: int) -> Tensor:  # (w, o), from 0 to the span of the table minus 1
+        query = torch.arange(length, device=device)
+        key = torch.arange(key_length, device=device) - (key_length - length) // 2
+        return query[:, None] - key[None, :] + (length + key_length) // 2 - 1
+
+    def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+        return (size, size) if isinstance(size, int) else size
+
+    (height, width), (key_height, key_width) = pair(window), pair(key_window)
+    rows, columns = offsets(height, key_height), offsets(width, key_width)
+    index = rows[:, None, :, None] * (width + key_width - 1) + columns[None, :, None, :]  # (qy, qx, ky, kx)
+    return index.reshape(height * width, key_height * key_width)
 
 
-def gather_bias(bias_table: Tensor, window: int, key_window: int) -> Tensor:
+def gather_bias(bias_table: Tensor, window: int | tuple[int, int], key_window: int | tuple[int, int]) -> Tensor:
     """Return the bias of every pair of pixels: ``((w + o − 1)², heads)`` → ``(heads, w², o²)``."""
     index = relative_position_index(window, key_window, bias_table.device)
-    bias = bias_table[index.reshape(-1)].view(window * window, key_window * key_window, bias_table.shape[1])
-    return bias.permute(2, 0, 1)
+    return bias_table[index.reshape(-1)].view(*index.shape, bias_table.shape[1]).permute(2, 0, 1)
