@@ -1,7 +1,8 @@
 """savl: real-world image super-resolution guided by a per-pixel degradation field.
 
 `load` and `build` return networks; `upscale` upscales an image and `upscale_file` an image file. Both use the fused
-kernels where they are available. A network that is called directly uses them after `use_fused_kernels()`.
+kernels where they are available. A network that is called directly uses them after `use_fused_kernels()`. `accelerate`
+puts them under networks of other packages.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from savl.accelerate import accelerate
     from savl.inference import Upscaler, upscale
     from savl.inference.upscale_file import upscale_file
     from savl.network import CONFIGS, SAVL, DegradationField, SAVLConfig
@@ -28,6 +30,7 @@ __all__ = [
     "KernelUnavailable",
     "SAVLConfig",
     "Upscaler",
+    "accelerate",
     "build",
     "kernel_report",
     "load",
@@ -50,6 +53,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return version()
+    if name == "accelerate":
+        return import_module("savl.accelerate")  # a module that can be called as its function
     for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(home), name)

@@ -1,0 +1,86 @@
+"""The report of `savl.accelerate`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from savl.accelerate.adapter import Calls
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """What became of one block."""
+
+    name: str
+    """Name of the module in the network, as in `torch.nn.Module.named_modules`."""
+    kind: str
+    """Name of the block's class."""
+    served: str | None
+    """What serves it, such as "Swin block: window 8, 6 heads of 30"; None if it was left as it is."""
+    reason: str | None = None
+    """Why it was left as it is."""
+    closeness: float | None = None
+    """Error of the proof, divided by the allowed error (`savl.ops.equivalence`): at most 1. None without a proof."""
+    calls: Calls = field(default_factory=Calls)
+    """Counts of the calls since then, outside of compiled programs."""
+
+    @property
+    def text(self) -> str:
+        """What the report says of the block."""
+        if self.served is None:
+            return f"left as it is: {self.reason}"
+        proof = "not verified" if self.closeness is None else f"error {self.closeness:.2f} of the allowed one"
+        return f"{self.served} ({proof})"
+
+
+class AccelerationReport:
+    """What `savl.accelerate` has done to a network, block by block.
+
+    Attributes:
+        network: Name of the network's class.
+        blocks: The blocks, in the order of the network's modules.
+    """
+
+    def __init__(self, network: str, blocks: list[BlockReport], undo: Callable[[], None]) -> None:
+        self.network = network
+        self.blocks = blocks
+        self._undo = undo
+
+    @property
+    def served(self) -> int:
+        """Number of blocks that savl's ops compute."""
+        return sum(block.served is not None for block in self.blocks)
+
+    def undo(self) -> None:
+        """Restore the original blocks, and the dtype of the network if `savl.accelerate` changed it.
+
+        Weights stay as they are. Copies of the network are not changed.
+        """
+        self._undo()
+
+    def calls(self) -> tuple[int, Counter[str]]:
+        """Return how many calls of blocks were served since then, and how many fell back, by reason."""
+        fallen_back: Counter[str] = Counter()
+        for block in self.blocks:
+            fallen_back.update(block.calls.fallen_back)
+        return sum(block.calls.served for block in self.blocks), fallen_back
+
+    def __str__(self) -> str:
+        lines = [f"{self.network}: {self.served} of {len(self.blocks)} blocks are computed by savl's ops"]
+        if not self.blocks:
+            lines = [f"{self.network}: no block with windowed attention was found"]
+        for kind, group in groupby(sorted(self.blocks, key=lambda block: (block.kind, block.served or "~", block.text)),
+                                   key=lambda block: (block.kind, block.served, block.reason)):  # fmt: skip
+            members = list(group)
+            lines.append(f"  {len(members)} x {kind[0]}: {max(members, key=lambda b: b.closeness or 0).text}")
+        served, fallen_back = self.calls()
+        if served or fallen_back:
+            lines.append(f"  calls: {served} served, {fallen_back.total()} by the original blocks")
+            lines.extend(f"    {count} x {reason}" for reason, count in fallen_back.most_common())
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.served} of {len(self.blocks)} blocks of {self.network}>"
