@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,15 @@ class KernelConfig:
     """Depth of the software pipeline over tiles."""
 
 
+Size = int | tuple[int, int]
+"""Height and width in pixels; an int for both."""
+
+
+def as_pair(size: Size) -> tuple[int, int]:
+    """Return height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
 @dataclass(frozen=True)
 class Problem:
     """Dtype and shapes that the best block sizes depend on."""
@@ -47,8 +57,35 @@ class Problem:
     dtype: str
     """``"float32"``, ``"bfloat16"`` or ``"float16"``."""
     head_dim: int
-    window: int
-    key_window: int
+    window: Size
+    """Height and width of the windows of queries in pixels. Of squares an int, also where a pair is given."""
+    key_window: Size
+    """Height and width of the windows of keys, like ``window``."""
+    bias: str = "table"
+    """``"table"``, ``"dense"`` or ``"none"``."""
+    cosine: bool = False
+    """Whether the similarity is the cosine."""
+
+    def __post_init__(self) -> None:
+        for name in ("window", "key_window"):
+            height, width = as_pair(getattr(self, name))
+            object.__setattr__(self, name, height if height == width else (height, width))
+
+    @property
+    def queries(self) -> int:
+        """Number of pixels of a window."""
+        return prod(as_pair(self.window))
+
+    @property
+    def keys(self) -> int:
+        """Number of keys of a window."""
+        return prod(as_pair(self.key_window))
+
+    @property
+    def plain(self) -> bool:
+        """Whether the kernels need no more registers than for the networks: square windows, a table, no cosine."""
+        square = isinstance(self.window, int) and isinstance(self.key_window, int) and self.key_window >= self.window
+        return square and self.bias == "table" and not self.cosine
 
     @property
     def block_d(self) -> int:
@@ -71,6 +108,7 @@ def default_config(stage: str, problem: Problem, capability: tuple[int, int]) ->
     """
     # Hopper and data-centre Blackwell keep operands of products in shared or tensor memory, not in registers.
     generation, roomy = capability[0], capability[0] in (9, 10)
+    plain = problem.plain
     if problem.dtype == "float32":
         if problem.block_d <= 32:
             m, n, warps = {
@@ -87,25 +125,28 @@ def default_config(stage: str, problem: Problem, capability: tuple[int, int]) ->
         warps = 4
         if stage == "forward":
             m, n = (64, 64) if capability == (8, 0) else (128, 64) if generation in (9, 12) else (128, 32)
+            m, n = (m, n) if plain else (64, 64) if generation in (9, 12) else (64, 32)
         elif stage == "backward_q":
-            m, n = 128, 32
+            m, n = (128, 32) if plain else (64, 32)
         elif stage == "backward_kv":
             # Overlapping windows add selects to the sums, and square tiles match the shape of their keys better.
-            m, n = (32, 64) if not roomy else (32, 128) if problem.window == problem.key_window else (64, 64)
+            m, n = (
+                (32, 64) if not roomy or not plain else (32, 128) if problem.window == problem.key_window else (64, 64)
+            )
         else:
-            m, n = (64, 32) if generation == 12 else (64, 64)
+            m, n = (64, 32) if generation == 12 or not plain else (64, 64)
     elif problem.block_d <= 64 and stage == "forward":
         m, n, warps = 64, 32, 4
     elif problem.block_d > 64 and stage == "backward_q":
         m, n, warps = 16, 32, 4
     else:
         m, n, warps = 32, 32, 4
-    return KernelConfig(min(m, _covering(problem.window)), min(n, _covering(problem.key_window)), warps, 1)
+    return KernelConfig(min(m, _covering(problem.queries)), min(n, _covering(problem.keys)), warps, 1)
 
 
-def _covering(side: int) -> int:
-    """Return the smallest power of two that is at least side² and at least 16."""
-    return max(16, 1 << (side * side - 1).bit_length())
+def _covering(pixels: int) -> int:
+    """Return the smallest power of two that is at least the number of pixels and at least 16."""
+    return max(16, 1 << (pixels - 1).bit_length())
 
 
 # Tuned block sizes
@@ -118,6 +159,7 @@ TUNED_HERE, SHIPPED, RULE = "tuned here", "shipped", "rule"
 SHIPPED_FOLDER = Path(__file__).with_name("tuned")
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_BIASES = ("table", "dense", "none")
 
 
 @dataclass(frozen=True)
@@ -348,10 +390,30 @@ def _entry(values: Any) -> Tuned:
             raise ValueError(f"{name} must be a positive number, got {value!r}")
         return float(value)
 
+    def size(name: str) -> Size:
+        value = values.get(name)
+        sides = value if isinstance(value, list) else [value, value]
+        if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+            raise ValueError(f"{name} must be a positive int or a list of two, got {value!r}")
+        return sides[0], sides[1]
+
+    def flag(name: str) -> bool:
+        value = values.get(name, False)
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be a bool, got {value!r}")
+        return value
+
     blocks = (16, 32, 64, 128, 256)
     return Tuned(
         text("stage", STAGES),
-        Problem(text("dtype", _DTYPES), number("head_dim"), number("window"), number("key_window")),
+        Problem(
+            text("dtype", _DTYPES),
+            number("head_dim"),
+            size("window"),
+            size("key_window"),
+            text("bias", _BIASES) if "bias" in values else "table",
+            flag("cosine"),
+        ),
         KernelConfig(
             number("block_m", blocks),
             number("block_n", blocks),

@@ -118,8 +118,8 @@ def candidates(problem: Problem) -> list[KernelConfig]:
     # Tensor cores do not compute float32 products: larger tiles would only need more registers.
     fewest, most = (4, 32) if problem.dtype == "float32" else (8, 64)
     sizes = (16, 32, 64, 128)
-    rows = [size for size in sizes if size < 2 * problem.window**2 or size == 16]
-    columns = [size for size in sizes if size < 2 * problem.key_window**2 or size == 16]
+    rows = [size for size in sizes if size < 2 * problem.queries or size == 16]
+    columns = [size for size in sizes if size < 2 * problem.keys or size == 16]
     return [
         KernelConfig(block_m, block_n, warps, 1)
         for block_m in rows

@@ -94,11 +94,17 @@ def test_launches_use_stored_configurations(monkeypatch: pytest.MonkeyPatch) -> 
 
     user_file().write_bytes(configs.dump_store(GPU, [tuned()]))
     qkv = torch.empty(1, 16, 16, 3 * 48, dtype=torch.bfloat16)
-    call = launch.Attention(*qkv.chunk(3, dim=-1), torch.empty(39**2, 2), None, 16, 24, 0)
+    call = launch.Attention(*qkv.chunk(3, dim=-1), torch.empty(39**2, 2), None, (16, 16), (24, 24), 2, margin=4)
     assert call.config("forward") == default_config("forward", PROBLEM, HOPPER), "the CPU is no such GPU"
     monkeypatch.setattr(launch, "_gpu", lambda index: (GPU, HOPPER))
     assert call.config("forward") == OTHER
     assert call.config("backward_q") == default_config("backward_q", PROBLEM, HOPPER)
+
+
+def test_windows_that_are_square_are_the_same_problem_as_an_int_or_a_pair() -> None:
+    assert Problem("bfloat16", 24, (16, 16), (24, 24)) == PROBLEM
+    assert Problem("bfloat16", 24, (8, 32), 16) != Problem("bfloat16", 24, (32, 8), 16)
+    assert (Problem("bfloat16", 24, (8, 32), 16).queries, PROBLEM.keys) == (256, 576)
 
 
 # Files
@@ -136,6 +142,7 @@ def test_stored_entries_are_read_back_unchanged() -> None:
         tuned(),
         tuned(ANOTHER, stage="backward_bias", microseconds=0.5),
         tuned(problem=Problem("float32", 30, 8, 8)),
+        tuned(problem=Problem("float32", 30, (8, 32), (8, 32), "dense", cosine=True)),
     ]
     user_file().write_bytes(configs.dump_store(GPU, entries))
     store = configs.read_store(user_file(), GPU)
@@ -172,6 +179,9 @@ def whole(**values: Any) -> str:
         (lambda: changed(stage="sideways"), "stage must be one of 'forward', "),
         (lambda: changed(dtype="float64"), "dtype must be one of 'float32', 'bfloat16', 'float16', got 'float64'"),
         (lambda: changed(head_dim=0), "head_dim must be a positive int, got 0"),
+        (lambda: changed(bias="some"), "bias must be one of 'table', 'dense', 'none', got 'some'"),
+        (lambda: changed(cosine=1), "cosine must be a bool, got 1"),
+        (lambda: changed(window=[8, 0]), "window must be a positive int or a list of two, got [8, 0]"),
         (lambda: changed(block_m=48), "block_m must be one of 16, 32, 64, 128, 256, got 48"),
         (lambda: changed(block_n=None), "block_n must be one of 16, 32, 64, 128, 256, got None"),
         (lambda: changed(warps=True), "warps must be one of 1, 2, 4, 8, got True"),
