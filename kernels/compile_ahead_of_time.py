@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,8 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from savl.kernels import launch, layer_norm
-from savl.kernels.configs import STAGES, KernelConfig, Problem, default_config
+from savl.kernels.configs import STAGES, KernelConfig, Problem, as_pair, default_config
+from savl.kernels.launch import Pair
 
 KERNELS = (*STAGES, "fold_bias")
 """Names of the attention kernels; ``fold_bias`` has no block sizes."""
@@ -151,6 +152,7 @@ def resources(
     severity: bool,
     shifted: bool,
     heads: int = 6,
+    traits: Traits | None = None,
 ) -> Resources:
     """Compile an attention kernel and return its resources. Triton caches what it has compiled.
 
@@ -162,12 +164,15 @@ def resources(
         severity: Whether there is a severity map.
         shifted: Whether windows are shifted.
         heads: Attention heads, which decide what strides are multiples of 16.
+        traits: As for `launches`.
 
     Raises:
         RuntimeError: Triton's interpreter is on.
         Exception: An error of Triton, where the kernel does not compile with these block sizes.
     """
-    recorded = launches(problem, capability, severity=severity, shifted=shifted, heads=heads, **{stage: config})
+    recorded = launches(
+        problem, capability, severity=severity, shifted=shifted, heads=heads, traits=traits, **{stage: config}
+    )
     return read_resources(compile_launch(recorded[stage], capability))
 
 
@@ -195,6 +200,18 @@ def layer_norm_resources(kernel: str, channels: int, dtype: str, capability: tup
     return read_resources(compile_launch(recorded[kernel], capability))
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What an attention may have besides its `Problem`, severity and shift; by default what the networks have."""
+
+    overlapping: bool | None = None
+    """Whether the windows of keys are around those of queries; None for true where they are larger."""
+    dilated: bool = False
+    """Whether windows are dilated."""
+    mask: float = float("-inf")
+    """Value between sides of a shifted image."""
+
+
 def launches(
     problem: Problem,
     capability: tuple[int, int],
@@ -202,9 +219,12 @@ def launches(
     severity: bool,
     shifted: bool,
     heads: int = 6,
+    traits: Traits | None = None,
     **configs: KernelConfig | None,
 ) -> dict[str, Launch]:
     """Return the launches of a forward and a backward pass on tensors of the CPU, by name of the kernel.
+
+    Without a bias there are no ``backward_bias`` and ``fold_bias``, and with a dense one there is no ``fold_bias``.
 
     Args:
         problem: The problem.
@@ -212,29 +232,48 @@ def launches(
         severity: Whether there is a severity map.
         shifted: Whether windows are shifted.
         heads: Attention heads.
+        traits: Further traits; None for those of the networks.
         configs: Block sizes of some kernels; the others have those of the rule.
     """
+    traits = traits or Traits()
     dtype = getattr(torch, problem.dtype)
-    side = _ROWS_AND_COLUMNS * problem.window
     channels = heads * problem.head_dim
+    window, key_window = as_pair(problem.window), as_pair(problem.key_window)
+    larger = min(inner - outer for inner, outer in zip(key_window, window, strict=True))
+    overlapping = larger > 0 if traits.overlapping is None else traits.overlapping
 
-    def pixels(*parts: int) -> Iterator[Tensor]:
-        """Yield the parts of tensors with so many parts each, as the ops pass them."""
-        for count in parts:
-            yield from torch.empty(1, side, side, count * channels, dtype=dtype).chunk(count, dim=-1)
+    def image(parts: int, step: Pair) -> tuple[Tensor, ...]:
+        """Return the parts of a tensor, as the ops pass them."""
+        size = [_ROWS_AND_COLUMNS * side for side in step]
+        return torch.empty(1, *size, parts * channels, dtype=dtype).chunk(parts, dim=-1)
 
-    parts = (3,) if problem.window == problem.key_window else (1, 2)
+    def pixels() -> tuple[Tensor, ...]:
+        if window == key_window:
+            return image(3, window)
+        return *image(1, window), *image(2, window if overlapping else key_window)
+
+    bias = None
+    if problem.bias == "table":
+        spans = [outer + inner - 1 for outer, inner in zip(window, key_window, strict=True)]
+        bias = torch.empty(spans[0] * spans[1], heads, dtype=dtype)
+    elif problem.bias == "dense":
+        bias = torch.empty(heads, problem.queries, problem.keys, dtype=dtype)
     call = _RecordedAttention(
-        *pixels(*parts),
-        bias_table=torch.empty((problem.window + problem.key_window - 1) ** 2, heads, dtype=dtype),
-        severity=torch.empty(1, side, side, dtype=dtype) if severity else None,
-        window=problem.window,
-        key_window=problem.key_window,
-        shift=problem.window // 2 if shifted else 0,
+        *pixels(),
+        bias,
+        torch.empty(1, *(_ROWS_AND_COLUMNS * side for side in window), dtype=dtype) if severity else None,
+        window,
+        key_window,
+        heads,
+        torch.empty(heads, dtype=dtype) if problem.cosine else None,
+        (window[0] // 2, window[1] // 2) if shifted else (0, 0),
+        larger // 2 if overlapping else 0,
+        traits.dilated,
+        traits.mask,
         configs={stage: configs.get(stage) or default_config(stage, problem, capability) for stage in STAGES},
     )
     out, lse = launch.forward(call)
-    launch.backward(call, out, lse, torch.empty_like(out), *pixels(*parts))
+    launch.backward(call, out, lse, torch.empty_like(out), *pixels())
     return call.recorded
 
 
@@ -280,7 +319,7 @@ def source(launched: Launch) -> tuple[ASTSource, dict[str, Any]]:
         elif isinstance(value, float) and not parameter.is_constexpr:
             signature[parameter.name] = "fp32"
             continue
-        elif parameter.is_constexpr or value == 1:  # Triton always compiles 1 in
+        elif parameter.is_constexpr or value is None or value == 1:  # Triton always compiles None and 1 in
             signature[parameter.name] = "constexpr"
             constants[place,] = value
             continue

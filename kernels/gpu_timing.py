@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache, partial
 from statistics import median
 from typing import Any
@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 
 from savl.kernels import launch
-from savl.kernels.configs import STAGES, KernelConfig, default_config
+from savl.kernels.configs import STAGES, KernelConfig, as_pair, default_config
 from savl.kernels.tune import CannotRunError, TuningProblem
 
 SIDE = 256
@@ -144,18 +144,21 @@ def inputs(tuning_problem: TuningProblem, *, side: int, device: torch.device) ->
     """
     problem = tuning_problem.problem
     dtype = getattr(torch, problem.dtype)
-    pixels = max(1, side // problem.window) * problem.window
+    window, key_window = as_pair(problem.window), as_pair(problem.key_window)
+    size = [max(1, side // each) * each for each in window]
     channels = tuning_problem.heads * problem.head_dim
     draw = partial(torch.randn, generator=torch.Generator(device).manual_seed(0), device=device)
-    qkv = draw(1, pixels, pixels, 3 * channels).to(dtype)
-    span = problem.window + problem.key_window - 1
+    qkv = draw(1, *size, 3 * channels).to(dtype)
+    spans = [outer + inner - 1 for outer, inner in zip(window, key_window, strict=True)]
     call = launch.Attention(
         *qkv.chunk(3, dim=-1),
-        bias_table=draw(span**2, tuning_problem.heads).to(dtype),
-        severity=draw(1, pixels, pixels).abs().to(dtype) if tuning_problem.severity else None,
-        window=problem.window,
-        key_window=problem.key_window,
-        shift=problem.window // 2 if tuning_problem.shifted else 0,
+        draw(spans[0] * spans[1], tuning_problem.heads).to(dtype),
+        draw(1, *size).abs().to(dtype) if tuning_problem.severity else None,
+        window,
+        key_window,
+        tuning_problem.heads,
+        shift=(window[0] // 2, window[1] // 2) if tuning_problem.shifted else (0, 0),
+        margin=(key_window[0] - window[0]) // 2,
     )
     out, lse = launch.forward(_with(call, {}))
     return Inputs(call, out, lse, draw(out.shape).to(dtype))
@@ -184,7 +187,7 @@ def run(stage: str, data: Inputs, config: KernelConfig) -> tuple[dict[str, Tenso
         grads = list(torch.empty(size, dtype=data.out.dtype, device=data.out.device).chunk(parts, dim=-1))
         if parts == 2:
             grads.insert(0, torch.empty_like(data.out))
-        table, severity = launch.backward(call, data.out, data.lse, data.grad_out, *grads)
+        table, severity, _ = launch.backward(call, data.out, data.lse, data.grad_out, *grads)
         results = dict(zip(("d q", "d k", "d v", "d bias_table", "d severity"), (*grads, table, severity), strict=True))
     kernel, arguments = call.recorded[stage]
     if stage != "backward_bias":
@@ -209,12 +212,12 @@ def disagreement(
         rule: Block sizes of the rule.
         device: Device to compute on.
     """
-    window = tuning_problem.problem.window
-    data = inputs(tuning_problem, side=3 * window, device=device)
+    problem = tuning_problem.problem
+    data = inputs(tuning_problem, side=3 * max(as_pair(problem.window)), device=device)
     expected, _ = run(stage, data, rule)
     with _nan_in_new_tensors():
         found, _ = run(stage, data, config)
-    terms = 9 * max(window, tuning_problem.problem.key_window) ** 2 + tuning_problem.problem.head_dim
+    terms = data.call.windows * max(problem.queries, problem.keys) + problem.head_dim
     for name, reference in expected.items():
         if reference.numel() == 0:
             continue
@@ -229,9 +232,8 @@ def disagreement(
 def _with(call: launch.Attention, configs: Mapping[str, KernelConfig]) -> _Tried:
     capability = torch.cuda.get_device_capability(call.q.device) if call.q.is_cuda else (9, 0)
     every = {stage: default_config(stage, call.problem, capability) for stage in STAGES} | dict(configs)
-    return _Tried(
-        call.q, call.k, call.v, call.bias_table, call.severity, call.window, call.key_window, call.shift, every
-    )
+    given = {each.name: getattr(call, each.name) for each in fields(launch.Attention)}
+    return _Tried(**given, tried=every)
 
 
 @contextmanager

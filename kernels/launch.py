@@ -24,61 +24,97 @@ OPTIONS = {"enable_fp_fusion": True}
 """Options of Triton for every kernel. Fused multiply-adds were the default up to Triton 3.9."""
 
 
+Pair = tuple[int, int]
+"""Vertical and horizontal, in pixels."""
+
+
 @dataclass(frozen=True)
 class Attention:
-    """One call: its tensors as (B, H, W, C) views with contiguous channels, and its geometry in pixels."""
+    """One call: its tensors and its geometry.
+
+    q, k and v are (B, H, W, C) views with contiguous channels and evenly spaced pixels, k and v with the same strides.
+    """
 
     q: Tensor
     k: Tensor
     v: Tensor
-    bias_table: Tensor
+    bias: Tensor | None
+    """A table ``(span_y · span_x, heads)``, or dense ``(heads, queries, keys)``."""
     severity: Tensor | None
-    window: int
-    key_window: int
-    shift: int
-
-    @property
-    def heads(self) -> int:
-        """Number of attention heads."""
-        return self.bias_table.shape[1]
+    """``(B, H, W)``, contiguous."""
+    window: Pair
+    key_window: Pair
+    heads: int
+    scale: Tensor | None = None
+    """``(heads,)``, contiguous: the similarity is the cosine multiplied by it."""
+    shift: Pair = (0, 0)
+    margin: int = 0
+    """Pixels by which windows of keys reach beyond those of the queries, in the same image."""
+    dilated: bool = False
+    mask: float = -math.inf
+    """Added to logits between sides of a shifted image."""
 
     @property
     def problem(self) -> Problem:
         """The problem that block sizes are looked up for."""
-        head_dim = self.q.shape[3] // self.heads
-        return Problem(str(self.q.dtype).removeprefix("torch."), head_dim, self.window, self.key_window)
+        dtype, head_dim = str(self.q.dtype).removeprefix("torch."), self.q.shape[3] // self.heads
+        return Problem(dtype, head_dim, self.window, self.key_window, self.bias_kind, self.scale is not None)
 
     @property
     def windows(self) -> int:
         """Number of windows of all images."""
         batch, height, width, _ = self.q.shape
-        return batch * (height // self.window) * (width // self.window)
+        return batch * (height // self.window[0]) * (width // self.window[1])
+
+    @property
+    def spans(self) -> Pair:
+        """Numbers of offsets between a query and a key along both axes."""
+        return self.window[0] + self.key_window[0] - 1, self.window[1] + self.key_window[1] - 1
+
+    @property
+    def bias_kind(self) -> str:
+        """The layout of the bias: ``"table"``, ``"dense"`` or ``"none"``."""
+        return "none" if self.bias is None else "table" if self.bias.dim() == 2 else "dense"
 
     def constants(self) -> dict[str, Any]:
         """Return the compile-time arguments that all kernels share."""
         problem = self.problem
-        scale = problem.head_dim**-0.5
-        grows = self.severity is not None or scale * math.log2(math.e) > 1
+        scale = 1.0 if self.scale is not None else problem.head_dim**-0.5
+        grows = self.severity is not None or self.scale is not None or scale * math.log2(math.e) > 1
         return {
             "HEADS": self.heads,
             "HEAD_DIM": problem.head_dim,
             "BLOCK_D": problem.block_d,
             "WINDOW": self.window,
             "KEY_WINDOW": self.key_window,
+            "MARGIN": self.margin,
+            "BIAS": self.bias_kind,
+            "MASK": self.mask * math.log2(math.e),
             "SCALE": scale,
             "HAS_SEVERITY": self.severity is not None,
+            "COSINE": self.scale is not None,
             # A factor of the logits that is larger than q or k may exceed the range of float16.
             "WIDE_FACTORS": self.q.dtype == torch.float16 and grows,
-            "SHIFTED": self.shift > 0,
-            "FAR": self.q.shape[1] * self.q.shape[2] * max(self.q.stride(2), self.k.stride(2)) >= 2**31,
+            "SHIFTED": self.shift != (0, 0),
+            "DILATED": self.dilated,
+            "FAR": max(each.shape[1] * each.shape[2] * each.stride(2) for each in (self.q, self.k)) >= 2**31,
             "PRECISION": precision(self.q.dtype, problem.head_dim),
         }
 
-    def scaled_bias(self) -> Tensor:
-        """Return the bias table as float32 (heads, span²), in units of ln 2."""
-        rows, heads = self.bias_table.shape
-        bias = torch.empty(heads, rows, dtype=torch.float32, device=self.q.device)
-        return torch.mul(self.bias_table.t(), math.log2(math.e), out=bias)
+    def image(self) -> tuple[int | None, ...]:
+        """Return size, shift and strides of the image, the arguments that all kernels share."""
+        shift_y, shift_x = self.shift
+        # Triton compiles None in: where both axes share a shift, it takes one register.
+        shared = None if shift_x == shift_y else shift_x
+        return *self.q.shape[1:3], shift_y, shared, self.q.stride(2), self.k.stride(2)
+
+    def scaled_bias(self) -> Tensor | None:
+        """Return the bias as float32 in units of ln 2, with the heads outermost: (heads, offsets) or (heads, N, N')."""
+        if self.bias is None:
+            return None
+        bias = self.bias.t() if self.bias_kind == "table" else self.bias
+        scaled = torch.empty(bias.shape, dtype=torch.float32, device=bias.device)
+        return torch.mul(bias, math.log2(math.e), out=scaled)
 
     def config(self, stage: str) -> KernelConfig:
         """Return the block sizes of one of `savl.kernels.configs.STAGES`."""
@@ -128,19 +164,14 @@ def forward(call: Attention) -> tuple[Tensor, Tensor]:
     with device_of(call.q):
         call.launch(
             attention.forward,
-            call.windows * call.heads * triton.cdiv(call.window**2, config.block_m),
+            call.windows * call.heads * triton.cdiv(call.problem.queries, config.block_m),
             call.q,
             call.k,
             call.v,
-            call.scaled_bias(),
-            call.severity if call.severity is not None else lse,
+            *(lse if each is None else each for each in (call.scaled_bias(), call.severity, call.scale)),
             out,
             lse,
-            height,
-            width,
-            call.shift,
-            call.q.stride(2),
-            call.k.stride(2),
+            *call.image(),
             **call.constants(),
             BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,
@@ -152,7 +183,7 @@ def forward(call: Attention) -> tuple[Tensor, Tensor]:
 
 def backward(
     call: Attention, out: Tensor, lse: Tensor, grad_out: Tensor, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Run the backward kernels.
 
     Args:
@@ -165,73 +196,111 @@ def backward(
         grad_v: Output; a view with the strides of ``grad_k``.
 
     Returns:
-        Gradients of the bias table and of the severity, in their shapes and dtypes; without severity the second is
-        empty.
+        Gradients of the bias, the severity and the scale, in their shapes and dtypes; empty for what is absent.
     """
     batch, height, width, _ = call.q.shape
-    table = call.bias_table
-    grad_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
-    severity = call.severity
-    # A single key has the weight 1 for any logit, so its logit has no gradient, and rounding must not give it one. A
-    # logit that is NaN makes the output NaN, but not the gradients.
-    if call.key_window == 1:
-        grad_q.zero_()
-        grad_k.zero_()
-        grad_v.copy_(grad_out)
-    if call.windows == 0 or call.key_window == 1:
-        return grad_table, call.q.new_empty(0) if severity is None else torch.zeros_like(severity)
+    problem, severity = call.problem, call.severity
+    if call.windows == 0 or problem.keys == 1:
+        if problem.keys == 1:
+            _backward_of_single_keys(call, grad_out, grad_q, grad_k, grad_v)
+        bias, s, scale = (
+            call.q.new_empty(0) if each is None else torch.zeros_like(each, memory_format=torch.contiguous_format)
+            for each in (call.bias, severity, call.scale)
+        )
+        return bias, s, scale
     maps = (batch, call.heads, height, width)
-    delta = torch.empty(maps, dtype=torch.float32, device=call.q.device)
-    # Parts of the severity's gradient: through q and through k, for each head.
-    shares = torch.empty((2, *maps) if severity is not None else 0, dtype=torch.float32, device=call.q.device)
-    through_q, through_k = (shares[0], shares[1]) if severity is not None else (lse, lse)
-    image = (height, width, call.shift, call.q.stride(2), call.k.stride(2))
-    bias = call.scaled_bias()
-    severity_map = severity if severity is not None else lse  # some pointer: not read without severity
+    single = {"dtype": torch.float32, "device": call.q.device}
+    delta = torch.empty(maps, **single)
+    # Parts of the severity's gradient, through q and through k, and of that of the scale, for each head.
+    shares = torch.empty(2, *maps, **single) if severity is not None else None
+    through_q, through_k = (lse, lse) if shares is None else (shares[0], shares[1])
+    of_scale = torch.empty(maps, **single) if call.scale is not None else None
+    image = call.image()
+    # What is absent is not read: any pointer will do.
+    given = [lse if each is None else each for each in (call.scaled_bias(), severity, call.scale)]
+    grad_bias = call.q.new_empty(0)
     with device_of(call.q):
         config = call.config("backward_q")
         call.launch(
-            attention_backward.backward_q, call.windows * call.heads * triton.cdiv(call.window**2, config.block_m),
-            call.q, call.k, call.v, bias, severity_map, out, lse, grad_out, delta, grad_q, through_q,
-            *image, grad_q.stride(2), **call.constants(),
+            attention_backward.backward_q, call.windows * call.heads * triton.cdiv(problem.queries, config.block_m),
+            call.q, call.k, call.v, *given, out, lse, grad_out, delta, grad_q, through_q,
+            lse if of_scale is None else of_scale, *image, grad_q.stride(2), **call.constants(),
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages, num_warps=config.warps,
         )  # fmt: skip
         config = call.config("backward_kv")
-        tile_height, tile_width = key_tile(config.block_n)
-        tiles = batch * triton.cdiv(height, tile_height) * triton.cdiv(width, tile_width)
+        tile_height, tile_width = key_tile(config.block_n, call.key_window, call.margin)
+        tiles = batch * triton.cdiv(call.k.shape[1], tile_height) * triton.cdiv(call.k.shape[2], tile_width)
         call.launch(
             attention_backward.backward_kv, tiles * call.heads,
-            call.q, call.k, call.v, bias, severity_map, lse, grad_out, delta, grad_k, grad_v, through_k,
+            call.q, call.k, call.v, *given, lse, grad_out, delta, grad_k, grad_v, through_k,
             *image, grad_k.stride(2), **call.constants(),
             BLOCK_M=config.block_m, TILE_HEIGHT=tile_height, TILE_WIDTH=tile_width, STAGES=config.stages,
             num_warps=config.warps,
         )  # fmt: skip
-        config = call.config("backward_bias")
-        pairs = triton.cdiv(call.window**2, config.block_m) * triton.cdiv(call.key_window**2, config.block_n)
-        chunks = bias_chunks(call.windows, pairs * call.heads)
-        sums = torch.empty(
-            chunks, call.heads, call.window**2, call.key_window**2, dtype=torch.float32, device=call.q.device
-        )
-        call.launch(
-            attention_backward.backward_bias, pairs * call.heads * chunks,
-            call.q, call.k, call.v, bias, severity_map, lse, grad_out, delta, sums, call.windows,
-            *image, **call.constants(), CHUNKS=chunks,
-            BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages, num_warps=config.warps,
-        )  # fmt: skip
-        span = call.window + call.key_window - 1
-        call.launch(
-            attention_backward.fold_bias, span * call.heads,
-            sums.sum(0), grad_table, call.heads, call.window, call.key_window,
-            triton.next_power_of_2(call.window), triton.next_power_of_2(span),
-        )  # fmt: skip
-    if severity is None:
-        return grad_table, call.q.new_empty(0)
-    return grad_table, shares.sum((0, 2)).to(severity.dtype)
+        if call.bias is not None:
+            config = call.config("backward_bias")
+            pairs = triton.cdiv(problem.queries, config.block_m) * triton.cdiv(problem.keys, config.block_n)
+            chunks = bias_chunks(call.windows, pairs * call.heads)
+            sums = torch.empty(chunks, call.heads, problem.queries, problem.keys, **single)
+            call.launch(
+                attention_backward.backward_bias, pairs * call.heads * chunks,
+                call.q, call.k, call.v, *given, lse, grad_out, delta, sums, call.windows,
+                *image, **call.constants(), CHUNKS=chunks,
+                BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages, num_warps=config.warps,
+            )  # fmt: skip
+            grad_bias = sums.sum(0)
+        if call.bias is not None and call.bias_kind == "table":
+            folded = torch.empty(call.bias.shape, dtype=call.bias.dtype, device=call.q.device)
+            call.launch(
+                attention_backward.fold_bias, call.spans[0] * call.heads,
+                grad_bias, folded, call.heads, call.window, call.key_window,
+                triton.next_power_of_2(call.window[1]), triton.next_power_of_2(call.spans[1]),
+            )  # fmt: skip
+            grad_bias = folded
+    return (
+        grad_bias if call.bias is None else grad_bias.to(call.bias.dtype),
+        call.q.new_empty(0) if shares is None or severity is None else shares.sum((0, 2)).to(severity.dtype),
+        call.q.new_empty(0) if of_scale is None or call.scale is None else of_scale.sum((0, 2, 3)).to(call.scale.dtype),
+    )
 
 
-def key_tile(block_n: int) -> tuple[int, int]:
-    """Return height and width, in pixels, of a tile of keys in `backward_kv`: powers of two, as square as possible."""
-    width = 1 << (block_n.bit_length() // 2)
+def _backward_of_single_keys(call: Attention, grad_out: Tensor, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> None:
+    """Write the gradients of q, k and v for windows with one key.
+
+    It has the weight 1 for any logit, so its logit has no gradient, and rounding must not give it one. A logit that is
+    NaN makes the output NaN, but not the gradients. Such windows are not shifted by whole keys.
+    """
+    grad_q.zero_()
+    grad_k.zero_()
+    batch, height, width, channels = grad_out.shape
+    (wh, ww), (rows, columns) = call.window, call.k.shape[1:3]
+    split = (wh, rows, ww, columns) if call.dilated else (rows, wh, columns, ww)
+    windows = grad_out.reshape(batch, *split, channels)
+    grad_v.copy_(windows.sum((1, 3) if call.dilated else (2, 4), dtype=torch.float32))
+
+
+def key_tile(block_n: int, key_window: Pair, margin: int = 0) -> Pair:
+    """Return height and width, in pixels, of a tile of keys in `backward_kv`: powers of two.
+
+    A tile meets as few windows as possible, on average over the places of tiles; among equals it is the most square.
+
+    Args:
+        block_n: Pixels of a tile.
+        key_window: Height and width of the windows of keys.
+        margin: As in `Attention`.
+    """
+
+    def windows(size: int, side: int) -> float:
+        if margin == 0 and (side % size == 0 or size % side == 0):
+            return max(1.0, size / side)
+        return (size - 1 + 2 * margin) / (side - 2 * margin) + 1
+
+    def cost(width: int) -> tuple[float, float, bool]:
+        height = block_n // width
+        meets = windows(height, key_window[0]) * windows(width, key_window[1])
+        return meets, max(width / height, height / width), width < height
+
+    width = min((1 << exponent for exponent in range(block_n.bit_length())), key=cost)
     return block_n // width, width
 
 
@@ -253,3 +322,9 @@ def with_even_pixels(tensor: Tensor) -> Tensor:
     wanted = ((batch, height * width * step), (height, width * step), (width, step), (channels, 1))
     even = all(size == 1 or stride == want for (size, want), stride in zip(wanted, tensor.stride(), strict=True))
     return tensor if even and step >= channels else tensor.contiguous()
+
+
+def with_even_keys(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return keys and values as `with_even_pixels`, with the same strides: the tensors themselves, or copies."""
+    k, v = with_even_pixels(k), with_even_pixels(v)
+    return (k, v) if k.stride(2) == v.stride(2) else (k.contiguous(), v.contiguous())

@@ -12,8 +12,17 @@ def _call(
     q: Tensor, kv: Tensor, bias_table: Tensor, severity: Tensor | None, window: int, key_window: int
 ) -> launch.Attention:
     k, v = launch.with_even_pixels(kv).chunk(2, dim=-1)
-    s = None if severity is None else severity.contiguous()
-    return launch.Attention(launch.with_even_pixels(q), k, v, bias_table, s, window, key_window, 0)
+    return launch.Attention(
+        launch.with_even_pixels(q),
+        k,
+        v,
+        bias_table,
+        None if severity is None else severity.contiguous(),
+        (window, window),
+        (key_window, key_window),
+        bias_table.shape[1],
+        margin=(key_window - window) // 2,
+    )
 
 
 def overlapping_window_attention(
@@ -38,7 +47,7 @@ def overlapping_window_attention_backward(
     grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     grad_kv = torch.empty(kv.shape, dtype=kv.dtype, device=kv.device)
     call = _call(q, kv, bias_table, severity, window, key_window)
-    grad_table, grad_severity = launch.backward(
+    grad_table, grad_severity, _ = launch.backward(
         call, out, lse, grad_out.contiguous(), grad_q, *grad_kv.chunk(2, dim=-1)
     )
     return grad_q, grad_kv, grad_table, grad_severity

@@ -1,4 +1,4 @@
-"""Functions that the attention kernels are made of: addresses, loads and stores, products, tiles of logits, windows."""
+"""Functions that the attention kernels are made of: addresses, loads and stores, bias, products, logits, windows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LEAST_NORM: tl.constexpr = tl.constexpr(1e-12)
 INTERPRETED: tl.constexpr = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
@@ -13,14 +14,23 @@ INTERPRETED: tl.constexpr = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
 @triton.jit
-def image_pixel(y, x, height, width, shift, SHIFTED: tl.constexpr, FAR: tl.constexpr):
-    """Return the index in the image of pixel (y, x) of the rolled image; 64-bit where FAR."""
+def image_pixel(
+    y, x, size, shift, WINDOW: tl.constexpr, SHIFTED: tl.constexpr, DILATED: tl.constexpr, FAR: tl.constexpr
+):
+    """Return the index in the image of pixel (y, x) of the arranged image; 64-bit where FAR.
+
+    The arranged image is the image rolled by ``−shift``, and where DILATED the image with the pixels of each window
+    brought together. ``size`` and WINDOW are those of the queries or of the keys.
+    """
     if SHIFTED:
-        y += shift
-        y = tl.where(y >= height, y - height, y)
-        x += shift
-        x = tl.where(x >= width, x - width, x)
-    pixel = y * width + x
+        y += shift[0]
+        y = tl.where(y >= size[0], y - size[0], y)
+        x += shift[1]
+        x = tl.where(x >= size[1], x - size[1], x)
+    if DILATED:
+        y = y % WINDOW[0] * (size[0] // WINDOW[0]) + y // WINDOW[0]
+        x = x % WINDOW[1] * (size[1] // WINDOW[1]) + x // WINDOW[1]
+    pixel = y * size[1] + x
     return pixel.to(tl.int64) if FAR else pixel
 
 
@@ -53,54 +63,151 @@ def severity_of(severity, pixels, valid, HAS_SEVERITY: tl.constexpr):
 
 
 @triton.jit
-def query_factor(q, severity, SCALE: tl.constexpr, HAS_SEVERITY: tl.constexpr, WIDE: tl.constexpr):
-    """Return the queries' factor of the logits, ``s q log₂ e / √d``: float32 where WIDE, else in the dtype of q."""
-    factor = q.to(tl.float32) * (SCALE * LOG2E)
+def norms_of(rows, COSINE: tl.constexpr):
+    """Return the norm of each row, float32 and at least LEAST_NORM; unused where not COSINE."""
+    if COSINE:
+        numbers = rows.to(tl.float32)
+        norms = tl.sqrt_rn(tl.sum(numbers * numbers, 1))
+        return tl.where(norms < LEAST_NORM, LEAST_NORM, norms)  # NaN stays
+    else:
+        return 0.0
+
+
+@triton.jit
+def unit_rows(rows, norms, COSINE: tl.constexpr):
+    """Return ``rows`` as float32, where COSINE divided by their norms as `torch.nn.functional.normalize` does.
+
+    The rounding error of a reciprocal is that of a whole row. It does not show in 16 bits.
+    """
+    numbers = rows.to(tl.float32)
+    if COSINE:
+        numbers = tl.div_rn(numbers, norms[:, None]) if rows.dtype == tl.float32 else numbers * (1.0 / norms)[:, None]
+    return numbers
+
+
+@triton.jit
+def through_norms(gradient, rows, norms):
+    """Return the gradient of ``rows``, given that of `unit_rows`."""
+    unit = unit_rows(rows, norms, True)
+    along = tl.sum(unit * gradient, 1)
+    along = tl.where(norms > LEAST_NORM, along, 0.0)  # a smaller norm has been replaced by a constant
+    return (gradient - unit * along[:, None]) / norms[:, None]
+
+
+@triton.jit
+def scale_of(scale, head, COSINE: tl.constexpr):
+    """Load the scale of a head, float32; unused where not COSINE."""
+    if COSINE:
+        return tl.load(scale + head).to(tl.float32)
+    else:
+        return 0.0
+
+
+@triton.jit
+def query_factor(
+    q,
+    severity,
+    norms,
+    scale,
+    SCALE: tl.constexpr,
+    HAS_SEVERITY: tl.constexpr,
+    COSINE: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Return the queries' factor of the logits, times log₂ e: float32 where WIDE, else in the dtype of q.
+
+    It is ``s q / √d``, and with cosine similarity ``s q scale / ‖q‖``, where SCALE is 1.
+    """
+    factor = unit_rows(q, norms, COSINE) * (SCALE * LOG2E)
     if HAS_SEVERITY:
         factor = factor * severity[:, None]
+    if COSINE:
+        factor = factor * scale
     return factor if WIDE else factor.to(q.dtype)
 
 
 @triton.jit
-def key_factor(k, severity, HAS_SEVERITY: tl.constexpr, WIDE: tl.constexpr):
-    """Return the keys' factor of the logits, ``s k``: float32 where WIDE, else in the dtype of k."""
-    if HAS_SEVERITY:
-        factor = k.to(tl.float32) * severity[:, None]
+def key_factor(k, severity, norms, HAS_SEVERITY: tl.constexpr, COSINE: tl.constexpr, WIDE: tl.constexpr):
+    """Return the keys' factor of the logits, ``s k`` or ``s k / ‖k‖``: float32 where WIDE, else in the dtype of k."""
+    if HAS_SEVERITY or COSINE:
+        factor = unit_rows(k, norms, COSINE)
+        if HAS_SEVERITY:
+            factor = factor * severity[:, None]
         return factor if WIDE else factor.to(k.dtype)
     else:
         return k.to(tl.float32) if WIDE else k
 
 
 @triton.jit
-def side_of(y, x, last_row, last_column, shift, WINDOW: tl.constexpr):
-    """Return which side of the image a pixel (y, x) of a window is from: 2 for wrapped rows, plus 1 for columns."""
-    wrapped_row = last_row & (y >= WINDOW - shift)
-    wrapped_column = last_column & (x >= WINDOW - shift)
+def side_of(y, x, last, shift, WINDOW: tl.constexpr):
+    """Return which side of the image a pixel (y, x) of a window is from: 2 for wrapped rows, plus 1 for columns.
+
+    ``last`` says whether the window is in the last row, and in the last column, of windows.
+    """
+    wrapped_row = last[0] & (y >= WINDOW[0] - shift[0])
+    wrapped_column = last[1] & (x >= WINDOW[1] - shift[1])
     return wrapped_row.to(tl.int32) * 2 + wrapped_column.to(tl.int32)
 
 
+# Bias
+
+
 @triton.jit
-def load_bias(bias, index, exists, CHECKED: tl.constexpr):
-    """Load elements of the bias table; −∞ for pairs that do not exist, where CHECKED.
+def bias_of_head(bias, head, WINDOW: tl.constexpr, KEY_WINDOW: tl.constexpr, BIAS: tl.constexpr):
+    """Return a pointer to the bias of a head: float32 (heads, span_y · span_x) or, "dense", (heads, queries, keys)."""
+    if BIAS == "dense":
+        return bias + head * (WINDOW[0] * WINDOW[1] * KEY_WINDOW[0] * KEY_WINDOW[1])
+    else:
+        return bias + head * ((WINDOW[0] + KEY_WINDOW[0] - 1) * (WINDOW[1] + KEY_WINDOW[1] - 1))
+
+
+@triton.jit
+def bias_of_query(y, x, WINDOW: tl.constexpr, KEY_WINDOW: tl.constexpr, BIAS: tl.constexpr):
+    """Return the index of a query in the bias of a head; that of a pair is this minus `bias_of_key`."""
+    if BIAS == "dense":
+        return (y * WINDOW[1] + x) * (KEY_WINDOW[0] * KEY_WINDOW[1])
+    else:
+        SPAN: tl.constexpr = WINDOW[1] + KEY_WINDOW[1] - 1
+        return y * SPAN + x + ((KEY_WINDOW[0] - 1) * SPAN + KEY_WINDOW[1] - 1)
+
+
+@triton.jit
+def bias_of_key(y, x, WINDOW: tl.constexpr, KEY_WINDOW: tl.constexpr, BIAS: tl.constexpr):
+    """Return what a key subtracts from the index of a query in the bias of a head."""
+    if BIAS == "dense":
+        return -(y * KEY_WINDOW[1] + x)
+    else:
+        return y * (WINDOW[1] + KEY_WINDOW[1] - 1) + x
+
+
+@triton.jit
+def load_bias(bias, index, exists, BIAS: tl.constexpr, CHECKED: tl.constexpr):
+    """Load elements of the bias, zeros where BIAS is "none"; −∞ for pairs that do not exist, where CHECKED.
 
     The compiler gives `tl.load` a layout of its own and moves the result through shared memory into the layout of the
     products. It treats inline assembly as arithmetic instead: the loads happen in the layout of the products, with
     constant offsets, and pairs of a thread with the same offset share a load. That saves a fifth of the instructions of
     a tile and all of its sixteen barriers.
     """
-    if INTERPRETED:
+    if BIAS == "none":
+        found = tl.zeros(exists.shape, tl.float32)
+    elif INTERPRETED:
         return tl.load(bias + index, mask=exists, other=float("-inf"))
-    if CHECKED:
-        index = tl.where(exists, index, 0)
-    found = tl.inline_asm_elementwise(
-        "ld.global.nc.f32 $0, [$1];",
-        "=f,l",
-        [(bias + index).to(tl.uint64, bitcast=True)],
-        dtype=tl.float32,
-        is_pure=True,
-        pack=1,
-    )
+    else:
+        if CHECKED:
+            index = tl.where(exists, index, 0)
+        found = tl.inline_asm_elementwise(
+            "ld.global.nc.f32 $0, [$1];",
+            "=f,l",
+            [(bias + index).to(tl.uint64, bitcast=True)],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
     return tl.where(exists, found, float("-inf")) if CHECKED else found
+
+
+# Products
 
 
 @triton.jit
@@ -142,19 +249,22 @@ def tile_of_logits(
     bias_index,
     exists,
     visible,
+    BIAS: tl.constexpr,
     CHECKED: tl.constexpr,
     MASKED: tl.constexpr,
+    MASK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Return a tile of logits in units of ln 2.
 
-    Pairs that do not exist (where CHECKED) or are not ``visible`` (where MASKED) get −∞ in place of the bias. A product
-    that is NaN stays NaN, as in the reference; the bias of a pair that is not visible has no effect, even if it is NaN.
-    The bias is the initial value of the accumulator, which costs no instruction on tensor cores.
+    Pairs that do not exist (where CHECKED) get −∞ in place of the bias, and pairs that are not ``visible`` (where
+    MASKED) get −∞ or, if MASK is finite, the bias plus MASK. A product that is NaN stays NaN, as in the reference; a
+    bias that −∞ replaces has no effect, even if it is NaN. The bias is the initial value of the accumulator, which
+    costs no instruction on tensor cores.
     """
-    start = load_bias(bias, bias_index, exists, CHECKED)
+    start = load_bias(bias, bias_index, exists, BIAS, CHECKED)
     if MASKED:
-        start = tl.where(visible, start, float("-inf"))
+        start = tl.where(visible, start, float("-inf") if float("-inf") == MASK else start + MASK)
     return add_dot(rows, tl.trans(columns), start, PRECISION)
 
 
@@ -178,14 +288,25 @@ def narrow_dot(a, b, accumulator, WIDE: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def place_of_window(window, height, width, WINDOW: tl.constexpr):
-    """Return row and column of a window in its image, whether each is the last, and the pixels before the image."""
-    columns = width // WINDOW
-    rows = height // WINDOW
+def place_of_window(window, size, WINDOW: tl.constexpr):
+    """Return row and column of a window in its image, whether each is the last, and the number of the image."""
+    columns = size[1] // WINDOW[1]
+    rows = size[0] // WINDOW[0]
     column = window % columns
     row = window // columns % rows
-    batch = (window // (columns * rows)).to(tl.int64)
-    return row, column, row == rows - 1, column == columns - 1, batch * height * width
+    return (row, column), (row == rows - 1, column == columns - 1), (window // (columns * rows)).to(tl.int64)
+
+
+@triton.jit
+def image_of_keys(size, shift, WINDOW: tl.constexpr, KEY_WINDOW: tl.constexpr, MARGIN: tl.constexpr):
+    """Return size and shift of the image of the keys, which has a window for each window of the queries."""
+    step_y: tl.constexpr = KEY_WINDOW[0] - 2 * MARGIN
+    step_x: tl.constexpr = KEY_WINDOW[1] - 2 * MARGIN
+    if step_y == WINDOW[0] and step_x == WINDOW[1]:
+        return size, shift
+    else:
+        key_size = (size[0] // WINDOW[0] * step_y, size[1] // WINDOW[1] * step_x)
+        return key_size, (shift[0] * step_y // WINDOW[0], shift[1] * step_x // WINDOW[1])
 
 
 @triton.jit
@@ -194,30 +315,32 @@ def keys_and_values(
     v,
     severity,
     j,
-    row,
-    column,
-    height,
-    width,
+    place,
+    size,
     shift,
     kv_stride,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    WINDOW: tl.constexpr,
     KEY_WINDOW: tl.constexpr,
+    MARGIN: tl.constexpr,
     HAS_SEVERITY: tl.constexpr,
+    COSINE: tl.constexpr,
     WIDE_FACTORS: tl.constexpr,
     SHIFTED: tl.constexpr,
+    DILATED: tl.constexpr,
     FAR: tl.constexpr,
     CHECK_KEYS: tl.constexpr,
 ):
-    """Load the factors of the logits and the values of keys ``j`` of a window; zeros outside the image."""
-    MARGIN: tl.constexpr = (KEY_WINDOW - WINDOW) // 2
+    """Load the factors of the logits and the values of keys ``j`` of the window at ``place``; zeros outside the image.
+
+    ``size`` and ``shift`` are those of the image of the keys.
+    """
     CHECKED: tl.constexpr = CHECK_KEYS or MARGIN > 0
-    y = row * WINDOW - MARGIN + j // KEY_WINDOW
-    x = column * WINDOW - MARGIN + j % KEY_WINDOW
-    inside = (j < KEY_WINDOW * KEY_WINDOW) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    pixels = image_pixel(y, x, height, width, shift, SHIFTED, FAR)
+    y = place[0] * (KEY_WINDOW[0] - 2 * MARGIN) - MARGIN + j // KEY_WINDOW[1]
+    x = place[1] * (KEY_WINDOW[1] - 2 * MARGIN) - MARGIN + j % KEY_WINDOW[1]
+    inside = (j < KEY_WINDOW[0] * KEY_WINDOW[1]) & (y >= 0) & (y < size[0]) & (x >= 0) & (x < size[1])
+    pixels = image_pixel(y, x, size, shift, KEY_WINDOW, SHIFTED, DILATED, FAR)
     keys = load_rows(k, pixels, kv_stride, inside, CHECKED, HEAD_DIM, BLOCK_D)
     values = load_rows(v, pixels, kv_stride, inside, CHECKED, HEAD_DIM, BLOCK_D)
     key_severity = severity_of(severity, pixels, inside, HAS_SEVERITY)
-    return key_factor(keys, key_severity, HAS_SEVERITY, WIDE_FACTORS), values
+    return key_factor(keys, key_severity, norms_of(keys, COSINE), HAS_SEVERITY, COSINE, WIDE_FACTORS), values

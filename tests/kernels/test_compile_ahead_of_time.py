@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +177,10 @@ def test_a_spill_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @needs_compiler
 @pytest.mark.parametrize(
     ("dtype", "head_dim", "window", "key_window"),
-    [("bfloat16", 24, 16, 16), ("float32", 30, 16, 24), ("float16", 30, 8, 8)],
+    [("bfloat16", 24, 16, 16), ("float32", 30, 16, 24), ("float16", 30, 8, 8), ("bfloat16", 30, (4, 16), (4, 16))],
 )
 def test_kernels_are_compiled_with_the_specialisations_of_a_launch(
-    dtype: str, head_dim: int, window: int, key_window: int
+    dtype: str, head_dim: int, window: int | tuple[int, int], key_window: int | tuple[int, int]
 ) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler.compiler import make_backend
@@ -201,6 +202,67 @@ def test_kernels_are_compiled_with_the_specialisations_of_a_launch(
         assert ours.constants == constexprs
         assert ours.attrs == {place: value for place, value in attributes.items() if value}
         assert ours_options == options
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("stage", "problem", "mask", "capability"),
+    [
+        ("forward", Problem("bfloat16", 30, 8, 8, cosine=True), -math.inf, (9, 0)),
+        ("backward_kv", Problem("float16", 30, 16, 16, cosine=True), -100.0, (8, 0)),
+        ("backward_q", Problem("bfloat16", 15, (8, 32), (8, 32), "none"), -math.inf, (8, 9)),
+        ("backward_kv", Problem("float32", 53, 24, 12, "dense"), -math.inf, (12, 0)),
+        ("backward_bias", Problem("float16", 122, 32, 32, "dense"), -100.0, (10, 0)),
+    ],
+)
+def test_kernels_with_other_traits_neither_spill_nor_exceed_shared_memory(
+    stage: str,
+    problem: Problem,
+    mask: float,
+    capability: tuple[int, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from savl.kernels.compile_ahead_of_time import Traits, resources, shared_memory_limit
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    severity, traits = problem.window == problem.key_window, Traits(mask=mask)
+    used = resources(stage, problem, None, capability, severity=severity, shifted=True, traits=traits)
+    assert not used.spills
+    assert used.shared <= shared_memory_limit(capability)
+    assert used.programs(capability) >= 1
+
+
+@needs_compiler
+def test_a_kernel_runs_for_each_gradient_that_is_wanted() -> None:
+    from savl.kernels.compile_ahead_of_time import Traits, launches
+
+    missing_for: dict[str, set[str]] = {"table": set(), "dense": {"fold_bias"}, "none": {"backward_bias", "fold_bias"}}
+    for bias, missing in missing_for.items():
+        problem = Problem("bfloat16", 16, (4, 8), (2, 8), bias)
+        recorded = launches(problem, (9, 0), severity=False, shifted=False, traits=Traits(overlapping=False))
+        assert recorded.keys() == {*STAGES, "fold_bias"} - missing
+
+
+@pytest.mark.parametrize(
+    ("block_n", "key_window", "margin", "tile"),
+    [
+        (128, (16, 16), 0, (8, 16)),
+        (64, (24, 24), 4, (8, 8)),
+        (64, (4, 16), 0, (4, 16)),
+        (128, (32, 8), 0, (16, 8)),
+        (32, (1, 32), 0, (1, 32)),
+        (32, (5, 5), 0, (4, 8)),
+        (16, (4, 2), 0, (4, 4)),
+    ],
+)
+@needs_triton
+def test_tiles_of_keys_meet_few_windows(
+    block_n: int, key_window: tuple[int, int], margin: int, tile: tuple[int, int]
+) -> None:
+    from savl.kernels.launch import key_tile
+
+    assert key_tile(block_n, key_window, margin) == tile
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

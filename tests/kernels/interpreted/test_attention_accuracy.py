@@ -68,6 +68,16 @@ ATTENTIONS = [
     window(draws=2, window=5, shift=2, columns=2, head_dim=30),
     window((16, 16), draws=4, window=5, shift=1, head_dim=7),
     window((32, 16), window=5, shift=4, heads=2, head_dim=1),
+    # The other traits. Tiles of keys fit into windows, or lie across several of them.
+    window(window=(2, 8), shift=(1, 4), head_dim=15, severity=False, views=True),
+    window(window=(8, 2), shift=(4, 0), bias="dense", mask=-2.0, head_dim=7),
+    window(window=(3, 5), bias="dense", dilated=True, rows=2, columns=2, head_dim=7),
+    window(window=4, dilated=True, columns=3, head_dim=8, severity=False),
+    window(window=(3, 4), draws=3, cosine=True, bias="none", views=True, heads=2, head_dim=5),
+    window(window=4, shift=2, draws=2, cosine=True, mask=-1.0, head_dim=10),
+    window(window=4, shift=2, columns=2, key_window=2, bias="dense", severity=False, head_dim=9),
+    window(window=(2, 4), shift=(0, 2), key_window=(4, 2), bias="none", severity=False, mask=-1.0, head_dim=9),
+    window(window=2, key_window=(1, 2), cosine=True, dilated=True, columns=2, bias="dense", severity=False, head_dim=3),
 ]
 
 
@@ -76,6 +86,12 @@ ATTENTIONS = [
 @pytest.mark.parametrize("attention", ATTENTIONS, ids=str)
 def test_outputs_and_gradients_are_as_accurate_as_eager(attention: Attention, dtype: torch.dtype) -> None:
     assert_accurate(lambda seed: attention.case(dtype, seed), attention.draws, attention.tile)
+
+
+@pytest.mark.parametrize("dilated", [False, True])
+def test_a_single_key_has_the_gradients_of_its_queries(dilated: bool) -> None:
+    shape = {"window": (2, 3), "key_window": 1, "rows": 2, "columns": 2, "head_dim": 3, "severity": False}
+    assert_accurate(lambda seed: window_attention_case(FLOAT16, **shape, dilated=dilated, bias="dense", seed=seed))
 
 
 def in_float32(case: Case, *names: str) -> Case:

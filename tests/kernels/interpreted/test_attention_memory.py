@@ -32,6 +32,20 @@ AWKWARD: dict[str, Callable[[torch.dtype], Case]] = {
     "overlapping": lambda dtype: overlapping_window_attention_case(
         dtype, window=3, key_window=7, rows=1, columns=2, heads=1, head_dim=7
     ),
+    "traits": lambda dtype: window_attention_case(
+        dtype,
+        window=(3, 2),
+        shift=(0, 1),
+        key_window=(5, 2),
+        rows=2,
+        columns=1,
+        heads=1,
+        head_dim=7,
+        severity=False,
+        bias="dense",
+        cosine=True,
+        mask=-1.0,
+    ),
     "plain": lambda dtype: window_attention_case(
         dtype, window=3, rows=2, columns=1, heads=1, head_dim=30, severity=False
     ),
@@ -57,6 +71,18 @@ CONTIGUOUS = {
     "overlapping": overlapping_window_attention_case(
         FLOAT32, window=3, key_window=5, rows=1, columns=1, heads=1, head_dim=7, batch=2
     ),
+    "keys apart": window_attention_case(
+        FLOAT32,
+        window=4,
+        key_window=(2, 3),
+        rows=1,
+        columns=1,
+        heads=1,
+        head_dim=7,
+        batch=2,
+        severity=False,
+        bias="dense",
+    ),
 }
 
 
@@ -69,10 +95,17 @@ def results_of_contiguous(name: str) -> Outputs:
 @pytest.mark.parametrize("name", CONTIGUOUS)
 def test_any_layout_gives_the_same_bits(name: str, layout: str) -> None:
     case = CONTIGUOUS[name]
-    views = {given: LAYOUTS[layout](argument(case, given)) for given in case.arguments}
+    present = [given for given, value in case.arguments.items() if value is not None]
+    views = {given: LAYOUTS[layout](argument(case, given)) for given in present}
     strange = [given for given, view in views.items() if not view.is_contiguous()]
     assert len(strange) >= len(views) - 1, f"only {strange} are not contiguous"
     assert_same_bits(changed(case, **views).run("triton"), results_of_contiguous(name), layout)
+
+
+def test_keys_and_values_may_have_different_strides() -> None:
+    case = CONTIGUOUS["keys apart"]
+    k = LAYOUTS["with room between pixels"](argument(case, "k"))
+    assert_same_bits(changed(case, k=k).run("triton"), results_of_contiguous("keys apart"), "with other strides of k")
 
 
 QKV, KV = torch.randn(1, 4, 4, 3 * 14), torch.randn(1, 4, 4, 2 * 14)
@@ -122,7 +155,7 @@ def test_images_of_more_than_two_gigabytes_are_addressed_in_64_bits(side: int, f
     from savl.kernels.launch import Attention
 
     q, k, v = torch.empty(1, side, side, 96, device="meta", dtype=FLOAT16).chunk(3, dim=-1)
-    call = Attention(q, k, v, torch.empty(49, 2, device="meta"), None, 4, 4, 0)
+    call = Attention(q, k, v, torch.empty(49, 2, device="meta"), None, (4, 4), (4, 4), 2)
     assert call.constants()["FAR"] is far
 
 

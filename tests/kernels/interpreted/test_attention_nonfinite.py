@@ -29,7 +29,8 @@ FINITE: dict[str, Case] = {
 def places(case: Case) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield arguments and indices: of a query, key and value inside and at a corner, a severity, and a bias."""
     for name, value in case.arguments.items():
-        assert value is not None
+        if value is None:
+            continue
         parts = {"qkv": 3, "kv": 2}.get(name, 1)
         if name == "bias_table":
             yield name, (value.shape[0] // 3, value.shape[1] - 1)
@@ -52,7 +53,7 @@ def windows_with(mask: Tensor, window: int, margin: int) -> Tensor:
 def nan_differences(case: Case, given: str, value: float, fused: Outputs, eager: Outputs) -> Iterator[str]:
     """Yield where results of the kernels are NaN and those of eager are not, or the other way round."""
     shift = case.options.get("shift", 0)
-    margin = (case.options.get("key_window", case.options["window"]) - case.options["window"]) // 2
+    margin = ((case.options.get("key_window") or case.options["window"]) - case.options["window"]) // 2
     windows = windows_with(eager["out"].isnan().any(-1).roll((-shift, -shift), (1, 2)), case.options["window"], margin)
     windows = windows.roll((shift, shift), (1, 2))
     for result, expected in eager.items():
@@ -111,6 +112,22 @@ def test_a_gradient_of_the_output_that_is_nan_makes_nan_of_what_it_does_in_eager
         assert fused[key].equal(expected), (
             f"d {key} is NaN in {int(fused[key].sum())} places, eager in {expected.sum()}"
         )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("given", ["qkv", "k", "v", "bias", "scale"])
+def test_with_a_finite_mask_and_cosine_similarity_nan_arises_where_it_does_in_eager(given: str, value: float) -> None:
+    case = window_attention_case(
+        FLOAT32, window=(2, 4), shift=(1, 2), rows=1, columns=2, key_window=(2, 4), heads=2, head_dim=3, mask=-1.0,
+        cosine=True, severity=False, bias="dense",
+    )  # fmt: skip
+    tensor = argument(case, given).clone()
+    tensor[(0, 1, 2, 1) if tensor.dim() == 4 else (0,) * tensor.dim()] = value
+    case = changed(case, **{given: tensor})
+    fused, eager = case.run("triton"), case.run("eager")
+    assert any(result.isnan().any() for result in eager.values()), "it has no effect in eager"
+    for name, expected in eager.items():
+        assert torch.equal(fused[name].isnan(), expected.isnan()), f"{name} is NaN in other places than eager"
 
 
 def test_float16_queries_near_the_largest_float16_do_not_overflow() -> None:

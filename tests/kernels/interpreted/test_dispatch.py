@@ -22,6 +22,11 @@ from savl.ops.equivalence import verify
 from savl.ops.op import OPS
 
 
+def windows(shift: int, side: int = 2) -> tuple[Any, ...]:
+    """Return the arguments of window attention after its tensors, for one head."""
+    return 1, side, side, side, side, shift, shift, False, -math.inf
+
+
 def op_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
     generator = torch.Generator().manual_seed(1)
 
@@ -29,11 +34,20 @@ def op_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
         return torch.randn(shape, generator=generator).to(dtype)
 
     qkv, q, kv, severity = numbers(1, 2, 4, 15), numbers(1, 2, 4, 5), numbers(1, 2, 4, 10), numbers(1, 2, 4).abs()
-    near, far, half = numbers(9, 1), numbers(25, 1), FLOAT16
+    near, far, half, absent = numbers(9, 1), numbers(25, 1), FLOAT16, (None,) * 4
+    k, v, dense, scale = numbers(1, 1, 4, 5), numbers(1, 1, 4, 5), numbers(1, 4, 2), numbers(1)
     return {
-        "window_attention": ("window_attention", (qkv, near, severity, 2, 1)),
-        "window_attention, plain": ("window_attention", (qkv, near, None, 2, 0)),
-        "window_attention, float16": ("window_attention", (qkv.to(half), near, severity, 2, 1)),
+        "window_attention": ("window_attention", (qkv, near, severity, *absent, *windows(1))),
+        "window_attention, plain": ("window_attention", (qkv, near, None, *absent, *windows(0))),
+        "window_attention, float16": ("window_attention", (qkv.to(half), near, severity, *absent, *windows(1))),
+        "window_attention, every other tensor": (
+            "window_attention",
+            (q, None, None, k, v, dense, scale, 1, 2, 2, 1, 2, 0, 1, False, -1.0),
+        ),
+        "window_attention, dilated": (
+            "window_attention",
+            (qkv, None, severity, *absent, 1, 2, 2, 2, 2, 0, 0, True, -math.inf),
+        ),
         "overlapping_window_attention": ("overlapping_window_attention", (q, kv, far, severity, 2, 4)),
         "overlapping_window_attention, float16": (
             "overlapping_window_attention",
@@ -47,10 +61,19 @@ OP_CALLS = op_calls()
 
 def backward_arguments(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     out, lse = getattr(torch.ops.savl, op)(*args)
-    return (torch.ones_like(out), *args[:-2], out, lse, *args[-2:])
+    tensors = 7 if op == "window_attention" else 4
+    return (torch.ones_like(out), *args[:tensors], out, lse, *args[tensors:])
 
 
-@pytest.mark.parametrize("name", ["window_attention", "window_attention, float16", "overlapping_window_attention"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "window_attention",
+        "window_attention, float16",
+        "window_attention, every other tensor",
+        "overlapping_window_attention",
+    ],
+)
 def test_opcheck_accepts_the_registration(name: str) -> None:
     op, args = OP_CALLS[name]
     given = tuple(arg.clone().requires_grad_() if isinstance(arg, Tensor) else arg for arg in args)
@@ -77,7 +100,7 @@ def test_the_fake_kernel_returns_the_same_metadata_as_the_real_one(name: str) ->
 def test_the_log_sum_exp_is_that_of_the_logits() -> None:
     generator = torch.Generator().manual_seed(2)
     qkv, table = torch.randn(1, 4, 4, 3 * 6, generator=generator), torch.randn(49, 2, generator=generator)
-    _, lse = torch.ops.savl.window_attention(qkv, table, None, 4, 0)
+    _, lse = torch.ops.savl.window_attention(qkv, table, *(None,) * 5, 2, *windows(0, 4)[1:])
     q, k, _ = qkv.double().view(16, 3, 2, 3).permute(1, 2, 0, 3)
     y, x = torch.arange(16) // 4, torch.arange(16) % 4
     index = (y[:, None] - y[None, :] + 3) * 7 + x[:, None] - x[None, :] + 3
