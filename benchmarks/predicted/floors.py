@@ -132,7 +132,8 @@ def attention_work(key_window: int, severity: bool, shifted: bool, stages: Itera
         if stage in ("forward", "backward_q"):
             programs, passes = WINDOWS * HEADS * tiles, float(-(-keys // config.block_n))
         elif stage == "backward_kv":
-            steps = [_windows_seen(size, key_window) for size in launch.key_tile(config.block_n)]
+            tile = launch.key_tile(config.block_n, (key_window, key_window), (key_window - WINDOW) // 2)
+            steps = [_windows_seen(size, key_window) for size in tile]
             counts = [len(each) for each in steps]
             programs = counts[0] * counts[1] * HEADS
             passes = tiles * sum(steps[0]) * sum(steps[1]) / (counts[0] * counts[1])

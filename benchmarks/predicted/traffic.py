@@ -201,7 +201,10 @@ def fused_everywhere() -> Iterator[None]:
     """Let networks call the fused ops on any device. On meta tensors these return tensors of the right shape."""
 
     def attend(qkv: Tensor, table: Tensor, severity: Tensor | None, *, window: int, shift: int, **_: Any) -> Tensor:
-        found: Tensor = torch.ops.savl.window_attention(qkv, table, severity, window, shift)[0]
+        absent, sides = (None,) * 4, (window,) * 4
+        found: Tensor = torch.ops.savl.window_attention(
+            qkv, table, severity, *absent, table.shape[1], *sides, shift, shift, False, float("-inf")
+        )[0]
         return found
 
     def attend_around(

@@ -397,7 +397,7 @@ def test_images_of_more_than_two_gigabytes_are_correct_at_their_end(backend_of: 
     side, channels = 4096, 48  # 2.4e9 elements in qkv
     qkv = torch.randn(1, side, side, 3 * channels, dtype=torch.bfloat16, device="cuda")
     table = torch.randn(225, 2, dtype=torch.bfloat16, device="cuda")
-    settings = (table, None, 8, 0)
+    settings = (table, *(None,) * 5, 2, 8, 8, 8, 8, 0, 0, False, float("-inf"))
     backend_of("window_attention")
     with torch.no_grad():
         whole = torch.ops.savl.window_attention(qkv, *settings)[0][:, -64:].clone()

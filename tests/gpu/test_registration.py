@@ -31,20 +31,31 @@ def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
+def windows(window: int, shift: int, key_window: int | None = None, mask: float = float("-inf")) -> tuple[Any, ...]:
+    """Return the arguments of window attention after its tensors: two heads, square windows."""
+    keys = window if key_window is None else key_window
+    return 2, window, window, keys, keys, shift, shift, False, mask
+
+
 def calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
     """Return arguments of every op, on the CPU."""
     image, table, severity = numbers(2, 8, 12, 42), numbers(49, 2), numbers(2, 8, 12).abs()
     q, kv, far = numbers(2, 8, 12, 14), numbers(2, 8, 12, 28), numbers(81, 2)
+    k, v, scale, absent = numbers(2, 4, 6, 14), numbers(2, 4, 6, 14), numbers(2), (None,) * 4
     mu, logvar, eps = (numbers(2, 3, 4, size) for size in (5, 5, 5))
     interleaved = [value.contiguous(memory_format=torch.channels_last) for value in (mu, logvar, eps)]
     a, g, b, r = (numbers(2, 3, 4, 5) for _ in range(4))
     half = [value.bfloat16() for value in (a, g, b)]
     weight, bias = numbers(5), numbers(5)
     return {
-        "window": ("window_attention", (image, table, severity, 4, 1)),
-        "window-plain": ("window_attention", (image, table, None, 4, 0)),
-        "window-autocast": ("window_attention", (image.bfloat16(), table, severity, 4, 1)),
-        "window-half": ("window_attention", (image.half(), table, severity, 4, 1)),
+        "window": ("window_attention", (image, table, severity, *absent, *windows(4, 1))),
+        "window-plain": ("window_attention", (image, table, None, *absent, *windows(4, 0))),
+        "window-autocast": ("window_attention", (image.bfloat16(), table, severity, *absent, *windows(4, 1))),
+        "window-half": ("window_attention", (image.half(), table, severity, *absent, *windows(4, 1))),
+        "window-dense-cosine": (
+            "window_attention",
+            (q, None, None, k, v, numbers(2, 16, 4), scale, *windows(4, 2, 2, -1.0)),
+        ),
         "overlapping": ("overlapping_window_attention", (q, kv, far, severity, 4, 6)),
         "overlapping-plain": ("overlapping_window_attention", (q, kv, far, None, 4, 6)),
         "overlapping-autocast": ("overlapping_window_attention", (q.bfloat16(), kv.bfloat16(), far, severity, 4, 6)),
@@ -74,7 +85,8 @@ def backward_call(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     results = getattr(torch.ops.savl, op)(*args)
     if op.endswith("attention"):
         out, lse = results
-        return (torch.ones_like(out), *args[:-2], out, lse, *args[-2:])
+        tensors = 7 if op == "window_attention" else 4
+        return (torch.ones_like(out), *args[:tensors], out, lse, *args[tensors:])
     if op == "gaussian_posterior":
         mu, logvar, eps, seed, offset, *_ = args
         _, kl, *_ = results

@@ -101,7 +101,8 @@ def test_the_log_sum_exp_is_promised_per_head_and_pixel_and_wider_than_the_tenso
     dtype: torch.dtype, exact: torch.dtype
 ) -> None:
     table = on_gpu(31 * 31, 6, dtype=torch.float32)
-    _, lse = torch.ops.savl.window_attention(on_gpu(1, 32, 48, 3 * 144, dtype=dtype), table, None, 16, 8)
+    absent, windows = (None,) * 5, (6, 16, 16, 16, 16, 8, 8, False, float("-inf"))
+    _, lse = torch.ops.savl.window_attention(on_gpu(1, 32, 48, 3 * 144, dtype=dtype), table, *absent, *windows)
     assert (lse.shape, lse.dtype, lse.device.type) == ((1, 6, 32, 48), exact, "cuda")
 
 
