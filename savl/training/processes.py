@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
+from collections import deque
 from datetime import timedelta
+from time import monotonic, sleep
 from typing import TYPE_CHECKING
+from weakref import ref
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+_last_sums: deque[ref[Tensor]] = deque(maxlen=64)
+"""The tensors that were last summed over all processes; threads of the process group may still hold them."""
 
 
 class TrainingUnavailable(RuntimeError):
@@ -41,8 +48,7 @@ def mean_losses(accelerator: Accelerator, losses: dict[str, float]) -> dict[str,
     """Return the mean of each loss over all processes, which must have the same losses in the same order."""
     if accelerator.num_processes == 1:
         return losses
-    means = accelerator.reduce(torch.tensor(list(losses.values()), device=accelerator.device), "mean")
-    assert isinstance(means, Tensor)
+    means = _sum(torch.tensor(list(losses.values()), device=accelerator.device)) / accelerator.num_processes
     return dict(zip(losses, means.tolist(), strict=True))
 
 
@@ -50,18 +56,15 @@ def mean_number(accelerator: Accelerator, number: float) -> float:
     """Return the mean of a number over all processes, exactly the same one in each of them."""
     if accelerator.num_processes == 1:
         return number
-    mean = accelerator.reduce(torch.tensor(number, dtype=torch.float64, device=accelerator.device), "mean")
-    assert isinstance(mean, Tensor)
-    return float(mean)
+    total = _sum(torch.tensor(number, dtype=torch.float64, device=accelerator.device))
+    return float(total / accelerator.num_processes)
 
 
 def any_process(accelerator: Accelerator, true: bool) -> bool:
     """Return whether a condition is true in any process; all processes get the same answer."""
     if accelerator.num_processes == 1:
         return true
-    count = accelerator.reduce(torch.tensor(float(true), device=accelerator.device), "sum")
-    assert isinstance(count, Tensor)
-    return bool(count > 0)
+    return bool(_sum(torch.tensor(float(true), device=accelerator.device)) > 0)
 
 
 def of_every_process(accelerator: Accelerator, number: int) -> list[int]:
@@ -69,3 +72,24 @@ def of_every_process(accelerator: Accelerator, number: int) -> list[int]:
     numbers = accelerator.gather(torch.tensor([number], device=accelerator.device))
     assert isinstance(numbers, Tensor)
     return [int(each) for each in numbers]
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    """Replace a tensor by its sum over all processes; exiting waits until no thread holds it."""
+    torch.distributed.all_reduce(tensor)
+    _last_sums.append(ref(tensor))
+    return tensor
+
+
+@atexit.register
+def _wait_until_tensors_are_freed() -> None:
+    """Wait at exit, for at most 5 seconds, until the threads of the process group have freed the last tensors.
+
+    A thread of gloo may free the tensor of a collective after the collective has completed, and needs Python's global
+    lock (GIL) for it. If it requests the lock while the interpreter is finalized, the process is aborted.
+    `torch.distributed.destroy_process_group` does not prevent that: it does not wait for the threads as long as
+    anything else refers to the group, as some modules of torch do.
+    """
+    end = monotonic() + 5
+    while any(tensor() is not None for tensor in _last_sums) and monotonic() < end:
+        sleep(0.001)
