@@ -1,12 +1,15 @@
-"""Fixtures and helpers for all tests: seeds, a small network, and error bounds derived from rounding."""
+"""Fixtures and helpers for all tests: seeds, small networks, and error bounds derived from rounding."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +35,25 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 # The same examples on every run: a failure seen once is seen by everyone. No deadline: machines differ in speed.
 settings.register_profile("savl", deadline=None, derandomize=True)
 settings.load_profile("savl")
+
+
+def _declare_operators_of_torchvision() -> None:
+    """Let torchvision from PyPI import beside a CPU build of torch.
+
+    Its compiled library needs CUDA libraries and does not load there. Python code of torchvision, which spandrel
+    imports, needs only the schemas of two operators in it.
+    """
+    try:
+        builds = [installed_version(name).partition("+")[2] for name in ("torch", "torchvision")]
+    except PackageNotFoundError:
+        return
+    if builds == ["cpu", ""]:
+        for name in ("nms", "qnms"):
+            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            torch.library.define(f"torchvision::{name}", schema)
+
+
+_declare_operators_of_torchvision()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -102,6 +124,60 @@ def small_config() -> Callable[..., SAVLConfig]:
 
     def make(**changes: Any) -> SAVLConfig:
         return dataclasses.replace(small, **changes)
+
+    return make
+
+
+# Constructor arguments of small models of spandrel, by architecture. Several are of one architecture.
+FOREIGN_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ESRGAN": ("ESRGAN", {"num_filters": 8, "num_blocks": 1}),
+    "Compact": ("Compact", {"num_feat": 8, "num_conv": 2, "upscale": 4}),
+    "Compact x3": ("Compact", {"num_feat": 8, "num_conv": 1, "upscale": 3}),
+    "SwinIR": (
+        "SwinIR",
+        {"img_size": 32, "window_size": 8, "depths": [2], "embed_dim": 12, "num_heads": [2], "mlp_ratio": 2.0}
+        | {"upscale": 4, "upsampler": "pixelshuffledirect", "resi_connection": "1conv"},
+    ),
+    "SwinIR gray": (
+        "SwinIR",
+        {"img_size": 32, "window_size": 8, "depths": [2], "embed_dim": 12, "num_heads": [2], "mlp_ratio": 2.0}
+        | {"upscale": 2, "upsampler": "pixelshuffledirect", "resi_connection": "1conv", "in_chans": 1},
+    ),
+    "Compact x8": ("Compact", {"num_feat": 8, "num_conv": 1, "upscale": 8}),
+    "DAT": (
+        "DAT",
+        {"img_size": 32, "split_size": [4, 8], "depth": [2], "embed_dim": 16, "num_heads": [2]}
+        | {"expansion_factor": 2.0, "upscale": 2, "upsampler": "pixelshuffledirect", "resi_connection": "1conv"},
+    ),
+    "NAFNet": (
+        "NAFNet",
+        {"img_channel": 3, "width": 8, "middle_blk_num": 1, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]},
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def spandrel() -> ModuleType:
+    """The package spandrel. The test is skipped where it is not installed."""
+    return pytest.importorskip("spandrel", reason='needs pip install "savl[models]"', exc_type=ImportError)
+
+
+@pytest.fixture(scope="session")
+def foreign_model(spandrel: ModuleType) -> Callable[[str], nn.Module]:
+    """Return a function that builds a small model of `FOREIGN_MODELS` with random weights, in evaluation mode."""
+
+    def make(name: str) -> nn.Module:
+        architecture, arguments = FOREIGN_MODELS[name]
+        package = importlib.import_module(f"spandrel.architectures.{architecture}")
+        torch.manual_seed(5)
+        model: nn.Module = getattr(package, architecture)(**arguments)
+        if architecture == "ESRGAN":  # its own random weights give almost black images
+            last = [module for module in model.modules() if isinstance(module, nn.Conv2d)][-1]
+            with torch.no_grad():
+                last.weight.mul_(20)
+                assert last.bias is not None
+                last.bias.fill_(0.4)
+        return model.eval()
 
     return make
 

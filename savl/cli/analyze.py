@@ -195,7 +195,7 @@ def _load(names: list[str], device: str) -> dict[str, SAVL]:
     from savl.analysis.features import check_has_field
     from savl.analysis.photographs import distinct_names
     from savl.inference.device import checked_device
-    from savl.weights import load, shipped
+    from savl.weights import load_savl, shipped
 
     place = checked_device(device)
     # Paths are shortened to their last parts, because the page and the JSON file are shown to others.
@@ -205,7 +205,7 @@ def _load(names: list[str], device: str) -> dict[str, SAVL]:
     ends = dict(zip(files, distinct_names([*files.values()], folder=True), strict=True))
     models: dict[str, SAVL] = {}
     for name in names:
-        network = load(name)
+        network = load_savl(name)
         check_has_field(network, name)
         models[ends.get(name, name)] = network.to(place)
     return models

@@ -152,6 +152,11 @@ def _ramp(core: Span, region: Span, margin: int, scale: int) -> Tensor:
     return weight
 
 
+def round_up(value: int, multiple: int) -> int:
+    """Return the smallest multiple of ``multiple`` that is at least ``value``."""
+    return -(-value // multiple) * multiple
+
+
 def bytes_per_pixel(config: SAVLConfig) -> int:
     """Return an upper estimate of the eager network's peak activation memory in float32, in bytes per LR pixel.
 
@@ -166,21 +171,37 @@ def bytes_per_pixel(config: SAVLConfig) -> int:
     return math.ceil(4 * (max(attention, upsampler) + 12 * config.channels + 4 * config.latent))
 
 
-def default_tile(config: SAVLConfig, device: torch.device, batch: int = 1) -> int:
+def default_tile(bytes_per_pixel: int, multiple: int, device: torch.device, batch: int = 1, *, least: int = 0) -> int:
     """Return the side of the largest square tile, context included, that fits into memory.
 
     The tiles of a batch may take half of the free memory; on a CPU at most `CPU_BUDGET`, or `PAGED_CPU_BUDGET` unless
     this process keeps freed memory.
 
+    Args:
+        bytes_per_pixel: Peak memory of the network's features per LR pixel, estimated.
+        multiple: Size multiple of the network in LR pixels.
+        device: Device of the network.
+        batch: Number of images.
+        least: Side in LR pixels below which tiles are not made.
+
     Returns:
-        LR pixels, a multiple of the window, at least four windows.
+        LR pixels, a multiple of ``multiple``, at least four times it.
+    """
+    side = int(math.sqrt(memory_budget(device) / batch / bytes_per_pixel))
+    return max(side // multiple, 4, -(-least // multiple)) * multiple
+
+
+def memory_budget(device: torch.device, *, capped: bool = True) -> int:
+    """Return how many bytes the features of a tile may take on a device, as `default_tile` says.
+
+    Args:
+        device: Device of the network.
+        capped: Apply the upper bounds for a CPU. Without them, half of the free memory.
     """
     if device.type == "cuda":
         # Memory that torch has cached but does not use is available, though the driver reports it as used.
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        budget = (torch.cuda.mem_get_info(device)[0] + cached) // 2
-    else:
-        most = CPU_BUDGET if keeps_freed_memory() else PAGED_CPU_BUDGET
-        budget = min(most, available_bytes() // 2)
-    side = int(math.sqrt(budget / batch / bytes_per_pixel(config)))
-    return max(side // config.window, 4) * config.window
+        return (torch.cuda.mem_get_info(device)[0] + cached) // 2
+    most = CPU_BUDGET if keeps_freed_memory() else PAGED_CPU_BUDGET
+    half = available_bytes() // 2
+    return min(most, half) if capped else half

@@ -62,9 +62,9 @@ def upscale(
             - a numpy array (H, W) gray or (H, W, C), with C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA, of dtype uint8,
               uint16, or floating in [0, 1];
             - a torch tensor (C, H, W) of such a dtype.
-        model: The name of shipped weights ("savl-tiny"), the path of savl or HAT weights, a loaded model (compiled or
-            not; see `savl.Upscaler`), or an `Upscaler`. Pass a loaded model to upscale many images. With an `Upscaler`,
-            leave out `tile`, `tile_pad`, `device` and `dtype`, because it has its own settings.
+        model: The name of shipped weights ("savl-tiny"), the path of a file that `savl.load` accepts, a loaded model
+            (compiled or not; see `savl.Upscaler`), or an `Upscaler`. Pass a loaded model to upscale many images. With
+            an `Upscaler`, leave out `tile`, `tile_pad`, `device` and `dtype`, because it has its own settings.
         scale: Output pixels per input pixel, any number above 0; None is that of the network.
         strength: How strongly the image is restored. "auto": the strength that the network has learned for each pixel,
             or 1 if it has learned none. A number from 0 to 1: 0 is bicubic interpolation, 1 the network's full
@@ -147,12 +147,12 @@ def as_upscaler(
     """
     precision = None if dtype is None else checked_dtype(dtype)
     chosen_strength = None if strength is None else check_strength(strength)
+    from savl.inference.network import as_network
     from savl.inference.upscaler import Upscaler
-    from savl.network.unwrap import unwrap
     from savl.weights import load
     from savl.weights.files import find_weights, shipped
 
-    if not isinstance(model, (str, os.PathLike)) and unwrap(model) is None:
+    if not isinstance(model, (str, os.PathLike)) and as_network(model) is None:
         if not callable(model) or not hasattr(model, "scale"):
             raise TypeError(f"model: {type(model).__name__}; a name, a path, a model or an Upscaler is accepted")
         if (tile, tile_pad, device, dtype) != (None, 32, None, None):

@@ -150,9 +150,14 @@ def reflect_pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
         raise ValueError(f"image must have shape (..., H, W) with H and W at least 1, got {tuple(image.shape)}")
     if multiple < 1:
         raise ValueError(f"multiple must be at least 1 pixel, got {multiple}")
-    for dim in (-2, -1):
+    height, width = (-(-length // multiple) * multiple for length in image.shape[-2:])
+    return reflect_pad_to_size(image, height, width)
+
+
+def reflect_pad_to_size(image: Tensor, height: int, width: int) -> Tensor:
+    """Pad an image ``(..., H, W)`` as `reflect_pad_to_multiple` does, to a size in pixels that is at least its own."""
+    for dim, target in ((-2, height), (-1, width)):
         length = image.shape[dim]
-        target = -(-length // multiple) * multiple
         if target != length:
             image = image.index_select(dim, _reflected_index(length, target, image.device))
     return image

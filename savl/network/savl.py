@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from savl.bicubic import bicubic_upscale
@@ -16,18 +15,17 @@ from savl.network.dsca import Guidance
 from savl.network.estimator import AmortizedEstimator, DegradationField, RestorationStrength
 from savl.network.layers import ChannelsLastConv2d, LayerNorm, reflect_pad_to_multiple, without_autocast
 from savl.network.rhag import DARHAG
+from savl.network.upscaling import UpscalingNetwork, scale_difference
 from savl.ops import KernelSettings
 
 
-class SAVL(nn.Module):
+class SAVL(UpscalingNetwork):
     """Real-world super-resolution guided by a per-pixel Gaussian degradation field (SAVL, ICLR 2026).
 
     With ``config.degradation_code == "none"`` this is the Hybrid Attention Transformer (HAT; Chen et al., 2023).
     """
 
     rgb_mean: Tensor
-    compile_options: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-    """Positional and keyword arguments of the last call of `compile`; None if there was none."""
 
     def __init__(self, config: SAVLConfig) -> None:
         super().__init__()
@@ -57,19 +55,35 @@ class SAVL(nn.Module):
         # It is built last, so that a seed gives the rest of the network the same weights with and without it.
         self.strength = RestorationStrength(config) if config.restoration_strength else None
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile in place, with the arguments of `torch.compile`.
+    @property
+    def scale(self) -> int:
+        """Upscaling factor."""
+        return self.config.scale
 
-        They are kept, so that a `savl.Upscaler` can compile `estimate` and `reconstruct` with the same options.
-        """
-        super().compile(*args, **kwargs)
-        self.compile_options = args, kwargs
+    @property
+    def size_multiple(self) -> int:
+        """Side of the attention windows in LR pixels."""
+        return self.config.window
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state for copies and pickles, without the options of `compile`, which may not be picklable."""
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        state.pop("compile_options", None)
-        return state
+    @property
+    def field_radius(self) -> int:
+        """Number of pixels around a pixel that its degradation field depends on; 0 without a field."""
+        return self.config.receptive_field // 2 if self.has_field else 0
+
+    @property
+    def has_field(self) -> bool:
+        """Whether the network infers a degradation field, variational or deterministic."""
+        return self.estimator is not None
+
+    @property
+    def has_severity(self) -> bool:
+        """Whether the field has a variance, from which severity is computed."""
+        return self.config.degradation_code == "variational"
+
+    @property
+    def learns_strength(self) -> bool:
+        """Whether the network infers a restoration strength for every pixel."""
+        return self.strength is not None
 
     @overload
     def forward(
@@ -180,11 +194,7 @@ class SAVL(nn.Module):
         difference = sr if self.config.image_residual else sr + self.rgb_mean - bicubic
         if strength is None:
             return bicubic + difference
-        if isinstance(strength, Tensor):
-            size = (scale * height, scale * width)
-            strength = F.interpolate(strength[:, None], size=size, mode="bilinear", align_corners=False)
-        # In a bfloat16 network, the dtype of the strength may be wider than that of the image.
-        return (bicubic + strength * difference).to(torch.promote_types(bicubic.dtype, difference.dtype))
+        return scale_difference(bicubic, difference, strength)
 
     def _check_field(self, lr: Tensor, field: DegradationField | None) -> None:
         code = self.config.degradation_code

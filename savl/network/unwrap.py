@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -12,13 +12,17 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from savl.network.savl import SAVL
+from savl.network.upscaling import UpscalingNetwork
 
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Type of a function that compiles another function, as `torch.compile` does."""
 
 
+Network = TypeVar("Network", bound=UpscalingNetwork)
+
+
 @dataclass(frozen=True)
-class Unwrapped:
+class Unwrapped(Generic[Network]):
     """A network that was found in a wrapper, and the function that compiles as the wrapper does.
 
     Attributes:
@@ -27,11 +31,16 @@ class Unwrapped:
             compiled.
     """
 
-    model: SAVL
+    model: Network
     compile: Compile | None
 
 
-def unwrap(model: object) -> Unwrapped | None:
+def unwrap(model: object) -> Unwrapped[SAVL] | None:
+    """Return the `SAVL` inside PyTorch's wrappers, as `unwrap_network` does; None if ``model`` contains none."""
+    return unwrap_network(model, SAVL)
+
+
+def unwrap_network(model: object, kind: type[Network]) -> Unwrapped[Network] | None:
     """Return the network inside PyTorch's wrappers.
 
     The wrappers are ``torch.compile(model)``, ``DataParallel``, ``DistributedDataParallel`` and ``AveragedModel``. They
@@ -39,12 +48,13 @@ def unwrap(model: object) -> Unwrapped | None:
 
     Args:
         model: Any object.
+        kind: Class of the network: `SAVL`, or `UpscalingNetwork` for any network that an upscaler can run.
 
     Returns:
-        The network and the function that compiles with its options. None if ``model`` contains no `SAVL`.
+        The network and the function that compiles with its options. None if ``model`` contains no such network.
     """
     compile_function: Compile | None = None
-    while not isinstance(model, SAVL):
+    while not isinstance(model, kind):
         if not isinstance(model, nn.Module):
             return None
         # The wrapper of torch.compile has this submodule. Importing the wrapper's class would load the compiler.
@@ -58,7 +68,7 @@ def unwrap(model: object) -> Unwrapped | None:
     return Unwrapped(model, _compiled_in_place(model) if compile_function is None else compile_function)
 
 
-def _compiled_in_place(model: SAVL) -> Compile | None:
+def _compiled_in_place(model: UpscalingNetwork) -> Compile | None:
     """Return a function that compiles with the arguments of ``model.compile(...)``; None without such a call."""
     if model._compiled_call_impl is None or model.compile_options is None:
         return None

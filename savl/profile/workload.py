@@ -13,7 +13,7 @@ from torch import nn
 
 from savl.network import CONFIGS, SAVL
 from savl.profile.ranges import annotate, named_range
-from savl.weights import build, load
+from savl.weights import build, load_savl
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STEP = "step"
@@ -129,7 +129,7 @@ def find_model(source: str) -> SAVL:
     """Return a network by name, with random weights because time does not depend on them, or one from a file.
 
     Args:
-        source: A name in ``savl.CONFIGS``, or a path that `savl.load` accepts.
+        source: A name in ``savl.CONFIGS``, or a path that `savl.load` accepts as a savl or HAT network.
 
     Raises:
         ValueError: ``source`` is neither, or the file cannot be used.
@@ -140,7 +140,7 @@ def find_model(source: str) -> SAVL:
         return build(source)
     if not Path(source).is_file():
         raise ValueError(f"model must be one of {', '.join(CONFIGS)} or an existing file, got {source!r}")
-    return load(source)
+    return load_savl(source)
 
 
 def parse_size(text: str) -> tuple[int, int]:

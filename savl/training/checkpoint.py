@@ -13,7 +13,7 @@ from savl.atomic_write import write_atomically
 from savl.network import SAVL
 from savl.training.config import FORMER_NAMES, TrainingConfig
 from savl.training.objective_config import ObjectiveConfig
-from savl.weights import load
+from savl.weights import load_savl
 
 FORMAT = 1
 
@@ -105,7 +105,7 @@ def initial_network(config: TrainingConfig) -> SAVL:
     if not config.run.initial_weights:
         return SAVL(config.model)
     try:
-        start = load(config.run.initial_weights)
+        start = load_savl(config.run.initial_weights)
     except (OSError, ValueError) as error:
         raise ValueError(f"run.initial_weights: {error}") from error
     parts = config.run.reinitialize

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import torch
 from safetensors.torch import save as serialize
-from torch import nn
+from torch import Tensor, nn
 
 from savl.atomic_write import write_atomically
 from savl.network import CONFIGS, SAVL, SAVLConfig
 from savl.network.unwrap import unwrap
 from savl.weights.checkpoint_file import read_checkpoint
-from savl.weights.hat import hat_config, hat_state_dict
-from savl.weights.state_dicts import check_fit, find_state_dict, is_hat, is_savl
+from savl.weights.hat import HatVariant, check_expressible, hat_config, hat_state_dict, published_state_dict
+from savl.weights.spandrel_model import SpandrelModel, SpandrelUnavailable, UnknownArchitecture, load_with_spandrel
+from savl.weights.state_dicts import check_fit, find_state_dict, is_hat, is_savl, state_dicts
 
 METADATA_KEY = "savl_config"
 """Key in the metadata of the safetensors header under which a savl file stores its configuration as JSON."""
+
+Layout = Literal["savl", "hat"]
+"""Names and layouts of tensors that `save` writes."""
 
 _TRAINED_BY = {"savl-base": "configs/base_stage1.toml", "savl-tiny": "configs/savl_tiny.toml"}
 
@@ -89,13 +95,18 @@ def find_weights(source: str | os.PathLike[str], argument: str = "source") -> Pa
     )
 
 
-def load(source: str | os.PathLike[str]) -> SAVL:
+def load(source: str | os.PathLike[str]) -> SAVL | SpandrelModel:
     """Load a network with its weights, in evaluation mode, float32, on the CPU.
+
+    Networks of savl and HAT are loaded by savl itself. All other models for super-resolution and restoration that the
+    package spandrel recognises, such as ESRGAN, Compact, SwinIR or DAT, are loaded with it
+    (``pip install "savl[models]"``).
 
     Args:
         source: The name of shipped weights (``savl.weights.shipped()`` lists them), or the path of a file with any
-            suffix: written by `save`, a checkpoint of `savl train`, or a published HAT checkpoint (HAT-S, HAT, HAT-L,
-            Real_HAT_GAN; ×2, ×3, ×4), as safetensors or in the format of ``torch.save``.
+            suffix: written by `save`, a checkpoint of `savl train`, a published HAT checkpoint (HAT-S, HAT, HAT-L,
+            Real_HAT_GAN; ×2, ×3, ×4), or a model of another architecture, as safetensors or in the format of
+            ``torch.save``.
 
             The tensors may be stored under keys such as ``params_ema``, ``params``, ``state_dict``, ``model`` or
             ``net_g``, and their names may have prefixes such as ``module.``, ``_orig_mod.`` or ``net_g.``. A moving
@@ -103,42 +114,80 @@ def load(source: str | os.PathLike[str]) -> SAVL:
             from a file beside it with the fields of `SAVLConfig`: ``x.json`` or ``x.toml`` for ``x.pth``.
 
     Returns:
-        The network; for a HAT checkpoint, a `SAVL` with ``degradation_code="none"``.
+        A `SAVL`, which for a HAT checkpoint has ``degradation_code="none"``; or a `SpandrelModel` for a model of
+        another architecture.
 
     Raises:
         FileNotFoundError: ``source`` is neither a shipped name nor an existing file.
-        ValueError: The file is damaged, contains pickled code, or is neither a savl nor a HAT checkpoint; or its
-            tensors do not fit the network exactly. The message names the file and the reason.
+        ValueError: The file is damaged, contains pickled code, or contains no network that can be loaded; or its
+            tensors do not fit the network exactly; or spandrel is needed and not installed; or the model is for
+            another purpose, such as inpainting. The message names the file and the reason.
         OSError: The file cannot be read.
     """
     path = find_weights(source)
     try:
-        return _load_file(path)
+        content, metadata = read_checkpoint(path)
+        return _load_content(path, content, metadata)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a network and its configuration to a safetensors file, atomically.
+def load_savl(source: str | os.PathLike[str]) -> SAVL:
+    """Load a network of savl or HAT, as `load` does.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: As for `load`. A `ValueError` also if the file contains a model of
+            another architecture.
+    """
+    model = load(source)
+    if not isinstance(model, SAVL):
+        raise ValueError(
+            f"{os.fspath(source)}: is a model of the architecture {model.traits.architecture}; a savl or HAT network "
+            "is needed here"
+        )
+    return model
+
+
+def save(model: nn.Module, path: str | os.PathLike[str], *, layout: Layout = "savl") -> None:
+    """Write a network to a file, atomically.
 
     Args:
         model: A `SAVL`, also compiled, in `DataParallel` or in `AveragedModel`. Its dtype is kept.
-        path: File to write, ending in ``.safetensors``. An existing file is replaced only once the new one is complete.
+        path: File to write, ending in ``.safetensors``; with ``layout="hat"`` it may also end in ``.pth``. An existing
+            file is replaced only once the new one is complete.
+        layout: "savl": savl's names of tensors, with the configuration in the metadata of the file. "hat": the names
+            and layouts of published HAT checkpoints, which other programs open, such as spandrel, chaiNNer, ComfyUI and
+            the code of HAT. A ``.pth`` file has the tensors under the key ``params_ema``, as the published ones do.
 
     Raises:
         TypeError: ``model`` is not a `SAVL`.
-        ValueError: ``path`` has another suffix.
+        ValueError: ``path`` has another suffix; ``layout`` has another value; or ``model`` has a setting that a HAT
+            checkpoint cannot express, such as a degradation field.
         OSError: The disk is full or the folder is not writable; an existing file stays unchanged.
     """
     target = Path(path)
-    if target.suffix != ".safetensors":
-        raise ValueError(f"path must end in .safetensors, got {str(target)!r}")
+    if layout not in get_args(Layout):
+        raise ValueError(f"layout must be 'savl' or 'hat', got {layout!r}")
+    suffixes = (".safetensors",) if layout == "savl" else (".safetensors", ".pth")
+    if target.suffix not in suffixes:
+        raise ValueError(f"path must end in {' or '.join(suffixes)}, got {str(target)!r}")
     unwrapped = unwrap(model)
     if unwrapped is None:
         raise TypeError(f"model must be a savl.SAVL, got {type(model).__name__}")
     network = unwrapped.model
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    write_atomically(target, serialize(tensors, metadata={METADATA_KEY: json.dumps(network.config.to_dict())}))
+    if layout == "hat":
+        check_expressible(network.config)
+        tensors = published_state_dict(network)
+    else:
+        tensors = network.state_dict()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if target.suffix == ".pth":
+        file = io.BytesIO()
+        torch.save({"params_ema": tensors}, file)
+        write_atomically(target, file.getvalue())
+    else:
+        metadata = {"format": "pt"} if layout == "hat" else {METADATA_KEY: json.dumps(network.config.to_dict())}
+        write_atomically(target, serialize(tensors, metadata=metadata))
 
 
 def _beside(path: Path) -> list[str]:
@@ -149,21 +198,48 @@ def _beside(path: Path) -> list[str]:
         return []
 
 
-def _load_file(path: Path) -> SAVL:
-    content, metadata = read_checkpoint(path)
+def _load_content(path: Path, content: Any, metadata: dict[str, str]) -> SAVL | SpandrelModel:
     tensors = find_state_dict(content)
     savl_file = METADATA_KEY in metadata
     if is_hat(tensors) and not savl_file:
-        model = SAVL(hat_config(tensors))
-        tensors = hat_state_dict(tensors, model)
-    elif savl_file or is_savl(tensors):
+        try:
+            return _filled(SAVL(hat_config(tensors)), lambda model: hat_state_dict(tensors, model))
+        except HatVariant as error:
+            return _load_other(content, tensors, error)
+    if savl_file or is_savl(tensors):
         model = SAVL(_settings(path, content, metadata))
         check_fit({name: tensor.shape for name, tensor in model.state_dict().items()}, tensors)
-    else:
-        found = ", ".join([*sorted(tensors)[:3], "..."]) if tensors else "none"
-        raise ValueError(f"is neither a savl file nor a HAT checkpoint (its tensors: {found})")
-    model.load_state_dict(tensors, strict=True)
+        return _filled(model, lambda _: tensors)
+    return _load_other(content, tensors, None)
+
+
+def _filled(model: SAVL, tensors: Callable[[SAVL], dict[str, Tensor]]) -> SAVL:
+    model.load_state_dict(tensors(model), strict=True)
     return model.eval()
+
+
+def _load_other(content: Any, tensors: dict[str, Tensor], refusal: HatVariant | None) -> SpandrelModel:
+    """Load a model of another architecture, or a variant of HAT that savl does not have.
+
+    Args:
+        content: Content of the file.
+        tensors: Its largest state dict, for the message.
+        refusal: Why savl could not load the file as HAT; None if it is no HAT checkpoint.
+
+    Raises:
+        ValueError: The file cannot be loaded. For a variant of HAT, the reason is that of savl.
+    """
+    try:
+        return load_with_spandrel(state_dicts(content))
+    except (SpandrelUnavailable, UnknownArchitecture) as error:
+        if refusal is not None:
+            raise refusal from None
+        found = ", ".join([*sorted(tensors)[:3], "..."]) if tensors else "none"
+        raise ValueError(f"is neither a savl file nor a HAT checkpoint (its tensors: {found}); {error}") from error
+    except ValueError:
+        if refusal is not None:
+            raise refusal from None
+        raise
 
 
 def _of_configuration(values: Any) -> Any:

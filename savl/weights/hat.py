@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,10 @@ _OUR_GROUP_CONV = re.compile(r"groups\.(\d+)\.conv\.(.+)")
 _OUR_STAGE = re.compile(r"upsampler\.stages\.(.+)")
 
 
+class HatVariant(ValueError):
+    """The tensors of a HAT checkpoint have other names or shapes than those of a `SAVL` without degradation code."""
+
+
 def hat_config(tensors: Mapping[str, Tensor]) -> SAVLConfig:
     """Derive the configuration from the shapes of the tensors.
 
@@ -71,8 +76,15 @@ def hat_config(tensors: Mapping[str, Tensor]) -> SAVLConfig:
         CAB weight 0.01, the mean colour of DIV2K, shifts of half a window.
 
     Raises:
-        ValueError: A required tensor is missing, or has a wrong rank or an impossible size.
+        HatVariant: A required tensor is missing, or has a wrong rank or an impossible size.
     """
+    try:
+        return _derived_config(tensors)
+    except ValueError as error:
+        raise HatVariant(str(error)) from error
+
+
+def _derived_config(tensors: Mapping[str, Tensor]) -> SAVLConfig:
     group, block = "layers.0.residual_group.", "layers.0.residual_group.blocks.0."
     channels, colours, *_ = _shape(tensors, "conv_first.weight", 4)
     if colours != 3:
@@ -114,8 +126,9 @@ def hat_state_dict(tensors: Mapping[str, Tensor], model: SAVL) -> dict[str, Tens
         A state dict for ``model.load_state_dict``.
 
     Raises:
-        ValueError: Tensors are missing, unknown or of another shape (the message has their published names), or an
-            index buffer differs from the published one, so that the rows of the bias tables have another meaning.
+        HatVariant: Tensors are missing, unknown or of another shape. The message has their published names.
+        ValueError: Tensors are not floating; or an index buffer differs from the published one, so that the rows of the
+            bias tables have another meaning.
     """
     window, key_window = model.config.window, model.config.key_window
     ours = model.state_dict()
@@ -125,7 +138,12 @@ def hat_state_dict(tensors: Mapping[str, Tensor], model: SAVL) -> dict[str, Tens
     }
     indices = (_WINDOW_INDEX, _OVERLAP_INDEX)
     weights = {name: tensor for name, tensor in tensors.items() if name not in indices}
-    check_fit(expected, weights)
+    try:
+        check_fit(expected, weights)
+    except ValueError as error:
+        if all(tensor.is_floating_point() for tensor in weights.values()):
+            raise HatVariant(str(error)) from error
+        raise
     _check_index(tensors, _WINDOW_INDEX, relative_position_index(window, window), (2 * window - 1) ** 2)
     overlap_rows = (window + key_window - 1) ** 2
     _check_index(tensors, _OVERLAP_INDEX, published_overlap_index(window, key_window), overlap_rows)
@@ -135,6 +153,55 @@ def hat_state_dict(tensors: Mapping[str, Tensor], model: SAVL) -> dict[str, Tens
         if name.endswith("ocab.bias_table"):
             renamed[name] = reorder_overlap_table(renamed[name], window, key_window)
     return renamed
+
+
+# Settings of a `SAVLConfig` that a HAT checkpoint does not store. Every published HAT, and every program that opens a
+# checkpoint, has these values.
+_FIXED: dict[str, Any] = {
+    "degradation_code": "none",
+    "cab_scale": 0.01,
+    "cab_neighbourhood": 0,
+    "upsampler": "pixelshuffle",
+    "image_residual": False,
+    "rgb_mean": (0.4488, 0.4371, 0.4040),
+}
+
+
+def check_expressible(config: SAVLConfig) -> None:
+    """Check that the network of a configuration can be stored as a HAT checkpoint.
+
+    Raises:
+        ValueError: A setting differs from that of HAT. The message names it, its value and that of HAT.
+    """
+    other = {name: value for name, value in _FIXED.items() if getattr(config, name) != value}
+    if other:
+        differences = "; ".join(f"{name} must be {_FIXED[name]!r}, got {getattr(config, name)!r}" for name in other)
+        raise ValueError(
+            f"model cannot be stored with layout='hat', because HAT differs in its settings: {differences}"
+        )
+
+
+def published_state_dict(model: SAVL) -> dict[str, Tensor]:
+    """Return the weights of a network with the names and layouts of a HAT checkpoint. It reverses `hat_state_dict`.
+
+    Args:
+        model: A network that `check_expressible` accepts.
+
+    Returns:
+        New and shared tensors by name, with HAT's two index buffers.
+    """
+    window, key_window = model.config.window, model.config.key_window
+    published: dict[str, Tensor] = {
+        _WINDOW_INDEX: relative_position_index(window, window),
+        _OVERLAP_INDEX: published_overlap_index(window, key_window),
+    }
+    for name, tensor in model.state_dict().items():
+        if name.endswith("ocab.bias_table"):
+            tensor = reorder_overlap_table(tensor, window, key_window)
+        elif _is_gate_weight(name):
+            tensor = tensor[:, :, None, None]
+        published[published_name(name)] = tensor
+    return published
 
 
 def published_name(name: str) -> str:
@@ -171,13 +238,13 @@ def published_overlap_index(window: int, key_window: int) -> Tensor:
 
 
 def reorder_overlap_table(table: Tensor, window: int, key_window: int) -> Tensor:
-    """Reorder the rows of HAT's OCAB bias table as savl has them (`savl.ops.relative_position`).
+    """Reorder the rows of HAT's OCAB bias table as savl has them (`savl.ops.relative_position`), or the reverse.
 
     Our row r is HAT's row w·(w + o) − r, modulo the number of rows (see `published_overlap_index`): the table is
-    reversed, then rotated.
+    reversed, then rotated. Applied twice, this gives the original table.
 
     Args:
-        table: ``((w + o − 1)², heads)`` as published.
+        table: ``((w + o − 1)², heads)`` as published, or as in savl.
         window: w in pixels.
         key_window: o in pixels.
     """

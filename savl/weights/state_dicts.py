@@ -43,7 +43,7 @@ def find_state_dict(content: Any) -> dict[str, Tensor]:
     Raises:
         ValueError: There are no tensors by name.
     """
-    candidates = list(_candidates(content, 0))
+    candidates = state_dicts(content)
     for candidate in candidates:
         for network in _networks(candidate):
             return network
@@ -52,6 +52,15 @@ def find_state_dict(content: Any) -> dict[str, Tensor]:
             return {}
         raise ValueError("must hold a state dict: tensors by name, plain or under a key such as params_ema or params")
     return max(candidates, key=len)
+
+
+def state_dicts(content: Any) -> list[dict[str, Tensor]]:
+    """Return all state dicts in the content of a checkpoint, in order of preference: moving averages first.
+
+    Components of names that wrappers such as ``torch.compile`` insert are removed; other prefixes are kept.
+    """
+    found = _candidates(content, 0)
+    return [{_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()} for tensors in found]
 
 
 def is_hat(tensors: Mapping[str, Tensor]) -> bool:
@@ -88,10 +97,9 @@ def _is_average(name: str) -> bool:
 
 def _networks(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Yield the HAT and savl networks in a state dict, without prefixes: moving averages first, then outer ones."""
-    clean = {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
-    prefixes = {name[: -len("conv_first.weight")] for name in clean if _FIRST.search(name)}
+    prefixes = {name[: -len("conv_first.weight")] for name in tensors if _FIRST.search(name)}
     for prefix in sorted(prefixes, key=lambda prefix: (not _is_average(prefix), len(prefix), prefix)):
-        network = {name.removeprefix(prefix): tensor for name, tensor in clean.items() if name.startswith(prefix)}
+        network = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         if is_hat(network) or is_savl(network):
             yield network
 

@@ -231,7 +231,7 @@ def test_bad_settings_are_reported(model: SAVL, arguments: dict[str, object], me
 
 
 def test_an_object_that_is_not_a_network_is_refused_by_its_type() -> None:
-    with pytest.raises(TypeError, match=r"model must be a savl.SAVL .* got str"):
+    with pytest.raises(TypeError, match=r"model must be a savl.SAVL or another network .* got str"):
         savl.Upscaler("savl-tiny")  # type: ignore[arg-type]
 
 
@@ -241,7 +241,7 @@ def test_default_tile_fits_its_budget(batch: int, kept: bool, monkeypatch: pytes
     monkeypatch.setattr("savl.inference.process_settings._keeps_freed_memory", kept)
     budget = CPU_BUDGET if kept else PAGED_CPU_BUDGET
     for config in CONFIGS.values():
-        side = default_tile(config, torch.device("cpu"), batch)
+        side = default_tile(bytes_per_pixel(config), config.window, torch.device("cpu"), batch)
         assert side % config.window == 0
         assert side >= 4 * config.window
         assert side == 4 * config.window or batch * side**2 * bytes_per_pixel(config) <= budget

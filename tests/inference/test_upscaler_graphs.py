@@ -245,7 +245,7 @@ def test_with_graphs_the_first_default_tile_is_kept(
     make_model: Callable[..., SAVL], image: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sides = iter([32, 48, 64])
-    monkeypatch.setattr("savl.inference.upscaler.default_tile", lambda config, device, batch: next(sides))
+    monkeypatch.setattr("savl.inference.upscaler.default_tile", lambda *_, **__: next(sides))
     upscaler, recorder = recording(make_model(), tile_pad=4)
     upscaler(image)
     recorded = len(recorder.recorded)
@@ -360,7 +360,7 @@ def test_calls_make_the_device_of_the_upscaler_current(
         seen.append(Current.now)
         raise KeyboardInterrupt  # beyond this a GPU is needed
 
-    monkeypatch.setattr("savl.inference.upscaler._Run.measure_maps", stop)
+    monkeypatch.setattr("savl.inference.run.Run.measure_maps", stop)
     with pytest.raises(KeyboardInterrupt):
         upscaler(image)
     assert seen == [torch.device("cuda", 1)]

@@ -326,9 +326,9 @@ def test_weights_of_another_network_are_refused_with_a_few_of_their_names(tmp_pa
     torch.save(state, tmp_path / "other.pth")
     torch.save({}, tmp_path / "empty.pth")
     expected = "is neither a savl file nor a HAT checkpoint (its tensors: 0.bias, 0.weight, 1.bias, ...)"
-    assert refusal(tmp_path / "other.safetensors") == expected
-    assert refusal(tmp_path / "other.pth") == expected
-    assert refusal(tmp_path / "empty.pth").endswith("(its tensors: none)")
+    assert refusal(tmp_path / "other.safetensors").startswith(expected)
+    assert refusal(tmp_path / "other.pth").startswith(expected)
+    assert "(its tensors: none)" in refusal(tmp_path / "empty.pth")
 
 
 @pytest.mark.parametrize("content", [torch.zeros(3), [torch.zeros(3)], {"epoch": 3}, {1: torch.zeros(3)}, 7])
