@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from savl.accelerate import hat, swin  # noqa: F401  (each module registers its adapters)
+# Each module registers its adapters.
+from savl.accelerate import fdat, hat, omnisr, scunet, swin  # noqa: F401
 from savl.accelerate.adapter import ADAPTERS, Accelerated, Adapter, Calls, accelerated_class, inner_types
 from savl.accelerate.report import AccelerationReport, BlockReport
 from savl.accelerate.verify import prove
