@@ -208,6 +208,7 @@ def keep(block: nn.Module, name: str, sources: tuple[Tensor, ...], compute: Call
     key = tuple((source.data_ptr(), source._version, source.dtype, source.device) for source in sources)
     kept = block.__dict__.setdefault("_savl_kept", {})
     if name not in kept or kept[name][0] != key:
-        kept[name] = (key, compute())
+        with torch.autocast(sources[0].device.type, enabled=False):  # calls without autocast will have it too
+            kept[name] = (key, compute())
     value: Tensor = kept[name][1]
     return value

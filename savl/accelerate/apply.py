@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 # Each module registers its adapters.
-from savl.accelerate import fdat, hat, omnisr, scunet, swin  # noqa: F401
+from savl.accelerate import atd, fdat, hat, omnisr, scunet, srformer, swin, swin2sr  # noqa: F401
 from savl.accelerate.adapter import ADAPTERS, Accelerated, Adapter, Calls, accelerated_class, inner_types
 from savl.accelerate.report import AccelerationReport, BlockReport
 from savl.accelerate.verify import prove

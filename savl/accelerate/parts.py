@@ -96,13 +96,22 @@ def normalised_once(x: Tensor, norm: nn.LayerNorm, kernels: KernelSettings) -> t
     return ops.layer_norm(x, norm.weight, norm.bias, eps=norm.eps, kernels=kernels), None
 
 
-def apply_mlp(x: Tensor, mlp: Any, norm: nn.LayerNorm, kernels: KernelSettings, residual: Tensor | None) -> Tensor:
+def apply_mlp(
+    x: Tensor, mlp: Any, norm: nn.LayerNorm | None, kernels: KernelSettings, residual: Tensor | None
+) -> Tensor:
     """Return ``residual + fc2(act(fc1(norm(x))))`` for a module that `is_mlp`."""
     fused = activation_of(mlp.act)
     hidden = layer(x, mlp.fc1, kernels, norm, **fused or {})
     if fused is None:
         hidden = mlp.act(hidden)
     return layer(hidden, mlp.fc2, kernels, residual=residual)
+
+
+def added(branch: Tensor, residual: Tensor) -> Tensor:
+    """Return ``residual + branch``, in the memory of the branch where gradients and dtypes allow it."""
+    if branch.requires_grad or residual.requires_grad or branch.dtype != residual.dtype:
+        return residual + branch
+    return branch.add_(residual)
 
 
 def add(residual: Tensor, branch: Tensor, drop_path: nn.Module) -> Tensor:
