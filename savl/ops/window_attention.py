@@ -259,15 +259,15 @@ def as_pair(size: int | Pair) -> Pair:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _check_size(name: str, size: object, least: int) -> Pair:
-    """Return a size, in pixels along both axes, after checking its type and that it is not below ``least``."""
+def _check_size(name: str, size: object, least: int | None) -> Pair:
+    """Return a size, in pixels along both axes, after checking its type and that it is not below ``least``, if given."""
     numbers = size if isinstance(size, tuple | list) else (size, size)
     if len(numbers) != 2:
         raise ValueError(f"{OP}: {name} must be an int or a pair of ints, got {size!r}")
     for number in numbers:
         check_int(OP, name, number)
-        if number < least:
-            raise ValueError(f"{OP}: {name} must be at least {least} pixel{'s' * (least != 1)}, got {size!r}")
+        if least is not None and number < least:
+            raise ValueError(f"{OP}: {name} must be at least {least} pixel, got {size!r}")
     return numbers[0], numbers[1]
 
 
@@ -304,8 +304,8 @@ def _validate(
             f"image first, for example with savl.network.reflect_pad_to_multiple"
         )
     kh, kw = (wh, ww) if key_window is None else _check_size("key_window", key_window, 1)
-    sy, sx = _check_size("shift", shift, 0)
-    if sy >= wh or sx >= ww:
+    sy, sx = _check_size("shift", shift, None)
+    if not (0 <= sy < wh and 0 <= sx < ww):
         raise ValueError(f"{OP}: shift must satisfy 0 <= shift < window={window} pixels, got {shift}")
     if not isinstance(dilated, bool):
         raise TypeError(f"{OP}: dilated must be a bool, got {type(dilated).__name__}")
@@ -485,14 +485,11 @@ def window_attention_case(
     terms = batch * rows * columns * wh * ww + head_dim  # the bias gradient is the longest sum
     if cosine:
         terms *= wh * ww  # the gradient of the scale sums over all pairs
-    options = {
-        "window": window,
-        "shift": shift,
-        "key_window": key_window,
-        "dilated": dilated,
-        "mask": mask,
-        "heads": heads,
-    }
+    options: dict[str, Any] = {
+        "window": window, "shift": shift, "key_window": key_window, "dilated": dilated, "mask": mask,
+    }  # fmt: skip
+    if bias == "none" and not cosine:
+        options["heads"] = heads
     changed = {
         "key window": key_window, "dilated": dilated, "mask": mask if mask > float("-inf") else None, "cosine": cosine,
         "views": views, "severity": severity,
@@ -597,7 +594,10 @@ WINDOW_ATTENTION = register(
             {"batch": 2, "window": 4, "head_dim": 5, "columns": 3},
             {"batch": 2, "window": 5, "shift": 2, "head_dim": 8},
             {"window": 4, "shift": 1, "head_dim": 9, "severity": False},
-            *_TRAITS,
+            {"window": (2, 6), "shift": (1, 3), "mask": -2.0, "bias": "dense", "head_dim": 8, "views": True},
+            {"window": (4, 3), "dilated": True, "bias": "none", "severity": False, "head_dim": 5},
+            {"window": 3, "shift": (0, 1), "cosine": True, "severity": False, "head_dim": 6},
+            {"window": 4, "shift": 2, "key_window": 2, "bias": "dense", "severity": False, "head_dim": 7},
         ),
         tiny_cases=(
             {"window": 2, "head_dim": 2, "rows": 2, "columns": 1},

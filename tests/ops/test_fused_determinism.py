@@ -81,11 +81,12 @@ def use_set(extension: Any) -> Iterator[Callable[[str], None]]:
 def test_instruction_sets_for_bfloat16_change_attention_in_bfloat16_only(
     op: str, extension: Any, use_set: Callable[[str], None]
 ) -> None:
+    sets = bfloat16_sets(extension)
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         case = benchmark_case(OPS[op], dtype)
         use_set("avx512")
         expected = case.run("cpp")
-        for name in bfloat16_sets(extension):
+        for name in sets:
             use_set(name)
             found = case.run("cpp")
             # The roundings differ in all outputs and gradients, which have thousands of elements.

@@ -81,7 +81,10 @@ def mixed_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
             "gaussian_posterior_backward",
             (mu, None, map_, *interleaved, None, 0, True),
         ),
-        "window-autocast": ("window_attention", (image.bfloat16(), table, severity, 2, 1)),
+        "window-autocast": (
+            "window_attention",
+            (image.bfloat16(), table, severity, *[None] * 4, 2, 2, 2, 2, 2, 1, 1, False, float("-inf")),
+        ),
         "posterior-negative-seed": ("gaussian_posterior", (mu, logvar, None, -3, 7, SEVERITY_EPS, SEVERITY_MAX)),
         "posterior-backward-one-map": (
             "gaussian_posterior_backward",
@@ -151,11 +154,12 @@ def test_the_fake_kernel_returns_the_same_metadata_as_the_real_one(name: str) ->
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
-def test_a_schema_names_the_arguments_as_the_public_function_does(op: Op) -> None:
+def test_a_schema_names_the_tensors_as_the_public_function_does(op: Op) -> None:
     schema = getattr(torch.ops.savl, op.name).default._schema
-    names = [argument.name for argument in schema.arguments]
-    expected = [name for name in inspect.signature(op.function).parameters if name != "kernels"]
-    assert names[: len(expected)] == expected
+    names = [argument.name for argument in schema.arguments if "Tensor" in str(argument.type)]
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = inspect.signature(op.function).parameters
+    assert names == [name for name, parameter in parameters.items() if parameter.kind is positional]
     assert not schema.is_mutable
 
 
