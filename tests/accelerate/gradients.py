@@ -30,8 +30,9 @@ def check_gradients(network: nn.Module, blocks: int, size: tuple[int, int, int],
     ours, theirs = _gradients(network, image), _gradients(original, image)
     assert report.calls() == (blocks, {}), report
     assert ours.keys() == theirs.keys()
+    rounding = 1e-14 * max(float(value.abs().max()) for value in theirs.values())  # some gradients are 0 but for it
     for name, value in theirs.items():
-        assert (ours[name] - value).abs().max() <= 1e-10 * value.abs().max(), name
+        assert (ours[name] - value).abs().max() <= 1e-10 * value.abs().max() + rounding, name
 
 
 def _gradients(network: nn.Module, image: Tensor) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from checks import SIZES, drawn
-from copies import check_in_float64, renamed
+from copies import renamed
+from gradients import check_gradients
 from spandrel_import import architecture
 from torch import Tensor, nn
 
@@ -86,7 +87,8 @@ def check_layers(network: nn.Module) -> AccelerationReport:
 )
 def test_atd_computes_the_same(settings: dict[str, object]) -> None:
     check_layers(atd(**settings))
-    check_in_float64(atd(**settings), 2)
+    for size in SIZES[1:]:
+        check_gradients(atd(**settings), 2, size)
 
 
 def test_scales_above_the_largest_are_clamped() -> None:
@@ -95,7 +97,7 @@ def test_scales_above_the_largest_are_clamped() -> None:
         for layer in layers(network):
             layer.attn_aca.logit_scale.fill_(6.0)
             layer.attn_aca.proj.weight *= 0.1
-    check_in_float64(network, 2, sizes=((1, 16, 16),))
+    check_gradients(network, 2, (1, 16, 16))
 
 
 def test_atd_in_training_mode_passes_the_proof_with_gradients() -> None:

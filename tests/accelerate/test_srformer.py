@@ -6,8 +6,9 @@ from importlib import import_module
 
 import pytest
 import torch
-from checks import check_network, drawn
-from copies import check_in_float64, renamed
+from checks import SIZES, check_network, drawn
+from copies import renamed
+from gradients import check_gradients
 from spandrel_import import spandrel
 from torch import nn
 
@@ -35,7 +36,8 @@ def srformer(**settings: object) -> nn.Module:
 )
 def test_srformer_computes_the_same(settings: dict[str, object]) -> None:
     check_network(srformer(**settings), 2, gradients=not settings)
-    check_in_float64(srformer(**settings), 2)
+    for size in SIZES[1:]:
+        check_gradients(srformer(**settings), 2, size)
 
 
 def test_windows_of_24_with_12_keys() -> None:

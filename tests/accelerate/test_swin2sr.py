@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checks import check_network, drawn
-from copies import check_in_float64, renamed
+from checks import SIZES, check_network, drawn
+from copies import renamed
+from gradients import check_gradients
 from spandrel_import import architecture
 from torch import nn
 
@@ -34,7 +35,8 @@ def scales(network: nn.Module) -> list[nn.Parameter]:
 )
 def test_swin2sr_computes_the_same(settings: dict[str, object]) -> None:
     check_network(swin2sr(**settings), 2, gradients=not settings)
-    check_in_float64(swin2sr(**settings), 2)
+    for size in SIZES[1:]:
+        check_gradients(swin2sr(**settings), 2, size)
 
 
 def test_scales_above_the_largest_are_clamped() -> None:
@@ -42,7 +44,7 @@ def test_scales_above_the_largest_are_clamped() -> None:
     with torch.no_grad():
         for scale in scales(network):
             scale[0] = 6.0
-    check_in_float64(network, 2, sizes=((1, 16, 16),))
+    check_gradients(network, 2, (1, 16, 16))
 
 
 def test_swin2sr_in_training_mode_passes_the_proof_with_gradients() -> None:
