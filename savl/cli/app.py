@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from savl.cli import analyze, degrade, evaluate, kernels, train, upscale
+from savl.cli import analyze, degrade, evaluate, kernels, models, train, upscale
 from savl.cli.streams import tolerant_streams
 from savl.command_line import CommandLine, print_error
 from savl.inference.process_settings import limit_spinning, reduce_address_space
@@ -31,6 +31,7 @@ app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("analyze", epilog=analyze.EXAMPLES)(analyze.analyze)
 app.command("profile", epilog=profile.EXAMPLES)(profile.profile)
 app.add_typer(kernels.app, name="kernels")
+app.add_typer(models.app, name="models")
 
 
 def _print_version(wanted: bool) -> None:

@@ -48,8 +48,8 @@ def evaluate(
     model: Annotated[
         list[str] | None,
         options.model_option(
-            "Name of shipped weights, or path of a savl or HAT file; may be repeated. LABEL=NAME gives it another name "
-            "in the tables. Default: savl-tiny, unless there is --sr."
+            "Name of shipped weights, or path of a file that `savl upscale` takes; may be repeated. LABEL=NAME gives "
+            "it another name in the tables. Default: savl-tiny, unless there is --sr."
         ),
     ] = None,
     sr: Annotated[

@@ -89,7 +89,13 @@ def model_option(help_text: str) -> Any:
     return typer.Option("--model", "-n", metavar="NAME", help=help_text, rich_help_panel=NETWORK_PANEL)
 
 
-Model = Annotated[str, model_option("Name of shipped weights, or path of a savl or HAT file.")]
+Model = Annotated[
+    str,
+    model_option(
+        "Name of shipped weights, or path of a savl, HAT or other file. ESRGAN, Compact, SwinIR, DAT and other "
+        "architectures need pip install 'savl[models]'."
+    ),
+]
 Strength = Annotated[
     str,
     typer.Option(

@@ -27,6 +27,7 @@ EXAMPLES = "\n".join(
         "savl upscale - -o - -f png <photo.jpg >large.png   [dim]standard input and output[/dim]",
         "savl upscale old.jpg --strength 0.5   [dim]restore with half the strength[/dim]",
         "savl upscale scan.tif --model Real_HAT_GAN_SRx4.pth --tile 256",
+        "savl upscale anime.png --model 4x-AnimeSharp.pth   [dim]any model that spandrel loads[/dim]",
     ]
 )
 
@@ -144,6 +145,10 @@ def upscale(
                 raise
             reason = in_short(error)
             raise UsageError(reason if model in reason else f"model {model}: {reason}") from error
+        if severity_map and not getattr(upscaler, "has_field", True):
+            raise UsageError(
+                f"--severity-map: model {model} has no degradation field, so that it estimates no severity"
+            )
 
         def work(job: Job, target: Path | None, maps: tuple[Path | None, ...], on_tile: OnTile) -> ProcessedFile:
             map_paths = dict(zip(endings, maps, strict=True))

@@ -53,6 +53,11 @@ class ByBitDepth:
     other: ImageUpscaler
 
     @property
+    def has_field(self) -> bool:
+        """Whether the network infers a degradation field; True for an upscaler that does not say."""
+        return bool(getattr(self.other, "has_field", True))
+
+    @property
     def scale(self) -> int:
         """Upscaling factor."""
         return self.other.scale

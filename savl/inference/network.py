@@ -15,7 +15,7 @@ from savl.network.unwrap import Unwrapped, unwrap_network
 from savl.network.upscaling import UpscalingNetwork
 from savl.ops import kernel_report
 from savl.ops.library import EAGER
-from savl.ops.scopes import choice_of_thread
+from savl.ops.scopes import choice_of_thread, fused_by_default
 from savl.weights.spandrel_model import wrap_descriptor
 
 
@@ -67,6 +67,22 @@ def accelerated(network: UpscalingNetwork, dtype: torch.dtype) -> tuple[Upscalin
         return network, None
     copied = with_shared_tensors(network)
     return copied, accelerate(copied, verify=True, dtype=dtype)
+
+
+def acceleration_report(network: UpscalingNetwork, device: torch.device) -> str:
+    """Return in words what `savl.accelerate` changes in a network on this machine, in float32.
+
+    Args:
+        network: The network. It is not modified.
+        device: Its device.
+    """
+    if isinstance(network, SAVL):
+        return "the network calls savl's fused kernels itself; `savl kernels info` shows which are used here"
+    with fused_by_default():
+        if not uses_fused_attention(device):
+            return "not accelerated: no fused kernel for window attention is used on this machine"
+        _, report = accelerated(network, torch.float32)
+    return "not accelerated: this installation of savl has no savl.accelerate" if report is None else str(report)
 
 
 def with_shared_tensors(module: UpscalingNetwork) -> UpscalingNetwork:

@@ -159,9 +159,14 @@ def enlarge_file(
 
     Raises:
         ImageFileError: A file cannot be read or written.
-        TypeError, ValueError: `scale` is not a finite number above 0, or the result would have too many pixels.
+        TypeError, ValueError: `scale` is not a finite number above 0, or the result would have too many pixels; or
+            `severity_map` is given and the network has no degradation field.
         RuntimeError: Memory ran out, or the network returned NaN.
     """
+    if severity_map is not None and not getattr(upscaler, "has_field", True):
+        raise ValueError(
+            "severity_map must be None, because the model has no degradation field and estimates no severity"
+        )
     picture = read_source(source, page, argument="source")
     height, width, bands = picture.pixels.shape
     new_size = output_size(width, height, upscaler.scale if scale is None else check_scale(scale))

@@ -189,6 +189,10 @@ class _WithStrength:
     strength: Strength
 
     @property
+    def has_field(self) -> bool:
+        return bool(getattr(self.upscaler, "has_field", True))
+
+    @property
     def scale(self) -> int:
         return self.upscaler.scale
 
