@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from savl.ops import KernelSettings
+from savl.ops.op import Op
 from savl.ops.scopes import explicit_settings
 from savl.ops.switch import serves
 from savl.ops.window_attention import WINDOW_ATTENTION
@@ -38,6 +39,10 @@ class Adapter(ABC):
     """Identifier of the adapter, unique."""
     title: str
     """What it serves, in the words of a report."""
+    op: Op = WINDOW_ATTENTION
+    """The op without whose fused kernel a call is left to the original ``forward``."""
+    is_layer: bool = False
+    """Whether it serves single layers, in networks with other blocks that are served."""
 
     @abstractmethod
     def matches(self, block: Any) -> bool:
@@ -116,14 +121,14 @@ class Accelerated:
         """Compute the block with savl's ops, or with the original ``forward``."""
         block: Any = self
         kernels = self.kernels or explicit_settings() or FUSED
-        reason = (
-            _why_changed(block) or _why_not_fused(kernels, args) or self._savl_adapter.why_not(block, *args, **kwargs)
-        )
+        adapter = self._savl_adapter
+        reason = _why_changed(block) or _why_not_fused(adapter.op, kernels, args)
+        reason = reason or adapter.why_not(block, *args, **kwargs)
         if not torch.compiler.is_compiling():
             self._count(reason)
         if reason is not None:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        return self._savl_adapter.forward(block, kernels, *args, **kwargs)
+        return adapter.forward(block, kernels, *args, **kwargs)
 
     def _count(self, reason: str | None) -> None:
         calls = self.__dict__.get("_savl_calls")
@@ -183,11 +188,11 @@ def _why_changed(block: Any) -> str | None:
     return None
 
 
-def _why_not_fused(kernels: KernelSettings, args: Arguments) -> str | None:
+def _why_not_fused(op: Op, kernels: KernelSettings, args: Arguments) -> str | None:
     if torch._C._get_tracing_state() is not None:
         return "the call is traced"
     tensors = [value for value in args if isinstance(value, Tensor)]
-    if not tensors or not serves(WINDOW_ATTENTION, kernels, *tensors):
+    if not tensors or not serves(op, kernels, *tensors):
         return "no fused kernel serves the setting, device or dtype"
     return None
 
@@ -204,6 +209,8 @@ def keep(block: nn.Module, name: str, sources: tuple[Tensor, ...], compute: Call
         compute: Computes it.
     """
     if block.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return compute()
+    if any(source.is_inference() for source in sources):  # these do not count their changes
         return compute()
     key = tuple((source.data_ptr(), source._version, source.dtype, source.device) for source in sources)
     kept = block.__dict__.setdefault("_savl_kept", {})

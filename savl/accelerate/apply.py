@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 # Each module registers its adapters.
-from savl.accelerate import atd, fdat, hat, omnisr, scunet, srformer, swin, swin2sr  # noqa: F401
+from savl.accelerate import atd, convolution, dat, fdat, hat, omnisr, scunet, srformer, swin, swin2sr, uformer  # noqa: F401
 from savl.accelerate.adapter import ADAPTERS, Accelerated, Adapter, Calls, accelerated_class, inner_types
 from savl.accelerate.report import AccelerationReport, BlockReport
 from savl.accelerate.verify import prove
@@ -49,14 +49,13 @@ def accelerate(model: Any, *, verify: bool = True, dtype: torch.dtype | None = N
         raise TypeError(f"dtype must be a floating-point torch.dtype or None, got {dtype!r}")
     original = _convert(network, dtype)
 
-    blocks: list[BlockReport] = []
     changed: list[nn.Module] = []
     proofs: dict[Any, tuple[float, str | None]] = {}
-    for name, block, adapter in list(_candidates(network)):
+
+    def try_to_serve(name: str, block: nn.Module, adapter: Adapter | None) -> BlockReport:
         kind = type(block).__name__
         if adapter is None:
-            blocks.append(BlockReport(name, kind, None, "no adapter knows its structure"))
-            continue
+            return BlockReport(name, kind, None, "no adapter knows its structure")
         label = f"{adapter.title}: {adapter.label(block)}"
         reason = adapter.refusal(block, network)
         closeness = None
@@ -66,12 +65,15 @@ def accelerate(model: Any, *, verify: bool = True, dtype: torch.dtype | None = N
                 proofs[key] = prove(block, adapter, network, _changer(adapter))
             closeness, reason = proofs[key]
         if reason is not None:
-            blocks.append(BlockReport(name, kind, None, reason, closeness))
-            continue
+            return BlockReport(name, kind, None, reason, closeness)
         report = BlockReport(name, kind, label, None, closeness)
         _change(block, adapter, report.calls)
         changed.append(block)
-        blocks.append(report)
+        return report
+
+    found = list(_candidates(network))
+    blocks = [try_to_serve(*each) for each in found]
+    layers = [try_to_serve(*each) for each in _layers(network, [block for _, block, _ in found])] if changed else []
 
     def undo() -> None:
         for block in changed:
@@ -80,7 +82,7 @@ def accelerate(model: Any, *, verify: bool = True, dtype: torch.dtype | None = N
         changed.clear()
         original()
 
-    return AccelerationReport(type(network).__name__, blocks, undo)
+    return AccelerationReport(type(network).__name__, blocks, layers, undo)
 
 
 def _candidates(network: nn.Module) -> Iterator[tuple[str, nn.Module, Adapter | None]]:
@@ -93,13 +95,23 @@ def _candidates(network: nn.Module) -> Iterator[tuple[str, nn.Module, Adapter | 
         if isinstance(module, SAVL | Accelerated):  # these use savl's ops already
             inside.update(nn.Module.modules(module))  # type: ignore[arg-type]
             continue
-        adapter = next((each for each in ADAPTERS.values() if each.matches(module)), None)
+        adapter = next((each for each in ADAPTERS.values() if not each.is_layer and each.matches(module)), None)
         if adapter is not None:
             inside.update(module.modules())
             yield name, module, adapter
         elif _looks_like_attention(module):
             inside.update(module.modules())
             yield name, module, None
+
+
+def _layers(network: nn.Module, blocks: list[nn.Module]) -> Iterator[tuple[str, nn.Module, Adapter]]:
+    """Yield the layers outside of the blocks that an adapter for layers matches."""
+    inside = {module for block in blocks for module in block.modules()}
+    adapters = [each for each in ADAPTERS.values() if each.is_layer]
+    for name, module in network.named_modules():
+        adapter = next((each for each in adapters if module not in inside and each.matches(module)), None)
+        if adapter is not None:
+            yield name, module, adapter
 
 
 def _looks_like_attention(module: nn.Module) -> bool:

@@ -42,11 +42,15 @@ class AccelerationReport:
     Attributes:
         network: Name of the network's class.
         blocks: The blocks, in the order of the network's modules.
+        layers: Single layers outside of the blocks, likewise.
     """
 
-    def __init__(self, network: str, blocks: list[BlockReport], undo: Callable[[], None]) -> None:
+    def __init__(
+        self, network: str, blocks: list[BlockReport], layers: list[BlockReport], undo: Callable[[], None]
+    ) -> None:
         self.network = network
         self.blocks = blocks
+        self.layers = layers
         self._undo = undo
 
     @property
@@ -69,13 +73,11 @@ class AccelerationReport:
         return sum(block.calls.served for block in self.blocks), fallen_back
 
     def __str__(self) -> str:
-        lines = [f"{self.network}: {self.served} of {len(self.blocks)} blocks are computed by savl's ops"]
         if not self.blocks:
-            lines = [f"{self.network}: no block with windowed attention was found"]
-        for kind, group in groupby(sorted(self.blocks, key=lambda block: (block.kind, block.served or "~", block.text)),
-                                   key=lambda block: (block.kind, block.served, block.reason)):  # fmt: skip
-            members = list(group)
-            lines.append(f"  {len(members)} x {kind[0]}: {max(members, key=lambda b: b.closeness or 0).text}")
+            return f"{self.network}: no block with windowed attention was found"
+        lines = [f"{self.network}: {self.served} of {len(self.blocks)} blocks are computed by savl's ops"]
+        for group in (self.blocks, self.layers):
+            lines.extend(_lines(group))
         served, fallen_back = self.calls()
         if served or fallen_back:
             lines.append(f"  calls: {served} served, {fallen_back.total()} by the original blocks")
@@ -84,3 +86,16 @@ class AccelerationReport:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.served} of {len(self.blocks)} blocks of {self.network}>"
+
+
+def _lines(blocks: list[BlockReport]) -> list[str]:
+    """Return a line for each kind of block, with the least favourable proof."""
+
+    def kind(block: BlockReport) -> tuple[str, str, str]:
+        return block.kind, block.served or "", block.reason or ""
+
+    lines = []
+    for (name, *_), members in groupby(sorted(blocks, key=kind), key=kind):
+        each = list(members)
+        lines.append(f"  {len(each)} x {name}: {max(each, key=lambda block: block.closeness or 0).text}")
+    return lines

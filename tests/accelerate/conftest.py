@@ -1,0 +1,9 @@
+"""Makes `checks` and `spandrel_import` importable by the tests of this folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+for folder in (Path(__file__).parent, Path(__file__).parents[1]):
+    sys.path.append(str(folder))
