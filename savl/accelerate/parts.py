@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from savl import ops
 from savl.ops import KernelSettings
 from savl.ops.relative_position import relative_position_index
-from savl.ops.window_attention import Pair, as_pair, shift_regions
+from savl.ops.window_attention import Pair, as_pair, shift_mask, shift_regions
 
 
 def has(block: nn.Module, *names: str) -> bool:
@@ -138,13 +138,15 @@ def index_refusal(index: object, window: int | Pair, table: Tensor) -> str | Non
     return None if table.shape[0] == int(expected.max()) + 1 else "its bias table has another number of rows"
 
 
-def swin_mask(height: int, width: int, window: Pair, shift: Pair, value: float = -100.0) -> Tensor:
-    """Return the mask of shifted windows, ``(windows, N, N)`` float64: ``value`` between different sides, else 0."""
+def swin_mask(
+    height: int, width: int, window: Pair, shift: Pair, value: float = -100.0, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Return the mask of shifted windows, ``(windows, N, N)``: ``value`` between different sides, else 0."""
     sides = shift_regions(height, width, window, shift, "cpu")
-    return (sides[:, :, None] != sides[:, None, :]).double() * value
+    return shift_mask(sides, sides, value, torch.empty(0, dtype=dtype))
 
 
-_checked_masks: dict[int, tuple[weakref.ref[Tensor], int, bool]] = {}
+_checked_masks: dict[int, tuple[weakref.ref[Tensor], object, bool]] = {}
 
 
 def is_shift_mask(mask: Tensor, height: int, width: int, window: Pair, shift: Pair, value: float = -100.0) -> bool:
@@ -166,13 +168,15 @@ def is_shift_mask(mask: Tensor, height: int, width: int, window: Pair, shift: Pa
         return False
     if torch.compiler.is_compiling() or mask.device.type != "cpu":
         return True
+    # Inference tensors do not count their changes; a mask of another call is another tensor.
+    key = (None if mask.is_inference() else mask._version, height, width, window, shift, value)
     found = _checked_masks.get(id(mask))
-    if found is not None and found[0]() is mask and found[1] == mask._version:
+    if found is not None and found[0]() is mask and found[1] == key:
         return found[2]
-    result = torch.equal(mask.detach(), swin_mask(height, width, window, shift, value).to(mask.dtype))
+    result = torch.equal(mask.detach(), swin_mask(height, width, window, shift, value, mask.dtype))
     if len(_checked_masks) > 64:
         _checked_masks.clear()
-    _checked_masks[id(mask)] = (weakref.ref(mask), mask._version, result)
+    _checked_masks[id(mask)] = (weakref.ref(mask), key, result)
     return result
 
 

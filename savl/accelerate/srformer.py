@@ -12,7 +12,7 @@ from savl.accelerate import parts
 from savl.accelerate.adapter import Adapter, Arguments, keep, register
 from savl.accelerate.conv_ffn import apply_conv_ffn, is_conv_ffn
 from savl.ops import KernelSettings
-from savl.ops.window_attention import shift_regions
+from savl.ops.window_attention import shift_mask, shift_regions
 
 
 class PermutedBlock(Adapter):
@@ -126,7 +126,7 @@ def _is_mask(mask: Tensor, block: Any, height: int, width: int) -> bool:
     window, shift, key_window = block.window_size, block.shift_size, block.permuted_window_size
     sides = shift_regions(height, width, (window,) * 2, (shift,) * 2, mask.device)
     key_sides = shift_regions(height // 2, width // 2, (key_window,) * 2, (shift // 2,) * 2, mask.device)
-    return torch.equal(mask, (sides[:, :, None] != key_sides[:, None, :]).to(mask.dtype) * -100)
+    return torch.equal(mask, shift_mask(sides, key_sides, -100.0, mask))
 
 
 register(PermutedBlock())

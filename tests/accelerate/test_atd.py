@@ -110,6 +110,18 @@ def test_atd_in_bfloat16_passes_the_proof() -> None:
     assert accelerate(atd().bfloat16()).served == 2
 
 
+def test_networks_made_or_called_in_inference_mode_are_served() -> None:
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            network, image = atd().double(), torch.rand(1, 3, 16, 16, dtype=torch.float64)
+        with torch.inference_mode():
+            expected = network(image)
+            report = accelerate(network)
+            for _ in range(2):
+                torch.testing.assert_close(network(image), expected, rtol=0, atol=1e-10)
+        assert report.calls() == (4, {})
+
+
 def test_copies_with_other_names_of_classes_are_served() -> None:
     check_layers(renamed(atd()))
 

@@ -82,6 +82,18 @@ def test_a_changed_table_shows_at_once() -> None:
     torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_networks_made_or_called_in_inference_mode_are_served() -> None:
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            network, image = swin2sr(), torch.rand(1, 3, 16, 16)
+        with torch.inference_mode():
+            expected = network(image)
+            report = accelerate(network)
+            for _ in range(2):
+                torch.testing.assert_close(network(image), expected, rtol=1e-4, atol=1e-4)
+        assert report.calls() == (4, {})
+
+
 def test_copies_with_other_names_of_classes_are_served() -> None:
     check_network(renamed(swin2sr()), 2, sizes=((1, 16, 16),), gradients=False)
 
