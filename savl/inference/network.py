@@ -86,9 +86,13 @@ def acceleration_report(network: UpscalingNetwork, device: torch.device) -> str:
 
 
 def with_shared_tensors(module: UpscalingNetwork) -> UpscalingNetwork:
-    """Return a copy of a network that shares all parameters and buffers with it, so that it takes no memory."""
-    tensors = chain(module.parameters(), module.buffers())
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
+    """Return a copy of a network that shares the memory of its parameters and buffers.
+
+    The parameters of the copy need no gradients, because kernels for inference do not compute them.
+    """
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in module.buffers()}
+    for parameter in module.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
     return copy.deepcopy(module, memo)
 
 

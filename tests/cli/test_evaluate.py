@@ -35,7 +35,8 @@ def message(result: Result) -> str:
 @pytest.fixture(autouse=True)
 def no_optional_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the optional metrics unavailable, whatever is installed."""
-    monkeypatch.setitem(sys.modules, "torchvision", None)
+    for name in ("torchvision", "torchvision.models"):
+        monkeypatch.setitem(sys.modules, name, None)
 
     class NotThere:
         def __init__(self) -> None:
@@ -160,11 +161,7 @@ def test_every_image_is_a_row_of_the_csv_with_the_scores_of_the_json(folder: Pat
         assert f"{mean['lpips']:.4f}" in stdout
 
 
-def test_without_torchvision_the_other_scores_and_the_reason_are_printed(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in sys.modules if name.startswith("torchvision.")] + ["torchvision"]:
-        monkeypatch.setitem(sys.modules, name, None)
+def test_without_torchvision_the_other_scores_and_the_reason_are_printed(folder: Path) -> None:
     stdout, report, rows = evaluate(folder)
     assert report["lpips_missing"] == "torchvision is not installed"
     lpips, dists, niqe, brisque = stdout.splitlines()[-4:]

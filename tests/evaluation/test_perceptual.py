@@ -120,7 +120,8 @@ def test_shapes_that_differ_are_reported(cached: Path) -> None:
 
 
 def test_without_torchvision_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision", None)
+    for name in ("torchvision", "torchvision.models"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(LpipsUnavailable, match=r"install the torchvision made for torch .* python -c") as caught:
         Lpips()
     assert caught.value.reason == "torchvision is not installed"
