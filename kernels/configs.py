@@ -108,7 +108,6 @@ def default_config(stage: str, problem: Problem, capability: tuple[int, int]) ->
     """
     # Hopper and data-centre Blackwell keep operands of products in shared or tensor memory, not in registers.
     generation, roomy = capability[0], capability[0] in (9, 10)
-    plain = problem.plain
     if problem.dtype == "float32":
         if problem.block_d <= 32:
             m, n, warps = {
@@ -120,27 +119,34 @@ def default_config(stage: str, problem: Problem, capability: tuple[int, int]) ->
         elif problem.block_d <= 64:
             m, n, warps = (16, 16, 4) if stage == "backward_bias" else (32, 32, 8)
         else:
-            m, n, warps = 16, 16, 8 if stage in ("forward", "backward_q") else 4
+            m, n, warps = 16, 16, 8 if stage in ("forward", "backward_q") or problem.cosine else 4
     elif problem.block_d <= 32:
         warps = 4
         if stage == "forward":
             m, n = (64, 64) if capability == (8, 0) else (128, 64) if generation in (9, 12) else (128, 32)
-            m, n = (m, n) if plain else (64, 64) if generation in (9, 12) else (64, 32)
         elif stage == "backward_q":
-            m, n = (128, 32) if plain else (64, 32)
+            m, n = 128, 32
         elif stage == "backward_kv":
             # Overlapping windows add selects to the sums, and square tiles match the shape of their keys better.
-            m, n = (
-                (32, 64) if not roomy or not plain else (32, 128) if problem.window == problem.key_window else (64, 64)
-            )
+            m, n = (32, 64) if not roomy else (32, 128) if problem.window == problem.key_window else (64, 64)
         else:
-            m, n = (64, 32) if generation == 12 or not plain else (64, 64)
-    elif problem.block_d <= 64 and stage == "forward":
-        m, n, warps = 64, 32, 4
-    elif problem.block_d > 64 and stage == "backward_q":
-        m, n, warps = 16, 32, 4
+            m, n = (64, 32) if generation == 12 else (64, 64)
+        if not problem.plain:
+            m, n = {
+                "forward": (64, 64 if generation in (9, 12) else 32),
+                "backward_q": (64, 32),
+                "backward_kv": (32, 64),
+                "backward_bias": (64, 32),
+            }[stage]
+    elif problem.block_d <= 64:
+        m = 64 if stage == "forward" else 16 if stage == "backward_q" and problem.cosine else 32
+        m = 16 if stage == "backward_bias" and not problem.plain else m
+        n, warps = 16 if stage == "backward_kv" and problem.cosine else 32, 4
+    elif problem.cosine:
+        m, n, warps = 16, 16, 8
     else:
-        m, n, warps = 32, 32, 4
+        m = 16 if stage == "backward_q" or not problem.plain and stage != "forward" else 32
+        n, warps = 16 if stage == "backward_kv" else 32, 4
     return KernelConfig(min(m, _covering(problem.queries)), min(n, _covering(problem.keys)), warps, 1)
 
 

@@ -264,7 +264,10 @@ def tile_of_logits(
     """
     start = load_bias(bias, bias_index, exists, BIAS, CHECKED)
     if MASKED:
-        start = tl.where(visible, start, float("-inf") if float("-inf") == MASK else start + MASK)
+        if float("-inf") == MASK:
+            start = tl.where(visible, start, MASK)
+        else:  # not a choice of two sums, both of which the compiler would keep where the bias is that of every window
+            start += tl.where(visible, 0.0, MASK)
     return add_dot(rows, tl.trans(columns), start, PRECISION)
 
 
