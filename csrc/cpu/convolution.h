@@ -46,20 +46,23 @@ SAVL_INLINE void multiply_pixels(const ConvolutionShape<P>& shape, const P* pixe
   Vec<T> total[kPixels][kVectors] = {}, before[kPixels][kVectors] = {};
   for (int64_t s = 0, operands = 0; s < shape.segments; ++s) {
     const P* rows = pixels + shape.offset[s];
-    if (operands >= kLongSum) {
-      for (int i = 0; i < kPixels; ++i) {
-        for (int b = 0; b < kVectors; ++b) before[i][b] += total[i][b], total[i][b] = Vec<T>{};
+    for (int64_t p = 0; p < shape.segment;) {
+      const int64_t end = smaller(p + kLongestSum, shape.segment);
+      if (operands >= kLongSum) {
+        for (int i = 0; i < kPixels; ++i) {
+          for (int b = 0; b < kVectors; ++b) before[i][b] += total[i][b], total[i][b] = Vec<T>{};
+        }
+        operands = 0;
       }
-      operands = 0;
-    }
-    operands += shape.segment;
-    for (int64_t p = 0; p < shape.segment; p += kShared ? 2 : 1, panel += kVectors * kWidth<P>) {
-      Vec<P> columns[kVectors];
-      for (int b = 0; b < kVectors; ++b) columns[b] = load(panel + b * kWidth<P>);
-      for (int i = 0; i < kPixels; ++i) {
-        const P* operand = rows + i * shape.depth + p;
-        const Vec<P> factor = kShared ? broadcast_two(operand) : broadcast(*operand);
-        for (int b = 0; b < kVectors; ++b) total[i][b] = multiply_add(factor, columns[b], total[i][b]);
+      operands += end - p;
+      for (; p < end; p += kShared ? 2 : 1, panel += kVectors * kWidth<P>) {
+        Vec<P> columns[kVectors];
+        for (int b = 0; b < kVectors; ++b) columns[b] = load(panel + b * kWidth<P>);
+        for (int i = 0; i < kPixels; ++i) {
+          const P* operand = rows + i * shape.depth + p;
+          const Vec<P> factor = kShared ? broadcast_two(operand) : broadcast(*operand);
+          for (int b = 0; b < kVectors; ++b) total[i][b] = multiply_add(factor, columns[b], total[i][b]);
+        }
       }
     }
   }

@@ -30,16 +30,16 @@ SAVL_INLINE Vec<float> gelu(Vec<float> x) {
   } else {
     constexpr float kHalfLog2E = 0.72134752044448170f;
     const Vec<float> a = lesser(broadcast(5.5f), magnitude);
-    Vec<float> p = a * 9.07950209e-07f + -2.18752812e-05f;
-    p = p * a + 0.000236165914f;
-    p = p * a + -0.00153121015f;
-    p = p * a + 0.00679177092f;
-    p = p * a + -0.0224604085f;
-    p = p * a + 0.0592929944f;
-    p = p * a + -0.13139008f;
-    p = p * a + 0.249538973f;
-    p = p * a + -0.398875684f;
-    p = p * a + 0.499996662f;
+    Vec<float> p = a * 1.02667786e-06f + -2.42810576e-05f;
+    p = p * a + 0.000256905504f;
+    p = p * a + -0.00163078953f;
+    p = p * a + 0.00708455044f;
+    p = p * a + -0.0230062554f;
+    p = p * a + 0.0599389857f;
+    p = p * a + -0.131861993f;
+    p = p * a + 0.24973835f;
+    p = p * a + -0.39891832f;
+    p = p * a + 0.5f;
     return positive - magnitude * (p * exp2_of_negative(magnitude * magnitude * -kHalfLog2E));
   }
 }

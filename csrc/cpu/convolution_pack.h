@@ -61,9 +61,10 @@ constexpr int kPixels = 8;
 constexpr int kPixels = 4;
 #endif
 
-// Between segments, a sum of at least this many operands is added to a second accumulator and begins again at 0, which
-// reduces the rounding error. AMX does not do this.
-constexpr int64_t kLongSum = 64;
+// Between segments, and after kLongestSum operands of a segment, a sum of at least kLongSum operands is added to a second
+// accumulator and begins again at 0, which reduces the rounding error. AMX does not do this.
+constexpr int64_t kLongSum = 64, kLongestSum = 256;
+static_assert(kLongestSum % 2 == 0);  // two of them may share a vector
 
 // The sizes of tiles and buffers. P is the type of the operands.
 template <typename P>
