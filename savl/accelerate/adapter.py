@@ -41,6 +41,9 @@ class Adapter(ABC):
     """What it serves, in the words of a report."""
     op: Op = WINDOW_ATTENTION
     """The op without whose fused kernel a call is left to the original ``forward``."""
+    irrelevant: frozenset[str] = frozenset({"drop_prob", "input_resolution"})
+    """Names of attributes, of the block and inside it, that change neither what it computes in the proof nor its label,
+    such as its number in the network. Blocks that differ in nothing else are proved together."""
     is_layer: bool = False
     """Whether it serves single layers, in networks with other blocks that are served."""
 

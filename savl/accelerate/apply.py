@@ -56,7 +56,6 @@ def accelerate(model: Any, *, verify: bool = True, dtype: torch.dtype | None = N
         kind = type(block).__name__
         if adapter is None:
             return BlockReport(name, kind, None, "no adapter knows its structure")
-        label = f"{adapter.title}: {adapter.label(block)}"
         reason = adapter.refusal(block, network)
         closeness = None
         if reason is None and verify:
@@ -66,7 +65,7 @@ def accelerate(model: Any, *, verify: bool = True, dtype: torch.dtype | None = N
             closeness, reason = proofs[key]
         if reason is not None:
             return BlockReport(name, kind, None, reason, closeness)
-        report = BlockReport(name, kind, label, None, closeness)
+        report = BlockReport(name, kind, f"{adapter.title}: {adapter.label(block)}", None, closeness)
         _change(block, adapter, report.calls)
         changed.append(block)
         return report
@@ -132,9 +131,11 @@ def _signature(block: nn.Module, adapter: Adapter) -> Any:
         (where, key, repr(value))
         for where, module in block.named_modules()
         for key, value in sorted(vars(module).items())
-        if isinstance(value, bool | int | float | str | tuple | list | torch.Size | None) and not key.startswith("_")
+        if isinstance(value, bool | int | float | str | tuple | list | torch.Size | None)
+        and not key.startswith("_")
+        and key not in adapter.irrelevant
     )
-    return adapter.name, type(block), inner_types(block), parameters, buffers, settings
+    return adapter.name, adapter.label(block), type(block), inner_types(block), parameters, buffers, settings
 
 
 def _changer(adapter: Adapter) -> Callable[[nn.Module], None]:

@@ -373,6 +373,7 @@ class DualAggregationBlock(_TokenBlock):
 
     name = "datb"
     title = "DATB"
+    irrelevant = Adapter.irrelevant | {"b_idx", "rg_idx", "idx", "rs_id"}
 
     def matches(self, block: Any) -> bool:
         """See `Adapter.matches`."""
@@ -460,6 +461,7 @@ class RecursiveGeneralizationBlock(_TokenBlock):
 
     name = "rgt"
     title = "RGT block"
+    irrelevant = Adapter.irrelevant | {"b_idx", "rg_idx", "idx", "rs_id"}
 
     def matches(self, block: Any) -> bool:
         """See `Adapter.matches`."""
