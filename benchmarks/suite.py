@@ -141,7 +141,7 @@ class Suite:
     def _explain(self, variant: str, record: Mapping[str, Any]) -> None:
         """Fail if the package is at fault, skip if a baseline is."""
         why = record.get("failed", "it was not timed")
-        if variant in ("eager", "fused") or "something else" in why:
+        if variant in ("eager", "fused", "accelerated") or "something else" in why:
             pytest.fail(f"{variant}: {why}")
         pytest.skip(why)
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from savl import ops
@@ -147,3 +147,34 @@ def in_every_network(**options: Any) -> Iterator[None]:
         yield
     finally:
         ops.window_attention, ops.overlapping_window_attention = before
+
+
+def patched(network: nn.Module) -> nn.Module | None:
+    """Put `torch.nn.functional.scaled_dot_product_attention` into the window attention of another author's network.
+
+    Modules with q, k and v from one linear layer and a table of relative positions are changed, as those of SwinIR,
+    DRCT and HAT: called as ``attention(windows, mask)`` or ``attention(windows, index, mask)``.
+
+    Returns:
+        The network, changed in place; None if it has no such attention.
+    """
+    found = False
+    for module in network.modules():
+        if all(hasattr(module, name) for name in ("qkv", "proj", "relative_position_bias_table", "attn_drop", "scale")):
+            module.forward = partial(_window_attention_of, module)
+            found = True
+    return network if found else None
+
+
+def _window_attention_of(attention: Any, x: Tensor, rpi: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    count, pixels, channels = x.shape
+    heads = attention.num_heads
+    q, k, v = attention.qkv(x).view(count, pixels, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
+    if rpi is None or rpi.is_floating_point():  # SwinIR's second argument is the mask
+        rpi, mask = attention.relative_position_index, rpi if mask is None else mask
+    bias = attention.relative_position_bias_table[rpi.view(-1)].view(pixels, pixels, heads).permute(2, 0, 1)[None]
+    if mask is not None:
+        bias = (bias + mask[:, None]).repeat(count // mask.shape[0], 1, 1, 1)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=attention.scale)
+    projected: Tensor = attention.proj(out.transpose(1, 2).reshape(count, pixels, channels))
+    return projected
