@@ -94,7 +94,8 @@ class RecordedOperations(TorchDispatchMode):
         read = [] if packet in NOTHING_READ else distinct
         moved = sum(map(bytes_of, read)) + sum(map(bytes_of, [*new, *written]))
         name = func._schema.name.replace("::", ".")
-        detail = (args[2] is not None, args[4] > 0) if name == "savl.window_attention" else (False, False)
+        attends = name == "savl.window_attention"
+        detail = (args[2] is not None, args[12:14] != (0, 0)) if attends else (False, False)
         self.steps.append(Step(name, float(moved), flops, tuple((new or written)[0].shape), detail))
         return out
 
