@@ -10,7 +10,7 @@
 namespace savl::cpu {
 
 // The tensors of a call. q is (B, H, W, C), k and v are (B, H', W', C), all with any strides. At most one bias is
-// given: bias_table ((window + key_window - 1)^2, heads), with the spans of both axes, or bias (heads, queries, keys).
+// given: bias_table (rows.span() * columns.span(), heads) or bias (heads, queries, keys).
 struct AttentionInputs {
   Tensor q, k, v;
   std::optional<Tensor> bias_table, bias;

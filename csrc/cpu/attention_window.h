@@ -37,16 +37,17 @@ struct RowFactors {
   }
 };
 
-// The arguments of window_attention and overlapping_window_attention. For S and T see cpu/kernel.h. Tasks: a head of a
-// window forward, a head of a chunk of windows backward.
+// The arguments of window_attention and overlapping_window_attention. For S and T see cpu/kernel.h. A
+// forward task computes one head of one window, a backward task one head of one chunk of windows.
 struct AttentionArgs {
   Image q, k, v;  // S; each begins at the first channel of the first head
   Image out;      // S; written by the forward pass
   RowFactors q_factors, k_factors;
   double scale;  // of the products of q and k, after the factors
 
-  // The bias: T, in units of ln 2, with a vector of padding. A table is (heads, rows.span(), columns.span()), each row
-  // in reverse order. A dense bias is (heads, queries, keys); its strides are 0 where the values are the same.
+  // The bias: T, divided by ln 2, because the softmax uses powers of 2, and followed by a SIMD vector of padding. A
+  // table is (heads, rows.span(), columns.span()), each row in reverse order. A dense bias is (heads, queries, keys);
+  // its strides are 0 where the values are the same.
   const void* bias;
   bool bias_is_table, bias_is_finite;  // finite: the whole bias
   int64_t bias_head_stride, bias_query_stride;
@@ -54,11 +55,11 @@ struct AttentionArgs {
 
   int64_t batch, heads, head_dim;
   AxisSizes rows, columns;
-  bool dilated;      // the pixels of a window are as far apart as there are windows along the axis
+  bool dilated;      // adjacent pixels of a window are windows() pixels apart along each axis
   bool overlapping;  // key windows lie around the windows; otherwise they partition their image as the windows do
 
-  // Backward only. Gradients have dtype T. grad_q is written; grad_k and grad_v are written, but added to where windows
-  // overlap.
+  // Backward only. Gradients have dtype T. grad_q is overwritten. grad_k and grad_v are overwritten too, unless windows
+  // overlap: then the gradients are added to them.
   Image grad_out;  // S
   Image grad_q, grad_k, grad_v;
   double* grad_bias;                    // (chunks, heads, bias_size()), zeros before the call, like bias; or null

@@ -61,8 +61,8 @@ constexpr int kPixels = 8;
 constexpr int kPixels = 4;
 #endif
 
-// Between segments, and after kLongestSum operands of a segment, a sum of at least kLongSum operands is added to a second
-// accumulator and begins again at 0, which reduces the rounding error. AMX does not do this.
+// Between segments, and after kLongestSum operands of a segment, a sum of at least kLongSum operands is added to a
+// second accumulator and begins again at 0, which reduces the rounding error. AMX does not do this.
 constexpr int64_t kLongSum = 64, kLongestSum = 256;
 static_assert(kLongestSum % 2 == 0);  // two of them may share a vector
 

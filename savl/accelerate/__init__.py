@@ -1,6 +1,6 @@
-"""savl's ops under other people's networks, in place.
+"""Acceleration of other networks: their attention blocks are computed with savl's ops, in place.
 
-`accelerate` finds the blocks of a network that savl's fused kernels can compute, proves on random inputs that they
+`accelerate` finds the blocks of a network that savl's fused kernels can compute, verifies on random inputs that they
 compute the same, and replaces their ``forward``. The adapters, one file for each family of networks, recognise blocks
 by their structure. ``savl.accelerate(model)`` calls the function of this package.
 """

@@ -1,8 +1,8 @@
 """The interface of an adapter, which knows the blocks of one family of networks, and the class of an accelerated block.
 
 `savl.accelerate.apply` changes the class of a block to a subclass of its own class that inherits from `Accelerated`.
-The subclass has another ``forward`` and nothing else, so parameters, buffers, the names in a state dict, hooks of the
-block and its mode are those of the block. `Accelerated.forward` falls back to the original ``forward`` where the
+The subclass overrides ``forward`` and pickling. Parameters, buffers, the names in a state dict, hooks and the mode of
+the block are not touched. `Accelerated.forward` falls back to the original ``forward`` where the
 adapter or the setting of the kernels says so.
 """
 
@@ -32,7 +32,8 @@ Arguments = tuple[Any, ...]
 class Adapter(ABC):
     """What savl knows about a kind of block: how to recognise it, how to try it, and how to compute it.
 
-    Everything is read from the block at every call. An adapter stores nothing, so nothing of it becomes stale.
+    An adapter has no state: it reads everything from the block at every call. Tensors that are derived from parameters
+    are cached on the block by `keep`.
     """
 
     name: str
@@ -42,8 +43,8 @@ class Adapter(ABC):
     op: Op = WINDOW_ATTENTION
     """The op without whose fused kernel a call is left to the original ``forward``."""
     irrelevant: frozenset[str] = frozenset({"drop_prob", "input_resolution"})
-    """Names of attributes, of the block and inside it, that change neither what it computes in the proof nor its label,
-    such as its number in the network. Blocks that differ in nothing else are proved together."""
+    """Names of attributes, of the block and inside it, that change neither what it computes in the verification nor
+    its label, such as its number in the network. Blocks that differ in nothing else are verified together."""
     is_layer: bool = False
     """Whether it serves single layers, in networks with other blocks that are served."""
 
@@ -68,7 +69,7 @@ class Adapter(ABC):
     def example(
         self, block: Any, network: nn.Module, generator: torch.Generator, batch: int, rows: int, columns: int
     ) -> Arguments:
-        """Draw arguments of the block's ``forward``, for the proof.
+        """Draw arguments of the block's ``forward``, for the verification.
 
         Args:
             block: The block.
@@ -179,7 +180,7 @@ def inner_types(block: nn.Module) -> tuple[type, ...]:
 
 
 def _why_changed(block: Any) -> str | None:
-    """Return why the modules inside a block must run themselves: they have hooks, or are others than before."""
+    """Return why the modules inside a block must run themselves, such as hooks; None if they need not."""
     inside = list(block.modules())[1:]
     if tuple(type(module) for module in inside) != block._savl_types:
         return "a module inside was replaced"

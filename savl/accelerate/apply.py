@@ -1,4 +1,4 @@
-"""`savl.accelerate`: find the blocks of a network, prove that savl's ops compute them, and replace their forward."""
+"""`savl.accelerate`: find the blocks of a network, verify that savl's ops compute them, and replace their forward."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from savl.accelerate import atd, convolution, dat, fdat, hat, omnisr, scunet, srformer, swin, swin2sr, uformer  # noqa: F401
 from savl.accelerate.adapter import ADAPTERS, Accelerated, Adapter, Calls, accelerated_class, inner_types
 from savl.accelerate.report import AccelerationReport, BlockReport
-from savl.accelerate.verify import prove
+from savl.accelerate.verify import verify_block
 from savl.network.savl import SAVL
 
 
@@ -50,7 +50,7 @@ def accelerate(model: Any, *, verify: bool = True, dtype: torch.dtype | None = N
     original = _convert(network, dtype)
 
     changed: list[nn.Module] = []
-    proofs: dict[Any, tuple[float, str | None]] = {}
+    verified: dict[Any, tuple[float, str | None]] = {}
 
     def try_to_serve(name: str, block: nn.Module, adapter: Adapter | None) -> BlockReport:
         kind = type(block).__name__
@@ -60,9 +60,9 @@ def accelerate(model: Any, *, verify: bool = True, dtype: torch.dtype | None = N
         closeness = None
         if reason is None and verify:
             key = _signature(block, adapter)
-            if key not in proofs:
-                proofs[key] = prove(block, adapter, network, _changer(adapter))
-            closeness, reason = proofs[key]
+            if key not in verified:
+                verified[key] = verify_block(block, adapter, network, _changer(adapter))
+            closeness, reason = verified[key]
         if reason is not None:
             return BlockReport(name, kind, None, reason, closeness)
         report = BlockReport(name, kind, f"{adapter.title}: {adapter.label(block)}", None, closeness)
@@ -121,7 +121,7 @@ def _looks_like_attention(module: nn.Module) -> bool:
 
 
 def _signature(block: nn.Module, adapter: Adapter) -> Any:
-    """Return what a proof depends on: structure, sizes, settings and buffers, but not the values of parameters."""
+    """Return what a verification depends on: structure, sizes, settings and buffers, but no values of parameters."""
     parameters = tuple((name, tuple(each.shape), each.dtype) for name, each in block.named_parameters())
     buffers = tuple(
         (name, tuple(each.shape), float(each.double().sum()) if each.numel() else 0.0)

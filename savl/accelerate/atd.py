@@ -28,7 +28,7 @@ class TokenDictionaryLayer(Adapter):
     relative positions and the mask.
 
     A category is the token of the dictionary that is the most similar. Rounding decides close calls, and each may
-    change a whole group of tokens. The proof therefore avoids them.
+    change a whole group of tokens. The verification therefore avoids them.
     """
 
     name = "atd"

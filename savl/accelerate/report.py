@@ -12,7 +12,7 @@ from savl.accelerate.adapter import Calls
 
 @dataclass(frozen=True)
 class BlockReport:
-    """What became of one block."""
+    """The result of `savl.accelerate` for one block."""
 
     name: str
     """Name of the module in the network, as in `torch.nn.Module.named_modules`."""
@@ -23,17 +23,21 @@ class BlockReport:
     reason: str | None = None
     """Why it was left as it is."""
     closeness: float | None = None
-    """Error of the proof, divided by the allowed error (`savl.ops.equivalence`): at most 1. None without a proof."""
+    """The largest error found by the verification, divided by the allowed error (`savl.ops.equivalence`).
+
+    It is at most 1 if the block was replaced. It is larger or infinite if the verification failed, and None if the
+    block was not verified.
+    """
     calls: Calls = field(default_factory=Calls)
-    """Counts of the calls since then, outside of compiled programs."""
+    """Numbers of calls since `savl.accelerate` was called, outside of compiled programs."""
 
     @property
     def text(self) -> str:
         """What the report says of the block."""
         if self.served is None:
             return f"left as it is: {self.reason}"
-        proof = "not verified" if self.closeness is None else f"error {self.closeness:.2f} of the allowed one"
-        return f"{self.served} ({proof})"
+        error = "not verified" if self.closeness is None else f"error: {self.closeness:.0%} of the tolerance"
+        return f"{self.served} ({error})"
 
 
 class AccelerationReport:
@@ -61,12 +65,13 @@ class AccelerationReport:
     def undo(self) -> None:
         """Restore the original blocks, and the dtype of the network if `savl.accelerate` changed it.
 
-        Weights stay as they are. Copies of the network are not changed.
+        Without ``dtype=``, the weights are not changed. With it, the original parameters are restored, and changes
+        made to the weights after the conversion are discarded. Copies of the network are not changed.
         """
         self._undo()
 
     def calls(self) -> tuple[int, Counter[str]]:
-        """Return how many calls of blocks were served since then, and how many fell back, by reason."""
+        """Return how many calls of blocks were served since `savl.accelerate`, and how many fell back, by reason."""
         fallen_back: Counter[str] = Counter()
         for block in self.blocks:
             fallen_back.update(block.calls.fallen_back)

@@ -1,4 +1,4 @@
-"""The proof that an accelerated block computes what the original one does."""
+"""Verification that an accelerated block computes what the original one does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ largest errors of few numbers vary by chance."""
 GRADIENT = "gradient of "
 
 
-def prove(
+def verify_block(
     block: nn.Module, adapter: Adapter, network: nn.Module, convert: Callable[[nn.Module], None]
 ) -> tuple[float, str | None]:
     """Compare a block computed by savl's ops with the original one, by the rule of `savl.ops.equivalence`.
@@ -38,7 +38,8 @@ def prove(
         convert: Turns a block into an accelerated one, in place.
 
     Returns:
-        The error divided by the allowed error, at most 1, and None; or the error and why the proof failed.
+        The largest ratio of error to allowed error, and None if the block passed, or why it failed. The ratio is
+        infinite if the results could not be compared.
     """
     parameter = next(block.parameters())
     dtype, device = parameter.dtype, parameter.device
@@ -57,7 +58,7 @@ def prove(
                 reference = _run(exact, _converted(rounded, torch.float64, torch.device("cpu")))
                 ours = _run(fused, _converted(rounded, dtype, device))
                 if set(ours) != set(reference):
-                    raise ValueError("its results are others")
+                    raise ValueError("it returns a different set of results")
                 found.append(_budgets(ours, reference, eager, single, rounded, dtype, device))
         return [Budget.pooled(budgets) for budgets in zip(*found, strict=True)]
 
@@ -67,7 +68,7 @@ def prove(
             if not budgets or not all(budget.kept for budget in budgets):
                 budgets = pool(range(first, last))
     except Exception as error:
-        return float("inf"), f"the proof raised {type(error).__name__}: {error}"
+        return float("inf"), f"the verification raised {type(error).__name__}: {error}"
     fallen_back = fused._savl_calls.fallen_back
     if fallen_back:
         return float("inf"), next(iter(fallen_back))

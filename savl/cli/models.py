@@ -16,7 +16,7 @@ app = CommandLine(no_args_is_help=True, help="Say what files of weights are.")
 
 @app.callback()
 def models() -> None:
-    """Say what files of weights are."""
+    """Show information about model files."""
 
 
 @app.command(
@@ -28,7 +28,8 @@ def info(
 ) -> None:
     """Print the architecture, scale, size and licence of a model, and which of its blocks savl accelerates.
 
-    The licence is the one that the file states in its metadata. Most files state none.
+    The licence is the one that the file states in its metadata. Most files state none. The accelerated blocks are those
+    on the CPU of this machine.
     """
     import torch
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from importlib import import_module
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
+from savl.accelerate import AccelerationReport, accelerate
 from savl.network import SAVL
 from savl.network.unwrap import Unwrapped, unwrap_network
 from savl.network.upscaling import UpscalingNetwork
@@ -48,29 +48,24 @@ def uses_fused_attention(device: torch.device) -> bool:
     return kernel_report().serving("window_attention", device.type) != EAGER
 
 
-def accelerated(network: UpscalingNetwork, dtype: torch.dtype) -> tuple[UpscalingNetwork, Any]:
+def accelerated(network: UpscalingNetwork) -> tuple[UpscalingNetwork, AccelerationReport | None]:
     """Return a network whose blocks are computed by savl's ops where this is possible, and a report.
 
     Args:
         network: The network. It is not modified. The result has the same tensors, and other classes of modules.
-        dtype: Dtype in which the network will compute.
 
     Returns:
         The accelerated network, and the report of `savl.accelerate`. For a `SAVL`, which calls the ops itself, the
-        network itself and None; also if this installation cannot accelerate.
+        network itself and None.
     """
     if isinstance(network, SAVL):
         return network, None
-    try:
-        accelerate = import_module("savl.accelerate").accelerate
-    except (ImportError, AttributeError):
-        return network, None
     copied = with_shared_tensors(network)
-    return copied, accelerate(copied, verify=True, dtype=dtype)
+    return copied, accelerate(copied)
 
 
 def acceleration_report(network: UpscalingNetwork, device: torch.device) -> str:
-    """Return in words what `savl.accelerate` changes in a network on this machine, in float32.
+    """Return in words what `savl.accelerate` changes in a network on this machine.
 
     Args:
         network: The network. It is not modified.
@@ -81,8 +76,7 @@ def acceleration_report(network: UpscalingNetwork, device: torch.device) -> str:
     with fused_by_default():
         if not uses_fused_attention(device):
             return "not accelerated: no fused kernel for window attention is used on this machine"
-        _, report = accelerated(network, torch.float32)
-    return "not accelerated: this installation of savl has no savl.accelerate" if report is None else str(report)
+        return str(accelerated(network)[1])
 
 
 def with_shared_tensors(module: UpscalingNetwork) -> UpscalingNetwork:

@@ -13,12 +13,12 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from savl.accelerate import AccelerationReport
 from savl.images.pixels import check_range
 from savl.inference.device import best_device, checked_dtype, with_device_index
 from savl.inference.enlarge import Strength, check_strength
@@ -154,7 +154,7 @@ class Upscaler:
         if unwrapped.compile is not None:
             self.compiled_parts = unwrapped.compile(network.estimate), unwrapped.compile(network.reconstruct)
         self.graphs = GraphCache(CudaCapture(self.device)) if cuda_graph else None
-        self._accelerated: tuple[UpscalingNetwork, Any] | None = None
+        self._accelerated: tuple[UpscalingNetwork, AccelerationReport | None] | None = None
         self._accelerating = threading.Lock()
         self._measured_bytes: int | None = None
         # With CUDA graphs only, by batch size: the default tile, and the largest side that did not run out of memory.
@@ -220,7 +220,7 @@ class Upscaler:
         return self.model.has_field
 
     @property
-    def acceleration(self) -> Any:
+    def acceleration(self) -> AccelerationReport | None:
         """Report of `savl.accelerate` on the network, after the first image for which the fused kernels were used.
 
         None before it, for a `savl.SAVL`, which needs no acceleration, and for a compiled network, which is used as it
@@ -234,7 +234,7 @@ class Upscaler:
         if not isinstance(network, SAVL) and self.compiled_parts is None and uses_fused_attention(self.device):
             with self._accelerating:
                 if self._accelerated is None:
-                    self._accelerated = accelerated(network, self.dtype)
+                    self._accelerated = accelerated(network)
             network = self._accelerated[0]
         parts: Parts = self.compiled_parts or (network.estimate, network.reconstruct)
         return Computation(network, *parts, self.device, self.dtype, self.tile_pad, self.graphs)

@@ -84,14 +84,17 @@ def window_attention(
             scaled product.
         window: Size h × w of the windows, in pixels.
         shift: Cyclic shift in pixels, 0 ≤ shift < window along each axis.
-        key_window: Size h' × w' of the windows of ``k`` and ``v``, for keys of another resolution: their images have
-            H·h'/h × W·w'/w pixels, and their shift, shift·h'/h × shift·w'/w, must be whole pixels. None for
-            ``window``. Excludes ``bias_table`` and ``severity`` if it differs from ``window``.
+        key_window: Size h' × w' of the windows of ``k`` and ``v``, for keys of another resolution; None for
+            ``window``. The images of ``k`` and ``v`` then have H·h'/h × W·w'/w pixels. Their shift, shift·h'/h ×
+            shift·w'/w, must be whole pixels. If ``key_window`` differs from ``window``, ``k`` and ``v`` are required,
+            and ``bias_table`` and ``severity`` are not accepted.
         dilated: Take the pixels of a window from the whole image, at distances of H/h and W/w pixels (grid attention).
             Excludes a shift.
-        mask: Added to the logits of pixels from different sides of a shifted image: −∞, or a finite number, such as the
-            −100 of Swin, with which large logits see the other side.
-        heads: Number of heads; required only if neither ``bias_table``, ``bias`` nor ``scale`` shows it.
+        mask: Value that is added to the logits of two pixels that the cyclic shift has brought into one window from
+            opposite edges of the image, at most 0. −∞ excludes such pairs. A finite value, such as the −100 of Swin,
+            only suppresses them.
+        heads: Number of heads. Required if none of ``bias_table``, ``bias`` and ``scale`` is given; otherwise it is
+            inferred from them.
         kernels: Kernels to use in this call. None uses the setting of `savl.use_fused_kernels`.
 
     Returns:
@@ -260,7 +263,7 @@ def as_pair(size: int | Pair) -> Pair:
 
 
 def _check_size(name: str, size: object, least: int | None) -> Pair:
-    """Return a size, in pixels along both axes, after checking its type and that it is not below ``least``, if given."""
+    """Return a size, in pixels along both axes, after checking its type and its lower bound, if there is one."""
     numbers = size if isinstance(size, tuple | list) else (size, size)
     if len(numbers) != 2:
         raise ValueError(f"{OP}: {name} must be an int or a pair of ints, got {size!r}")

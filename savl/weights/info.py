@@ -1,4 +1,4 @@
-"""What a file of weights is: its architecture, size, requirements and licence."""
+"""Description of a file of weights: architecture, size, requirements and licence."""
 
 from __future__ import annotations
 

@@ -21,7 +21,14 @@ def swinir(**settings: object) -> nn.Module:
     "settings",
     [
         {},
-        {"window_size": 7, "img_size": 21, "num_heads": [3], "resi_connection": "3conv", "upsampler": "nearest+conv", "upscale": 4},
+        {
+            "window_size": 7,
+            "img_size": 21,
+            "num_heads": [3],
+            "resi_connection": "3conv",
+            "upsampler": "nearest+conv",
+            "upscale": 4,
+        },
         {"img_size": 8, "upsampler": "pixelshuffledirect"},  # windows as large as img_size are never shifted
         {"in_chans": 1, "upsampler": "", "upscale": 1, "qkv_bias": False, "ape": False},
     ],

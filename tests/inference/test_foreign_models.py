@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -267,26 +267,24 @@ def test_out_of_memory_halves_the_tile(load: Load, image: Tensor) -> None:
 
 
 @pytest.fixture
-def accelerations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[nn.Module, Any]]:
+def accelerations(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     """Replace `savl.accelerate.accelerate` by a function that makes the output gray; return its calls."""
-    calls: list[tuple[nn.Module, Any]] = []
+    calls: list[nn.Module] = []
 
-    def accelerate(model: Any, *, verify: bool, dtype: torch.dtype) -> str:
-        calls.append((model, dtype))
+    def accelerate(model: Any) -> str:
+        calls.append(model)
         call = model._call
         model._call = lambda network, lr: 0 * call(network, lr) + 0.25
         return "report"
 
-    real = networks.import_module
-    fake = SimpleNamespace(accelerate=accelerate)
-    monkeypatch.setattr(networks, "import_module", lambda name: fake if name == "savl.accelerate" else real(name))
+    monkeypatch.setattr(networks, "accelerate", accelerate)
     monkeypatch.setattr(upscalers, "uses_fused_attention", lambda device: fused)
     fused = True
     return calls
 
 
 def test_models_are_accelerated_once_and_in_a_copy_that_shares_their_weights(
-    load: Load, image: Tensor, accelerations: list[tuple[nn.Module, Any]]
+    load: Load, image: Tensor, accelerations: list[nn.Module]
 ) -> None:
     model = load("Compact x3")
     upscaler = savl.Upscaler(model, tile=0, device="cpu")
@@ -296,16 +294,16 @@ def test_models_are_accelerated_once_and_in_a_copy_that_shares_their_weights(
     torch.testing.assert_close(upscaler(image).sr, torch.full_like(expected, 0.25))
     upscaler(image)
     assert upscaler.acceleration == "report"
-    assert [dtype for _, dtype in accelerations] == [torch.float32]
-    assert accelerations[0][0] is not model
-    theirs = [parameter.data_ptr() for parameter in accelerations[0][0].parameters()]
+    assert len(accelerations) == 1
+    assert accelerations[0] is not model
+    theirs = [parameter.data_ptr() for parameter in accelerations[0].parameters()]
     assert theirs == [parameter.data_ptr() for parameter in model.parameters()]
     with torch.no_grad():
         assert torch.equal(model(image), expected)
 
 
 def test_with_eager_kernels_models_are_used_as_they_are(
-    load: Load, image: Tensor, accelerations: list[tuple[nn.Module, Any]], monkeypatch: pytest.MonkeyPatch
+    load: Load, image: Tensor, accelerations: list[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upscalers, "uses_fused_attention", networks.uses_fused_attention)
     model = load("Compact x3")
@@ -317,7 +315,7 @@ def test_with_eager_kernels_models_are_used_as_they_are(
 
 
 def test_networks_of_savl_are_not_accelerated(
-    small_config: Callable[..., savl.SAVLConfig], accelerations: list[tuple[nn.Module, Any]]
+    small_config: Callable[..., savl.SAVLConfig], accelerations: list[nn.Module]
 ) -> None:
     savl.Upscaler(savl.build(small_config()).eval(), device="cpu")(torch.rand(1, 3, 8, 8))
     assert not accelerations
