@@ -45,6 +45,9 @@ class Adapter(ABC):
     irrelevant: frozenset[str] = frozenset({"drop_prob", "input_resolution"})
     """Names of attributes, of the block and inside it, that change neither what it computes in the verification nor
     its label, such as its number in the network. Blocks that differ in nothing else are verified together."""
+    features: int = 2
+    """Number of arguments, from the first on, that may be features and need gradients. Later ones are masks and
+    indices."""
     is_layer: bool = False
     """Whether it serves single layers, in networks with other blocks that are served."""
 
@@ -202,9 +205,11 @@ def _why_not_fused(op: Op, kernels: KernelSettings, args: Arguments) -> str | No
 
 
 def keep(block: nn.Module, name: str, sources: tuple[Tensor, ...], compute: Callable[[], Tensor]) -> Tensor:
-    """Return a tensor that is computed from parameters, and keep it in evaluation mode without gradients.
+    """Return a tensor that is computed from parameters, and keep it on a CPU in evaluation mode without gradients.
 
-    It is computed again once a source is replaced, moved or changed in place.
+    It is computed again once a source has changed. The sources are compared with copies of them, because a change by
+    way of ``parameter.data``, as in moving averages of weights, leaves no other trace. On a GPU a comparison would make
+    the CPU wait, so that the tensor is computed at every call there.
 
     Args:
         block: The block that keeps it.
@@ -214,12 +219,17 @@ def keep(block: nn.Module, name: str, sources: tuple[Tensor, ...], compute: Call
     """
     if block.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return compute()
-    if any(source.is_inference() for source in sources):  # these do not count their changes
+    if any(source.device.type != "cpu" for source in sources):
         return compute()
-    key = tuple((source.data_ptr(), source._version, source.dtype, source.device) for source in sources)
     kept = block.__dict__.setdefault("_savl_kept", {})
-    if name not in kept or kept[name][0] != key:
-        with torch.autocast(sources[0].device.type, enabled=False):  # calls without autocast will have it too
-            kept[name] = (key, compute())
-    value: Tensor = kept[name][1]
-    return value
+    copies, value = kept.get(name, ((), None))
+    if value is None or not all(map(_equal, copies, sources)):
+        with torch.autocast("cpu", enabled=False):  # calls without autocast will have it too
+            value = compute()
+        kept[name] = (tuple(source.detach().clone() for source in sources), value)
+    found: Tensor = value
+    return found
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)

@@ -56,6 +56,8 @@ def accelerate(model: Any, *, verify: bool = True, dtype: torch.dtype | None = N
         kind = type(block).__name__
         if adapter is None:
             return BlockReport(name, kind, None, "no adapter knows its structure")
+        if any(each.is_meta for each in (*block.parameters(), *block.buffers())):
+            return BlockReport(name, kind, None, "its tensors are on the meta device")
         reason = adapter.refusal(block, network)
         closeness = None
         if reason is None and verify:
@@ -70,10 +72,6 @@ def accelerate(model: Any, *, verify: bool = True, dtype: torch.dtype | None = N
         changed.append(block)
         return report
 
-    found = list(_candidates(network))
-    blocks = [try_to_serve(*each) for each in found]
-    layers = [try_to_serve(*each) for each in _layers(network, [block for _, block, _ in found])] if changed else []
-
     def undo() -> None:
         for block in changed:
             if isinstance(block, Accelerated):
@@ -81,6 +79,13 @@ def accelerate(model: Any, *, verify: bool = True, dtype: torch.dtype | None = N
         changed.clear()
         original()
 
+    try:
+        found = list(_candidates(network))
+        blocks = [try_to_serve(*each) for each in found]
+        layers = [try_to_serve(*each) for each in _layers(network, [block for _, block, _ in found])] if changed else []
+    except BaseException:  # such as an interrupt during the verification
+        undo()
+        raise
     return AccelerationReport(type(network).__name__, blocks, layers, undo)
 
 

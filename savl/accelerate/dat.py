@@ -342,8 +342,7 @@ def _interaction(block: nn.Module, name: str, x: Tensor, layers: Any, kernels: K
 
 def _apply_gated_mlp(x: Tensor, mlp: Any, norm: nn.LayerNorm, drop_path: nn.Module, kernels: KernelSettings) -> Tensor:
     """Return ``x + drop_path(mlp(norm(x)))`` for a module that `_is_gated_mlp`."""
-    # The relative error of the fused GELU near 0 is larger than torch's, which gradients of the norm after it show.
-    fused = None if torch.is_grad_enabled() else parts.activation_of(mlp.act)
+    fused = parts.activation_of(mlp.act)
     hidden = parts.layer(x, mlp.fc1, kernels, norm, **fused or {})
     direct, gate = (mlp.act(hidden) if fused is None else hidden).chunk(2, -1)
     gate_norm = mlp.sg.norm
@@ -621,8 +620,12 @@ def _positions(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _is_index(block: nn.Module, letter: str, index: Tensor, attention: Any) -> bool:
-    """Return whether a tensor is the index of relative positions for one half. In evaluation it is compared once."""
-    if torch.compiler.is_compiling():
+    """Return whether a tensor is the index of relative positions for one half.
+
+    In evaluation it is compared once. Inside of compiled programs and on GPUs, where reading it would make the CPU
+    wait, it is not compared.
+    """
+    if torch.compiler.is_compiling() or index.device.type != "cpu":
         return True
     same = keep(block, f"index {letter}", (index,), lambda: torch.tensor(_index_refusal(index, attention) is None))
     return bool(same)

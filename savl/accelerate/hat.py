@@ -174,7 +174,7 @@ class OverlappingBlock(Adapter):
         index = _buffer(network, "relative_position_index_OCA", window**2 * key_window**2)
         if index is None:
             return "the network has no index of relative positions for it"
-        if _permutation(index, window, key_window) is None:
+        if not _is_permuted(index, window, key_window):
             return "its index of relative positions has another order"
         return _standard_attention_refusal(block, block)
 
@@ -207,9 +207,7 @@ class OverlappingBlock(Adapter):
         table = block.relative_position_bias_table
 
         def reordered() -> Tensor:
-            order = _permutation(rpi, window, key_window)
-            assert order is not None
-            rows: Tensor = table[order.to(table.device)]
+            rows: Tensor = table[_permutation(rpi.to(table.device), window, key_window)]
             return rows
 
         attended = ops.overlapping_window_attention(
@@ -225,8 +223,8 @@ class OverlappingBlock(Adapter):
         return x.flatten(1, 2)
 
 
-def _permutation(index: Tensor, window: int, key_window: int) -> Tensor | None:
-    """Return which row of a block's bias table is each row of savl's; None if its index fits no such order.
+def _permutation(index: Tensor, window: int, key_window: int) -> Tensor:
+    """Return which row of a block's bias table is each row of savl's, −1 where the index names none.
 
     The index of published HATs runs from −880 to 640 for windows of 16 in 24, where negative rows count from the end.
 
@@ -237,11 +235,15 @@ def _permutation(index: Tensor, window: int, key_window: int) -> Tensor | None:
     """
     ours = relative_position_index(window, key_window, index.device).flatten()
     rows = (window + key_window - 1) ** 2
-    theirs = index.detach().flatten().long() % rows
-    order = torch.full((rows,), -1, device=index.device).scatter(0, ours, theirs)
-    if torch.compiler.is_compiling():
-        return order
-    return order if bool((order >= 0).all()) and torch.equal(order[ours], theirs) else None
+    return torch.full((rows,), -1, device=index.device).scatter(0, ours, index.detach().flatten().long() % rows)
+
+
+def _is_permuted(index: Tensor, window: int, key_window: int) -> bool:
+    """Return whether an index differs from savl's by the order of the table's rows only."""
+    order = _permutation(index.cpu(), window, key_window)
+    ours = relative_position_index(window, key_window).flatten()
+    theirs = index.detach().cpu().flatten().long() % len(order)
+    return bool((order >= 0).all()) and torch.equal(order[ours], theirs)
 
 
 register(HybridAttentionBlock())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -41,39 +42,111 @@ def verify_block(
         The largest ratio of error to allowed error, and None if the block passed, or why it failed. The ratio is
         infinite if the results could not be compared.
     """
-    parameter = next(block.parameters())
-    dtype, device = parameter.dtype, parameter.device
-    fused: Any
-    eager, exact, single, fused = (_deterministic(copy.deepcopy(block)) for _ in range(4))
-    convert(fused)
-    fused.kernels = FUSED
-    exact, single = exact.double().cpu(), single.float().cpu()
+    copies = _Copies(block, adapter, convert)
     found: list[list[Budget]] = []
-
-    def pool(seeds: range) -> list[Budget]:
-        for size in SIZES:
-            for seed in seeds:
-                arguments = adapter.example(block, network, torch.Generator().manual_seed(seed), *size)
-                rounded = _converted(arguments, dtype, torch.device("cpu"))  # all see the same numbers
-                reference = _run(exact, _converted(rounded, torch.float64, torch.device("cpu")))
-                ours = _run(fused, _converted(rounded, dtype, device))
-                if set(ours) != set(reference):
-                    raise ValueError("it returns a different set of results")
-                found.append(_budgets(ours, reference, eager, single, rounded, dtype, device))
-        return [Budget.pooled(budgets) for budgets in zip(*found, strict=True)]
-
     budgets: list[Budget] = []
     try:
         for first, last in pairwise((0, *DRAWS)):
-            if not budgets or not all(budget.kept for budget in budgets):
-                budgets = pool(range(first, last))
+            if budgets and all(budget.kept for budget in budgets):
+                break
+            for seed in range(first, last):
+                for size in SIZES:
+                    generator = torch.Generator().manual_seed(seed)
+                    found.append(copies.compare(adapter.example(block, network, generator, *size)))
+            budgets = [Budget.pooled(each) for each in zip(*found, strict=True)]
     except Exception as error:
-        return float("inf"), f"the verification raised {type(error).__name__}: {error}"
-    fallen_back = fused._savl_calls.fallen_back
-    if fallen_back:
-        return float("inf"), next(iter(fallen_back))
+        return math.inf, copies.why_fallen_back() or f"the verification raised {type(error).__name__}: {error}"
+    if (reason := copies.why_fallen_back()) is not None:
+        return math.inf, reason
     worst = max(budgets, key=lambda budget: budget.used)
     return worst.used, None if worst.kept else f"it does not compute the same: {worst}"
+
+
+class _Copies:
+    """Copies of a block: accelerated, as it is, and as it is in float64 and float32 on the CPU."""
+
+    def __init__(self, block: nn.Module, adapter: Adapter, convert: Callable[[nn.Module], None]) -> None:
+        parameter = next(block.parameters())
+        self.dtype, self.device = parameter.dtype, parameter.device
+        self.features = adapter.features
+        self.fused: Any
+        self.eager, self.exact, self.single, self.fused = (_deterministic(copy.deepcopy(block)) for _ in range(4))
+        convert(self.fused)
+        self.fused.kernels = FUSED
+        self.exact.double().cpu()
+        self.single.float().cpu()
+
+    def why_fallen_back(self) -> str | None:
+        """Return why the accelerated block called the original code; None if it did not."""
+        return next(iter(self.fused._savl_calls.fallen_back), None)
+
+    def compare(self, arguments: Arguments) -> list[Budget]:
+        """Apply the rule to the outputs and gradients for some arguments."""
+        cpu = torch.device("cpu")
+        arguments = _converted(arguments, self.dtype, cpu)  # all see the same numbers
+        ours = self._run(self.fused, _converted(arguments, self.dtype, self.device))
+        reference = self._run(self.exact, _converted(arguments, torch.float64, cpu))
+        if set(ours) != set(reference):
+            raise ValueError("it returns a different set of results")
+        eps = torch.finfo(self.dtype).eps
+        theirs = None
+        if self.dtype != torch.float64:
+            with suppress(RuntimeError):  # some blocks do not run in bfloat16 at all sizes
+                theirs = self._run(self.eager, _converted(arguments, self.dtype, self.device))
+        if theirs is None:  # the error of eager is that in float32, scaled to the dtype
+            single = self._run(self.single, _converted(arguments, torch.float32, cpu))
+            ratio = eps / torch.finfo(torch.float32).eps
+            theirs = {name: value + ratio * (single[name].double() - value) for name, value in reference.items()}
+        terms = max(tensor.numel() for tensor in reference.values())
+        budgets = [
+            measure(name, ours[name], theirs[name].to(ours[name].dtype), value, terms)
+            for name, value in reference.items()
+        ]
+        # The gradient of a parameter that has no influence, such as a bias before a normalisation, is 0 except for the
+        # rounding of gradients that cancel.
+        gradients = [each for name, each in reference.items() if name.startswith(GRADIENT)]
+        largest = max((float(each.abs().max()) for each in gradients), default=0.0)
+        return [
+            replace(budget, tiny=budget.tiny + eps * largest) if budget.name.startswith(GRADIENT) else budget
+            for budget in budgets
+        ]
+
+    def _run(self, block: nn.Module, arguments: Arguments) -> dict[str, Tensor]:
+        """Return outputs and, for a block in training mode, gradients, on the CPU."""
+        trained = block.training
+        if trained:
+            arguments = tuple(
+                each.requires_grad_() if place < self.features and _is_floating(each) else each
+                for place, each in enumerate(arguments)
+            )
+        with torch.set_grad_enabled(trained):
+            out = block(*arguments)
+            outputs = out if isinstance(out, tuple | list) else (out,)
+            results = {f"output {i}": each for i, each in enumerate(outputs) if isinstance(each, Tensor)}
+            if trained:
+                results |= _gradients(block, arguments, list(results.values()))
+        return {name: each.detach().cpu() for name, each in results.items()}
+
+
+def _gradients(block: nn.Module, arguments: Arguments, outputs: list[Tensor]) -> dict[str, Tensor]:
+    """Return the gradients of arguments and parameters, given random gradients of the outputs."""
+    wanted = {f"argument {i}": each for i, each in enumerate(arguments) if isinstance(each, Tensor)}
+    wanted |= dict(block.named_parameters())
+    wanted = {name: each for name, each in wanted.items() if each.requires_grad}
+    outputs = [each for each in outputs if each.requires_grad]
+    if not wanted or not outputs:
+        return {}
+    generator = torch.Generator().manual_seed(7)
+    seeds = [
+        torch.randn(each.shape, generator=generator, dtype=torch.float64).to(each.device, each.dtype)
+        for each in outputs
+    ]
+    found = torch.autograd.grad(outputs, list(wanted.values()), seeds, allow_unused=True)
+    return {f"{GRADIENT}{name}": each for name, each in zip(wanted, found, strict=True) if each is not None}
+
+
+def _is_floating(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _deterministic(block: nn.Module) -> nn.Module:
@@ -82,70 +155,6 @@ def _deterministic(block: nn.Module) -> nn.Module:
         if "drop" in type(module).__name__.lower():
             module.eval()
     return block
-
-
-def _budgets(
-    ours: dict[str, Tensor],
-    reference: dict[str, Tensor],
-    eager: nn.Module,
-    single: nn.Module,
-    arguments: Arguments,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> list[Budget]:
-    terms = max(tensor.numel() for tensor in reference.values())
-    eps = torch.finfo(dtype).eps
-    theirs = None
-    if dtype != torch.float64:
-        with suppress(RuntimeError):  # some blocks do not run in bfloat16 at all sizes
-            theirs = _run(eager, _converted(arguments, dtype, device))
-    if theirs is None:  # the error of eager is that in float32, scaled to the dtype
-        in_float32 = _run(single, _converted(arguments, torch.float32, torch.device("cpu")))
-        ratio = eps / torch.finfo(torch.float32).eps
-        theirs = {
-            name: (value + ratio * (in_float32[name].double() - value)).to(dtype) for name, value in reference.items()
-        }
-    budgets = [
-        measure(name, ours[name], theirs[name].to(ours[name].dtype), reference[name], terms) for name in reference
-    ]
-    # The gradient of a parameter that has no influence, such as a bias before a normalisation, is 0 except for the
-    # rounding of gradients that cancel.
-    largest = max(
-        (float(each.abs().max()) for name, each in reference.items() if name.startswith(GRADIENT)), default=0.0
-    )
-    return [
-        replace(budget, tiny=budget.tiny + eps * largest) if budget.name.startswith(GRADIENT) else budget
-        for budget in budgets
-    ]
-
-
-def _run(block: nn.Module, arguments: Arguments) -> dict[str, Tensor]:
-    """Return outputs and, for a block in training mode, gradients, on the CPU."""
-    trained = block.training
-    with torch.set_grad_enabled(trained):
-        if trained:
-            arguments = tuple(
-                each.requires_grad_() if isinstance(each, Tensor) and each.is_floating_point() else each
-                for each in arguments
-            )
-        out = block(*arguments)
-        outputs = out if isinstance(out, tuple | list) else (out,)
-        results = {f"output {i}": each for i, each in enumerate(outputs) if isinstance(each, Tensor)}
-        if trained:
-            wanted = {f"argument {i}": each for i, each in enumerate(arguments) if isinstance(each, Tensor)}
-            wanted |= dict(block.named_parameters())
-            wanted = {name: each for name, each in wanted.items() if each.requires_grad}
-            differentiable = [each for each in results.values() if each.requires_grad]
-            generator = torch.Generator().manual_seed(7)
-            seeds = [
-                torch.randn(each.shape, generator=generator, dtype=torch.float64).to(each.device, each.dtype)
-                for each in differentiable
-            ]
-            gradients = torch.autograd.grad(differentiable, list(wanted.values()), seeds, allow_unused=True)
-            for name, gradient in zip(wanted, gradients, strict=True):
-                if gradient is not None:
-                    results[f"{GRADIENT}{name}"] = gradient
-    return {name: each.detach().cpu() for name, each in results.items()}
 
 
 def _converted(arguments: Arguments, dtype: torch.dtype, device: torch.device) -> Arguments:

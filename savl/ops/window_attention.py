@@ -316,8 +316,11 @@ def _validate(
         raise ValueError(f"{OP}: dilated windows are not shifted, got shift={shift}")
     if (sy * kh) % wh != 0 or (sx * kw) % ww != 0:
         raise ValueError(f"{OP}: shift={shift} is not a whole number of keys for key_window={key_window}")
-    if isinstance(mask, bool) or not isinstance(mask, int | float) or not mask <= 0:
-        raise ValueError(f"{OP}: mask must be a number of at most 0, or -inf, got {mask!r}")
+    if isinstance(mask, bool) or not isinstance(mask, int | float):
+        raise TypeError(f"{OP}: mask must be a number, got {type(mask).__name__} {mask!r}")
+    lowest = torch.finfo(qkv.dtype).min
+    if not (mask == float("-inf") or lowest <= mask <= 0):
+        raise ValueError(f"{OP}: mask must be -inf or a number from {lowest:g} to 0 for {qkv.dtype}, got {mask!r}")
 
     if k is not None and v is not None:
         shape = (batch, height // wh * kh, width // ww * kw, channels)

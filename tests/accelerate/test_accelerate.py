@@ -162,6 +162,30 @@ def test_a_second_call_leaves_accelerated_blocks(image: Tensor) -> None:
     assert first.calls()[0] == 2
 
 
+def test_a_network_on_the_meta_device_is_left_alone() -> None:
+    report = accelerate(swinir().to("meta"))
+    assert report.served == 0
+    assert "its tensors are on the meta device" in str(report)
+
+
+def test_an_interrupt_restores_the_network(image: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = swinir()
+    before, types = run(network, image), [type(each) for each in network.modules()]
+    calls = []
+
+    def interrupted(*arguments: Any) -> tuple[float, None]:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return 0.5, None
+
+    monkeypatch.setattr("savl.accelerate.apply.verify_block", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        accelerate(network, dtype=torch.bfloat16)
+    assert [type(each) for each in network.modules()] == types
+    assert torch.equal(run(network, image), before)
+
+
 def test_savls_own_networks_are_left_alone() -> None:
     assert accelerate(savl.load("savl-tiny")).blocks == []
 

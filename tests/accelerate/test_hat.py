@@ -51,5 +51,12 @@ def test_a_changed_table_shows_at_once() -> None:
         changed = network(image)
         network.load_state_dict(state)
         after = network(image)
+        block.relative_position_bias_table.data.mul_(2.0)  # as in a moving average; no counter sees it
+        doubled = network(image)
     assert not torch.allclose(before, changed)
     assert torch.equal(before, after)
+    assert not torch.allclose(before, doubled)
+
+
+def test_hat_in_training_mode_is_served_with_its_masks() -> None:
+    assert accelerate(hat().train()).served == 3
