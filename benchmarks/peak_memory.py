@@ -16,8 +16,8 @@ def measure(network: str, variant: str) -> int:
     """Return the peak memory of one 64×64 tile in bytes, in addition to the network, measured in a new process.
 
     Args:
-        network: A configuration, such as ``"savl-base"``.
-        variant: ``"eager"``, ``"sdpa"`` or ``"fused"``.
+        network: A configuration, such as ``"savl-base"``, or a name in `benchmarks.architectures`, such as ``"HAT-S"``.
+        variant: ``"eager"``, ``"sdpa"`` or ``"fused"``; ``"accelerated"`` for other authors' architectures.
     """
     command = [sys.executable, "-m", "benchmarks.peak_memory", network, variant]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[1])
@@ -37,13 +37,16 @@ def main() -> None:
     import torch
 
     import savl
+    from benchmarks import architectures
     from benchmarks.peers import sdpa
 
     network, variant = sys.argv[1:3]
-    model = savl.build(network).eval()
+    model = architectures.network(network) if network in architectures.ARCHITECTURES else savl.build(network).eval()
+    if variant == "accelerated":
+        savl.accelerate(model, verify=False)
     with torch.no_grad():
         model(torch.rand(1, 3, 16, 16))  # memory that libraries allocate on first use does not count
-        savl.use_fused_kernels(variant == "fused")
+        savl.use_fused_kernels(variant in ("fused", "accelerated"))
         lr = torch.rand(1, 3, 64, 64)
         before = resident_bytes("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")

@@ -71,6 +71,38 @@ def ratios_of(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def architectures() -> str:
+    """Return tables of other authors' architectures, as they are and accelerated, one for each machine."""
+    parts = []
+    for path in sorted(LIMITS.glob("*/architectures.json")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        facts = report["devices"]["cpu"]
+        rows: dict[str, dict[str, dict[str, Any]]] = {}
+        for each in report["benchmarks"]:
+            entry, _, variant = each["params"]["of_suite"]
+            rows.setdefault(entry.removesuffix(", tile"), {})[variant] = each
+        columns = ("architecture", "eager", "SDPA", "OpenVINO", "accelerated", "speedup", "over the fastest baseline")
+        lines = [
+            f"{facts['device']}, {facts['threads']} threads, {facts['instruction_set']} kernels, torch "
+            f"{facts['torch']}, float32, one tile of 64×64 pixels. All variants of a row were timed in turn.",
+            "",
+            f"| {' | '.join(columns)} |",
+            f"|---|{'---:|' * len(columns)}",
+        ]
+        for name, variants in rows.items():
+            seconds = {variant: each["stats"]["median"] for variant, each in variants.items()}
+            eager, fast = seconds["eager"], seconds["accelerated"]
+            baseline = min(value for variant, value in seconds.items() if not variant.startswith("accelerated"))
+            cells = [
+                f"{seconds[each]:.3g} s" if each in seconds else "-" for each in ("eager", "sdpa", "openvino, float32")
+            ]
+            lines.append(
+                f"| {name} | {' | '.join(cells)} | {fast:.3g} s | {eager / fast:.2f} | {baseline / fast:.2f} |"
+            )
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
 def published(model: str) -> str:
     """Return a Markdown table of the scores in the SAVL paper, and the committed scores of bicubic and of a model."""
     lines = [
@@ -108,7 +140,7 @@ def documents(readme: Mapping[str, str]) -> dict[Path, str]:
     Args:
         readme: Tables that only README.md contains, by the name of their marker.
     """
-    pages = (ROOT / "README.md", ROOT / "docs" / "models.md", ROOT / "docs" / "comparison.md")
+    pages = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("models", "comparison", "accelerating"))]
     found = dict.fromkeys(pages, "savl-tiny")
     found |= {path: path.stem for path in (ROOT / "savl" / "weights").glob("*.md")}
     texts = {}
@@ -118,6 +150,7 @@ def documents(readme: Mapping[str, str]) -> dict[Path, str]:
             "scores": scores(model),
             "limits": limits(),
             "published": published(model),
+            "architectures": architectures(),
             **readme,
         }.items():
             text = between(name, table, text)
