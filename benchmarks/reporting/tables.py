@@ -87,7 +87,7 @@ def architectures() -> str:
             f"{facts['torch']}, float32, one tile of 64×64 pixels. All variants of a row were timed in turn.",
             "",
             f"| {' | '.join(columns)} |",
-            f"|---|{'---:|' * len(columns)}",
+            f"|---|{'---:|' * (len(columns) - 1)}",
         ]
         for name, variants in rows.items():
             seconds = {variant: each["stats"]["median"] for variant, each in variants.items()}
