@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import savl
 from benchmarks.cases import BenchmarkCase, NotAvailableError, Result, Run
 from benchmarks.peers import runtimes, sdpa
+from savl.weights.spandrel_model import SpandrelUnavailable, import_spandrel
 
 ACCELERATED, BFLOAT16, EAGER_BFLOAT16 = "accelerated", "accelerated, bfloat16", "eager, bfloat16"
 _SIX = [6] * 6
@@ -82,15 +83,11 @@ def network(name: str) -> nn.Module:
         NotAvailableError: spandrel is not installed.
     """
     file, kind, arguments = ARCHITECTURES[name]
-    for schema in ("nms", "qnms"):  # torchvision, which spandrel imports, may not fit a CPU build of torch
-        if not hasattr(torch.ops.torchvision, schema):
-            torch.library.define(
-                f"torchvision::{schema}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            )
     try:
-        module = import_module(f"spandrel.architectures.{file}")
-    except ImportError as error:
-        raise NotAvailableError(f"spandrel: {error}; pip install 'savl[models]'") from error
+        import_spandrel()
+    except SpandrelUnavailable as error:
+        raise NotAvailableError(str(error)) from error
+    module = import_module(f"spandrel.architectures.{file}")
     torch.manual_seed(0)
     built: nn.Module = getattr(module, kind)(**arguments)
     generator = torch.Generator().manual_seed(0)

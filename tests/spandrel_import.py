@@ -1,8 +1,4 @@
-"""Import of spandrel beside a CPU build of torch. Tests of its networks begin with ``spandrel_import.architecture``.
-
-torchvision, which spandrel imports, is published for CUDA builds. Beside a CPU build it imports nevertheless once two
-schemas exist that its compiled library would define. The functions behind them are never called here.
-"""
+"""Import of spandrel's architectures in tests. conftest.py lets spandrel import beside a CPU build of torch."""
 
 from __future__ import annotations
 
@@ -10,14 +6,10 @@ from importlib import import_module
 from types import ModuleType
 
 import pytest
-import torch
 
 
 def spandrel() -> ModuleType:
     """Return spandrel; the test or module is skipped where it is not installed."""
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     module: ModuleType = pytest.importorskip("spandrel", reason="spandrel is not installed", exc_type=ImportError)
     return module
 

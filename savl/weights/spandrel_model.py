@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -236,7 +237,7 @@ def import_spandrel() -> ModuleType:
             what to do.
     """
     try:
-        import spandrel
+        module = _import_with_operators()
     except ModuleNotFoundError as error:
         raise SpandrelUnavailable(f"models of other architectures need {error.name}: {INSTALL}") from error
     except Exception as error:  # a torchvision that does not match torch fails with RuntimeError, OSError and others
@@ -246,8 +247,27 @@ def import_spandrel() -> ModuleType:
             f"models of other architectures need spandrel, which does not import here "
             f"({type(error).__name__}: {reason}){hint}"
         ) from error
-    module: ModuleType = spandrel
     return module
+
+
+def _import_with_operators() -> ModuleType:
+    """Import spandrel, also beside a torchvision whose compiled library does not load.
+
+    Such a torchvision was made for another build of torch, for example one with CUDA. Its Python code, of which the
+    models for upscaling need little, then fails to import because two operators are not declared. They are declared
+    here, without kernels, and the import is repeated.
+    """
+    try:
+        return import_module("spandrel")
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error):
+            raise
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("torchvision", "spandrel")]:
+        del sys.modules[name]  # imported in part
+    return import_module("spandrel")
 
 
 def wrap_descriptor(model: object) -> SpandrelModel | None:

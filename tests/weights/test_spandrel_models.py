@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -212,17 +213,24 @@ def test_without_spandrel_the_error_names_the_command_that_installs_it(
     assert message.endswith('models of other architectures need spandrel: pip install "savl[models]"')
 
 
+def test_spandrel_imports_beside_a_torchvision_whose_library_does_not_load() -> None:
+    """In a process of its own: in this one, conftest.py has declared the operators."""
+    code = "from savl.weights.spandrel_model import import_spandrel; print(import_spandrel().__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "spandrel\n", done.stderr
+
+
 def test_a_torchvision_of_another_torch_is_named(
     foreign_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(foreign_model("Compact").state_dict(), tmp_path / "model.pth")
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / "spandrel.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (broken / "spandrel.py").write_text("raise RuntimeError('torchvision was compiled for another torch')")
     monkeypatch.delitem(sys.modules, "spandrel")
     monkeypatch.syspath_prepend(broken)
     message = refusal(tmp_path / "model.pth")
-    assert "operator torchvision::nms does not exist" in message
+    assert "torchvision was compiled for another torch" in message
     assert message.endswith(f"install the torchvision that belongs to torch {torch.__version__}")
 
 
