@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def _call(
     shift_rows: int,
     shift_columns: int,
     dilated: bool,
-    mask: float,
+    mask: float | None,
 ) -> launch.Attention:
     q = launch.with_even_pixels(qkv)
     if k is None or v is None:
@@ -45,7 +46,7 @@ def _call(
         None if scale is None else scale.contiguous(),
         (shift_rows, shift_columns),
         dilated=dilated,
-        mask=mask,
+        mask=-math.inf if mask is None else mask,
     )
 
 

@@ -26,14 +26,15 @@ AttentionInputs inputs_of(const Tensor& qkv, const MaybeTensor& bias_table, cons
 }
 
 AttentionOptions options_of(int64_t heads, int64_t window_height, int64_t window_width, int64_t key_height,
-                            int64_t key_width, int64_t shift_rows, int64_t shift_columns, bool dilated, double mask) {
+                            int64_t key_width, int64_t shift_rows, int64_t shift_columns, bool dilated,
+                            std::optional<double> mask) {
   STD_TORCH_CHECK(window_height >= 1 && window_width >= 1, kOp, ": bad window");
   AttentionOptions options;
   options.heads = heads;
   options.rows = {0, 0, window_height, key_height, shift_rows, shift_rows * key_height / window_height};
   options.columns = {0, 0, window_width, key_width, shift_columns, shift_columns * key_width / window_width};
   options.dilated = dilated;
-  options.mask = mask;
+  if (mask.has_value()) options.mask = *mask;  // minus infinity otherwise
   return options;
 }
 
@@ -43,7 +44,7 @@ std::tuple<Tensor, Tensor> window_attention(const Tensor& qkv, const MaybeTensor
                                             const MaybeTensor& bias, const MaybeTensor& scale, int64_t heads,
                                             int64_t window_height, int64_t window_width, int64_t key_height,
                                             int64_t key_width, int64_t shift_rows, int64_t shift_columns, bool dilated,
-                                            double mask) {
+                                            std::optional<double> mask) {
   const AttentionInputs inputs = inputs_of(qkv, bias_table, severity, k, v, bias, scale);
   const AttentionOptions options =
       options_of(heads, window_height, window_width, key_height, key_width, shift_rows, shift_columns, dilated, mask);
@@ -54,7 +55,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_attent
     const Tensor& grad_out, const Tensor& qkv, const MaybeTensor& bias_table, const MaybeTensor& severity,
     const MaybeTensor& k, const MaybeTensor& v, const MaybeTensor& bias, const MaybeTensor& scale,
     const MaybeTensor& /*out*/, const MaybeTensor& /*lse*/, int64_t heads, int64_t window_height, int64_t window_width,
-    int64_t key_height, int64_t key_width, int64_t shift_rows, int64_t shift_columns, bool dilated, double mask) {
+    int64_t key_height, int64_t key_width, int64_t shift_rows, int64_t shift_columns, bool dilated,
+    std::optional<double> mask) {
   const AttentionInputs inputs = inputs_of(qkv, bias_table, severity, k, v, bias, scale);
   const AttentionOptions options =
       options_of(heads, window_height, window_width, key_height, key_width, shift_rows, shift_columns, dilated, mask);

@@ -110,7 +110,15 @@ def window_attention(
     if serves(WINDOW_ATTENTION, kernels, *tensors):
         fused: Tensor = torch.ops.savl.window_attention(*tensors, *geometry)[0]
         return fused
-    return _attend(tensors, geometry)
+    return window_attention_reference(
+        *tensors,
+        window=window,
+        shift=shift,
+        key_window=key_window,
+        dilated=dilated,
+        mask=mask,
+        heads=heads,
+    )
 
 
 def window_attention_reference(
@@ -134,8 +142,9 @@ def window_attention_reference(
     return _attend(tensors, _validate(*tensors, window, shift, key_window, dilated, mask, heads))
 
 
-Geometry = tuple[int, int, int, int, int, int, int, bool, float]
-"""The arguments of the schema that are not tensors."""
+Geometry = tuple[int, int, int, int, int, int, int, bool, float | None]
+"""The arguments of the schema that are not tensors. A mask of −∞ is None, because AOTInductor packages cannot contain
+it."""
 
 
 def _attend(tensors: tuple[Tensor | None, ...], geometry: Geometry) -> Tensor:
@@ -180,7 +189,7 @@ def _attend(tensors: tuple[Tensor | None, ...], geometry: Geometry) -> Tensor:
     if shifted:
         sides = shift_regions(height, width, window, shift, q.device)
         key_sides = shift_regions(key_rows, key_columns, key_window, key_shift, q.device)
-        logits = logits + shift_mask(sides, key_sides, mask, logits)[:, None]
+        logits = logits + shift_mask(sides, key_sides, float("-inf") if mask is None else mask, logits)[:, None]
     attended = logits.softmax(dim=-1) @ v  # (B, windows, heads, N, d)
 
     attended = attended.transpose(2, 3).flatten(3)
@@ -376,7 +385,7 @@ def _validate(
     others = {"bias_table": bias_table, "severity": severity, "bias": bias, "scale": scale}
     check_same_dtype_or_float32(OP, "qkv", qkv, **others)
     check_same_device(OP, "qkv", qkv, k=k, v=v, **others)
-    return count, wh, ww, kh, kw, sy, sx, dilated, float(mask)
+    return count, wh, ww, kh, kw, sy, sx, dilated, None if mask == float("-inf") else float(mask)
 
 
 # The op that fused kernels implement. Its second result is the log-sum-exp that the Triton backward pass needs.
@@ -543,7 +552,7 @@ def _benchmark(draw: Draw, side: int) -> BenchmarkProblem:
 _TENSORS = "Tensor qkv, Tensor? bias_table, Tensor? severity, Tensor? k, Tensor? v, Tensor? bias, Tensor? scale"
 _OPTIONS = (
     "int heads, int window_height, int window_width, int key_height, int key_width, int shift_rows, int shift_columns, "
-    "bool dilated, float mask"
+    "bool dilated, float? mask"
 )
 
 # Each trait beyond those of savl-base at least once, and those that meet in published networks together.

@@ -115,7 +115,7 @@ def test_info_as_json_has_the_same_facts(folder: Path) -> None:
 
 def test_info_states_what_would_be_accelerated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("savl.inference.network.uses_fused_attention", lambda device: True)
-    monkeypatch.setattr("savl.inference.network.accelerated", lambda network, dtype: (network, "2 of 2 blocks"))
+    monkeypatch.setattr("savl.inference.network.accelerated", lambda network: (network, "2 of 2 blocks"))
     assert run("models", "info", "swinir.pth").stdout.endswith("\n2 of 2 blocks\n")
     monkeypatch.setattr("savl.inference.network.uses_fused_attention", lambda device: False)
     assert "not accelerated: no fused kernel" in run("models", "info", "swinir.pth").stdout

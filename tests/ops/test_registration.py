@@ -83,7 +83,7 @@ def mixed_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
         ),
         "window-autocast": (
             "window_attention",
-            (image.bfloat16(), table, severity, *[None] * 4, 2, 2, 2, 2, 2, 1, 1, False, float("-inf")),
+            (image.bfloat16(), table, severity, *[None] * 4, 2, 2, 2, 2, 2, 1, 1, False, None),
         ),
         "posterior-negative-seed": ("gaussian_posterior", (mu, logvar, None, -3, 7, SEVERITY_EPS, SEVERITY_MAX)),
         "posterior-backward-one-map": (
