@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from savl import ops
 from savl.accelerate import parts
-from savl.accelerate.adapter import Adapter, Arguments, register
+from savl.accelerate.adapter import register
+from savl.accelerate.tokens import TokenBlock
 from savl.ops import KernelSettings
 
 
-class SwinBlock(Adapter):
+class SwinBlock(TokenBlock):
     """``x + attention(norm1(x))``, then ``x + mlp(norm2(x))``, called as ``block(tokens, (height, width))``.
 
     The attention has a bias table and its index, and one linear layer for q, k and v. Between the sides of a shifted
@@ -44,25 +44,6 @@ class SwinBlock(Adapter):
             return f"its scale is {attention.scale:g} instead of 1/sqrt({head_dim})"
         index, table = attention.relative_position_index, attention.relative_position_bias_table
         return parts.index_refusal(index, block.window_size, table)
-
-    def label(self, block: Any) -> str:
-        """See `Adapter.label`."""
-        window, shift = (block.window_size,) * 2, (block.shift_size,) * 2
-        return parts.sizes_label(window, shift, block.attn.num_heads, block.attn.qkv.in_features)
-
-    def example(
-        self, block: Any, network: nn.Module, generator: torch.Generator, batch: int, rows: int, columns: int
-    ) -> Arguments:
-        """See `Adapter.example`."""
-        height, width = rows * block.window_size, columns * block.window_size
-        return parts.draw(generator, batch, height * width, block.attn.qkv.in_features), (height, width)
-
-    def why_not(self, block: Any, x: Tensor, x_size: Any) -> str | None:
-        """See `Adapter.why_not`."""
-        height, width = x_size
-        if not parts.whole_windows(height, width, (block.window_size,) * 2):
-            return "windows do not cover the image"
-        return None
 
     def forward(self, block: Any, kernels: KernelSettings, x: Tensor, x_size: Any) -> Tensor:
         """See `Adapter.forward`."""

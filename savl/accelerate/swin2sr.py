@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from savl import ops
 from savl.accelerate import parts
-from savl.accelerate.adapter import Adapter, Arguments, keep, register
+from savl.accelerate.adapter import keep, register
+from savl.accelerate.tokens import TokenBlock
 from savl.ops import KernelSettings
 
 LARGEST_SCALE = float(torch.tensor(100.0).log())
 """Largest logarithm of the factor of a cosine, rounded to float32 as in the original blocks."""
 
 
-class Swin2SRBlock(Adapter):
+class Swin2SRBlock(TokenBlock):
     """``x + norm1(attention(x))``, then ``x + norm2(mlp(x))``, called as ``block(tokens, (height, width))``.
 
     An MLP computes the bias table from relative positions. The linear layer for q, k and v has a bias for q and v only.
@@ -50,24 +51,6 @@ class Swin2SRBlock(Adapter):
             return "its mask is unknown"
         positions = attention.relative_coords_table.flatten(0, -2)
         return parts.index_refusal(attention.relative_position_index, window, positions)
-
-    def label(self, block: Any) -> str:
-        """See `Adapter.label`."""
-        window, shift = (block.window_size,) * 2, (block.shift_size,) * 2
-        return parts.sizes_label(window, shift, block.attn.num_heads, block.attn.qkv.in_features)
-
-    def example(
-        self, block: Any, network: nn.Module, generator: torch.Generator, batch: int, rows: int, columns: int
-    ) -> Arguments:
-        """See `Adapter.example`."""
-        height, width = rows * block.window_size, columns * block.window_size
-        return parts.draw(generator, batch, height * width, block.attn.qkv.in_features), (height, width)
-
-    def why_not(self, block: Any, x: Tensor, x_size: Any) -> str | None:
-        """See `Adapter.why_not`."""
-        height, width = x_size
-        whole = parts.whole_windows(height, width, (block.window_size,) * 2)
-        return None if whole else "windows do not cover the image"
 
     def forward(self, block: Any, kernels: KernelSettings, x: Tensor, x_size: Any) -> Tensor:
         """See `Adapter.forward`."""
