@@ -10,6 +10,15 @@ LEAST_NORM: tl.constexpr = tl.constexpr(1e-12)
 INTERPRETED: tl.constexpr = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
+@tl.core.builtin
+def has_ptx(_semantic=None):
+    """Return, at compile time, whether a kernel is compiled to PTX; not to be called by the interpreter.
+
+    `triton.language.target_info` asks the driver, which is not there when kernels are compiled ahead of time.
+    """
+    return tl.constexpr(_semantic.builder.options.backend_name == "cuda")
+
+
 # Addresses
 
 
@@ -186,13 +195,15 @@ def load_bias(bias, index, exists, BIAS: tl.constexpr, CHECKED: tl.constexpr):
 
     The compiler gives `tl.load` a layout of its own and moves the result through shared memory into the layout of the
     products. It treats inline assembly as arithmetic instead: the loads happen in the layout of the products, with
-    constant offsets, and pairs of a thread with the same offset share a load. That saves a fifth of the instructions of
-    a tile and all of its sixteen barriers.
+    constant offsets, and pairs of a thread with the same offset share a load. On NVIDIA GPUs, that saves a fifth of the
+    instructions of a tile and all of its sixteen barriers; other GPUs have no PTX.
     """
     if BIAS == "none":
         found = tl.zeros(exists.shape, tl.float32)
     elif INTERPRETED:
         return tl.load(bias + index, mask=exists, other=float("-inf"))
+    elif not has_ptx():
+        found = tl.load(bias + index, mask=exists, other=0.0) if CHECKED else tl.load(bias + index)
     else:
         if CHECKED:
             index = tl.where(exists, index, 0)
@@ -216,7 +227,7 @@ def operand(x, PRECISION: tl.constexpr):
 
     Without rounding, tensor cores truncate the last bits. That error has twice the size, and always the same sign.
     """
-    if PRECISION == "tf32, rounded" and not INTERPRETED:
+    if PRECISION == "tf32, rounded" and not INTERPRETED and has_ptx():
         return tl.inline_asm_elementwise(
             "cvt.rna.tf32.f32 $0, $1;", "=r,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
@@ -225,8 +236,11 @@ def operand(x, PRECISION: tl.constexpr):
 
 @triton.jit
 def dot(a, b, PRECISION: tl.constexpr):
-    """Return ``a @ b``, accumulated in float32; PRECISION is "ieee", "tf32" or "tf32, rounded"."""
-    INPUT: tl.constexpr = "ieee" if PRECISION == "ieee" else "tf32"
+    """Return ``a @ b``, accumulated in float32; PRECISION is "ieee", "tf32" or "tf32, rounded".
+
+    GPUs without tf32 multiply float32 operands exactly: None stands for tf32 where the compiler has it.
+    """
+    INPUT: tl.constexpr = "ieee" if PRECISION == "ieee" else None
     return tl.dot(operand(a, PRECISION), operand(b, PRECISION), input_precision=INPUT)
 
 
@@ -238,7 +252,7 @@ def add_dot(a, b, accumulator, PRECISION: tl.constexpr):
     """
     if PRECISION == "ieee":
         return tl.fma(dot(a, b, PRECISION), 1.0, accumulator)
-    return tl.dot(operand(a, PRECISION), operand(b, PRECISION), accumulator, input_precision="tf32")
+    return tl.dot(operand(a, PRECISION), operand(b, PRECISION), accumulator)
 
 
 @triton.jit
