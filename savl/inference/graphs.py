@@ -29,8 +29,8 @@ If the last row and column of tiles are narrower than the context that the netwo
 sixteen shapes."""
 
 WARM_UPS = 2
-"""Number of passes before a capture. During the first passes, Triton compiles kernels, cuDNN chooses algorithms and
-libraries are loaded. None of this is allowed during a capture."""
+"""Number of passes before a capture, unless the function has run before. During the first passes, Triton compiles
+kernels, cuDNN chooses algorithms and libraries are loaded. None of this is allowed during a capture."""
 
 _capturing = threading.Lock()  # torch allows only one capture at a time in a process
 
@@ -42,8 +42,8 @@ class Capture(Protocol):
     def device(self) -> torch.device:
         """Device of the buffers."""
 
-    def record(self, function: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
-        """Record ``function``.
+    def record(self, function: Callable[[], Tensor], warm_ups: int = WARM_UPS) -> tuple[Callable[[], object], Tensor]:
+        """Record ``function`` after ``warm_ups`` calls of it.
 
         Returns:
             A function that replays the recording, and the tensor that holds the result after each replay.
@@ -61,8 +61,8 @@ class CudaCapture:
         self._pool: Any = None  # its type has no public name
         self._streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
 
-    def record(self, function: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
-        """Run ``function`` a few times on a side stream, then capture it.
+    def record(self, function: Callable[[], Tensor], warm_ups: int = WARM_UPS) -> tuple[Callable[[], object], Tensor]:
+        """Run ``function`` ``warm_ups`` times on a side stream, then capture it.
 
         Other threads may use the GPU during the recording, but not its random number generator.
 
@@ -79,7 +79,7 @@ class CudaCapture:
             current = torch.cuda.current_stream(self.device)
             side.wait_stream(current)
             with torch.cuda.stream(side):
-                for _ in range(WARM_UPS):
+                for _ in range(warm_ups):
                     function()
             current.wait_stream(side)
             return self._capture(function, stream)
@@ -123,7 +123,9 @@ class CudaCapture:
 class CapturedCall:
     """A recorded function with the buffers it reads from and writes to."""
 
-    def __init__(self, capture: Capture, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+    def __init__(
+        self, capture: Capture, function: Callable[..., Tensor], inputs: Sequence[Tensor], warm_ups: int = WARM_UPS
+    ) -> None:
         """Record ``function(*inputs)``. For the arguments, see `GraphCache.run`."""
         self.size = sum(tensor.numel() for tensor in inputs)
         # The buffers must not be inference tensors, because calls outside inference mode also write to them.
@@ -131,7 +133,7 @@ class CapturedCall:
             buffers = [torch.empty(tensor.shape, dtype=torch.float32, device=capture.device) for tensor in inputs]
             for buffer, tensor in zip(buffers, inputs, strict=True):
                 buffer.copy_(tensor)
-            self._replay, self._output = capture.record(lambda: function(*buffers))
+            self._replay, self._output = capture.record(lambda: function(*buffers), warm_ups)
         self._buffers = buffers
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
@@ -170,12 +172,17 @@ class GraphCache:
         """Return the number of recordings."""
         return len(self._calls)
 
+    def __contains__(self, key: object) -> bool:
+        """Return whether there is a recording for ``key``."""
+        return key in self._calls
+
     def run(
         self,
         key: Hashable,
         function: Callable[..., Tensor],
         inputs: Sequence[Tensor],
         key_is_current: Callable[[], bool] = lambda: True,
+        warm_ups: int = WARM_UPS,
     ) -> Tensor:
         """Compute ``function(*inputs)`` by replaying the recording for ``key``. If there is none, record it first.
 
@@ -190,6 +197,8 @@ class GraphCache:
             key_is_current: Function that returns whether ``key`` still describes the settings. It is called after
                 recording. If another thread has changed the settings during the recording, the recording is used for
                 this call but not kept.
+            warm_ups: Number of calls of ``function`` before it is recorded. 0 is enough if it has been called with
+                tensors of the same shapes and with the same settings.
 
         Returns:
             The result on the CPU, as a new tensor.
@@ -200,7 +209,7 @@ class GraphCache:
         with self._lock:
             call = self._calls.get(key)
             if call is None:
-                call = self._record(function, inputs)
+                call = self._record(function, inputs, warm_ups)
                 if key_is_current():
                     self._calls[key] = call
             else:
@@ -212,14 +221,14 @@ class GraphCache:
         with self._lock:
             self._delete_all()
 
-    def _record(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> CapturedCall:
+    def _record(self, function: Callable[..., Tensor], inputs: Sequence[Tensor], warm_ups: int) -> CapturedCall:
         size = sum(tensor.numel() for tensor in inputs)
         if self._calls and size > max(call.size for call in self._calls.values()):
             self._delete_all()
         while len(self._calls) >= self._limit:
             self._calls.popitem(last=False)
         try:
-            return CapturedCall(self._capture, function, inputs)
+            return CapturedCall(self._capture, function, inputs, warm_ups)
         except Exception as error:
             was_empty = not self._calls
             self._delete_all()
@@ -228,7 +237,7 @@ class GraphCache:
         # This code is not in the except block, because the traceback there keeps the tensors of the failed call alive.
         self._capture.release()
         try:
-            return CapturedCall(self._capture, function, inputs)
+            return CapturedCall(self._capture, function, inputs, warm_ups)
         except Exception:
             self._delete_all()
             raise

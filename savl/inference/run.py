@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from savl import ops
 from savl.bicubic import bicubic_upscale
+from savl.inference.automatic_graphs import LEAST_TILES, AutomaticGraphs, has_hooks
 from savl.inference.enlarge import Strength
-from savl.inference.graphs import GraphCache, launch_state
+from savl.inference.graphs import WARM_UPS, GraphCache, launch_state
 from savl.inference.process_settings import return_freed_memory
 from savl.inference.tiling import Region, feather, round_up, split, whole
 from savl.network import DegradationField
@@ -39,6 +42,7 @@ class Computation:
         dtype: torch.float32, or torch.bfloat16 for autocast.
         tile_pad: Context around each tile in LR pixels.
         graphs: Cache of CUDA graphs, or None.
+        automatic: Decision which tiles use them; None for all.
     """
 
     network: UpscalingNetwork
@@ -48,6 +52,7 @@ class Computation:
     dtype: torch.dtype
     tile_pad: int
     graphs: GraphCache | None
+    automatic: AutomaticGraphs | None = None
 
 
 class Run:
@@ -86,7 +91,12 @@ class Run:
         self.device = computation.device
         self.dtype = computation.dtype
         self.tile_pad = computation.tile_pad
+        self.automatic = computation.automatic
         self.graphs = computation.graphs
+        if self.automatic is not None and (self.automatic.reason is not None or has_hooks(network)):
+            self.graphs = None
+        self.repeated: set[Hashable] = set()
+        self.computed: set[Hashable] = set()
         self.state = None if self.graphs is None else launch_state(network)
         self.lr = lr
         self.image = whole(lr)
@@ -119,8 +129,10 @@ class Run:
             try:
                 field = self.field(region)
             except Exception as error:
-                parts = split(region, _half(max(region.rows.length, region.columns.length), 1))
-                if not is_out_of_memory(error) or len(parts) == 1:
+                # Without the memory of automatic graphs, the whole region may fit.
+                held = self.automatic is not None and self.graphs is not None and len(self.graphs) > 0
+                parts = [region] if held else split(region, _half(max(region.rows.length, region.columns.length), 1))
+                if not is_out_of_memory(error) or (len(parts) == 1 and not held):
                     raise
             else:
                 assert field is not None
@@ -175,10 +187,7 @@ class Run:
         scale = self.scale
         out = _zeros(*self.lr.shape[:2], scale * region.rows.length, scale * region.columns.length)
         tiles = [core.grown(margin, region) for core in cores]
-        ready: dict[int, Tensor] = {}
-        if self.graphs is not None:  # the largest tile first: the graphs of the others then fit into its memory
-            largest = max(range(len(tiles)), key=lambda index: self.context(tiles[index]).pixels)
-            ready[largest] = self.render(tiles[largest], side)
+        ready = {index: self.render(tiles[index], side) for index in self.first_tiles(tiles)}
         for index, (core, visible) in enumerate(zip(cores, tiles, strict=True)):
             sr = ready.pop(index) if index in ready else self.render(visible, side)
             sr *= feather(core, region, margin, scale)
@@ -186,6 +195,38 @@ class Run:
             if on_tile is not None:
                 on_tile()
         return out
+
+    def first_tiles(self, tiles: list[Region]) -> list[int]:
+        """Return the tiles to compute before the others, so that a graph of the largest shape is recorded first.
+
+        The graphs of the other shapes then fit into its memory. This also finds the shapes that occur several times.
+        """
+        if self.graphs is None:
+            return []
+        shapes = [self.shape_of(tile) for tile in tiles]
+        size = [self.context(tile).pixels for tile in tiles]
+        if self.automatic is None:
+            return [max(range(len(tiles)), key=size.__getitem__)]
+        repeated = {shape for shape, count in Counter(shapes).items() if count >= LEAST_TILES}
+        self.repeated |= repeated
+        largest = max(
+            (index for index, shape in enumerate(shapes) if shape in repeated), key=size.__getitem__, default=-1
+        )
+        # Two of them: the first is computed without a graph.
+        return [index for index, shape in enumerate(shapes) if largest >= 0 and shape == shapes[largest]][:2]
+
+    def shape_of(self, region: Region) -> tuple[Region, Region, Region]:
+        """Return what distinguishes the graphs of tiles of one image: the sizes and places of all that is cut out.
+
+        Args:
+            region: The tile.
+
+        Returns:
+            The halo, and in its pixels the context and ``region``.
+        """
+        context = self.context(region)
+        halo = context.grown(self.halo, self.image)
+        return halo.seen_from(halo), context.seen_from(halo), region.seen_from(halo)
 
     def render(self, region: Region, side: int) -> Tensor:
         """Upscale one rectangle with context around it; if memory runs out, in tiles of half the side."""
@@ -226,12 +267,25 @@ class Run:
         def compute(crop: Tensor, *on_device: Tensor) -> Tensor:
             return self.pass_over(crop, dict(zip(maps, on_device, strict=True)), local_context, local_region)
 
-        if self.graphs is None:
+        def compute_now() -> Tensor:
             on_device = [tensor.to(self.device, torch.float32).contiguous() for tensor in inputs]
             return compute(*on_device).to("cpu", torch.float32)
+
+        graphs = self.graphs
+        if graphs is None:
+            return compute_now()
         shapes = tuple(tuple(tensor.shape) for tensor in inputs)
         key = (shapes, tuple(maps), local_context, local_region, self.dtype, self.state, id(self.network))
-        return self.graphs.run(key, compute, inputs, lambda: launch_state(self.network) == self.state)
+
+        def replay(warm_ups: int = WARM_UPS) -> Tensor:
+            return graphs.run(key, compute, inputs, lambda: launch_state(self.network) == self.state, warm_ups)
+
+        if self.automatic is None:
+            return replay()
+        repeated = self.shape_of(region) in self.repeated
+        return self.automatic.run(
+            graphs, key, repeated=repeated, computed=self.computed, compute=compute_now, replay=partial(replay, 0)
+        )
 
     def pass_over(self, crop: Tensor, maps: dict[str, Tensor], context: Region, region: Region) -> Tensor:
         """Run the network on a tile; CUDA graphs record this function.

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from savl.accelerate import AccelerationReport
 from savl.images.pixels import check_range
+from savl.inference.automatic_graphs import AutomaticGraphs, has_hooks
 from savl.inference.device import best_device, checked_dtype, with_device_index
 from savl.inference.enlarge import Strength, check_strength
 from savl.inference.graphs import CudaCapture, GraphCache
@@ -65,7 +66,7 @@ class Upscaler:
         tile_pad: int = 32,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        cuda_graph: bool = False,
+        cuda_graph: bool | None = None,
         strength: Strength = "auto",
     ) -> None:
         """Put the network on its device.
@@ -87,26 +88,35 @@ class Upscaler:
                 hardware that supports it. Some architectures compute in float32 only. The degradation field, severity
                 and strength are always computed in float32. Results of savl-tiny were measured to be within one 8-bit
                 level of those in float32.
-            cuda_graph: Record the network's pass over a tile as a CUDA graph, and replay it for every tile of the same
-                shape. Results are bitwise equal, and the CPU no longer launches every kernel. The first tile of a shape
-                takes three additional passes, so this pays off for many tiles or images.
+            cuda_graph: Record the network's pass over a tile as a CUDA graph, and replay it for tiles of the same
+                shape. Results are bitwise equal, and the CPU no longer launches every kernel.
+
+                None decides automatically: on CUDA, if several tiles of an image share a shape, from the second of
+                them on. This takes no additional passes. If the network cannot be recorded, or memory does not suffice
+                for graphs, tiles are computed without them; `graphs_report` then has the reason. A compiled network is
+                not recorded.
+
+                True records every shape, also of images that are not tiled, and raises an error if that is impossible.
+                The first tile of a shape takes three additional passes, so this pays off for many tiles or images. With
+                ``tile=None``, the side chosen at the first call is kept for later calls, and a side that ran out of
+                memory is not tried again. False never records.
 
                 Graphs for up to `savl.inference.graphs.MAX_GRAPHS` shapes are kept. They share the memory that the
                 largest one needs, plus one output tile each, and keep it between calls. Therefore tiles keep their
                 different shapes: padding all of them to one shape would save no memory, and would change results at the
-                edges of the image. With ``tile=None``, the side chosen at the first call is kept for later calls, and a
-                side that ran out of memory is not tried again.
+                edges of the image.
 
                 Weights changed in place take effect at the next tile. Graphs are recorded anew at the next image after
                 a change of the fused kernels or of torch's precision settings, and after the model was moved or given
-                other tensors. Threads that share the Upscaler run the network one at a time.
+                other tensors. Threads that share the Upscaler replay one at a time. Python code of the network, such as
+                hooks of its modules, does not run during a replay.
             strength: How strongly images are restored, unless a call says otherwise. "auto": the strength that
                 the network has learned for each pixel, or 1 if it has learned none. A number from 0 to 1 scales the
                 difference from bicubic interpolation: 0 is bicubic interpolation, 1 the network's full restoration.
 
         Raises:
             TypeError: ``model`` is not such a network, ``tile`` or ``tile_pad`` is not an int, ``cuda_graph`` is
-                not a bool, or ``strength`` is neither a number nor "auto".
+                neither a bool nor None, or ``strength`` is neither a number nor "auto".
             ValueError: ``tile`` or ``tile_pad`` is negative; or the dtype is not one of the two (float16 is refused
                 because networks of the HAT family overflow in it), or the architecture does not support bfloat16; or
                 ``cuda_graph`` is set without CUDA; or ``strength`` is not in [0, 1]; or ``model`` is a model of
@@ -123,8 +133,8 @@ class Upscaler:
                 raise TypeError(f"{name} must be an int (LR pixels), got {type(pixels).__name__} {pixels!r}")
             if pixels < 0:
                 raise ValueError(f"{name} must be >= 0 LR pixels, got {pixels}")
-        if not isinstance(cuda_graph, bool):
-            raise TypeError(f"cuda_graph must be a bool, got {type(cuda_graph).__name__} {cuda_graph!r}")
+        if not isinstance(cuda_graph, bool | None):
+            raise TypeError(f"cuda_graph must be a bool or None, got {type(cuda_graph).__name__} {cuda_graph!r}")
         self.device = with_device_index(torch.device(device) if device is not None else best_device())
         if cuda_graph and self.device.type != "cuda":
             raise ValueError(
@@ -153,7 +163,12 @@ class Upscaler:
         self.compiled_parts: Parts | None = None
         if unwrapped.compile is not None:
             self.compiled_parts = unwrapped.compile(network.estimate), unwrapped.compile(network.reconstruct)
-        self.graphs = GraphCache(CudaCapture(self.device)) if cuda_graph else None
+        self.graphs: GraphCache | None = None
+        self.automatic_graphs: AutomaticGraphs | None = None
+        if cuda_graph or (cuda_graph is None and self.device.type == "cuda" and self.compiled_parts is None):
+            self.graphs = GraphCache(CudaCapture(self.device))
+        if cuda_graph is None and self.graphs is not None:
+            self.automatic_graphs = AutomaticGraphs(trusted=isinstance(network, SAVL))
         self._accelerated: tuple[UpscalingNetwork, AccelerationReport | None] | None = None
         self._accelerating = threading.Lock()
         self._measured_bytes: int | None = None
@@ -203,7 +218,7 @@ class Upscaler:
             run = Run(self._computation(), image, split(whole(lr), core), chosen, on_tile)
             run.measure_maps()
             sr = run.interpolate() if chosen == 0 else run.assemble(whole(lr), core, run.count)
-        if self.graphs is not None and run.largest_core is not None:
+        if self.graphs is not None and self.automatic_graphs is None and run.largest_core is not None:
             self._largest_cores[lr.shape[0]] = run.largest_core
         if self.model.keeps_flat_areas:
             restore_flat_areas(sr, image.to("cpu", torch.float32))
@@ -228,6 +243,18 @@ class Upscaler:
         """
         return None if self._accelerated is None else self._accelerated[1]
 
+    @property
+    def graphs_report(self) -> str:
+        """One line that says whether tiles are computed by CUDA graphs, and if not, why."""
+        if self.graphs is None:
+            return "CUDA graphs: not used"
+        if self.automatic_graphs is not None and self.automatic_graphs.reason is not None:
+            return f"CUDA graphs: not used, {self.automatic_graphs.reason}"
+        if self.automatic_graphs is not None and has_hooks(self.model):
+            return "CUDA graphs: not used while modules of the network have hooks, which a replay would not call"
+        which = "all tiles" if self.automatic_graphs is None else "tiles whose shape occurs several times in an image"
+        return f"CUDA graphs: for {which}; {len(self.graphs)} shapes recorded"
+
     def _computation(self) -> Computation:
         """Return how tiles are computed: by the accelerated network where the fused kernels are used."""
         network = self.model
@@ -237,7 +264,7 @@ class Upscaler:
                     self._accelerated = accelerated(network)
             network = self._accelerated[0]
         parts: Parts = self.compiled_parts or (network.estimate, network.reconstruct)
-        return Computation(network, *parts, self.device, self.dtype, self.tile_pad, self.graphs)
+        return Computation(network, *parts, self.device, self.dtype, self.tile_pad, self.graphs, self.automatic_graphs)
 
     def _current_device(self) -> AbstractContextManager[object]:
         """Make the device current: some libraries launch kernels there, whatever the device of their tensors."""
@@ -264,7 +291,8 @@ class Upscaler:
     def _default_tile(self, batch: int) -> int:
         """Return the side of tiles chosen by free memory.
 
-        With CUDA graphs the first choice is kept, because graphs take memory themselves and fit one shape each.
+        While there are CUDA graphs the first choice is kept, because graphs take memory themselves and fit one shape
+        each.
         """
         least = 0 if isinstance(self.model, SAVL) else LEAST_MEASURED_TILE
 
@@ -273,9 +301,10 @@ class Upscaler:
 
         if self.graphs is None:
             return choose()
-        if batch not in self._default_tiles:
-            self._default_tiles.setdefault(batch, choose())
-        return self._default_tiles[batch]
+        if self.automatic_graphs is not None and len(self.graphs) == 0:
+            self._default_tiles.pop(batch, None)
+        side = self._default_tiles.get(batch)
+        return self._default_tiles.setdefault(batch, choose()) if side is None else side
 
     def _bytes_per_pixel(self) -> int:
         """Return the estimated memory of the network's features per LR pixel: by its settings, or measured once."""

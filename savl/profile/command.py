@@ -37,7 +37,7 @@ Nsight Systems: is the GPU busy?
   - The launch gap: add up the kernels of cuda_gpu_kern_sum and compare the sum with "step" in nvtx_gpu_proj_sum. If the
     sum is far smaller, the GPU waits for the CPU: in cuda_api_sum, cudaLaunchKernel takes as long as the kernels, and
     the timeline shows gaps between kernels of a few microseconds. Faster kernels do not help then. Use larger tiles or
-    batches, or CUDA graphs (`savl.Upscaler(..., cuda_graph=True)`).
+    batches, or CUDA graphs (`savl.Upscaler` uses them by itself for tiles that share a shape).
   - cudaStreamSynchronize, cudaMemcpy or cudaMalloc inside a step indicate a mistake.
   - With --train, the backward pass runs in the thread of the forward pass, so that its kernels are in "backward".
 

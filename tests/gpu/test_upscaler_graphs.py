@@ -41,7 +41,7 @@ def _eager() -> Iterator[None]:
 
 
 def assert_same_bits(model: SAVL, images: list[Tensor], **settings: Any) -> savl.Upscaler:
-    plain = savl.Upscaler(model, device="cuda", **settings)
+    plain = savl.Upscaler(model, device="cuda", cuda_graph=False, **settings)
     upscaler = savl.Upscaler(model, device="cuda", cuda_graph=True, **settings)
     for lr in images:
         expected, out = plain(lr), upscaler(lr)
@@ -61,6 +61,35 @@ def test_replayed_tiles_are_bit_identical(
 ) -> None:
     with savl.use_fused_kernels(fused):
         assert_same_bits(model, [image, 1 - image, image], tile=tile, tile_pad=8, dtype=dtype)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_tiles_of_one_shape_are_replayed_by_default_and_bit_identical(model: SAVL, fused: bool) -> None:
+    images = list(torch.rand(2, 1, 3, 96, 112, generator=torch.Generator().manual_seed(0)))
+    plain = savl.Upscaler(model, tile=16, tile_pad=8, device="cuda", cuda_graph=False)
+    upscaler = savl.Upscaler(model, tile=16, tile_pad=8, device="cuda")
+    with savl.use_fused_kernels(fused):
+        for lr in images:
+            assert torch.equal(upscaler(lr).sr, plain(lr).sr)
+    assert upscaler.graphs is not None
+    assert len(upscaler.graphs) == 5, upscaler.graphs_report
+
+
+def test_a_network_that_cannot_be_captured_is_computed_without_graphs(
+    model: SAVL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = SAVL.reconstruct
+
+    def waits(self: SAVL, lr: Tensor, field: DegradationField | None) -> Tensor:
+        sr = original(self, lr, field)
+        return sr + 0 * float(sr.sum())  # asks the GPU for a number
+
+    lr = torch.rand(1, 3, 96, 112)
+    expected = savl.Upscaler(model, tile=16, tile_pad=8, device="cuda", cuda_graph=False)(lr).sr
+    monkeypatch.setattr(SAVL, "reconstruct", waits)
+    upscaler = savl.Upscaler(model, tile=16, tile_pad=8, device="cuda")
+    assert torch.equal(upscaler(lr).sr, expected)
+    assert "cannot be captured" in upscaler.graphs_report
 
 
 @pytest.mark.parametrize("strength", ["auto", 0.5])
@@ -101,7 +130,7 @@ def test_the_network_runs_no_python_once_its_shapes_are_captured(
 def test_threads_may_share_an_upscaler_with_graphs(model: SAVL, image: Tensor, own_streams: bool) -> None:
     images = [image * level for level in torch.linspace(0.3, 1, 24)]
     savl.use_fused_kernels(False, model=model)
-    plain = savl.Upscaler(model, tile=24, tile_pad=4, device="cuda")
+    plain = savl.Upscaler(model, tile=24, tile_pad=4, device="cuda", cuda_graph=False)
     expected = [plain(lr).sr for lr in images]
     upscaler = savl.Upscaler(model, tile=24, tile_pad=4, device="cuda", cuda_graph=True)
 
@@ -116,7 +145,7 @@ def test_threads_may_share_an_upscaler_with_graphs(model: SAVL, image: Tensor, o
 
 def test_other_work_on_the_gpu_does_not_disturb_a_capture(model: SAVL, image: Tensor) -> None:
     savl.use_fused_kernels(False, model=model)
-    plain = savl.Upscaler(model, tile=16, tile_pad=8, device="cuda")
+    plain = savl.Upscaler(model, tile=16, tile_pad=8, device="cuda", cuda_graph=False)
     expected = plain(image).sr
     with ThreadPoolExecutor(1) as pool:
         others = [pool.submit(plain, image) for _ in range(8)]
@@ -127,7 +156,7 @@ def test_other_work_on_the_gpu_does_not_disturb_a_capture(model: SAVL, image: Te
 
 
 def test_a_change_of_the_kernel_setting_takes_effect(model: SAVL, image: Tensor) -> None:
-    plain = savl.Upscaler(model, tile=24, tile_pad=8, device="cuda")
+    plain = savl.Upscaler(model, tile=24, tile_pad=8, device="cuda", cuda_graph=False)
     upscaler = savl.Upscaler(model, tile=24, tile_pad=8, device="cuda", cuda_graph=True)
     results = []
     for fused in (False, True, False):
@@ -140,7 +169,7 @@ def test_a_change_of_the_kernel_setting_takes_effect(model: SAVL, image: Tensor)
 
 
 def test_weights_changed_in_place_and_replaced_tensors_take_effect(model: SAVL, image: Tensor) -> None:
-    plain = savl.Upscaler(model, tile=0, device="cuda")
+    plain = savl.Upscaler(model, tile=0, device="cuda", cuda_graph=False)
     upscaler = savl.Upscaler(model, tile=0, device="cuda", cuda_graph=True)
     assert upscaler.model is model, "a copy would not see the changes"
     before = upscaler(image).sr
@@ -164,7 +193,7 @@ def test_memory_does_not_grow_with_the_number_of_shapes() -> None:
     sizes = [*range(128, 256, 8), *range(256, 120, -8)]
     base = reserved()
     torch.cuda.reset_peak_memory_stats()
-    savl.Upscaler(model, tile=0, device="cuda")(torch.rand(1, 3, 256, 256))
+    savl.Upscaler(model, tile=0, device="cuda", cuda_graph=False)(torch.rand(1, 3, 256, 256))
     once = torch.cuda.max_memory_reserved() - base
     upscaler = savl.Upscaler(model, tile=0, device="cuda", cuda_graph=True)
     for side in sizes:
@@ -181,7 +210,7 @@ def test_smaller_tiles_are_used_after_running_out_of_memory() -> None:
     lr = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(2))
     base = reserved()
     torch.cuda.reset_peak_memory_stats()
-    expected = savl.Upscaler(model, tile=0, device="cuda")(lr).sr
+    expected = savl.Upscaler(model, tile=0, device="cuda", cuda_graph=False)(lr).sr
     needed = torch.cuda.max_memory_reserved() - base
     upscaler = savl.Upscaler(model, tile=256, device="cuda", cuda_graph=True)
     total = torch.cuda.get_device_properties(0).total_memory
@@ -210,13 +239,13 @@ def test_a_failed_capture_raises_and_leaves_the_gpu_usable(
         patch.setattr(SAVL, "reconstruct", waits)
         with pytest.raises(RuntimeError, match="cannot be captured as a CUDA graph; use cuda_graph=False"):
             upscaler(image)
-    assert torch.equal(upscaler(image).sr, savl.Upscaler(model, tile=0, device="cuda")(image).sr)
+    assert torch.equal(upscaler(image).sr, savl.Upscaler(model, tile=0, device="cuda", cuda_graph=False)(image).sr)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds fewer than two CUDA devices")
 @pytest.mark.parametrize("cuda_graph", [False, True])
 def test_only_the_device_of_the_upscaler_is_used(model: SAVL, image: Tensor, cuda_graph: bool) -> None:
-    expected = savl.Upscaler(model, tile=24, tile_pad=8, device="cuda:0")(image).sr
+    expected = savl.Upscaler(model, tile=24, tile_pad=8, device="cuda:0", cuda_graph=False)(image).sr
     second = savl.Upscaler(model, tile=24, tile_pad=8, device="cuda:1", cuda_graph=cuda_graph)
     with torch.cuda.device(0), savl.use_fused_kernels(True):
         before = torch.cuda.memory_stats(0)["allocation.all.allocated"]

@@ -32,7 +32,7 @@ class Recorder:
         self._seconds = seconds
         self._busy = threading.Lock()
 
-    def record(self, function: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+    def record(self, function: Callable[[], Tensor], warm_ups: int = WARM_UPS) -> tuple[Callable[[], object], Tensor]:
         self.recorded += 1
         output = function().clone()
         if (failure := self._fails()) is not None:
