@@ -39,7 +39,7 @@ struct KernelTable {
 #define SAVL_MEMBER(op, Args) OpKernels<Args> op;
   SAVL_FOR_EACH_OP(SAVL_MEMBER)
 #undef SAVL_MEMBER
-  // Ops without a backward kernel in C++. savl/ops/<op>.py computes their gradients (`backward_on_cpu`).
+  // Ops without a backward kernel in C++. savl/ops/<op>.py computes their gradients (`backward_in_torch`).
   Kernel<ConvolutionArgs> convolution[kStorages];
   Kernel<ChannelGateArgs> channel_gate[kStorages];
 };

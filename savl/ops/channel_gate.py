@@ -228,7 +228,7 @@ def _compute_backward(
     neighbourhood: int,
     scale: float,
 ) -> tuple[Tensor, ...]:
-    """Compute the gradients on a CPU by operations of torch, in float64: then sums have no order to depend on."""
+    """Compute the gradients by operations of torch, in float64: then sums have no order to depend on."""
     given = (x, weight, bias, squeeze_weight, squeeze_bias, excite_weight, excite_bias)
     grad, x, weight, bias, squeeze_weight, squeeze_bias, excite_weight, excite_bias = (
         each.double().contiguous() for each in (grad, *given)
@@ -337,7 +337,7 @@ CHANNEL_GATE = register(
         "int neighbourhood, float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         fake=_fake,
         fake_backward=_fake_backward,
-        backward_on_cpu=_compute_backward,
+        backward_in_torch=_compute_backward,
         decomposition=_compute,
         setup_context=_setup_context,
         backward=_backward,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from savl import ops
 from savl.ops.case import BenchmarkProblem, Case, Draw
-from savl.ops.library import CPP
+from savl.ops.library import CPP, INTERPRETED, TRITON
 from savl.ops.op import Op, register
 from savl.ops.settings import KernelSettings
 from savl.ops.switch import serves
@@ -34,6 +34,8 @@ from savl.ops.validation import (
 )
 
 OP = "convolution"
+MOST_CHANNELS = 512
+"""Largest number of channels for the Triton kernel of linear layers, whose programs hold all channels of a pixel."""
 Activation = Literal["none", "gelu", "leaky_relu"]
 ACTIVATIONS: tuple[Activation, ...] = ("none", "gelu", "leaky_relu")
 
@@ -99,10 +101,10 @@ def convolution(
     try:
         narrow, fits = False, True
         given: Any = tensors
-        autocast = x.is_cpu and _autocasts(x)
+        autocast = _autocasts(x)
         if autocast:
             given = _cast(*tensors)
-            fits, narrow = torch.get_autocast_dtype("cpu") == torch.bfloat16, given[0].dtype == torch.float32
+            fits, narrow = _fits_autocast(x), given[0].dtype == torch.float32
         if fits and serves(CONVOLUTION, kernels, *given):
             parameters = [each.dtype for each in (weight, bias, norm_weight, norm_bias, gate) if each is not None]
             if not autocast and x.dtype == torch.float32 and torch.bfloat16 in parameters:
@@ -125,7 +127,7 @@ def fuses_convolution(x: Tensor, kernels: KernelSettings | None = None) -> bool:
 
     If so, layer normalisation needs no separate pass over memory.
     """
-    return serves(CONVOLUTION, kernels, x)
+    return (not _autocasts(x) or _fits_autocast(x)) and serves(CONVOLUTION, kernels, x)
 
 
 _AUTOCAST = (torch.float16, torch.bfloat16, torch.float32)
@@ -134,6 +136,11 @@ _AUTOCAST = (torch.float16, torch.bfloat16, torch.float32)
 def _autocasts(x: Tensor) -> bool:
     """Return whether autocast has an effect. Torch leaves float64 alone, and has no autocast for meta tensors."""
     return not x.is_meta and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+
+
+def _fits_autocast(x: Tensor) -> bool:
+    """Return whether the fused kernels multiply in the dtype of autocast."""
+    return torch.get_autocast_dtype(x.device.type) == torch.bfloat16
 
 
 def _cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -402,7 +409,7 @@ def _compute_backward(
     narrow: bool,
     wanted: list[bool],
 ) -> tuple[Tensor, ...]:
-    """Compute the gradients on a CPU: that of ``x`` with the fused kernel, the others by operations of torch."""
+    """Compute the gradients by operations of torch; on a CPU, that of ``x`` with the fused kernel."""
     absent = x.new_empty(0)
     grad_gamma = grad_gate = grad_norm_weight = grad_norm_bias = grad_x = grad_weight = absent
     dtype = torch.bfloat16 if narrow else x.dtype  # of the products
@@ -433,10 +440,7 @@ def _compute_backward(
     normed = normed.to(dtype)
     side = 1 if weight.dim() == 2 else weight.shape[-1]
     if wanted[0] or (norm_weight is not None and (wanted[3] or wanted[4])):
-        turned = weight.t() if weight.dim() == 2 else weight.transpose(0, 1).flip(2, 3)
-        grad_x = torch.ops.savl.convolution(grad, turned, *[None] * 7, dilation, 0, 0.0, 0.0, False, False)[0].to(
-            x.dtype
-        )
+        grad_x = _gradient_of_input(grad, weight, dilation).to(x.dtype)
         if norm_weight is not None:
             grad_x, grad_norm_weight, grad_norm_bias = torch.ops.savl.layer_norm_backward(
                 grad_x, x, norm_weight, norm_bias, mean, inverse
@@ -455,6 +459,19 @@ def _compute_backward(
     found = (grad_x, grad_weight, grad_bias, grad_norm_weight, grad_norm_bias, grad_gamma, grad_gate)
     flags = (*wanted[:5], wanted[6], wanted[8])
     return tuple(each.to(x.dtype) if flag else absent.clone() for each, flag in zip(found, flags, strict=True))
+
+
+def _gradient_of_input(grad: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    """Return the gradient of the input of the convolution alone, given that of its output."""
+    if grad.is_cpu and not INTERPRETED:
+        turned = weight.t() if weight.dim() == 2 else weight.transpose(0, 1).flip(2, 3)
+        found: Tensor = torch.ops.savl.convolution(grad, turned, *[None] * 7, dilation, 0, 0.0, 0.0, False, False)[0]
+        return found
+    weight = weight.to(grad.dtype)
+    if weight.dim() == 2 or weight.shape[-1] == 1:
+        return grad @ weight.flatten(1)
+    planes, around = grad.permute(0, 3, 1, 2), weight.shape[-1] // 2 * dilation
+    return F.conv_transpose2d(planes, weight, padding=around, dilation=dilation).permute(0, 2, 3, 1).contiguous()
 
 
 # Cases for tests and benchmarks
@@ -519,6 +536,12 @@ def _benchmark(draw: Draw, side: int, kernel: int = 1) -> BenchmarkProblem:
     return BenchmarkProblem(arguments, options, moved, 2 * moved, flops, 2 * flops, bandwidth_bound=False)
 
 
+def _triton_limit(x: Tensor, weight: Tensor | None = None, *others: Tensor | None) -> str | None:
+    if weight is not None and weight.dim() == 4 and weight.shape[-1] == 3:
+        return "the kernel has 3×3 pixels"
+    return None if x.shape[-1] <= MOST_CHANNELS else f"x has {x.shape[-1]} channels, more than {MOST_CHANNELS}"
+
+
 _MLP = {"norm": True, "activation": "gelu"}
 _SMALL = {"batch": 1, "height": 5, "width": 7, "channels": 19, "outputs": 21}
 CONVOLUTION = register(
@@ -526,7 +549,7 @@ CONVOLUTION = register(
         name=OP,
         function=convolution,
         reference=convolution_reference,
-        backends={CPP: None},
+        backends={TRITON: _triton_limit, CPP: None},
         schema="convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, "
         "Tensor? residual, Tensor? gamma, Tensor? beta, Tensor? gate, int dilation, int activation, float slope, "
         "float eps, bool keep, bool narrow) -> (Tensor, Tensor)",
@@ -535,7 +558,7 @@ CONVOLUTION = register(
         "float eps, bool narrow, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         fake=_fake,
         fake_backward=_fake_backward,
-        backward_on_cpu=_compute_backward,
+        backward_in_torch=_compute_backward,
         decomposition=_decomposition,
         setup_context=_setup_context,
         backward=_backward,
@@ -564,6 +587,11 @@ CONVOLUTION = register(
         tiny_cases=(
             {"batch": 1, "height": 2, "width": 2, "channels": 3, "outputs": 2, **_MLP, "modulation": True},
             {"batch": 1, "height": 2, "width": 3, "channels": 2, "outputs": 2, "side": 3, "gate": (1, 3)},
+        ),
+        interpreter_cases=(
+            {**_SMALL, **_MLP, "modulation": True},
+            {**_SMALL, "channels": 48, "outputs": 36, "height": 4, "width": 9, "gate": (2, 3)},
+            {**_SMALL, "activation": "leaky_relu", "residual": True, "bias": False},
         ),
         title="convolution",
         benchmark=_benchmark,

@@ -67,8 +67,8 @@ class Op:
     interpreter_cases: tuple[Settings, ...] = ()
     """Settings of the cases under Triton's interpreter, which is slow; empty without a Triton kernel."""
 
-    backward_on_cpu: Callable[..., Any] | None = None
-    """Kernel of ``<name>_backward`` for CPUs in Python; None if the C++ extension has one."""
+    backward_in_torch: Callable[..., Any] | None = None
+    """Kernel of ``<name>_backward`` for CPUs and GPUs by operations of torch; None if the backends have their own."""
     title: str = ""
     """Name of the op in tables of benchmarks."""
     benchmark: Callable[..., BenchmarkProblem] | None = None
@@ -114,10 +114,11 @@ def register(op: Op) -> Op:
     _define(op.backward_schema, op.fake_backward, None, None)
     # The key under which torch.func interprets a call, whatever the transform.
     LIBRARY.impl(op.name, op.decomposition, "FuncTorchDynamicLayerFrontMode")
-    if op.backward_on_cpu is not None:
-        LIBRARY.impl(f"{op.name}_backward", op.backward_on_cpu, "CPU")
+    if op.backward_in_torch is not None:
+        for key in ("CPU", "CUDA"):
+            LIBRARY.impl(f"{op.name}_backward", op.backward_in_torch, key)
     if TRITON in op.backends:
-        for name in (op.name, f"{op.name}_backward"):
+        for name in (op.name, f"{op.name}_backward")[: 1 if op.backward_in_torch else 2]:
             key = "CPU" if INTERPRETED else "CUDA"
             LIBRARY.impl(name, _triton_launcher(op.name, name), key, allow_override=INTERPRETED)
     OPS[op.name] = op

@@ -116,7 +116,7 @@ def test_a_dilated_convolution_is_trained_in_the_contiguous_layout(way: str) -> 
 def test_torch_computes_the_weight_gradient_of_the_fused_op_in_the_contiguous_layout() -> None:
     gradient, y = torch.rand(2, 2, 16, 16, 24).bfloat16()
     weight = torch.rand(24, 24, 3, 3).contiguous(memory_format=LAST)
-    backward = OPS["convolution"].backward_on_cpu
+    backward = OPS["convolution"].backward_in_torch
     assert backward is not None
     with ConvolutionInputs() as inputs:
         backward(gradient, y, weight, *[None] * 4, gradient, 4, 0, 0.0, 0.0, False, [False, True, *[False] * 7])

@@ -17,6 +17,7 @@ from savl.ops import (
     KernelUnavailable,
     channel_modulation,
     convolution,
+    fuses_convolution,
     gaussian_posterior,
     kernel_report,
     layer_norm,
@@ -76,23 +77,49 @@ def test_every_op_goes_to_its_fused_kernel(dtype: torch.dtype) -> None:
         posterior = gaussian_posterior(mu, mu, seed=3)
         modulated = channel_modulation(q, q, None, q)
         normed = layer_norm(q, on_gpu(144, dtype=dtype), on_gpu(144, dtype=torch.float32))
+        projected = convolution(q, on_gpu(288, 144, dtype=dtype))
     assert calls.names == [name for name, op in OPS.items() if op.backend_for("cuda") is not None]
     assert (out.shape, out.dtype, out.device.type) == ((1, 32, 48, 144), dtype, "cuda")
     assert (wide.shape, wide.dtype) == (q.shape, dtype)
     assert (posterior.sample.dtype, posterior.severity.dtype) == (dtype, torch.float32)
     assert (modulated.shape, modulated.dtype) == (q.shape, dtype)
     assert (normed.shape, normed.dtype) == (q.shape, dtype)
+    assert (projected.shape, projected.dtype) == (kv.shape, dtype)
 
 
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_convolution_goes_to_the_fused_kernels_of_the_other_ops(dtype: torch.dtype) -> None:
-    x, gamma, wide = (on_gpu(2, 16, 32, 144, dtype=dtype) for _ in range(3))
-    weight, line = on_gpu(144, 144, 1, 1, dtype=torch.float32), on_gpu(144, dtype=dtype)
+def test_a_convolution_without_a_kernel_goes_to_the_kernels_of_the_other_ops(dtype: torch.dtype) -> None:
+    x, gamma, wide = (on_gpu(1, 16, 16, 1024, dtype=dtype) for _ in range(3))
+    weight, line = on_gpu(1024, 1024, 1, 1, dtype=torch.float32), on_gpu(1024, dtype=dtype)
     with use_fused_kernels(), Calls() as calls:
         out = convolution(x, weight, line, line, line, wide, gamma)
     assert calls.names == ["layer_norm", "channel_modulation"]
     assert (out.shape, out.dtype, out.device.type) == (x.shape, dtype, "cuda")
+
+
+@pytest.fixture
+def autocast() -> Iterator[None]:
+    """CUDA's autocast, which `torch.autocast` refuses to enable where there is no GPU."""
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    yield
+    torch.set_autocast_enabled("cuda", before[0])
+    torch.set_autocast_dtype("cuda", before[1])
+
+
+@pytest.mark.usefixtures("gpu", "autocast")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_convolution_is_fused_under_autocast_to_bfloat16_alone(dtype: torch.dtype) -> None:
+    x, weight, line = (on_gpu(*shape, dtype=torch.float32) for shape in ((1, 16, 16, 48), (96, 48), (48,)))
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    with use_fused_kernels(), Calls() as calls:
+        out = convolution(x.to(dtype), weight, None, line, line)
+        assert fuses_convolution(x)
+        torch.set_autocast_dtype("cuda", torch.float16)
+        assert not fuses_convolution(x)
+    assert calls.names == ["convolution"]
+    assert (out.shape, out.dtype) == ((1, 16, 16, 96), torch.bfloat16)
 
 
 @pytest.mark.usefixtures("gpu")

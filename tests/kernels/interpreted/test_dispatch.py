@@ -163,6 +163,7 @@ SMALL = {
     "window_attention": {"window": 4, "shift": 1, "rows": 1, "columns": 1, "heads": 2},
     "overlapping_window_attention": {"window": 3, "key_window": 5, "rows": 1, "columns": 1, "heads": 2},
     "layer_norm": {"batch": 1, "height": 3, "width": 5, "channels": 19},
+    "convolution": {"batch": 1, "height": 3, "width": 5, "channels": 19, "outputs": 21, "norm": True},
 }
 
 
