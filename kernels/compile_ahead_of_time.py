@@ -2,8 +2,8 @@
 
 A kernel is compiled as `savl.kernels.launch` launches it: with the same constants, and the properties of the other
 arguments that Triton specialises on (types, values of 1, multiples of 16). To get them, the launches of small tensors
-are recorded instead of executed. Triton includes the assembler and the tool that reads its output; the CUDA toolkit is
-not needed.
+are recorded instead of executed. Triton includes the assemblers and the tool that reads NVIDIA's machine code; neither
+the CUDA toolkit nor ROCm is needed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import compiler as nvidia
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction
 
 from savl.kernels import launch, layer_norm
 from savl.kernels.configs import STAGES, KernelConfig, Problem, as_pair, default_config
 from savl.kernels.launch import Pair
+from savl.kernels.targets import Architecture, target_of
 
 KERNELS = (*STAGES, "fold_bias")
 """Names of the attention kernels; ``fold_bias`` has no block sizes."""
@@ -45,56 +46,13 @@ _ROWS_AND_COLUMNS = 3
 16, the most general case."""
 
 
-@dataclass(frozen=True)
-class Multiprocessor:
-    """Resources of a multiprocessor, which the programs that it runs at the same time share."""
-
-    shared: int
-    """Shared memory in bytes."""
-    shared_of_program: int
-    """Largest shared memory of one program in bytes."""
-    warps: int
-    programs: int
-    registers: int = 65536
-    tensor_memory: int = 0
-    """Columns of tensor memory."""
-
-
-_KIB = 1024
-_MULTIPROCESSORS = {
-    (7, 5): Multiprocessor(64 * _KIB, 64 * _KIB, 32, 16),
-    (8, 0): Multiprocessor(164 * _KIB, 163 * _KIB, 64, 32),
-    (8, 6): Multiprocessor(100 * _KIB, 99 * _KIB, 48, 16),
-    (8, 7): Multiprocessor(164 * _KIB, 163 * _KIB, 48, 16),
-    (8, 9): Multiprocessor(100 * _KIB, 99 * _KIB, 48, 24),
-    (9, 0): Multiprocessor(228 * _KIB, 227 * _KIB, 64, 32),
-    (10, 0): Multiprocessor(228 * _KIB, 227 * _KIB, 64, 32, tensor_memory=512),
-    (10, 3): Multiprocessor(228 * _KIB, 227 * _KIB, 64, 32, tensor_memory=512),
-    (12, 0): Multiprocessor(100 * _KIB, 99 * _KIB, 48, 24),
-    (12, 1): Multiprocessor(100 * _KIB, 99 * _KIB, 48, 24),
-}
-"""Resources by compute capability, from the tables of the CUDA C++ programming guide."""
-
-
-def multiprocessor(capability: tuple[int, int]) -> Multiprocessor:
-    """Return the resources of a multiprocessor; of an unknown one the least of its major version, or of all.
-
-    Args:
-        capability: Compute capability of the GPU, such as (9, 0).
-    """
-    if capability in _MULTIPROCESSORS:
-        return _MULTIPROCESSORS[capability]
-    relatives = [one for known, one in _MULTIPROCESSORS.items() if known[0] == capability[0]]
-    return min(relatives or _MULTIPROCESSORS.values(), key=lambda one: (one.shared_of_program, one.warps))
-
-
-def shared_memory_limit(capability: tuple[int, int]) -> int:
+def shared_memory_limit(architecture: Architecture) -> int:
     """Return the largest shared memory of a program in bytes.
 
     Args:
-        capability: Compute capability of the GPU.
+        architecture: Architecture of the GPU.
     """
-    return multiprocessor(capability).shared_of_program
+    return target_of(architecture).multiprocessor.shared_of_program
 
 
 @dataclass(frozen=True)
@@ -117,20 +75,24 @@ class Resources:
         """Whether registers are spilled to memory."""
         return self.stack > 0
 
-    def programs(self, capability: tuple[int, int]) -> int:
-        """Return how many programs fit on a multiprocessor at once, as CUDA's occupancy calculator computes it.
+    def programs(self, architecture: Architecture) -> int:
+        """Return how many programs fit on a multiprocessor at once, as the vendors' occupancy calculators compute it.
 
         Args:
-            capability: Compute capability of the GPU.
+            architecture: Architecture of the GPU.
         """
-        has = multiprocessor(capability)
-        of_warp = -(-self.registers * 32 // 256) * 256
-        of_four = has.registers // (4 * of_warp)  # four schedulers share the warps
-        fitting = [has.programs, has.warps // self.warps, 4 * of_four // self.warps]
-        fitting.append(has.shared // (-(-self.shared // 128) * 128 + 1024))  # CUDA reserves 1 KiB per program
+        has = target_of(architecture).multiprocessor
+        of_scheduler = has.registers // _round_up(max(1, self.registers), has.register_unit)
+        fitting = [has.programs, has.warps // self.warps, 4 * of_scheduler // self.warps]
+        if shared := _round_up(self.shared, has.shared_unit) + has.shared_reserved:
+            fitting.append(has.shared // shared)
         if self.tensor_memory:
             fitting.append(has.tensor_memory // self.tensor_memory)
         return min(fitting)
+
+
+def _round_up(number: int, unit: int) -> int:
+    return -(-number // unit) * unit
 
 
 @dataclass(frozen=True)
@@ -147,7 +109,7 @@ def resources(
     stage: str,
     problem: Problem,
     config: KernelConfig | None,
-    capability: tuple[int, int],
+    architecture: Architecture,
     *,
     severity: bool,
     shifted: bool,
@@ -160,7 +122,7 @@ def resources(
         stage: One of `KERNELS`.
         problem: The problem. Its dtype is also that of the bias table and the severity.
         config: Block sizes; None for those of the rule, and for ``fold_bias``, which has none.
-        capability: Compute capability of the GPU.
+        architecture: Architecture of the GPU.
         severity: Whether there is a severity map.
         shifted: Whether windows are shifted.
         heads: Attention heads, which decide what strides are multiples of 16.
@@ -171,19 +133,19 @@ def resources(
         Exception: An error of Triton, where the kernel does not compile with these block sizes.
     """
     recorded = launches(
-        problem, capability, severity=severity, shifted=shifted, heads=heads, traits=traits, **{stage: config}
+        problem, architecture, severity=severity, shifted=shifted, heads=heads, traits=traits, **{stage: config}
     )
-    return read_resources(compile_launch(recorded[stage], capability))
+    return read_resources(compile_launch(recorded[stage], architecture))
 
 
-def layer_norm_resources(kernel: str, channels: int, dtype: str, capability: tuple[int, int]) -> Resources:
+def layer_norm_resources(kernel: str, channels: int, dtype: str, architecture: Architecture) -> Resources:
     """Compile a kernel of layer normalisation and return its resources.
 
     Args:
         kernel: One of `NORM_KERNELS`.
         channels: C.
         dtype: Name of the dtype of the features; weight and bias are float32, as under autocast.
-        capability: Compute capability of the GPU.
+        architecture: Architecture of the GPU.
 
     Raises:
         RuntimeError: Triton's interpreter is on.
@@ -197,7 +159,7 @@ def layer_norm_resources(kernel: str, channels: int, dtype: str, capability: tup
     weight, bias = (torch.empty(channels) for _ in range(2))
     out, *kept = layer_norm.layer_norm(x, weight, bias, 1e-5, False, launch=record)
     layer_norm.layer_norm_backward(torch.empty_like(out), x, weight, bias, *kept, launch=record)
-    return read_resources(compile_launch(recorded[kernel], capability))
+    return read_resources(compile_launch(recorded[kernel], architecture))
 
 
 @dataclass(frozen=True)
@@ -214,7 +176,7 @@ class Traits:
 
 def launches(
     problem: Problem,
-    capability: tuple[int, int],
+    architecture: Architecture,
     *,
     severity: bool,
     shifted: bool,
@@ -228,7 +190,7 @@ def launches(
 
     Args:
         problem: The problem.
-        capability: Compute capability of the GPU.
+        architecture: Architecture of the GPU.
         severity: Whether there is a severity map.
         shifted: Whether windows are shifted.
         heads: Attention heads.
@@ -270,7 +232,7 @@ def launches(
         larger // 2 if overlapping else 0,
         traits.dilated,
         traits.mask,
-        configs={stage: configs.get(stage) or default_config(stage, problem, capability) for stage in STAGES},
+        configs={stage: configs.get(stage) or default_config(stage, problem, architecture) for stage in STAGES},
     )
     out, lse = launch.forward(call)
     launch.backward(call, out, lse, torch.empty_like(out), *pixels())
@@ -297,12 +259,14 @@ def _name(kernel: Any) -> str:
     return str(kernel.fn.__name__)
 
 
-def source(launched: Launch) -> tuple[ASTSource, dict[str, Any]]:
+def source(launched: Launch, architecture: Architecture) -> tuple[ASTSource, dict[str, Any]]:
     """Return what Triton would compile for a launch on a GPU, and the options.
 
     Args:
-        launched: The launch.
+        launched: The launch. Its tensors are smaller than 2 GiB, for which AMD's compiler saves registers.
+        architecture: Architecture of the GPU.
     """
+    backend = make_backend(_gpu_target(architecture))
     kernel = launched.kernel
     values = dict(zip(kernel.arg_names, launched.arguments, strict=False))  # compile-time arguments follow
     options = {}
@@ -315,7 +279,8 @@ def source(launched: Launch) -> tuple[ASTSource, dict[str, Any]]:
         value = values[parameter.name]
         if isinstance(value, Tensor):
             signature[parameter.name] = _TYPES[value.dtype]
-            aligned = value.data_ptr() % 16 == 0
+            if found := backend.parse_attr(backend.get_tensor_specialization(value, align=True)):
+                attributes[place,] = found
         elif isinstance(value, float) and not parameter.is_constexpr:
             signature[parameter.name] = "fp32"
             continue
@@ -325,21 +290,25 @@ def source(launched: Launch) -> tuple[ASTSource, dict[str, Any]]:
             continue
         else:
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            aligned = value % 16 == 0
-        if aligned:
-            attributes[place,] = [["tt.divisibility", 16]]
+            if value % 16 == 0:
+                attributes[place,] = [["tt.divisibility", 16]]
     return ASTSource(kernel, signature, constants, attributes), options
 
 
-def compile_launch(launched: Launch, capability: tuple[int, int]) -> Any:
+def compile_launch(launched: Launch, architecture: Architecture) -> Any:
     """Compile the kernel of a launch; return Triton's CompiledKernel.
 
     Args:
         launched: The launch.
-        capability: Compute capability of the GPU to compile for.
+        architecture: Architecture of the GPU to compile for.
     """
-    what, options = source(launched)
-    return triton.compile(what, target=GPUTarget("cuda", 10 * capability[0] + capability[1], 32), options=options)
+    what, options = source(launched, architecture)
+    return triton.compile(what, target=_gpu_target(architecture), options=options)
+
+
+def _gpu_target(architecture: Architecture) -> GPUTarget:
+    target = target_of(architecture)
+    return GPUTarget(target.backend, target.architecture, target.warp)
 
 
 def read_resources(kernel: Any) -> Resources:
@@ -348,13 +317,18 @@ def read_resources(kernel: Any) -> Resources:
     Args:
         kernel: Triton's CompiledKernel.
     """
+    facts = kernel.metadata
+    if "amdgcn" in kernel.asm:
+        # Scratch memory holds spilled registers; vector registers include those for the results of matrix products.
+        used = {name: int(number) for name, number in re.findall(r"\.(\w+):\s+(\d+)\n", kernel.asm["amdgcn"])}
+        stack, shared = used["private_segment_fixed_size"], used["group_segment_fixed_size"]
+        return Resources(used["vgpr_count"], stack, shared + facts.shared, facts.num_warps)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
         command = [cuobjdump(), "-res-usage", file.name]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     used = {name: int(number) for name, number in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", output)}
-    facts = kernel.metadata
     return Resources(
         registers=used["REG"],
         stack=used["STACK"] + used["LOCAL"],

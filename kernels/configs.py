@@ -23,6 +23,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from savl.kernels.targets import Architecture
+
 STAGES = ("forward", "backward_q", "backward_kv", "backward_bias")
 """Names of the kernels that have block sizes."""
 
@@ -93,7 +95,20 @@ class Problem:
         return max(16, 1 << (self.head_dim - 1).bit_length())
 
 
-def default_config(stage: str, problem: Problem, capability: tuple[int, int]) -> KernelConfig:
+def default_config(stage: str, problem: Problem, architecture: Architecture) -> KernelConfig:
+    """Return block sizes by the rule for a GPU.
+
+    Args:
+        stage: One of `STAGES`.
+        problem: The problem.
+        architecture: Architecture of the GPU.
+    """
+    if isinstance(architecture, str):
+        return amd_config(stage, problem, architecture)
+    return nvidia_config(stage, problem, architecture)
+
+
+def nvidia_config(stage: str, problem: Problem, capability: tuple[int, int]) -> KernelConfig:
     """Return block sizes by rule: the largest tiles that spill no register and fit two programs per multiprocessor.
 
     There is one pipeline stage: k and v of a window are small and come from the L2 cache, and the other programs of the
@@ -150,6 +165,39 @@ def default_config(stage: str, problem: Problem, capability: tuple[int, int]) ->
     return KernelConfig(min(m, _covering(problem.queries)), min(n, _covering(problem.keys)), warps, 1)
 
 
+def amd_config(stage: str, problem: Problem, architecture: str) -> KernelConfig:
+    """Return block sizes for a GPU of AMD by rule: tiles that need no scratch memory and fit two programs per unit.
+
+    A compute unit of CDNA gives a thread twice as many registers as one of RDNA, which also multiplies float32 without
+    matrix instructions: the operands of such products, which float16 tensors have too, lie in registers.
+
+    Args:
+        stage: One of `STAGES`.
+        problem: The problem.
+        architecture: A key of `savl.kernels.targets.AMD`.
+    """
+    warps = 4
+    if problem.block_d > 32:
+        m, n, warps = 16, 16, 8
+    elif architecture.startswith("gfx9"):
+        wide = problem.dtype == "float32"
+        m, n = {
+            "forward": (32, 32) if wide else (64, 64),
+            "backward_q": (32, 32) if wide else (64, 32),
+            "backward_kv": (16, 32) if wide else (32, 32),
+            "backward_bias": (32, 32) if wide else (64, 32),
+        }[stage]
+    else:
+        wide = problem.dtype != "bfloat16"
+        m, n = {
+            "forward": (16, 16) if wide else (64, 32),
+            "backward_q": (16, 16) if wide else (32, 32),
+            "backward_kv": (16, 16) if wide else (16, 32),
+            "backward_bias": (16, 16) if wide else (32, 32),
+        }[stage]
+    return KernelConfig(min(m, _covering(problem.queries)), min(n, _covering(problem.keys)), warps, 1)
+
+
 def _covering(pixels: int) -> int:
     """Return the smallest power of two that is at least the number of pixels and at least 16."""
     return max(16, 1 << (pixels - 1).bit_length())
@@ -200,7 +248,7 @@ class Store:
 
 
 def config_for(
-    stage: str, problem: Problem, gpu_name: str | None, capability: tuple[int, int]
+    stage: str, problem: Problem, gpu_name: str | None, architecture: Architecture
 ) -> tuple[KernelConfig, str]:
     """Look up the block sizes of a kernel. The files of a GPU are read once, and every answer is cached.
 
@@ -208,24 +256,24 @@ def config_for(
         stage: One of `STAGES`.
         problem: The problem.
         gpu_name: Name that the driver gives; None for no particular GPU.
-        capability: Its compute capability.
+        architecture: Its architecture.
 
     Returns:
         The block sizes and where they come from: `TUNED_HERE`, `SHIPPED` or `RULE`.
     """
-    found: tuple[KernelConfig, str] = _config_for(stage, problem, gpu_name, capability)
+    found: tuple[KernelConfig, str] = _config_for(stage, problem, gpu_name, architecture)
     return found
 
 
 @cache
 def _config_for(
-    stage: str, problem: Problem, gpu_name: str | None, capability: tuple[int, int]
+    stage: str, problem: Problem, gpu_name: str | None, architecture: Architecture
 ) -> tuple[KernelConfig, str]:
     if gpu_name is not None:
         for source, store in stores(gpu_name):
             if (entry := store.tuned.get((stage, problem))) is not None:
                 return entry.config, source
-    return default_config(stage, problem, capability), RULE
+    return default_config(stage, problem, architecture), RULE
 
 
 @cache

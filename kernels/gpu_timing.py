@@ -17,6 +17,7 @@ from torch import Tensor
 from savl.kernels import launch
 from savl.kernels.configs import STAGES, KernelConfig, as_pair, default_config
 from savl.kernels.tune import CannotRunError, TuningProblem
+from savl.ops.gpu import architecture_of
 
 SIDE = 256
 """Approximate height and width, in pixels, of the image in measurements: enough windows for the largest GPUs."""
@@ -34,7 +35,7 @@ class Gpu:
     def __init__(self, index: int = 0) -> None:
         self.device = torch.device("cuda", index)
         self.name = torch.cuda.get_device_name(index)
-        self.capability = torch.cuda.get_device_capability(index)
+        self.architecture = architecture_of(index)
         self.triton = triton.__version__
         # Writing twice the size of the L2 cache removes the tensors from it. It also takes the GPU longer than the host
         # needs to launch the measured kernel.
@@ -230,8 +231,8 @@ def disagreement(
 
 
 def _with(call: launch.Attention, configs: Mapping[str, KernelConfig]) -> _Tried:
-    capability = torch.cuda.get_device_capability(call.q.device) if call.q.is_cuda else (9, 0)
-    every = {stage: default_config(stage, call.problem, capability) for stage in STAGES} | dict(configs)
+    architecture = (9, 0) if call.q.is_cpu else architecture_of(call.q.device.index)
+    every = {stage: default_config(stage, call.problem, architecture) for stage in STAGES} | dict(configs)
     given = {each.name: getattr(call, each.name) for each in fields(launch.Attention)}
     return _Tried(**given, tried=every)
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from savl.kernels import attention, attention_backward
 from savl.kernels.configs import KernelConfig, Problem, config_for
 from savl.kernels.log_sum_exp import lse_dtype
+from savl.kernels.targets import Architecture
+from savl.ops.gpu import architecture_of, gpu_names, kind
 
 BIAS_PROGRAMS = 1024
 """Approximate number of programs that share the sum over windows of `backward_bias`. It is the same for every GPU, so
@@ -118,7 +120,7 @@ class Attention:
 
     def config(self, stage: str) -> KernelConfig:
         """Return the block sizes of one of `savl.kernels.configs.STAGES`."""
-        return config_for(stage, self.problem, *_gpu(self.q.device.index if self.q.is_cuda else None))[0]
+        return config_for(stage, self.problem, *_gpu(None if self.q.is_cpu else self.q.device.index))[0]
 
     def launch(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
         """Run a kernel. Every launch of an attention kernel is a call of this method.
@@ -133,18 +135,19 @@ class Attention:
 
 
 @cache
-def _gpu(index: int | None) -> tuple[str | None, tuple[int, int]]:
-    """Return name and compute capability of a CUDA device; None and (9, 0) for no device, as when interpreted."""
-    if index is None:
-        return None, (9, 0)
-    return torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
+def _gpu(index: int | None) -> tuple[str | None, Architecture]:
+    """Return name and architecture of a GPU; None and (9, 0) for no GPU, as when interpreted."""
+    return (None, (9, 0)) if index is None else (gpu_names()[index], architecture_of(index))
 
 
 def precision(dtype: torch.dtype, head_dim: int) -> str:
-    """Return how products are computed: as torch does, which uses tf32 only for rows of whole 16 bytes."""
+    """Return how products are computed: as torch does, which uses tf32 only for rows of whole 16 bytes.
+
+    Only NVIDIA GPUs have the instruction that rounds to tf32; elsewhere float32 is multiplied exactly.
+    """
     if dtype != torch.float32:
         return "tf32"  # for the float32 factors of float16 tensors; 16-bit operands are not affected
-    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32" and head_dim % 4 == 0
+    allowed = kind().compiler == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32" and head_dim % 4 == 0
     return "tf32, rounded" if allowed else "ieee"
 
 
@@ -312,7 +315,7 @@ def bias_chunks(windows: int, programs: int) -> int:
 
 def device_of(tensor: Tensor) -> Any:
     """Return a context in which launches go to the tensor's device; it has no effect for tensors on the CPU."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    return nullcontext() if tensor.is_cpu else torch.get_device_module(tensor.device).device(tensor.device)
 
 
 def with_even_pixels(tensor: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from typing import Protocol
 from savl.atomic_write import write_atomically
 from savl.kernels import configs
 from savl.kernels.configs import KernelConfig, Problem, Tuned, default_config
+from savl.kernels.targets import Architecture
 
 LEAST_GAIN = 0.02
 """Least gain as a share of the rule's time. Less may be noise, and is not worth a difference between machines."""
@@ -73,7 +74,7 @@ class Machine(Protocol):
     """A GPU that kernels are measured on, such as `savl.kernels.gpu_timing.Gpu`."""
 
     name: str
-    capability: tuple[int, int]
+    architecture: Architecture
     triton: str
 
     def measure(self, stage: str, tuning_problem: TuningProblem, config: KernelConfig) -> float:
@@ -160,7 +161,7 @@ def tune(
     """
     known = _known(path, machine, force)
     for task in tasks:
-        rule = default_config(task.stage, task.problem, machine.capability)
+        rule = default_config(task.stage, task.problem, machine.architecture)
         key = (task.stage, task.problem)
         if key in known and not force and known[key].triton == machine.triton:
             yield Outcome(task, known[key], rule, 0, 0, kept=True)
@@ -189,7 +190,7 @@ def search(
     on_step: Callable[[Task, KernelConfig, str], None] | None = None,
 ) -> Outcome:
     """Search for one task; arguments and errors as for `tune`."""
-    rule = default_config(task.stage, task.problem, machine.capability)
+    rule = default_config(task.stage, task.problem, machine.architecture)
     trial = _Trial(task, machine, rule, on_step)
     trial.measure(rule, "rule")  # raises if even the rule does not run
     tried = [config for config in candidates(task.problem) if config != rule]
@@ -230,7 +231,7 @@ def compare(
     Raises:
         CannotRunError: The kernel does not run with one of them.
     """
-    rule = default_config(task.stage, task.problem, machine.capability)
+    rule = default_config(task.stage, task.problem, machine.architecture)
     trial = _Trial(task, machine, rule, on_step)
     for _ in range(FINAL_TURNS):
         for each in dict.fromkeys((rule, config)):
@@ -301,12 +302,12 @@ class Compilations:
 
     Args:
         tasks: Tasks in the order in which they will be asked for.
-        capability: Compute capability of the GPU.
+        architecture: Architecture of the GPU.
     """
 
-    def __init__(self, tasks: Sequence[Task], capability: tuple[int, int]) -> None:
+    def __init__(self, tasks: Sequence[Task], architecture: Architecture) -> None:
         self._tasks = list(tasks)
-        self._capability = capability
+        self._architecture = architecture
         self._futures: dict[tuple[Task, KernelConfig], Future[str | None]] = {}
 
     def __enter__(self) -> Compilations:
@@ -337,7 +338,7 @@ class Compilations:
     def _submit(self, task: Task, config: KernelConfig) -> Future[str | None]:
         key = (task, config)
         if key not in self._futures:
-            self._futures[key] = self._pool.submit(why_unfit, task, config, self._capability)
+            self._futures[key] = self._pool.submit(why_unfit, task, config, self._architecture)
         return self._futures[key]
 
 
@@ -345,13 +346,13 @@ def _leave_interrupts_to_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def why_unfit(task: Task, config: KernelConfig, capability: tuple[int, int]) -> str | None:
+def why_unfit(task: Task, config: KernelConfig, architecture: Architecture) -> str | None:
     """Compile a kernel; return why its block sizes need not be measured, or None.
 
     Args:
         task: The kernel and problem.
         config: The block sizes.
-        capability: Compute capability of the GPU.
+        architecture: Architecture of the GPU.
     """
     from savl.kernels import compile_ahead_of_time
 
@@ -361,7 +362,7 @@ def why_unfit(task: Task, config: KernelConfig, capability: tuple[int, int]) -> 
             task.stage,
             task.problem,
             config,
-            capability,
+            architecture,
             severity=tuning_problem.severity,
             shifted=tuning_problem.shifted,
             heads=tuning_problem.heads,
@@ -370,9 +371,9 @@ def why_unfit(task: Task, config: KernelConfig, capability: tuple[int, int]) -> 
         return f"does not compile ({type(error).__name__})"
     if used.spills:
         return f"spills {used.stack} bytes of registers a thread"
-    allowed = int(SHARED_MEMORY_SHARE * compile_ahead_of_time.shared_memory_limit(capability))
+    allowed = int(SHARED_MEMORY_SHARE * compile_ahead_of_time.shared_memory_limit(architecture))
     if used.shared > allowed:
         return f"wants {used.shared} bytes of shared memory, {allowed} are sure to be there"
-    if used.programs(capability) < 1:
+    if used.programs(architecture) < 1:
         return f"wants {used.registers} registers a thread for {used.warps} warps, more than there are"
     return None

@@ -32,20 +32,20 @@ def triton_tables(report: dict[str, Any]) -> str:
     norms = [row for row in report["rows"] if row["op"] == "layer_norm"]
     attention = [row for row in report["rows"] if row["op"] != "layer_norm"]
     by_rule = [row for row in attention if row["source"] == triton_resources.RULE]
-    architectures = sorted({row["sm"] for row in by_rule})
+    architectures = list(dict.fromkeys(row["gpu"] for row in by_rule))
     for dtype in triton_resources.DTYPES:
         lines += [
             "",
             f"### {dtype}",
             "",
-            f"| kernel | d | windows | tiles | {' | '.join(f'sm_{each}' for each in architectures)} | shared | stack |",
+            f"| kernel | d | windows | tiles | {' | '.join(architectures)} | shared | stack |",
             f"|---|---:|---:|---|{'---:|' * len(architectures)}---:|---:|",
         ]
-        groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
+        groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
         for row in by_rule:
             if row["dtype"] == dtype:
                 key = (row["kernel"], row["head_dim"], row["window"], row["key_window"])
-                groups.setdefault(key, {})[row["sm"]] = row
+                groups.setdefault(key, {})[row["gpu"]] = row
         for (kernel, head_dim, window, key_window), group in groups.items():
             cells = " | ".join(_cell(group.get(each)) for each in architectures)
             shared = max(row["shared"] for row in group.values()) / 1024
@@ -55,11 +55,11 @@ def triton_tables(report: dict[str, Any]) -> str:
                 f"| {shared:.1f} KiB | {stack} |"
             )
     lines += ["", "### Layer normalisation", ""]
-    lines.append(f"| kernel | dtype | C | {' | '.join(f'sm_{each}' for each in architectures)} | shared | stack |")
+    lines.append(f"| kernel | dtype | C | {' | '.join(architectures)} | shared | stack |")
     lines.append(f"|---|---|---:|{'---:|' * len(architectures)}---:|---:|")
-    shapes: dict[tuple[str, str, int], dict[int, dict[str, Any]]] = {}
+    shapes: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
     for row in norms:
-        shapes.setdefault((row["kernel"], row["dtype"], row["channels"]), {})[row["sm"]] = row
+        shapes.setdefault((row["kernel"], row["dtype"], row["channels"]), {})[row["gpu"]] = row
     for (kernel, dtype, channels), group in shapes.items():
         cells = " | ".join(_cell(group.get(each)) for each in architectures)
         shared, stack = (max(row[what] for row in group.values()) for what in ("shared", "stack"))
@@ -81,11 +81,11 @@ def _cell(row: dict[str, Any] | None) -> str:
     return "" if row is None else f"{row['registers']} · {row['programs']}"
 
 
-def _tiles(group: dict[int, dict[str, Any]]) -> str:
+def _tiles(group: dict[str, dict[str, Any]]) -> str:
     """Return block sizes, and the architectures where they differ."""
     found: dict[str, list[str]] = {}
     for architecture, row in group.items():
-        found.setdefault(triton_resources.tiles(row["config"]), []).append(str(architecture))
+        found.setdefault(triton_resources.tiles(row["config"]), []).append(architecture.removeprefix("sm_"))
     if len(found) == 1:
         return next(iter(found))
     return "; ".join(f"{tiles} on {', '.join(architectures)}" for tiles, architectures in found.items())

@@ -35,6 +35,7 @@ from savl.kernels.configs import (
     kernels_hash,
     read_store,
 )
+from savl.kernels.targets import AMD, Architecture, named_target, target_of
 from savl.network import CONFIGS
 
 if TYPE_CHECKING:
@@ -42,18 +43,20 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "benchmarks/results/kernel-resources/triton.json"
-CAPABILITIES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
+ARCHITECTURES: tuple[Architecture, ...] = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), *AMD)
 DTYPES = ("bfloat16", "float16", "float32")
 RULE = "rule"
-_GPUS = {
+_GPUS: dict[str, Architecture] = {
     r"A100|A30\b": (8, 0),
     r"RTX 30|RTX A\d|A10\b|A40\b": (8, 6),
     r"RTX 40|Ada|L4\b|L40": (8, 9),
     r"H100|H200|GH200|H800|H20\b": (9, 0),
     r"B200|GB200|B100": (10, 0),
     r"RTX 50|RTX PRO": (12, 0),
+    r"MI300|MI325": "gfx942",
+    r"RX 7900": "gfx1100",
 }
-"""Compute capabilities of GPUs that block sizes may be shipped for, by patterns of their names."""
+"""Architectures of GPUs that block sizes may be shipped for, by patterns of their names."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Row:
     kernel: str
     problem: Problem
     heads: int
-    capability: tuple[int, int]
+    architecture: Architecture
     config: KernelConfig | None
     """Block sizes; None for ``fold_bias``, which has none."""
     source: str = RULE
@@ -85,7 +88,7 @@ class Row:
             "heads": self.heads,
             "window": self.problem.window,
             "key_window": self.problem.key_window,
-            "sm": 10 * self.capability[0] + self.capability[1],
+            "gpu": target_of(self.architecture).name,
             "source": self.source,
             "config": [config.block_m, config.block_n, config.warps, config.stages] if config else None,
         }
@@ -100,7 +103,7 @@ class Row:
             self.kernel,
             self.problem,
             self.config,
-            self.capability,
+            self.architecture,
             severity=True,
             shifted=self.shifted,
             heads=self.heads,
@@ -114,7 +117,7 @@ class NormRow:
     kernel: str
     dtype: str
     channels: int
-    capability: tuple[int, int]
+    architecture: Architecture
 
     def facts(self) -> dict[str, Any]:
         """Return what identifies the compilation, as JSON values."""
@@ -123,7 +126,7 @@ class NormRow:
             "op": "layer_norm",
             "dtype": self.dtype,
             "channels": self.channels,
-            "sm": 10 * self.capability[0] + self.capability[1],
+            "gpu": target_of(self.architecture).name,
             "source": RULE,
             "config": None,
         }
@@ -132,19 +135,19 @@ class NormRow:
         """Compile the kernel."""
         from savl.kernels import compile_ahead_of_time
 
-        return compile_ahead_of_time.layer_norm_resources(self.kernel, self.channels, self.dtype, self.capability)
+        return compile_ahead_of_time.layer_norm_resources(self.kernel, self.channels, self.dtype, self.architecture)
 
 
-def norm_rows(capabilities: Iterable[tuple[int, int]] = CAPABILITIES) -> list[NormRow]:
+def norm_rows(architectures: Iterable[Architecture] = ARCHITECTURES) -> list[NormRow]:
     """Return the compilations of layer normalisation for the named networks.
 
     Args:
-        capabilities: Architectures to compile for.
+        architectures: Architectures to compile for.
     """
     channels = dict.fromkeys(config.channels for config in CONFIGS.values())
     return [
-        NormRow(kernel, dtype, number, capability)
-        for capability in capabilities
+        NormRow(kernel, dtype, number, architecture)
+        for architecture in architectures
         for dtype in DTYPES
         for number in channels
         for kernel in ("forward", "backward")
@@ -161,25 +164,25 @@ def networks() -> list[tuple[int, Problem]]:
 
 
 def rows(
-    capabilities: Iterable[tuple[int, int]] = CAPABILITIES, wanted: Callable[[Row], bool] = lambda row: True
+    architectures: Iterable[Architecture] = ARCHITECTURES, wanted: Callable[[Row], bool] = lambda row: True
 ) -> list[Row]:
     """Return all compilations: block sizes of the rule for the named networks, and those shipped for single GPUs.
 
     Args:
-        capabilities: Architectures to compile for.
+        architectures: Architectures to compile for.
         wanted: Whether to keep a compilation.
     """
     found = []
-    for capability in capabilities:
+    for architecture in architectures:
         for dtype in DTYPES:
             for heads, shape in networks():
                 problem = Problem(dtype, shape.head_dim, shape.window, shape.key_window)
                 found += [
-                    Row(stage, problem, heads, capability, default_config(stage, problem, capability))
+                    Row(stage, problem, heads, architecture, default_config(stage, problem, architecture))
                     for stage in STAGES
                 ]
-                found.append(Row("fold_bias", problem, heads, capability, None))
-        found += [row for row in shipped() if row.capability == capability]
+                found.append(Row("fold_bias", problem, heads, architecture, None))
+        found += [row for row in shipped() if row.architecture == architecture]
     return [row for row in found if wanted(row)]
 
 
@@ -190,18 +193,18 @@ def shipped(folder: Path = SHIPPED_FOLDER) -> Iterator[Row]:
         folder: Folder of the files.
 
     Raises:
-        ValueError: The compute capability of a GPU is not known here.
+        ValueError: The architecture of a GPU is not known here.
     """
     heads = {(shape.head_dim, shape.window): number for number, shape in networks()}
     for path in sorted(folder.glob("*.json")):
         gpu = json.loads(path.read_text(encoding="utf-8"))["gpu"]
-        capability = next((one for pattern, one in _GPUS.items() if re.search(pattern, gpu)), None)
-        if capability is None:
-            raise ValueError(f"{path.name}: what compute capability has {gpu!r}? Add it to _GPUS in {__file__}")
+        architecture = next((one for pattern, one in _GPUS.items() if re.search(pattern, gpu)), None)
+        if architecture is None:
+            raise ValueError(f"{path.name}: what architecture has {gpu!r}? Add it to _GPUS in {__file__}")
         store = read_store(path, gpu)
         for (stage, problem), tuned in (store.tuned if store else {}).items():
             number = heads.get((problem.head_dim, problem.window), 6)
-            yield Row(stage, problem, number, capability, tuned.config, gpu)
+            yield Row(stage, problem, number, architecture, tuned.config, gpu)
 
 
 def compile_row(row: Row | NormRow) -> dict[str, Any]:
@@ -217,7 +220,7 @@ def compile_row(row: Row | NormRow) -> dict[str, Any]:
         "stack": used.stack,
         "shared": used.shared,
         "tensor_memory": used.tensor_memory,
-        "programs": used.programs(row.capability),
+        "programs": used.programs(row.architecture),
     }
 
 
@@ -279,14 +282,12 @@ def dump(content: dict[str, Any]) -> bytes:
 
 def faults(measured: Iterable[dict[str, Any]]) -> list[str]:
     """Return what no kernel may have: a stack frame (spilled registers) or more shared memory than available."""
-    from savl.kernels.compile_ahead_of_time import shared_memory_limit
-
     found = []
     for row in measured:
-        what = f"{named(row)} on sm_{row['sm']} with {tiles(row['config'])}"
+        what = f"{named(row)} on {row['gpu']} with {tiles(row['config'])}"
         if row["stack"]:
             found.append(f"{what} spills: {row['stack']} bytes of stack, {row['registers']} registers")
-        if row["shared"] > (limit := shared_memory_limit(divmod(row["sm"], 10))):
+        if row["shared"] > (limit := named_target(row["gpu"]).multiprocessor.shared_of_program):
             found.append(f"{what} wants {row['shared']} bytes of shared memory of {limit}")
         elif row["programs"] < 1:
             found.append(f"{what} does not fit on a multiprocessor")
@@ -340,7 +341,7 @@ def main() -> int:
     for row in measured:
         table.add_row(
             named(row),
-            f"sm_{row['sm']}",
+            row["gpu"],
             tiles(row["config"]),
             *(str(row[name]) for name in ("registers", "stack", "shared", "programs")),
             style="bold red" if row["stack"] else None,

@@ -15,6 +15,7 @@ from savl.interrupts import raise_on_interrupt
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from savl.kernels.targets import Architecture
     from savl.ops import KernelReport
     from savl.ops.equivalence import Verdict
 
@@ -84,11 +85,12 @@ def _overview(report: KernelReport, width: int) -> str:
     """
     import textwrap
 
+    from savl.ops.gpu import DEVICE
     from savl.ops.library import EAGER, FUSED
     from savl.ops.op import OPS, why_unavailable
     from savl.ops.report import aligned
 
-    devices = {"cpu": "on the CPU"} | ({"cuda": "on a GPU"} if report.gpus else {})
+    devices = {"cpu": "on the CPU"} | ({DEVICE: "on a GPU"} if report.gpus else {})
     rows = [("op", *devices.values()), *((op, *(report.serving(op, device) for device in devices)) for op in OPS)]
     serving = {backend for row in rows[1:] for backend in row[1:]}
     notes = [f"{name} takes {', '.join(kernels.dtypes)}" for name, kernels in FUSED.items() if name in serving]
@@ -116,6 +118,7 @@ def _overview(report: KernelReport, width: int) -> str:
 
 def _as_json(report: KernelReport) -> dict[str, Any]:
     """Return the report as an object for JSON, with the keys that the help explains."""
+    from savl.ops.gpu import DEVICE
     from savl.ops.library import EAGER, FUSED
 
     build = report.build
@@ -123,7 +126,7 @@ def _as_json(report: KernelReport) -> dict[str, Any]:
     library = {"compiler": build["cuda_compiler"], "architectures": list(build["cuda_architectures"])}
     ops: dict[str, Any] = {}
     for status in report.statuses:
-        serves = {"cpu": report.serving(status.op), "cuda": report.serving(status.op, "cuda") if report.gpus else None}
+        serves = {"cpu": report.serving(status.op), DEVICE: report.serving(status.op, DEVICE) if report.gpus else None}
         dtypes = list(FUSED[status.backend].dtypes) if status.backend != EAGER else None
         backend = {"device": status.device, "dtypes": dtypes, "serves": status.serves, "reason": status.reason}
         ops.setdefault(status.op, {"serves": serves, "backends": {}})["backends"][status.backend] = backend
@@ -144,7 +147,7 @@ def _unfit_gpus(count: int) -> list[str]:
     from savl.ops.gpu import why_unfit
     from savl.ops.library import FUSED
 
-    usable = [name for name, kernels in FUSED.items() if kernels.device == "cuda" and kernels.unavailable is None]
+    usable = [name for name, kernels in FUSED.items() if kernels.device != "cpu" and kernels.unavailable is None]
     reasons = dict.fromkeys(why_unfit(name, index) for index in range(count) for name in usable)
     return [reason for reason in reasons if reason is not None]
 
@@ -247,21 +250,20 @@ def _print_backends(console: Console, report: KernelReport) -> None:
 
 def _print_triton_kernels(console: Console, gpus: Sequence[str], dtypes: Sequence[str]) -> None:
     """Print the block sizes of every Triton kernel: on the GPUs here, or by the rule for some architectures."""
-    import torch
     from rich.markup import escape
     from rich.table import Table
 
     from savl.kernels import configs
     from savl.network import CONFIGS
-    from savl.ops.gpu import why_unfit
+    from savl.ops.gpu import architecture_of, why_unfit
     from savl.ops.library import TRITON, TRITON_UNAVAILABLE
 
-    targets: dict[str, tuple[str | None, tuple[int, int]]] = {}
+    targets: dict[str, tuple[str | None, Architecture]] = {}
     for index, name in enumerate(gpus):
         if (reason := why_unfit(TRITON, index)) is not None:
             console.print(f"Triton kernels: {reason}", markup=False, highlight=False, soft_wrap=True)
         else:
-            targets[name] = name, torch.cuda.get_device_capability(index)
+            targets[name] = name, architecture_of(index)
     here = bool(targets)
     for capability in () if here else ((8, 0), (9, 0), (10, 0)):
         targets[f"sm_{capability[0]}{capability[1]}"] = None, capability
@@ -312,7 +314,8 @@ def _print_cuda_architectures(console: Console, gpus: Sequence[str], architectur
     table = Table(title=f"CUDA library ({served})", title_justify="left")
     for column in ("architecture", "code", "here"):
         table.add_column(column, overflow="fold")
-    capabilities = {name: torch.cuda.get_device_capability(index) for index, name in enumerate(gpus)}
+    usable = gpus if CUDA_UNAVAILABLE is None else ()
+    capabilities = {name: torch.cuda.get_device_capability(index) for index, name in enumerate(usable)}
     for architecture in architectures:
         number, _, ptx = architecture.partition("+")
         cells = [

@@ -147,7 +147,7 @@ def _search(tasks: Sequence[Any], machine: Any, path: Path, force: bool) -> None
     check_writable(path, overwrite=True)
     console = Console()
     outcomes = []
-    with _Steps(len(tasks)) as steps, Compilations(tasks, machine.capability) as unfit:
+    with _Steps(len(tasks)) as steps, Compilations(tasks, machine.architecture) as unfit:
         for outcome in tune_tasks(tasks, machine, path, unfit=unfit, force=force, on_step=steps.trying):
             outcomes.append(outcome)
             entry = outcome.entry
@@ -192,7 +192,7 @@ def _check(tasks: Sequence[Any], machine: Any, path: Path) -> None:
     with _Steps(len(known)) as steps:
         for task in known:
             config = stored[task.stage, task.problem].config
-            rule = configs.default_config(task.stage, task.problem, machine.capability)
+            rule = configs.default_config(task.stage, task.problem, machine.architecture)
             rule_time, time = compare(task, machine, config, steps.trying)
             gaps.append(rule_time / time - 1)
             _add_timing(table, task, rule_time, time, config, rule)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from savl.ops.case import BenchmarkProblem, Case, Draw
+from savl.ops.gpu import DEVICE
 from savl.ops.library import CPP, TRITON
 from savl.ops.op import Op, register
 from savl.ops.settings import KernelSettings
@@ -52,7 +53,7 @@ def layer_norm(
     """
     for name, value, shape in (("x", x, "(B, H, W, C)"), ("weight", weight, "(C)"), ("bias", bias, "(C)")):
         check_tensor(OP, name, value, shape)
-    wide = x.is_cuda and x.dtype != torch.float64 and torch.is_autocast_enabled("cuda")
+    wide = x.device.type == DEVICE and x.dtype != torch.float64 and torch.is_autocast_enabled(DEVICE)
     if wide:  # CUDA's autocast has all of it in float32
         weight, bias = weight.float(), bias.float()
     _validate(x, weight, bias, eps)

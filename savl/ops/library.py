@@ -16,7 +16,7 @@ from importlib.util import find_spec
 import torch
 
 from savl.build_info import CUDA_LIBRARY, cuda_facts, extension_facts
-from savl.ops.gpu import driver_version, why_no_gpu
+from savl.ops.gpu import DEVICE, driver_version, kind, why_no_gpu
 from savl.settings import EnvironmentVariableError
 from savl.version import version
 
@@ -51,6 +51,8 @@ def load_cuda_library() -> str | None:
     try:
         if (reason := why_no_gpu()) is not None:
             return reason
+        if torch.version.cuda is None:
+            return f"the CUDA library is for NVIDIA GPUs, torch {torch.__version__} is built for {kind().title}"
         if not CUDA_LIBRARY.exists():
             return "savl was installed without its CUDA library (`pip install -v` shows the output of the build)"
         facts = cuda_facts()
@@ -125,7 +127,7 @@ class Backend:
 _GPU_DTYPES = ("float32", "bfloat16", "float16")
 FUSED = {
     CPP: Backend("C++", "cpu", ("float32", "float64", "bfloat16"), EXTENSION_UNAVAILABLE),
-    TRITON: Backend("Triton", "cpu" if INTERPRETED else "cuda", _GPU_DTYPES, TRITON_UNAVAILABLE),
+    TRITON: Backend("Triton", "cpu" if INTERPRETED else DEVICE, _GPU_DTYPES, TRITON_UNAVAILABLE),
     CUDA: Backend("CUDA", "cuda", _GPU_DTYPES, CUDA_UNAVAILABLE),
 }
 """The backends by name, without the eager one."""

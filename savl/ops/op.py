@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from savl.ops.gpu import DEVICE
 from savl.ops.library import CPP, CUDA_UNAVAILABLE, EAGER, EXTENSION_UNAVAILABLE, FUSED, INTERPRETED, TRITON
 
 if TYPE_CHECKING:
@@ -115,11 +116,11 @@ def register(op: Op) -> Op:
     # The key under which torch.func interprets a call, whatever the transform.
     LIBRARY.impl(op.name, op.decomposition, "FuncTorchDynamicLayerFrontMode")
     if op.backward_in_torch is not None:
-        for key in ("CPU", "CUDA"):
+        for key in ("CPU", DEVICE.upper()):
             LIBRARY.impl(f"{op.name}_backward", op.backward_in_torch, key)
     if TRITON in op.backends:
         for name in (op.name, f"{op.name}_backward")[: 1 if op.backward_in_torch else 2]:
-            key = "CPU" if INTERPRETED else "CUDA"
+            key = FUSED[TRITON].device.upper()
             LIBRARY.impl(name, _triton_launcher(op.name, name), key, allow_override=INTERPRETED)
     OPS[op.name] = op
     UNAVAILABLE.update({(op.name, backend): _why_unavailable(op, backend) for backend in op.backends})
@@ -146,7 +147,7 @@ def _define(
         device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
         reason = EXTENSION_UNAVAILABLE if device.type == "cpu" else CUDA_UNAVAILABLE
         raise NotImplementedError(
-            f"{qualified} has no kernel for tensors on {device} ({reason or 'savl has kernels for CPUs and CUDA GPUs'})"
+            f"{qualified} has no kernel for tensors on {device} ({reason or 'savl has kernels for CPUs and GPUs'})"
             f". A program exported with fused kernels needs them: install savl with its kernels, or export the program "
             f"with savl.use_fused_kernels(False)"
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from savl.build_info import BuildInfo, build_info
+from savl.ops.gpu import gpu_names
 from savl.ops.library import EAGER, FUSED, INTERPRETED, TRITON
 from savl.ops.op import OPS, why_unavailable
 from savl.ops.scopes import current_settings, explicit_settings
@@ -79,8 +80,7 @@ def kernel_report() -> KernelReport:
         on_cpu = any(status.serves and status.device == "cpu" for status in found)
         reason = "the reference; slower" if on_cpu else "the reference; serves what no fused kernel can"
         statuses += [*found, BackendStatus(name, EAGER, "any", not on_cpu, reason)]
-    gpus = tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-    return KernelReport(tuple(statuses), build_info(), torch.get_num_threads(), gpus)
+    return KernelReport(tuple(statuses), build_info(), torch.get_num_threads(), gpu_names())
 
 
 def _status(op: str, backend: str, choice: Choice) -> BackendStatus:

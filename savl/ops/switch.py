@@ -127,9 +127,9 @@ def serves(op: Op, kernels: KernelSettings | None, *tensors: Tensor | None) -> b
 def _why_refused(backend: str, tensor: Tensor) -> str | None:
     kernels = FUSED[backend]
     if tensor.device.type != kernels.device:
-        place = "the CPU" if kernels.device == "cpu" else "a CUDA GPU"
+        place = "the CPU" if kernels.device == "cpu" else "a GPU"
         return f"the {kernels.title} kernels are for {place}, the tensors are on {tensor.device}"
     if tensor.dtype not in kernels.torch_dtypes:
         dtype = str(tensor.dtype).removeprefix("torch.")
         return f"the {kernels.title} kernels take {', '.join(kernels.dtypes)}, the tensors are {dtype}"
-    return why_unfit(backend, tensor.device.index or 0) if tensor.device.type == "cuda" else None
+    return why_unfit(backend, tensor.device.index or 0) if tensor.device.type != "cpu" else None

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from savl.ops.case import BenchmarkProblem, Case, Draw
-from savl.ops.library import CPP, INTERPRETED, TRITON
+from savl.ops.library import CPP, FUSED, TRITON
 from savl.ops.op import Op, register
 from savl.ops.relative_position import gather_bias
 from savl.ops.settings import KernelSettings
@@ -393,7 +393,7 @@ def _validate(
 
 def empty_log_sum_exp(q: Tensor, heads: int) -> Tensor:
     """Return an uninitialised log-sum-exp: ``(B, heads, H, W)`` if Triton computes the op, else an empty tensor."""
-    if q.device.type != "cuda" and not INTERPRETED:
+    if q.device.type != FUSED[TRITON].device:
         return q.new_empty(0, dtype=torch.float32)
     from savl.kernels.log_sum_exp import lse_dtype
 

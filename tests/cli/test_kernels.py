@@ -363,7 +363,7 @@ def fake_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A GPU for which one kernel has a better configuration; gives the file it is stored in."""
 
     class FakeGpu:
-        name, capability, triton = "NVIDIA Test 80GB", (9, 0), "3.9.0"
+        name, architecture, triton = "NVIDIA Test 80GB", (9, 0), "3.9.0"
 
         def measure(self, stage: str, workload: Any, config: KernelConfig) -> float:
             return 80.0 if (stage, config) == ("forward", KernelConfig(64, 32, 2, 1)) else 100.0

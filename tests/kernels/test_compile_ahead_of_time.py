@@ -1,6 +1,6 @@
 """Every kernel compiles for GPUs that need not be there, spills no register and fits into shared memory.
 
-`python -m benchmarks.predicted.triton_resources` compiles all kernels for six architectures. The committed figures must
+`python -m benchmarks.predicted.triton_resources` compiles all kernels for all architectures. The committed figures must
 keep the limits, and their hash must be that of the current source. To check that the figures are those of the compiler,
 every test run compiles each kernel of savl-base at least once, among them those that need the most registers.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from benchmarks.predicted import resource_page, triton_resources
 from benchmarks.predicted.triton_resources import COMMITTED, NormRow, Row
 from savl.kernels.configs import STAGES, KernelConfig, Problem, default_config, kernels_hash
+from savl.kernels.targets import AMD, Architecture, named_target, target_of
 from savl.network import CONFIGS
 from savl.ops.library import INTERPRETED
 
@@ -29,8 +31,12 @@ COMPILED_HERE = {
     ((9, 0), "fold_bias", "bfloat16", 24),
     ((10, 0), "forward", "bfloat16", 24),
     ((10, 0), "backward_bias", "bfloat16", 24),
+    ("gfx942", "forward", "bfloat16", 16),
+    ("gfx942", "backward_kv", "bfloat16", 16),
+    ("gfx1100", "forward", "bfloat16", 24),
+    ("gfx1100", "backward_q", "bfloat16", 24),
 }
-"""Compute capability, kernel, dtype and key window of the compilations; the head dimension is that of savl-base."""
+"""Architecture, kernel, dtype and key window of the compilations; the head dimension is that of savl-base."""
 REWRITE = f"run `python -m benchmarks.predicted.triton_resources --json {COMMITTED.relative_to(triton_resources.ROOT)}`"
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 needs_compiler = pytest.mark.skipif(
@@ -45,7 +51,7 @@ def compiled_here(row: Row) -> bool:
     problem = row.problem
     if (problem.head_dim, problem.window) != (base.channels // base.heads, base.window):
         return False
-    return (row.capability, row.kernel, problem.dtype, problem.key_window) in COMPILED_HERE
+    return (row.architecture, row.kernel, problem.dtype, problem.key_window) in COMPILED_HERE
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +70,17 @@ def facts_of(row: dict[str, Any]) -> str:
 def test_shipped_block_sizes_neither_spill_nor_exceed_shared_memory(committed: dict[str, Any]) -> None:
     import triton
 
-    wanted = triton_resources.rows(sorted({capability for capability, *_ in COMPILED_HERE}), compiled_here)
+    wanted = triton_resources.rows(wanted=compiled_here)
     assert len(wanted) == len(COMPILED_HERE)
     assert {row.kernel for row in wanted} == {*STAGES, "fold_bias"}
-    norm = NormRow("backward", "float32", CONFIGS["savl-base"].channels, (9, 0))
-    measured = triton_resources.compile_rows([*wanted, norm])
+    channels = CONFIGS["savl-base"].channels
+    norms = [NormRow("backward", "float32", channels, architecture) for architecture in ((9, 0), *AMD)]
+    measured = triton_resources.compile_rows([*wanted, *norms])
     assert triton_resources.faults(measured) == []
     if triton.__version__ == committed["triton"]:
         known = {facts_of(row): row for row in committed["rows"]}
         changed = [
-            f"{triton_resources.named(row)} on sm_{row['sm']}" for row in measured if row != known.get(facts_of(row))
+            f"{triton_resources.named(row)} on {row['gpu']}" for row in measured if row != known.get(facts_of(row))
         ]
         assert not changed, f"the committed figures are others for {changed}: {REWRITE}"
 
@@ -162,25 +169,97 @@ def test_tensor_memory_limits_programs_on_blackwell() -> None:
     assert Resources(32, 0, 0, 4, tensor_memory=256).programs((10, 0)) == 2
 
 
+@needs_triton
+@pytest.mark.parametrize(
+    ("architecture", "registers", "shared", "warps", "programs"),
+    [
+        ("gfx942", 128, 0, 4, 4),  # 512 registers a thread, and a program has a warp on each of four SIMDs
+        ("gfx942", 129, 0, 4, 3),  # registers come in eights
+        ("gfx942", 512, 0, 4, 1),
+        ("gfx942", 32, 0, 1, 16),
+        ("gfx942", 32, 33 * 1024, 4, 1),
+        ("gfx1100", 250, 0, 4, 5),  # 1536 registers a thread, which come in 24s
+        ("gfx1100", 64, 0, 4, 16),
+        ("gfx1100", 64, 64 * 1024, 4, 2),
+    ],
+)
+def test_programs_of_a_unit_of_amd_are_what_the_scarcest_resource_allows(
+    architecture: str, registers: int, shared: int, warps: int, programs: int
+) -> None:
+    from savl.kernels.compile_ahead_of_time import Resources
+
+    assert Resources(registers, 0, shared, warps).programs(architecture) == programs
+
+
+def test_architectures_that_are_not_in_the_table_are_refused() -> None:
+    with pytest.raises(ValueError, match="one of gfx942, gfx1100, got 'gfx803'"):
+        target_of("gfx803")
+
+
+def test_targets_are_found_by_their_names() -> None:
+    assert [named_target(name) for name in AMD] == list(AMD.values())
+    assert named_target("sm_90") == target_of((9, 0))
+    assert named_target("sm_120") == target_of((12, 0))
+
+
+@needs_compiler
+@pytest.mark.parametrize("architecture", list(AMD))
+def test_kernels_for_amd_have_no_ptx_and_the_occupancy_that_llvm_computes(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from savl.kernels import compile_ahead_of_time
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    problem = Problem("float16", 24, 8, 8)
+    recorded = compile_ahead_of_time.launches(problem, architecture, severity=True, shifted=True)
+    kernel = compile_ahead_of_time.compile_launch(recorded["forward"], architecture)
+    used = compile_ahead_of_time.read_resources(kernel)
+    assert "ld.global.nc" not in kernel.asm["llir"]
+    assert kernel.asm["hsaco"].startswith(b"\x7fELF")
+    assert used.stack == 0
+    waves = re.search(r"; Occupancy: (\d+)", kernel.asm["amdgcn"])  # of a SIMD; each program has one on each
+    assert waves is not None
+    assert used.warps == 4
+    assert used.programs(architecture) == int(waves[1])
+
+
 @needs_compiler
 @pytest.mark.filterwarnings("error::UserWarning:triton")
-def test_a_spill_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "large", "architecture"),
+    [
+        ("backward_kv", "bfloat16", KernelConfig(64, 64, 2, 1), (9, 0)),
+        ("forward", "float32", KernelConfig(32, 32, 2, 1), "gfx1100"),
+    ],
+)
+def test_a_spill_is_seen(
+    kernel: str,
+    dtype: str,
+    large: KernelConfig,
+    architecture: Architecture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from savl.kernels.compile_ahead_of_time import resources
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    problem, large = Problem("bfloat16", 24, 16, 16), KernelConfig(64, 64, 2, 1)
-    used = resources("backward_kv", problem, large, (9, 0), severity=True, shifted=True)
+    used = resources(kernel, Problem(dtype, 24, 16, 16), large, architecture, severity=True, shifted=True)
     assert used.spills
     assert used.stack > 0
 
 
 @needs_compiler
+@pytest.mark.parametrize("architecture", [(9, 0), *AMD])
 @pytest.mark.parametrize(
     ("dtype", "head_dim", "window", "key_window"),
     [("bfloat16", 24, 16, 16), ("float32", 30, 16, 24), ("float16", 30, 8, 8), ("bfloat16", 30, (4, 16), (4, 16))],
 )
 def test_kernels_are_compiled_with_the_specialisations_of_a_launch(
-    dtype: str, head_dim: int, window: int | tuple[int, int], key_window: int | tuple[int, int]
+    dtype: str,
+    head_dim: int,
+    window: int | tuple[int, int],
+    key_window: int | tuple[int, int],
+    architecture: Architecture,
 ) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler.compiler import make_backend
@@ -188,16 +267,17 @@ def test_kernels_are_compiled_with_the_specialisations_of_a_launch(
 
     from savl.kernels import compile_ahead_of_time
 
-    backend = make_backend(GPUTarget("cuda", 90, 32))
+    target = target_of(architecture)
+    backend = make_backend(GPUTarget(target.backend, target.architecture, target.warp))
     problem = Problem(dtype, head_dim, window, key_window)
-    recorded = compile_ahead_of_time.launches(problem, (9, 0), severity=True, shifted=window == key_window)
+    recorded = compile_ahead_of_time.launches(problem, architecture, severity=True, shifted=window == key_window)
     assert list(recorded) == list(compile_ahead_of_time.KERNELS)
     for launched in recorded.values():
         kernel, constants = launched.kernel, dict(launched.constants)
         bind = create_function_from_signature(kernel.signature, kernel.params, backend)
         bound, specialisation, options = bind(*launched.arguments, **constants)
         _, signature, constexprs, attributes = kernel._pack_args(backend, constants, bound, specialisation, options)
-        ours, ours_options = compile_ahead_of_time.source(launched)
+        ours, ours_options = compile_ahead_of_time.source(launched, architecture)
         assert ours.signature == signature
         assert ours.constants == constexprs
         assert ours.attrs == {place: value for place, value in attributes.items() if value}

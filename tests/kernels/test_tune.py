@@ -34,7 +34,7 @@ class FakeGpu:
     broken: set[KernelConfig] = field(default_factory=set)
     noise: Callable[[int], float] = lambda count: 0.0
     name: str = "NVIDIA Test 80GB"
-    capability: tuple[int, int] = HOPPER
+    architecture: tuple[int, int] = HOPPER
     triton: str = "3.9.0"
     measured: list[tuple[str, KernelConfig]] = field(default_factory=list)
 

@@ -1,9 +1,17 @@
-"""Dispatch of calls with CUDA tensors, tested on any machine: fake tensors have a device and shapes, but no numbers."""
+"""Dispatch of calls with tensors on a GPU, tested on any machine: fake tensors have a device and shapes, no numbers.
+
+The tests of builds of torch for AMD GPUs replace what torch says about itself and its device.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,9 +34,10 @@ from savl.ops import (
     use_fused_kernels,
     window_attention,
 )
+from savl.ops import gpu as gpus
 from savl.ops import op as op_registry
 from savl.ops.gpu import why_unfit
-from savl.ops.library import FUSED
+from savl.ops.library import FUSED, TRITON_MISSING, load_cuda_library
 from savl.ops.op import OPS
 
 
@@ -199,3 +208,111 @@ def test_the_question_to_the_driver_is_marked_as_torch_marks_constants() -> None
     marked = vars(torch.compiler.assume_constant_result(asked))
     assert marked, "torch marks the function itself"
     assert marked.items() <= vars(why_unfit).items()
+
+
+# Builds of torch for AMD GPUs
+
+ROCM = """
+import torch
+from types import SimpleNamespace
+torch.version.cuda, torch.version.hip = None, "7.0"
+torch.cuda.device_count = lambda: 1
+torch.cuda.get_device_name = lambda index=None: "AMD Test"
+torch.cuda.get_device_capability = lambda index=None: (9, 4)
+torch.cuda.get_device_properties = lambda index: SimpleNamespace(gcnArchName="{architecture}")
+from savl.cli import main
+main(["kernels", "info", *{options}])
+"""
+WITH_TRITON = {name for name, op in OPS.items() if "triton" in op.backends}
+needs_triton = pytest.mark.skipif(TRITON_MISSING is not None, reason=str(TRITON_MISSING))
+
+
+def info_on_rocm(architecture: str, *options: str) -> str:
+    """Return what `savl kernels info` prints in a new process, whose torch says that it is built for AMD GPUs."""
+    code = ROCM.format(architecture=architecture, options=options)
+    environment = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def rocm(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Torch as built for AMD GPUs, with one; gives its properties, which tests may change."""
+    properties = SimpleNamespace(gcnArchName="gfx942:sramecc+:xnack-")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "AMD Test")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    return properties
+
+
+@needs_triton
+def test_on_a_rocm_build_the_report_names_triton_where_it_serves_and_eager_elsewhere() -> None:
+    found = json.loads(info_on_rocm("gfx942:sramecc+:xnack-", "--json"))
+    assert found["gpus"] == ["AMD Test"]
+    serving = {name: op["serves"]["cuda"] for name, op in found["ops"].items()}
+    assert serving == {name: "triton" if name in WITH_TRITON else "eager" for name in OPS}
+    libraries = [op["backends"]["cuda"] for op in found["ops"].values() if "cuda" in op["backends"]]
+    assert libraries
+    for library in libraries:
+        assert not library["serves"]
+        assert "the CUDA library is for NVIDIA GPUs" in library["reason"]
+        assert "is built for ROCm" in library["reason"]
+
+
+@needs_triton
+def test_on_a_rocm_build_info_has_the_block_sizes_for_the_gpu() -> None:
+    text = info_on_rocm("gfx1100", "--all")
+    assert "AMD Test" in text
+    assert "· rule" in text
+
+
+@needs_triton
+def test_info_says_that_an_architecture_of_amd_is_not_supported() -> None:
+    assert "the Triton kernels support the architectures gfx942, gfx1100, AMD Test has gfx906" in " ".join(
+        info_on_rocm("gfx906:sramecc-:xnack-").split()
+    )
+
+
+def test_an_amd_gpu_is_served_if_the_kernels_are_compiled_for_its_architecture(rocm: SimpleNamespace) -> None:
+    assert gpus.why_no_gpu() is None
+    assert gpus.architecture_of(0) == "gfx942"
+    assert why_unfit("triton", 0) is None
+    rocm.gcnArchName = "gfx90a:sramecc+:xnack-"
+    assert "AMD Test has gfx90a" in (why_unfit("triton", 0) or "")
+    assert "is for NVIDIA GPUs" in (load_cuda_library() or "")
+
+
+@pytest.mark.usefixtures("rocm")
+def test_a_rocm_build_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert gpus.why_no_gpu() == "torch finds no ROCm GPU"
+    assert load_cuda_library() == "torch finds no ROCm GPU"
+
+
+@needs_triton
+@pytest.mark.usefixtures("rocm")
+def test_only_nvidia_gpus_multiply_float32_as_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    from savl.kernels.launch import precision
+
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision="tf32"))
+    assert precision(torch.float32, 24) == "ieee"
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert precision(torch.float32, 24) == "tf32, rounded"
+
+
+def test_every_kind_of_gpu_has_an_entry_and_one_that_torch_is_built_for_comes_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert gpus.kind().title == "CUDA"
+    assert "is built without CUDA or ROCm" in (gpus.why_no_gpu() or "")
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert gpus.kind().title == "ROCm"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert gpus.kind().title == "CUDA"
