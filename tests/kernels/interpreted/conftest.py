@@ -139,6 +139,7 @@ def pytest_collection_finish() -> None:
 
         torch.set_num_threads(1)
         interpreter.InterpreterBuilder.create_dot = _dot
+        interpreter._convert_float = partial(_convert_bfloat16, interpreter._convert_float)
         interpreter._patch_lang = partial(_patch_language, interpreter._patch_lang)
 
 
@@ -153,16 +154,46 @@ def _patch_language(patch: Callable[[Any], Any], function: Any) -> Any:
     return patch(function) if any(tl.core.is_builtin(module.load) for module in modules) else None
 
 
-def _dot(builder: Any, a: Any, b: Any, accumulator: Any, *precision: Any) -> Any:
+def _dot(builder: Any, a: Any, b: Any, accumulator: Any, precision: Any, *others: Any) -> Any:
     """Multiply matrices as a GPU does: float32 products are added to the accumulator one after another.
 
     The interpreter leaves the product to numpy, whose float32 sums have another order for every shape and operand: a
-    score would get other bits in the backward pass than in the forward pass.
+    score would get other bits in the backward pass than in the forward pass. Moreover it takes the bits of bfloat16 for
+    integers, and multiplies float32 operands exactly that tensor cores cut to tf32.
     """
-    rows, columns, total = a.data.astype(np.float64), b.data.astype(np.float64), accumulator.data
+    rows, columns = (_factor(x, str(precision).endswith("TF32")) for x in (a, b))
+    total = accumulator.data
     for index in range(rows.shape[1]):
         total = (total + rows[:, index, None] * columns[index]).astype(np.float32)  # the product itself is exact
     return type(accumulator)(total, accumulator.dtype.scalar)
+
+
+def _factor(operand: Any, tf32: bool) -> Any:
+    """Return an operand of a product in float64, where ``tf32`` without the last 13 bits of the mantissa of float32."""
+    import triton.language as tl
+
+    data = operand.data
+    if operand.dtype.scalar == tl.bfloat16:
+        data = (data.astype(np.uint32) << 16).view(np.float32)
+    elif tf32 and data.dtype == np.float32:
+        data = (data.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+    return data.astype(np.float64)
+
+
+def _convert_bfloat16(convert: Any, data: Any, given: Any, wanted: Any, rounding: Any) -> Any:
+    """Convert between float32 and bfloat16 as a GPU does, to the nearest even number.
+
+    The interpreter loses the carry into the exponent, and rounds halves up.
+    """
+    import torch
+    import triton.language as tl
+
+    if (given, wanted) == (tl.bfloat16, tl.float32):
+        return data.astype(np.uint32) << 16
+    if (given, wanted) == (tl.float32, tl.bfloat16):
+        rounded = torch.from_numpy(np.array(data, dtype=np.float32)).bfloat16()
+        return rounded.view(torch.int16).numpy().view(np.uint16)
+    return convert(data, given, wanted, rounding)
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
