@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.predicted import traffic
-from benchmarks.predicted.machine_code import Instruction, count, disassemble, loops, path
 from savl.atomic_write import write_atomically
 from savl.kernels.configs import kernels_hash
+from savl.kernels.machine_code import Instruction, count, disassemble, loops, path, share_at_edge
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "benchmarks/results/predicted/floors.json"
@@ -121,9 +121,10 @@ def attention_work(key_window: int, severity: bool, shifted: bool, stages: Itera
         per_tile = config.block_m * config.block_n / (32 * config.warps)
         if not per_tile <= counted.exponentials < 2 * per_tile:
             raise ValueError(f"{stage}: {counted.exponentials} exponentials a pass, {per_tile} scores a thread")
-        if stage == "forward" and shifted:  # two loops; the one with the mask is for the last windows
-            inside, along = count(program, 1), SIDE // WINDOW
-            at_edge = (2 * along - 1) / along**2
+        overlapping = key_window > WINDOW
+        if stage == "forward" and (shifted or overlapping):  # two loops; the larger is for windows at the edge
+            inside = count(program, 1)
+            at_edge = share_at_edge(SIDE // WINDOW, overlapping)
             body = at_edge * counted.loop + (1 - at_edge) * inside.loop
             counted = inside
         tiles = -(-queries // config.block_m)

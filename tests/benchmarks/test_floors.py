@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks.predicted import floors, traffic
-from benchmarks.predicted.machine_code import Instruction, count, functions, loops, path
 from savl.kernels.configs import kernels_hash
+from savl.kernels.machine_code import Instruction, count, functions, loops, path
 
 AGAIN = "run `python -m benchmarks.predicted.floors`"
 LISTING = """
