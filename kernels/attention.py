@@ -63,13 +63,14 @@ import triton
 import triton.language as tl
 
 from savl.kernels.tiles import (
+    LARGEST_INDEX,
     add_dot,
     bias_of_head,
     bias_of_key,
     bias_of_query,
     image_of_keys,
     image_pixel,
-    keys_and_values,
+    keys_and_values_at,
     load_rows,
     norms_of,
     place_of_window,
@@ -111,12 +112,21 @@ def _attend(
     DILATED: tl.constexpr,
     FAR: tl.constexpr,
     MASKED: tl.constexpr,
+    CHECK_INSIDE: tl.constexpr,
+    SUMS_BY_PRODUCT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    KEY_BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Compute the online softmax over the keys of a window; ``size`` and ``shift`` are those of the image of the keys.
+
+    The keys come in tiles of BLOCK_N: in blocks of KEY_BLOCK (height, width) pixels or, where it is None, in the order
+    of the window. In a block, powers of two, the place of a key is known at compile time up to one addition. Where
+    SUMS_BY_PRODUCT, a padded channel of the values is 1, and the product sums the weights: after their rounding, as
+    their values are summed. CHECK_INSIDE is for windows that may have keys outside the image, MASKED for windows with
+    pixels from several sides of it.
 
     Returns the sum of weighted values, the largest logit and the sum of weights of each row. The values are float32
     (BLOCK_M, BLOCK_D) and stay in registers, as does one (BLOCK_M, BLOCK_N) tile of logits.
@@ -128,19 +138,33 @@ def _attend(
     total = tl.zeros([BLOCK_M], tl.float32)
     attended = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for start in tl.range(0, KEYS, BLOCK_N, num_stages=STAGES):
-        j = start + tl.arange(0, BLOCK_N)
-        ky = j // KEY_WINDOW[1]
-        kx = j % KEY_WINDOW[1]
-        keys, values = keys_and_values(
-            k, v, severity, j, place, size, shift, kv_stride, HEAD_DIM, BLOCK_D, KEY_WINDOW, MARGIN,
-            HAS_SEVERITY, COSINE, WIDE_FACTORS, SHIFTED, DILATED, FAR, CHECK_KEYS,
+        j = tl.arange(0, BLOCK_N)
+        if KEY_BLOCK is None:
+            top = 0
+            left = 0
+            j += start
+            in_y = j // KEY_WINDOW[1]
+            in_x = j % KEY_WINDOW[1]
+        else:
+            ACROSS: tl.constexpr = KEY_WINDOW[1] // KEY_BLOCK[1]
+            top = start // BLOCK_N // ACROSS * KEY_BLOCK[0]
+            left = start // BLOCK_N % ACROSS * KEY_BLOCK[1]
+            in_y = j // KEY_BLOCK[1]
+            in_x = j % KEY_BLOCK[1]
+        keys, values = keys_and_values_at(
+            k, v, severity, top + in_y, left + in_x, j < KEYS, place, size, shift, kv_stride,
+            HEAD_DIM, BLOCK_D, KEY_WINDOW, MARGIN, HAS_SEVERITY, COSINE, WIDE_FACTORS, SHIFTED, DILATED, FAR,
+            CHECK_KEYS or CHECK_INSIDE, SUMS_BY_PRODUCT,
         )  # fmt: skip
         exists = valid[:, None] & (j < KEYS)[None, :]
         visible = exists
         if MASKED:
-            visible = query_side[:, None] == side_of(ky, kx, last, shift, KEY_WINDOW)[None, :]
+            key_side = side_of(top + in_y, left + in_x, last, shift, KEY_WINDOW)
+            visible = query_side[:, None] == key_side[None, :]
+        # The index is not negative. Where the compiler knows it, it adds the columns to the address at compile time.
+        row = (query_index - bias_of_key(top, left, WINDOW, KEY_WINDOW, BIAS)) & LARGEST_INDEX
         logits = tile_of_logits(
-            q, keys, bias, query_index[:, None] - bias_of_key(ky, kx, WINDOW, KEY_WINDOW, BIAS)[None, :],
+            q, keys, bias, row[:, None] - bias_of_key(in_y, in_x, WINDOW, KEY_WINDOW, BIAS)[None, :],
             exists, visible, BIAS, CHECK_KEYS or CHECK_QUERIES, MASKED, MASK, PRECISION,
         )  # fmt: skip
         now_largest = tl.maximum(largest, tl.max(logits, 1))
@@ -148,10 +172,13 @@ def _attend(
         centre = tl.where(now_largest == float("-inf"), 0.0, now_largest)
         weights = tl.exp2(logits - centre[:, None])
         shrink = tl.exp2(largest - centre)
-        total = total * shrink + tl.sum(weights, 1)
+        if not SUMS_BY_PRODUCT:
+            total = total * shrink + tl.sum(weights, 1)
         attended = attended * shrink[:, None]
         attended = add_dot(weights.to(values.dtype), values, attended, PRECISION)
         largest = now_largest
+    if SUMS_BY_PRODUCT:
+        total = tl.sum(tl.where((tl.arange(0, BLOCK_D) == HEAD_DIM)[None, :], attended, 0.0), 1)
     return attended, largest, total
 
 
@@ -189,6 +216,7 @@ def forward(
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    KEY_BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """Compute the output and the log-sum-exp of BLOCK_M queries of one window and head.
@@ -207,6 +235,7 @@ def forward(
     is float32, but float64 for float32 tensors, because its rounding error is one of all weights of a row. A pointer
     that no trait needs is any pointer. shift_x is None where it equals shift_y.
     """
+    SUMS_BY_PRODUCT: tl.constexpr = HEAD_DIM < BLOCK_D and v.dtype.element_ty != tl.float32
     QUERIES: tl.constexpr = WINDOW[0] * WINDOW[1]
     TILES: tl.constexpr = (QUERIES + BLOCK_M - 1) // BLOCK_M
     CHECK_QUERIES: tl.constexpr = QUERIES % BLOCK_M != 0
@@ -239,22 +268,31 @@ def forward(
     v += key_image * kv_stride + head * HEAD_DIM
     bias = bias_of_head(bias, head, WINDOW, KEY_WINDOW, BIAS)
     side = side_of(qy, qx, last, shift, WINDOW)
-    # Only the last windows of a shifted image contain pixels from several sides of the image.
+    # Only the last windows of a shifted image contain pixels from several sides of the image, and only windows near its
+    # border have keys outside.
     at_edge = (last[0] | last[1]) if SHIFTED else False
+    if MARGIN > 0:
+        first_y = place[0] * WINDOW[0] - MARGIN
+        first_x = place[1] * WINDOW[1] - MARGIN
+        past = (first_y + KEY_WINDOW[0] > height) | (first_x + KEY_WINDOW[1] > width)
+        at_edge = (first_y < 0) | (first_x < 0) | past
     if at_edge:
         attended, largest, total = _attend(
             queries, query_index, side, valid, k, v, bias, severity, place, last, key_size, key_shift, kv_stride,
             HEAD_DIM, BLOCK_D, WINDOW, KEY_WINDOW, MARGIN, BIAS, MASK, HAS_SEVERITY, COSINE, WIDE_FACTORS,
-            SHIFTED, DILATED, FAR, True, BLOCK_M, BLOCK_N, STAGES, PRECISION,
+            SHIFTED, DILATED, FAR, SHIFTED, MARGIN > 0, SUMS_BY_PRODUCT, BLOCK_M, BLOCK_N, KEY_BLOCK, STAGES, PRECISION,
         )  # fmt: skip
     else:
         attended, largest, total = _attend(
             queries, query_index, side, valid, k, v, bias, severity, place, last, key_size, key_shift, kv_stride,
             HEAD_DIM, BLOCK_D, WINDOW, KEY_WINDOW, MARGIN, BIAS, MASK, HAS_SEVERITY, COSINE, WIDE_FACTORS,
-            SHIFTED, DILATED, FAR, False, BLOCK_M, BLOCK_N, STAGES, PRECISION,
+            SHIFTED, DILATED, FAR, False, False, SUMS_BY_PRODUCT, BLOCK_M, BLOCK_N, KEY_BLOCK, STAGES, PRECISION,
         )  # fmt: skip
     plane = image * HEADS + head.to(tl.int64) * height * width
     row_lse = largest.to(lse.dtype.element_ty) + tl.log2(total).to(lse.dtype.element_ty)
     tl.store(lse + plane + pixels, row_lse, mask=valid)
     out += image * (HEADS * HEAD_DIM) + head * HEAD_DIM
-    store_rows(out, pixels, HEADS * HEAD_DIM, attended / total[:, None], valid, HEAD_DIM, BLOCK_D)
+    # The rounding error of a reciprocal does not show in 16 bits.
+    single = out.dtype.element_ty == tl.float32
+    attended = attended / total[:, None] if single else attended * (1.0 / total)[:, None]
+    store_rows(out, pixels, HEADS * HEAD_DIM, attended, valid, HEAD_DIM, BLOCK_D)

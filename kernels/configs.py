@@ -112,9 +112,10 @@ def nvidia_config(stage: str, problem: Problem, capability: tuple[int, int]) -> 
     """Return block sizes by rule: the largest tiles that spill no register and fit two programs per multiprocessor.
 
     There is one pipeline stage: k and v of a window are small and come from the L2 cache, and the other programs of the
-    multiprocessor hide that latency. A second stage adds instructions (592 instead of 567 for a tile of `forward` on
-    sm_90) and shared memory. There are many rows per warp because instructions limit these kernels: a tile of 128×64
-    takes 567 instructions, half of it as 64×64 takes 348. `savl kernels tune` tries more.
+    multiprocessor hide that latency. A second stage adds instructions and shared memory. There are many rows per warp
+    because each program loads all keys of its window. On Hopper a program of `forward` has 8 warps, which fit twice
+    into the registers; 4 warps take 8 % fewer instructions per score, but only 12 of them fit.
+    `python -m savl.kernels.machine_code` counts both, and `savl kernels tune` tries more.
 
     Args:
         stage: One of `STAGES`.
@@ -139,6 +140,7 @@ def nvidia_config(stage: str, problem: Problem, capability: tuple[int, int]) -> 
         warps = 4
         if stage == "forward":
             m, n = (64, 64) if capability == (8, 0) else (128, 64) if generation in (9, 12) else (128, 32)
+            warps = 8 if generation == 9 and problem.plain else 4
         elif stage == "backward_q":
             m, n = 128, 32
         elif stage == "backward_kv":

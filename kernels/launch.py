@@ -178,10 +178,28 @@ def forward(call: Attention) -> tuple[Tensor, Tensor]:
             **call.constants(),
             BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,
+            KEY_BLOCK=key_block(config.block_n, call.key_window),
             STAGES=config.stages,
             num_warps=config.warps,
         )
     return out, lse
+
+
+def key_block(block_n: int, key_window: Pair) -> Pair | None:
+    """Return height and width of a block of keys in `forward`: the widest of powers of two that divide the key window.
+
+    Args:
+        block_n: Keys of a block.
+        key_window: Height and width of the windows of keys.
+
+    Returns:
+        None if there is no such block, where a tile has keys in the order of the window.
+    """
+    for exponent in reversed(range(block_n.bit_length())):
+        width = 1 << exponent
+        if block_n % width == 0 and key_window[1] % width == 0 and key_window[0] % (block_n // width) == 0:
+            return block_n // width, width
+    return None
 
 
 def backward(

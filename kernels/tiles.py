@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LARGEST_INDEX: tl.constexpr = tl.constexpr(2**30 - 1)
 LEAST_NORM: tl.constexpr = tl.constexpr(1e-12)
 INTERPRETED: tl.constexpr = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
@@ -125,11 +126,15 @@ def query_factor(
 ):
     """Return the queries' factor of the logits, times log₂ e: float32 where WIDE, else in the dtype of q.
 
-    It is ``s q / √d``, and with cosine similarity ``s q scale / ‖q‖``, where SCALE is 1.
+    It is ``s q / √d``, and with cosine similarity ``s q scale / ‖q‖``, where SCALE is 1. The severity of 16-bit queries
+    is scaled first, which saves a multiplication per number; the rounding error does not show.
     """
-    factor = unit_rows(q, norms, COSINE) * (SCALE * LOG2E)
-    if HAS_SEVERITY:
-        factor = factor * severity[:, None]
+    if HAS_SEVERITY and q.dtype != tl.float32:
+        factor = unit_rows(q, norms, COSINE) * (severity * (SCALE * LOG2E))[:, None]
+    else:
+        factor = unit_rows(q, norms, COSINE) * (SCALE * LOG2E)
+        if HAS_SEVERITY:
+            factor = factor * severity[:, None]
     if COSINE:
         factor = factor * scale
     return factor if WIDE else factor.to(q.dtype)
@@ -311,7 +316,7 @@ def place_of_window(window, size, WINDOW: tl.constexpr):
     rows = size[0] // WINDOW[0]
     column = window % columns
     row = window // columns % rows
-    return (row, column), (row == rows - 1, column == columns - 1), (window // (columns * rows)).to(tl.int64)
+    return (row, column), (row == rows - 1, column == columns - 1), (window // columns // rows).to(tl.int64)
 
 
 @triton.jit
@@ -352,12 +357,52 @@ def keys_and_values(
 
     ``size`` and ``shift`` are those of the image of the keys.
     """
-    CHECKED: tl.constexpr = CHECK_KEYS or MARGIN > 0
-    y = place[0] * (KEY_WINDOW[0] - 2 * MARGIN) - MARGIN + j // KEY_WINDOW[1]
-    x = place[1] * (KEY_WINDOW[1] - 2 * MARGIN) - MARGIN + j % KEY_WINDOW[1]
-    inside = (j < KEY_WINDOW[0] * KEY_WINDOW[1]) & (y >= 0) & (y < size[0]) & (x >= 0) & (x < size[1])
+    return keys_and_values_at(
+        k, v, severity, j // KEY_WINDOW[1], j % KEY_WINDOW[1], j < KEY_WINDOW[0] * KEY_WINDOW[1], place, size, shift,
+        kv_stride, HEAD_DIM, BLOCK_D, KEY_WINDOW, MARGIN, HAS_SEVERITY, COSINE, WIDE_FACTORS,
+        SHIFTED, DILATED, FAR, CHECK_KEYS or MARGIN > 0, False,
+    )  # fmt: skip
+
+
+@triton.jit
+def keys_and_values_at(
+    k,
+    v,
+    severity,
+    ky,
+    kx,
+    exists,
+    place,
+    size,
+    shift,
+    kv_stride,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    KEY_WINDOW: tl.constexpr,
+    MARGIN: tl.constexpr,
+    HAS_SEVERITY: tl.constexpr,
+    COSINE: tl.constexpr,
+    WIDE_FACTORS: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    DILATED: tl.constexpr,
+    FAR: tl.constexpr,
+    CHECKED: tl.constexpr,
+    WITH_ONE: tl.constexpr,
+):
+    """Load the factors of the logits and the values of the keys (ky, kx) of the window at ``place``.
+
+    Where CHECKED, keys that do not exist or are outside the image are zeros; else all keys must be inside. Where
+    WITH_ONE, channel HEAD_DIM of all values is 1, so that a product with weights also gives the sum of the weights.
+    """
+    y = place[0] * (KEY_WINDOW[0] - 2 * MARGIN) - MARGIN + ky
+    x = place[1] * (KEY_WINDOW[1] - 2 * MARGIN) - MARGIN + kx
+    inside = exists & (y >= 0) & (y < size[0]) & (x >= 0) & (x < size[1])
+    if not CHECKED:
+        inside = tl.full(ky.shape, True, tl.int1)
     pixels = image_pixel(y, x, size, shift, KEY_WINDOW, SHIFTED, DILATED, FAR)
     keys = load_rows(k, pixels, kv_stride, inside, CHECKED, HEAD_DIM, BLOCK_D)
     values = load_rows(v, pixels, kv_stride, inside, CHECKED, HEAD_DIM, BLOCK_D)
+    if WITH_ONE:
+        values = tl.where((tl.arange(0, BLOCK_D) == HEAD_DIM)[None, :], 1.0, values).to(values.dtype)
     key_severity = severity_of(severity, pixels, inside, HAS_SEVERITY)
     return key_factor(keys, key_severity, norms_of(keys, COSINE), HAS_SEVERITY, COSINE, WIDE_FACTORS), values

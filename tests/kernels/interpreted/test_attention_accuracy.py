@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_checks import DTYPES, FLOAT16, Tile, argument, assert_accurate, changed
+from kernel_checks import DTYPES, FLOAT16, TRITON, Tile, argument, assert_accurate, changed
 
-from savl.ops.equivalence import Case
+from savl.ops import KernelSettings, overlapping_window_attention
+from savl.ops.equivalence import Budget, Case, measure
 from savl.ops.overlapping_window_attention import overlapping_window_attention_case
 from savl.ops.window_attention import window_attention_case
 
@@ -86,6 +87,40 @@ ATTENTIONS = [
 @pytest.mark.parametrize("attention", ATTENTIONS, ids=str)
 def test_outputs_and_gradients_are_as_accurate_as_eager(attention: Attention, dtype: torch.dtype) -> None:
     assert_accurate(lambda seed: attention.case(dtype, seed), attention.draws, attention.tile)
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        overlapping((64, 64), window=8, key_window=12, columns=2, head_dim=24),
+        overlapping((64, 64), draws=3, window=8, key_window=16, heads=2, head_dim=24),
+        window((128, 64), window=16, shift=8, head_dim=24),
+        window((64, 64), draws=3, window=8, shift=4, columns=2, head_dim=30),
+        window(draws=3, window=4, shift=1, columns=2, head_dim=32),
+    ],
+    ids=str,
+)
+def test_outputs_and_gradients_in_bfloat16_are_as_accurate_as_eager(attention: Attention) -> None:
+    """With less than 32 channels the product sums rounded weights, and the backward pass uses that sum."""
+    assert_accurate(lambda seed: attention.case(torch.bfloat16, seed), attention.draws, attention.tile)
+
+
+def test_keys_outside_the_image_are_found_several_windows_away_from_the_border() -> None:
+    """Only the window in the middle has all of its keys inside, and is computed without bounds."""
+    budgets = []
+    for seed in range(3):
+        case = overlapping_window_attention_case(
+            torch.float32, window=2, key_window=8, rows=5, columns=5, heads=1, head_dim=3, seed=seed
+        )
+        given = {name: value for name, value in case.arguments.items() if value is not None}
+        exact = {name: value.double() for name, value in given.items()}
+        out = overlapping_window_attention(**given, **case.options, kernels=TRITON)
+        eager, reference = (
+            overlapping_window_attention(**values, **case.options, kernels=KernelSettings.of("eager"))
+            for values in (given, exact)
+        )
+        budgets.append(measure("out", out, eager, reference, case.terms))
+    assert Budget.pooled(budgets).kept
 
 
 @pytest.mark.parametrize("dilated", [False, True])
