@@ -20,13 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from savl.ops.case import BenchmarkProblem, Case, Draw
-from savl.ops.library import CPP
+from savl.ops.library import CPP, TRITON
 from savl.ops.op import Op, register
 from savl.ops.settings import KernelSettings
 from savl.ops.switch import serves
 from savl.ops.validation import check_int, check_same_device, check_same_dtype_or_float32, check_shape, check_tensor
 
 OP = "channel_gate"
+MOST_CHANNELS, MOST_OUTPUTS = 1024, 4096
+"""Largest numbers of channels of ``x`` and of the gate for the Triton kernels, which hold all of them in registers."""
 
 
 def channel_gate(
@@ -77,7 +79,7 @@ def channel_gate(
     options = (rows, columns, neighbourhood, scale)
     _validate(*tensors, *options)
     if serves(CHANNEL_GATE, kernels, *tensors):
-        if torch.float16 in {each.dtype for each in tensors}:  # parameters, under autocast
+        if x.dtype != torch.float16 and torch.float16 in {each.dtype for each in tensors}:  # parameters, under autocast
             tensors = tuple(each.float() if each.dtype == torch.float16 else each for each in tensors)  # type: ignore
         fused: Tensor = torch.ops.savl.channel_gate.default(*tensors, *options)
         return fused
@@ -323,13 +325,20 @@ def _benchmark(draw: Draw, side: int) -> BenchmarkProblem:
     return BenchmarkProblem(arguments, options, moved, 2 * moved, 9.0 * x.numel(), 9.0 * x.numel())
 
 
+def _triton_limit(x: Tensor, weight: Tensor, *others: Tensor) -> str | None:
+    for what, number, most in (("x", x.shape[-1], MOST_CHANNELS), ("the gate", weight.shape[0], MOST_OUTPUTS)):
+        if number > most:
+            return f"{what} has {number} channels, more than {most}"
+    return None
+
+
 _SMALL = {"batch": 1, "height": 6, "width": 10, "channels": 5, "outputs": 19, "squeezed": 3}
 CHANNEL_GATE = register(
     Op(
         name=OP,
         function=channel_gate,
         reference=channel_gate_reference,
-        backends={CPP: None},
+        backends={TRITON: _triton_limit, CPP: None},
         schema="channel_gate(Tensor x, Tensor weight, Tensor bias, Tensor squeeze_weight, Tensor squeeze_bias, "
         "Tensor excite_weight, Tensor excite_bias, int rows, int columns, int neighbourhood, float scale) -> Tensor",
         backward_schema="channel_gate_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, "
@@ -354,6 +363,10 @@ CHANNEL_GATE = register(
         ),
         small_cases=({**_SMALL, "rows": 1, "columns": 1}, {**_SMALL, "rows": 3, "columns": 5, "neighbourhood": 3}),
         tiny_cases=({**_SMALL, "channels": 2, "outputs": 4, "rows": 3, "columns": 2, "neighbourhood": 3},),
+        interpreter_cases=(
+            {**_SMALL, "rows": 1, "columns": 1},
+            {**_SMALL, "rows": 3, "columns": 5, "neighbourhood": 3},
+        ),
         title="channel gate",
         benchmark=_benchmark,
     )

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from savl.ops import (
     KernelSettings,
     KernelUnavailable,
+    channel_gate,
     channel_modulation,
     convolution,
     fuses_convolution,
@@ -87,6 +88,9 @@ def test_every_op_goes_to_its_fused_kernel(dtype: torch.dtype) -> None:
         modulated = channel_modulation(q, q, None, q)
         normed = layer_norm(q, on_gpu(144, dtype=dtype), on_gpu(144, dtype=torch.float32))
         projected = convolution(q, on_gpu(288, 144, dtype=dtype))
+        expand, line = on_gpu(144, 6, 3, 3, dtype=dtype), on_gpu(144, dtype=torch.float32)
+        squeeze, excite = on_gpu(6, 144, dtype=dtype), on_gpu(144, 6, dtype=dtype)
+        gate = channel_gate(q[..., :6], expand, line, squeeze, line[:6], excite, line, rows=2, columns=3)
     assert calls.names == [name for name, op in OPS.items() if op.backend_for("cuda") is not None]
     assert (out.shape, out.dtype, out.device.type) == ((1, 32, 48, 144), dtype, "cuda")
     assert (wide.shape, wide.dtype) == (q.shape, dtype)
@@ -94,6 +98,7 @@ def test_every_op_goes_to_its_fused_kernel(dtype: torch.dtype) -> None:
     assert (modulated.shape, modulated.dtype) == (q.shape, dtype)
     assert (normed.shape, normed.dtype) == (q.shape, dtype)
     assert (projected.shape, projected.dtype) == (kv.shape, dtype)
+    assert (gate.shape, gate.dtype) == ((1, 2, 3, 144), dtype)
 
 
 @pytest.mark.usefixtures("gpu")

@@ -23,7 +23,11 @@ FLOAT32, FLOAT16 = torch.float32, torch.float16
 DTYPES = [FLOAT32, FLOAT16]
 """Triton's interpreter multiplies matrices of bfloat16 wrongly."""
 TRITON = KernelSettings(
-    window_attention="triton", overlapping_window_attention="triton", layer_norm="triton", convolution="triton"
+    window_attention="triton",
+    overlapping_window_attention="triton",
+    layer_norm="triton",
+    convolution="triton",
+    channel_gate="triton",
 )
 
 

@@ -164,6 +164,7 @@ SMALL = {
     "overlapping_window_attention": {"window": 3, "key_window": 5, "rows": 1, "columns": 1, "heads": 2},
     "layer_norm": {"batch": 1, "height": 3, "width": 5, "channels": 19},
     "convolution": {"batch": 1, "height": 3, "width": 5, "channels": 19, "outputs": 21, "norm": True},
+    "channel_gate": {"batch": 1, "height": 4, "width": 6, "channels": 3, "outputs": 5, "squeezed": 2},
 }
 
 
