@@ -1,6 +1,7 @@
 """Launches of ``savl::convolution`` on the GPU; the mathematics is in savl/ops/convolution.py.
 
-1×1 kernels are those of `savl.kernels.linear`. The gradients are computed by operations of PyTorch.
+1×1 kernels are those of `savl.kernels.linear`, 3×3 kernels those of `savl.kernels.convolution_3x3`. The gradients are
+computed by operations of PyTorch.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import triton
 from torch import Tensor
 
 from savl.kernels import launch as attention_launch
+from savl.kernels.convolution_3x3 import convolution_3x3
 from savl.kernels.launch import device_of, precision, with_even_pixels
 from savl.kernels.linear import linear, pieces_of
 
@@ -27,7 +29,7 @@ def run(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
     """Launch a kernel.
 
     Args:
-        kernel: A kernel of `savl.kernels.linear`.
+        kernel: A kernel of `savl.kernels.linear` or `savl.kernels.convolution_3x3`.
         programs: How many of its programs to run.
         arguments: Its positional arguments.
         constants: Its compile-time arguments, and options of Triton.
@@ -53,11 +55,12 @@ def convolution(
     narrow: bool,
     launch: Launch = run,
 ) -> tuple[Tensor, Tensor]:
-    """Launch the kernel of `savl.ops.convolution` for a kernel of 1×1 pixels.
+    """Launch the kernels of `savl.ops.convolution`.
 
     Args:
         x: ``(B, H, W, C)``.
-        weight: ``(O, C)`` or ``(O, C, 1, 1)``; its dtype, and that of the other parameters, may be float32.
+        weight: ``(O, C)``, ``(O, C, 1, 1)`` or ``(O, C, 3, 3)``; its dtype, and that of the other parameters, may be
+            float32.
         bias: ``(O,)`` or None.
         norm_weight: ``(C,)`` or None.
         norm_bias: ``(C,)``; given if ``norm_weight`` is.
@@ -65,7 +68,7 @@ def convolution(
         gamma: ``(B, H, W, O)`` or None.
         beta: ``(B, H, W, O)`` or None.
         gate: ``(B, rows, columns, O)`` or None.
-        dilation: Unused.
+        dilation: Pixels between the taps of a 3×3 kernel.
         activation: Index in `savl.ops.convolution.ACTIVATIONS`.
         slope: Slope of the leaky ReLU.
         eps: Added to the variance.
@@ -77,6 +80,9 @@ def convolution(
         The result ``(B, H, W, O)``, and the sum before the activation, in the dtype of the product; empty without
         ``keep``.
     """
+    if weight.dim() == 4 and weight.shape[-1] == 3:
+        tensors = (x, weight, bias, norm_weight, norm_bias, residual, gamma, beta, gate)
+        return convolution_3x3(*tensors, dilation, activation, slope, eps, keep, narrow, launch)
     batch, height, width, channels = x.shape
     outputs, pixels = weight.shape[0], batch * height * width
     dtype = torch.bfloat16 if narrow else x.dtype

@@ -17,21 +17,17 @@ The same shapes give the same bits in every run: no sum is shared between progra
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from savl.kernels import launch as attention_launch
 from savl.kernels.launch import device_of, with_even_pixels
 
-OPTIONS = attention_launch.OPTIONS
-"""Options of Triton for the kernels of this module, except the number of warps."""
-
-FEW_INPUTS, FEW_OUTPUTS = 8, 16
-"""Largest numbers of channels on the side with few channels."""
+FEW_OUTPUTS = 16
+"""Largest number of outputs for `contract`. `expand` computes more of them, if there are few inputs (see the limit of
+the backend in savl/ops/convolution.py)."""
 
 
 # Parts that the kernels share
@@ -136,15 +132,15 @@ def pack(weight, out, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK_O: tl
 
     Pointers: weight (O, C, 3, 3); out (3, channels, 4, BLOCK_O) with a multiple of BLOCK_K channels.
     """
-    row = tl.program_id(1)
-    c = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    ROWS: tl.constexpr = (CHANNELS + BLOCK_K - 1) // BLOCK_K * BLOCK_K
+    row = tl.program_id(0) % 3
+    c = tl.program_id(0) // 3 * BLOCK_K + tl.arange(0, BLOCK_K)
     n = tl.arange(0, 4 * BLOCK_O)
     o = n % BLOCK_O
     column = n // BLOCK_O
     real = (c < CHANNELS)[:, None] & ((o < OUTPUTS) & (column < 3))[None, :]
     numbers = tl.load(weight + c[:, None] * 9 + (o * (CHANNELS * 9) + row * 3 + column)[None, :], mask=real, other=0.0)
-    rows = tl.num_programs(0) * BLOCK_K
-    tl.store(out + (row * rows + c)[:, None] * (4 * BLOCK_O) + n[None, :], numbers.to(out.dtype.element_ty))
+    tl.store(out + (row * ROWS + c)[:, None] * (4 * BLOCK_O) + n[None, :], numbers.to(out.dtype.element_ty))
 
 
 @triton.jit
@@ -372,28 +368,8 @@ def expand(
 # Launches
 
 
-def run(kernel: Any, programs: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Launch a kernel of this module.
-
-    Args:
-        kernel: `pack`, `contract` or `expand`.
-        programs: How many of its programs to run, by axis.
-        arguments: Its positional arguments.
-        constants: Its compile-time arguments, and options of Triton.
-    """
-    kernel[programs](*arguments, **constants, **OPTIONS)
-
-
 Launch = Callable[..., None]
-"""A function with the parameters of `run`."""
-
-
-def why_refused(channels: int, outputs: int, norm: bool) -> str | None:
-    """Return why these kernels do not serve a 3×3 convolution, or None."""
-    if outputs <= FEW_OUTPUTS or (channels <= FEW_INPUTS and not norm):
-        return None
-    few = f"to at most {FEW_OUTPUTS} channels, or without normalisation from at most {FEW_INPUTS}"
-    return f"the 3×3 convolutions of the kernels are those {few}, not from {channels} to {outputs}"
+"""A function with the parameters of `savl.kernels.convolution.run`."""
 
 
 def convolution_3x3(
@@ -412,9 +388,9 @@ def convolution_3x3(
     eps: float,
     keep: bool,
     narrow: bool,
-    launch: Launch = run,
+    launch: Launch,
 ) -> tuple[Tensor, Tensor]:
-    """Convolve with a 3×3 kernel that has few channels on one side; see `why_refused`.
+    """Convolve with a 3×3 kernel that has few channels on one side.
 
     Args:
         x: ``(B, H, W, C)``.
@@ -476,10 +452,10 @@ def convolution_3x3(
             blocks = triton.cdiv(channels, block_k)
             packed = torch.empty(3, blocks * block_k, 4, block_o, dtype=dtype, device=x.device)
             sizes = {"CHANNELS": channels, "OUTPUTS": outputs, "BLOCK_O": block_o, "BLOCK_K": block_k}
-            launch(pack, (blocks, 3), weight, packed, **sizes, num_warps=4)
-            launch(contract, (programs,), x, packed, bias, *norms, *features, *results, *geometry, eps, **constants)
+            launch(pack, 3 * blocks, weight, packed, **sizes, num_warps=4)
+            launch(contract, programs, x, packed, bias, *norms, *features, *results, *geometry, eps, **constants)
         else:
-            launch(expand, (programs,), x, weight, bias, *features, *results, *geometry, **constants, NARROW=narrow)
+            launch(expand, programs, x, weight, bias, *features, *results, *geometry, **constants, NARROW=narrow)
     return out, kept
 
 

@@ -36,6 +36,8 @@ from savl.ops.validation import (
 OP = "convolution"
 MOST_CHANNELS = 512
 """Largest number of channels for the Triton kernel of linear layers, whose programs hold all channels of a pixel."""
+FEW_INPUTS, FEW_OUTPUTS = 8, 16
+"""Largest numbers of channels on one side of a 3×3 kernel for the Triton kernels. cuDNN serves the others well."""
 Activation = Literal["none", "gelu", "leaky_relu"]
 ACTIVATIONS: tuple[Activation, ...] = ("none", "gelu", "leaky_relu")
 
@@ -538,7 +540,12 @@ def _benchmark(draw: Draw, side: int, kernel: int = 1) -> BenchmarkProblem:
 
 def _triton_limit(x: Tensor, weight: Tensor | None = None, *others: Tensor | None) -> str | None:
     if weight is not None and weight.dim() == 4 and weight.shape[-1] == 3:
-        return "the kernel has 3×3 pixels"
+        outputs, inputs = weight.shape[:2]
+        normed = len(others) > 1 and others[1] is not None
+        if outputs <= FEW_OUTPUTS or (inputs <= FEW_INPUTS and not normed):
+            return None
+        few = f"to at most {FEW_OUTPUTS} channels, or without normalisation from at most {FEW_INPUTS}"
+        return f"its 3×3 kernels convolve {few}, not {inputs} to {outputs}"
     return None if x.shape[-1] <= MOST_CHANNELS else f"x has {x.shape[-1]} channels, more than {MOST_CHANNELS}"
 
 
@@ -592,6 +599,8 @@ CONVOLUTION = register(
             {**_SMALL, **_MLP, "modulation": True},
             {**_SMALL, "channels": 48, "outputs": 36, "height": 4, "width": 9, "gate": (2, 3)},
             {**_SMALL, "activation": "leaky_relu", "residual": True, "bias": False},
+            {**_SMALL, **_MLP, "outputs": 6, "side": 3},
+            {**_SMALL, "channels": 6, "width": 9, "side": 3, "gate": (1, 3), "bias": False},
         ),
         title="convolution",
         benchmark=_benchmark,

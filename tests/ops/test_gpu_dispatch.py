@@ -88,9 +88,10 @@ def test_every_op_goes_to_its_fused_kernel(dtype: torch.dtype) -> None:
         modulated = channel_modulation(q, q, None, q)
         normed = layer_norm(q, on_gpu(144, dtype=dtype), on_gpu(144, dtype=torch.float32))
         projected = convolution(q, on_gpu(288, 144, dtype=dtype))
-        expand, line = on_gpu(144, 6, 3, 3, dtype=dtype), on_gpu(144, dtype=torch.float32)
-        squeeze, excite = on_gpu(6, 144, dtype=dtype), on_gpu(144, 6, dtype=dtype)
-        gate = channel_gate(q[..., :6], expand, line, squeeze, line[:6], excite, line, rows=2, columns=3)
+        hidden, expand, squeeze, excite, short, long = (
+            on_gpu(*shape, dtype=dtype) for shape in ((1, 32, 48, 6), (144, 6, 3, 3), (6, 144), (144, 6), (6,), (144,))
+        )
+        gate = channel_gate(hidden, expand, long, squeeze, short, excite, long, rows=2, columns=3)
     assert calls.names == [name for name, op in OPS.items() if op.backend_for("cuda") is not None]
     assert (out.shape, out.dtype, out.device.type) == ((1, 32, 48, 144), dtype, "cuda")
     assert (wide.shape, wide.dtype) == (q.shape, dtype)
