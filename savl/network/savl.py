@@ -7,8 +7,10 @@ from itertools import accumulate
 from typing import Literal, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from savl import ops
 from savl.bicubic import bicubic_upscale
 from savl.network.config import SAVLConfig
 from savl.network.dsca import Guidance
@@ -265,12 +267,50 @@ class PixelShuffleUpsampler(nn.Module):
         self.to_image = ChannelsLastConv2d(features, 3, 3)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map ``(B, H, W, C)`` to ``(B, 3, scale·H, scale·W)``."""
+        """Map ``(B, H, W, C)`` to ``(B, 3, scale·H, scale·W)``.
+
+        If the convolution is fused, the last one is computed before the last pixel shuffle, so that the features at the
+        size of the image, the largest tensor of the network, are never written.
+        """
         x: Tensor = self.reduce[0](features, activation="leaky_relu", slope=0.01)
-        for stage in self.stages:
+        fused = ops.fuses_convolution(x, self.to_image.kernels)
+        *stages, last = self.stages
+        for stage in stages:
             x = _shuffle(x, stage.upscale_factor) if isinstance(stage, nn.PixelShuffle) else stage(x)
-        image: Tensor = self.to_image(x).permute(0, 3, 1, 2)
-        return image
+        assert isinstance(last, nn.PixelShuffle)
+        factor: int = last.upscale_factor
+        if not fused:
+            image: Tensor = self.to_image(_shuffle(x, factor)).permute(0, 3, 1, 2)
+            return image
+        assert self.to_image.bias is not None
+        weight = weight_before_shuffle(self.to_image.weight, factor)
+        bias = self.to_image.bias.repeat_interleave(factor**2)
+        planes = ops.convolution(x, weight, bias, kernels=self.to_image.kernels).permute(0, 3, 1, 2)
+        shuffled: Tensor = F.pixel_shuffle(planes, factor)
+        return shuffled
+
+
+def weight_before_shuffle(weight: Tensor, factor: int) -> Tensor:
+    """Return the weight with which a 3×3 convolution before a pixel shuffle equals one after it.
+
+    Pixel ``factor · Y + i`` of the shuffled image is in row Y, as channel i. Its neighbour at tap p is pixel
+    ``factor · Y + i + p − 1``, which is channel ``(i + p − 1) mod factor`` of row ``Y + ⌊(i + p − 1) / factor⌋``.
+
+    Args:
+        weight: ``(O, C, 3, 3)``.
+        factor: Factor of the pixel shuffle, at least 2.
+
+    Returns:
+        ``(factor² · O, factor² · C, 3, 3)``, zeros where no tap of the given convolution is.
+    """
+    outputs, channels = weight.shape[:2]
+    span, around = 3 * factor, 2 * factor - 2
+    # Window factor − 1 − i of the padded taps has tap p at place factor · (q + 1) + k, for the quotient q and the
+    # remainder k of i + p − 1.
+    windows = F.pad(weight, (around,) * 4).unfold(2, span, 1).unfold(3, span, 1).flip(2, 3)
+    moved = windows.unflatten(5, (3, factor)).unflatten(4, (3, factor)).permute(0, 2, 3, 1, 5, 7, 4, 6)
+    rearranged: Tensor = moved.reshape(factor**2 * outputs, factor**2 * channels, 3, 3)
+    return rearranged
 
 
 def _shuffle(x: Tensor, factor: int) -> Tensor:

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from savl import ops
 from savl.bicubic import bicubic_upscale
 from savl.network import CONFIGS, SAVL, DegradationField, SAVLConfig
+from savl.network.savl import weight_before_shuffle
 
 Small = Callable[..., SAVLConfig]
 PerturbParameters = Callable[[Any], Any]
@@ -106,3 +108,34 @@ def test_the_image_residual_is_added_to_the_output(small_config: Small, perturb_
     lr = image()
     learned = without(lr) - without.rgb_mean
     torch.testing.assert_close(with_residual(lr), learned + bicubic_upscale(lr, 4), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_a_convolution_before_a_pixel_shuffle_equals_one_after_it(factor: int) -> None:
+    weight = torch.randn(3, 5, 3, 3, dtype=torch.float64, requires_grad=True)
+    planes = torch.randn(2, 5 * factor**2, 4, 6, dtype=torch.float64)
+    after = F.conv2d(F.pixel_shuffle(planes, factor), weight, padding=1)
+    before = F.pixel_shuffle(F.conv2d(planes, weight_before_shuffle(weight, factor), padding=1), factor)
+    torch.testing.assert_close(before, after, rtol=0, atol=1e-12)
+    gradient = torch.randn_like(after)
+    expected, found = (torch.autograd.grad(each, weight, gradient)[0] for each in (after, before))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_the_fused_upsampler_computes_nothing_at_the_size_of_the_image(
+    scale: int, small_config: Small, perturb_parameters: PerturbParameters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upsampler = perturb_parameters(SAVL(small_config(scale=scale))).upsampler
+    features = torch.randn(1, 3, 4, 12, dtype=torch.float64)
+    expected = upsampler(features)
+    heights, compute = [], ops.convolution
+
+    def convolve(x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        heights.append(x.shape[1])
+        return compute(x, *arguments, **options)
+
+    monkeypatch.setattr(ops, "fuses_convolution", lambda *_: True)
+    monkeypatch.setattr(ops, "convolution", convolve)
+    torch.testing.assert_close(upsampler(features), expected, rtol=0, atol=1e-12)
+    assert max(heights) == 3 * scale // (3 if scale == 3 else 2)
