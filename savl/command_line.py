@@ -145,7 +145,7 @@ class CommandLine(typer.Typer):
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
         """Register a command, as `typer.Typer.command` does."""
-        return super().command(name, cls=Command, **settings)
+        return super().command(name, **{"cls": Command, **settings})
 
 
 def _processed(param: Any, convert: Callable[..., Any], ctx: Any, value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from savl.cli import analyze, degrade, evaluate, kernels, models, train, upscale
+from savl.cli.cluster import RayCommand
 from savl.cli.streams import tolerant_streams
 from savl.command_line import CommandLine, print_error
 from savl.inference.process_settings import limit_spinning, reduce_address_space
@@ -24,7 +25,7 @@ app = CommandLine(name="savl", no_args_is_help=True, add_completion=True)
 
 # Each subcommand has one line here. The modules of the subcommands import torch and image libraries only inside
 # functions, so that `savl --help` starts quickly.
-app.command("upscale", epilog=upscale.EXAMPLES)(upscale.upscale)
+app.command("upscale", epilog=upscale.EXAMPLES, cls=RayCommand)(upscale.upscale)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("degrade", epilog=degrade.EXAMPLES)(degrade.degrade)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)

@@ -13,8 +13,8 @@ from savl.cli import options
 from savl.command_line import UsageError, exit_with_error
 
 if TYPE_CHECKING:
-    from savl.cli.jobs import Job
     from savl.degradation import DegradationConfig
+    from savl.images.job import Job
     from savl.images.write import ProcessedFile
     from savl.inference.enlarge import OnTile
 
@@ -119,10 +119,11 @@ def degrade(
     An image that cannot be read is reported and skipped, and makes the exit code 1.
     """
     started = time.monotonic()
-    from savl.cli.loop import Operation, Work, process_files
+    from savl.cli.loop import Operation, process_files
     from savl.degradation import Degradation, DegradationUnavailable
     from savl.degradation.degrade_file import degrade_file
     from savl.images.errors import ImageFileError
+    from savl.images.job import Work
     from savl.images.result_mark import DEGRADED
     from savl.inference.process_settings import use_threads
 

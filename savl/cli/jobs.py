@@ -2,66 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from glob import has_magic
 from pathlib import Path
-from typing import BinaryIO
 
 from savl.cli.sources import Source, same_file_key
 from savl.cli.streams import STANDARD
 from savl.command_line import UsageError
 from savl.images.format import FORMATS, HEAD_BYTES, PNG, ImageFormat, format_of_content, format_of_suffix
-from savl.images.result_mark import digest_origin
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image to process.
-
-    Attributes:
-        source: The file to read.
-        target: The file to write the result to.
-        format: Format of `target`.
-        maps: The files to write maps of the image to, in the order of `Naming.maps`.
-        content: Data from standard input, which is read instead of `source`; `source` is then only a name.
-        exact: Whether the user named `target` itself.
-        alternative: The same job with another target, in case `target` is the result of another image; None if there is
-            no other name.
-    """
-
-    source: Path
-    target: Path
-    format: ImageFormat
-    maps: tuple[Path, ...]
-    content: bytes | None = None
-    exact: bool = False
-    alternative: Job | None = None
-
-    @property
-    def outputs(self) -> tuple[Path, ...]:
-        """Files to write."""
-        return (self.target, *self.maps)
-
-    @property
-    def missing(self) -> bool:
-        """Whether there is nothing to read."""
-        return self.content is None and not os.path.exists(self.source)
-
-    def origin(self, page: int | None) -> str | None:
-        """Return the digest of the source, for the marks of the outputs; see `savl.images.result_mark`."""
-        return digest_origin(self.source if self.content is None else self.content, page)
-
-    def open(self) -> Path | BinaryIO:
-        """Return the source for `savl.images.read.read_image`."""
-        if self.content is None:
-            return self.source
-        stream = io.BytesIO(self.content)
-        stream.name = str(self.source)  # the name in messages
-        return stream
+from savl.images.job import Job
 
 
 @dataclass(frozen=True)

@@ -6,46 +6,29 @@ import contextlib
 import os
 import re
 import signal
-import stat
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from savl.cli.jobs import Job, Naming, Plan, format_of_source, name_suffix, output_is_file, plan_jobs, refuse_existing
-from savl.cli.locks import lock_output
+from savl.cli.jobs import Naming, Plan, format_of_source, name_suffix, output_is_file, plan_jobs, refuse_existing
 from savl.cli.progress import ProgressReport
 from savl.cli.results import ResultRule, remove_results, results_message
 from savl.cli.sources import Found, find_sources
 from savl.cli.streams import STANDARD, StandardOutput, read_standard_input
 from savl.command_line import UsageError
-from savl.images.errors import ImageFileError, OutputExists, UnwritableImage
 from savl.images.format import FORMATS, JPEG, PNG, format_of_suffix
-from savl.images.result_mark import MAP_MARKS, read_origin
+from savl.images.job import Job, JobProcessor, Work, signatures_of
+from savl.images.result_mark import MAP_MARKS
 from savl.images.write import ProcessedFile
 from savl.inference.enlarge import OnTile
 from savl.inference.process_settings import keep_freed_memory
 from savl.interrupts import mark_reported, raise_if_interrupted, raise_on_interrupt
-from savl.out_of_memory import is_out_of_memory, out_of_memory_in_short
 
 _WAIT = 0.2  # seconds between two attempts to get the files that other processes have locked
-
-
-class Work(Protocol):
-    """Function that processes an image."""
-
-    def __call__(self, job: Job, target: Path | None, maps: tuple[Path | None, ...], on_tile: OnTile) -> ProcessedFile:
-        """Process one image.
-
-        Args:
-            job: The image and its outputs.
-            target: `job.target`, or None if the existing file is kept.
-            maps: `job.maps`, with None in place of existing files that are kept.
-            on_tile: Called with (tiles done, tiles in all).
-        """
 
 
 @dataclass(frozen=True)
@@ -60,6 +43,8 @@ class Operation:
             for no map.
         prepare: Loads what the work needs, after the arguments have been checked. Returns the default suffix of the
             results, such as "x4", and the work.
+        make_loop: Makes the loop that processes the jobs, which then does not call the work; None for the loop of this
+            process.
     """
 
     participle: str
@@ -67,6 +52,18 @@ class Operation:
     lossless: bool
     map_endings: tuple[str, ...]
     prepare: Callable[[], tuple[str, Work]]
+    make_loop: Callable[[Sequence[Job]], Loop] | None = None
+
+
+class Loop(Protocol):
+    """Processes jobs."""
+
+    def run(self, report: ProgressReport) -> None:
+        """Process the jobs, and report what becomes of each.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; the outputs of unfinished jobs are as they were before.
+        """
 
 
 def process_files(
@@ -150,19 +147,23 @@ def process_files(
                 standard_output.send(job.target)
             return result
 
-        loop = _Loop(
-            plan.jobs,
-            work_and_send,
-            overwrite=overwrite,
-            page=page,
-            debug=debug,
-            started=started,
-            shown_target=None if standard_output is None else "standard output",
-        )
+        loop: Loop
+        if operation.make_loop is not None:
+            loop = operation.make_loop(plan.jobs)
+        else:
+            loop = _Loop(
+                plan.jobs,
+                work_and_send,
+                overwrite=overwrite,
+                page=page,
+                debug=debug,
+                started=started,
+                shown_target=None if standard_output is None else "standard output",
+            )
         return _run(loop, found, plan, operation.participle)
 
 
-def _run(loop: _Loop, found: Found, plan: Plan, participle: str) -> bool:
+def _run(loop: Loop, found: Found, plan: Plan, participle: str) -> bool:
     """Process the files and print the report; return whether every file was processed or kept."""
     previous = {number: signal.signal(number, _terminate) for number in _termination_signals()}
     try:
@@ -193,10 +194,9 @@ def _run(loop: _Loop, found: Found, plan: Plan, participle: str) -> bool:
 
 
 class _Loop:
-    """The files that are left to process, and the state of their outputs when the loop began.
+    """The files that are left to process.
 
-    Several processes that work on the same outputs share them: each file is locked before it is processed. Files that
-    another process has locked are checked again at the end, and processed here if that process failed.
+    Files that another process has locked are checked again at the end, and processed here if that process failed.
     """
 
     def __init__(
@@ -211,16 +211,16 @@ class _Loop:
         shown_target: str | None,
     ) -> None:
         self._jobs = jobs
-        self._work = work
-        self._overwrite = overwrite
-        self._page = page
-        self._debug = debug
-        self._started = started
+        self._processor = JobProcessor(
+            work,
+            before=signatures_of(jobs),
+            exact=frozenset(path for job in jobs if job.exact for path in job.outputs),
+            overwrite=overwrite,
+            page=page,
+            elapsed=lambda: time.monotonic() - started,
+            debug=debug,
+        )
         self._shown_target = shown_target
-        self._said: set[str] = set()  # notes about the whole run
-        self._exact = {path for job in jobs if job.exact for path in job.outputs}
-        names = [name for job in jobs for name in (job, job.alternative) if name is not None]
-        self._before = {path: _signature(path) for name in names for path in name.outputs}
 
     def run(self, report: ProgressReport) -> None:
         self._report = report
@@ -237,117 +237,15 @@ class _Loop:
 
     def _finished(self, job: Job) -> bool:
         """Process a file, and return True; or return False if another process is working on it."""
-        raise_if_interrupted()
-        try:
-            if self._conflict(job) is None:
-                if self._nothing_due(job):
-                    return True
-                with lock_output(job.target) as lock:
-                    if not lock.acquired:
-                        return False
-                    self._forget_new_outputs(job, lock.time_ns)
-                    while self._conflict(job) is None:
-                        if self._nothing_due(job) or self._process(job):
-                            return True
-            if job.alternative is not None:
-                return self._finished(job.alternative)
-            self._fail(job, UnwritableImage(job.source, self._conflict(job) or ""))
-            return True
-        except Exception as error:  # for example a name that the file system does not accept
-            self._fail(job, error)
-            return True
-
-    def _forget_new_outputs(self, job: Job, now: int | None) -> None:
-        """Count an output as missing at the beginning if it was written while this process was starting.
-
-        Args:
-            job: The file.
-            now: The present time in nanoseconds, by the clock of the file system; None if it is unknown.
-        """
-        if now is None:
-            return
-        beginning = now - int((time.monotonic() - self._started) * 1e9)
-        for output in job.outputs:
-            before = self._before[output]
-            if before is not None and before.time_ns > beginning:
-                self._before[output] = None
-
-    def _conflict(self, job: Job) -> str | None:
-        """Return the reason why an existing output is not a result of this file, or None if there is no such output.
-
-        Outputs that will be replaced are not checked. A file that was made from the same image is a result of this
-        file, whatever the settings were. So is a file that does not contain the digest of its source. A file that `-o`
-        names is not accepted as a result, because it may have been made with other settings.
-        """
-        if job.missing:
-            return None
-        for output in job.outputs:
-            if self._due(output):
-                continue
-            written_meanwhile = _signature(output) != self._before[output]
-            hint = "" if self._overwrite else " (--overwrite replaces it)"
-            if job.exact and (written_meanwhile or output == job.target):
-                return f"{output} exists already: another process has just written it{hint}"
-            origin = read_origin(output)
-            if origin is None or origin == (job.origin(self._page) or origin):
-                continue
-            if written_meanwhile:
-                return f"another process has just written {output} from another image{hint}"
-            return f"{output} exists already and was made from another image, page or version of this image{hint}"
-        return None
-
-    def _nothing_due(self, job: Job) -> bool:
-        """Return whether all outputs of a file exist and are kept, which is reported."""
-        # A missing input is reported as missing, even if its output exists.
-        if any(map(self._due, job.outputs)) or job.missing:
+        outcome = self._processor.process(job, on_begin=lambda: self._report.begin(job.source), on_tile=self._on_tile)
+        if outcome is None:
             return False
-        written_meanwhile = _signature(job.target) != self._before[job.target]
-        self._report.kept(job.source, job.target, written_meanwhile=written_meanwhile)
-        return True
-
-    def _due(self, output: Path) -> bool:
-        """Return whether an output is to be written: it does not exist, or existed at the beginning and is replaced."""
-        now = _signature(output)
-        return now is None or (self._overwrite and (output in self._exact or now == self._before[output]))
-
-    def _process(self, job: Job) -> bool:
-        """Process a file and report it; or return False, without a report, if another process has written an output."""
-        start = time.monotonic()
-        try:
-            target = job.target if self._due(job.target) else None
-            maps = tuple(path if self._due(path) else None for path in job.maps)
-            self._report.begin(job.source)
-            result = self._work(job, target, maps, self._on_tile)
-        except OutputExists as error:
-            # A process that does not use locks was faster. The outputs that it did not write are still due.
-            if error.path in map(str, job.outputs) and not self._due(Path(error.path)):
-                return False
-            self._fail(job, error)
-        except Exception as error:
-            self._fail(job, error)
-        else:
-            for note in result.run_notes:
-                if note not in self._said:
-                    self._said.add(note)
-                    self._report.say(note, "dim")
-            for note in result.notes:
-                self._report.note(job.source, note)
-            sizes = f"{result.old_size[0]}x{result.old_size[1]} -> {result.new_size[0]}x{result.new_size[1]}"
-            written = self._shown_target or target or next(filter(None, maps), job.target)
-            self._report.done(job.source, written, sizes, time.monotonic() - start)
+        self._report.outcome(job.source, outcome, self._shown_target)
         return True
 
     def _on_tile(self, done: int, total: int) -> None:
         raise_if_interrupted()
         self._report.on_tile(done, total)
-
-    def _fail(self, job: Job, error: Exception) -> None:
-        raise_if_interrupted()  # A library may have turned the interrupt into an error of its own.
-        if self._debug:
-            raise error
-        # The line begins with the name of the input, which an error about it need not repeat.
-        own = error.reason if isinstance(error, ImageFileError) and error.path == str(job.source) else None
-        self._report.fail(job.source, own or in_short(error))
 
 
 def _size(path: Path) -> int:
@@ -359,33 +257,6 @@ def _size(path: Path) -> int:
 
 def _counted(jobs: Sequence[Job]) -> str:
     return f"{jobs[0].source}" + (f" and {len(jobs) - 1} more" if len(jobs) > 1 else "")
-
-
-class _Signature(NamedTuple):
-    """Properties of a file that change when it is rewritten."""
-
-    inode: int
-    time_ns: int
-    size: int
-
-
-def _signature(path: Path) -> _Signature | None:
-    """Return the signature of a file, or None if there is no regular file."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return _Signature(status.st_ino, status.st_mtime_ns, status.st_size) if stat.S_ISREG(status.st_mode) else None
-
-
-def in_short(error: Exception) -> str:
-    """Return an exception as one line, with its type if its text alone may not make sense."""
-    if is_out_of_memory(error):
-        return out_of_memory_in_short(error)
-    text = " ".join(str(error).split())[:500]
-    if isinstance(error, (ImageFileError, FileNotFoundError, ValueError)) and text:
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _termination_signals() -> list[signal.Signals]:

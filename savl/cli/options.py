@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 OUTPUT_PANEL = "Output"
 NETWORK_PANEL = "Network"
+CLUSTER_PANEL = "Cluster"
 
 Inputs = Annotated[
     list[str],
@@ -79,6 +80,27 @@ IncludeResults = Annotated[
     typer.Option(
         "--include-results",
         help="Also process images in folders and globs that savl made. By default, they are skipped.",
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[ADDRESS]",
+        help="Divide the files among the workers of a Ray cluster; needs pip install 'savl[cluster]'. ADDRESS is auto, "
+        "for the cluster that this machine belongs to, or host:port. Without it, the workers use the cores and GPUs of "
+        "this machine. OUT may be a URL such as s3://bucket/folder.",
+        rich_help_panel=CLUSTER_PANEL,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        min=1,
+        help="Number of workers of --ray. Default: one per GPU, or one per --threads cores (up to 4).",
+        rich_help_panel=CLUSTER_PANEL,
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]

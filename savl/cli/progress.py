@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from savl.images.job import Failed, Kept, Outcome
 from savl.printable import printable
 
 _LONGEST_NAME = 24  # characters of a file name beside a progress bar
@@ -109,6 +110,41 @@ class _EstimateColumn(ProgressColumn):
         return Text(estimate())
 
 
+class WorkersEstimate:
+    """Estimate of the remaining time of several workers: from the bytes of the files done since the first one began."""
+
+    def __init__(self, sizes: Mapping[Path, int], clock: Callable[[], float] = time.monotonic) -> None:
+        """Prepare the estimate.
+
+        Args:
+            sizes: Size in bytes of each file that is to be processed.
+            clock: Returns the time in seconds.
+        """
+        self._remaining = dict(sizes)
+        self._clock = clock
+        self._done = 0.0  # bytes
+        self._partly = 0.0  # bytes of files that are being processed
+        self._begun: float | None = None
+
+    def finish(self, path: Path, *, worked: bool) -> None:
+        """Finish a file; `worked` as for `TimeEstimate.finish`."""
+        self._done += self._remaining.pop(path, 0) * worked
+
+    def update(self, active: Sequence[tuple[Path, int, int]]) -> None:
+        """Record the files that are being processed, each with tiles done and number of tiles."""
+        if active and self._begun is None:
+            self._begun = self._clock()
+        self._partly = sum(self._remaining.get(path, 0) * done / total for path, done, total in active if total)
+
+    @property
+    def seconds(self) -> float | None:
+        """Remaining seconds of all files; None before the first tile."""
+        finished = self._done + self._partly
+        if self._begun is None or not finished:
+            return None
+        return (self._clock() - self._begun) * (sum(self._remaining.values()) - self._partly) / finished
+
+
 class ProgressReport:
     """Progress over files and tiles, and what happened to each file.
 
@@ -124,6 +160,8 @@ class ProgressReport:
             sizes: Size in bytes of each file that is to be read, to estimate the remaining time.
         """
         self._estimate = TimeEstimate(sizes or {})
+        self._workers_estimate = WorkersEstimate(sizes or {})
+        self._has_workers = False
         self.console = Console(stderr=True, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
@@ -142,6 +180,7 @@ class ProgressReport:
         self._done = 0
         self._kept = 0
         self._failures: list[tuple[Path, str]] = []
+        self._said: set[str] = set()  # notes about the whole run
 
     def __enter__(self) -> ProgressReport:
         self._progress.start()
@@ -171,17 +210,31 @@ class ProgressReport:
         self._estimate.on_tile(done, total)
         self._progress.update(self._tiles, completed=done, total=total)
 
+    def on_workers(self, active: Sequence[tuple[Path, int, int]]) -> None:
+        """Show what several workers do.
+
+        Args:
+            active: The files that are being processed, each with tiles done and number of tiles.
+        """
+        self._has_workers = True
+        self._workers_estimate.update(active)
+        tiles = sum(total for _, _, total in active)
+        name = f"{len(active)} file{'' if len(active) == 1 else 's'} at work"
+        self._progress.update(
+            self._tiles, description=name, completed=sum(done for _, done, _ in active), total=tiles or None
+        )
+
     def done(self, path: Path, target: Path | str, sizes: str, seconds: float) -> None:
         """Report a finished file."""
         self._done += 1
-        self._estimate.finish(path, worked=True)
+        self._finish(path, worked=True)
         self._line(f"{path} -> {target}  {sizes}  {seconds:.1f} s")
         self._progress.advance(self._files)
 
-    def kept(self, path: Path, target: Path, *, written_meanwhile: bool) -> None:
+    def kept(self, path: Path, target: Path | str, *, written_meanwhile: bool) -> None:
         """Report a file whose output existed already, or was written by another process meanwhile."""
         self._kept += 1
-        self._estimate.finish(path, worked=False)
+        self._finish(path, worked=False)
         why = "which another process has just written" if written_meanwhile else "which exists already"
         hint = "" if written_meanwhile else " (--overwrite replaces it)"
         self._line(f"{path}: kept {target}, {why}{hint}", "dim")
@@ -190,9 +243,32 @@ class ProgressReport:
     def fail(self, path: Path, reason: str) -> None:
         """Report a file that could not be processed."""
         self._failures.append((path, reason))
-        self._estimate.finish(path, worked=False)
+        self._finish(path, worked=False)
         self._line(f"{path}: {reason}", "red")
         self._progress.advance(self._files)
+
+    def outcome(self, path: Path, outcome: Outcome, shown_target: str | None = None) -> None:
+        """Report what became of a file.
+
+        Args:
+            path: The input.
+            outcome: What became of it. Notes about the whole run are printed once.
+            shown_target: Printed instead of the name of the file that was written; None for that name.
+        """
+        if isinstance(outcome, Failed):
+            self.fail(path, outcome.reason)
+        elif isinstance(outcome, Kept):
+            self.kept(path, outcome.target, written_meanwhile=outcome.written_meanwhile)
+        else:
+            result = outcome.result
+            for note in result.run_notes:
+                if note not in self._said:
+                    self._said.add(note)
+                    self.say(note, "dim")
+            for note in result.notes:
+                self.note(path, note)
+            sizes = f"{result.old_size[0]}x{result.old_size[1]} -> {result.new_size[0]}x{result.new_size[1]}"
+            self.done(path, shown_target or outcome.written, sizes, outcome.seconds)
 
     def note(self, path: Path, text: str) -> None:
         """Print a remark about a file, such as metadata that was lost."""
@@ -219,8 +295,12 @@ class ProgressReport:
         """Report that Ctrl-C has ended the run."""
         self._line(f"interrupted: {self._done} of {self._total} {self._participle}, no partial file left", "yellow")
 
+    def _finish(self, path: Path, *, worked: bool) -> None:
+        self._estimate.finish(path, worked=worked)
+        self._workers_estimate.finish(path, worked=worked)
+
     def _files_estimate(self) -> str:
-        return format_remaining(self._estimate.seconds)
+        return format_remaining((self._workers_estimate if self._has_workers else self._estimate).seconds)
 
     def _tiles_estimate(self) -> str:
         rate = self._estimate.tiles_per_second

@@ -12,9 +12,9 @@ from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
 
-from savl.cli.locks import LOCK_SUFFIX
 from savl.command_line import UsageError
 from savl.images.format import READABLE, READABLE_FORMATS, format_of_suffix
+from savl.images.locks import LOCK_SUFFIX
 
 _MOST_KINDS = 8
 _MOST_STARS = 6  # `**/` in one glob; further ones match one folder or more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,11 +12,7 @@ from savl.cli import options
 from savl.command_line import UsageError, exit_with_error, option_value
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from savl.cli.jobs import Job
-    from savl.images.write import ProcessedFile
-    from savl.inference.enlarge import OnTile
+    from collections.abc import Sequence
 
 EXAMPLES = "\n".join(
     [
@@ -27,6 +24,7 @@ EXAMPLES = "\n".join(
         "savl upscale - -o - -f png <photo.jpg >large.png   [dim]standard input and output[/dim]",
         "savl upscale old.jpg --strength 0.5   [dim]restore with half the strength[/dim]",
         "savl upscale scan.tif --model Real_HAT_GAN_SRx4.pth --tile 256",
+        "savl upscale photos/ -r -o large/ --ray   [dim]on the workers of a Ray cluster[/dim]",
         "savl upscale anime.png --model 4x-AnimeSharp.pth   [dim]any model that spandrel loads[/dim]",
     ]
 )
@@ -107,6 +105,8 @@ def upscale(
     device: options.Device = "auto",
     eager: options.Eager = False,
     threads: options.Threads = None,
+    ray: options.Ray = None,
+    workers: options.Workers = None,
     debug: options.Debug = False,
 ) -> None:
     """Upscale images.
@@ -115,30 +115,38 @@ def upscale(
 
     An image that cannot be read is reported and skipped, and makes the exit code 1.
     """
-    started = time.monotonic()
-    from savl.cli.loop import Operation, Work, in_short, process_files
+    started, started_at = time.monotonic(), time.time()
+    from savl.cli.loop import Loop, Operation, process_files
+    from savl.images.job import Job, Work, in_short
     from savl.images.result_mark import UPSCALED
     from savl.inference.device import checked_device, checked_dtype
     from savl.inference.enlarge import check_scale
     from savl.inference.process_settings import use_threads
-    from savl.inference.upscale_file import enlarge_file
+    from savl.inference.upscale_file import SEVERITY_ENDING, STRENGTH_ENDING, EnlargeWork
     from savl.inference.upscale_image import as_upscaler
     from savl.ops.scopes import fused_by_default
 
     with option_value("--dtype"):
         chosen_dtype = None if dtype == "auto" else checked_dtype(dtype, also=("auto",))
     with option_value("--device"):
-        checked_device(device)
+        checked_device(device if ray is None or device != "cuda" else "auto")
     with option_value("--scale"):
         if scale is not None:
             check_scale(scale)
     chosen_strength = options.strength_value(strength)
     use_threads(threads)
+    wanted = {SEVERITY_ENDING: severity_map, STRENGTH_ENDING: strength_map}
+    endings = tuple(ending for ending, write in wanted.items() if write)
 
     def load() -> tuple[str, Work]:
         try:
             upscaler = as_upscaler(
-                model, strength=chosen_strength, tile=tile, tile_pad=tile_pad, device=device, dtype=chosen_dtype
+                model,
+                strength=chosen_strength,
+                tile=tile,
+                tile_pad=tile_pad,
+                device=device if ray is None else "cpu",
+                dtype=chosen_dtype,
             )
         except Exception as error:
             if debug:
@@ -149,31 +157,65 @@ def upscale(
             raise UsageError(
                 f"--severity-map: model {model} has no degradation field, so that it estimates no severity"
             )
-
-        def work(job: Job, target: Path | None, maps: tuple[Path | None, ...], on_tile: OnTile) -> ProcessedFile:
-            map_paths = dict(zip(endings, maps, strict=True))
-            return enlarge_file(
-                job.open(),
-                target,
-                upscaler,
-                image_format=job.format,
-                scale=scale,
-                quality=quality,
-                severity_map=map_paths.get("_severity.png"),
-                strength_map=map_paths.get("_strength.png"),
-                overwrite=overwrite,
-                page=page,
-                origin=job.origin(page),
-                on_tile=on_tile,
-            )
-
+        work = EnlargeWork(upscaler, endings, scale=scale, quality=quality, overwrite=overwrite, page=page)
         return f"x{upscaler.scale if scale is None else scale:g}", work
 
-    wanted = {"_severity.png": severity_map, "_strength.png": strength_map}
-    endings = tuple(ending for ending, write in wanted.items() if write)
-    operation = Operation(UPSCALED, r"(?:_p\d+)?_x\d+(?:\.\d+)?", lossless=False, map_endings=endings, prepare=load)
+    cluster = contextlib.ExitStack()
+
+    def make_loop(jobs: Sequence[Job]) -> Loop:
+        """Connect to the cluster, and return the loop over the files there."""
+        assert ray is not None
+        name, content = model_for_workers(model)
+        settings = Settings(
+            model=name,
+            version=version(),
+            started=started_at,
+            output_url=None if place is None else place.url,
+            strength=chosen_strength,
+            tile=tile,
+            tile_pad=tile_pad,
+            dtype=None if dtype == "auto" else dtype,
+            eager=eager,
+            map_endings=endings,
+            scale=scale,
+            quality=quality,
+            overwrite=overwrite,
+            page=page,
+        )
+        start = cluster.enter_context(
+            cluster_starter(ray, settings=settings, content=content, device=device, workers=workers, threads=threads)
+        )
+        return ClusterLoop(jobs, start, place, debug)
+
     try:
-        with fused_by_default(eager=eager):
+        if ray is None and workers is not None:
+            raise UsageError("--workers needs --ray")
+        if ray is None and output is not None and "://" in output:
+            raise UsageError(f"-o {output} is a URL, to which only --ray writes")
+        if ray is not None:
+            from savl.cli.cluster import ClusterLoop, check_arguments, cluster_starter, open_output
+            from savl.distributed.cluster import model_for_workers
+            from savl.distributed.ray_import import RayUnavailable, import_ray
+            from savl.distributed.storage import local_path
+            from savl.distributed.worker import Settings
+            from savl.version import version
+
+            check_arguments(ray, inputs, output, device)
+            try:
+                import_ray()
+            except RayUnavailable as error:
+                exit_with_error(error, 1)
+            output = output and (local_path(output) or output)
+            place = open_output(output, inputs)
+        operation = Operation(
+            UPSCALED,
+            r"(?:_p\d+)?_x\d+(?:\.\d+)?",
+            lossless=False,
+            map_endings=endings,
+            prepare=load,
+            make_loop=None if ray is None else make_loop,
+        )
+        with cluster, fused_by_default(eager=eager):
             done = process_files(
                 operation,
                 inputs,

@@ -45,6 +45,10 @@ class ImageFormat:
             return np.dtype(np.uint16)
         return np.dtype(np.uint8)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle as the name: formats are compared by identity, in other processes too."""
+        return _format_named, (self.name,)
+
 
 PNG = ImageFormat("png", "PNG", (".png",), "png", 2**31 - 1, True, True, True)
 # libjpeg's limit, slightly below the 65535 that its 16-bit fields could store.
@@ -67,6 +71,10 @@ HEAD_BYTES = 64
 
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"))
 _BMP_HEADER_SIZES = frozenset((12, 16, 40, 52, 56, 64, 108, 124))
+
+
+def _format_named(name: str) -> ImageFormat:
+    return next(image_format for image_format in READABLE_FORMATS if image_format.name == name)
 
 
 def format_of_suffix(path: Path, formats: Sequence[ImageFormat] = FORMATS) -> ImageFormat | None:

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -103,9 +104,13 @@ def read_mark(path: str | os.PathLike[str]) -> str | None:
     return None if packet is None else find_mark(packet)
 
 
-def read_origin(path: str | os.PathLike[str]) -> str | None:
-    """Return the digest of the source that is stored in a result, or None; otherwise like `read_mark`."""
-    packet = _packet_of(path)
+def read_origin(file: str | os.PathLike[str] | BinaryIO) -> str | None:
+    """Return the digest of the source that is stored in a result, or None; otherwise like `read_mark`.
+
+    Args:
+        file: The path of the result, or the result as a seekable file, which is read from its beginning.
+    """
+    packet = _packet_of(file)
     return None if packet is None else find_origin(packet)
 
 
@@ -118,9 +123,9 @@ def _find_property(xmp: bytes, local_name: bytes) -> str | None:
     return None
 
 
-def _packet_of(path: str | os.PathLike[str]) -> bytes | None:
+def _packet_of(source: str | os.PathLike[str] | BinaryIO) -> bytes | None:
     try:
-        with open(path, "rb") as file:
+        with open(source, "rb") if isinstance(source, (str, os.PathLike)) else nullcontext(source) as file:
             image_format = format_of_content(file.read(12))
             return None if image_format is None else _read_packet(file, image_format)
     except (OSError, ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from savl.inference.upscale_image import as_upscaler, is_image_source, read_sour
 if TYPE_CHECKING:
     import torch
 
+    from savl.images.job import Job
     from savl.images.read import ImageSource
     from savl.inference.upscale_image import Model
 
@@ -26,6 +28,11 @@ IN_BFLOAT16 = (
     "level of float32; --dtype float32 turns this off"
 )
 """Note about images that are computed in bfloat16 without a request."""
+
+SEVERITY_ENDING = "_severity.png"
+"""What the name of a severity map has after the name of the result."""
+STRENGTH_ENDING = "_strength.png"
+"""What the name of a map of the strength has after the name of the result."""
 
 
 def upscale_file(
@@ -121,6 +128,46 @@ def _format_of(target: object, name: str | None) -> ImageFormat:
     if by_suffix not in (None, named):
         raise ValueError(f"format {name!r} contradicts the suffix of target {os.fspath(target)!r}")
     return named
+
+
+@dataclass(frozen=True)
+class EnlargeWork:
+    """Work of `savl upscale` on one image, in this process or in a worker of a cluster.
+
+    Attributes:
+        upscaler: The network.
+        map_endings: What the names of the maps of a job end in, in the order of `Job.maps`: `SEVERITY_ENDING`,
+            `STRENGTH_ENDING`.
+        scale: Output pixels per input pixel; None is that of the upscaler.
+        quality: 1 to 100, for JPEG and WebP.
+        overwrite: Replace existing files.
+        page: Page number in a file with several pages, counted from 1; None selects the first page.
+    """
+
+    upscaler: ImageUpscaler
+    map_endings: tuple[str, ...] = ()
+    scale: float | None = None
+    quality: int = 95
+    overwrite: bool = False
+    page: int | None = None
+
+    def __call__(self, job: Job, target: Path | None, maps: tuple[Path | None, ...], on_tile: OnTile) -> ProcessedFile:
+        """Upscale the image of a job; see `savl.images.job.Work`."""
+        map_paths = dict(zip(self.map_endings, maps, strict=True))
+        return enlarge_file(
+            job.open(),
+            target,
+            self.upscaler,
+            image_format=job.format,
+            scale=self.scale,
+            quality=self.quality,
+            severity_map=map_paths.get(SEVERITY_ENDING),
+            strength_map=map_paths.get(STRENGTH_ENDING),
+            overwrite=self.overwrite,
+            page=self.page,
+            origin=job.origin(self.page),
+            on_tile=on_tile,
+        )
 
 
 def enlarge_file(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import savl as savl_package
-from savl.cli import loop
+from savl.images import job
 from savl.images.errors import UnreadableImage
 from savl.printable import printable
 
@@ -20,7 +20,7 @@ PROGRAM = """
 import os
 from pathlib import Path
 from savl.atomic_write import write_atomically
-from savl.cli.locks import lock_output
+from savl.images.locks import lock_output
 for name in os.listdir("."):
     with lock_output(Path(name)) as lock:
         assert lock.acquired
@@ -51,14 +51,14 @@ def test_files_with_names_of_other_encodings_are_locked_and_written(tmp_path: Pa
 def test_a_name_that_cannot_be_locked_fails_only_that_file(
     savl: Callable[..., Any], picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    genuine = loop.lock_output
+    genuine = job.lock_output
 
     def refusing(output: Path) -> Any:
         if output.stem == "a":
             "\udcff".encode()
         return genuine(output)
 
-    monkeypatch.setattr(loop, "lock_output", refusing)
+    monkeypatch.setattr(job, "lock_output", refusing)
     picture("in/a.png")
     picture("in/b.png")
     done = savl(command, "in", "-o", "out")

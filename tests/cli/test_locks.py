@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from savl.cli import locks
-from savl.cli.locks import lock_output, lock_path
+from savl.images import locks
 from savl.images.format import PNG
+from savl.images.locks import lock_output, lock_path
 from savl.images.read import read_image
 from savl.images.write import write_image
 
