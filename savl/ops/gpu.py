@@ -80,6 +80,8 @@ def kind() -> Kind:
 
 DEVICE = kind().device
 """Type of the devices that are GPUs, such as ``"cuda"``."""
+COMPILER = kind().compiler
+"""Triton's compiler for them, such as ``"hip"``."""
 
 
 def why_no_gpu() -> str | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from savl.ops.gpu import DEVICE
+from savl.ops.gpu import COMPILER, DEVICE
 from savl.ops.library import CPP, CUDA_UNAVAILABLE, EAGER, EXTENSION_UNAVAILABLE, FUSED, INTERPRETED, TRITON
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class Op:
 
     backward_in_torch: Callable[..., Any] | None = None
     """Kernel of ``<name>_backward`` for CPUs and GPUs by operations of torch; None if the backends have their own."""
+    nvidia_only: bool = False
+    """Whether the Triton kernels have block sizes for NVIDIA GPUs only."""
     title: str = ""
     """Name of the op in tables of benchmarks."""
     benchmark: Callable[..., BenchmarkProblem] | None = None
@@ -174,6 +176,8 @@ def _why_unavailable(op: Op, backend: str) -> str | None:
     if backend == CPP and INTERPRETED and TRITON in op.backends:
         return "TRITON_INTERPRET is set: Triton's interpreter has this op on the CPU"
     kernels = FUSED[backend]
+    if backend == TRITON and op.nvidia_only and COMPILER != "cuda":
+        return "the Triton kernels of this op have block sizes for NVIDIA GPUs only"
     if kernels.unavailable is None and not has_kernel(op.name, kernels.device):
         library = "C++ extension" if backend == CPP else "CUDA library"
         return f"the {library} has no such kernel: it is older than this package; install savl again"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.predicted import resource_page, triton_resources
 from benchmarks.predicted.triton_resources import COMMITTED, NormRow, Row
@@ -221,6 +222,30 @@ def test_kernels_for_amd_have_no_ptx_and_the_occupancy_that_llvm_computes(
     assert waves is not None
     assert used.warps == 4
     assert used.programs(architecture) == int(waves[1])
+
+
+@needs_compiler
+@pytest.mark.parametrize("architecture", list(AMD))
+def test_the_gate_of_channels_compiles_for_amd_without_scratch(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from savl.kernels import channel_gate, launch
+    from savl.kernels.compile_ahead_of_time import Launch, compile_launch, read_resources
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    recorded: list[Launch] = []
+
+    def record(kernel: Any, programs: Any, *arguments: Any, **constants: Any) -> None:
+        recorded.append(Launch(kernel, arguments, {**constants, **launch.OPTIONS}))
+
+    parameters = (torch.empty(shape) for shape in ((144, 6, 3, 3), (144,), (24, 144), (24,), (144, 24), (144,)))
+    x = torch.empty(1, 24, 24, 6, dtype=torch.bfloat16)
+    channel_gate.channel_gate(x, *parameters, 1, 1, 1, 0.01, launch=record)
+    assert len(recorded) == 2
+    for launched in recorded:
+        used = read_resources(compile_launch(launched, architecture))
+        assert used.stack == 0
+        assert used.programs(architecture) >= 2
 
 
 @needs_compiler

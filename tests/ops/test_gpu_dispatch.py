@@ -229,7 +229,7 @@ torch.cuda.get_device_properties = lambda index: SimpleNamespace(gcnArchName="{a
 from savl.cli import main
 main(["kernels", "info", *{options}])
 """
-WITH_TRITON = {name for name, op in OPS.items() if "triton" in op.backends}
+ON_AMD = {name for name, op in OPS.items() if "triton" in op.backends and not op.nvidia_only}
 needs_triton = pytest.mark.skipif(TRITON_MISSING is not None, reason=str(TRITON_MISSING))
 
 
@@ -261,9 +261,10 @@ def test_on_a_rocm_build_the_report_names_triton_where_it_serves_and_eager_elsew
     found = json.loads(info_on_rocm("gfx942:sramecc+:xnack-", "--json"))
     assert found["gpus"] == ["AMD Test"]
     serving = {name: op["serves"]["cuda"] for name, op in found["ops"].items()}
-    assert serving == {name: "triton" if name in WITH_TRITON else "eager" for name in OPS}
+    assert serving == {name: "triton" if name in ON_AMD else "eager" for name in OPS}
     libraries = [op["backends"]["cuda"] for op in found["ops"].values() if "cuda" in op["backends"]]
     assert libraries
+    assert "NVIDIA GPUs only" in found["ops"]["convolution"]["backends"]["triton"]["reason"]
     for library in libraries:
         assert not library["serves"]
         assert "the CUDA library is for NVIDIA GPUs" in library["reason"]
