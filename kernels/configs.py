@@ -139,8 +139,9 @@ def nvidia_config(stage: str, problem: Problem, capability: tuple[int, int]) -> 
     elif problem.block_d <= 32:
         warps = 4
         if stage == "forward":
-            m, n = (64, 64) if capability == (8, 0) else (128, 64) if generation in (9, 12) else (128, 32)
-            warps = 8 if generation == 9 and problem.plain else 4
+            # Rows that are not whole vectors of 16 bytes take registers, with which only one program of 8 warps fits.
+            large = generation == 9 and problem.plain and problem.queries > 64 and problem.head_dim % 8 == 0
+            m, n, warps = (128, 64, 8) if large else (128, 32, 4) if generation == 10 else (64, 64, 4)
         elif stage == "backward_q":
             m, n = 128, 32
         elif stage == "backward_kv":

@@ -22,7 +22,7 @@ PROBLEM = Problem("bfloat16", 24, 16, 16)
 TASK = Task("forward", TuningProblem(PROBLEM, 6, True))
 TASKS = [Task(stage, TASK.tuning_problem) for stage in configs.STAGES]
 RULE = default_config("forward", PROBLEM, HOPPER)
-BEST = KernelConfig(128, 32, 8, 1)
+BEST = KernelConfig(128, 32, 4, 1)
 
 
 @dataclass
