@@ -40,8 +40,9 @@ SCHEDULERS = 4
 EXPONENTIALS = 16
 BYTES_PER_SECOND = 4.16e12
 CLOCKS_PER_INSTRUCTION = 6.2
-"""Clocks between two instructions of a warp. An H200 took 0.462 ms and 0.934 ms for window and overlapping attention
-with 8 and 12 warps per multiprocessor and 148 and 406 million instructions of warps: 5.9 and 6.6 clocks."""
+"""Rough estimate of the clocks between two instructions of a warp. An H200 took 0.462 ms and 0.934 ms for window and
+overlapping attention with 8 and 12 warps per multiprocessor, and an estimated 150 and 400 million instructions of warps:
+about 6 clocks. If only 8 warps were resident for the second, it is 4.6 clocks there."""
 SIDE, WINDOW, HEADS, HEAD_DIM = 512, 16, 6, 24
 SCORES = 64
 """Scores of a thread that instructions are given for: those of a tile of 128×64 with 4 warps."""
