@@ -41,7 +41,7 @@ EXPONENTIALS = 16
 BYTES_PER_SECOND = 4.16e12
 CLOCKS_PER_INSTRUCTION = 6.2
 """Rough estimate of the clocks between two instructions of a warp. An H200 took 0.462 ms and 0.934 ms for window and
-overlapping attention with 8 and 12 warps per multiprocessor, and an estimated 150 and 400 million instructions of warps:
+overlapping attention with 8 and 12 warps per multiprocessor, and about 150 and 400 million instructions of warps:
 about 6 clocks. If only 8 warps were resident for the second, it is 4.6 clocks there."""
 SIDE, WINDOW, HEADS, HEAD_DIM = 512, 16, 6, 24
 SCORES = 64
