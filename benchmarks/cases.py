@@ -19,9 +19,10 @@ from torch.nn.attention import SDPBackend
 
 import savl
 from benchmarks.peers import flex, runtimes, sdpa
-from savl.network import CONFIGS
+from savl.inference.graphs import Capture, CudaCapture
+from savl.network import CONFIGS, SAVL
 from savl.network.dsca import DSCA
-from savl.network.rhag import HAB, OCAB
+from savl.network.rhag import DARHAG, HAB, OCAB
 from savl.ops import KernelSettings
 from savl.ops.case import Draw
 from savl.ops.op import OPS
@@ -30,6 +31,8 @@ from savl.weights import shipped
 EAGER = KernelSettings.of(False)
 FUSED_BFLOAT16 = "fused, bfloat16"
 """Name of the variant with fused kernels under bfloat16 autocast."""
+FUSED_COMPILED, FUSED_GRAPH = "fused, compiled", "fused, CUDA graph"
+"""Names of the variants of fused kernels under torch.compile, and replayed as a CUDA graph."""
 FLOAT32_ONLY = (*runtimes.VARIANTS, FUSED_BFLOAT16)
 WINDOW, CHANNELS, LATENT = 16, 144, 64
 """Window size in pixels, channels, and channels of the degradation code of savl-base, for benchmarks of its blocks."""
@@ -203,7 +206,7 @@ def block(run: Run, name: str) -> BenchmarkCase:
 
     Args:
         run: Device, dtype and size.
-        name: ``"DSCA"``, ``"HAB"`` or ``"OCAB"``.
+        name: ``"DSCA"``, ``"HAB"``, ``"OCAB"`` or ``"DA-RHAG"``.
     """
     torch.manual_seed(0)
     config = CONFIGS["savl-base"]
@@ -211,16 +214,17 @@ def block(run: Run, name: str) -> BenchmarkCase:
         "DSCA": DSCA(config, shift=WINDOW // 2),
         "HAB": HAB(config, shift=WINDOW // 2, drop_path=0.0),
         "OCAB": OCAB(config),
+        "DA-RHAG": DARHAG(config, [0.0] * config.depths[0]),
     }
     inputs = (run.draw(1, run.side, run.side, CHANNELS, seed=14),)
-    if name == "DSCA":
+    if name in ("DSCA", "DA-RHAG"):
         severity = 2 * run.draw(1, run.side, run.side, seed=16, uniform=True)
         inputs = (*inputs, run.draw(1, run.side, run.side, LATENT, seed=15), severity)
     return _module(run, name, modules[name], inputs)
 
 
 def _module(run: Run, title: str, module: nn.Module, inputs: tuple[Tensor, ...], items: int = 1) -> BenchmarkCase:
-    """Return the benchmark of a module in evaluation mode, with variants eager, SDPA, fused and torch.compile."""
+    """Return the benchmark of a module in evaluation mode, with variants eager, SDPA, fused, compiled and captured."""
     reference = module.eval().to(run.device).requires_grad_(False)
     measured = copy.deepcopy(reference).to(run.dtype)
     if run.reference_dtype == torch.float64:
@@ -242,12 +246,12 @@ def _module(run: Run, title: str, module: nn.Module, inputs: tuple[Tensor, ...],
             result: Tensor = measured(*given)
         return result
 
-    def compiled(mode: str) -> Callable[..., Tensor]:
+    def compiled(mode: str, fused: bool = False) -> Callable[..., Tensor]:
         by_inductor = torch.compile(measured, dynamic=False, mode=mode)
 
         def call(*given: Tensor) -> Tensor:
             torch.compiler.cudagraph_mark_step_begin()
-            with savl.use_fused_kernels(False):
+            with savl.use_fused_kernels(**by_op) if fused else savl.use_fused_kernels(False):
                 result: Tensor = by_inductor(*given)
             return result
 
@@ -257,14 +261,16 @@ def _module(run: Run, title: str, module: nn.Module, inputs: tuple[Tensor, ...],
         "eager": eager,
         "sdpa": with_sdpa,
         "fused": with_fused,
+        FUSED_COMPILED: compiled("default", fused=True),
         "compile": compiled("default"),
         "compile, max-autotune": compiled("max-autotune"),
     }
     skipped = {}
-    if run.cuda:
-        variants["fused, CUDA graph"] = _replayed(with_fused, inputs)
+    capture = graph_capture(run)
+    if capture is not None:
+        variants[FUSED_GRAPH] = _replayed(with_fused, inputs, capture)
     else:
-        skipped["fused, CUDA graph"] = "CUDA graphs need a CUDA GPU"
+        skipped[FUSED_GRAPH] = "CUDA graphs need a CUDA GPU"
     return BenchmarkCase(title, inputs, variants, run.reference_dtype, skipped=skipped, items=items)
 
 
@@ -280,28 +286,24 @@ def _without_tf32(model: nn.Module, *given: Tensor) -> Tensor:
     return result
 
 
-def _replayed(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+def graph_capture(run: Run) -> Capture | None:
+    """Return what records CUDA graphs on the device, or None."""
+    return CudaCapture(run.device) if run.cuda else None
+
+
+def _replayed(call: Callable[..., Tensor], inputs: tuple[Tensor, ...], capture: Capture) -> Callable[..., Tensor]:
     """Return a function that replays the call as a CUDA graph, which is captured at the first call.
 
     The graph always computes from ``inputs``; the arguments of the returned function are ignored.
     """
-    graph: list[torch.cuda.CUDAGraph] = []
-    out: list[Tensor] = []
+    captured: list[tuple[Callable[[], object], Tensor]] = []
 
     def replay(*given: Tensor) -> Tensor:
-        if not graph:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(2):
-                    call(*inputs)
-            torch.cuda.current_stream().wait_stream(stream)
-            captured = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(captured):
-                out.append(call(*inputs))
-            graph.append(captured)
-        graph[0].replay()
-        return out[0]
+        if not captured:
+            captured.append(capture.record(lambda: call(*inputs)))
+        again, out = captured[0]
+        again()
+        return out
 
     return replay
 
@@ -344,6 +346,15 @@ def _weighted(name: str) -> nn.Module:
     """
     torch.manual_seed(0)
     return savl.load(name) if name in shipped() else savl.build(name)
+
+
+def without_groups(run: Run, name: str) -> BenchmarkCase:
+    """Return the benchmark of what a network does besides its groups: estimator, first and last layers, upsampler."""
+    torch.manual_seed(0)
+    model = SAVL(replace(CONFIGS[name], depths=(1,)))
+    model.groups = nn.ModuleList()
+    lr = run.draw(1, 3, run.side, run.side, seed=12, uniform=True)
+    return _module(run, f"{name} without its groups", model, (lr,))
 
 
 def image(run: Run, name: str, pixels: int = 2**20, tile: int = 256) -> BenchmarkCase:

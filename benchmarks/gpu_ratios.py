@@ -3,6 +3,7 @@
     python -m benchmarks.gpu_ratios                                   # results/<name of the GPU>/gpu_ratios.json
     python -m benchmarks.gpu_ratios --only window network             # some parts
     python -m benchmarks.gpu_ratios --only max-autotune               # against mode max-autotune; takes minutes
+    python -m benchmarks.gpu_ratios --only dsca hab da-rhag           # blocks of savl-base
     python -m benchmarks.gpu_ratios --device cpu --side 32 --no-compile --network savl-tiny   # only checks that it runs
 
 `benchmarks.timing` checks and times the variants. Results are written after every part. The exit code is 0 whether or
@@ -23,7 +24,8 @@ from typing import Any
 import torch
 
 from benchmarks import cases, machine
-from benchmarks.cases import BenchmarkCase, NotAvailableError, Run
+from benchmarks.cases import FUSED_COMPILED, FUSED_GRAPH, BenchmarkCase, NotAvailableError, Run
+from benchmarks.network_from_blocks import OTHER_LAYERS, network_from_blocks
 from benchmarks.timing import COPY, ceilings, check_and_time, reason, release_memory, summary
 from savl.atomic_write import write_atomically
 
@@ -55,11 +57,9 @@ class Settings:
     rounds: int
     network: str
 
-    def of_network(self, mode: str | None) -> BenchmarkCase:
-        """Return the benchmark of the network, compared with SDPA or with a mode of torch.compile."""
-        case = cases.network(self.run, self.network)
-        peers = ("sdpa",) if mode is None else ("compile" if mode == "default" else f"compile, {mode}",)
-        return case.only((*peers, "fused"))
+    def of_network(self, *variants: str) -> BenchmarkCase:
+        """Return the benchmark of the network with some variants beside eager and fused."""
+        return cases.network(self.run, self.network).only((*variants, "fused"))
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ class Part:
     wanted: Wanted
     network: bool = False
     compiles: bool = False
-    """Whether the part measures torch.compile of a network, which is done on CUDA GPUs only."""
+    """Whether the part measures torch.compile of a network or block, which is done on CUDA GPUs only."""
+    subject: str = "fused"
+    """The variant whose speed is compared with that of the others."""
 
 
 def _part(op: str, wanted: Wanted, **options: Any) -> Part:
@@ -92,6 +94,20 @@ def _is_variant_of(variant: str, against: str) -> bool:
     return variant == against or variant.startswith(f"{against}, ")
 
 
+COMPILE, MAX_AUTOTUNE = "compile", "compile, max-autotune"
+
+
+def _block(name: str, variant: str, wanted: Wanted, compiles: bool = False) -> Part:
+    """Return the part of a block of savl-base, or of the network without its groups, with one variant of its own."""
+
+    def case(settings: Settings) -> BenchmarkCase:
+        run = settings.run
+        made = cases.without_groups(run, "savl-base") if name == OTHER_LAYERS else cases.block(run, name)
+        return made.only((variant, "fused"))
+
+    return Part(case, wanted, network=True, compiles=compiles)
+
+
 PARTS: dict[str, Part] = {
     "window": _part("window_attention", {"eager": 8, "sdpa": 2, "flex": 1.5}),
     "window-backward": _part("window_attention", {"eager": 5, "sdpa": 1.5, "flex": 1.3}, backward=True),
@@ -104,18 +120,30 @@ PARTS: dict[str, Part] = {
     "modulation": _part("channel_modulation", {"eager": None, COPY: 0.9}),
     "layer-norm": _part("layer_norm", {"eager": None, COPY: 0.9}),
     "layer-norm-backward": _part("layer_norm", {"eager": None}, backward=True),
-    "network": Part(lambda given: given.of_network(None), {"eager": 3, "sdpa": None}, network=True),
-    "network-compile": Part(
-        lambda given: given.of_network("default"), {"eager": 3, "compile": None}, network=True, compiles=True
+    "network": Part(
+        lambda given: given.of_network("sdpa", FUSED_GRAPH), {"eager": 6, "sdpa": None, FUSED_GRAPH: None}, network=True
     ),
-    "max-autotune": Part(
-        lambda given: given.of_network("max-autotune"),
-        {"eager": 3, "compile, max-autotune": 1.5},
+    "network-fused-compile": Part(
+        # Not slower than the fused network by itself, apart from noise.
+        lambda given: given.of_network(FUSED_COMPILED),
+        {"fused": 0.98},
         network=True,
         compiles=True,
+        subject=FUSED_COMPILED,
+    ),
+    "network-compile": Part(
+        lambda given: given.of_network(COMPILE), {"eager": 6, COMPILE: None}, network=True, compiles=True
+    ),
+    "max-autotune": Part(
+        lambda given: given.of_network(MAX_AUTOTUNE), {"eager": 6, MAX_AUTOTUNE: 2}, network=True, compiles=True
     ),
 }
-ON_REQUEST = ("max-autotune",)
+BLOCK_PARTS = {"dsca": "DSCA", "hab": "HAB", "da-rhag": "DA-RHAG", "other-layers": OTHER_LAYERS}
+for _name, _what in BLOCK_PARTS.items():
+    PARTS[_name] = _block(_what, FUSED_GRAPH, {"eager": None, FUSED_GRAPH: None})
+for _name, _what in BLOCK_PARTS.items():
+    PARTS[f"{_name}-max-autotune"] = _block(_what, MAX_AUTOTUNE, {"eager": None, MAX_AUTOTUNE: 2}, compiles=True)
+ON_REQUEST = ("max-autotune", *(name for name in PARTS if name.endswith("-max-autotune")))
 """Parts that take long and run only if ``--only`` names them."""
 
 
@@ -139,30 +167,52 @@ def measure_part(name: str, settings: Settings, limits: Mapping[str, float]) -> 
     for record in records.values():
         if "seconds" in record:
             record |= summary(record.pop("seconds"))
-    ratios = [ratio(case.title, against, wanted, records) for against, wanted in part.wanted.items()]
+    what = case.title if part.subject == "fused" else f"{case.title}, {part.subject}"
+    ratios = [ratio(what, against, wanted, records, subject=part.subject) for against, wanted in part.wanted.items()]
     if name == "network":
         exact = records if run.cuda else {}
-        memory = ratio(f"{case.title}, peak memory", "eager", 3, exact, "peak_bytes")
+        memory = ratio(f"{case.title}, peak memory", "eager", 4, exact, "peak_bytes")
         ratios.append(
             memory if run.cuda else memory | {"why": "not on this device: memory is read from CUDA's allocator"}
         )
-    return {"state": "done", "what": case.title, "rounds": rounds, "variants": records, "ratios": ratios}
+    return {
+        "state": "done",
+        "what": case.title,
+        "rounds": rounds,
+        "subject": part.subject,
+        "variants": records,
+        "ratios": ratios,
+    }
 
 
 def ratio(
-    what: str, against: str, wanted: float | None, records: Mapping[str, Any], figure: str = "median_ms"
+    what: str,
+    against: str,
+    wanted: float | None,
+    records: Mapping[str, Any],
+    figure: str = "median_ms",
+    subject: str = "fused",
 ) -> dict[str, Any]:
-    """Return a figure of another variant divided by that of fused; of variants with similar names, the best is used."""
-    peers = {name: record for name, record in records.items() if _is_variant_of(name, against)}
+    """Return a figure of another variant divided by that of a subject; of variants of similar names, the best is used.
+
+    Args:
+        what: Name of the row.
+        against: The other variant.
+        wanted: Target of the ratio, or None.
+        records: Records of the variants.
+        figure: Key of the figure in a record.
+        subject: The variant to compare.
+    """
+    peers = {name: record for name, record in records.items() if name != subject and _is_variant_of(name, against)}
     known = {name: record[figure] for name, record in peers.items() if figure in record}
     row: dict[str, Any] = {"what": what, "against": against, "ratio": None, "wanted": wanted, "met": None}
-    fused = records.get("fused", {})
+    fused = records.get(subject, {})
     if known and figure in fused and fused[figure] > 0:
         best = min(known, key=lambda name: known[name])
         row |= {"against": best, "ratio": known[best] / fused[figure]}
         row["met"] = None if wanted is None else row["ratio"] >= wanted
     else:
-        reasons = {name: record.get("failed", "not measured") for name, record in {**peers, "fused": fused}.items()}
+        reasons = {name: record.get("failed", "not measured") for name, record in {**peers, subject: fused}.items()}
         missing = "; ".join(f"{name}: {why}" for name, why in reasons.items() if figure not in records.get(name, {}))
         row["why"] = missing or f"{against}: not measured"
     return row
@@ -211,6 +261,8 @@ def measure(settings: Settings, parts: Iterable[str], report: Report) -> dict[st
         except Exception as error:
             part = {"state": "failed", "why": reason(error), "ratios": []}
         content["parts"][name] = {**part, "seconds": time.perf_counter() - start}
+        if name in BLOCK_PARTS or name.removesuffix("-max-autotune") in BLOCK_PARTS:
+            content["network_from_blocks"] = network_from_blocks(content["parts"])
         torch.compiler.reset()
         release_memory(run)
         report.write()
@@ -231,7 +283,7 @@ def table(content: Mapping[str, Any]) -> str:
         if part["state"] != "done":
             lines.append(f"| {name} | | | | | {part['state']}: {part['why']} |")
             continue
-        fused = part["variants"]["fused"]
+        fused = part["variants"][part.get("subject", "fused")]
         for row in part["ratios"]:
             key, unit = ("peak_bytes", 2**20) if "memory" in row["what"] else ("median_ms", 1)
             value = f"{fused[key] / unit:.3f} {'ms' if unit == 1 else 'MiB'}" if key in fused else ""
@@ -239,6 +291,9 @@ def table(content: Mapping[str, Any]) -> str:
             wanted = "" if row["wanted"] is None else f"{row['wanted']:g}"
             verdict = row.get("why") or {True: "met", False: "missed", None: ""}[row["met"]]
             lines.append(f"| {row['what']} | {value} | {row['against']} | {found} | {wanted} | {verdict} |")
+    if found := content.get("network_from_blocks"):
+        lines += ["", "savl-base, computed from its blocks:", "", "| variant | ms | from |", "|---|---:|---|"]
+        lines += [f"| {name} | {row['ms']:.1f} | {row['from']} |" for name, row in found.items()]
     return "\n".join(lines) + "\n"
 
 

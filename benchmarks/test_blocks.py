@@ -9,7 +9,13 @@ from benchmarks import cases
 from benchmarks.suite import Entry
 
 ENTRIES = [
-    Entry(name, partial(cases.block, name=name), ("eager", "sdpa", "fused"), ("compile", "fused, CUDA graph"), rounds=7)
+    Entry(
+        name,
+        partial(cases.block, name=name),
+        ("eager", "sdpa", "fused"),
+        (cases.FUSED_COMPILED, "compile", cases.FUSED_GRAPH),
+        rounds=7,
+    )
     for name in ("DSCA", "HAB", "OCAB")
 ]
 

@@ -11,13 +11,13 @@ from benchmarks.suite import Entry
 
 TILE = ("eager", "sdpa", *runtimes.VARIANTS, "fused", cases.FUSED_BFLOAT16)
 TRAINING = ("eager", "fused", cases.FUSED_BFLOAT16)
-LATE = ("compile, max-autotune", "fused, CUDA graph")
+LATE = (cases.FUSED_COMPILED, "compile, max-autotune", cases.FUSED_GRAPH)
 ENTRIES = [
     Entry(
         "savl-tiny, tile",
         partial(cases.network, name="savl-tiny"),
-        (*TILE, "compile", "fused, CUDA graph"),
-        ("compile, max-autotune",),
+        (*TILE, "compile", cases.FUSED_GRAPH),
+        (cases.FUSED_COMPILED, "compile, max-autotune"),
         rounds=9,
     ),
     Entry(

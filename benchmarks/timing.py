@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
-from benchmarks.cases import BenchmarkCase, NotAvailableError, Run
+from benchmarks.cases import FUSED_COMPILED, BenchmarkCase, NotAvailableError, Run
 from benchmarks.peak_memory import resident_bytes
 from benchmarks.peers import runtimes
 
@@ -38,7 +38,7 @@ LEAD = 8
 """Number of times that these bytes are written. An H200 should need about 1.4 ms for that, during which the host
 launches the timed call. Writing them once, in 0.2 ms, was probably too short: attention then took 0.69 ms, its kernel
 0.46 ms."""
-COMPILED = ("compile", "flex", *runtimes.VARIANTS)
+COMPILED = ("compile", "flex", FUSED_COMPILED, *runtimes.VARIANTS)
 """Beginnings of the names of variants whose first call compiles a graph."""
 COPY = "copy"
 """Name of the variant that copies as many bytes as a case moves."""

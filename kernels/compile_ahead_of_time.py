@@ -32,7 +32,7 @@ from savl.kernels.targets import Architecture, target_of
 
 KERNELS = (*STAGES, "fold_bias")
 """Names of the attention kernels; ``fold_bias`` has no block sizes."""
-NORM_KERNELS = ("forward", "backward")
+NORM_KERNELS = ("normalise_pixels", "normalise_pixels_backward")
 """Names of the kernels of layer normalisation."""
 
 _TYPES = {

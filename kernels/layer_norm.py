@@ -36,7 +36,7 @@ SHARES = 1024
 
 
 @triton.jit
-def forward(
+def normalise_pixels(
     x,
     weight,
     bias,
@@ -79,7 +79,7 @@ def forward(
 
 
 @triton.jit
-def backward(
+def normalise_pixels_backward(
     grad_out,
     x,
     weight,
@@ -101,8 +101,8 @@ def backward(
     Writes: grad_x of its pixels and its part of the sums. Bytes: 3 · e a number, 8 a pixel, 8 · C for the sums.
     FLOPs: about 14 a number.
 
-    Pointers: as for `forward`; grad_out and grad_x (pixels, C); sums float32 (programs, 2, C), of the weight and of the
-    bias.
+    Pointers: as for `normalise_pixels`; grad_out and grad_x (pixels, C); sums float32 (programs, 2, C), of the weight
+    and of the bias.
     """
     program = tl.program_id(0)
     p = tl.arange(0, BLOCK_P)
@@ -137,7 +137,7 @@ def run(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
     """Launch a kernel of this module.
 
     Args:
-        kernel: `forward` or `backward`.
+        kernel: `normalise_pixels` or `normalise_pixels_backward`.
         programs: How many of its programs to run.
         arguments: Its positional arguments.
         constants: Its compile-time arguments.
@@ -173,7 +173,7 @@ def layer_norm(
         block_c, block_p = tile_of(channels, FORWARD_TILE)
         with device_of(x):
             launch(
-                forward, triton.cdiv(pixels, block_p),
+                normalise_pixels, triton.cdiv(pixels, block_p),
                 x, weight.contiguous(), bias.contiguous(), out, mean, inverse, pixels, x.stride(2), eps,
                 CHANNELS=channels, BLOCK_C=block_c, BLOCK_P=block_p,
             )  # fmt: skip
@@ -200,7 +200,7 @@ def layer_norm_backward(
     sums = torch.empty(programs, 2, channels, dtype=torch.float32, device=x.device)
     with device_of(x):
         launch(
-            backward, programs,
+            normalise_pixels_backward, programs,
             grad_out, x, weight.contiguous(), mean.contiguous(), inverse.contiguous(), grad_x, sums, pixels,
             x.stride(2), programs,
             CHANNELS=channels, BLOCK_C=block_c, BLOCK_P=block_p,

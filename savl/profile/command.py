@@ -50,6 +50,8 @@ Nsight Compute: what limits one kernel?
         --dtype bfloat16 --warm-up 3 --steps 1
     ncu --import window_forward.ncu-rep --page details
 
+  `python -m benchmarks.gpu_kernels --ncu FILE` does this for every op with Triton kernels, forward and backward.
+
   The Triton kernels (kernels/attention*.py) are forward in inference, and with --train also backward_q, backward_kv and
   backward_bias, in the range "backward":
 
@@ -96,6 +98,7 @@ Nsight Compute: what limits one kernel?
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
@@ -156,6 +159,9 @@ def profile(
     trace: Annotated[
         Path | None, typer.Option("--trace", metavar="FILE", help="Write a Chrome trace: .json or .json.gz.")
     ] = None,
+    as_json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all operations and ranges as JSON.")
+    ] = None,
     top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Number of operations in the table.")] = 15,
     capture: Annotated[
         bool, typer.Option("--capture", help="Run the steps for nsys or ncu, without torch.profiler.")
@@ -176,7 +182,7 @@ def profile(
     """
     try:
         workload = _workload(model, size, batch, dtype, device, train)
-        _check_options(backend, capture, trace, roofline, workload)
+        _check_options(backend, capture, trace, roofline, as_json, workload)
     except (ValueError, OSError) as error:
         exit_with_error(error, 2)
     try:
@@ -184,8 +190,8 @@ def profile(
             if capture:
                 _capture(workload, warm_up, steps)
                 return
-            _check_targets(trace, roofline, overwrite)
-            _print_profile(workload, warm_up, steps, top, trace, overwrite)
+            _check_targets((trace, roofline, as_json), overwrite)
+            _print_profile(workload, warm_up, steps, top, trace, as_json, overwrite)
             if roofline is not None:
                 height, width = _size(size)
                 _print_roofline(workload, height, width, batch, dtype, roofline, overwrite)
@@ -220,7 +226,12 @@ def _workload(model: str, size: str, batch: int, dtype: str, device: str, train:
 
 
 def _check_options(
-    backend: str | None, capture: bool, trace: Path | None, roofline: Path | None, workload: Workload
+    backend: str | None,
+    capture: bool,
+    trace: Path | None,
+    roofline: Path | None,
+    as_json: Path | None,
+    workload: Workload,
 ) -> None:
     if backend not in (None, "fused", "eager"):
         raise ValueError(f"--backend must be fused or eager, got {backend!r}")
@@ -230,17 +241,17 @@ def _check_options(
         raise ValueError(f"--roofline must end in .svg, .pdf or .png, got {str(roofline)!r}")
     if roofline is not None and find_spec("matplotlib") is None:
         raise ValueError("--roofline draws with matplotlib, which is not installed: pip install 'savl[profile]'")
-    if capture and (trace or roofline):
-        raise ValueError("--capture leaves recording to nsys or ncu: it goes with neither --trace nor --roofline")
+    if capture and (trace or roofline or as_json):
+        raise ValueError("--capture leaves recording to nsys or ncu: it does not go with --trace, --roofline or --json")
     if capture and workload.device.type != "cuda":
         raise ValueError(f"--capture is for nsys and ncu, which record CUDA: the device is {workload.device}")
 
 
-def _check_targets(trace: Path | None, roofline: Path | None, overwrite: bool) -> None:
+def _check_targets(targets: Iterable[Path | None], overwrite: bool) -> None:
     """Refuse files that cannot be written before the work starts."""
     from savl.atomic_write import check_writable
 
-    for path in (trace, roofline):
+    for path in targets:
         if path is not None:
             check_writable(path, overwrite=overwrite)
 
@@ -271,12 +282,18 @@ def _capture(workload: Workload, warm_up_steps: int, steps: int) -> None:
 
 
 def _print_profile(
-    workload: Workload, warm_up_steps: int, steps: int, top: int, trace: Path | None, overwrite: bool
+    workload: Workload,
+    warm_up_steps: int,
+    steps: int,
+    top: int,
+    trace: Path | None,
+    as_json: Path | None,
+    overwrite: bool,
 ) -> None:
     from rich.console import Console
 
     from savl.profile.measure import profile as profile_steps
-    from savl.profile.measure import write_trace
+    from savl.profile.measure import write_json, write_trace
     from savl.profile.output import operations_table, ranges_table
 
     console = Console(highlight=False)
@@ -284,6 +301,8 @@ def _print_profile(
     found, profiler = profile_steps(workload, warm_up_steps=warm_up_steps, steps=steps)
     if trace is not None:
         write_trace(profiler, trace, overwrite=overwrite)
+    if as_json is not None:
+        write_json(found, workload.title, as_json, overwrite=overwrite)
     console.print(operations_table(found, top, on_gpu))
     console.print(ranges_table(found, on_gpu))
     console.print(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 import statistics
 import tempfile
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,23 @@ def write_trace(profiler: Any, path: Path, *, overwrite: bool) -> None:
         data = Path(plain).read_bytes()
     if path.suffix == ".gz":
         data = gzip.compress(data)
+    write_atomically(path, data, overwrite=overwrite)
+
+
+def write_json(found: Profile, title: str, path: Path, *, overwrite: bool) -> None:
+    """Write all times of a profile, in seconds, as JSON.
+
+    Args:
+        found: The profile.
+        title: Model, size and settings.
+        path: The file.
+        overwrite: Replace an existing file.
+
+    Raises:
+        FileExistsError: The file is there and ``overwrite`` is False.
+        OSError: It cannot be written.
+    """
+    data = (json.dumps({"title": title, **asdict(found)}, indent=1) + "\n").encode()
     write_atomically(path, data, overwrite=overwrite)
 
 

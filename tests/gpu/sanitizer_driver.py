@@ -6,7 +6,9 @@ at too: what is NaN, or far from eager, fails.
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -49,16 +51,22 @@ def wrong(case: Case, backend: str, tolerance: float) -> list[str]:
     return problems
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run every case once; return an exit code."""
-    backends = {name: backend for name, op in OPS.items() if (backend := op.backend_for("cuda")) is not None}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--op", nargs="+", choices=OPS, default=list(OPS), help="ops to run; all if left out")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=TOLERANCE, default=list(TOLERANCE), help="dtypes; all if left out"
+    )
+    given = parser.parse_args(arguments)
+    backends = {name: backend for name in given.op if (backend := OPS[name].backend_for("cuda")) is not None}
     missing = {op: why_unavailable(op, backend) for op, backend in backends.items()}
     problems = [f"{op} · {backends[op]} cannot run: {reason}" for op, reason in missing.items() if reason is not None]
     if not problems:
-        for name, tolerance in TOLERANCE.items():
+        for name in given.dtype:
             for case in cases(getattr(torch, name)):
-                if name in FUSED[backends[case.op]].dtypes:
-                    problems += [f"{name}: {problem}" for problem in wrong(case, backends[case.op], tolerance)]
+                if case.op in backends and name in FUSED[backends[case.op]].dtypes:
+                    problems += [f"{name}: {problem}" for problem in wrong(case, backends[case.op], TOLERANCE[name])]
         torch.cuda.synchronize()
     for problem in problems:
         print(problem, file=sys.stderr)

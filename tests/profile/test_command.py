@@ -302,3 +302,15 @@ def test_a_roofline_without_matplotlib_names_the_extra(
     done = run("--roofline", tmp_path / "roofline.svg")
     assert done.code == 2
     assert "pip install 'savl[profile]'" in done.text
+
+
+def test_all_operations_and_ranges_are_written_as_json(run: Callable[..., Finished], tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    assert run("--json", path, "--top", 1).code == 0
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["title"].startswith("savl-tiny, inference")
+    assert len(content["operations"]) > 1
+    assert {"step", "all HAB", "all DSCA"} <= {row["name"] for row in content["ranges"]}
+    assert sum(row["share"] for row in content["operations"]) == pytest.approx(1)
+    assert run("--json", path).code == 1, "there is a file already"
+    assert run("--json", path, "--overwrite").code == 0
