@@ -25,7 +25,8 @@ from savl.network.dsca import DSCA
 from savl.network.rhag import DARHAG, HAB, OCAB
 from savl.ops import KernelSettings
 from savl.ops.case import Draw
-from savl.ops.op import OPS
+from savl.ops.library import EAGER as EAGER_BACKEND
+from savl.ops.op import OPS, why_unavailable
 from savl.weights import shipped
 
 EAGER = KernelSettings.of(False)
@@ -75,7 +76,26 @@ class Run:
     def fused(self) -> KernelSettings:
         """Return settings that name the fused kernels of the device, so that an unavailable kernel raises an error."""
         kind = self.device.type
-        return KernelSettings(**{name: op.backend_for(kind) or "eager" for name, op in OPS.items()})
+        return KernelSettings(**{name: op.backend_for(kind) or EAGER_BACKEND for name, op in OPS.items()})
+
+    def fused_in_networks(self) -> dict[str, str | bool]:
+        """Return settings for whole networks, not every call of which a kernel with limits can serve.
+
+        Such a kernel serves the others.
+
+        Raises:
+            NotAvailableError: A fused kernel of the device cannot be used at all.
+        """
+        settings: dict[str, str | bool] = dict(vars(self.fused()))
+        for name, backend in settings.items():
+            if backend == EAGER_BACKEND:
+                continue
+            assert isinstance(backend, str)
+            if (missing := why_unavailable(name, backend)) is not None:
+                raise NotAvailableError(f"{name} · {backend}: {missing}")
+            if OPS[name].backends[backend] is not None:
+                settings[name] = True
+        return settings
 
 
 @dataclass(frozen=True)
@@ -229,7 +249,6 @@ def _module(run: Run, title: str, module: nn.Module, inputs: tuple[Tensor, ...],
     measured = copy.deepcopy(reference).to(run.dtype)
     if run.reference_dtype == torch.float64:
         reference = copy.deepcopy(reference).double()
-    by_op = vars(run.fused())
 
     def eager(*given: Tensor) -> Tensor:
         with savl.use_fused_kernels(False):
@@ -242,7 +261,7 @@ def _module(run: Run, title: str, module: nn.Module, inputs: tuple[Tensor, ...],
         return result
 
     def with_fused(*given: Tensor) -> Tensor:
-        with savl.use_fused_kernels(**by_op):
+        with savl.use_fused_kernels(**run.fused_in_networks()):
             result: Tensor = measured(*given)
         return result
 
@@ -251,7 +270,7 @@ def _module(run: Run, title: str, module: nn.Module, inputs: tuple[Tensor, ...],
 
         def call(*given: Tensor) -> Tensor:
             torch.compiler.cudagraph_mark_step_begin()
-            with savl.use_fused_kernels(**by_op) if fused else savl.use_fused_kernels(False):
+            with savl.use_fused_kernels(**run.fused_in_networks()) if fused else savl.use_fused_kernels(False):
                 result: Tensor = by_inductor(*given)
             return result
 
@@ -370,7 +389,7 @@ def image(run: Run, name: str, pixels: int = 2**20, tile: int = 256) -> Benchmar
 
     variants: dict[str, Callable[..., Result]] = {
         "eager": upscale,
-        "fused": partial(upscale, **vars(run.fused())),
+        "fused": lambda given: upscale(given, **run.fused_in_networks()),
     }
     return BenchmarkCase(f"{name}, {side}×{side} in tiles of {tile}", (lr,), variants, None)
 
@@ -395,7 +414,9 @@ def training_step(run: Run, name: str, batch: int = 2) -> BenchmarkCase:
         norm = torch.stack([each.float().norm() for each in gradients if each is not None])
         return loss.detach().float(), norm
 
-    fused = partial(step, **vars(run.fused()))
+    def fused(given: Tensor, dtype: torch.dtype = run.dtype) -> Result:
+        return step(given, dtype, **run.fused_in_networks())
+
     variants: dict[str, Callable[..., Result]] = {"eager": step, "fused": fused}
     precisions = {}
     if not run.cuda and run.dtype == torch.float32:

@@ -112,7 +112,7 @@ def here(point: Point, limit_gib: float) -> dict[str, Any]:
     torch.set_num_threads(point.threads)
     torch.set_grad_enabled(False)
     run = Run(torch.device(point.device), torch.bfloat16 if point.device == "cuda" else torch.float32, point.side)
-    settings = run.fused() if point.variant == "fused" else KernelSettings.of(False)
+    settings = KernelSettings(**run.fused_in_networks()) if point.variant == "fused" else KernelSettings.of(False)
     if point.subject == "window attention":
         heads = CHANNELS // 24
         qkv = run.draw(point.batch, point.side, point.side, 3 * CHANNELS, seed=0)
