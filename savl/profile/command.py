@@ -242,7 +242,7 @@ def _check_options(
     if roofline is not None and find_spec("matplotlib") is None:
         raise ValueError("--roofline draws with matplotlib, which is not installed: pip install 'savl[profile]'")
     if capture and (trace or roofline or as_json):
-        raise ValueError("--capture leaves files to nsys or ncu: it goes with neither --trace nor --roofline nor --json")
+        raise ValueError("--capture is for nsys or ncu: it goes with neither --trace nor --roofline nor --json")
     if capture and workload.device.type != "cuda":
         raise ValueError(f"--capture is for nsys and ncu, which record CUDA: the device is {workload.device}")
 
