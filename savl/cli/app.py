@@ -44,7 +44,16 @@ def _print_version(wanted: bool) -> None:
     raise typer.Exit
 
 
-@app.callback(epilog="[bold]savl COMMAND --help[/bold] explains a command, with examples.")
+OPTIONAL_PARTS = {"savl upscale --ray": "cluster"}
+"""Parts that need packages besides those of the base install, each with the extra that installs them."""
+
+_EPILOG = [
+    "[bold]savl COMMAND --help[/bold] explains a command, with examples.",
+    *(f"{part} needs [bold]pip install 'savl\\[{extra}]'[/bold]." for part, extra in OPTIONAL_PARTS.items()),
+]
+
+
+@app.callback(epilog="\n\n".join(_EPILOG))
 def savl(
     version: Annotated[
         bool,

@@ -87,9 +87,9 @@ Ray = Annotated[
     typer.Option(
         "--ray",
         metavar="[ADDRESS]",
-        help="Divide the files among the workers of a Ray cluster; needs pip install 'savl[cluster]'. ADDRESS is auto, "
-        "for the cluster that this machine belongs to, or host:port. Without it, the workers use the cores and GPUs of "
-        "this machine. OUT may be a URL such as s3://bucket/folder.",
+        help="Divide the files among the workers of a Ray cluster; needs pip install 'savl\\[cluster]'. ADDRESS is "
+        "auto, the cluster that this machine belongs to, or host:port. Without it, the workers use the cores and GPUs "
+        "of this machine. OUT may be a URL such as s3://bucket/folder.",
         rich_help_panel=CLUSTER_PANEL,
     ),
 ]
@@ -115,7 +115,7 @@ Model = Annotated[
     str,
     model_option(
         "Name of shipped weights, or path of a savl, HAT or other file. ESRGAN, Compact, SwinIR, DAT and other "
-        "architectures need pip install 'savl[models]'."
+        "architectures need pip install 'savl\\[models]'."
     ),
 ]
 Strength = Annotated[

@@ -56,7 +56,7 @@ def upscale_dataset(
             s3://bucket/folder.
         root: Folder or URL that the paths lie in. Results get the same subfolders below `output`. If None, all results
             are written to `output` itself.
-        path_column: Name of the column with the paths.
+        path_column: Name of the column with the paths, or URLs of file systems of fsspec.
         bytes_column: Name of the column with the contents. If the dataset has no such column, the paths are read.
         model: Name of shipped weights, path of a file on this machine, or a model; all workers get it from here.
         format: "png", "jpg", "webp" or "tiff"; None for the format of the file, or PNG if savl cannot write it.
@@ -181,14 +181,18 @@ class RowWorker(Worker):
         return {key: [row[key] for row in rows] for key in rows[0]}
 
     def _row(self, path: str, content: bytes | None) -> dict[str, Any]:
-        from savl.images.job import Done, Failed, Kept
+        from savl.distributed.storage import is_url, read_url
+        from savl.images.errors import ImageFileError
+        from savl.images.job import Done, Failed, Kept, signatures_of
 
+        row = {self._path_column: path, "output": "", "status": "failed", "error": "", "width": 0, "height": 0}
+        try:
+            content = read_url(path) if content is None and is_url(path) else content
+        except ImageFileError as error:
+            return row | {"error": error.reason}
         job = self._job(path, None if content is None else bytes(content))
-        from savl.images.job import signatures_of
-
         # Only outputs that are older than the call are replaced; see `JobProcessor`.
         outcome = self.process(Task(path, job, signatures_of([job], self._place)), waits=True)
-        row = {self._path_column: path, "output": "", "status": "failed", "error": "", "width": 0, "height": 0}
         if isinstance(outcome, Done):
             width, height = outcome.result.new_size
             return row | {"output": outcome.written, "status": "upscaled", "width": width, "height": height}

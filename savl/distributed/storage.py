@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from savl.images.errors import ImageFileError, OutputExists, UnwritableImage
+from savl.images.errors import ImageFileError, OutputExists, UnreadableImage, UnwritableImage
 from savl.images.job import Job, OnTile, Signature, Work
 from savl.images.locks import OutputLock
 from savl.images.result_mark import read_origin
@@ -31,6 +31,28 @@ def local_path(url: str) -> str | None:
         if url.startswith(scheme):
             return url.removeprefix(scheme) or "/"
     return None
+
+
+def read_url(url: str) -> bytes:
+    """Return the content of a file at a URL.
+
+    Raises:
+        UnreadableImage: It cannot be read.
+    """
+    import fsspec
+
+    try:
+        with fsspec.open(url, "rb") as file:
+            content: bytes = file.read()
+            return content
+    except FileNotFoundError as error:
+        raise UnreadableImage(url, "no such file") from error
+    except Exception as error:  # each file system has errors of its own
+        raise UnreadableImage(url, f"cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
 class UrlPlace:
@@ -116,8 +138,7 @@ class UrlPlace:
         except OutputExists:
             raise
         except Exception as error:  # each file system has errors of its own
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-            raise UnwritableImage(output, f"cannot be written: {reason}") from error
+            raise UnwritableImage(output, f"cannot be written: {_reason(error)}") from error
 
     def _path(self, output: Path) -> str:
         return str(self._fs._strip_protocol(self.url_of(output)))

@@ -29,16 +29,64 @@ pytestmark = pytest.mark.slow
 
 Pictures = Callable[..., list[Path]]
 
+CONFIG = """
+[model]
+channels = 6
+depths = [1]
+heads = 1
+window = 4
+cab_compress = 3
+cab_squeeze = 3
+latent = 4
+estimator_width = 6
+estimator_dilations = [1]
+decoder_width = 6
+decoder_depth = 2
+[data]
+patch = 8
+batch = 2
+margin = 1
+pool = 4
+fresh = 1
+[run]
+log_every = 1
+device = "cpu"
+"""
+
+
+SHELF = """
+from fsspec.implementations.local import LocalFileSystem
+
+class Shelf(LocalFileSystem):
+    protocol = "shelf"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).removeprefix("shelf://"))
+"""
+
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """Two processors, of which each worker gets one; the address."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Two processors, of which each worker gets one; the address. Its workers know a file system shelf://."""
+    package = tmp_path_factory.mktemp("shelf")
+    (package / "shelf.py").write_text(SHELF)
+    (package / "shelf-1.dist-info").mkdir()
+    (package / "shelf-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: shelf\nVersion: 1\n")
+    (package / "shelf-1.dist-info/entry_points.txt").write_text("[fsspec.specs]\nshelf = shelf:Shelf\n")
+    folders = [str(package), str(Path(savl.__file__).parents[1])]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(folders))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         context = ray.init(
             address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2**27
         )
+        sys.path.append(str(package))
+        import fsspec
+
+        fsspec.register_implementation("shelf", "shelf.Shelf", clobber=True)
         yield context.address_info["gcs_address"]
+        sys.path.remove(str(package))
         ray.shutdown()
 
 
@@ -155,17 +203,45 @@ def test_a_dataset_of_contents_is_written_to_a_url(cluster: str, pictures: Pictu
     sources = [*pictures(3, "in/one"), *pictures(2, "in/two")]
     sources[1].write_bytes(b"no image")
     dataset = ray.data.read_binary_files(str(tmp_path / "in"), include_paths=True, file_extensions=["png"])
-    url = f"dir::file://{tmp_path}/out"
-    rows = upscale_dataset(dataset, f"file://{tmp_path}/out", root=tmp_path / "in").take_all()
-    assert url
+    url = f"shelf://{tmp_path}/out"
+    rows = upscale_dataset(dataset, url, root=tmp_path / "in").take_all()
     rows.sort(key=lambda row: row["path"])
     assert [row["status"] for row in rows] == ["upscaled", "failed", "upscaled", "upscaled", "upscaled"]
     assert "not a" in rows[1]["error"]
     for source, row in zip(sources, rows, strict=True):
         if row["status"] == "upscaled":
-            assert row["output"] == str(tmp_path / "out" / source.relative_to(tmp_path / "in"))
+            name = source.relative_to(tmp_path / "in")
+            assert row["output"] == f"{url}/{name}"
             assert (row["width"], row["height"]) == (48, 32)
-            assert_same_pixels(source, Path(row["output"]))
+            assert_same_pixels(source, tmp_path / "out" / name)
+
+
+def test_training_under_torchrun_and_upscaling_with_its_weights_share_a_machine(
+    run: Callable[..., Any], pictures: Pictures, tmp_path: Path
+) -> None:
+    pictures(4)
+    pictures(1, "hr", side=64)
+    (tmp_path / "config.toml").write_text(CONFIG)
+    arguments = ["train", tmp_path / "config.toml", "--hr", tmp_path / "hr", "-o", tmp_path / "run", "--steps", "4"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "savl"]
+    with subprocess.Popen(
+        [*launcher, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(savl.__file__).parents[1])},
+    ) as training:
+        code, text = run(tmp_path / "in", "-o", f"shelf://{tmp_path}/before")
+        _, errors = training.communicate(timeout=240)
+    assert code == 0, text
+    assert training.returncode == 0, errors
+    weights = tmp_path / "run/model.safetensors"
+    code, text = run(tmp_path / "in", "-o", tmp_path / "after", "--model", weights)
+    assert code == 0, text
+    for source in sorted((tmp_path / "in").iterdir()):
+        assert_same_pixels(source, tmp_path / "before" / source.name)
+        after = read_image(tmp_path / "after" / source.name).pixels
+        assert np.array_equal(after, savl.upscale(source, model=weights))
 
 
 INTERRUPTED = """
