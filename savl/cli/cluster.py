@@ -56,9 +56,7 @@ def check_arguments(address: str, inputs: Sequence[str], output: str | None, dev
     if STANDARD in inputs or output == STANDARD:
         raise UsageError("--ray: the workers of a cluster have no standard input and output; name files or folders")
     if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(
-            f"--ray: Ray assigns a GPU to each worker, so that --device {device} must be cpu, cuda or auto"
-        )
+        raise UsageError(f"--ray: Ray assigns a GPU to each worker; --device takes cpu, cuda or auto, got {device}")
 
 
 def open_output(output: str | None, inputs: Sequence[str]) -> UrlPlace | None:
@@ -93,18 +91,21 @@ class ClusterLoop:
         jobs: The files.
         start: Starts the workers, of which there are at most as many as files.
         place: Where the outputs are; None for files.
+        overwrite: Replace existing outputs.
         debug: Raise the error of a file.
     """
 
     jobs: Sequence[Job]
     start: Callable[[int], Workers]
     place: UrlPlace | None
+    overwrite: bool
     debug: bool
 
     def run(self, report: ProgressReport) -> None:
         """Process the files.
 
         Raises:
+            UsageError: `-o` names a file that exists.
             KeyboardInterrupt: Ctrl-C; no partial file is left.
             RuntimeError: With `debug`, the error of a file.
         """
@@ -131,7 +132,11 @@ class ClusterLoop:
         # Another file system is asked over the network.
         with ThreadPoolExecutor(1 if self.place is None else 32) as pool:
             before = pool.map(lambda job: signatures_of([job], self.place), jobs)
-            return [Task(key, job, each) for key, (job, each) in enumerate(zip(jobs, before, strict=True))]
+            tasks = [Task(key, job, each) for key, (job, each) in enumerate(zip(jobs, before, strict=True))]
+        for task in tasks:  # An existing file is refused by the command; see `savl.cli.jobs.refuse_existing`.
+            if self.place is not None and task.job.exact and not self.overwrite and task.before[task.job.target]:
+                raise UsageError(f"-o {self.place.url_of(task.job.target)} exists already; --overwrite replaces it")
+        return tasks
 
     def _run_once(self, workers: Workers, waiting: dict[int, Task], report: ProgressReport) -> None:
         """Process the files that are waiting; those that another process has locked still wait afterwards."""

@@ -185,7 +185,7 @@ def upscale(
         start = cluster.enter_context(
             cluster_starter(ray, settings=settings, content=content, device=device, workers=workers, threads=threads)
         )
-        return ClusterLoop(jobs, start, place, debug)
+        return ClusterLoop(jobs, start, place, overwrite, debug)
 
     try:
         if ray is None and workers is not None:
