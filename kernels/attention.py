@@ -21,17 +21,22 @@ W/w-th column brought together. Windows, shifts and dilation are address arithme
   norms wherever they are loaded, which takes a sum along each row and no memory.
 - HAS_SEVERITY: rows of q and k are multiplied by s.
 
-There are four kernels. A program keeps a tile of scores in registers, and no scores are stored in memory:
+There are five kernels. A program keeps a tile of scores in registers, and no scores are stored in memory:
 
 ================  ==========================  ===============================  ==========================
 kernel            a program owns              it loops over                    products of d · M · N each
 ================  ==========================  ===============================  ==========================
 `forward`         M query rows, one head      the keys of their window         2 (q k, p v)
+`backward_qkv`    a window, one head          its N keys at a time, all        5 (q k, do v, p do, ds k,
+                                              queries M at a time              ds q)
 `backward_q`      M query rows, one head      the keys of their window         3 (q k, do v, ds k)
 `backward_kv`     N key pixels, one head      the windows that see them, M     4 (q k, p do, do v, ds q)
                                               queries at a time
 `backward_bias`   M × N pairs of a window     its share of all windows         2 (q k, do v)
 ================  ==========================  ===============================  ==========================
+
+`backward_qkv` runs in place of `backward_q` and `backward_kv` where `configs.stages_of` says so: where queries and keys
+have the same windows, and their gradients fit into registers.
 
 The backward pass recomputes the scores from the log-sum-exp that `forward` writes. `backward_bias` sums the gradients
 of the logits over windows, for each pair, which is the gradient of a dense bias; for a table, `fold_bias` sums them

@@ -26,7 +26,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction
 
 from savl.kernels import launch, layer_norm
-from savl.kernels.configs import STAGES, KernelConfig, Problem, as_pair, default_config
+from savl.kernels.configs import STAGES, KernelConfig, Problem, as_pair, default_config, stages_of
 from savl.kernels.launch import Pair
 from savl.kernels.targets import Architecture, target_of
 
@@ -133,7 +133,14 @@ def resources(
         Exception: An error of Triton, where the kernel does not compile with these block sizes.
     """
     recorded = launches(
-        problem, architecture, severity=severity, shifted=shifted, heads=heads, traits=traits, **{stage: config}
+        problem,
+        architecture,
+        severity=severity,
+        shifted=shifted,
+        heads=heads,
+        traits=traits,
+        stages=STAGES,
+        **{stage: config},
     )
     return read_resources(compile_launch(recorded[stage], architecture))
 
@@ -182,6 +189,7 @@ def launches(
     shifted: bool,
     heads: int = 6,
     traits: Traits | None = None,
+    stages: tuple[str, ...] | None = None,
     **configs: KernelConfig | None,
 ) -> dict[str, Launch]:
     """Return the launches of a forward and a backward pass on tensors of the CPU, by name of the kernel.
@@ -195,6 +203,7 @@ def launches(
         shifted: Whether windows are shifted.
         heads: Attention heads.
         traits: Further traits; None for those of the networks.
+        stages: Kernels with block sizes to launch; None for those that run on this GPU.
         configs: Block sizes of some kernels; the others have those of the rule.
     """
     traits = traits or Traits()
@@ -232,6 +241,7 @@ def launches(
         larger // 2 if overlapping else 0,
         traits.dilated,
         traits.mask,
+        recorded_stages=stages or stages_of(problem, architecture),
         configs={stage: configs.get(stage) or default_config(stage, problem, architecture) for stage in STAGES},
     )
     out, lse = launch.forward(call)
@@ -243,8 +253,12 @@ def launches(
 class _RecordedAttention(launch.Attention):
     """A call whose launches are recorded instead of executed."""
 
+    recorded_stages: tuple[str, ...] = ()
     configs: Mapping[str, KernelConfig] = field(default_factory=dict)
     recorded: dict[str, Launch] = field(default_factory=dict)
+
+    def stages(self) -> tuple[str, ...]:
+        return self.recorded_stages
 
     def config(self, stage: str) -> KernelConfig:
         return self.configs[stage]

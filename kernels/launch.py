@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from savl.kernels import attention, attention_backward
-from savl.kernels.configs import KernelConfig, Problem, config_for
+from savl.kernels.configs import KernelConfig, Problem, config_for, stages_of
 from savl.kernels.log_sum_exp import lse_dtype
 from savl.kernels.targets import Architecture
 from savl.ops.gpu import architecture_of, gpu_names, kind
@@ -122,6 +122,10 @@ class Attention:
         """Return the block sizes of one of `savl.kernels.configs.STAGES`."""
         return config_for(stage, self.problem, *_gpu(None if self.q.is_cpu else self.q.device.index))[0]
 
+    def stages(self) -> tuple[str, ...]:
+        """Return the kernels that a forward and a backward pass run, of `savl.kernels.configs.STAGES`."""
+        return stages_of(self.problem, _gpu(None if self.q.is_cpu else self.q.device.index)[1])
+
     def launch(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
         """Run a kernel. Every launch of an attention kernel is a call of this method.
 
@@ -211,7 +215,7 @@ def backward(
         call: As for `forward`.
         out: Output that `forward` returned.
         lse: Log-sum-exp that `forward` returned.
-        grad_out: Gradient of out, contiguous.
+        grad_out: Gradient of out.
         grad_q: Output; a (B, H, W, C) view with contiguous channels and evenly spaced pixels.
         grad_k: Output; a view with the same layout requirements as ``grad_q``.
         grad_v: Output; a view with the strides of ``grad_k``.
@@ -221,6 +225,9 @@ def backward(
     """
     batch, height, width, _ = call.q.shape
     problem, severity = call.problem, call.severity
+    stages = call.stages()
+    # A compiler that saves tensors for the backward pass may choose their strides.
+    out, lse, grad_out = out.contiguous(), lse.contiguous(), grad_out.contiguous()
     if call.windows == 0 or problem.keys == 1:
         if problem.keys == 1:
             _backward_of_single_keys(call, grad_out, grad_q, grad_k, grad_v)
@@ -241,24 +248,36 @@ def backward(
     given = [lse if each is None else each for each in (call.scaled_bias(), severity, call.scale)]
     grad_bias = call.q.new_empty(0)
     with device_of(call.q):
-        config = call.config("backward_q")
-        call.launch(
-            attention_backward.backward_q, call.windows * call.heads * triton.cdiv(problem.queries, config.block_m),
-            call.q, call.k, call.v, *given, out, lse, grad_out, delta, grad_q, through_q,
-            lse if of_scale is None else of_scale, *image, grad_q.stride(2), **call.constants(),
-            BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages, num_warps=config.warps,
-        )  # fmt: skip
-        config = call.config("backward_kv")
-        tile_height, tile_width = key_tile(config.block_n, call.key_window, call.margin)
-        tiles = batch * triton.cdiv(call.k.shape[1], tile_height) * triton.cdiv(call.k.shape[2], tile_width)
-        call.launch(
-            attention_backward.backward_kv, tiles * call.heads,
-            call.q, call.k, call.v, *given, lse, grad_out, delta, grad_k, grad_v, through_k,
-            *image, grad_k.stride(2), **call.constants(),
-            BLOCK_M=config.block_m, TILE_HEIGHT=tile_height, TILE_WIDTH=tile_width, STAGES=config.stages,
-            num_warps=config.warps,
-        )  # fmt: skip
-        if call.bias is not None:
+        if "backward_qkv" in stages:
+            config = call.config("backward_qkv")
+            call.launch(
+                attention_backward.backward_qkv, call.windows * call.heads,
+                call.q, call.k, call.v, *given, out, lse, grad_out, delta, grad_q, grad_k, grad_v, through_q, through_k,
+                lse if of_scale is None else of_scale, *image, grad_q.stride(2), grad_k.stride(2), **call.constants(),
+                BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages, num_warps=config.warps,
+            )  # fmt: skip
+        if "backward_q" in stages:
+            config = call.config("backward_q")
+            call.launch(
+                attention_backward.backward_q,
+                call.windows * call.heads * triton.cdiv(problem.queries, config.block_m),
+                call.q, call.k, call.v, *given, out, lse, grad_out, delta, grad_q, through_q,
+                lse if of_scale is None else of_scale, *image, grad_q.stride(2), **call.constants(),
+                BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages, num_warps=config.warps,
+            )  # fmt: skip
+        if "backward_kv" in stages:
+            config = call.config("backward_kv")
+            tile_height, tile_width = key_tile(config.block_n, call.key_window, call.margin)
+            tiles = batch * key_tiles(call.k.shape[1], tile_height, call.margin)
+            tiles *= key_tiles(call.k.shape[2], tile_width, call.margin)
+            call.launch(
+                attention_backward.backward_kv, tiles * call.heads,
+                call.q, call.k, call.v, *given, lse, grad_out, delta, grad_k, grad_v, through_k,
+                *image, grad_k.stride(2), **call.constants(),
+                BLOCK_M=config.block_m, TILE_HEIGHT=tile_height, TILE_WIDTH=tile_width, STAGES=config.stages,
+                num_warps=config.warps,
+            )  # fmt: skip
+        if "backward_bias" in stages:
             config = call.config("backward_bias")
             pairs = triton.cdiv(problem.queries, config.block_m) * triton.cdiv(problem.keys, config.block_n)
             chunks = bias_chunks(call.windows, pairs * call.heads)
@@ -312,9 +331,8 @@ def key_tile(block_n: int, key_window: Pair, margin: int = 0) -> Pair:
     """
 
     def windows(size: int, side: int) -> float:
-        if margin == 0 and (side % size == 0 or size % side == 0):
-            return max(1.0, size / side)
-        return (size - 1 + 2 * margin) / (side - 2 * margin) + 1
+        seen = windows_seen(size, side, margin)
+        return sum(seen) / len(seen)
 
     def cost(width: int) -> tuple[float, float, bool]:
         height = block_n // width
@@ -323,6 +341,30 @@ def key_tile(block_n: int, key_window: Pair, margin: int = 0) -> Pair:
 
     width = min((1 << exponent for exponent in range(block_n.bit_length())), key=cost)
     return block_n // width, width
+
+
+def windows_seen(size: int, side: int, margin: int) -> list[int]:
+    """Return how many windows see a pixel of each tile of `backward_kv` along one axis, in one period of the pattern.
+
+    Args:
+        size: Side of a tile.
+        side: Side of the windows of keys.
+        margin: As in `Attention`.
+    """
+    step = side - 2 * margin
+    starts = range(margin, margin + math.lcm(size, step), size)
+    return [(first + size - 1 + margin) // step - (first - margin) // step + 1 for first in starts]
+
+
+def key_tiles(size: int, tile: int, margin: int) -> int:
+    """Return the number of tiles of `backward_kv` along one axis of the image: one begins at the margin.
+
+    Args:
+        size: Side of the image.
+        tile: Side of a tile.
+        margin: As in `Attention`.
+    """
+    return triton.cdiv(size + -margin % tile, tile)
 
 
 def bias_chunks(windows: int, programs: int) -> int:

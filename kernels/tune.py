@@ -357,6 +357,8 @@ def why_unfit(task: Task, config: KernelConfig, architecture: Architecture) -> s
     from savl.kernels import compile_ahead_of_time
 
     tuning_problem = task.tuning_problem
+    if task.stage == "backward_qkv" and task.problem.queries > 4 * config.block_m:
+        return "repeats its code for more than four tiles of queries"
     try:
         used = compile_ahead_of_time.resources(
             task.stage,

@@ -28,8 +28,8 @@ from typing import Any
 
 from benchmarks.predicted import traffic
 from savl.atomic_write import write_atomically
-from savl.kernels.configs import kernels_hash
-from savl.kernels.machine_code import Instruction, count, disassemble, loops, path, share_at_edge
+from savl.kernels.configs import Problem, default_config, kernels_hash, stages_of
+from savl.kernels.machine_code import Counted, Instruction, count, disassemble, loops, path, share_at_edge
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "benchmarks/results/predicted/floors.json"
@@ -101,7 +101,6 @@ def attention_work(key_window: int, severity: bool, shifted: bool, stages: Itera
         stages: Names of the kernels.
     """
     from savl.kernels import compile_ahead_of_time, launch
-    from savl.kernels.configs import Problem, default_config
 
     problem = Problem("bfloat16", HEAD_DIM, WINDOW, key_window)
     launches = compile_ahead_of_time.launches(problem, CAPABILITY, severity=severity, shifted=shifted, heads=HEADS)
@@ -113,12 +112,18 @@ def attention_work(key_window: int, severity: bool, shifted: bool, stages: Itera
     found = {}
     for stage in stages:
         config = default_config(stage, problem, CAPABILITY)
+        tiles = -(-queries // config.block_m)
         (program,) = disassemble(
             compile_ahead_of_time.compile_launch(launches[stage], CAPABILITY).asm["cubin"]
         ).values()
         counted = count(program)
         body = float(counted.loop)
         per_tile = config.block_m * config.block_n / (32 * config.warps)
+        if stage == "backward_qkv":  # the tiles of queries follow one another in the body of the loop over keys
+            per_tile *= tiles
+            if shifted:
+                body = _with_edges(program, per_tile)
+                counted = next(each for each in _every_loop(program) if per_tile <= each.exponentials < 2 * per_tile)
         if not per_tile <= counted.exponentials < 2 * per_tile:
             raise ValueError(f"{stage}: {counted.exponentials} exponentials a pass, {per_tile} scores a thread")
         overlapping = key_window > WINDOW
@@ -127,11 +132,12 @@ def attention_work(key_window: int, severity: bool, shifted: bool, stages: Itera
             at_edge = share_at_edge(SIDE // WINDOW, overlapping)
             body = at_edge * counted.loop + (1 - at_edge) * inside.loop
             counted = inside
-        tiles = -(-queries // config.block_m)
         tile_pairs = tiles * -(-keys // config.block_n) * HEADS
         chunks = launch.bias_chunks(WINDOWS, tile_pairs)
         if stage in ("forward", "backward_q"):
             programs, passes = WINDOWS * HEADS * tiles, float(-(-keys // config.block_n))
+        elif stage == "backward_qkv":
+            programs, passes = WINDOWS * HEADS, float(-(-keys // config.block_n))
         elif stage == "backward_kv":
             tile = launch.key_tile(config.block_n, (key_window, key_window), (key_window - WINDOW) // 2)
             steps = [_windows_seen(size, key_window) for size in tile]
@@ -140,10 +146,14 @@ def attention_work(key_window: int, severity: bool, shifted: bool, stages: Itera
             passes = tiles * sum(steps[0]) * sum(steps[1]) / (counts[0] * counts[1])
         else:
             programs, passes = tile_pairs * chunks, WINDOWS / chunks
-        products = {"forward": 2, "backward_q": 3, "backward_kv": 4, "backward_bias": 2}[stage]
+        products = {"forward": 2, "backward_qkv": 5, "backward_q": 3, "backward_kv": 4, "backward_bias": 2}[stage]
         sums = 4.0 * HEADS * queries * keys
         moved = {
             "forward": 4 * tensor + plane + maps,  # q, k, v, out, log-sum-exp
+            "backward_qkv": 8 * tensor
+            + 2 * plane
+            + 4 * share
+            + maps,  # d k and d v too; shares, which are then added up
             "backward_q": 6 * tensor + 2 * plane + share + maps,  # q, k, v, out, d out, d q; log-sum-exp, delta
             "backward_kv": 6 * tensor + 2 * plane + 3 * share + 2 * maps,  # d k, d v; shares, which are then added up
             # Sums of each chunk written and read, their sum written and read.
@@ -173,8 +183,23 @@ def _windows_seen(size: int, key_window: int) -> list[int]:
     margin, last = (key_window - WINDOW) // 2, SIDE // WINDOW - 1
     return [
         min((first + size - 1 + margin) // WINDOW, last) - max(first - margin, 0) // WINDOW + 1
-        for first in range(0, SIDE, size)
+        for first in range(-(-margin % size), SIDE, size)
     ]
+
+
+def _every_loop(program: list[Instruction]) -> list[Counted]:
+    """Return the counts of all innermost loops."""
+    return [count(program, number) for number in range(len(loops(program)))]
+
+
+def _with_edges(program: list[Instruction], exponentials: float) -> float:
+    """Return the mean instructions of as many exponentials, in a program with a loop of its own for windows at an edge.
+
+    The mask of these windows makes their loop longer, and it has fewer keys in a pass.
+    """
+    costs = sorted(each.loop * exponentials / each.exponentials for each in _every_loop(program))
+    at_edge = share_at_edge(SIDE // WINDOW, overlapping=False)
+    return (1 - at_edge) * costs[0] + at_edge * costs[-1]
 
 
 # Posterior and modulation
@@ -229,9 +254,9 @@ def cuda_work(library: Path) -> dict[str, dict[str, Any]]:
 
 def predict() -> dict[str, Any]:
     """Return the prediction as JSON values."""
-    stages = ("forward", "backward_q", "backward_kv", "backward_bias")
     kernels: dict[str, dict[str, Any]] = {}
     for title, key_window, severity, shifted in (("window", 16, True, True), ("overlapping", 24, False, False)):
+        stages = stages_of(Problem("bfloat16", HEAD_DIM, WINDOW, key_window), CAPABILITY)
         for stage, found in attention_work(key_window, severity, shifted, stages).items():
             kernels[f"{title} {stage}"] = found
     # As the network has them elsewhere.
@@ -289,7 +314,7 @@ def predict() -> dict[str, Any]:
         row["ratio"] = {name: round(each, 2) for name, each in ratios.items()}
         report["ratios"].append(row)
 
-    both = tuple(f"window {stage}" for stage in stages)
+    both = tuple(f"window {stage}" for stage in stages_of(Problem("bfloat16", HEAD_DIM, WINDOW, WINDOW), CAPABILITY))
     for what, against, peer, wanted, names in (
         ("window attention, forward", "eager", "window", 8, both[:1]),
         ("window attention, forward", "sdpa, its bytes alone", "window, sdpa", 2, both[:1]),

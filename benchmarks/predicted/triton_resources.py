@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Any
 from savl.atomic_write import write_atomically
 from savl.kernels.configs import (
     SHIPPED_FOLDER,
-    STAGES,
     KernelConfig,
     Problem,
     code_hash,
     default_config,
     kernels_hash,
     read_store,
+    stages_of,
 )
 from savl.kernels.targets import AMD, Architecture, named_target, target_of
 from savl.network import CONFIGS
@@ -179,7 +179,7 @@ def rows(
                 problem = Problem(dtype, shape.head_dim, shape.window, shape.key_window)
                 found += [
                     Row(stage, problem, heads, architecture, default_config(stage, problem, architecture))
-                    for stage in STAGES
+                    for stage in stages_of(problem, architecture)
                 ]
                 found.append(Row("fold_bias", problem, heads, architecture, None))
         found += [row for row in shipped() if row.architecture == architecture]

@@ -281,14 +281,20 @@ def _print_triton_kernels(console: Console, gpus: Sequence[str], dtypes: Sequenc
         table.add_column(column, overflow="fold", no_wrap=column == "kernel")
     for dtype in dtypes:
         for names, tuning_problem in tuning_problems(dtype, tuple(CONFIGS)):
-            for stage in configs.STAGES:
+            problem = tuning_problem.problem
+            ran = [configs.stages_of(problem, capability) for _, capability in targets.values()]
+            shown = [stage for stage in configs.STAGES if any(stage in each for each in ran)]
+            for stage in shown:
                 cells = []
-                for target in targets.values():
-                    config, source = configs.config_for(stage, tuning_problem.problem, *target)
+                for target, stages in zip(targets.values(), ran, strict=True):
+                    if stage not in stages:
+                        cells.append("–")
+                        continue
+                    config, source = configs.config_for(stage, problem, *target)
                     cells.append(config_label(config) + (f" · {source}" if here else ""))
-                first = stage == configs.STAGES[0]
-                labels = (", ".join(names), problem_label(tuning_problem.problem)) if first else ("", "")
-                table.add_row(*labels, stage, *cells, end_section=stage == configs.STAGES[-1])
+                first = stage == shown[0]
+                labels = (", ".join(names), problem_label(problem)) if first else ("", "")
+                table.add_row(*labels, stage, *cells, end_section=stage == shown[-1])
     console.print(table)
     if not here:
         console.print("By the rule: this machine has no GPU that can run them.", highlight=False, soft_wrap=True)

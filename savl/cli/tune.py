@@ -79,7 +79,8 @@ def tune(
         Task(each, tuning_problem)
         for chosen in dtype or DTYPES
         for _, tuning_problem in tuning_problems(chosen, network or tuple(CONFIGS))
-        for each in (stage or configs.STAGES)
+        for each in configs.stages_of(tuning_problem.problem, machine.architecture)
+        if stage is None or each in stage
     ]
     try:
         with raise_on_interrupt():

@@ -52,10 +52,10 @@ Nsight Compute: what limits one kernel?
 
   `python -m benchmarks.gpu_kernels --ncu FILE` does this for every op with Triton kernels, forward and backward.
 
-  The Triton kernels (kernels/attention*.py) are forward in inference, and with --train also backward_q, backward_kv and
-  backward_bias, in the range "backward":
+  The Triton kernels (kernels/attention*.py) are forward in inference, and with --train also backward_qkv (or
+  backward_q and backward_kv) and backward_bias, in the range "backward":
 
-    ncu --profile-from-start off --nvtx --nvtx-include "backward/" --kernel-name "regex:^backward_(q|kv|bias)$" \
+    ncu --profile-from-start off --nvtx --nvtx-include "backward/" --kernel-name "regex:^backward_(qkv|q|kv|bias)$" \
         --launch-count 3 --section SpeedOfLight --section Occupancy --section WarpStateStats -o window_backward \
         python -m savl.profile --capture --device cuda --train --model savl-base --size 64x64 --dtype bfloat16 --steps 1
 

@@ -194,8 +194,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(store: Path) -> None:
         run(Interrupted({BEST: 80.0}), store)
     machine = FakeGpu({BEST: 70.0})
     outcomes = run(machine, store)
-    assert [outcome.kept for outcome in outcomes] == [True, True, False, False]
-    assert [outcome.entry.microseconds for outcome in outcomes] == [80.0, 80.0, 70.0, 70.0]
+    assert [outcome.kept for outcome in outcomes] == [True, True, False, False, False]
+    assert [outcome.entry.microseconds for outcome in outcomes] == [80.0, 80.0, 70.0, 70.0, 70.0]
     assert {stage for stage, _ in machine.measured} == {task.stage for task in TASKS[2:]}
 
 

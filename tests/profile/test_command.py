@@ -268,7 +268,7 @@ def test_all_names_in_the_guide_exist(run: Callable[..., Finished]) -> None:
     assert done.code == 0
     guide = done.text
     kernels = "".join(path.read_text() for path in sorted((ROOT / "kernels").glob("attention*.py")))
-    for kernel in ("forward", "backward_q", "backward_kv", "backward_bias"):
+    for kernel in ("forward", "backward_qkv", "backward_q", "backward_kv", "backward_bias"):
         assert kernel in guide
         assert f"\ndef {kernel}(" in kernels
     sources = "".join(path.read_text() for path in sorted((ROOT / "csrc/cuda").glob("*.h")))

@@ -47,9 +47,10 @@ def test_each_kernel_can_be_run_again_alone_with_its_own_block_sizes(
         original(call, kernel, programs, *arguments, **constants)
 
     monkeypatch.setattr(launch.Attention, "launch", record)
-    results, again = gpu_timing.run(stage, gpu_timing.inputs(PLAIN, side=4, device=CPU), KernelConfig(32, 16, 1, 1))
+    problem = SHIFTED if stage == "backward_qkv" else PLAIN
+    results, again = gpu_timing.run(stage, gpu_timing.inputs(problem, side=4, device=CPU), KernelConfig(32, 16, 1, 1))
     launched.clear()
-    written = {"forward": "out", "backward_q": "d q", "backward_kv": "d k"}.get(stage)
+    written = {"forward": "out", "backward_qkv": "d v", "backward_q": "d q", "backward_kv": "d k"}.get(stage)
     if written is None:
         again()
     else:
@@ -62,7 +63,13 @@ def test_each_kernel_can_be_run_again_alone_with_its_own_block_sizes(
 
 @pytest.mark.parametrize(
     ("stage", "problem"),
-    [("forward", PLAIN), ("backward_q", PLAIN), ("backward_kv", SHIFTED), ("backward_bias", SHIFTED)],
+    [
+        ("forward", PLAIN),
+        ("backward_q", PLAIN),
+        ("backward_kv", PLAIN),
+        ("backward_qkv", SHIFTED),
+        ("backward_bias", SHIFTED),
+    ],
 )
 def test_other_block_sizes_agree_with_the_rule(stage: str, problem: TuningProblem) -> None:
     from savl.kernels import gpu_timing
