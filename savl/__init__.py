@@ -2,7 +2,7 @@
 
 `load` and `build` return networks; `upscale` upscales an image and `upscale_file` an image file. Both use the fused
 kernels where they are available. A network that is called directly uses them after `use_fused_kernels()`. `accelerate`
-puts them under networks of other packages.
+puts them under networks of other packages, and `export` writes networks for other runtimes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from savl.accelerate import accelerate
+    from savl.export import export
     from savl.inference import Upscaler, upscale
     from savl.inference.upscale_file import upscale_file
     from savl.network import CONFIGS, SAVL, DegradationField, SAVLConfig
@@ -32,6 +33,7 @@ __all__ = [
     "Upscaler",
     "accelerate",
     "build",
+    "export",
     "kernel_report",
     "load",
     "save",
@@ -53,8 +55,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return version()
-    if name == "accelerate":
-        return import_module("savl.accelerate")  # a module that can be called as its function
+    if name in ("accelerate", "export"):
+        return import_module(f"savl.{name}")  # a module that can be called as its function
     for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(home), name)

@@ -30,8 +30,37 @@ def bicubic_resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def bicubic_upscale(image: Tensor, scale: int) -> Tensor:
-    """Upscale ``(B, C, h, w)`` to ``(B, C, scale·h, scale·w)`` with `bicubic_resize`; the result is not clamped."""
+    """Upscale ``(B, C, h, w)`` to ``(B, C, scale·h, scale·w)`` with `bicubic_resize`; the result is not clamped.
+
+    In a program that `torch.export` makes, it is computed with convolutions, because ONNX would describe the weights at
+    the border by the attribute ``exclude_outside`` of Resize, which OpenVINO ignores.
+    """
+    if torch.compiler.is_exporting():
+        return _bicubic_by_convolution(image, scale)
     return bicubic_resize(image, (scale * image.shape[-2], scale * image.shape[-1]))
+
+
+def _bicubic_by_convolution(image: Tensor, scale: int) -> Tensor:
+    """Compute `bicubic_upscale` with one convolution over 5×5 pixels for each of the ``scale``² positions in a pixel.
+
+    Weights of pixels outside the image are left out, and the others scaled to the sum 1.
+    """
+    batch, channels, height, width = image.shape
+    wide = image if image.dtype == torch.float64 else image.float()
+    # Distance in pixels from an output pixel to the two input pixels on either side of the one that contains it.
+    offset = (torch.arange(scale, device=image.device, dtype=wide.dtype) + 0.5) / scale - 0.5
+    distance = (torch.arange(-2, 3, device=image.device, dtype=wide.dtype) - offset[:, None]).abs()
+    near = (1.5 * distance - 2.5) * distance * distance + 1.0
+    far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
+    taps = torch.where(distance < 1, near, torch.where(distance < 2, far, torch.zeros_like(far)))
+    kernels = (taps[:, None, :, None] * taps[None, :, None, :]).reshape(scale**2, 1, 5, 5)
+
+    def convolve(planes: Tensor) -> Tensor:
+        return F.pixel_shuffle(F.conv2d(planes, kernels, padding=2), scale)
+
+    inside = torch.ones_like(wide[:1, :1])
+    resized = convolve(wide.reshape(batch * channels, 1, height, width)) / convolve(inside)
+    return resized.reshape(batch, channels, scale * height, scale * width).to(image.dtype)
 
 
 def bicubic_downsample(x: Tensor, scale: int) -> Tensor:

@@ -32,7 +32,7 @@ ALLOWED = {
     "command_line": set(),
     "profile": {"command_line", "inference", "network", "ops", "training", "weights"},
     "torch_import": {"ops"},
-    "__init__": {"accelerate", "inference", "network", "ops", "torch_import", "weights"},
+    "__init__": {"accelerate", "export", "inference", "network", "ops", "torch_import", "weights"},
 }
 # The commands and the local page may import everything below them. Nothing imports these two, except savl/__main__.py.
 ALLOWED["web"] = set().union(*ALLOWED.values())

@@ -150,23 +150,25 @@ def reflect_pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
         raise ValueError(f"image must have shape (..., H, W) with H and W at least 1, got {tuple(image.shape)}")
     if multiple < 1:
         raise ValueError(f"multiple must be at least 1 pixel, got {multiple}")
-    height, width = (-(-length // multiple) * multiple for length in image.shape[-2:])
+    # Not -(-length // multiple): the division of ONNX rounds towards zero.
+    height, width = ((length + multiple - 1) // multiple * multiple for length in image.shape[-2:])
     return reflect_pad_to_size(image, height, width)
 
 
 def reflect_pad_to_size(image: Tensor, height: int, width: int) -> Tensor:
     """Pad an image ``(..., H, W)`` as `reflect_pad_to_multiple` does, to a size in pixels that is at least its own."""
+    # A program that `torch.export` makes holds for sizes that need padding and for sizes that need none.
+    always = torch.compiler.is_exporting()
     for dim, target in ((-2, height), (-1, width)):
         length = image.shape[dim]
-        if target != length:
+        if always or target != length:
             image = image.index_select(dim, _reflected_index(length, target, image.device))
     return image
 
 
 def _reflected_index(length: int, target: int, device: torch.device) -> Tensor:
     position = torch.arange(target, device=device)
-    if length == 1:
-        return torch.zeros_like(position)
-    period = 2 * (length - 1)
+    # 1 for a single pixel, whose index is always 0. A tensor, because ONNX has no remainder by a free size.
+    period = torch.full((), 2 * (length - 1), device=device).clamp_min(1)
     position = position % period
     return torch.minimum(position, period - position)

@@ -340,10 +340,11 @@ CHANNEL_GATE = register(
         reference=channel_gate_reference,
         backends={TRITON: _triton_limit, CPP: None},
         schema="channel_gate(Tensor x, Tensor weight, Tensor bias, Tensor squeeze_weight, Tensor squeeze_bias, "
-        "Tensor excite_weight, Tensor excite_bias, int rows, int columns, int neighbourhood, float scale) -> Tensor",
+        "Tensor excite_weight, Tensor excite_bias, SymInt rows, SymInt columns, int neighbourhood, "
+        "float scale) -> Tensor",
         backward_schema="channel_gate_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, "
-        "Tensor squeeze_weight, Tensor squeeze_bias, Tensor excite_weight, Tensor excite_bias, int rows, int columns, "
-        "int neighbourhood, float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        "Tensor squeeze_weight, Tensor squeeze_bias, Tensor excite_weight, Tensor excite_bias, SymInt rows, "
+        "SymInt columns, int neighbourhood, float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         fake=_fake,
         fake_backward=_fake_backward,
         backward_in_torch=_compute_backward,

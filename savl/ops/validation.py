@@ -127,10 +127,12 @@ def check_heads(op: str, channels: int, bias_table: Tensor, rows: int, why: str)
 def check_int(op: str, name: str, value: object) -> None:
     """Check that an argument, such as a number of pixels or a seed, is an int. A bool or a float is refused.
 
+    In a program with free sizes, which `torch.export` makes, it may be a symbol for an int.
+
     Raises:
         TypeError: The argument is not an int.
     """
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, int | torch.SymInt) or isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__} {value!r}")
 
 

@@ -78,8 +78,11 @@ class ModelTraits:
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the smallest size of at least ``height`` × ``width`` pixels that satisfies the requirements."""
-        sides = [-(-max(side, self.minimum_size) // self.multiple_of) * self.multiple_of for side in (height, width)]
-        return (max(sides), max(sides)) if self.square else (sides[0], sides[1])
+        at_least = torch.sym_max  # sizes are symbols in a program that `torch.export` makes
+        multiple = self.multiple_of
+        # Not -(-side // multiple): the division of ONNX rounds towards zero.
+        sides = [(at_least(side, self.minimum_size) + multiple - 1) // multiple * multiple for side in (height, width)]
+        return (at_least(*sides), at_least(*sides)) if self.square else (sides[0], sides[1])
 
 
 class SpandrelModel(UpscalingNetwork):
@@ -190,8 +193,11 @@ class SpandrelModel(UpscalingNetwork):
             check_strength(lr, strength)
         batch, channels, height, width = lr.shape
         images = lr.reshape(-1, 1, height, width) if self.traits.channels == 1 else lr
-        # spandrel promises the result for batches of one image only.
-        sr = torch.cat([self._run(image) for image in images.split(1)]) if batch else self._empty(images)
+        if torch.compiler.is_exporting():
+            sr = self._run(images)  # the number of images is free, so that they cannot be separated
+        else:
+            # spandrel promises the result for batches of one image only.
+            sr = torch.cat([self._run(image) for image in images.split(1)]) if batch else self._empty(images)
         sr = sr.reshape(batch, channels, self.scale * height, self.scale * width)
         if strength is None or (not isinstance(strength, Tensor) and strength == 1):
             return sr
