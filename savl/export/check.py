@@ -104,8 +104,8 @@ def check_file(run: Callable[[Tensor], Tensor], module: Upscale, exact: Upscalin
             ) from error
         if result.shape != reference.shape or result.dtype != eager.dtype:
             raise ExportError(
-                f"the file made from {name} returns {result.dtype} {tuple(result.shape)} at size {size}, and the network "
-                f"{eager.dtype} {tuple(reference.shape)}"
+                f"the file made from {name} returns {result.dtype} {tuple(result.shape)} at size {size}; "
+                f"the network returns {eager.dtype} {tuple(reference.shape)}"
             )
         budget = measure("sr", result, eager, reference, TERMS)
         difference = float((result.double() - eager.double()).abs().max())
