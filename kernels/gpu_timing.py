@@ -16,8 +16,8 @@ from torch import Tensor
 
 from savl.kernels import launch
 from savl.kernels.configs import STAGES, KernelConfig, as_pair, default_config
+from savl.kernels.gpu import architecture_of
 from savl.kernels.tune import CannotRunError, TuningProblem
-from savl.ops.gpu import architecture_of
 
 SIDE = 256
 """Approximate height and width, in pixels, of the image in measurements: enough windows for the largest GPUs."""

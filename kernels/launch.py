@@ -14,9 +14,9 @@ from torch import Tensor
 
 from savl.kernels import attention, attention_backward
 from savl.kernels.configs import KernelConfig, Problem, config_for, stages_of
+from savl.kernels.gpu import architecture_of, gpu_names, kind
 from savl.kernels.log_sum_exp import lse_dtype
 from savl.kernels.targets import Architecture
-from savl.ops.gpu import architecture_of, gpu_names, kind
 
 BIAS_PROGRAMS = 1024
 """Approximate number of programs that share the sum over windows of `backward_bias`. It is the same for every GPU, so

@@ -1,7 +1,7 @@
 """GPUs that kernels are compiled for: what Triton calls them, and what programs share there.
 
 A new kind of GPU needs an entry here, a rule for block sizes in `savl.kernels.configs`, and an entry in
-`savl.ops.gpu.KINDS`. This module needs neither torch nor Triton.
+`savl.kernels.gpu.KINDS`. This module needs neither torch nor Triton.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def _overview(report: KernelReport, width: int) -> str:
     """
     import textwrap
 
-    from savl.ops.gpu import DEVICE
+    from savl.kernels.gpu import DEVICE
     from savl.ops.library import EAGER, FUSED
     from savl.ops.op import OPS, why_unavailable
     from savl.ops.report import aligned
@@ -118,7 +118,7 @@ def _overview(report: KernelReport, width: int) -> str:
 
 def _as_json(report: KernelReport) -> dict[str, Any]:
     """Return the report as an object for JSON, with the keys that the help explains."""
-    from savl.ops.gpu import DEVICE
+    from savl.kernels.gpu import DEVICE
     from savl.ops.library import EAGER, FUSED
 
     build = report.build
@@ -254,8 +254,9 @@ def _print_triton_kernels(console: Console, gpus: Sequence[str], dtypes: Sequenc
     from rich.table import Table
 
     from savl.kernels import configs
+    from savl.kernels.gpu import architecture_of
     from savl.network import CONFIGS
-    from savl.ops.gpu import architecture_of, why_unfit
+    from savl.ops.gpu import why_unfit
     from savl.ops.library import TRITON, TRITON_UNAVAILABLE
 
     targets: dict[str, tuple[str | None, Architecture]] = {}

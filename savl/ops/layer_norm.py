@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from savl.kernels.gpu import DEVICE
 from savl.ops.case import BenchmarkProblem, Case, Draw
-from savl.ops.gpu import DEVICE
 from savl.ops.library import CPP, TRITON
 from savl.ops.op import Op, register
 from savl.ops.settings import KernelSettings

@@ -16,7 +16,8 @@ from importlib.util import find_spec
 import torch
 
 from savl.build_info import CUDA_LIBRARY, cuda_facts, extension_facts
-from savl.ops.gpu import DEVICE, driver_version, kind, why_no_gpu
+from savl.kernels.gpu import DEVICE, kind
+from savl.ops.gpu import driver_version, why_no_gpu
 from savl.settings import EnvironmentVariableError
 from savl.version import version
 

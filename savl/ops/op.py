@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from savl.ops.gpu import COMPILER, DEVICE
+from savl.kernels.gpu import COMPILER, DEVICE
 from savl.ops.library import CPP, CUDA_UNAVAILABLE, EAGER, EXTENSION_UNAVAILABLE, FUSED, INTERPRETED, TRITON
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from savl.build_info import BuildInfo, build_info
-from savl.ops.gpu import gpu_names
+from savl.kernels.gpu import gpu_names
 from savl.ops.library import EAGER, FUSED, INTERPRETED, TRITON
 from savl.ops.op import OPS, why_unavailable
 from savl.ops.scopes import current_settings, explicit_settings

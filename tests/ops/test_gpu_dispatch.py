@@ -20,6 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from savl.kernels import gpu as kinds
 from savl.ops import (
     KernelSettings,
     KernelUnavailable,
@@ -287,7 +288,7 @@ def test_info_says_that_an_architecture_of_amd_is_not_supported() -> None:
 
 def test_an_amd_gpu_is_served_if_the_kernels_are_compiled_for_its_architecture(rocm: SimpleNamespace) -> None:
     assert gpus.why_no_gpu() is None
-    assert gpus.architecture_of(0) == "gfx942"
+    assert kinds.architecture_of(0) == "gfx942"
     assert why_unfit("triton", 0) is None
     rocm.gcnArchName = "gfx90a:sramecc+:xnack-"
     assert "AMD Test has gfx90a" in (why_unfit("triton", 0) or "")
@@ -317,9 +318,9 @@ def test_every_kind_of_gpu_has_an_entry_and_one_that_torch_is_built_for_comes_fi
 ) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", None)
-    assert gpus.kind().title == "CUDA"
+    assert kinds.kind().title == "CUDA"
     assert "is built without CUDA or ROCm" in (gpus.why_no_gpu() or "")
     monkeypatch.setattr(torch.version, "hip", "7.0")
-    assert gpus.kind().title == "ROCm"
+    assert kinds.kind().title == "ROCm"
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert gpus.kind().title == "CUDA"
+    assert kinds.kind().title == "CUDA"
