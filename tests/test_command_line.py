@@ -42,6 +42,7 @@ def test_no_help_names_a_python_type(words: tuple[str, ...]) -> None:
     result = run(*words, "--help")
     assert result.exit_code == 0
     assert "--help" in result.stdout
+    assert "install 'savl'" not in result.stdout, "rich took [extra] for markup: write \\[extra]"
     # The TEXT that --suffix takes is a word of its own.
     found = re.search(TYPES, result.stdout.replace("--suffix", "").replace(" TEXT ", " "))
     assert found is None, found

@@ -28,6 +28,7 @@ ALLOWED = {
     "training": {"degradation", "evaluation", "images", "inference", "network", "ops", "weights"},
     "analysis": {"degradation", "evaluation", "images", "inference", "network", "ops", "weights"},
     "export": {"inference", "network", "ops", "weights"},
+    "service": {"images", "inference", "network", "ops", "weights"},
     "distributed": {"images", "inference", "network", "ops", "weights"},
     "command_line": set(),
     "profile": {"command_line", "inference", "network", "ops", "training", "weights"},
@@ -36,7 +37,8 @@ ALLOWED = {
 }
 # The commands and the local page may import everything below them. Nothing imports these two, except savl/__main__.py.
 ALLOWED["web"] = set().union(*ALLOWED.values())
-ALLOWED["cli"] = {"analysis", "distributed", "evaluation", "export", "profile", "training", "web"} | ALLOWED["web"]
+ALLOWED["cli"] = {"analysis", "distributed", "evaluation", "export", "profile", "service", "training", "web"}
+ALLOWED["cli"] |= ALLOWED["web"]
 ALLOWED["__main__"] = {"cli"}
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from savl.cli import analyze, degrade, evaluate, export, kernels, models, train, upscale
+from savl.cli import analyze, degrade, evaluate, export, kernels, models, serve, train, upscale
 from savl.cli.cluster import RayCommand
 from savl.cli.streams import tolerant_streams
 from savl.command_line import CommandLine, print_error
@@ -31,6 +31,7 @@ app.command("degrade", epilog=degrade.EXAMPLES)(degrade.degrade)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("analyze", epilog=analyze.EXAMPLES)(analyze.analyze)
 app.command("export", epilog=export.EXAMPLES)(export.export)
+app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("profile", epilog=profile.EXAMPLES)(profile.profile)
 app.add_typer(kernels.app, name="kernels")
 app.add_typer(models.app, name="models")
