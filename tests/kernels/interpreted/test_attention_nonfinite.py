@@ -198,6 +198,14 @@ def test_large_float16_numbers_give_finite_and_accurate_results(op: str, severit
     assert found["out"].abs().max() <= values.abs().max(), "a mixture of values is larger than all of them"
     if severity:  # without one, queries are rounded to float16 once more, as in eager
         # Weights are all or nothing here: what is attended to is one value, or a mixture of values of equal logits.
-        error = float((found["out"].double() - exact["out"]).abs().max())
+        # Factors of the logits are cut to tf32, which decides between keys whose logits are nearly equal.
         bound = 2**-9 * float(exact["out"].abs().max())
-        assert error <= bound, f"out is off by {error:.3g}, more than {bound:.3g}"
+        decided = torch.ones(exact["out"].shape[:3], dtype=torch.bool)
+        for _ in range(20):
+            sign = torch.randint(0, 2, large.shape) * 2 - 1
+            near = {**arguments, features: large.double() * (1 + 2**-9 * sign)}
+            out = changed(case, **near).run("eager", torch.float64)["out"]
+            decided &= ((out - exact["out"]).abs() <= bound).all(-1)
+        error = (found["out"].double() - exact["out"]).abs().amax(-1)
+        assert decided.float().mean() > 0.5
+        assert error[decided].max() <= bound, f"out is off by {error[decided].max():.3g}, more than {bound:.3g}"
