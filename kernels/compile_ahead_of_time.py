@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -25,15 +25,13 @@ from triton.backends.nvidia import compiler as nvidia
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction
 
-from savl.kernels import launch, layer_norm
+from savl.kernels import launch
 from savl.kernels.configs import STAGES, KernelConfig, Problem, as_pair, default_config, stages_of
 from savl.kernels.launch import Pair
 from savl.kernels.targets import Architecture, target_of
 
 KERNELS = (*STAGES, "fold_bias")
 """Names of the attention kernels; ``fold_bias`` has no block sizes."""
-NORM_KERNELS = ("normalise_pixels", "normalise_pixels_backward")
-"""Names of the kernels of layer normalisation."""
 
 _TYPES = {
     torch.float64: "*fp64",
@@ -145,28 +143,22 @@ def resources(
     return read_resources(compile_launch(recorded[stage], architecture))
 
 
-def layer_norm_resources(kernel: str, channels: int, dtype: str, architecture: Architecture) -> Resources:
-    """Compile a kernel of layer normalisation and return its resources.
+def recorded(run: Callable[[Callable[..., None]], object]) -> dict[str, Launch]:
+    """Return the launches of kernels that process features, by name of the kernel.
 
     Args:
-        kernel: One of `NORM_KERNELS`.
-        channels: C.
-        dtype: Name of the dtype of the features; weight and bias are float32, as under autocast.
-        architecture: Architecture of the GPU.
+        run: Function that calls an op's kernels on tensors of the CPU, with its argument in place of a ``launch``.
 
     Raises:
         RuntimeError: Triton's interpreter is on.
     """
-    recorded: dict[str, Launch] = {}
+    found: dict[str, Launch] = {}
 
-    def record(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-        recorded[_name(kernel)] = Launch(kernel, arguments, {**constants, **layer_norm.OPTIONS})
+    def record(kernel: Any, programs: Any, *arguments: Any, **constants: Any) -> None:
+        found[_name(kernel)] = Launch(kernel, arguments, {**constants, **launch.OPTIONS})
 
-    x = torch.empty(1, 24, 24, channels, dtype=getattr(torch, dtype))
-    weight, bias = (torch.empty(channels) for _ in range(2))
-    out, *kept = layer_norm.layer_norm(x, weight, bias, 1e-5, False, launch=record)
-    layer_norm.layer_norm_backward(torch.empty_like(out), x, weight, bias, *kept, launch=record)
-    return read_resources(compile_launch(recorded[kernel], architecture))
+    run(record)
+    return found
 
 
 @dataclass(frozen=True)

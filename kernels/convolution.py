@@ -15,8 +15,9 @@ from torch import Tensor
 
 from savl.kernels import launch as attention_launch
 from savl.kernels.convolution_3x3 import convolution_3x3
-from savl.kernels.launch import device_of, precision, with_even_pixels
+from savl.kernels.launch import architecture_for, device_of, precision, with_even_pixels
 from savl.kernels.linear import linear, pieces_of
+from savl.kernels.targets import Architecture
 
 MOST_PIXELS = 128
 """Largest number of pixels in a tile."""
@@ -54,6 +55,7 @@ def convolution(
     keep: bool,
     narrow: bool,
     launch: Launch = run,
+    architecture: Architecture | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Launch the kernels of `savl.ops.convolution`.
 
@@ -75,14 +77,16 @@ def convolution(
         keep: Return the sum before the activation too.
         narrow: Multiply a float32 ``x`` in bfloat16.
         launch: Function that launches the kernel.
+        architecture: Architecture of the GPU to choose block sizes for; None for that of the device of ``x``.
 
     Returns:
         The result ``(B, H, W, O)``, and the sum before the activation, in the dtype of the product; empty without
         ``keep``.
     """
+    architecture = architecture or architecture_for(x)
     if weight.dim() == 4 and weight.shape[-1] == 3:
         tensors = (x, weight, bias, norm_weight, norm_bias, residual, gamma, beta, gate)
-        return convolution_3x3(*tensors, dilation, activation, slope, eps, keep, narrow, launch)
+        return convolution_3x3(*tensors, dilation, activation, slope, eps, keep, narrow, launch, architecture)
     batch, height, width, channels = x.shape
     outputs, pixels = weight.shape[0], batch * height * width
     dtype = torch.bfloat16 if narrow else x.dtype
@@ -95,7 +99,7 @@ def convolution(
     parameters = (weight, bias, norm_weight, norm_bias)
     head, tail = pieces_of(channels)
     block_p, block_n, warps, stages = blocks_of(
-        dtype, channels, outputs, norm_weight is not None, weight.dtype.itemsize > dtype.itemsize
+        dtype, channels, outputs, norm_weight is not None, weight.dtype.itemsize > dtype.itemsize, architecture
     )
     rows, columns = (1, 1) if gate is None else gate.shape[1:3]
     strides = [0 if each is None else each.stride(2) for each in features]
@@ -107,7 +111,8 @@ def convolution(
             pixels, height, width, rows, columns, slope, eps,
             X_STRIDE=x.stride(2), RESIDUAL_STRIDE=strides[0], GAMMA_STRIDE=strides[1], BETA_STRIDE=strides[2],
             CHANNELS=channels, OUTPUTS=outputs, HEAD=head, TAIL=tail, ACTIVATION=activation, NARROW=narrow,
-            PRECISION=precision(dtype, channels), BLOCK_P=block_p, BLOCK_N=block_n, STAGES=stages, num_warps=warps,
+            PRECISION=precision(dtype, channels), BLOCK_P=block_p, BLOCK_N=block_n, STAGES=stages,
+            CHUNK=chunk_of(dtype, channels, architecture), num_warps=warps,
         )  # fmt: skip
     return out, kept
 
@@ -119,7 +124,12 @@ def _near(x: Tensor) -> Tensor:
 
 
 def blocks_of(
-    dtype: torch.dtype, channels: int, outputs: int, normalised: bool, converted: bool
+    dtype: torch.dtype,
+    channels: int,
+    outputs: int,
+    normalised: bool,
+    converted: bool,
+    architecture: Architecture = (9, 0),
 ) -> tuple[int, int, int, int]:
     """Return pixels and outputs of a tile, warps, and stages of the pipeline that loads the weight.
 
@@ -129,12 +139,31 @@ def blocks_of(
         outputs: O.
         normalised: Whether the pixels are normalised, for which they are held in registers in float32.
         converted: Whether the weight is wider than the product; it is then converted on its way to shared memory.
+        architecture: Architecture of the GPU.
     """
+    padded, stages = sum(pieces_of(channels)), 1 if converted else 2
+    if isinstance(architecture, str):
+        if chunk_of(dtype, channels, architecture) > 0:
+            return (32, 32, 4, 1) if dtype == torch.float32 else (64, 64, 4, 1)
+        return 32 if dtype == torch.float32 or padded > 288 else 64, 32, 4, 1
     if dtype == torch.float32:
         return 32, 32, 4, 1
-    padded, stages = sum(pieces_of(channels)), 1 if converted else 2
     wide = 8 * triton.cdiv(outputs, 64) * 64 <= 9 * triton.cdiv(outputs, 32) * 32  # at most an eighth more products
     block_n = 64 if wide and padded <= 192 and not (normalised and converted) else 32
     if padded <= 192:
-        return (64 if normalised else 128), block_n, 8, stages
+        return (64 if normalised or padded > 160 else 128), block_n, 8, stages
     return (64, 32, 4, stages) if padded <= 384 and not normalised else (32, 32, 8, stages)
+
+
+def chunk_of(dtype: torch.dtype, channels: int, architecture: Architecture) -> int:
+    """Return how many channels a program keeps at a time; 0 for all.
+
+    Args:
+        dtype: Dtype of the product.
+        channels: C.
+        architecture: Architecture of the GPU. RDNA keeps operands of products in registers twice and, as it has no
+            matrix instruction for float32, those of each thread in its own.
+    """
+    if architecture == "gfx1100":
+        return 16 if dtype == torch.float32 else 32
+    return 32 if isinstance(architecture, str) and dtype == torch.float32 and channels > 192 else 0

@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from savl.kernels.launch import device_of, with_even_pixels
+from savl.kernels.targets import Architecture
 
 FEW_OUTPUTS = 16
 """Largest number of outputs for `contract`. `expand` computes more of them, if there are few inputs (see the limit of
@@ -389,6 +390,7 @@ def convolution_3x3(
     keep: bool,
     narrow: bool,
     launch: Launch,
+    architecture: Architecture,
 ) -> tuple[Tensor, Tensor]:
     """Convolve with a 3×3 kernel that has few channels on one side.
 
@@ -409,6 +411,7 @@ def convolution_3x3(
         keep: Return the sum before the activation too.
         narrow: Multiply a float32 ``x`` in bfloat16.
         launch: Function that launches the kernels.
+        architecture: Architecture of the GPU to choose block sizes for.
 
     Returns:
         The result ``(B, H, W, O)``, and the sum before the activation, in the dtype of the product; empty without
@@ -431,7 +434,7 @@ def convolution_3x3(
     results = (out, kept if keep else None)
     geometry = (height, width, dilation, rows, columns, slope)
     contracts = outputs <= FEW_OUTPUTS
-    tile = contract_tile(channels, outputs, dtype) if contracts else expand_tile(channels, outputs, dtype)
+    tile = (contract_tile if contracts else expand_tile)(channels, outputs, dtype, architecture)
     block_y, block_x = tile["BLOCK_Y"], tile["BLOCK_X"]
     reach = (block_y + 1) * dilation * width * max(x.stride(2), outputs)
     constants = {
@@ -459,27 +462,30 @@ def convolution_3x3(
     return out, kept
 
 
-def contract_tile(channels: int, outputs: int, dtype: torch.dtype) -> dict[str, int]:
+def contract_tile(channels: int, outputs: int, dtype: torch.dtype, architecture: Architecture) -> dict[str, int]:
     """Return the block sizes and the number of warps of `contract`.
 
     Args:
         channels: C.
         outputs: O.
         dtype: Dtype of the product.
+        architecture: Architecture of the GPU.
     """
     block_o = max(4, triton.next_power_of_2(outputs))
-    # At most an eighth more channels than there are, and at least the 16 that tensor cores multiply at once.
-    fits = dtype != torch.float32 and 8 * triton.cdiv(channels, 32) * 32 <= 9 * channels
-    block_k = 32 if fits else 16
-    return {"BLOCK_O": block_o, "BLOCK_K": block_k, "BLOCK_Y": 8, "BLOCK_X": 8 if block_o == 16 else 16, "num_warps": 8}
+    # 16 channels are what tensor cores multiply at once. Tiles of 32, and three stages of the pipeline that loads them,
+    # need more than the 128 registers with which two programs of 8 warps fit on a multiprocessor of NVIDIA.
+    tile = {"BLOCK_O": block_o, "BLOCK_K": 16, "BLOCK_Y": 8, "BLOCK_X": 8 if block_o == 16 else 16, "num_stages": 2}
+    return {**tile, "num_warps": 4 if architecture == "gfx942" else 8}  # a warp of CDNA has 64 threads
 
 
-def expand_tile(channels: int, outputs: int, dtype: torch.dtype) -> dict[str, int]:
+def expand_tile(channels: int, outputs: int, dtype: torch.dtype, architecture: Architecture) -> dict[str, int]:
     """Return the block sizes and the number of warps of `expand`; arguments as for `contract_tile`."""
     block_k = max(16, triton.next_power_of_2(9 * channels))
     block_y = 8 if block_k <= 64 and dtype != torch.float32 else 4
+    # RDNA multiplies float32 without matrix instructions: each thread has whole rows and columns in its registers.
+    block_o = 8 if architecture == "gfx1100" and dtype == torch.float32 else 32
     return {
-        "BLOCK_O": min(32, triton.next_power_of_2(outputs)),
+        "BLOCK_O": min(block_o, triton.next_power_of_2(outputs)),
         "BLOCK_K": block_k,
         "BLOCK_Y": block_y,
         "BLOCK_X": 16,

@@ -144,6 +144,11 @@ def _gpu(index: int | None) -> tuple[str | None, Architecture]:
     return (None, (9, 0)) if index is None else (gpu_names()[index], architecture_of(index))
 
 
+def architecture_for(x: Tensor) -> Architecture:
+    """Return the architecture of the GPU that a tensor is on; (9, 0) for a tensor of the CPU, as when interpreted."""
+    return _gpu(None if x.is_cpu else x.device.index)[1]
+
+
 def precision(dtype: torch.dtype, head_dim: int) -> str:
     """Return how products are computed: as torch does, which uses tf32 only for rows of whole 16 bytes.
 

@@ -73,6 +73,23 @@ def scaled_piece(
 
 
 @triton.jit
+def centre_pieces(head, tail, eps, CHANNELS: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr):
+    """Return the pieces minus the mean of each pixel, the mean, and 1 / √(variance + eps), all in float32."""
+    head = head.to(tl.float32)
+    tail = tail.to(tl.float32)
+    total = tl.sum(head, 1)
+    if TAIL > 0:
+        total += tl.sum(tail, 1)
+    centre = total / CHANNELS
+    head = centred_piece(head, centre, 0, CHANNELS, HEAD)
+    square = tl.sum(head * head, 1)
+    if TAIL > 0:
+        tail = centred_piece(tail, centre, HEAD, CHANNELS, TAIL)
+        square += tl.sum(tail * tail, 1)
+    return head, tail, centre, 1 / tl.sqrt(square / CHANNELS + eps)
+
+
+@triton.jit
 def normalise(
     head,
     tail,
@@ -85,18 +102,7 @@ def normalise(
     DTYPE: tl.constexpr,
 ):
     """Normalise each pixel over its channels, in float32; return the pieces in DTYPE. See kernels/layer_norm.py."""
-    head = head.to(tl.float32)
-    total = tl.sum(head, 1)
-    if TAIL > 0:
-        tail = tail.to(tl.float32)
-        total += tl.sum(tail, 1)
-    centre = total / CHANNELS
-    head = centred_piece(head, centre, 0, CHANNELS, HEAD)
-    square = tl.sum(head * head, 1)
-    if TAIL > 0:
-        tail = centred_piece(tail, centre, HEAD, CHANNELS, TAIL)
-        square += tl.sum(tail * tail, 1)
-    inverse = 1 / tl.sqrt(square / CHANNELS + eps)
+    head, tail, _, inverse = centre_pieces(head, tail, eps, CHANNELS, HEAD, TAIL)
     head = scaled_piece(head, inverse, weight, bias, 0, CHANNELS, HEAD, DTYPE)
     if TAIL > 0:
         return head, scaled_piece(tail, inverse, weight, bias, HEAD, CHANNELS, TAIL, DTYPE)
@@ -148,6 +154,44 @@ def add_product(
     if TAIL > 0:
         found = add_product_of_piece(tail, weight, n, real, found, HEAD, CHANNELS, CHANNELS, TAIL, PRECISION)
     return found
+
+
+@triton.jit
+def add_product_in_chunks(
+    x,
+    p,
+    there,
+    norm_weight,
+    norm_bias,
+    centre,
+    inverse,
+    weight,
+    n,
+    real,
+    accumulator,
+    X_STRIDE: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return ``accumulator + x @ weight[n]ᵀ`` as `add_product`, loading CHUNK channels of some pixels at a time.
+
+    ``x`` points to pixel 0 of ``p``. Where there is a ``norm_weight`` the channels are normalised with ``centre`` and
+    ``inverse``, and in any case rounded to DTYPE.
+    """
+    for first in tl.range(0, CHANNELS, CHUNK, num_stages=1):
+        k = first + tl.arange(0, CHUNK)
+        exists = k < CHANNELS
+        tile = there[:, None] & exists[None, :]
+        chunk = tl.load(x + p[:, None] * X_STRIDE + k[None, :], mask=tile, other=0.0)
+        if norm_weight is not None:
+            scaled = (chunk.to(tl.float32) - centre[:, None]) * inverse[:, None]
+            chunk = scaled * load_line(norm_weight, k, exists)[None, :] + load_line(norm_bias, k, exists)[None, :]
+            chunk = tl.where(tile, chunk, 0.0)
+        block = tl.load(weight + n[None, :] * CHANNELS + k[:, None], mask=real[None, :] & exists[:, None], other=0.0)
+        accumulator = add_dot(chunk.to(DTYPE), block.to(DTYPE), accumulator, PRECISION)
+    return accumulator
 
 
 @triton.jit
@@ -212,12 +256,15 @@ def linear(
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     """Compute all outputs of BLOCK_P pixels.
 
     Owns: BLOCK_P pixels, all outputs. Reads: their channels, the parameters, and where given residual, gamma, beta and
     gate, each number once. Keeps: the normalised channels, an operand of all products; a tile (BLOCK_P, BLOCK_N) in
-    float32. Writes: out, and where given kept, the sum before the activation. Bytes and FLOPs: see the module.
+    float32. With CHUNK, which is 0 or a number of channels, it keeps CHUNK channels at a time instead, and reads all of
+    them again (from a cache) for each BLOCK_N outputs: for GPUs whose registers hold no operand of all channels.
+    Writes: out, and where given kept, the sum before the activation. Bytes and FLOPs: see the module.
 
     Pointers: x, residual, gamma and beta with contiguous channels and evenly spaced pixels, constants apart; weight
     (O, C), bias (O), norm_weight and norm_bias (C) and gate (parts, O), contiguous; out and kept (pixels, O). All but
@@ -228,7 +275,11 @@ def linear(
     there = first + p < pixels
     DTYPE: tl.constexpr = tl.bfloat16 if NARROW else x.dtype.element_ty
     head, tail = load_pieces(x + first * X_STRIDE, p, there, X_STRIDE, CHANNELS, HEAD, TAIL)
-    if norm_weight is not None:
+    centre, inverse = 0.0, 0.0
+    if CHUNK > 0:
+        if norm_weight is not None:
+            _, _, centre, inverse = centre_pieces(head, tail, eps, CHANNELS, HEAD, TAIL)
+    elif norm_weight is not None:
         head, tail = normalise(head, tail, norm_weight, norm_bias, eps, CHANNELS, HEAD, TAIL, DTYPE)
     else:
         head, tail = head.to(DTYPE), tail.to(DTYPE)
@@ -239,7 +290,13 @@ def linear(
         real = n < OUTPUTS
         tile = there[:, None] & real[None, :]
         y = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
-        y = add_product(head, tail, weight, n, real, y, CHANNELS, HEAD, TAIL, PRECISION)
+        if CHUNK > 0:
+            y = add_product_in_chunks(
+                x + first * X_STRIDE, p, there, norm_weight, norm_bias, centre, inverse, weight, n, real, y,
+                X_STRIDE, CHANNELS, CHUNK, DTYPE, PRECISION,
+            )  # fmt: skip
+        else:
+            y = add_product(head, tail, weight, n, real, y, CHANNELS, HEAD, TAIL, PRECISION)
         y += load_line(bias, n, real)[None, :]
         place = p[:, None] * OUTPUTS + n[None, :]
         if kept is not None:

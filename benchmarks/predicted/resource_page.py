@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.predicted import cuda_resources, triton_resources
+from savl.ops.op import OPS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/kernel-resources.md"
@@ -29,8 +30,8 @@ def triton_tables(report: dict[str, Any]) -> str:
         report: Results of `benchmarks.predicted.triton_resources`.
     """
     lines = [f"The tables summarise {len(report['rows'])} compilations with Triton {report['triton']}."]
-    norms = [row for row in report["rows"] if row["op"] == "layer_norm"]
-    attention = [row for row in report["rows"] if row["op"] != "layer_norm"]
+    others = [row for row in report["rows"] if "shape" in row]
+    attention = [row for row in report["rows"] if "shape" not in row]
     by_rule = [row for row in attention if row["source"] == triton_resources.RULE]
     architectures = list(dict.fromkeys(row["gpu"] for row in by_rule))
     for dtype in triton_resources.DTYPES:
@@ -54,16 +55,18 @@ def triton_tables(report: dict[str, Any]) -> str:
                 f"| `{kernel}` | {head_dim} | {window}, {key_window} | {_tiles(group)} | {cells} "
                 f"| {shared:.1f} KiB | {stack} |"
             )
-    lines += ["", "### Layer normalisation", ""]
-    lines.append(f"| kernel | dtype | C | {' | '.join(architectures)} | shared | stack |")
-    lines.append(f"|---|---|---:|{'---:|' * len(architectures)}---:|---:|")
-    shapes: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
-    for row in norms:
-        shapes.setdefault((row["kernel"], row["dtype"], row["channels"]), {})[row["gpu"]] = row
-    for (kernel, dtype, channels), group in shapes.items():
-        cells = " | ".join(_cell(group.get(each)) for each in architectures)
-        shared, stack = (max(row[what] for row in group.values()) for what in ("shared", "stack"))
-        lines.append(f"| `{kernel}` | {_SHORT[dtype]} | {channels} | {cells} | {shared / 1024:.1f} KiB | {stack} |")
+    for op in dict.fromkeys(row["op"] for row in others):
+        lines += ["", f"### {OPS[op].title.capitalize()}", ""]
+        lines.append(f"| kernel | dtype | channels | {' | '.join(architectures)} | shared | stack |")
+        lines.append(f"|---|---|---|{'---:|' * len(architectures)}---:|---:|")
+        shapes: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
+        for row in others:
+            if row["op"] == op:
+                shapes.setdefault((row["kernel"], row["dtype"], row["shape"]), {})[row["gpu"]] = row
+        for (kernel, dtype, shape), group in shapes.items():
+            cells = " | ".join(_cell(group.get(each)) for each in architectures)
+            shared, stack = (max(row[what] for row in group.values()) for what in ("shared", "stack"))
+            lines.append(f"| `{kernel}` | {_SHORT[dtype]} | {shape} | {cells} | {shared / 1024:.1f} KiB | {stack} |")
     if for_gpus := [row for row in attention if row["source"] != triton_resources.RULE]:
         lines += ["", "### Block sizes shipped for single GPUs", ""]
         lines.append("| GPU | kernel | dtype | d | windows | tiles | registers · programs | stack |")

@@ -3,8 +3,9 @@
     python -m benchmarks.predicted.triton_resources    # a table
     python -m benchmarks.predicted.triton_resources --json benchmarks/results/kernel-resources/triton.json
 
-This needs Triton, but no GPU: every kernel is compiled ahead of time for every architecture, dtype and network, with
-severity and, where networks shift windows, with a shift, which needs most registers. Spilled registers cost time.
+This needs Triton, but no GPU: every kernel is compiled ahead of time for every architecture, dtype and network.
+Attention has severity and, where networks shift windows, a shift, which needs most registers. Spilled registers cost
+time.
 `benchmarks.predicted.resource_page` writes docs/kernel-resources.md from the committed figures.
 """
 
@@ -24,12 +25,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.predicted import feature_rows
+from benchmarks.predicted.feature_rows import FeatureRow
 from savl.atomic_write import write_atomically
 from savl.kernels.configs import (
     SHIPPED_FOLDER,
     KernelConfig,
     Problem,
-    code_hash,
     default_config,
     kernels_hash,
     read_store,
@@ -110,50 +112,6 @@ class Row:
         )
 
 
-@dataclass(frozen=True)
-class NormRow:
-    """One compilation of layer normalisation."""
-
-    kernel: str
-    dtype: str
-    channels: int
-    architecture: Architecture
-
-    def facts(self) -> dict[str, Any]:
-        """Return what identifies the compilation, as JSON values."""
-        return {
-            "kernel": self.kernel,
-            "op": "layer_norm",
-            "dtype": self.dtype,
-            "channels": self.channels,
-            "gpu": target_of(self.architecture).name,
-            "source": RULE,
-            "config": None,
-        }
-
-    def resources(self) -> Resources:
-        """Compile the kernel."""
-        from savl.kernels import compile_ahead_of_time
-
-        return compile_ahead_of_time.layer_norm_resources(self.kernel, self.channels, self.dtype, self.architecture)
-
-
-def norm_rows(architectures: Iterable[Architecture] = ARCHITECTURES) -> list[NormRow]:
-    """Return the compilations of layer normalisation for the named networks.
-
-    Args:
-        architectures: Architectures to compile for.
-    """
-    channels = dict.fromkeys(config.channels for config in CONFIGS.values())
-    return [
-        NormRow(kernel, dtype, number, architecture)
-        for architecture in architectures
-        for dtype in DTYPES
-        for number in channels
-        for kernel in ("forward", "backward")
-    ]
-
-
 def networks() -> list[tuple[int, Problem]]:
     """Return heads and problem (without dtype) of every attention of the named networks, without repetition."""
     found = {}
@@ -186,6 +144,11 @@ def rows(
     return [row for row in found if wanted(row)]
 
 
+def all_rows() -> list[Row | FeatureRow]:
+    """Return the compilations of the committed table."""
+    return [*rows(), *feature_rows.rows(ARCHITECTURES, DTYPES)]
+
+
 def shipped(folder: Path = SHIPPED_FOLDER) -> Iterator[Row]:
     """Yield the block sizes in the files of single GPUs.
 
@@ -207,7 +170,7 @@ def shipped(folder: Path = SHIPPED_FOLDER) -> Iterator[Row]:
             yield Row(stage, problem, number, architecture, tuned.config, gpu)
 
 
-def compile_row(row: Row | NormRow) -> dict[str, Any]:
+def compile_row(row: Row | FeatureRow) -> dict[str, Any]:
     """Compile a kernel; return its facts with registers, bytes and programs per multiprocessor.
 
     Args:
@@ -225,7 +188,7 @@ def compile_row(row: Row | NormRow) -> dict[str, Any]:
 
 
 def compile_rows(
-    wanted: Iterable[Row | NormRow],
+    wanted: Iterable[Row | FeatureRow],
     jobs: int | None = None,
     on_step: Callable[[], None] | None = None,
     cache: Path | None = None,
@@ -265,18 +228,18 @@ def report(measured: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the committed content."""
     import triton
 
-    return {"triton": triton.__version__, "kernels": kernels_hash(), "layer_norm": norm_hash(), "rows": measured}
+    return {"triton": triton.__version__, "hashes": hashes(), "rows": measured}
 
 
-def norm_hash() -> str:
-    """Return the `code_hash` of the kernels of layer normalisation."""
-    return code_hash(SHIPPED_FOLDER.with_name("layer_norm.py"))
+def hashes() -> dict[str, str]:
+    """Return hashes of the kernels' code, by op; those of both kinds of attention are one."""
+    return {"attention": kernels_hash(), **feature_rows.hashes()}
 
 
 def dump(content: dict[str, Any]) -> bytes:
     """Return the content as JSON with one line per row."""
     lines = ",\n".join(f"  {json.dumps(row)}" for row in content["rows"])
-    head = "".join(f' "{name}": {json.dumps(content[name])},\n' for name in ("triton", "kernels", "layer_norm"))
+    head = "".join(f' "{name}": {json.dumps(content[name])},\n' for name in ("triton", "hashes"))
     return f'{{\n{head} "rows": [\n{lines}\n ]\n}}\n'.encode()
 
 
@@ -296,8 +259,8 @@ def faults(measured: Iterable[dict[str, Any]]) -> list[str]:
 
 def named(row: dict[str, Any]) -> str:
     """Return the name of a row without its architecture."""
-    if row["op"] == "layer_norm":
-        return f"layer_norm {row['kernel']} {row['dtype']} C={row['channels']}"
+    if "shape" in row:
+        return f"{row['op']} {row['kernel']} {row['dtype']} {row['shape']}"
     return f"{row['kernel']} {row['dtype']} d={row['head_dim']} {row['window']}→{row['key_window']}"
 
 
@@ -325,7 +288,7 @@ def main() -> int:
     except ImportError:
         print("Triton is missing: install savl[triton]", file=sys.stderr)
         return 1
-    wanted = [*rows(), *norm_rows()]
+    wanted = all_rows()
     start = time.perf_counter()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("compiling", total=len(wanted))

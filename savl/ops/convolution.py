@@ -557,7 +557,6 @@ CONVOLUTION = register(
         function=convolution,
         reference=convolution_reference,
         backends={TRITON: _triton_limit, CPP: None},
-        nvidia_only=True,
         schema="convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, "
         "Tensor? residual, Tensor? gamma, Tensor? beta, Tensor? gate, int dilation, int activation, float slope, "
         "float eps, bool keep, bool narrow) -> (Tensor, Tensor)",

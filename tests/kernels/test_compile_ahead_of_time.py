@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from benchmarks.predicted import resource_page, triton_resources
-from benchmarks.predicted.triton_resources import COMMITTED, NormRow, Row
+from benchmarks.predicted import feature_rows, resource_page, triton_resources
+from benchmarks.predicted.feature_rows import FeatureRow
+from benchmarks.predicted.triton_resources import COMMITTED, Row
 from savl.kernels.configs import STAGES, KernelConfig, Problem, default_config, kernels_hash, stages_of
 from savl.kernels.targets import AMD, Architecture, named_target, target_of
 from savl.network import CONFIGS
@@ -56,6 +56,20 @@ def compiled_here(row: Row) -> bool:
     return (row.architecture, row.kernel, problem.dtype, problem.key_window) in COMPILED_HERE
 
 
+FEATURES_COMPILED_HERE = {
+    ((9, 0), "float16"): {"normalise_pixels", "linear", "contract", "sums"},
+    ((9, 0), "float32"): {"contract"},
+    ("gfx942", "float32"): {"normalise_pixels_backward", "expand"},
+    ("gfx1100", "bfloat16"): {"linear", "contract", "pack", "gates"},
+}
+"""Kernels of the compilations by architecture and dtype; each kernel with the first shape that it has."""
+
+
+def feature_compiled_here(row: FeatureRow) -> bool:
+    first = next(shape for shape in feature_rows.SHAPES if row.kernel in shape.kernels)
+    return row.shape == first and row.kernel in FEATURES_COMPILED_HERE.get((row.architecture, row.dtype), ())
+
+
 @pytest.fixture(scope="module")
 def committed() -> dict[str, Any]:
     content: dict[str, Any] = json.loads(COMMITTED.read_text(encoding="utf-8"))
@@ -75,9 +89,9 @@ def test_shipped_block_sizes_neither_spill_nor_exceed_shared_memory(committed: d
     wanted = triton_resources.rows(wanted=compiled_here)
     assert len(wanted) == len(COMPILED_HERE)
     assert {row.kernel for row in wanted} == {*STAGES, "fold_bias"}
-    channels = CONFIGS["savl-base"].channels
-    norms = [NormRow("backward", "float32", channels, architecture) for architecture in ((9, 0), *AMD)]
-    measured = triton_resources.compile_rows([*wanted, *norms])
+    others = feature_rows.rows(triton_resources.ARCHITECTURES, triton_resources.DTYPES, feature_compiled_here)
+    assert {row.kernel for row in others} == {kernel for shape in feature_rows.SHAPES for kernel in shape.kernels}
+    measured = triton_resources.compile_rows([*wanted, *others])
     assert triton_resources.faults(measured) == []
     if triton.__version__ == committed["triton"]:
         known = {facts_of(row): row for row in committed["rows"]}
@@ -88,13 +102,21 @@ def test_shipped_block_sizes_neither_spill_nor_exceed_shared_memory(committed: d
 
 
 def test_committed_table_has_every_shipped_configuration_and_no_other(committed: dict[str, Any]) -> None:
-    wanted = [json.dumps(row.facts()) for row in (*triton_resources.rows(), *triton_resources.norm_rows())]
+    wanted = [json.dumps(row.facts()) for row in triton_resources.all_rows()]
     assert [facts_of(row) for row in committed["rows"]] == wanted, REWRITE
 
 
 def test_committed_table_is_of_these_kernels(committed: dict[str, Any]) -> None:
-    assert committed["kernels"] == kernels_hash(), f"the kernels have changed: {REWRITE}"
-    assert committed["layer_norm"] == triton_resources.norm_hash(), f"layer_norm.py has changed: {REWRITE}"
+    assert committed["hashes"] == triton_resources.hashes(), f"the kernels have changed: {REWRITE}"
+
+
+def test_hashes_cover_the_files_of_all_kernels() -> None:
+    names = {name for files in feature_rows.FILES.values() for name in files} | {"attention", "attention_backward"}
+    kernels = {
+        path.stem for path in feature_rows.KERNELS.glob("*.py") if "@triton.jit" in path.read_text(encoding="utf-8")
+    }
+    assert kernels <= names
+    assert feature_rows.FILES.keys() == {shape.op for shape in feature_rows.SHAPES}
 
 
 @needs_triton
@@ -229,30 +251,6 @@ def test_kernels_for_amd_have_no_ptx_and_the_occupancy_that_llvm_computes(
     assert waves is not None
     assert used.warps == 4
     assert used.programs(architecture) == int(waves[1])
-
-
-@needs_compiler
-@pytest.mark.parametrize("architecture", list(AMD))
-def test_the_gate_of_channels_compiles_for_amd_without_scratch(
-    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from savl.kernels import channel_gate, launch
-    from savl.kernels.compile_ahead_of_time import Launch, compile_launch, read_resources
-
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    recorded: list[Launch] = []
-
-    def record(kernel: Any, programs: Any, *arguments: Any, **constants: Any) -> None:
-        recorded.append(Launch(kernel, arguments, {**constants, **launch.OPTIONS}))
-
-    parameters = (torch.empty(shape) for shape in ((144, 6, 3, 3), (144,), (24, 144), (24,), (144, 24), (144,)))
-    x = torch.empty(1, 24, 24, 6, dtype=torch.bfloat16)
-    channel_gate.channel_gate(x, *parameters, 1, 1, 1, 0.01, launch=record)
-    assert len(recorded) == 2
-    for launched in recorded:
-        used = read_resources(compile_launch(launched, architecture))
-        assert used.stack == 0
-        assert used.programs(architecture) >= 2
 
 
 @needs_compiler
