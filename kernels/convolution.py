@@ -161,9 +161,9 @@ def chunk_of(dtype: torch.dtype, channels: int, architecture: Architecture) -> i
     Args:
         dtype: Dtype of the product.
         channels: C.
-        architecture: Architecture of the GPU. RDNA keeps operands of products in registers twice and, as it has no
-            matrix instruction for float32, those of each thread in its own.
+        architecture: Architecture of the GPU. Only CDNA multiplies float32 exactly with matrix instructions; elsewhere
+            each thread has whole rows and columns of the operands in its registers. RDNA holds other operands twice.
     """
-    if architecture == "gfx1100":
-        return 16 if dtype == torch.float32 else 32
-    return 32 if isinstance(architecture, str) and dtype == torch.float32 and channels > 192 else 0
+    if dtype == torch.float32:
+        return 16 if architecture != "gfx942" else 32 if channels > 192 else 0
+    return 32 if architecture == "gfx1100" else 0

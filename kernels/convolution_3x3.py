@@ -475,7 +475,8 @@ def contract_tile(channels: int, outputs: int, dtype: torch.dtype, architecture:
     # 16 channels are what tensor cores multiply at once. Tiles of 32, and three stages of the pipeline that loads them,
     # need more than the 128 registers with which two programs of 8 warps fit on a multiprocessor of NVIDIA.
     tile = {"BLOCK_O": block_o, "BLOCK_K": 16, "BLOCK_Y": 8, "BLOCK_X": 8 if block_o == 16 else 16, "num_stages": 2}
-    return {**tile, "num_warps": 4 if architecture == "gfx942" else 8}  # a warp of CDNA has 64 threads
+    # A warp of CDNA has 64 threads.
+    return {**tile, "num_warps": 4 if architecture == "gfx942" or block_o == 16 else 8}
 
 
 def expand_tile(channels: int, outputs: int, dtype: torch.dtype, architecture: Architecture) -> dict[str, int]:
