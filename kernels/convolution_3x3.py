@@ -483,8 +483,9 @@ def expand_tile(channels: int, outputs: int, dtype: torch.dtype, architecture: A
     """Return the block sizes and the number of warps of `expand`; arguments as for `contract_tile`."""
     block_k = max(16, triton.next_power_of_2(9 * channels))
     block_y = 8 if block_k <= 64 and dtype != torch.float32 else 4
-    # RDNA multiplies float32 without matrix instructions: each thread has whole rows and columns in its registers.
-    block_o = 8 if architecture == "gfx1100" and dtype == torch.float32 else 32
+    # Without matrix instructions for float32, each thread has whole rows and columns of the operands in its registers.
+    exact = dtype == torch.float32 and architecture != "gfx942"
+    block_o = 32 if not exact else 8 if architecture == "gfx1100" else 16
     return {
         "BLOCK_O": min(block_o, triton.next_power_of_2(outputs)),
         "BLOCK_K": block_k,
