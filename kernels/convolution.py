@@ -165,5 +165,5 @@ def chunk_of(dtype: torch.dtype, channels: int, architecture: Architecture) -> i
             each thread has whole rows and columns of the operands in its registers. RDNA holds other operands twice.
     """
     if dtype == torch.float32:
-        return 16 if architecture != "gfx942" else 32 if channels > 192 else 0
+        return 16 if architecture == "gfx1100" else 32 if architecture != "gfx942" or channels > 192 else 0
     return 32 if architecture == "gfx1100" else 0
