@@ -147,7 +147,7 @@ def blocks_of(
             return (32, 32, 4, 1) if dtype == torch.float32 else (64, 64, 4, 1)
         return 32 if dtype == torch.float32 or padded > 288 else 64, 32, 4, 1
     if dtype == torch.float32:
-        return 64, 32, 8, 1
+        return 32 if normalised else 64, 32, 8, 1
     wide = 8 * triton.cdiv(outputs, 64) * 64 <= 9 * triton.cdiv(outputs, 32) * 32  # at most an eighth more products
     block_n = 64 if wide and padded <= 192 and not (normalised and converted) else 32
     if padded <= 192:
