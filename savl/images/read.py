@@ -35,7 +35,7 @@ from savl.images.format import (
 from savl.images.jpeg_decode import decode_jpeg
 from savl.images.metadata import Metadata, read_metadata, with_orientation
 from savl.images.read_only_metadata import heif_frames
-from savl.images.tiff_decode import decode_tiff
+from savl.images.tiff_decode import decode_tiff, tiff_size
 from savl.images.tiff_kind import TiffKind
 from savl.images.vips_decode import (
     VIPS_BYTES,
@@ -107,10 +107,14 @@ def read_image(source: ImageSource, *, page: int | None = None) -> ImageFile:
         return _read(name, file, None if page is None else int(page))
 
 
-def read_size(source: ImageSource) -> tuple[int, int] | None:
+def read_size(source: ImageSource, *, page: int | None = None) -> tuple[int, int] | None:
     """Return width and height from the header of a file, in pixels, before orientation; None without a valid header.
 
     Nothing is decoded, so a file with a valid header may still be corrupt.
+
+    Args:
+        source: A path, the file's bytes, or a binary file object, which is read to its end.
+        page: Page whose size is returned, as for `read_image`.
     """
     import pyvips
 
@@ -119,9 +123,13 @@ def read_size(source: ImageSource) -> tuple[int, int] | None:
             image_format = _identify(name, file)
             if image_format is BMP:
                 return bmp_size(file)
+            if image_format is TIFF:
+                return tiff_size(file, page, _vips_source)
             image = _loader(image_format)(_vips_source(file))
+            if page is not None and image.get_typeof("n-pages") and 1 < page <= image.get("n-pages"):
+                image = _loader(image_format)(_vips_source(file), page=page - 1)
             return image.width, image.height
-    except (ImageFileError, UnsupportedKind, pyvips.Error, UnicodeDecodeError):
+    except (ImageFileError, UnsupportedKind, DecodeFailure, pyvips.Error, UnicodeDecodeError):
         return None
 
 

@@ -23,6 +23,7 @@ from savl.images.vips_decode import (
 if TYPE_CHECKING:
     import pyvips
 
+_WIDTH, _HEIGHT = 256, 257  # tags
 # libtiff's message for a compression that it knows but was built without.
 _COMPRESSIONS = {
     6: "old-style JPEG",
@@ -44,6 +45,24 @@ _COMPRESSIONS = {
 _NOT_BUILT_IN = re.compile(
     r"(compression|decoding|scheme).*not (configured|implemented|supported)|no \w+ (support|codec)", re.IGNORECASE
 )
+
+
+def tiff_size(
+    file: BinaryIO, page: int | None, open_source: Callable[[BinaryIO | bytes], pyvips.Source]
+) -> tuple[int, int] | None:
+    """Return width and height of the page that `decode_tiff` decodes, in pixels; None if they are missing.
+
+    Arguments and errors are those of `decode_tiff`. Nothing is decoded.
+    """
+    import pyvips
+
+    chosen, _, _ = choose_page(file, page)
+    try:
+        image = pyvips.Image.tiffload_source(open_source(file), page=chosen.index)
+        return image.width, image.height
+    except pyvips.Error:  # `decode_tiff` may still be able to rewrite the page
+        width, height = chosen.number(_WIDTH, 0), chosen.number(_HEIGHT, 0)
+        return (width, height) if width > 0 and height > 0 else None
 
 
 def decode_tiff(
