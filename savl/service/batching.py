@@ -137,9 +137,8 @@ class TileBatcher:
                     batch.closed = True
                     if self._waiting.get(key) is batch:
                         del self._waiting[key]
-                parts = [_joined(column) for column in zip(*batch.inputs, strict=True)]
                 try:
-                    out = compute(*parts)
+                    out = compute(*(_joined(column) for column in zip(*batch.inputs, strict=True)))
                 except Exception:
                     if len(batch.inputs) == 1:
                         raise

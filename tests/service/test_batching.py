@@ -90,6 +90,21 @@ def test_tile_that_cannot_be_computed_fails_alone() -> None:
         assert torch.equal(results[index], torch.full((1, 3, 4, 4), float(index)))  # type: ignore[arg-type]
 
 
+def test_tiles_that_do_not_fit_into_memory_together_are_computed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cat(tensors: list[Tensor]) -> Tensor:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(torch, "cat", cat)
+    batched = batcher(2, 10**6, 2, []).reconstruct(lambda lr, field: lr + 1)
+    results: dict[int, Tensor] = {}
+
+    def work(index: int) -> None:
+        results[index] = batched(torch.full((1, 3, 4, 4), float(index)), None)
+
+    in_threads([lambda index=index: work(index) for index in range(2)])  # type: ignore[misc]
+    assert [float(results[index][0, 0, 0, 0]) for index in range(2)] == [1.0, 2.0]
+
+
 def test_single_image_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("savl.service.batching.LONGEST_WAIT", 1000.0)
     computed: list[int] = []
