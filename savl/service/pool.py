@@ -7,10 +7,13 @@ needs too much memory, fails after `MOST_ATTEMPTS` attempts and does not take ot
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
+import logging
 import multiprocessing
 import queue
+import tempfile
 import threading
 import time
 from collections import deque
@@ -29,6 +32,8 @@ LONGEST_CANCEL = 60.0
 RESTART_PAUSE = 5.0
 """Seconds until another worker is started after one has died while it loaded the network."""
 _LONGEST_EXIT = 10.0
+
+_log = logging.getLogger(__name__)
 
 
 class QueueFullError(RuntimeError):
@@ -65,6 +70,8 @@ class _Request:
     pending: PendingImage
     attempts: int = 0
     cancelled: bool = False
+    timer: threading.Timer | None = None
+    """Kills the worker if it does not stop the job that was cancelled."""
 
 
 @dataclass(eq=False)
@@ -72,6 +79,10 @@ class _Worker:
     settings: WorkerSettings
     process: Any
     connection: Connection
+    folder: tempfile.TemporaryDirectory[str]
+    """Its temporary files, which a worker that is killed leaves behind."""
+    first: bool
+    """`WorkerPool.start` waits for it; it replaces none."""
     ready: threading.Event = field(default_factory=threading.Event)
     problem: str | None = None
     requests: dict[int, _Request] = field(default_factory=dict)
@@ -108,7 +119,6 @@ class WorkerPool:
         self._workers: list[_Worker] = []
         self._queue: deque[_Request] = deque()
         self._accepted = 0
-        self._started = False
         self._stopped = False
 
     def start(self) -> None:
@@ -117,15 +127,17 @@ class WorkerPool:
         Raises:
             RuntimeError: A worker could not load the network; the message says why.
         """
+        # Runs before multiprocessing waits for its processes at the end of this one: workers ignore its SIGTERM.
+        atexit.register(self.stop)
         with self._lock:
-            self._workers = [self._new_worker(each) for each in self._settings]
+            for each in self._settings:
+                self._workers.append(self._new_worker(each, first=True))
             workers = list(self._workers)
         for worker in workers:
             worker.ready.wait()
             if worker.problem is not None:
                 self.stop()
                 raise RuntimeError(worker.problem)
-        self._started = True
 
     @property
     def ready_workers(self) -> int:
@@ -182,7 +194,7 @@ class WorkerPool:
                 if found is not None and not found.cancelled:
                     found.cancelled = True
                     worker.outbox.put(Cancel(number))
-                    _later(LONGEST_CANCEL, self._kill_if_hung, worker, number)
+                    found.timer = _later(LONGEST_CANCEL, self._kill_if_hung, worker, number)
 
     def stop(self) -> None:
         """Cancel what has not finished, and end the workers."""
@@ -193,22 +205,30 @@ class WorkerPool:
             self._queue.clear()
             for request in waiting:
                 self._finish(request, Failure(request.job.number, "cancelled", "the service is being stopped"))
+            for worker in workers:
+                worker.requests.clear()
         for worker in workers:
             worker.outbox.put(None)
+            if not worker.ready.is_set():  # it is loading the network, and would read the message only afterwards
+                worker.process.kill()
         deadline = time.monotonic() + _LONGEST_EXIT
         for worker in workers:
             worker.process.join(max(0.0, deadline - time.monotonic()))
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
+            worker.folder.cleanup()
+        atexit.unregister(self.stop)
 
-    def _new_worker(self, settings: WorkerSettings) -> _Worker:
+    def _new_worker(self, settings: WorkerSettings, *, first: bool) -> _Worker:
         context = multiprocessing.get_context("spawn")  # a copy of a process with threads may not run torch
         ours, theirs = context.Pipe()
-        process = context.Process(target=run_worker, args=(theirs, settings), name="savl-worker", daemon=True)
+        folder = tempfile.TemporaryDirectory(prefix="savl-", ignore_cleanup_errors=True)
+        arguments = (theirs, settings, folder.name)
+        process = context.Process(target=run_worker, args=arguments, name="savl-worker", daemon=True)
         process.start()
         theirs.close()
-        worker = _Worker(settings, process, ours)
+        worker = _Worker(settings, process, ours, folder, first)
         for work in (self._listen, self._speak):
             threading.Thread(target=work, args=(worker,), daemon=True).start()
         return worker
@@ -227,7 +247,7 @@ class WorkerPool:
         while True:
             try:
                 message = worker.connection.recv()
-            except (EOFError, OSError):
+            except Exception:  # EOFError or OSError: it has died; MemoryError: `_replace` ends it
                 break
             if isinstance(message, Computed):
                 self._on_computed(message.tiles)
@@ -247,18 +267,25 @@ class WorkerPool:
 
     def _replace(self, worker: _Worker) -> None:
         """Queue the images of a worker that died again, and start another one."""
-        worker.process.join()
+        worker.process.join(_LONGEST_EXIT)
+        if worker.process.is_alive():  # its connection is closed, but it hangs while it exits
+            worker.process.kill()
+            worker.process.join()
         worker.outbox.put(None)
+        worker.folder.cleanup()
         with self._lock:
             if self._stopped or worker not in self._workers:
                 return
+            reason = worker.problem or f"exit code {worker.process.exitcode}"
             if not worker.ready.is_set():
-                if self._started:
+                if not worker.first:
+                    _log.warning("a worker could not load the network (%s); another attempt follows", reason)
                     _later(RESTART_PAUSE, self._start_instead_of, worker)
                 else:
                     worker.problem = worker.problem or f"a worker ended with exit code {worker.process.exitcode}"
                     worker.ready.set()
                 return
+            _log.warning("a worker died (%s); a new one replaces it", reason)
             worker.ready.clear()
             for request in worker.requests.values():
                 request.attempts += 1
@@ -276,8 +303,15 @@ class WorkerPool:
 
     def _start_instead_of(self, worker: _Worker) -> None:
         with self._lock:
-            if not self._stopped:
-                self._workers[self._workers.index(worker)] = self._new_worker(worker.settings)
+            if self._stopped:
+                return
+            try:
+                new = self._new_worker(worker.settings, first=False)
+            except OSError as error:  # too many processes or open files, or no memory
+                _log.warning("a worker could not be started (%s); another attempt follows", error)
+                _later(RESTART_PAUSE, self._start_instead_of, worker)
+                return
+            self._workers[self._workers.index(worker)] = new
 
     def _dispatch(self) -> None:
         """Send images from the queue to workers with room for them, the one with the fewest images first."""
@@ -299,6 +333,8 @@ class WorkerPool:
 
     def _finish(self, request: _Request, message: Result | Failure) -> None:
         self._accepted -= 1
+        if request.timer is not None:
+            request.timer.cancel()
         with contextlib.suppress(InvalidStateError):
             if isinstance(message, Result):
                 request.pending.set_result(message)
@@ -315,7 +351,8 @@ def _cancelled(number: int) -> Failure:
     return Failure(number, "cancelled", "the request was cancelled")
 
 
-def _later(seconds: float, function: Callable[..., None], *arguments: Any) -> None:
+def _later(seconds: float, function: Callable[..., None], *arguments: Any) -> threading.Timer:
     timer = threading.Timer(seconds, function, arguments)
     timer.daemon = True
     timer.start()
+    return timer

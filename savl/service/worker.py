@@ -111,12 +111,13 @@ class _CancelledError(Exception):
     """Raised between two tiles of a job that was cancelled."""
 
 
-def run_worker(connection: Connection, settings: WorkerSettings) -> None:
+def run_worker(connection: Connection, settings: WorkerSettings, folder: str) -> None:
     """Load the network and upscale images until the connection closes. This is the main function of the process.
 
     Args:
         connection: To the pool.
         settings: What to compute.
+        folder: Folder for temporary files, which the pool removes.
     """
     # The service stops its workers by closing the connection, after they have finished what they began. Ctrl-C and
     # service managers send their signals to all processes of a group.
@@ -129,7 +130,7 @@ def run_worker(connection: Connection, settings: WorkerSettings) -> None:
             connection.send(message)
 
     try:
-        worker = _Worker(settings, lambda tiles: send(Computed(tiles)))
+        worker = _Worker(settings, folder, lambda tiles: send(Computed(tiles)))
     except Exception as error:
         send(Failure(-1, "internal", str(error) or type(error).__name__))
         return
@@ -151,13 +152,18 @@ def run_worker(connection: Connection, settings: WorkerSettings) -> None:
 
 
 def _answer(worker: _Worker, job: Job, send: Callable[[object], None]) -> None:
-    send(worker.work(job))
+    answer = worker.work(job)
+    try:
+        send(answer)
+    except Exception as error:  # a large result is copied to be sent, for which the memory may not suffice
+        del answer
+        send(worker.failure(job, error))
 
 
 class _Worker:
     """The network of a worker, and which of its jobs were cancelled."""
 
-    def __init__(self, settings: WorkerSettings, computed: Callable[[int], None]) -> None:
+    def __init__(self, settings: WorkerSettings, folder: str, computed: Callable[[int], None]) -> None:
         from savl.inference.device import checked_device, checked_dtype
         from savl.inference.process_settings import limit_spinning, use_threads
         from savl.service.batching import BatchingUpscaler
@@ -165,6 +171,7 @@ class _Worker:
 
         limit_spinning()
         use_threads(settings.threads)
+        self._folder = folder
         self.pending: set[int] = set()
         self._cancelled: set[int] = set()
         self._closed = False
@@ -189,9 +196,7 @@ class _Worker:
 
     def work(self, job: Job) -> Result | Failure:
         """Upscale the image of a job."""
-        from savl.images.errors import ImageFileError, UnwritableImage
         from savl.inference.upscale_file import upscale_file
-        from savl.out_of_memory import is_out_of_memory, out_of_memory_in_short
 
         def check(done: int = 0, count: int = 0) -> None:
             if self._closed or job.number in self._cancelled:
@@ -200,7 +205,7 @@ class _Worker:
         options = job.options
         try:
             check()
-            with tempfile.TemporaryDirectory(prefix="savl-") as folder:
+            with tempfile.TemporaryDirectory(dir=self._folder) as folder:
                 target = Path(folder) / f"result.{options.format}"
                 processed = upscale_file(
                     job.image,
@@ -217,12 +222,19 @@ class _Worker:
         except _CancelledError:
             return Failure(job.number, "cancelled", "the request was cancelled")
         except Exception as error:
-            if is_out_of_memory(error):
-                return Failure(job.number, "memory", out_of_memory_in_short(error))
-            unreadable = isinstance(error, ImageFileError) and not isinstance(error, UnwritableImage)
-            wrong = isinstance(error, ValueError | TypeError) and not isinstance(error, ImageFileError)
-            kind: Kind = "image" if unreadable else "option" if wrong else "internal"
-            return Failure(job.number, kind, str(error) or type(error).__name__)
+            return self.failure(job, error)
         finally:
             self.pending.discard(job.number)
             self._cancelled.discard(job.number)
+
+    def failure(self, job: Job, error: Exception) -> Failure:
+        """Return the answer to a job that ended with an error."""
+        from savl.images.errors import ImageFileError, UnwritableImage
+        from savl.out_of_memory import is_out_of_memory, out_of_memory_in_short
+
+        if is_out_of_memory(error):
+            return Failure(job.number, "memory", out_of_memory_in_short(error))
+        unreadable = isinstance(error, ImageFileError) and not isinstance(error, UnwritableImage)
+        wrong = isinstance(error, ValueError | TypeError) and not isinstance(error, ImageFileError)
+        kind: Kind = "image" if unreadable else "option" if wrong else "internal"
+        return Failure(job.number, kind, str(error) or type(error).__name__)
