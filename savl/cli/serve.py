@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import typer
@@ -132,6 +133,11 @@ def serve(
             checked_dtype(dtype, also=("auto",))
     with report_errors(UsageError, ValueError, FileNotFoundError):
         find_weights(model, "model")
+    limited = {"megabytes": max_megabytes, "megapixels": max_megapixels, "result-megapixels": max_result_megapixels}
+    for name, value in [*((f"--max-{name}", value) for name, value in limited.items()), ("--timeout", timeout)]:
+        with option_value(name):
+            if not math.isfinite(value):
+                raise ValueError(f"{value} is not a finite number")
     gpus = torch.cuda.device_count() if chosen.type == "cuda" and device in ("auto", "cuda") else 0
     count = workers or max(1, gpus)
     if threads is None and chosen.type == "cpu" and count > 1:
@@ -144,12 +150,24 @@ def serve(
         int(max_megabytes * 1e6), int(max_megapixels * 1e6), int(max_result_megapixels * 1e6), queue, timeout
     )
     app, pool = create_service(settings, limits=limits, token=token)
-    with report_errors(UsageError):
-        pool.start()
+    try:
+        with report_errors(UsageError):
+            pool.start()
+    except BaseException:  # Ctrl-C, for example
+        pool.stop()
+        raise
     if token is None and host not in ("127.0.0.1", "localhost", "::1"):
         typer.echo(f"warning: anyone who reaches {host} can use this service; set {TOKEN_VARIABLE}", err=True)
     try:
-        uvicorn.run(app, host=host, port=port, log_level="info", timeout_keep_alive=30)
+        uvicorn.run(
+            app,
+            host=host,
+            port=port,
+            log_level="info",
+            timeout_keep_alive=30,
+            # A client that does not read its answer would otherwise keep the service from stopping.
+            timeout_graceful_shutdown=math.ceil(timeout) + 30,
+        )
     except SystemExit as error:  # the address is in use, for example; uvicorn has printed why
         if error.code:
             print_error(f"the service could not listen on {host}:{port}")

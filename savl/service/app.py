@@ -29,7 +29,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from savl.images.format import FORMATS, HEAD_BYTES, PNG, format_of_content
 from savl.images.read import read_size
@@ -113,6 +115,8 @@ def create_service(
         on_restart=lambda: metrics.restarts.inc(),
     )
     metrics = _Metrics(pool)
+    # Bodies that are being received are in memory too, and do not count as images that wait.
+    bodies = asyncio.Semaphore(limits.waiting)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -139,6 +143,14 @@ def create_service(
         name, value = first["loc"][-1], first.get("input")
         return await refuse(request, _RefusedError(400, f"{name}: {first['msg'].lower()}, got {value!r}"))
 
+    @app.exception_handler(HTTPException)
+    async def refuse_path_or_method(request: Request, error: HTTPException) -> Response:
+        return await refuse(request, _RefusedError(error.status_code, error.detail.lower(), dict(error.headers or {})))
+
+    @app.exception_handler(Exception)
+    async def report_failure(request: Request, error: Exception) -> Response:  # Starlette also logs the traceback
+        return await refuse(request, _RefusedError(500, f"{type(error).__name__} in the service; its log has details"))
+
     @app.get("/health")
     async def health() -> Response:
         ready = pool.ready_workers
@@ -163,8 +175,14 @@ def create_service(
         check_token(request)
         chosen = _strength(strength)
         deadline = start + limits.seconds
-        image = await _within(deadline, _image_of(request, limits.body_bytes), 408, "the image did not arrive")
-        _check_pixels(image, pool.scale if scale is None else scale, limits)
+        if bodies.locked() or pool.accepted >= limits.waiting:
+            raise _RefusedError(
+                503, "too many images arrive, wait or are being upscaled; try again later", _RETRY_AFTER
+            )
+        async with bodies:
+            image = await _image_of(request, limits.body_bytes, deadline)
+        # In a thread: libvips reads all of a GIF file to know its size.
+        await asyncio.to_thread(_check_pixels, image, page, pool.scale if scale is None else scale, limits)
         options = Options(_format_name(image, format), scale, chosen, quality, page)
         result = await _upscaled(request, pool, image, options, deadline, limits.seconds)
         metrics.requests.labels(200).inc()
@@ -176,14 +194,16 @@ def create_service(
     return app, pool
 
 
-async def _within(deadline: float, work: Any, status: int, message: str) -> Any:
+async def _image_of(request: Request, most_bytes: int, deadline: float) -> bytes:
     try:
-        return await asyncio.wait_for(work, max(0.0, deadline - time.monotonic()))
+        return await asyncio.wait_for(_read_image(request, most_bytes), max(0.0, deadline - time.monotonic()))
     except TimeoutError as error:
-        raise _RefusedError(status, f"{message} within the time limit") from error
+        raise _RefusedError(408, "the image did not arrive within the time limit") from error
+    except ClientDisconnect as error:
+        raise _RefusedError(400, "the client closed the connection") from error
 
 
-async def _image_of(request: Request, most_bytes: int) -> bytes:
+async def _read_image(request: Request, most_bytes: int) -> bytes:
     """Return the image file in a request, which is its body or a part of it."""
     too_large = _RefusedError(413, f"the body has more than {most_bytes} bytes, which is the limit of this service")
     length = request.headers.get("content-length", "0")
@@ -211,14 +231,17 @@ async def _image_of_form(request: Request, body: bytes) -> bytes:
         form = await MultiPartParser(request.headers, stream(), max_files=1, max_fields=16).parse()  # type: ignore[arg-type]
     except (MultiPartException, KeyError, ValueError) as error:
         raise _RefusedError(400, f"the form cannot be read: {error}") from error
-    part = form.get("image")
-    if not isinstance(part, UploadFile):
-        raise _RefusedError(400, f"the form must have a file in the field 'image', got the fields {sorted(form)}")
-    return await part.read()
+    try:
+        part = form.get("image")
+        if not isinstance(part, UploadFile):
+            raise _RefusedError(400, f"the form must have a file in the field 'image', got the fields {sorted(form)}")
+        return await part.read()
+    finally:
+        await form.close()
 
 
-def _check_pixels(image: bytes, scale: float, limits: Limits) -> None:
-    size = read_size(io.BytesIO(image))
+def _check_pixels(image: bytes, page: int | None, scale: float, limits: Limits) -> None:
+    size = read_size(io.BytesIO(image), page=page)
     if size is None:
         return  # the worker says why
     pixels = size[0] * size[1]
@@ -259,12 +282,15 @@ async def _upscaled(
     except RuntimeError as error:  # the service is being stopped
         raise _RefusedError(503, str(error), _RETRY_AFTER) from error
     watch = asyncio.ensure_future(_cancel_if_disconnected(request, pool, pending))
+    answer = asyncio.wrap_future(pending)
+    # Otherwise asyncio would log the failure of an image that nobody waits for any more.
+    answer.add_done_callback(lambda future: future.cancelled() or future.exception())
     try:
-        # Shielded, because a timeout would cancel the future without the pool knowing it.
-        result: Result = await _within(
-            deadline, asyncio.shield(asyncio.wrap_future(pending)), 504, f"the image was not upscaled in {seconds:g} s"
-        )
-        return result
+        # Not wait_for: a timeout would cancel the future without the pool knowing it.
+        await asyncio.wait([answer], timeout=max(0.0, deadline - time.monotonic()))
+        if not answer.done():
+            raise _RefusedError(504, f"the image was not upscaled in {seconds:g} s")
+        return answer.result()
     except UpscalingError as error:
         raise _refused(error.failure) from error
     finally:
@@ -284,5 +310,6 @@ async def _cancel_if_disconnected(request: Request, pool: WorkerPool, pending: P
 
 
 def _header(notes: tuple[str, ...]) -> str:
-    """Return notes as the value of a header, which has no line breaks and only Latin-1 characters."""
-    return " ".join("; ".join(notes).split()).encode("latin-1", "replace").decode("latin-1")
+    """Return notes as the value of a header, which has no control characters and only Latin-1 characters."""
+    printable = "".join(each if each.isprintable() else " " for each in "; ".join(notes))
+    return " ".join(printable.split()).encode("latin-1", "replace").decode("latin-1")

@@ -6,6 +6,7 @@ import io
 import os
 import random
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import savl
 
@@ -28,6 +30,7 @@ httpx = pytest.importorskip("httpx", reason="needs httpx")
 
 from running_service import LIMITS, TOKEN, Service, start  # noqa: E402  # after the check for its packages
 
+from savl.cli.app import app as cli  # noqa: E402  # after the check for its packages
 from savl.service.app import Limits  # noqa: E402  # after the check for its packages
 from savl.service.pool import MOST_ATTEMPTS  # noqa: E402  # after the check for its packages
 
@@ -101,11 +104,20 @@ def png_that_claims(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
+def tiff_of_two_sizes() -> bytes:
+    stream = io.BytesIO()
+    large = Image.fromarray(picture(300, 200))
+    Image.fromarray(picture(8, 8)).save(stream, "TIFF", save_all=True, append_images=[large])
+    return stream.getvalue()
+
+
 REFUSED: dict[str, tuple[int, str, Callable[[], dict[str, Any]]]] = {
     "not an image": (422, "not an image", lambda: {"content": b"no image at all"}),
     "nothing": (422, "no image", lambda: {"content": b""}),
     "truncated": (422, "", lambda: {"content": encoded(picture(64, 64))[:700]}),
     "decompression bomb": (413, "50000x50000 pixels", lambda: {"content": png_that_claims(50_000, 50_000)}),
+    "large page": (413, "300x200 pixels", lambda: {"content": tiff_of_two_sizes(), "params": {"page": 2}}),
+    "truncated header": (422, "", lambda: {"content": encoded(picture(8, 8), "BMP")[:20]}),
     "large result": (413, "smaller scale", lambda: {"content": encoded(picture(190, 200)), "params": {"scale": 40}}),
     "long body": (413, "bytes", lambda: {"content": bytes(LIMITS.body_bytes + 1)}),
     "long body of unknown length": (
@@ -137,6 +149,47 @@ def test_bad_request_gets_one_clear_line(service: Service, name: str) -> None:
     message = answer.json()["error"]
     assert part in message
     assert "\n" not in message
+
+
+def test_unknown_path_and_method_get_an_error_in_the_same_form(service: Service) -> None:
+    with service.client() as client:
+        for answer, status in ((client.get("/other"), 404), (client.get("/upscale"), 405)):
+            assert answer.status_code == status
+            assert list(answer.json()) == ["error"]
+
+
+def begin_body(service: Service) -> socket.socket:
+    """Return a connection that has sent the headers and a part of the body of a request."""
+    host, port = service.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    headers = f"Host: {host}\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 1000"
+    connection.sendall(f"POST /upscale HTTP/1.1\r\n{headers}\r\n\r\nbegin".encode())
+    return connection
+
+
+def test_connection_that_closes_while_the_body_arrives_is_no_failure(service: Service) -> None:
+    def count() -> float:
+        with service.client() as client:
+            lines = client.get("/metrics").text.splitlines()
+        return sum(float(line.split()[1]) for line in lines if line.startswith('savl_requests_total{status="400"}'))
+
+    before = count()
+    begin_body(service).close()
+    wait_until(lambda: count() == before + 1)
+
+
+def test_bodies_that_arrive_are_limited_in_number(service: Service) -> None:
+    image = encoded(picture(4, 4))
+    bodies = [begin_body(service) for _ in range(LIMITS.waiting)]
+    try:
+        with service.client() as client:
+            wait_until(lambda: client.post("/upscale", content=image).status_code == 503)
+            assert client.get("/health").json()["images"] == 0
+    finally:
+        for each in bodies:
+            each.close()
+    with service.client() as client:
+        wait_until(lambda: client.post("/upscale", content=image).status_code == 200)
 
 
 def test_health_and_metrics_report_the_state(service: Service) -> None:
@@ -205,6 +258,7 @@ def test_image_that_kills_every_worker_fails_and_harms_no_other(
     try:
         held = encoded(picture(199, 199))
         stopped: set[int] = set()
+        folders: list[str] = []
 
         def kill_each_worker_once() -> None:
             while len(stopped) < MOST_ATTEMPTS:
@@ -212,6 +266,7 @@ def test_image_that_kills_every_worker_fails_and_harms_no_other(
                     pid = worker.process.pid
                     if pid not in stopped and any(each.job.image == held for each in worker.requests.values()):
                         stopped.add(pid)
+                        folders.append(worker.folder.name)
                         os.kill(pid, signal.SIGKILL)
                 time.sleep(0.001)
 
@@ -224,6 +279,7 @@ def test_image_that_kills_every_worker_fails_and_harms_no_other(
             assert [other.result().status_code for other in others] == [200, 200]
         assert answer.status_code == 500
         assert answer.json()["error"] == f"{MOST_ATTEMPTS} workers died while they upscaled this image"
+        assert not any(map(os.path.exists, folders)), "temporary files of workers that were killed are left"
     finally:
         stop()
 
@@ -245,6 +301,19 @@ def test_time_limit_and_closed_connections_stop_the_work(model_file: Path) -> No
             assert client.post("/upscale", content=encoded(picture(4, 4))).status_code == 200
     finally:
         stop()
+
+
+@pytest.mark.slow
+def test_program_ends_although_its_pool_was_not_stopped(model_file: Path) -> None:
+    program = f"""
+from savl.service.pool import WorkerPool
+from savl.service.worker import WorkerSettings
+if __name__ == "__main__":
+    WorkerPool([WorkerSettings({str(model_file)!r}, device="cpu")]).start()
+"""
+    path = model_file.with_name("program.py")
+    path.write_text(program)
+    assert subprocess.run([sys.executable, str(path)], timeout=120).returncode == 0
 
 
 @pytest.mark.slow
@@ -271,6 +340,13 @@ def test_command_finishes_what_it_began_and_exits(model_file: Path) -> None:
         assert process.wait(60) in (0, -signal.SIGTERM)
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize("option", ["--max-megabytes", "--max-megapixels", "--timeout"])
+def test_limit_that_is_not_finite_is_refused(option: str) -> None:
+    finished = CliRunner().invoke(cli, ["serve", option, "inf"])
+    assert finished.exit_code == 2
+    assert "finite" in finished.output
 
 
 def test_missing_extra_is_named(tmp_path: Path) -> None:
