@@ -95,7 +95,7 @@ def convolution(
     kept = torch.empty(shape if keep else 0, dtype=dtype, device=x.device)
     if pixels == 0:
         return out, kept
-    x, features = _near(x), [None if each is None else _near(each) for each in (residual, gamma, beta)]
+    x, features = near(x), [None if each is None else near(each) for each in (residual, gamma, beta)]
     parameters = (weight, bias, norm_weight, norm_bias)
     head, tail = pieces_of(channels)
     block_p, block_n, warps, stages = blocks_of(
@@ -117,7 +117,7 @@ def convolution(
     return out, kept
 
 
-def _near(x: Tensor) -> Tensor:
+def near(x: Tensor) -> Tensor:
     """Return features with evenly spaced pixels, those of a tile within 2³¹ numbers: the tensor itself, or a copy."""
     x = with_even_pixels(x)
     return x if MOST_PIXELS * x.stride(2) < 2**31 else x.contiguous()

@@ -17,25 +17,16 @@ from savl.ops import KernelSettings
 class Guidance(nn.Module):
     """Compute the channel modulation of DSCA from the posterior mean mu of the degradation field.
 
-    A 1×1 convolution maps mu to a scale gamma and, with ``config.modulation_shift``, a shift beta for each pixel and
-    channel.
+    The outputs of a linear layer of mu are a scale gamma and, with ``config.modulation_shift``, a shift beta for each
+    pixel and channel. `savl.ops.guided_projection` computes it.
     """
 
     def __init__(self, config: SAVLConfig) -> None:
         super().__init__()
-        self.channels = config.channels
         outputs = 2 if config.modulation_shift else 1
         self.project = ChannelsLastLinear(config.latent, outputs * config.channels)
         nn.init.zeros_(self.project.weight)  # gamma = beta = 0: a new DSCA does not modulate
         nn.init.zeros_(self.project.bias)
-
-    def forward(self, mu: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Map mu ``(B, H, W, R)`` to gamma ``(B, H, W, C)`` and beta ``(B, H, W, C)`` or None."""
-        out: Tensor = self.project(mu)
-        if out.shape[-1] == self.channels:
-            return out, None
-        gamma, beta = out.chunk(2, dim=-1)
-        return gamma, beta
 
 
 class DSCA(nn.Module):
@@ -80,6 +71,10 @@ class DSCA(nn.Module):
             shift=self.shift,
             kernels=self.kernels,
         )
-        gamma, beta = (None, None) if self.guidance is None else self.guidance(mu)
-        out: Tensor = self.proj(attended, residual=x, gamma=gamma, beta=beta)
-        return out
+        if self.guidance is None:
+            out: Tensor = self.proj(attended, residual=x)
+            return out
+        proj, guidance = self.proj, self.guidance.project
+        return ops.guided_projection(
+            attended, proj.weight, proj.bias, x, mu, guidance.weight, guidance.bias, kernels=self.kernels
+        )

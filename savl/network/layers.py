@@ -85,11 +85,55 @@ class MLP(nn.Module):
         super().__init__()
         self.expand = ChannelsLastLinear(channels, hidden)
         self.contract = ChannelsLastLinear(hidden, channels)
+        self.kernels: KernelSettings | None = None
 
     def forward(self, x: Tensor, norm: LayerNorm, residual: Tensor | None) -> Tensor:
         """Return ``residual + contract(GELU(expand(norm(x))))``, all ``(B, H, W, C)``; ``residual`` may be None."""
         out: Tensor = self.contract(self.expand(x, norm, activation="gelu"), residual=residual)
         return out
+
+    def after_attention(
+        self,
+        attended: Tensor,
+        proj: ChannelsLastLinear,
+        residual: Tensor,
+        norm: LayerNorm,
+        expand: ChannelsLastConv2d | None = None,
+        hidden: Tensor | None = None,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the end of a block with `savl.ops.projection_mlp`.
+
+        Args:
+            attended: ``(B, H, W, C)``, the result of attention.
+            proj: Its projection.
+            residual: ``(B, H, W, C)``.
+            norm: Normalisation before the MLP.
+            expand: 3×3 convolution of ``hidden``, or None without channel attention, as are the next two.
+            hidden: ``(B, H, W, D)``.
+            gate: ``(B, rows, columns, C)``.
+
+        Returns:
+            ``y + contract(GELU(expand(norm(y))))`` with ``y = residual + proj(attended) + gate · expand(hidden)``.
+        """
+        return ops.projection_mlp(
+            attended,
+            proj.weight,
+            proj.bias,
+            residual,
+            hidden,
+            None if expand is None else expand.weight,
+            None if expand is None else expand.bias,
+            gate,
+            norm.weight,
+            norm.bias,
+            self.expand.weight,
+            self.expand.bias,
+            self.contract.weight,
+            self.contract.bias,
+            eps=norm.eps,
+            kernels=self.kernels,
+        )
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:

@@ -93,13 +93,12 @@ class HAB(nn.Module):
         attended = ops.window_attention(
             qkv, self.bias_table, None, window=self.window, shift=self.shift, kernels=self.kernels
         )
+        hidden, gate = self.cab(normed, norm)
         if self.drop_path.active:
-            x = self.cab(normed, norm, x + self.drop_path(self.proj(attended)))
+            x = self.cab.expand(hidden, residual=x + self.drop_path(self.proj(attended)), gate=gate)
             out: Tensor = x + self.drop_path(self.mlp(x, self.norm_mlp, None))
             return out
-        x = self.cab(normed, norm, self.proj(attended, residual=x))
-        refined: Tensor = self.mlp(x, self.norm_mlp, x)
-        return refined
+        return self.mlp.after_attention(attended, self.proj, x, self.norm_mlp, self.cab.expand, hidden, gate)
 
 
 class CAB(nn.Module):
@@ -124,21 +123,21 @@ class CAB(nn.Module):
         self.squeeze = nn.Linear(channels, squeezed)
         self.excite = nn.Linear(squeezed, channels)
 
-    def forward(self, x: Tensor, norm: LayerNorm | None, residual: Tensor) -> Tensor:
-        """Return ``residual + cab_scale · gate · expand(GELU(compress(norm(x))))``.
+    def forward(self, x: Tensor, norm: LayerNorm | None) -> tuple[Tensor, Tensor]:
+        """Compute the input of the second convolution and its gate.
 
-        The gate is known before ``expand`` is computed (`savl.ops.channel_gate`), so that gate and sum take no pass of
-        their own.
+        The block adds ``cab_scale · gate · expand(hidden)`` to its features together with other parts. The gate is
+        known before ``expand`` is computed (`savl.ops.channel_gate`), so that gate and sum take no pass of their own.
 
         Args:
             x: ``(B, H, W, C)``, H and W multiples of the window.
             norm: Applied to ``x`` first, or None.
-            residual: ``(B, H, W, C)``.
 
         Returns:
-            ``(B, H, W, C)``.
+            ``GELU(compress(norm(x)))`` ``(B, H, W, C / cab_compress)``, and ``cab_scale · gate``
+            ``(B, rows, columns, C)``, one for each window or one for all.
         """
-        hidden = self.compress(x, norm, activation="gelu")
+        hidden: Tensor = self.compress(x, norm, activation="gelu")
         height, width = hidden.shape[1:3]
         gate = ops.channel_gate(
             hidden,
@@ -154,8 +153,7 @@ class CAB(nn.Module):
             scale=self.scale,
             kernels=self.kernels,
         )
-        out: Tensor = self.expand(hidden, residual=residual, gate=gate)
-        return out
+        return hidden, gate
 
 
 class OCAB(nn.Module):
@@ -184,6 +182,4 @@ class OCAB(nn.Module):
         attended = ops.overlapping_window_attention(
             q, kv, self.bias_table, None, window=self.window, key_window=self.key_window, kernels=self.kernels
         )
-        x = self.proj(attended, residual=x)
-        refined: Tensor = self.mlp(x, self.norm_mlp, x)
-        return refined
+        return self.mlp.after_attention(attended, self.proj, x, self.norm_mlp)

@@ -22,6 +22,8 @@ from savl.ops.gaussian_posterior import (
 from savl.ops.channel_modulation import channel_modulation, channel_modulation_reference
 from savl.ops.layer_norm import layer_norm, layer_norm_reference
 from savl.ops.convolution import convolution, convolution_reference, fuses_convolution
+from savl.ops.guided_projection import guided_projection, guided_projection_reference
+from savl.ops.projection_mlp import projection_mlp, projection_mlp_reference
 from savl.ops.channel_gate import channel_gate, channel_gate_reference
 
 # isort: on
@@ -47,12 +49,16 @@ __all__ = [
     "fuses_convolution",
     "gaussian_posterior",
     "gaussian_posterior_reference",
+    "guided_projection",
+    "guided_projection_reference",
     "kernel_report",
     "layer_norm",
     "layer_norm_reference",
     "normalise_severity",
     "overlapping_window_attention",
     "overlapping_window_attention_reference",
+    "projection_mlp",
+    "projection_mlp_reference",
     "use_fused_kernels",
     "variance_statistics",
     "window_attention",

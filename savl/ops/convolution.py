@@ -103,7 +103,7 @@ def convolution(
     try:
         narrow, fits = False, True
         given: Any = tensors
-        autocast = _autocasts(x)
+        autocast = autocasts(x)
         if autocast:
             given = _cast(*tensors)
             fits, narrow = _fits_autocast(x), given[0].dtype == torch.float32
@@ -129,13 +129,13 @@ def fuses_convolution(x: Tensor, kernels: KernelSettings | None = None) -> bool:
 
     If so, layer normalisation needs no separate pass over memory.
     """
-    return (not _autocasts(x) or _fits_autocast(x)) and serves(CONVOLUTION, kernels, x)
+    return (not autocasts(x) or _fits_autocast(x)) and serves(CONVOLUTION, kernels, x)
 
 
 _AUTOCAST = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def _autocasts(x: Tensor) -> bool:
+def autocasts(x: Tensor) -> bool:
     """Return whether autocast has an effect. Torch leaves float64 alone, and has no autocast for meta tensors."""
     return not x.is_meta and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
 
@@ -201,14 +201,14 @@ def _compose(
 ) -> Tensor:
     # These are the functions of the package, so that profilers find the calls of ops inside of this one.
     if norm_weight is not None and norm_bias is not None:
-        if _autocasts(x):
+        if autocasts(x):
             norm_weight, norm_bias = norm_weight.float(), norm_bias.float()
         x = ops.layer_norm(x, norm_weight, norm_bias, eps=eps, kernels=kernels)
     y = _activate(_convolve(x, weight, bias, dilation), activation, slope)
     if residual is None:
         return y
     if gamma is not None:
-        if _autocasts(x):
+        if autocasts(x):
             gamma, beta = gamma.to(y.dtype), None if beta is None else beta.to(y.dtype)
             residual = residual.to(torch.promote_types(residual.dtype, y.dtype))
         return ops.channel_modulation(y, gamma, beta, residual, kernels=kernels)
@@ -224,7 +224,7 @@ def _compose(
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     """Convolve by torch. The dtype of the parameters may be wider than that of ``x``, as it is under autocast."""
-    if not _autocasts(x) and weight.dtype != x.dtype:
+    if not autocasts(x) and weight.dtype != x.dtype:
         weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(weight.dtype)
     if weight.dim() == 2 or weight.shape[-1] == 1:
@@ -308,7 +308,7 @@ def _validate(
             raise ValueError(f"{OP}: gate is accepted together with residual and without gamma only")
     parameters = {"weight": weight, "bias": bias, "norm_weight": norm_weight, "norm_bias": norm_bias, "gate": gate}
     features = {"residual": residual, "gamma": gamma, "beta": beta}
-    if _autocasts(x):
+    if autocasts(x):
         for name, value in (parameters | features).items():
             if value is not None and value.dtype == torch.float64:
                 raise TypeError(f"{OP}: {name} must not be torch.float64 under autocast, except together with x")

@@ -68,6 +68,12 @@ class Op:
     interpreter_cases: tuple[Settings, ...] = ()
     """Settings of the cases under Triton's interpreter, which is slow; empty without a Triton kernel."""
 
+    forward_on_cpu: Callable[..., Any] | None = None
+    """Kernel for CPUs in Python, a chain of other ops; None if the C++ extension has one. The public function calls the
+    same chain where no kernel serves, and keeps what the gradients need, which ``backward_in_torch`` computes again.
+    The automatic choice on CPUs is therefore not this kernel where gradients are needed."""
+    calls: tuple[str, ...] = ()
+    """Names of the ops that ``forward_on_cpu`` calls."""
     backward_in_torch: Callable[..., Any] | None = None
     """Kernel of ``<name>_backward`` for CPUs and GPUs by operations of torch; None if the backends have their own."""
     nvidia_only: bool = False
@@ -117,6 +123,8 @@ def register(op: Op) -> Op:
     _define(op.backward_schema, op.fake_backward, None, None)
     # The key under which torch.func interprets a call, whatever the transform.
     LIBRARY.impl(op.name, op.decomposition, "FuncTorchDynamicLayerFrontMode")
+    if op.forward_on_cpu is not None:
+        LIBRARY.impl(op.name, op.forward_on_cpu, "CPU")
     if op.backward_in_torch is not None:
         for key in ("CPU", DEVICE.upper()):
             LIBRARY.impl(f"{op.name}_backward", op.backward_in_torch, key)
@@ -178,7 +186,9 @@ def _why_unavailable(op: Op, backend: str) -> str | None:
     kernels = FUSED[backend]
     if backend == TRITON and op.nvidia_only and COMPILER != "cuda":
         return "the Triton kernels of this op have block sizes for NVIDIA GPUs only"
-    if kernels.unavailable is None and not has_kernel(op.name, kernels.device):
+    if kernels.unavailable is None and not all(
+        has_kernel(each, kernels.device) for each in (op.name, *(op.calls if backend == CPP else ()))
+    ):
         library = "C++ extension" if backend == CPP else "CUDA library"
         return f"the {library} has no such kernel: it is older than this package; install savl again"
     return kernels.unavailable

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 
+import torch
 from torch import Tensor, nn
 
 from savl.ops import scopes
 from savl.ops.gpu import why_unfit
-from savl.ops.library import EAGER, FUSED, INTERPRETED, TRITON
+from savl.ops.library import CPP, EAGER, FUSED, INTERPRETED, TRITON
 from savl.ops.op import Op, why_unavailable
 from savl.ops.settings import Choice, KernelSettings
 from savl.ops.transforms import why_transformed
@@ -116,12 +117,18 @@ def serves(op: Op, kernels: KernelSettings | None, *tensors: Tensor | None) -> b
     backend = op.backend_for(first.device.type) if choice is True else choice
     if backend is None or (choice is True and INTERPRETED and backend == TRITON):
         return False
+    if choice is True and backend == CPP and op.forward_on_cpu is not None and _are_trained(*tensors):
+        return False
     limit = op.backends[backend]
     reason = why_unavailable(op.name, backend) or _why_refused(backend, first) or why_transformed(*tensors)
     reason = reason or (None if limit is None else limit(*tensors))
     if reason is not None and choice is not True:
         raise KernelUnavailable(f"{op.name}: backend {choice!r} cannot serve this call: {reason}")
     return reason is None
+
+
+def _are_trained(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors)
 
 
 def _why_refused(backend: str, tensor: Tensor) -> str | None:

@@ -20,7 +20,6 @@ from torch.profiler import record_function
 
 from savl import ops
 from savl.network import CAB, DARHAG, DSCA, HAB, OCAB, SAVL, AmortizedEstimator, LikelihoodDecoder
-from savl.network.dsca import Guidance
 from savl.network.layers import MLP
 from savl.network.savl import DirectUpsampler, PixelShuffleUpsampler
 from savl.ops import KernelSettings, KernelUnavailable
@@ -38,7 +37,6 @@ TITLES: dict[type[nn.Module], str] = {
     OCAB: "OCAB",
     CAB: "CAB",
     MLP: "MLP",
-    Guidance: "guidance",
     PixelShuffleUpsampler: "upsampler",
     DirectUpsampler: "upsampler",
     LikelihoodDecoder: "decoder",

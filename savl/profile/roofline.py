@@ -222,6 +222,40 @@ def channel_gate_work(
     return flops, float(width * (pixels * channels + parameters + windows * outputs))
 
 
+def guided_projection_work(pixels: int, channels: int, latent: int, width: int, shift: bool) -> tuple[float, float]:
+    """Return FLOPs and bytes of `savl.ops.guided_projection`, of whose products alone the FLOPs are.
+
+    Args:
+        pixels: Number of pixels of all images.
+        channels: Channels of the features.
+        latent: Channels of mu.
+        width: Bytes per number.
+        shift: Whether there is a beta.
+    """
+    outputs = 2 * channels if shift else channels
+    parameters = channels * channels + channels + outputs * latent + outputs
+    flops = 2.0 * pixels * (channels * channels + outputs * latent)
+    return flops, float(width * (pixels * (3 * channels + latent) + parameters))
+
+
+def projection_mlp_work(
+    pixels: int, windows: int, channels: int, convolved: int, hidden: int, width: int
+) -> tuple[float, float]:
+    """Return FLOPs and bytes of `savl.ops.projection_mlp`, of whose products alone the FLOPs are.
+
+    Args:
+        pixels: Number of pixels of all images.
+        windows: Number of parts of the gate's grid in all images.
+        channels: Channels of the features.
+        convolved: Channels of the input of the convolution.
+        hidden: Channels between the layers of the MLP.
+        width: Bytes per number.
+    """
+    products = channels * (channels + 9 * convolved + 2 * hidden)
+    parameters = products + 5 * channels + hidden + windows * channels
+    return 2.0 * pixels * products, float(width * (pixels * (3 * channels + convolved) + parameters))
+
+
 def network_calls(
     config: SAVLConfig, *, height: int, width: int, batch: int, dtype: torch.dtype, device: torch.device
 ) -> list[Call]:
@@ -301,6 +335,33 @@ def network_calls(
     calls.append(Call("convolution", lambda kernels: expand(kernels=kernels), expand.args, *work))
     compressed, squeezed = channels // config.cab_compress, channels // config.cab_squeeze
     down, across = (rows // window, columns // window) if config.cab_neighbourhood else (1, 1)
+    square, residual = normal(channels, channels), normal(*features, channels)
+    if config.degradation_code != "none" and config.channel_modulation:
+        outputs = 2 * channels if config.modulation_shift else channels
+        guides = (normal(*features, latent), normal(outputs, latent), normal(outputs))
+        guide = partial(ops.guided_projection, x, square, bias, residual, *guides)
+        work = guided_projection_work(pixels, channels, latent, size, config.modulation_shift)
+        calls.append(Call("guided_projection", lambda kernels: guide(kernels=kernels), guide.args, *work))
+    end = partial(
+        ops.projection_mlp,
+        x,
+        square,
+        bias,
+        residual,
+        normal(*features, compressed),
+        normal(channels, compressed, 3, 3),
+        normal(channels),
+        normal(batch, down, across, channels),
+        weight,
+        bias,
+        normal(hidden, channels),
+        normal(hidden),
+        normal(channels, hidden),
+        normal(channels),
+        eps=1e-5,
+    )
+    work = projection_mlp_work(pixels, batch * down * across, channels, compressed, hidden, size)
+    calls.append(Call("projection_mlp", lambda kernels: end(kernels=kernels), end.args, *work))
     gate = partial(
         ops.channel_gate,
         normal(*features, compressed),

@@ -133,3 +133,10 @@ def test_the_fused_network_needs_far_less_memory_than_the_eager_one() -> None:
         "six groups: HABs and DSCAs"
     )
     assert sum(step.name == "savl.overlapping_window_attention" for step in fused.steps) == 6
+
+
+def test_the_fused_network_moves_few_bytes_in_few_launches() -> None:
+    eager, fused = traffic.network(512, fused=False), traffic.network(512, fused=True)
+    assert fused.bytes <= 81e9
+    assert fused.launches <= 450
+    assert fused.peak <= eager.peak / 4

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.predicted import feature_rows, resource_page, triton_resources
 from benchmarks.predicted.feature_rows import FeatureRow
@@ -434,3 +435,40 @@ def test_the_rule_has_block_sizes_for_every_head_dimension(dtype: str, head_dim:
             config = default_config(stage, Problem(dtype, head_dim, window, key_window), (9, 0))
             assert config.block_m >= 16
             assert config.block_n >= 16
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0)])
+@pytest.mark.parametrize(("op", "channels"), [("linear", 144), ("guided", 144), ("end", 144), ("end", 180)])
+def test_kernels_of_linear_layers_neither_spill_nor_exceed_shared_memory(
+    op: str, channels: int, capability: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from savl.kernels import convolution, guided_projection, launch, projection_mlp
+    from savl.kernels.compile_ahead_of_time import Launch, compile_launch, read_resources, shared_memory_limit
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    recorded: list[Launch] = []
+
+    def record(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+        recorded.append(Launch(kernel, arguments, {**constants, **launch.OPTIONS}))
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.bfloat16)
+
+    image, wide = (1, 48, 48), 2 * channels
+    x, square, line = numbers(*image, channels), numbers(channels, channels), numbers(channels)
+    if op == "linear":
+        normed = (numbers(3 * channels, channels), numbers(3 * channels), line, line)
+        convolution.convolution(x, *normed, *[None] * 4, 1, 0, 0.0, 1e-5, False, False, launch=record)
+    elif op == "guided":
+        guide = (numbers(*image, 64), numbers(wide, 64), numbers(wide))
+        guided_projection.guided_projection(x, square, line, x, *guide, launch=record)
+    else:
+        convolved = (numbers(*image, 6), numbers(channels, 6, 3, 3), line, numbers(1, 3, 3, channels))
+        mlp = (line, line, numbers(wide, channels), numbers(wide), numbers(channels, wide), line)
+        projection_mlp.projection_mlp(x, square, line, x, *convolved, *mlp, 1e-5, launch=record)
+    used = read_resources(compile_launch(recorded[0], capability))
+    assert not used.spills
+    assert used.shared <= shared_memory_limit(capability)
+    assert used.programs(capability) >= 1

@@ -52,13 +52,8 @@ def hybrid_attention(hab: HAB, x: Tensor, attention_weight: float = 1.0, mlp_wei
 
 def branch(cab: CAB, x: Tensor) -> Tensor:
     """Return what the block adds to the residual, without its scale."""
-    return cab(x, None, torch.zeros_like(x)) / cab.scale
-
-
-def test_cab_adds_its_branch_to_the_residual(small_config: Small, perturb_parameters: PerturbParameters) -> None:
-    cab = perturb_parameters(CAB(small_config()))
-    x = features()
-    torch.testing.assert_close(cab(x, None, 2 * x), 2 * x + cab.scale * channel_attention(cab, x), rtol=0, atol=1e-12)
+    hidden, gate = cab(x, None)
+    return cab.expand(hidden, residual=torch.zeros_like(x), gate=gate) / cab.scale
 
 
 def test_cab_is_its_formula(small_config: Small, perturb_parameters: PerturbParameters) -> None:
@@ -70,7 +65,7 @@ def test_cab_is_its_formula(small_config: Small, perturb_parameters: PerturbPara
 def test_cab_normalises_its_input_first(small_config: Small, perturb_parameters: PerturbParameters) -> None:
     cab, norm = perturb_parameters(CAB(small_config())), perturb_parameters(LayerNorm(12))
     x = features()
-    torch.testing.assert_close(cab(x, norm, x), cab(norm(x), None, x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(cab(x, norm), cab(norm(x), None), rtol=0, atol=1e-12)
 
 
 def test_cab_pools_every_image_by_itself(small_config: Small, perturb_parameters: PerturbParameters) -> None:

@@ -29,9 +29,11 @@ from savl.ops import (
     convolution,
     fuses_convolution,
     gaussian_posterior,
+    guided_projection,
     kernel_report,
     layer_norm,
     overlapping_window_attention,
+    projection_mlp,
     switch,
     use_fused_kernels,
     window_attention,
@@ -92,6 +94,11 @@ def test_every_op_goes_to_its_fused_kernel(dtype: torch.dtype) -> None:
         hidden, expand, squeeze, excite, short, long = (
             on_gpu(*shape, dtype=dtype) for shape in ((1, 32, 48, 6), (144, 6, 3, 3), (6, 144), (144, 6), (6,), (144,))
         )
+        square, line = on_gpu(144, 144, dtype=dtype), on_gpu(144, dtype=dtype)
+        guide = (on_gpu(2, 16, 32, 64, dtype=dtype), on_gpu(144, 64, dtype=dtype), line)
+        guided = guided_projection(q, square, line, q, *guide)
+        mlp = (line, line, on_gpu(288, 144, dtype=dtype), on_gpu(288, dtype=dtype), on_gpu(144, 288, dtype=dtype), line)
+        end = projection_mlp(q, square, line, q, None, None, None, None, *mlp)
         gate = channel_gate(hidden, expand, long, squeeze, short, excite, long, rows=2, columns=3)
     assert calls.names == [name for name, op in OPS.items() if op.backend_for("cuda") is not None]
     assert (out.shape, out.dtype, out.device.type) == ((1, 32, 48, 144), dtype, "cuda")
@@ -99,6 +106,7 @@ def test_every_op_goes_to_its_fused_kernel(dtype: torch.dtype) -> None:
     assert (posterior.sample.dtype, posterior.severity.dtype) == (dtype, torch.float32)
     assert (modulated.shape, modulated.dtype) == (q.shape, dtype)
     assert (normed.shape, normed.dtype) == (q.shape, dtype)
+    assert (guided.shape, guided.dtype) == (end.shape, end.dtype) == (q.shape, dtype)
     assert (projected.shape, projected.dtype) == (kv.shape, dtype)
     assert (gate.shape, gate.dtype) == ((1, 2, 3, 144), dtype)
 

@@ -154,7 +154,11 @@ def test_an_op_takes_its_arguments_and_gradients_in_every_layout(
     dtype: torch.dtype, instruction_set: str, extension: Any, small_case: Callable[..., Case]
 ) -> None:
     case = small_case(dtype)
-    if case.op in ("layer_norm", "convolution"):  # a small eps magnifies the rounding of pixels with one number
+    if case.op in (
+        "layer_norm",
+        "convolution",
+        "projection_mlp",
+    ):  # a small eps magnifies the rounding of pixels with one number
         case = replace(case, options={**case.options, "eps": 0.1})
     tensors = sum(value is not None for value in case.arguments.values())
     combination = list(TOLERANCES).index(dtype) + extension.kernel_instruction_sets().index(instruction_set)

@@ -86,16 +86,17 @@ def test_ranges_are_nested_like_the_modules(model: SAVL) -> None:
     for stage in ("estimator", "shallow features", "group 0", "group 1", "deep features", "upsampler"):
         assert around(found, stage) == [["network"]], stage
     assert around(found, "group 0 HAB 1 CAB") == [["network", "group 0", "group 0 HAB 1"]]
-    assert around(found, "group 0 HAB 1 MLP") == [["network", "group 0", "group 0 HAB 1"]]
-    assert around(found, "group 1 OCAB MLP") == [["network", "group 1", "group 1 OCAB"]]
-    assert around(found, "group 0 DSCA 2 guidance") == [["network", "group 0", "group 0 DSCA 2"]]
+    ends = around(found, "projection_mlp [eager]")
+    assert ["network", "group 0", "group 0 HAB 1"] in ends
+    assert ["network", "group 1", "group 1 OCAB"] in ends
     assert around(found, "group 1 convolution") == [["network", "group 1"]]
     assert around(found, "gaussian_posterior [eager]") == [["network"]]
     assert around(found, "overlapping_window_attention [eager]") == [
         ["network", f"group {index}", f"group {index} OCAB"] for index in range(2)
     ]
     assert around(found, "channel_modulation [eager]")[:2] == [
-        ["network", "group 0", f"group 0 DSCA {index}", "convolution [eager]"] for index in range(2)
+        ["network", "group 0", f"group 0 DSCA {index}", "guided_projection [eager]", "convolution [eager]"]
+        for index in range(2)
     ]
     assert len(around(found, "window_attention [eager]")) == 3 + 5, "one for each HAB and each DSCA"
 
@@ -133,8 +134,9 @@ def test_the_range_of_an_op_names_the_backend(model: SAVL, scope: str) -> None:
 
     where = {"model": model} if scope == "model" else {}
     assert backends() == {op: {"eager"} for op in OPS}
-    with savl.use_fused_kernels(True, convolution=False, **where):
-        assert backends() == {op: {"eager" if op == "convolution" else "cpp"} for op in OPS}
+    around = dict.fromkeys(("convolution", "guided_projection"), False)
+    with savl.use_fused_kernels(True, **around, **where):
+        assert backends() == {op: {"eager" if op in around else "cpp"} for op in OPS}
     with savl.use_fused_kernels(**where):
         assert backends() == {op: set() if op == "channel_modulation" else {"cpp"} for op in OPS}, (
             "a fused convolution modulates its result itself"
@@ -187,7 +189,7 @@ def test_an_error_in_the_network_leaves_nothing_behind(model: SAVL, monkeypatch:
     def fail(*arguments: Any, **options: Any) -> Any:
         raise ArithmeticError("it had to be")
 
-    monkeypatch.setattr(model.groups[1].habs[0].mlp, "forward", fail)
+    monkeypatch.setattr(model.groups[1].habs[0].cab, "forward", fail)
     with pytest.raises(ArithmeticError, match="it had to be"), annotate(model):
         infer(model)
     assert hooks(model) == 0
@@ -204,11 +206,11 @@ def test_an_error_caught_inside_annotate_closes_its_ranges(model: SAVL, monkeypa
         with named_range("afterwards"):
             torch.ones(1)
 
-    monkeypatch.setattr(model.groups[1].habs[0].mlp, "forward", fail)
+    monkeypatch.setattr(model.groups[1].habs[0].cab, "forward", fail)
     with annotate(model):
         found = seen(run)
     assert around(found, "network") == [[], []]
-    assert around(found, "group 1 HAB 0 MLP") == [["network", "group 1", "group 1 HAB 0"]] * 2
+    assert around(found, "group 1 HAB 0 CAB") == [["network", "group 1", "group 1 HAB 0"]] * 2
     assert around(found, "afterwards") == [[]]
 
 

@@ -28,6 +28,8 @@ TRITON = KernelSettings(
     layer_norm="triton",
     convolution="triton",
     channel_gate="triton",
+    guided_projection="triton",
+    projection_mlp="triton",
 )
 
 

@@ -165,6 +165,8 @@ SMALL = {
     "layer_norm": {"batch": 1, "height": 3, "width": 5, "channels": 19},
     "convolution": {"batch": 1, "height": 3, "width": 5, "channels": 19, "outputs": 21, "norm": True},
     "channel_gate": {"batch": 1, "height": 4, "width": 6, "channels": 3, "outputs": 5, "squeezed": 2},
+    "guided_projection": {"height": 3, "width": 5, "inner": 19, "channels": 21, "latent": 7},
+    "projection_mlp": {"height": 3, "width": 4, "inner": 9, "channels": 11, "convolved": 2, "expanded": 13},
 }
 
 
