@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -194,9 +194,22 @@ def reflect_pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
         raise ValueError(f"image must have shape (..., H, W) with H and W at least 1, got {tuple(image.shape)}")
     if multiple < 1:
         raise ValueError(f"multiple must be at least 1 pixel, got {multiple}")
+    height, width = image.shape[-2:]
+    return reflect_pad_to_size(image, next_multiple(height, multiple), next_multiple(width, multiple))
+
+
+def next_multiple(length: int, multiple: int) -> int:
+    """Return the smallest multiple of ``multiple`` that is at least ``length``, which is at least 1.
+
+    In a program that `torch.export` makes, it is ``multiple`` times a symbol of its own for each call. Otherwise, each
+    view of each block would have the formula of the padding in its sizes, and PyTorch would simplify it for minutes.
+    """
     # Not -(-length // multiple): the division of ONNX rounds towards zero.
-    height, width = ((length + multiple - 1) // multiple * multiple for length in image.shape[-2:])
-    return reflect_pad_to_size(image, height, width)
+    count = (length + multiple - 1) // multiple
+    if torch.compiler.is_exporting() and not isinstance(count, int):  # a symbol, although it is declared as an int
+        count = cast(int, torch.full((), count, dtype=torch.int64, device="cpu").item())
+        torch._check(count >= 1)
+    return count * multiple
 
 
 def reflect_pad_to_size(image: Tensor, height: int, width: int) -> Tensor:

@@ -15,7 +15,7 @@ from savl.bicubic import bicubic_upscale
 from savl.network.config import SAVLConfig
 from savl.network.dsca import Guidance
 from savl.network.estimator import AmortizedEstimator, DegradationField, RestorationStrength
-from savl.network.layers import ChannelsLastConv2d, LayerNorm, reflect_pad_to_multiple, without_autocast
+from savl.network.layers import ChannelsLastConv2d, LayerNorm, next_multiple, reflect_pad_to_size, without_autocast
 from savl.network.rhag import DARHAG
 from savl.network.upscaling import UpscalingNetwork, scale_difference
 from savl.ops import KernelSettings
@@ -173,13 +173,14 @@ class SAVL(UpscalingNetwork):
                 strength = None
         height, width = lr.shape[-2:]
         window = self.config.window
+        size = next_multiple(height, window), next_multiple(width, window)
         mu = severity = None
         if field is not None:
             # Converted to channels last once, because every DSCA reads it.
-            mu = reflect_pad_to_multiple(field.mu, window).permute(0, 2, 3, 1).contiguous()
-            severity = None if field.severity is None else reflect_pad_to_multiple(field.severity, window)
+            mu = reflect_pad_to_size(field.mu, *size).permute(0, 2, 3, 1).contiguous()
+            severity = None if field.severity is None else reflect_pad_to_size(field.severity, *size)
 
-        padded = reflect_pad_to_multiple(lr - self.rgb_mean, window)
+        padded = reflect_pad_to_size(lr - self.rgb_mean, *size)
         # In float32 also under autocast, and with it all sums of residuals, whose rounding would otherwise add up.
         with without_autocast(lr):
             shallow = self.conv_first(padded.permute(0, 2, 3, 1))

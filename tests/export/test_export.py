@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,18 @@ def run_onnx(path: Path, lr: Tensor) -> Tensor:
     return torch.from_numpy(session.run(None, {"lr": lr.numpy()})[0])
 
 
+def spandrel_model(network: nn.Module) -> Any:
+    import spandrel
+
+    return spandrel.ModelLoader().load_from_state_dict(network.state_dict())
+
+
 @pytest.fixture(scope="module")
 def compact() -> Any:
     """Return a random network of spandrel."""
     torch.manual_seed(0)
     network = architecture("Compact", "SRVGG").SRVGGNetCompact(num_feat=8, num_conv=1, upscale=2)
-    import spandrel
-
-    return spandrel.ModelLoader().load_from_state_dict(network.state_dict())
+    return spandrel_model(network)
 
 
 @pytest.mark.slow
@@ -209,3 +214,18 @@ def test_a_package_of_aotinductor_computes_the_same_at_any_size(tmp_path: Path) 
         lr = images(*size)
         with torch.no_grad():
             torch.testing.assert_close(program(lr), model(lr), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ESRGAN", "SwinIR"])
+def test_larger_models_of_spandrel_compute_the_same(
+    name: str, foreign_model: Callable[[str], nn.Module], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.onnx"
+    model = spandrel_model(foreign_model(name))
+    report = savl.export(model, path)
+    assert report.architecture == name
+    network = savl.Upscaler(model).model
+    lr = images(2, 5, 11)
+    with torch.no_grad():
+        torch.testing.assert_close(run_onnx(path, lr), network(lr), rtol=1e-5, atol=1e-5)
