@@ -14,12 +14,13 @@ import triton.language as tl
 from torch import Tensor
 
 from savl.kernels.convolution import Launch, blocks_of, near, run
-from savl.kernels.launch import device_of, precision
+from savl.kernels.launch import architecture_for, device_of, precision
 from savl.kernels.linear import add_product, load_line, load_pieces, pieces_of
+from savl.kernels.targets import Architecture
 
 
 @triton.jit
-def forward(
+def project_guided(
     x,
     weight,
     bias,
@@ -91,6 +92,7 @@ def guided_projection(
     guidance_weight: Tensor,
     guidance_bias: Tensor,
     launch: Launch = run,
+    architecture: Architecture | None = None,
 ) -> Tensor:
     """Launch the kernel; arguments as for `savl.ops.guided_projection`.
 
@@ -103,6 +105,7 @@ def guided_projection(
         guidance_weight: ``(C, R)`` or ``(2 · C, R)``.
         guidance_bias: ``(C,)`` or ``(2 · C,)``.
         launch: Function that launches the kernel.
+        architecture: Architecture of the GPU to choose block sizes for; None for that of the device of ``x``.
 
     Returns:
         ``(B, H, W, C)``.
@@ -114,10 +117,14 @@ def guided_projection(
     x, residual, mu = near(x), near(residual), near(mu)
     (head, tail), (latent_head, latent_tail) = pieces_of(channels), pieces_of(latent)
     converted = max(weight.dtype.itemsize, guidance_weight.dtype.itemsize) > x.dtype.itemsize
-    block_p, block_n, warps, stages = blocks_of(x.dtype, channels, outputs, True, converted)
+    block_p, block_n, warps, stages = blocks_of(
+        x.dtype, channels, outputs, True, converted, architecture or architecture_for(x)
+    )
+    if x.dtype == torch.float32:
+        block_n = 16  # with two products, 32 spill registers
     with device_of(x):
         launch(
-            forward, triton.cdiv(pixels, block_p),
+            project_guided, triton.cdiv(pixels, block_p),
             x, weight.contiguous(), bias.contiguous(), residual, mu, guidance_weight.contiguous(),
             guidance_bias.contiguous(), out, pixels,
             X_STRIDE=x.stride(2), RESIDUAL_STRIDE=residual.stride(2), MU_STRIDE=mu.stride(2), CHANNELS=channels,

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from savl.kernels.convolution import Launch, near, run
-from savl.kernels.launch import device_of, precision
+from savl.kernels.launch import architecture_for, device_of, precision
 from savl.kernels.linear import (
     activate,
     add_product,
@@ -31,6 +31,7 @@ from savl.kernels.linear import (
     part_of,
     pieces_of,
 )
+from savl.kernels.targets import Architecture
 from savl.kernels.tiles import add_dot
 
 
@@ -114,7 +115,7 @@ def store_piece(out, p, there, piece, FIRST: tl.constexpr, OUTPUTS: tl.constexpr
 
 
 @triton.jit
-def forward(
+def finish_block(
     x,
     weight,
     bias,
@@ -227,6 +228,7 @@ def projection_mlp(
     contract_bias: Tensor,
     eps: float,
     launch: Launch = run,
+    architecture: Architecture | None = None,
 ) -> Tensor:
     """Launch the kernel; arguments as for `savl.ops.projection_mlp`.
 
@@ -247,6 +249,7 @@ def projection_mlp(
         contract_bias: ``(C,)``.
         eps: Added to the variance.
         launch: Function that launches the kernel.
+        architecture: Architecture of the GPU to choose block sizes for; None for that of the device of ``x``.
 
     Returns:
         ``(B, H, W, C)``.
@@ -262,10 +265,11 @@ def projection_mlp(
     rows, columns = (1, 1) if gate is None else gate.shape[1:3]
     convolved = 1 if hidden is None else hidden.shape[3]
     head, tail = pieces_of(outputs)
-    block_p, block_n, warps, stages = blocks_of(x.dtype, outputs, weight.dtype.itemsize > x.dtype.itemsize)
+    converted = weight.dtype.itemsize > x.dtype.itemsize
+    block_p, block_n, warps, stages = blocks_of(x.dtype, outputs, converted, architecture or architecture_for(x))
     with device_of(x):
         launch(
-            forward, triton.cdiv(pixels, block_p),
+            finish_block, triton.cdiv(pixels, block_p),
             x, weight.contiguous(), bias.contiguous(), residual,
             *(None if each is None else each.contiguous() for each in parameters), out,
             pixels, height, width, rows, columns, eps,
@@ -276,15 +280,21 @@ def projection_mlp(
     return out
 
 
-def blocks_of(dtype: torch.dtype, channels: int, converted: bool) -> tuple[int, int, int, int]:
+def blocks_of(
+    dtype: torch.dtype, channels: int, converted: bool, architecture: Architecture
+) -> tuple[int, int, int, int]:
     """Return pixels and hidden channels of a tile, warps, and stages of the pipeline that loads the weights.
 
     Args:
         dtype: Dtype of the features.
         channels: C.
         converted: Whether weights are wider than the features.
+        architecture: Architecture of the GPU.
     """
     if dtype == torch.float32:
         return 16, 16, 8, 1
     stages = 1 if converted else 2
-    return (64, 32, 8, stages) if channels <= 160 else (32, 32, 4, stages)
+    if channels > 160:
+        return 32, 32, 4, stages
+    # With 32 hidden channels, Blackwell for workstations spills 8 bytes.
+    return 64, 16 if architecture[0] == 12 else 32, 8, stages

@@ -28,6 +28,8 @@ FILES: dict[str, tuple[str, ...]] = {
     "layer_norm": ("layer_norm",),
     "convolution": ("convolution", "convolution_3x3", "linear", "tiles"),
     "channel_gate": ("channel_gate",),
+    "guided_projection": ("guided_projection", "linear", "tiles"),
+    "projection_mlp": ("projection_mlp", "convolution_3x3", "linear", "tiles"),
 }
 """Files in kernels/ that decide the machine code of each op."""
 _IMAGE = {"batch": 1, "height": 21, "width": 27}
@@ -46,6 +48,8 @@ class Shape:
     """Keyword arguments of `savl.ops.op.Op.case`, except for the size of the image."""
     kernels: tuple[str, ...]
     """Names of the kernels to compile, of those that the op launches."""
+    dtypes: tuple[str, ...] = ("bfloat16", "float16", "float32")
+    """Names of the dtypes that the Triton kernel serves."""
 
 
 def _norms() -> list[Shape]:
@@ -59,6 +63,10 @@ def _convolution(label: str, kernel: str, channels: int, outputs: int, **setting
     side = 1 if kernel == "linear" else 3
     settings |= {"channels": channels, "outputs": outputs, "side": side}
     return Shape("convolution", f"{channels}→{outputs}{label}", settings, kernels)
+
+
+def _block_end(channels: int) -> dict[str, Any]:
+    return {"inner": channels, "channels": channels, "expanded": 2 * channels}
 
 
 _MLP = {"norm": True, "activation": "gelu"}
@@ -80,6 +88,9 @@ SHAPES: tuple[Shape, ...] = (
         {"channels": 6, "outputs": 144, "rows": _GRID[0], "columns": _GRID[1], "neighbourhood": 5},
         ("sums", "gates"),
     ),
+    Shape("guided_projection", "144, 64 of mu", {"inner": 144, "channels": 144, "latent": 64}, ("project_guided",)),
+    Shape("projection_mlp", "144, gate", _block_end(144) | {"convolved": 6, "grid": _GRID}, ("finish_block",)),
+    Shape("projection_mlp", "180", _block_end(180), ("finish_block",), ("bfloat16", "float16")),
 )
 """The shapes: what the networks call most, and what needs most registers or shared memory."""
 
@@ -131,6 +142,7 @@ def rows(
         for architecture in architectures
         for dtype in dtypes
         for shape in SHAPES
+        if dtype in shape.dtypes and (isinstance(architecture, tuple) or not OPS[shape.op].nvidia_only)
         for kernel in shape.kernels
     )
     return [row for row in found if wanted(row)]
@@ -160,8 +172,16 @@ def launches(shape: Shape, dtype: str, architecture: Architecture) -> dict[str, 
 
         return recorded(both)
     if shape.op == "convolution":
-        options |= {"activation": ACTIVATIONS.index(options["activation"]), "slope": 0.01, "eps": 1e-5}
-        options |= {"keep": False, "narrow": False, "architecture": architecture}
+        options |= {
+            "activation": ACTIVATIONS.index(options["activation"]),
+            "slope": 0.01,
+            "keep": False,
+            "narrow": False,
+        }
+    if shape.op in ("convolution", "projection_mlp"):
+        options |= {"eps": 1e-5}
+    if shape.op != "channel_gate":
+        options |= {"architecture": architecture}
     return recorded(lambda launch: getattr(module, shape.op)(**arguments, **options, launch=launch))
 
 

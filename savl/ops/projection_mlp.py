@@ -36,6 +36,8 @@ from savl.ops.validation import (
 OP = "projection_mlp"
 MOST_CHANNELS = 256
 """Largest number of channels for the Triton kernel, whose programs keep the sums of all channels in registers."""
+MOST_CHANNELS_IN_FLOAT32 = 160
+"""The same for float32. With more channels, registers are spilled to memory."""
 MOST_CONVOLVED = 16
 """Largest number of channels of ``hidden`` for the Triton kernel, which loads each of them nine times."""
 
@@ -411,8 +413,9 @@ def _triton_limit(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, hidden: Tensor | None, *others: Tensor | None
 ) -> str | None:
     for name, channels in (("x", x.shape[3]), ("residual", residual.shape[3])):
-        if channels > MOST_CHANNELS:
-            return f"{name} has {channels} channels, more than {MOST_CHANNELS}"
+        most = MOST_CHANNELS_IN_FLOAT32 if x.dtype == torch.float32 else MOST_CHANNELS
+        if channels > most:
+            return f"{name} has {channels} channels, more than {most} in {str(x.dtype).removeprefix('torch.')}"
     if hidden is not None and hidden.shape[3] > MOST_CONVOLVED:
         return f"hidden has {hidden.shape[3]} channels, more than {MOST_CONVOLVED}"
     return None
