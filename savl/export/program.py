@@ -105,7 +105,7 @@ def sizes_of_one() -> Iterator[None]:
     if not hasattr(_config, "backed_size_oblivious"):
         yield
         return
-    with _config.patch(backed_size_oblivious=True):
+    with _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         yield
 
 

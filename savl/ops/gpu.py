@@ -38,7 +38,9 @@ def why_unfit(backend: str, index: int) -> str | None:
     """
     here = kind()
     if backend == "triton":
-        return here.why_unfit(here.architecture(index), torch.get_device_module(DEVICE).get_device_name(index))
+        name = torch.get_device_module(DEVICE).get_device_name(index)
+        reason: str | None = here.why_unfit(here.architecture(index), name)
+        return reason
     if index not in _fitting:
         capability = torch.cuda.get_device_capability(index)
         _fitting[index] = why_no_code(capability, cuda_facts().get("architectures", []))

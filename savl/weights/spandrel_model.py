@@ -78,7 +78,7 @@ class ModelTraits:
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the smallest size of at least ``height`` × ``width`` pixels that satisfies the requirements."""
-        at_least = torch.sym_max  # sizes are symbols in a program that `torch.export` makes
+        at_least: Callable[..., Any] = torch.sym_max  # sizes are symbols in a program that `torch.export` makes
         multiple = self.multiple_of
         # Not -(-side // multiple): the division of ONNX rounds towards zero.
         sides = [(at_least(side, self.minimum_size) + multiple - 1) // multiple * multiple for side in (height, width)]
