@@ -117,11 +117,13 @@ def guided_projection(
     x, residual, mu = near(x), near(residual), near(mu)
     (head, tail), (latent_head, latent_tail) = pieces_of(channels), pieces_of(latent)
     converted = max(weight.dtype.itemsize, guidance_weight.dtype.itemsize) > x.dtype.itemsize
-    block_p, block_n, warps, stages = blocks_of(
-        x.dtype, channels, outputs, True, converted, architecture or architecture_for(x)
-    )
+    architecture = architecture or architecture_for(x)
+    block_p, block_n, warps, stages = blocks_of(x.dtype, channels, outputs, True, converted, architecture)
+    # Two products need more registers than the one for which these are the largest tiles.
     if x.dtype == torch.float32:
-        block_n = 16  # with two products, 32 spill registers
+        block_n = 16
+    elif architecture == "gfx1100":
+        block_p, block_n = 32, 32
     with device_of(x):
         launch(
             project_guided, triton.cdiv(pixels, block_p),

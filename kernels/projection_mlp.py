@@ -291,6 +291,8 @@ def blocks_of(
         converted: Whether weights are wider than the features.
         architecture: Architecture of the GPU.
     """
+    if isinstance(architecture, str):
+        return (32, 16, 8, 1) if architecture == "gfx1100" and channels > 160 else (32, 32, 4, 1)
     if dtype == torch.float32:
         return 16, 16, 8, 1
     stages = 1 if converted else 2

@@ -142,7 +142,7 @@ def rows(
         for architecture in architectures
         for dtype in dtypes
         for shape in SHAPES
-        if dtype in shape.dtypes and (isinstance(architecture, tuple) or not OPS[shape.op].nvidia_only)
+        if dtype in shape.dtypes
         for kernel in shape.kernels
     )
     return [row for row in found if wanted(row)]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from savl import ops
+from savl.kernels.gpu import COMPILER
 from savl.ops.case import BenchmarkProblem, Case, Draw
 from savl.ops.convolution import autocasts
 from savl.ops.library import CPP, TRITON
@@ -266,6 +267,8 @@ def _triton_limit(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, mu:
     for name, channels in (("x", x.shape[3]), ("mu", mu.shape[3])):
         if channels > MOST_CHANNELS:
             return f"{name} has {channels} channels, more than {MOST_CHANNELS}"
+    if x.dtype == torch.float32 and COMPILER == "hip":
+        return "float32 does not fit into the registers of all AMD GPUs"
     return None
 
 
@@ -276,7 +279,6 @@ GUIDED_PROJECTION = register(
         function=guided_projection,
         reference=guided_projection_reference,
         backends={TRITON: _triton_limit, CPP: None},
-        nvidia_only=True,
         schema="guided_projection(Tensor x, Tensor weight, Tensor bias, Tensor residual, Tensor mu, "
         "Tensor guidance_weight, Tensor guidance_bias) -> Tensor",
         backward_schema="guided_projection_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from savl.kernels.gpu import COMPILER, DEVICE
+from savl.kernels.gpu import DEVICE
 from savl.ops.library import CPP, CUDA_UNAVAILABLE, EAGER, EXTENSION_UNAVAILABLE, FUSED, INTERPRETED, TRITON
 
 if TYPE_CHECKING:
@@ -76,8 +76,6 @@ class Op:
     """Names of the ops that ``forward_on_cpu`` calls."""
     backward_in_torch: Callable[..., Any] | None = None
     """Kernel of ``<name>_backward`` for CPUs and GPUs by operations of torch; None if the backends have their own."""
-    nvidia_only: bool = False
-    """Whether the Triton kernels have block sizes for NVIDIA GPUs only."""
     title: str = ""
     """Name of the op in tables of benchmarks."""
     benchmark: Callable[..., BenchmarkProblem] | None = None
@@ -184,8 +182,6 @@ def _why_unavailable(op: Op, backend: str) -> str | None:
     if backend == CPP and INTERPRETED and TRITON in op.backends:
         return "TRITON_INTERPRET is set: Triton's interpreter has this op on the CPU"
     kernels = FUSED[backend]
-    if backend == TRITON and op.nvidia_only and COMPILER != "cuda":
-        return "the Triton kernels of this op have block sizes for NVIDIA GPUs only"
     if kernels.unavailable is None and not all(
         has_kernel(each, kernels.device) for each in (op.name, *(op.calls if backend == CPP else ()))
     ):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from savl import ops
+from savl.kernels.gpu import COMPILER
 from savl.ops.case import BenchmarkProblem, Case, Draw
 from savl.ops.convolution import autocasts
 from savl.ops.library import CPP, TRITON
@@ -418,6 +419,8 @@ def _triton_limit(
             return f"{name} has {channels} channels, more than {most} in {str(x.dtype).removeprefix('torch.')}"
     if hidden is not None and hidden.shape[3] > MOST_CONVOLVED:
         return f"hidden has {hidden.shape[3]} channels, more than {MOST_CONVOLVED}"
+    if x.dtype == torch.float32 and COMPILER == "hip":
+        return "float32 does not fit into the registers of all AMD GPUs"
     return None
 
 
@@ -428,7 +431,6 @@ PROJECTION_MLP = register(
         function=projection_mlp,
         reference=projection_mlp_reference,
         backends={TRITON: _triton_limit, CPP: None},
-        nvidia_only=True,
         schema="projection_mlp(Tensor x, Tensor weight, Tensor bias, Tensor residual, Tensor? hidden, "
         "Tensor? hidden_weight, Tensor? hidden_bias, Tensor? gate, Tensor norm_weight, Tensor norm_bias, "
         "Tensor expand_weight, Tensor expand_bias, Tensor contract_weight, Tensor contract_bias, float eps) -> Tensor",

@@ -238,7 +238,7 @@ torch.cuda.get_device_properties = lambda index: SimpleNamespace(gcnArchName="{a
 from savl.cli import main
 main(["kernels", "info", *{options}])
 """
-ON_AMD = {name for name, op in OPS.items() if "triton" in op.backends and not op.nvidia_only}
+ON_AMD = {name for name, op in OPS.items() if "triton" in op.backends}
 needs_triton = pytest.mark.skipif(TRITON_MISSING is not None, reason=str(TRITON_MISSING))
 
 
