@@ -147,12 +147,15 @@ def blocks_of(
             return (32, 32, 4, 1) if dtype == torch.float32 else (64, 64, 4, 1)
         return 32 if dtype == torch.float32 or padded > 288 else 64, 32, 4, 1
     if dtype == torch.float32:
-        return 32 if normalised else 64, 32, 8, 1
+        return 32, 32, 8, 1
     wide = 8 * triton.cdiv(outputs, 64) * 64 <= 9 * triton.cdiv(outputs, 32) * 32  # at most an eighth more products
     block_n = 64 if wide and padded <= 192 and not (normalised and converted) else 32
     if padded <= 192:
         return (64 if normalised or padded > 160 else 128), block_n, 8, stages
-    return (64, 32, 4, stages) if padded <= 384 and not normalised else (32, 32, 8, stages)
+    if padded > 384 or normalised:
+        return 32, 32, 8, stages
+    # Two programs share the 100 KiB of shared memory that Ada, Ampere and Blackwell for workstations have.
+    return (32, 32, 4, 1) if architecture in ((8, 6), (8, 9)) or architecture[0] == 12 else (64, 32, 4, stages)
 
 
 def chunk_of(dtype: torch.dtype, channels: int, architecture: Architecture) -> int:

@@ -474,7 +474,10 @@ def contract_tile(channels: int, outputs: int, dtype: torch.dtype, architecture:
     block_o = max(4, triton.next_power_of_2(outputs))
     # 16 channels are what tensor cores multiply at once. Tiles of 32, and three stages of the pipeline that loads them,
     # need more than the 128 registers with which two programs of 8 warps fit on a multiprocessor of NVIDIA.
-    tile = {"BLOCK_O": block_o, "BLOCK_K": 16, "BLOCK_Y": 8, "BLOCK_X": 8 if block_o == 16 else 16, "num_stages": 2}
+    tile = {"BLOCK_O": block_o, "BLOCK_K": 16, "BLOCK_Y": 8, "BLOCK_X": 8 if block_o == 16 else 16}
+    # On data-centre Blackwell, float16 spills with two stages, and float32 with one.
+    single = isinstance(architecture, tuple) and architecture[0] == 10 and dtype != torch.float32
+    tile["num_stages"] = 1 if single else 2
     # A warp of CDNA has 64 threads.
     return {**tile, "num_warps": 4 if architecture == "gfx942" or block_o == 16 else 8}
 

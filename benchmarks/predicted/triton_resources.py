@@ -2,6 +2,7 @@
 
     python -m benchmarks.predicted.triton_resources    # a table
     python -m benchmarks.predicted.triton_resources --json benchmarks/results/kernel-resources/triton.json
+    python -m benchmarks.predicted.triton_resources --gpu sm_90 --dtype bfloat16   # with another release of Triton
 
 This needs Triton, but no GPU: every kernel is compiled ahead of time for every architecture, dtype and network.
 Attention has severity and, where networks shift windows, a shift, which needs most registers. Spilled registers cost
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "benchmarks/results/kernel-resources/triton.json"
+OF_TRITON_3_6 = COMMITTED.with_name("triton-3.6-sm_90-bfloat16.json")
+"""The figures of an older release, with which the kernels were measured on an H200."""
 ARCHITECTURES: tuple[Architecture, ...] = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), *AMD)
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -193,6 +196,7 @@ def compile_row(row: Row | FeatureRow) -> dict[str, Any]:
         "shared": used.shared,
         "tensor_memory": used.tensor_memory,
         "programs": used.programs(row.architecture),
+        "warps": used.warps,
     }
 
 
@@ -290,6 +294,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: as many as there are processors)")
+    parser.add_argument("--gpu", metavar="NAME", help="only this architecture, such as sm_90")
+    parser.add_argument("--dtype", choices=DTYPES, help="only this dtype")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep compiled kernels here for the next run")
     arguments = parser.parse_args()
     try:
@@ -297,7 +303,12 @@ def main() -> int:
     except ImportError:
         print("Triton is missing: install savl[triton]", file=sys.stderr)
         return 1
-    wanted = all_rows()
+    wanted = [
+        row
+        for row in all_rows()
+        if (arguments.gpu or row.facts()["gpu"]) == row.facts()["gpu"]
+        and (arguments.dtype or row.facts()["dtype"]) == row.facts()["dtype"]
+    ]
     start = time.perf_counter()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("compiling", total=len(wanted))
