@@ -137,7 +137,7 @@ class SeesState:
     def __init__(self) -> None:
         self.settings: list[KernelSettings] = []
 
-    def record(self, function: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+    def record(self, function: Callable[[], Tensor], warm_ups: int) -> tuple[Callable[[], object], Tensor]:
         self.settings.append(current_settings())
         output = function()
         return lambda: output.copy_(function()), output
