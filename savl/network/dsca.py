@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from savl import ops
 from savl.network.config import SAVLConfig
-from savl.network.layers import ChannelsLastLinear, LayerNorm, relative_bias_table
+from savl.network.layers import ChannelsLastLinear, LayerNorm, must_be_called, relative_bias_table
 from savl.ops import KernelSettings
 
 
@@ -75,6 +75,10 @@ class DSCA(nn.Module):
             out: Tensor = self.proj(attended, residual=x)
             return out
         proj, guidance = self.proj, self.guidance.project
+        if must_be_called(proj, guidance):
+            gamma, *shift = guidance(mu).split(x.shape[-1], dim=-1)
+            modulated: Tensor = proj(attended, residual=x, gamma=gamma, beta=shift[0] if shift else None)
+            return modulated
         return ops.guided_projection(
             attended, proj.weight, proj.bias, x, mu, guidance.weight, guidance.bias, kernels=self.kernels
         )

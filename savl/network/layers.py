@@ -116,6 +116,11 @@ class MLP(nn.Module):
         Returns:
             ``y + contract(GELU(expand(norm(y))))`` with ``y = residual + proj(attended) + gate · expand(hidden)``.
         """
+        if must_be_called(proj, self.expand, self.contract, *(() if expand is None else (expand,))):
+            x = proj(attended, residual=residual)
+            x = x if expand is None else expand(hidden, residual=x, gate=gate)
+            composed: Tensor = self(x, norm, x)
+            return composed
         return ops.projection_mlp(
             attended,
             proj.weight,
@@ -134,6 +139,15 @@ class MLP(nn.Module):
             eps=norm.eps,
             kernels=self.kernels,
         )
+
+
+def must_be_called(*layers: nn.Module) -> bool:
+    """Return whether a layer has hooks or was replaced. An op must then not read the parameters of the layers."""
+    return any(
+        bool(layer._forward_hooks or layer._forward_pre_hooks)
+        or not isinstance(layer, ChannelsLastConv2d | ChannelsLastLinear)
+        for layer in layers
+    )
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:

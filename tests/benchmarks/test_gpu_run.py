@@ -139,7 +139,7 @@ def test_a_part_that_is_interrupted_can_write_what_it_has(tmp_path: Path) -> Non
         "try:\n    print('ready', flush=True)\n    time.sleep(60)\n"
         f"except KeyboardInterrupt:\n    open({str(tmp_path / 'kept')!r}, 'w').write('so far')\n"
     )
-    outcome = processes.run([sys.executable, "-c", code], 12, grace=4)
+    outcome = processes.run([sys.executable, "-c", code], 12, grace=30)
     assert outcome.state == processes.CUT_OFF
     assert (tmp_path / "kept").read_text() == "so far"
 

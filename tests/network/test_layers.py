@@ -1,14 +1,17 @@
-"""Reflect padding to a multiple, also for images smaller than the padding."""
+"""Reflect padding to a multiple, also for images smaller than the padding; hooks of layers."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from savl.network import reflect_pad_to_multiple
+from savl.network import SAVL, SAVLConfig, reflect_pad_to_multiple
 
 SIDES = st.integers(1, 40)
 MULTIPLES = st.integers(1, 24)
@@ -83,3 +86,15 @@ def test_a_multiple_that_is_not_positive_is_refused(multiple: int) -> None:
 def test_an_image_without_pixels_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"image must have shape \(\.\.\., H, W\) with H and W at least 1, got \("):
         reflect_pad_to_multiple(torch.zeros(shape), 4)
+
+
+def test_hooks_of_layers_in_fused_ops_run_and_change_nothing_else(small_config: Callable[..., SAVLConfig]) -> None:
+    model = SAVL(small_config()).eval()
+    lr = torch.rand(1, 3, 8, 8)
+    expected = model(lr)
+    called: set[str] = set()
+    names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and "cab" not in name]
+    for name in names:
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: called.add(name))
+    torch.testing.assert_close(model(lr), expected)
+    assert called == set(names)
