@@ -117,7 +117,9 @@ def serves(op: Op, kernels: KernelSettings | None, *tensors: Tensor | None) -> b
     backend = op.backend_for(first.device.type) if choice is True else choice
     if backend is None or (choice is True and INTERPRETED and backend == TRITON):
         return False
-    if choice is True and backend == CPP and op.forward_on_cpu is not None and _are_trained(*tensors):
+    # An exported program, which may run without Python, contains the ops of the chain: they have kernels in C++.
+    by_chain = choice is True and backend == CPP and op.forward_on_cpu is not None
+    if by_chain and (torch.compiler.is_exporting() or _are_trained(*tensors)):
         return False
     limit = op.backends[backend]
     reason = why_unavailable(op.name, backend) or _why_refused(backend, first) or why_transformed(*tensors)
