@@ -26,6 +26,7 @@ from savl.ops.op import Op, register
 from savl.ops.settings import KernelSettings
 from savl.ops.switch import serves
 from savl.ops.validation import (
+    check_eps,
     check_int,
     check_same_device,
     check_same_dtype_or_float32,
@@ -324,11 +325,9 @@ def _validate(
         raise ValueError(f"{OP}: dilation must be at least 1 pixel, got {dilation}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"{OP}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    for name, number in (("slope", slope), ("eps", eps)):
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise TypeError(f"{OP}: {name} must be a number, got {number!r}")
-    if not 0 <= eps <= torch.finfo(torch.float64).max:
-        raise ValueError(f"{OP}: eps must be finite and at least 0, got {eps!r}")
+    if isinstance(slope, bool) or not isinstance(slope, int | float):
+        raise TypeError(f"{OP}: slope must be a number, got {slope!r}")
+    check_eps(OP, eps)
 
 
 # The op that the fused kernel implements. Its second result is the sum before the activation, which the backward pass

@@ -23,7 +23,7 @@ from savl.ops.library import CPP, TRITON
 from savl.ops.op import Op, register
 from savl.ops.settings import KernelSettings
 from savl.ops.switch import serves
-from savl.ops.validation import check_same_device, check_same_dtype_or_float32, check_shape, check_tensor
+from savl.ops.validation import check_eps, check_same_device, check_same_dtype_or_float32, check_shape, check_tensor
 
 OP = "layer_norm"
 MOST_CHANNELS = 4096
@@ -83,10 +83,7 @@ def _validate(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
         check_shape(OP, name, value, (channels,), "one value per channel of x")
     check_same_dtype_or_float32(OP, "x", x, weight=weight, bias=bias)
     check_same_device(OP, "x", x, weight=weight, bias=bias)
-    if isinstance(eps, bool) or not isinstance(eps, int | float):
-        raise TypeError(f"{OP}: eps must be a number, got {eps!r}")
-    if not 0 <= eps <= torch.finfo(torch.float64).max:
-        raise ValueError(f"{OP}: eps must be finite and at least 0, got {eps!r}")
+    check_eps(OP, eps)
 
 
 # The op that fused kernels implement. Its second and third results are each pixel's mean and 1 / √(variance + eps),

@@ -71,8 +71,8 @@ class Op:
     forward_on_cpu: Callable[..., Any] | None = None
     """Kernel for CPUs in Python, a chain of other ops; None if the C++ extension has one. The public function calls the
     same chain where no kernel serves, and keeps what the gradients need, which ``backward_in_torch`` computes again.
-    The automatic choice on CPUs is therefore not this kernel where gradients are needed, nor in exported programs, which
-    may run without Python."""
+    The automatic choice on CPUs is therefore not this kernel where gradients are needed, nor in an exported program,
+    which may run without Python."""
     calls: tuple[str, ...] = ()
     """Names of the ops that ``forward_on_cpu`` calls."""
     backward_in_torch: Callable[..., Any] | None = None

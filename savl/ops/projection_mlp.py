@@ -13,7 +13,7 @@ Source: the blocks of HAT (Chen et al., "Activating More Pixels in Image Super-R
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from savl.ops.op import Op, register
 from savl.ops.settings import KernelSettings
 from savl.ops.switch import serves
 from savl.ops.validation import (
+    check_eps,
     check_same_device,
     check_same_dtype,
     check_same_dtype_or_float32,
@@ -41,6 +42,25 @@ MOST_CHANNELS_IN_FLOAT32 = 160
 """The same for float32. With more channels, registers are spilled to memory."""
 MOST_CONVOLVED = 16
 """Largest number of channels of ``hidden`` for the Triton kernel, which loads each of them nine times."""
+
+
+class _Tensors(NamedTuple):
+    """The tensors of a call, in the order of the schema; `projection_mlp` states their shapes."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    residual: Tensor
+    hidden: Tensor | None
+    hidden_weight: Tensor | None
+    hidden_bias: Tensor | None
+    gate: Tensor | None
+    norm_weight: Tensor
+    norm_bias: Tensor
+    expand_weight: Tensor
+    expand_bias: Tensor
+    contract_weight: Tensor
+    contract_bias: Tensor
 
 
 def projection_mlp(
@@ -97,12 +117,12 @@ def projection_mlp(
     """
     convolved = (hidden, hidden_weight, hidden_bias, gate)
     layers = (norm_weight, norm_bias, expand_weight, expand_bias, contract_weight, contract_bias)
-    tensors = (x, weight, bias, residual, *convolved, *layers)
-    _validate(*tensors)
+    tensors = _Tensors(x, weight, bias, residual, *convolved, *layers)
+    _validate(tensors, eps)
     if not autocasts(x) and serves(PROJECTION_MLP, kernels, *tensors):
         fused: Tensor = torch.ops.savl.projection_mlp(*tensors, float(eps))
         return fused
-    return _compose(*tensors, float(eps), kernels)
+    return _compose(tensors, float(eps), kernels)
 
 
 def projection_mlp_reference(
@@ -126,52 +146,25 @@ def projection_mlp_reference(
     """Compute `projection_mlp` by operations of torch: the reference."""
     convolved = (hidden, hidden_weight, hidden_bias, gate)
     layers = (norm_weight, norm_bias, expand_weight, expand_bias, contract_weight, contract_bias)
-    return _compose(x, weight, bias, residual, *convolved, *layers, eps, KernelSettings.of(False))
+    tensors = _Tensors(x, weight, bias, residual, *convolved, *layers)
+    return _compose(tensors, eps, KernelSettings.of(False))
 
 
-def _compose(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor,
-    hidden: Tensor | None,
-    hidden_weight: Tensor | None,
-    hidden_bias: Tensor | None,
-    gate: Tensor | None,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    contract_weight: Tensor,
-    contract_bias: Tensor,
-    eps: float,
-    kernels: KernelSettings | None,
-) -> Tensor:
-    y = ops.convolution(x, weight, bias, residual=residual, kernels=kernels)
-    if hidden is not None:
-        assert hidden_weight is not None
-        y = ops.convolution(hidden, hidden_weight, hidden_bias, residual=y, gate=gate, kernels=kernels)
-    norm: dict[str, Any] = {"norm_weight": norm_weight, "norm_bias": norm_bias, "eps": eps}
-    features = ops.convolution(y, expand_weight, expand_bias, **norm, activation="gelu", kernels=kernels)
-    return ops.convolution(features, contract_weight, contract_bias, residual=y, kernels=kernels)
+def _compose(given: _Tensors, eps: float, kernels: KernelSettings | None) -> Tensor:
+    y = ops.convolution(given.x, given.weight, given.bias, residual=given.residual, kernels=kernels)
+    if given.hidden is not None:
+        assert given.hidden_weight is not None
+        parts: dict[str, Any] = {"residual": y, "gate": given.gate}
+        y = ops.convolution(given.hidden, given.hidden_weight, given.hidden_bias, **parts, kernels=kernels)
+    norm: dict[str, Any] = {"norm_weight": given.norm_weight, "norm_bias": given.norm_bias, "eps": eps}
+    features = ops.convolution(y, given.expand_weight, given.expand_bias, **norm, activation="gelu", kernels=kernels)
+    return ops.convolution(features, given.contract_weight, given.contract_bias, residual=y, kernels=kernels)
 
 
-def _validate(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor,
-    hidden: Tensor | None,
-    hidden_weight: Tensor | None,
-    hidden_bias: Tensor | None,
-    gate: Tensor | None,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    contract_weight: Tensor,
-    contract_bias: Tensor,
-) -> None:
+def _validate(given: _Tensors, eps: float) -> None:
+    x, weight, bias, residual, *convolution, norm_weight, norm_bias = given[:10]
+    hidden, hidden_weight, hidden_bias, gate = convolution
+    expand_weight, expand_bias, contract_weight, contract_bias = given[10:]
     check_tensor(OP, "x", x, "(B, H, W, K)")
     check_tensor(OP, "weight", weight, "(C, K)")
     check_tensor(OP, "expand_weight", expand_weight, "(N, C)")
@@ -187,9 +180,12 @@ def _validate(
         "contract_bias": (contract_bias, (channels,)),
     }
     features = {"residual": (residual, (*image, channels))}
-    given = [each is not None for each in (hidden, hidden_weight, hidden_bias, gate)]
-    if any(given) and not all(given):
-        raise ValueError(f"{OP}: hidden, hidden_weight, hidden_bias and gate must be given together")
+    absent = [name for name in ("hidden", "hidden_weight", "hidden_bias", "gate") if getattr(given, name) is None]
+    if len(absent) not in (0, 4):
+        raise ValueError(
+            f"{OP}: hidden, hidden_weight, hidden_bias and gate must be given together, got None for "
+            f"{', '.join(absent)}"
+        )
     if hidden is not None and hidden_weight is not None and hidden_bias is not None and gate is not None:
         check_tensor(OP, "hidden", hidden, "(B, H, W, D)")
         check_tensor(OP, "gate", gate, "(B, rows, columns, C)")
@@ -212,6 +208,7 @@ def _validate(
         check_same_dtype(OP, "x", x, **{name: value for name, (value, _) in features.items()})
         check_same_dtype_or_float32(OP, "x", x, **{name: value for name, (value, _) in parameters.items()})
     check_same_device(OP, "x", x, **{name: value for name, (value, _) in (parameters | features).items()})
+    check_eps(OP, eps)
 
 
 # The op that the fused kernels implement.
@@ -224,21 +221,11 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, *others: An
     return x.new_empty(residual.shape)
 
 
-def _compute(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor,
-    hidden: Tensor | None,
-    hidden_weight: Tensor | None,
-    hidden_bias: Tensor | None,
-    gate: Tensor | None,
-    *layers: Any,
-) -> Tensor:
-    """Compute the op on a CPU with the kernels of ``savl::convolution``."""
-    *_, contract_weight, contract_bias, _ = layers
-    y, _, features, _ = _inner(x, weight, bias, residual, hidden, hidden_weight, hidden_bias, gate, *layers, keep=False)
-    return _product(features, contract_weight, contract_bias, residual=y)[0]
+def _compute(*arguments: Any) -> Tensor:
+    """Compute the op on a CPU with the kernels of ``savl::convolution``; arguments as in the schema."""
+    given, eps = _Tensors(*arguments[:-1]), arguments[-1]
+    y, _, features, _ = _inner(given, eps, keep=False)
+    return _product(features, given.contract_weight, given.contract_bias, residual=y)[0]
 
 
 def _product(
@@ -257,34 +244,18 @@ def _product(
     return found
 
 
-def _inner(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor,
-    hidden: Tensor | None,
-    hidden_weight: Tensor | None,
-    hidden_bias: Tensor | None,
-    gate: Tensor | None,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    contract_weight: Tensor,
-    contract_bias: Tensor,
-    eps: float,
-    *,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _inner(given: _Tensors, eps: float, *, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return y, the convolution before the gate, the features of the MLP, and these before the GELU.
 
     The second and the last are empty without ``keep``.
     """
-    y, convolved = _product(x, weight, bias, residual=residual)
-    if hidden is not None and hidden_weight is not None:
-        y, convolved = _product(hidden, hidden_weight, hidden_bias, residual=y, gate=gate, keep=keep)
+    y, convolved = _product(given.x, given.weight, given.bias, residual=given.residual)
+    if given.hidden is not None and given.hidden_weight is not None:
+        gated: dict[str, Any] = {"residual": y, "gate": given.gate, "keep": keep}
+        y, convolved = _product(given.hidden, given.hidden_weight, given.hidden_bias, **gated)
+    norm = (given.norm_weight, given.norm_bias)
     gelu = (1, 1, 0.0, eps)
-    features, before = _product(y, expand_weight, expand_bias, (norm_weight, norm_bias), options=gelu, keep=keep)
+    features, before = _product(y, given.expand_weight, given.expand_bias, norm, options=gelu, keep=keep)
     return y, convolved, features, before
 
 
@@ -304,28 +275,18 @@ def _fake_backward(grad: Tensor, *others: Any) -> tuple[Tensor, ...]:
     return tuple(grad.new_empty(0) if each is None else each.new_empty(each.shape) for each in others[:14])
 
 
-def _compute_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor,
-    hidden: Tensor | None,
-    hidden_weight: Tensor | None,
-    hidden_bias: Tensor | None,
-    gate: Tensor | None,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    contract_weight: Tensor,
-    contract_bias: Tensor,
-    eps: float,
-) -> tuple[Tensor, ...]:
-    """Compute the gradients layer by layer, from the last to the first, after computing the layers again."""
-    convolution = (hidden, hidden_weight, hidden_bias, gate)
-    layers = (norm_weight, norm_bias, expand_weight, expand_bias, contract_weight, contract_bias)
-    y, convolved, features, before = _inner(x, weight, bias, residual, *convolution, *layers, eps, keep=True)
+def _compute_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """Compute the gradients layer by layer, from the last to the first, after computing the layers again.
+
+    Args:
+        grad: Gradient of the result, ``(B, H, W, C)``.
+        arguments: Arguments of the op, as in its schema.
+
+    Returns:
+        Gradients of the 14 tensors, in their shapes and dtypes; empty for those that are None.
+    """
+    given, eps = _Tensors(*arguments[:-1]), arguments[-1]
+    y, convolved, features, before = _inner(given, eps, keep=True)
     absent = grad.new_empty(0)
 
     def through(
@@ -338,22 +299,21 @@ def _compute_backward(
         return (*found[:5], found[6])
 
     plain = (None,) * 4
-    grad_features, grad_contract, grad_contract_bias, *_ = through(grad, features, contract_weight, *plain)
+    grad_features, grad_contract, grad_contract_bias, *_ = through(grad, features, given.contract_weight, *plain)
     gelu = (1, 1, 0.0, eps)
     grad_y, grad_expand, grad_expand_bias, grad_norm_weight, grad_norm_bias, _ = through(
-        grad_features, y, expand_weight, norm_weight, norm_bias, None, None, kept=before, options=gelu
+        grad_features, y, given.expand_weight, given.norm_weight, given.norm_bias, None, None, kept=before, options=gelu
     )
     grad_y = grad_y + grad
     of_convolution = (absent,) * 4
-    if hidden is not None and hidden_weight is not None:
+    if given.hidden is not None and given.hidden_weight is not None:
         grad_hidden, grad_hidden_weight, grad_hidden_bias, _, _, grad_gate = through(
-            grad_y, hidden, hidden_weight, None, None, None, gate, kept=convolved
+            grad_y, given.hidden, given.hidden_weight, None, None, None, given.gate, kept=convolved
         )
         of_convolution = (grad_hidden, grad_hidden_weight, grad_hidden_bias, grad_gate)
-    grad_x, grad_weight, grad_bias, *_ = through(grad_y, x, weight, *plain)
+    grad_x, grad_weight, grad_bias, *_ = through(grad_y, given.x, given.weight, *plain)
     of_layers = (grad_norm_weight, grad_norm_bias, grad_expand, grad_expand_bias, grad_contract, grad_contract_bias)
     found = (grad_x, grad_weight, grad_bias, grad_y, *of_convolution, *of_layers)
-    given = (x, weight, bias, residual, *convolution, *layers)
     return tuple(
         absent.clone() if to is None else each.to(to.dtype).contiguous() for each, to in zip(found, given, strict=True)
     )

@@ -136,6 +136,19 @@ def check_int(op: str, name: str, value: object) -> None:
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__} {value!r}")
 
 
+def check_eps(op: str, eps: object) -> None:
+    """Check that ``eps``, which is added to a variance, is a finite number of at least 0.
+
+    Raises:
+        TypeError: ``eps`` is not a number.
+        ValueError: ``eps`` is negative or not finite.
+    """
+    if isinstance(eps, bool) or not isinstance(eps, int | float):
+        raise TypeError(f"{op}: eps must be a number, got {eps!r}")
+    if not 0 <= eps <= torch.finfo(torch.float64).max:
+        raise ValueError(f"{op}: eps must be finite and at least 0, got {eps!r}")
+
+
 def check_window(op: str, height: int, width: int, window: int) -> None:
     """Check that the window is positive and that whole windows cover the image.
 
