@@ -119,8 +119,8 @@ def run_worker(connection: Connection, settings: WorkerSettings, folder: str) ->
         settings: What to compute.
         folder: Folder for temporary files, which the pool removes.
     """
-    # The service stops its workers by closing the connection, after they have finished what they began. Ctrl-C and
-    # service managers send their signals to all processes of a group.
+    # The service stops its workers by a message, after they have finished what they began. Ctrl-C and service managers
+    # send their signals to all processes of a group.
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
     sending = threading.Lock()
