@@ -26,7 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_ratios import MEMORY_RATIO, PARTS
 from benchmarks.predicted import traffic
+from benchmarks.timing import COPY
 from savl.atomic_write import write_atomically
 from savl.kernels.configs import Problem, default_config, kernels_hash, stages_of
 from savl.kernels.machine_code import Counted, Instruction, count, disassemble, loops, path, share_at_edge
@@ -315,19 +317,20 @@ def predict() -> dict[str, Any]:
         report["ratios"].append(row)
 
     both = tuple(f"window {stage}" for stage in stages_of(Problem("bfloat16", HEAD_DIM, WINDOW, WINDOW), CAPABILITY))
-    for what, against, peer, wanted, names in (
-        ("window attention, forward", "eager", "window", 8, both[:1]),
-        ("window attention, forward", "sdpa, its bytes alone", "window, sdpa", 2, both[:1]),
-        ("window attention, forward and backward", "eager", "window, backward", 5, both),
-        ("overlapping attention, forward", "eager", "overlapping", 8, ("overlapping forward",)),
+    for what, against, peer, part, names in (
+        ("window attention, forward", "eager", "window", "window", both[:1]),
+        ("window attention, forward", "sdpa, its bytes alone", "window, sdpa", "window", both[:1]),
+        ("window attention, forward and backward", "eager", "window, backward", "window-backward", both),
+        ("overlapping attention, forward", "eager", "overlapping", "overlapping", ("overlapping forward",)),
     ):
+        wanted = PARTS[part].wanted[against.partition(",")[0]]
         fused = {gpu.name: total(gpu, *names) for gpu in GPUS}
         slow = {gpu.name: eager[peer].seconds(gpu.bytes_per_second, gpu.flops) for gpu in GPUS}
         add(what, against, wanted, {name: slow[name] / each for name, each in fused.items()}, fused)
     for name in ("posterior, no noise", "posterior, given noise", "modulation"):
         fused = {gpu.name: gpu.seconds(works[name]) for gpu in GPUS}
         share = {gpu.name: gpu.floors(works[name])["memory"] / fused[gpu.name] for gpu in GPUS}
-        add(name, "memory bandwidth", 0.9, share, fused)
+        add(name, "memory bandwidth", PARTS[name.partition(",")[0]].wanted[COPY], share, fused)
         slow = {gpu.name: eager[name].seconds(gpu.bytes_per_second, gpu.flops) for gpu in GPUS}
         add(name, "eager", None, {gpu: slow[gpu] / each for gpu, each in fused.items()}, fused)
 
@@ -350,11 +353,12 @@ def predict() -> dict[str, Any]:
             gpu.seconds(work) if (work := forward_work(step)) else step.seconds(gpu.bytes_per_second, gpu.flops)
             for step in network[True].steps
         )
-    add("savl-base end to end", "eager", 3, {name: slow[name] / each for name, each in fused.items()}, fused)
+    ratios = {name: slow[name] / each for name, each in fused.items()}
+    add("savl-base end to end", "eager", PARTS["network"].wanted["eager"], ratios, fused)
     peaks = {name: network[fused].peak for name, fused in (("eager", False), ("fused", True))}
     report["peak_bytes"] = peaks
     share = peaks["eager"] / peaks["fused"]
-    add("savl-base end to end, peak memory", "eager", 3, {gpu.name: share for gpu in GPUS}, fused)
+    add("savl-base end to end, peak memory", "eager", MEMORY_RATIO, {gpu.name: share for gpu in GPUS}, fused)
     return report
 
 
