@@ -87,6 +87,7 @@ def upscale_dataset(
     from savl.distributed.ray_import import import_ray
     from savl.distributed.storage import UrlPlace, is_url, local_path
     from savl.images.format import FORMATS
+    from savl.images.write import check_quality
     from savl.inference.device import checked_dtype
     from savl.inference.enlarge import check_scale, check_strength
     from savl.version import version
@@ -95,8 +96,7 @@ def upscale_dataset(
         raise ValueError(f"format must be one of {', '.join(each.name for each in FORMATS)}, or None, got {format!r}")
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
-    if not isinstance(quality, int) or isinstance(quality, bool) or not 1 <= quality <= 100:
-        raise ValueError(f"quality must be an int from 1 to 100, got {quality!r}")
+    check_quality(quality)
     if "/" in suffix or "\\" in suffix:
         raise ValueError(f"suffix must not contain a slash or backslash, got {suffix!r}")
     if scale is not None:

@@ -6,8 +6,8 @@ OpenMP wait is decided when torch is loaded.
 
 from __future__ import annotations
 
-import os
 import pickle
+import platform
 import tempfile
 import threading
 import time
@@ -94,7 +94,7 @@ class Worker:
 
         if version() != settings.version:
             raise RuntimeError(
-                f"node {os.uname().nodename} has savl {version()}, but the command is savl {settings.version}: install "
+                f"node {platform.node()} has savl {version()}, but the command is savl {settings.version}: install "
                 "the same version on all nodes"
             )
         from savl.inference.process_settings import keep_freed_memory, limit_spinning, use_threads

@@ -125,6 +125,16 @@ def prepare_output(path: str | os.PathLike[str], *, overwrite: bool) -> None:
         check_writable(Path(path), overwrite=overwrite)
 
 
+def check_quality(quality: object) -> None:
+    """Check the quality of a JPEG or WebP file.
+
+    Raises:
+        ValueError: It is not an int from 1 to 100.
+    """
+    if not isinstance(quality, int) or isinstance(quality, bool) or not 1 <= quality <= 100:
+        raise ValueError(f"quality must be an int from 1 to 100, got {quality!r}")
+
+
 def check_size(path: str | os.PathLike[str], width: int, height: int, image_format: ImageFormat) -> None:
     """Raise UnwritableImage if an image of this size does not fit the format."""
     if max(width, height) > image_format.max_side:

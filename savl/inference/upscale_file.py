@@ -12,7 +12,7 @@ from savl.images.format import FORMATS, PNG, ImageFormat, format_of_suffix
 from savl.images.metadata import losses
 from savl.images.result_mark import SEVERITY_MAP, STRENGTH_MAP, UPSCALED
 from savl.images.severity_map import draw_severity
-from savl.images.write import ProcessedFile, check_size, prepare_output, write_image
+from savl.images.write import ProcessedFile, check_quality, check_size, prepare_output, write_image
 from savl.inference.enlarge import ByBitDepth, ImageUpscaler, OnTile, Strength, check_scale, enlarge, output_size
 from savl.inference.upscale_image import as_upscaler, is_image_source, read_source
 
@@ -90,8 +90,7 @@ def upscale_file(
     if not is_image_source(source):
         raise TypeError(f"source must be a path, bytes or a binary file object, got {type(source).__name__}")
     image_format = _format_of(target, format)
-    if not isinstance(quality, int) or isinstance(quality, bool) or not 1 <= quality <= 100:
-        raise ValueError(f"quality must be an int from 1 to 100, got {quality!r}")
+    check_quality(quality)
     named = {"target": target, "severity_map": severity_map, "strength_map": strength_map}
     files = {name: path for name, path in named.items() if path is not None}
     for first, second in itertools.combinations(files, 2):
