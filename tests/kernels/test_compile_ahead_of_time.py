@@ -58,9 +58,9 @@ def compiled_here(row: Row) -> bool:
 
 
 FEATURES_COMPILED_HERE = {
-    ((9, 0), "float16"): {"normalise_pixels", "linear", "contract", "sums"},
+    ((9, 0), "float16"): {"normalise_pixels", "linear", "contract", "sums", "project_guided"},
     ((9, 0), "float32"): {"contract"},
-    ("gfx942", "float32"): {"normalise_pixels_backward", "expand"},
+    ("gfx942", "bfloat16"): {"normalise_pixels_backward", "expand", "finish_block"},
     ("gfx1100", "bfloat16"): {"linear", "contract", "pack", "gates"},
 }
 """Kernels of the compilations by architecture and dtype; each kernel with the first shape that it has."""

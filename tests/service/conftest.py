@@ -23,7 +23,7 @@ def model_file(small_config: Callable[..., SAVLConfig], tmp_path_factory: pytest
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def service(model_file: Path) -> Iterator[object]:
     pytest.importorskip("fastapi", reason="needs savl[serve]")
     from running_service import LIMITS, start
