@@ -1,6 +1,7 @@
 r"""The Triton kernels of both attentions, with every trait: one family, in which a trait is a compile-time parameter.
 
-The forward pass is here, the backward pass in `attention_backward`.
+The forward pass is here. The gradients of q, k and v are in `attention_backward` and `attention_backward_joint`, and
+that of the bias is in `attention_backward_bias`.
 
 For each head, a query pixel i of a window of N pixels and a key pixel j of the N' keys of this window:
 

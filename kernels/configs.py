@@ -357,12 +357,14 @@ def file_name(gpu_name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", gpu_name.lower()).strip("-") + ".json"
 
 
+ATTENTION_FILES = ("attention", "attention_backward", "attention_backward_bias", "attention_backward_joint", "tiles")
+"""Files in this folder that decide the machine code of the attention kernels."""
+
+
 @cache
 def kernels_hash() -> str:
     """Return the `code_hash` of the installed attention kernels."""
-    return code_hash(
-        *(Path(__file__).with_name(name) for name in ("attention.py", "attention_backward.py", "tiles.py"))
-    )
+    return code_hash(*(Path(__file__).with_name(f"{name}.py") for name in ATTENTION_FILES))
 
 
 def code_hash(*paths: Path) -> str:

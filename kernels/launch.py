@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from savl.kernels import attention, attention_backward
+from savl.kernels import attention, attention_backward, attention_backward_bias, attention_backward_joint
 from savl.kernels.configs import KernelConfig, Problem, config_for, stages_of
 from savl.kernels.gpu import architecture_of, gpu_names, kind
 from savl.kernels.log_sum_exp import lse_dtype
@@ -130,7 +130,7 @@ class Attention:
         """Run a kernel. Every launch of an attention kernel is a call of this method.
 
         Args:
-            kernel: One of `savl.kernels.attention` or `attention_backward`.
+            kernel: One of `savl.kernels.attention` or of the modules ``attention_backward*``.
             programs: How many of its programs to run.
             arguments: Its positional arguments.
             constants: Its compile-time arguments, and options of Triton.
@@ -256,7 +256,7 @@ def backward(
         if "backward_qkv" in stages:
             config = call.config("backward_qkv")
             call.launch(
-                attention_backward.backward_qkv, call.windows * call.heads,
+                attention_backward_joint.backward_qkv, call.windows * call.heads,
                 call.q, call.k, call.v, *given, out, lse, grad_out, delta, grad_q, grad_k, grad_v, through_q, through_k,
                 lse if of_scale is None else of_scale, *image, grad_q.stride(2), grad_k.stride(2), **call.constants(),
                 BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages, num_warps=config.warps,
@@ -288,7 +288,7 @@ def backward(
             chunks = bias_chunks(call.windows, pairs * call.heads)
             sums = torch.empty(chunks, call.heads, problem.queries, problem.keys, **single)
             call.launch(
-                attention_backward.backward_bias, pairs * call.heads * chunks,
+                attention_backward_bias.backward_bias, pairs * call.heads * chunks,
                 call.q, call.k, call.v, *given, lse, grad_out, delta, sums, call.windows,
                 *image, **call.constants(), CHUNKS=chunks,
                 BLOCK_M=config.block_m, BLOCK_N=config.block_n, STAGES=config.stages, num_warps=config.warps,
@@ -297,7 +297,7 @@ def backward(
         if call.bias is not None and call.bias_kind == "table":
             folded = torch.empty(call.bias.shape, dtype=call.bias.dtype, device=call.q.device)
             call.launch(
-                attention_backward.fold_bias, call.spans[0] * call.heads,
+                attention_backward_bias.fold_bias, call.spans[0] * call.heads,
                 grad_bias, folded, call.heads, call.window, call.key_window,
                 triton.next_power_of_2(call.window[1]), triton.next_power_of_2(call.spans[1]),
             )  # fmt: skip

@@ -291,6 +291,30 @@ def tile_of_logits(
 
 
 @triton.jit
+def weights_and_gradient(
+    rows,
+    columns,
+    left,
+    right,
+    lse,
+    lse_rest,
+    bias,
+    bias_index,
+    exists,
+    visible,
+    BIAS: tl.constexpr,
+    CHECKED: tl.constexpr,
+    MASKED: tl.constexpr,
+    MASK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return a tile of softmax weights, recomputed from the log-sum-exp, and its gradient ``left @ rightᵀ``."""
+    logits = tile_of_logits(rows, columns, bias, bias_index, exists, visible, BIAS, CHECKED, MASKED, MASK, PRECISION)
+    weights = tl.exp2(logits - lse - lse_rest)
+    return weights, dot(left, tl.trans(right), PRECISION)
+
+
+@triton.jit
 def load_lse(pointers, valid):
     """Load the log-sum-exp of some rows: as float32, and its rounding error, 0 where it is stored as float32."""
     lse = tl.load(pointers, mask=valid, other=0.0)

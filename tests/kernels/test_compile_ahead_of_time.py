@@ -20,6 +20,7 @@ import torch
 from benchmarks.predicted import feature_rows, resource_page, triton_resources
 from benchmarks.predicted.feature_rows import FeatureRow
 from benchmarks.predicted.triton_resources import COMMITTED, Row
+from savl.kernels import configs
 from savl.kernels.configs import STAGES, KernelConfig, Problem, default_config, kernels_hash, stages_of
 from savl.kernels.targets import AMD, Architecture, named_target, target_of
 from savl.network import CONFIGS
@@ -122,7 +123,7 @@ def test_committed_table_of_triton_3_6_is_of_these_kernels_and_has_no_spill() ->
 
 
 def test_hashes_cover_the_files_of_all_kernels() -> None:
-    names = {name for files in feature_rows.FILES.values() for name in files} | {"attention", "attention_backward"}
+    names = {name for files in feature_rows.FILES.values() for name in files} | set(configs.ATTENTION_FILES)
     kernels = {
         path.stem for path in feature_rows.KERNELS.glob("*.py") if "@triton.jit" in path.read_text(encoding="utf-8")
     }
