@@ -166,3 +166,28 @@ def test_values_have_the_types_that_commands_declare(arguments: tuple[str, ...],
         assert result.exit_code == 2, wrong
         assert f": {reason}" in result.output, "and no name of an exception before it"
     assert CliRunner().invoke(commands, []).exit_code == 2, "inputs are required"
+
+
+def test_savl_alone_says_in_six_lines_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("savl.cli.app.find_spec", lambda name: name)
+    result = run()
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert [line.partition("  ")[0] for line in lines] == [
+        "savl web",
+        "savl upscale photo.jpg",
+        "savl upscale photos/ -o large/",
+        "savl upscale clip.mp4 -o large.mp4",
+        "savl kernels info",
+        "savl --help",
+    ]
+    assert "pip install" not in result.stdout
+    monkeypatch.setattr("savl.cli.app.find_spec", lambda name: None)
+    assert [line.partition("pip install ")[2] for line in run().stdout.splitlines()] == [
+        "'savl[web]'",
+        "",
+        "",
+        "'savl[video]'",
+        "",
+        "",
+    ]

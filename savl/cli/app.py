@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -21,7 +22,7 @@ from savl.settings import EnvironmentVariableError
 # OpenBLAS even ends the process.
 _LIBRARY_BYTES = 640 * 2**20
 
-app = CommandLine(name="savl", no_args_is_help=True, add_completion=True)
+app = CommandLine(name="savl", add_completion=True)
 
 # Each subcommand has one line here. The modules of the subcommands import torch and image libraries only inside
 # functions, so that `savl --help` starts quickly.
@@ -55,14 +56,37 @@ _EPILOG = [
 ]
 
 
-@app.callback(epilog="\n\n".join(_EPILOG))
+FIRST_COMMANDS = (
+    ("savl web", "Open a page in the browser and drop photographs on it.", ("gradio", "web")),
+    ("savl upscale photo.jpg", "Enlarge a photograph 4 times; the result is written beside it.", None),
+    ("savl upscale photos/ -o large/", "Enlarge all photographs in a folder.", None),
+    ("savl upscale clip.mp4 -o large.mp4", "Enlarge a video.", ("av", "video")),
+    ("savl kernels info", "Show what makes savl fast on this machine, and what is missing.", None),
+    ("savl --help", "List all commands.", None),
+)
+"""What `savl` without arguments prints: commands, what they do, and the package and extra that they need, if any."""
+
+
+def _first_lines() -> str:
+    width = max(len(command) for command, *_ in FIRST_COMMANDS)
+    lines = []
+    for command, purpose, needs in FIRST_COMMANDS:
+        missing = needs is not None and find_spec(needs[0]) is None
+        lines.append(f"{command:{width}}  {purpose}" + (f" First: pip install 'savl[{needs[1]}]'" if missing else ""))
+    return "\n".join(lines)
+
+
+@app.callback(epilog="\n\n".join(_EPILOG), invoke_without_command=True)
 def savl(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     """Real-world image super-resolution, guided by the degradation of each pixel."""
+    if context.invoked_subcommand is None:
+        typer.echo(_first_lines())
 
 
 def run(arguments: Sequence[str] | None) -> None:
