@@ -11,6 +11,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,6 +79,9 @@ class CudaBuild:
     """The build command of setup.py, up to where it builds the CUDA library."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, **environment: str) -> None:
+        # Commands check that they get the Distribution of distutils, which setuptools replaces by its own. An import of
+        # pip in this process, by whatever test, would have put the original back.
+        monkeypatch.setitem(sys.modules, "distutils.dist", SimpleNamespace(Distribution=setuptools.Distribution))
         arguments = setup_arguments(monkeypatch, SAVL_NO_EXTENSION="0", **environment)
         self.command = arguments["cmdclass"]["build_ext"](setuptools.Distribution({"name": "savl", "version": "1.2.3"}))
         self.command.build_lib, self.command.build_temp = str(folder / "lib"), str(folder / "temp")
