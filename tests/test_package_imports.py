@@ -30,6 +30,7 @@ ALLOWED = {
     "export": {"inference", "network", "ops", "weights"},
     "service": {"images", "inference", "network", "ops", "weights"},
     "distributed": {"images", "inference", "network", "ops", "weights"},
+    "video": {"images", "inference", "network", "ops", "weights"},
     "command_line": set(),
     "profile": {"command_line", "inference", "network", "ops", "training", "weights"},
     "torch_import": {"ops"},
@@ -37,7 +38,7 @@ ALLOWED = {
 }
 # The commands and the local page may import everything below them. Nothing imports these two, except savl/__main__.py.
 ALLOWED["web"] = set().union(*ALLOWED.values())
-ALLOWED["cli"] = {"analysis", "distributed", "evaluation", "export", "profile", "service", "training", "web"}
+ALLOWED["cli"] = {"analysis", "distributed", "evaluation", "export", "profile", "service", "training", "video", "web"}
 ALLOWED["cli"] |= ALLOWED["web"]
 ALLOWED["__main__"] = {"cli"}
 

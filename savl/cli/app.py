@@ -47,7 +47,7 @@ def _print_version(wanted: bool) -> None:
     raise typer.Exit
 
 
-OPTIONAL_PARTS = {"savl upscale --ray": "cluster"}
+OPTIONAL_PARTS = {"savl upscale --ray": "cluster", "savl upscale VIDEO": "video"}
 """Parts that need packages besides those of the base install, each with the extra that installs them."""
 
 _EPILOG = [

@@ -148,6 +148,7 @@ def degrade(
                     existing,
                     f"exists already without {missing[0].name}, which belongs to it; --overwrite writes both",
                 )
+            assert job.format is not None, job
             mask_image, mask_array = job.maps or (None, None)
             return degrade_file(
                 job.open(),

@@ -14,6 +14,7 @@ from savl.cli.streams import STANDARD
 from savl.command_line import UsageError
 from savl.images.format import FORMATS, HEAD_BYTES, PNG, ImageFormat, format_of_content, format_of_suffix
 from savl.images.job import Job
+from savl.video.container import CONTAINERS, container_of_suffix, result_suffix
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,11 @@ def name_suffix(suffix: str | None, *, beside: bool, default: str) -> str:
     return f"_{suffix}" if suffix[:1].isalnum() else suffix
 
 
-def output_is_file(output: str | None, arguments: Sequence[str]) -> bool:
+def output_is_file(output: str | None, arguments: Sequence[str], *, videos: bool = False) -> bool:
     """Return whether `-o` names the output file itself rather than a folder.
 
-    It does if there is one argument, that argument is neither a folder nor a glob, and OUT has the suffix of an image
-    or is `-`.
+    It does if there is one argument, that argument is neither a folder nor a glob, and OUT has the suffix of an image,
+    or of a video if the command processes `videos`, or is `-`.
 
     Raises:
         UsageError: OUT has the suffix of an image or is `-`, but there may be several inputs; it can be neither a file
@@ -90,13 +91,15 @@ def output_is_file(output: str | None, arguments: Sequence[str]) -> bool:
     if output is None or os.path.isdir(output):
         return False
     folder = output.endswith(("/", os.sep))
-    known = not folder and format_of_suffix(Path(output)) is not None
+    is_video = videos and container_of_suffix(Path(output)) is not None
+    known = not folder and (format_of_suffix(Path(output)) is not None or is_video)
     if known and not one_file:
         raise UsageError(f"-o {output} names a file, but there may be several inputs: name a folder")
     if not known and os.path.exists(Path(output)):
         raise UsageError(f"-o {output} must be a folder, but it is a file")
     if one_file and not folder and not known and Path(output).suffix:
-        endings = " ".join(image_format.suffixes[0] for image_format in FORMATS)
+        formats = (*FORMATS, *CONTAINERS) if videos else FORMATS
+        endings = " ".join(each.suffixes[0] for each in formats)
         raise UsageError(
             f"-o {output}: {Path(output).suffix} is not a format that savl writes ({endings}); "
             "end the name with / if it is a folder"
@@ -225,9 +228,13 @@ def _with_ending(job: Job, naming: Naming) -> Job:
 
 
 def _job(source: Source, naming: Naming, to_file: bool) -> Job:
+    if source.is_video:
+        return _video_job(source, naming, to_file)
     if to_file:
         assert naming.output is not None
         target = naming.output
+        if container_of_suffix(target) is not None:
+            raise UsageError(f"-o {target} is a video, but {source.path} is an image")
         image_format = format_of_suffix(target)
         assert image_format is not None
         if naming.format not in (None, image_format):
@@ -243,6 +250,18 @@ def _job(source: Source, naming: Naming, to_file: bool) -> Job:
         target = folder / f"{source.path.stem}{naming.suffix}{ending}"
     maps = _maps(target, target.stem, naming)
     return Job(source.path, target, image_format, maps, source.content, exact=to_file)
+
+
+def _video_job(source: Source, naming: Naming, to_file: bool) -> Job:
+    if to_file:
+        assert naming.output is not None
+        if container_of_suffix(naming.output) is None:
+            endings = " ".join(container.suffixes[0] for container in CONTAINERS)
+            raise UsageError(f"-o {naming.output}: {source.path} is a video, whose result ends in one of {endings}")
+        return Job(source.path, naming.output, None, (), exact=True)
+    folder = source.path.parent if naming.output is None else naming.output / source.folder
+    target = folder / f"{source.path.stem}{naming.suffix}{result_suffix(source.path)}"
+    return Job(source.path, target, None, ())
 
 
 def format_of_source(source: Source) -> ImageFormat | None:

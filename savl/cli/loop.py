@@ -20,13 +20,14 @@ from savl.cli.results import ResultRule, remove_results, results_message
 from savl.cli.sources import Found, find_sources
 from savl.cli.streams import STANDARD, StandardOutput, read_standard_input
 from savl.command_line import UsageError
-from savl.images.format import FORMATS, JPEG, PNG, format_of_suffix
+from savl.images.format import FORMATS, JPEG, PNG, ImageFormat, format_of_suffix
 from savl.images.job import Job, JobProcessor, Work, signatures_of
 from savl.images.result_mark import MAP_MARKS
 from savl.images.write import ProcessedFile
 from savl.inference.enlarge import OnTile
 from savl.inference.process_settings import keep_freed_memory
 from savl.interrupts import mark_reported, raise_if_interrupted, raise_on_interrupt
+from savl.video.av_import import import_av
 
 _WAIT = 0.2  # seconds between two attempts to get the files that other processes have locked
 
@@ -45,6 +46,8 @@ class Operation:
             results, such as "x4", and the work.
         make_loop: Makes the loop that processes the jobs, which then does not call the work; None for the loop of this
             process.
+        videos: Whether the work processes videos too.
+        on_report: Called with the report of the run before the first file.
     """
 
     participle: str
@@ -53,6 +56,8 @@ class Operation:
     map_endings: tuple[str, ...]
     prepare: Callable[[], tuple[str, Work]]
     make_loop: Callable[[Sequence[Job]], Loop] | None = None
+    videos: bool = False
+    on_report: Callable[[ProgressReport], None] | None = None
 
 
 class Loop(Protocol):
@@ -97,7 +102,7 @@ def process_files(
         raise UsageError(f"IN number {arguments.index('') + 1} is an empty string; pass an image, a folder or a glob")
     if output == "":
         raise UsageError("-o is an empty string; pass a file or a folder, or omit -o to write beside the inputs")
-    to_file = output_is_file(output, arguments)
+    to_file = output_is_file(output, arguments, videos=operation.videos)
     with contextlib.ExitStack() as stack:
         standard_output = None
         if output == STANDARD:
@@ -117,12 +122,17 @@ def process_files(
             output=None if to_file else place,
             exclude=exclude or (),
             standard_input=read_standard_input() if STANDARD in arguments else None,
+            videos=operation.videos,
         )
         image_format = next((each for each in FORMATS if each.name == format_name), None)
         if operation.lossless and (standard_output is not None or not to_file):
             image_format = image_format or PNG
         if standard_output is not None:
             place = standard_output.file((image_format or format_of_source(found.sources[0]) or PNG).suffixes[0])
+        video = next((source.path for source in found.sources if source.is_video), None)
+        if video is not None:
+            _check_video_options(operation, video, output, image_format, page)
+            import_av()  # before the network is loaded
         if not include_results:
             suffixes = (operation.result_suffix, re.escape(name_suffix(suffix, beside=False, default="")))
             found = remove_results(found, ResultRule(frozenset([operation.participle, *MAP_MARKS]), suffixes))
@@ -160,16 +170,39 @@ def process_files(
                 started=started,
                 shown_target=None if standard_output is None else "standard output",
             )
-        return _run(loop, found, plan, operation.participle)
+        return _run(loop, found, plan, operation.participle, operation.on_report)
 
 
-def _run(loop: Loop, found: Found, plan: Plan, participle: str) -> bool:
+def _check_video_options(
+    operation: Operation, video: Path, output: str | None, image_format: ImageFormat | None, page: int | None
+) -> None:
+    """Refuse options that a video cannot have.
+
+    Raises:
+        UsageError: There is one.
+    """
+    options = {
+        "--ray": operation.make_loop is not None,
+        "-o -": output == STANDARD,
+        "--severity-map and --strength-map": bool(operation.map_endings),
+        "--page": page is not None,
+        "--format": image_format is not None,
+    }
+    if option := next((option for option, given in options.items() if given), None):
+        raise UsageError(f"{option}: for images only, and {video} is a video")
+
+
+def _run(
+    loop: Loop, found: Found, plan: Plan, participle: str, on_report: Callable[[ProgressReport], None] | None
+) -> bool:
     """Process the files and print the report; return whether every file was processed or kept."""
     previous = {number: signal.signal(number, _terminate) for number in _termination_signals()}
     try:
         files = len(found.unreadable) + len(plan.refused) + len(plan.jobs)
         sizes = {job.source: _size(job.source) for job in plan.jobs}
         with raise_on_interrupt(), ProgressReport(files, participle, sizes) as report:
+            if on_report is not None:
+                on_report(report)
             if skipped := str(found.skipped):
                 report.say(f"skipped: {skipped}", "dim")
             for pattern in found.unmatched:
@@ -237,7 +270,10 @@ class _Loop:
 
     def _finished(self, job: Job) -> bool:
         """Process a file, and return True; or return False if another process is working on it."""
-        outcome = self._processor.process(job, on_begin=lambda: self._report.begin(job.source), on_tile=self._on_tile)
+        unit = "frames" if job.format is None else "tiles"
+        outcome = self._processor.process(
+            job, on_begin=lambda: self._report.begin(job.source, unit), on_tile=self._on_tile
+        )
         if outcome is None:
             return False
         self._report.outcome(job.source, outcome, self._shown_target)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 OUTPUT_PANEL = "Output"
 NETWORK_PANEL = "Network"
 CLUSTER_PANEL = "Cluster"
+VIDEO_PANEL = "Video"
 
 Inputs = Annotated[
     list[str],
@@ -23,13 +24,21 @@ Inputs = Annotated[
         help="Images (PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, HEIC), folders, quoted globs; - is standard input.",
     ),
 ]
+ImagesAndVideos = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IN",
+        help="Images (PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, HEIC), folders of images, videos, quoted globs; - is an "
+        "image on standard input.",
+    ),
+]
 Output = Annotated[
     str | None,
     typer.Option(
         "--output",
         "-o",
         metavar="OUT",
-        help="A file for a single image, - for standard output, or a folder, which is created if missing. Default: "
+        help="A file for a single input, - for standard output, or a folder, which is created if missing. Default: "
         "results are written beside the inputs.",
         rich_help_panel=OUTPUT_PANEL,
     ),

@@ -175,6 +175,7 @@ class ProgressReport:
         )
         self._files = self._progress.add_task("files", total=files, visible=files > 1, estimate=self._files_estimate)
         self._tiles = self._progress.add_task("tiles", total=None, estimate=self._tiles_estimate)
+        self._unit = "tiles"
         self._total = files
         self._participle = participle
         self._done = 0
@@ -196,8 +197,9 @@ class ProgressReport:
         """Whether any file could not be processed."""
         return bool(self._failures)
 
-    def begin(self, path: Path) -> None:
-        """Start a file."""
+    def begin(self, path: Path, unit: str = "tiles") -> None:
+        """Start a file, whose progress is counted in a unit, such as "tiles" or "frames"."""
+        self._unit = unit
         name = printable(path.name)
         name = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
         # A new bar, because rich cannot make the total of the old one unknown again.
@@ -293,7 +295,7 @@ class ProgressReport:
 
     def interrupted(self) -> None:
         """Report that Ctrl-C has ended the run."""
-        self._line(f"interrupted: {self._done} of {self._total} {self._participle}, no partial file left", "yellow")
+        self._line(f"interrupted: {self._done} of {self._total} {self._participle}, no partial output left", "yellow")
 
     def _finish(self, path: Path, *, worked: bool) -> None:
         self._estimate.finish(path, worked=worked)
@@ -304,7 +306,7 @@ class ProgressReport:
 
     def _tiles_estimate(self) -> str:
         rate = self._estimate.tiles_per_second
-        return "" if rate is None else f"{rate:.2g} tiles/s, {format_remaining(self._estimate.file_seconds)}"
+        return "" if rate is None else f"{rate:.2g} {self._unit}/s, {format_remaining(self._estimate.file_seconds)}"
 
     def _line(self, text: str, style: str = "") -> None:
         # Text instead of markup, because file names may contain brackets. soft_wrap keeps a path on one line for grep.

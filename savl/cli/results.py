@@ -12,6 +12,7 @@ from savl.cli.sources import Found, same_file_key
 from savl.command_line import UsageError
 from savl.images.format import READABLE_FORMATS, format_of_suffix
 from savl.images.result_mark import read_mark
+from savl.video.container import is_video_name
 
 _MAP_SUFFIXES = ("_severity", "_strength")
 
@@ -62,7 +63,11 @@ class ResultRule:
         """Return the names of the images in a folder, each with and without file extension."""
         if folder not in self._names:
             try:
-                names = [name for name in os.listdir(folder) if format_of_suffix(Path(name), READABLE_FORMATS)]
+                names = [
+                    name
+                    for name in os.listdir(folder)
+                    if format_of_suffix(Path(name), READABLE_FORMATS) or is_video_name(Path(name))
+                ]
             except OSError:
                 names = []
             self._names[folder] = frozenset(names) | {Path(name).stem for name in names}
@@ -80,7 +85,9 @@ def remove_results(found: Found, rule: ResultRule) -> Found:
         UsageError: No image remains.
     """
     results = {
-        same_file_key(source.path) for source in found.sources if rule.matches(source.path, by_name=not source.named)
+        same_file_key(source.path)
+        for source in found.sources
+        if rule.matches(source.path, by_name=not source.named or source.is_video)  # videos have no mark
     }
     if not results:
         return found

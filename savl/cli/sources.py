@@ -1,4 +1,4 @@
-"""Find the input images of a command from its arguments: files, folders and quoted globs."""
+"""Find the input images and videos of a command from its arguments: files, folders and quoted globs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from pathlib import Path
 from savl.command_line import UsageError
 from savl.images.format import READABLE, READABLE_FORMATS, format_of_suffix
 from savl.images.locks import LOCK_SUFFIX
+from savl.video.container import is_video_name
 
 _MOST_KINDS = 8
 _MOST_STARS = 6  # `**/` in one glob; further ones match one folder or more
 # savl's own temporary files, of another process or of one that was killed. They are not counted as skipped.
-_TEMPORARY = re.compile(rf"\..*(\.part|{re.escape(LOCK_SUFFIX)})")
+_TEMPORARY = re.compile(rf"\..*(\.part|\.segments|{re.escape(LOCK_SUFFIX)})")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One input image.
+    """One input image or video.
 
     Attributes:
         path: The file, relative to the same folder as the user's argument.
@@ -33,22 +34,28 @@ class Source:
         named: Whether the file itself is an argument of the command line. False if savl found it in a folder or by a
             glob.
         content: Content of standard input, for which `path` is only a name; None for files.
+        is_video: Whether it is processed as a video.
     """
 
     path: Path
     folder: Path
     named: bool
     content: bytes | None = None
+    is_video: bool = False
 
 
 @dataclass
 class Skipped:
     """Files and folders that are not inputs, each counted once with its kind."""
 
+    videos: bool = False
+    """Whether the command processes videos that are named."""
     _kinds: dict[str, str] = field(default_factory=dict)
 
     def add(self, path: Path, kind: str) -> None:
         """Count a file or folder of a kind, such as ".txt"."""
+        if self.videos and kind.startswith(".") and is_video_name(path):
+            kind = f"{kind} (a video is upscaled if you name it)"
         self._kinds[_place(path)] = kind
 
     def __str__(self) -> str:
@@ -99,6 +106,7 @@ def find_sources(
     output: Path | None,
     exclude: Sequence[str] = (),
     standard_input: bytes | None = None,
+    videos: bool = False,
 ) -> Found:
     """List the input images for the arguments, each image once, and the images of a folder in alphabetical order.
 
@@ -106,6 +114,8 @@ def find_sources(
     Otherwise, `*`, `?`, `[...]` and `**` are expanded here. In folders and globs, hidden files and files without the
     suffix of an image format are skipped. Arguments that are neither are listed even if the file does not exist; the
     error is reported when the file is read.
+
+    Videos take hours, so they are inputs only if they are named, or by a glob that ends in the suffix of a video.
 
     Args:
         arguments: Arguments of the command line.
@@ -115,13 +125,14 @@ def find_sources(
             them; so is an argument that matches. `**/` matches any number of folders. An absolute glob is compared with
             the absolute path.
         standard_input: Content of standard input, for the argument `-`. If None, `-` is the name of a file.
+        videos: Whether the command processes videos.
 
     Raises:
         UsageError: A folder or glob contains no image, or no image remains after exclusion.
     """
     found: dict[str, Source] = {}
     unreadable: dict[Path, str] = {}
-    skipped = Skipped()
+    skipped = Skipped(videos)
     exclusion = _Exclusion(exclude)
     for argument in arguments:
         path = Path(argument)
@@ -139,15 +150,17 @@ def find_sources(
                 raise UsageError(f"no {READABLE} image in folder {argument!r}{below}{_in_brackets(skipped)}")
         elif not os.path.exists(path) and glob.has_magic(argument):
             matches = [path for path in map(Path, sorted(glob.glob(argument, recursive=True))) if os.path.isfile(path)]
-            pictures = _pictures({match: match for match in matches}, exclusion, skipped)
-            sources = [Source(match, Path("."), named=False) for match in pictures]
+            wants_videos = videos and is_video_name(path)
+            inputs = _inputs({match: match for match in matches}, exclusion, skipped, videos=wants_videos)
+            sources = [Source(match, Path("."), named=False, is_video=wants_videos) for match in inputs]
             if not sources:
-                raise UsageError(f"no {READABLE} image matches {argument!r}{_in_brackets(skipped)}")
+                kind = "video" if wants_videos else f"{READABLE} image"
+                raise UsageError(f"no {kind} matches {argument!r}{_in_brackets(skipped)}")
         elif exclusion.covers(path, path):
             skipped.add(path, EXCLUDED)
             sources = []
         else:
-            sources = [Source(path, Path("."), named=True)]
+            sources = [Source(path, Path("."), named=True, is_video=videos and is_video_name(path))]
         for source in sources:
             # A symbolic link is an image of its own: both names get a result.
             other = found.setdefault(_place(source.path), source)
@@ -221,17 +234,20 @@ def _variants(pattern: str) -> Iterator[str]:
             yield first + "".join(chosen)
 
 
-def _pictures(paths: dict[Path, Path], exclusion: _Exclusion, skipped: Skipped) -> Iterator[Path]:
-    """Yield the images among files, and count the others as skipped.
+def _inputs(
+    paths: dict[Path, Path], exclusion: _Exclusion, skipped: Skipped, *, videos: bool = False
+) -> Iterator[Path]:
+    """Yield the images, or the videos, among files, and count the others as skipped.
 
     Args:
         paths: The files, each with the path that globs are compared with.
         exclusion: The globs of `--exclude`.
         skipped: Counts of skipped files.
+        videos: Yield videos instead of images.
     """
     for path, below in paths.items():
         excluded = exclusion.covers(path, below)
-        if format_of_suffix(path, READABLE_FORMATS) is None:
+        if not (is_video_name(path) if videos else format_of_suffix(path, READABLE_FORMATS)):
             skipped.add(path, path.suffix.lower() or NO_SUFFIX)
         elif excluded:
             skipped.add(path, EXCLUDED)
@@ -274,5 +290,5 @@ def _in_folder(
                 skipped.add(path, HIDDEN)
             else:
                 files[path] = path.relative_to(root)
-        for path in _pictures(files, exclusion, skipped):
+        for path in _inputs(files, exclusion, skipped):
             yield Source(path, path.parent.relative_to(root), named=False)

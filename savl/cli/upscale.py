@@ -1,4 +1,4 @@
-"""`savl upscale`: upscale image files."""
+"""`savl upscale`: upscale image files and videos."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from savl.command_line import UsageError, exit_with_error, option_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
+
+    from savl.cli.progress import ProgressReport
+    from savl.inference.enlarge import OnTile
 
 EXAMPLES = "\n".join(
     [
@@ -25,13 +29,14 @@ EXAMPLES = "\n".join(
         "savl upscale old.jpg --strength 0.5   [dim]restore with half the strength[/dim]",
         "savl upscale scan.tif --model Real_HAT_GAN_SRx4.pth --tile 256",
         "savl upscale photos/ -r -o large/ --ray   [dim]on the workers of a Ray cluster[/dim]",
+        "savl upscale clip.mp4   [dim]a video: writes clip_x4.mp4, with its sound[/dim]",
         "savl upscale anime.png --model 4x-AnimeSharp.pth   [dim]any model that spandrel loads[/dim]",
     ]
 )
 
 
 def upscale(
-    inputs: options.Inputs,
+    inputs: options.ImagesAndVideos,
     output: options.Output = None,
     recursive: options.Recursive = False,
     exclude: options.Exclude = None,
@@ -104,27 +109,56 @@ def upscale(
     dtype: options.AutomaticDtype = "auto",
     device: options.Device = "auto",
     eager: options.Eager = False,
+    video_codec: Annotated[
+        Literal["auto", "h264", "hevc", "vp9", "av1"],
+        typer.Option(
+            "--video-codec",
+            metavar="CODEC",
+            help="h264, hevc, vp9, av1, or auto: h264, or hevc for more than 8 bits or 4096x2304 pixels; in WebM, vp9 "
+            "or av1.",
+            rich_help_panel=options.VIDEO_PANEL,
+        ),
+    ] = "auto",
+    crf: Annotated[
+        int | None,
+        typer.Option(
+            "--crf",
+            metavar="Q",
+            min=0,
+            max=63,
+            help="Quality of the encoder: 0 is best; up to 51 for h264 and hevc, 63 for vp9 and av1. Default: 18 for "
+            "h264, 20 for the others.",
+            rich_help_panel=options.VIDEO_PANEL,
+        ),
+    ] = None,
     threads: options.Threads = None,
     ray: options.Ray = None,
     workers: options.Workers = None,
     debug: options.Debug = False,
 ) -> None:
-    """Upscale images.
+    r"""Upscale images, and videos that are named.
 
     Bit depth, transparency, colour profile and EXIF are kept, and files are written atomically: complete or not at all.
 
     An image that cannot be read is reported and skipped, and makes the exit code 1.
+
+    A video (MP4, MKV, MOV, WebM and others) keeps sound, subtitles, times and colours; it needs pip install
+    'savl\[video]'. The same command continues a video after an interruption.
     """
     started, started_at = time.monotonic(), time.time()
     from savl.cli.loop import Loop, Operation, process_files
     from savl.images.job import Job, Work, in_short
     from savl.images.result_mark import UPSCALED
+    from savl.images.write import ProcessedFile
     from savl.inference.device import checked_device, checked_dtype
     from savl.inference.enlarge import check_scale
     from savl.inference.process_settings import use_threads
     from savl.inference.upscale_file import SEVERITY_ENDING, STRENGTH_ENDING, EnlargeWork
     from savl.inference.upscale_image import as_upscaler
     from savl.ops.scopes import fused_by_default
+    from savl.video.av_import import VideoUnavailable
+    from savl.video.container import codec_named
+    from savl.video.upscale import VideoWork, check_crf
 
     with option_value("--dtype"):
         chosen_dtype = None if dtype == "auto" else checked_dtype(dtype, also=("auto",))
@@ -133,8 +167,12 @@ def upscale(
     with option_value("--scale"):
         if scale is not None:
             check_scale(scale)
+    codec = codec_named(video_codec)
+    with option_value("--crf"):
+        check_crf(crf, codec)
     chosen_strength = options.strength_value(strength)
     use_threads(threads)
+    reports: list[ProgressReport] = []
     wanted = {SEVERITY_ENDING: severity_map, STRENGTH_ENDING: strength_map}
     endings = tuple(ending for ending, write in wanted.items() if write)
 
@@ -157,7 +195,14 @@ def upscale(
             raise UsageError(
                 f"--severity-map: model {model} has no degradation field, so that it estimates no severity"
             )
-        work = EnlargeWork(upscaler, endings, scale=scale, quality=quality, overwrite=overwrite, page=page)
+        images = EnlargeWork(upscaler, endings, scale=scale, quality=quality, overwrite=overwrite, page=page)
+        videos = VideoWork(upscaler, codec=codec, crf=crf, scale=scale, overwrite=overwrite)
+
+        def work(job: Job, target: Path | None, maps: tuple[Path | None, ...], on_tile: OnTile) -> ProcessedFile:
+            if job.format is not None:
+                return images(job, target, maps, on_tile)
+            return videos(job, on_tile, lambda text: reports[-1].note(job.source, text))
+
         return f"x{upscaler.scale if scale is None else scale:g}", work
 
     cluster = contextlib.ExitStack()
@@ -214,6 +259,8 @@ def upscale(
             map_endings=endings,
             prepare=load,
             make_loop=None if ray is None else make_loop,
+            videos=True,
+            on_report=reports.append,
         )
         with cluster, fused_by_default(eager=eager):
             done = process_files(
@@ -230,6 +277,8 @@ def upscale(
                 debug=debug,
                 started=started,
             )
+    except VideoUnavailable as error:
+        exit_with_error(error, 1)
     except UsageError as error:
         exit_with_error(error, 2)
     raise typer.Exit(0 if done else 1)

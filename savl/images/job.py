@@ -1,4 +1,4 @@
-"""One image to process into files: what is done about outputs that exist, and which process does it.
+"""One image or video to process into files: what is done about outputs that exist, and which process does it.
 
 `savl upscale` and `savl degrade` process their files with a `JobProcessor`, and so does every worker of
 `savl.distributed`. Several processes that work on the same outputs share them: each file is locked before it is
@@ -31,12 +31,12 @@ OnTile = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One image to process.
+    """One image or video to process.
 
     Attributes:
         source: The file to read.
         target: The file to write the result to.
-        format: Format of `target`.
+        format: Format of `target`; None for a video, whose container follows from the suffix of `target`.
         maps: The files to write maps of the image to.
         content: Data that is read instead of `source`, such as that of standard input; `source` is then only a name.
         exact: Whether the user named `target` itself.
@@ -46,7 +46,7 @@ class Job:
 
     source: Path
     target: Path
-    format: ImageFormat
+    format: ImageFormat | None
     maps: tuple[Path, ...]
     content: bytes | None = None
     exact: bool = False

@@ -152,6 +152,7 @@ class EnlargeWork:
 
     def __call__(self, job: Job, target: Path | None, maps: tuple[Path | None, ...], on_tile: OnTile) -> ProcessedFile:
         """Upscale the image of a job; see `savl.images.job.Work`."""
+        assert job.format is not None, job
         map_paths = dict(zip(self.map_endings, maps, strict=True))
         return enlarge_file(
             job.open(),

@@ -405,7 +405,7 @@ def test_ctrl_c_leaves_nothing_behind(picture: Write, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Degradation, "__call__", interrupt)
     result = run("a.png", "-o", "out/", "--severity-map")
     assert result.exit_code == 130
-    assert "interrupted: 0 of 1 degraded, no partial file left" in message(result)
+    assert "interrupted: 0 of 1 degraded, no partial output left" in message(result)
     assert files() == ["a.png"]
 
 

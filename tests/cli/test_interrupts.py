@@ -96,7 +96,7 @@ def test_ctrl_c_during_an_import_ends_the_command(module: str, tmp_path: Path) -
 )
 def test_ctrl_c_during_the_work_leaves_no_files(pressed: str, fork: Callable[..., Any], tmp_path: Path) -> None:
     done = fork(AT_WORK.format(pressed=pressed), *UPSCALE).wait()
-    assert done == (130, "", "interrupted: 0 of 1 upscaled, no partial file left\n")
+    assert done == (130, "", "interrupted: 0 of 1 upscaled, no partial output left\n")
     assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
 
 

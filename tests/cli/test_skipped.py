@@ -70,7 +70,8 @@ def test_the_error_for_a_folder_without_pictures_counts_its_other_files(savl: Ru
     done = savl("upscale", "void")
     assert done.code == 2
     text = re.sub(r"[\s│]+", " ", done.text)
-    assert "use -r to search its subfolders (skipped: 1 subfolder (use -r to search it), 1 .mp4)" in text
+    skipped = "1 subfolder (use -r to search it), 1 .mp4 (a video is upscaled if you name it)"
+    assert f"use -r to search its subfolders (skipped: {skipped})" in text
 
 
 @pytest.mark.parametrize(
