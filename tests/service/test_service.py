@@ -50,7 +50,7 @@ def pixels_of(content: bytes) -> np.ndarray[Any, Any]:
     return np.asarray(Image.open(io.BytesIO(content)))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def upscaler(service: Service) -> Any:
     return savl.Upscaler(savl.load(service.model), device="cpu")
 
