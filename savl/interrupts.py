@@ -88,6 +88,23 @@ def raise_on_interrupt() -> Iterator[None]:
         _state.raises = before
 
 
+@contextlib.contextmanager
+def exit_on_termination() -> Iterator[None]:
+    """Let SIGTERM, and SIGHUP of a closed terminal unless nohup ignores it, raise `SystemExit` in the block.
+
+    The program then ends as on Ctrl-C, through every `finally`, so that no partial file is left. This works in the main
+    thread only.
+    """
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    closed = [] if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN else [hangup]
+    previous = {number: signal.signal(number, _terminate) for number in (signal.SIGTERM, *closed)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 def interrupted() -> bool:
     """Return whether Ctrl-C has come."""
     return _state.active and _state.time is not None
@@ -116,6 +133,10 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     if first or now - _state.time > _ONE_PRESS:
         _report()
         os._exit(EXIT_CODE)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _report() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from savl.cli import analyze, degrade, evaluate, export, kernels, models, serve, train, upscale
+from savl.cli import analyze, degrade, evaluate, export, kernels, models, serve, train, upscale, web
 from savl.cli.cluster import RayCommand
 from savl.cli.streams import tolerant_streams
 from savl.command_line import CommandLine, print_error
@@ -27,6 +27,7 @@ app = CommandLine(name="savl", add_completion=True)
 # Each subcommand has one line here. The modules of the subcommands import torch and image libraries only inside
 # functions, so that `savl --help` starts quickly.
 app.command("upscale", epilog=upscale.EXAMPLES, cls=RayCommand)(upscale.upscale)
+app.command("web", epilog=web.EXAMPLES)(web.web)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("degrade", epilog=degrade.EXAMPLES)(degrade.degrade)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Protocol
 
 from savl.cli.jobs import Naming, Plan, format_of_source, name_suffix, output_is_file, plan_jobs, refuse_existing
@@ -26,7 +23,7 @@ from savl.images.result_mark import MAP_MARKS
 from savl.images.write import ProcessedFile
 from savl.inference.enlarge import OnTile
 from savl.inference.process_settings import keep_freed_memory
-from savl.interrupts import mark_reported, raise_if_interrupted, raise_on_interrupt
+from savl.interrupts import exit_on_termination, mark_reported, raise_if_interrupted, raise_on_interrupt
 from savl.video.av_import import import_av
 
 _WAIT = 0.2  # seconds between two attempts to get the files that other processes have locked
@@ -196,8 +193,7 @@ def _run(
     loop: Loop, found: Found, plan: Plan, participle: str, on_report: Callable[[ProgressReport], None] | None
 ) -> bool:
     """Process the files and print the report; return whether every file was processed or kept."""
-    previous = {number: signal.signal(number, _terminate) for number in _termination_signals()}
-    try:
+    with exit_on_termination():
         files = len(found.unreadable) + len(plan.refused) + len(plan.jobs)
         sizes = {job.source: _size(job.source) for job in plan.jobs}
         with raise_on_interrupt(), ProgressReport(files, participle, sizes) as report:
@@ -221,9 +217,6 @@ def _run(
                 raise
             report.summary()
             return not report.failed
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class _Loop:
@@ -293,15 +286,3 @@ def _size(path: Path) -> int:
 
 def _counted(jobs: Sequence[Job]) -> str:
     return f"{jobs[0].source}" + (f" and {len(jobs) - 1} more" if len(jobs) > 1 else "")
-
-
-def _termination_signals() -> list[signal.Signals]:
-    """Return the signals that end the process: SIGTERM, and SIGHUP of a closed terminal unless nohup ignores it."""
-    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
-    closed = [] if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN else [hangup]
-    return [signal.SIGTERM, *closed]
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """End as on Ctrl-C, through every `finally`, so that no partial file is left."""
-    sys.exit(128 + number)
