@@ -21,6 +21,8 @@ from savl.video.segments import Segment
 
 # Written by the muxer itself, from what it writes.
 _OWN_TAGS = frozenset({"major_brand", "minor_version", "compatible_brands", "encoder", "duration"})
+# Type of the attachment, by the codec of a cover picture.
+_COVER_TYPES = {"mjpeg": "image/jpeg", "png": "image/png"}
 # Their timestamps begin at any time, which players of other containers would wait for.
 _STREAMED_FORMATS = frozenset({"mpegts", "mpeg"})
 
@@ -31,10 +33,12 @@ class Copies:
 
     Attributes:
         indexes: Numbers of the streams in the input.
+        covers: Numbers of the cover pictures in the input that become attachments.
         notes: Sentences about streams that the container does not hold.
     """
 
     indexes: tuple[int, ...]
+    covers: tuple[int, ...]
     notes: tuple[str, ...]
 
 
@@ -45,12 +49,14 @@ def choose_copies(video: VideoFile, target: Path, container: VideoContainer) -> 
         UnsupportedImage: It cannot hold a stream of sound or subtitles; the message names it. Attachments and data,
             such as fonts and positions, are left out with a note instead.
     """
-    indexes, notes = [], []
+    indexes, covers, notes = [], [], []
     for stream in video.container.streams:
-        if stream.index == video.stream.index or _is_chapter_text(stream):
+        if stream.index == video.stream.index or _is_written_from_tags(stream):
             continue
-        reason = _refusal(stream, container)
-        if reason is None:
+        if _is_cover(stream) and container.muxer == "matroska" and _codec_name(stream) in _COVER_TYPES:
+            covers.append(stream.index)
+            continue
+        if _is_held(stream, container):
             indexes.append(stream.index)
             continue
         name = f"stream {stream.index} ({stream.type}, {_codec_name(stream)})"
@@ -60,7 +66,7 @@ def choose_copies(video: VideoFile, target: Path, container: VideoContainer) -> 
                 f"{target.suffix} cannot hold {name}; name an output that ends in .mkv, which holds nearly everything",
             )
         notes.append(f"{name} is left out, because {target.suffix} cannot hold it")
-    return Copies(tuple(indexes), tuple(notes))
+    return Copies(tuple(indexes), tuple(covers), tuple(notes))
 
 
 def join(
@@ -108,6 +114,11 @@ def join(
                 stream.set_display_matrix(video.info.display_matrix)
             stream.metadata.update(_tags(video.stream.metadata))
             stream.disposition = video.stream.disposition
+            for index in copies.covers:
+                kind = _COVER_TYPES[_codec_name(source.streams[index])]
+                with video.reopened() as file:
+                    picture = bytes(next(file.demux(file.streams[index])))
+                output.add_attachment(f"cover.{kind.removeprefix('image/')}", kind, picture)
             copied = {index: _copy_stream(source.streams[index], output) for index in copies.indexes}
             output.metadata.update(_tags(source.metadata))
             offset = _offset(source)
@@ -211,28 +222,30 @@ def _copy_stream(stream: Any, output: Any) -> Any:
     return added
 
 
-def _refusal(stream: Any, container: VideoContainer) -> str | None:
-    """Return why a container cannot hold a stream, or None if it can. The header of a file without video is written."""
+def _is_held(stream: Any, container: VideoContainer) -> bool:
+    """Return whether a container can hold a stream, by writing the header of a file with nothing else."""
     av = import_av()
+    if stream.type == "attachment":
+        return container.muxer == "matroska"
+    if _is_cover(stream) and container.muxer != "mp4":  # FFmpeg's other muxers drop it, or make it a video of its own
+        return False
     try:
         with av.open(io.BytesIO(), "w", format=container.muxer) as output:
             _copy_stream(stream, output)
-            if stream.type != "attachment":  # Matroska writes no file with nothing else
-                output.start_encoding()
-            elif container.muxer != "matroska":
-                return "attachments are stored by Matroska only"
-    except (av.FFmpegError, ValueError) as error:
-        return av_reason(error)
-    return None
+            output.start_encoding()
+    except (av.FFmpegError, ValueError):
+        return False
+    return True
 
 
-def _is_chapter_text(stream: Any) -> bool:
-    """Return whether a stream stores the names of chapters in QuickTime's way, which are copied as chapters."""
-    return stream.type == "data" and _codec_name(stream) == "bin_data" and "SubtitleHandler" in _handler(stream)
+def _is_cover(stream: Any) -> bool:
+    return bool(stream.disposition & import_av().stream.Disposition.attached_pic)
 
 
-def _handler(stream: Any) -> str:
-    return str(stream.metadata.get("handler_name", ""))
+def _is_written_from_tags(stream: Any) -> bool:
+    """Return whether a stream is QuickTime's for names of chapters or a time code, which the muxer writes by itself."""
+    names = _codec_name(stream) == "bin_data" and "SubtitleHandler" in stream.metadata.get("handler_name", "")
+    return stream.type == "data" and (names or "timecode" in stream.metadata)
 
 
 def _codec_name(stream: Any) -> str:

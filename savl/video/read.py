@@ -148,7 +148,11 @@ class VideoFile:
 
     def _open(self) -> Any:
         try:
-            return self._av.open(str(self.path), metadata_errors="replace")
+            # An absolute path, because FFmpeg takes the beginning of "a:b.mp4" for a protocol; and files are the only
+            # protocol, because a file may be a list of addresses.
+            return self._av.open(
+                os.path.abspath(self.path), metadata_errors="replace", options={"protocol_whitelist": "file"}
+            )
         except FileNotFoundError as error:
             raise ImageNotFound(self.path, "does not exist") from error
         except (self._av.FFmpegError, OSError, ValueError) as error:
@@ -252,11 +256,8 @@ class VideoFile:
             notes.append("its transparency is not kept")
         if colour.transfer == _PQ:
             notes.append("the HDR metadata of the mastering display are not kept; the colour tags are")
-        if len([each for each in self.container.streams.video if each is not self.stream]) and any(
-            not each.disposition & self._av.stream.Disposition.attached_pic
-            for each in self.container.streams.video
-            if each is not self.stream
-        ):
+        cover = self._av.stream.Disposition.attached_pic
+        if len([each for each in self.container.streams.video if not each.disposition & cover]) > 1:
             notes.append("only the first video stream is upscaled; the others are copied")
         matrix = first.side_data.get(self._av.sidedata.sidedata.Type.DISPLAYMATRIX)
         rate = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)

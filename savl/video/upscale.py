@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -339,7 +338,6 @@ def _settings(
 ) -> dict[str, object]:
     """Return everything on which the encoded frames depend, for `SegmentFolder`."""
     av = import_av()
-    libraries: Mapping[str, tuple[int, ...]] = av.library_versions
     return {
         "input": f"{digest_origin(source)} {os.path.getsize(source)}",
         "model": _digest(upscaler),
@@ -351,7 +349,7 @@ def _settings(
         "crf": encoding.crf,
         "encoder": repr(encoding),
         "frames per segment": FRAMES_PER_SEGMENT,
-        "version": f"savl {version()}, libavcodec {libraries['libavcodec']}, {sys.byteorder}",
+        "version": f"savl {version()}, PyAV {av.__version__} {av.library_versions}",
     }
 
 

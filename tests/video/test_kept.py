@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from video_clips import HEIGHT, WIDTH, Nearest, av, decoded, make_clip, packets
 
 from savl.images.errors import UnsupportedImage
@@ -155,3 +156,42 @@ def test_a_transport_stream_begins_at_zero_in_its_result() -> None:
     assert before[0] == 100
     assert after[0] < Fraction(1, 100)
     assert [t - after[0] for t in after] == [t - before[0] for t in before]
+
+
+def test_a_cover_picture_is_kept_where_the_container_has_one() -> None:
+    Image.new("RGB", (64, 64), (255, 0, 0)).save("cover.jpg")
+    plain = make_clip(Path("plain.mp4"), frames=5, tags=BT709)
+    with av.open(str(plain)) as source, av.open("cover.jpg") as cover, av.open("clip.mp4", "w") as target:
+        streams = {stream.index: target.add_stream_from_template(stream, opaque=True) for stream in source.streams}
+        picture = target.add_stream_from_template(cover.streams[0], opaque=True)
+        picture.disposition = av.stream.Disposition.attached_pic
+        for packet in cover.demux():
+            if packet.size:
+                packet.stream, packet.pts, packet.dts = picture, 0, 0
+                target.mux(packet)
+        for packet in source.demux():
+            if packet.size:
+                packet.stream = streams[packet.stream_index]
+                target.mux(packet)
+    for suffix in (".mp4", ".mkv"):
+        assert upscale_video("clip.mp4", f"large{suffix}", model=Nearest()).notes == ()
+        with av.open(f"large{suffix}") as container:
+            kept = [stream for stream in container.streams.video if stream.disposition & 1 << 10]
+            assert [stream.codec_context.name for stream in kept] == ["mjpeg"]
+            assert bytes(next(container.demux(kept))) == Path("cover.jpg").read_bytes()
+    again = upscale_video("large.mkv", "again.mov", model=Nearest(scale=1))
+    assert [note for note in again.notes if "(video, mjpeg) is left out, because .mov cannot hold it" in note]
+
+
+@pytest.mark.parametrize("suffix", [".mov", ".mp4", ".mkv"])
+def test_a_time_code_is_kept_as_a_tag(suffix: str) -> None:
+    make_clip(Path("clip.mov"), frames=5, metadata={"timecode": "01:00:00:00"}, tags=BT709)
+    assert upscale_video("clip.mov", f"large{suffix}", model=Nearest()).notes == ()
+    with av.open(f"large{suffix}") as container:
+        tags = {key.lower(): value for key, value in container.streams.video[0].metadata.items()}
+        assert tags["timecode"] == "01:00:00:00"
+
+
+def test_a_colon_in_a_name_is_no_protocol() -> None:
+    make_clip(Path("clip.mp4"), frames=3).rename("a:b.mp4")
+    assert upscale_video("a:b.mp4", "c:d.mp4", model=Nearest()).frames == 3
