@@ -191,6 +191,7 @@ def _reordering(segments: Iterator[Segment], extradata: bytes, target: Path) -> 
 def _copied_packets(source: Any, copied: dict[int, Any], offset: Fraction) -> Iterator[tuple[Fraction, Any]]:
     """Yield the packets of the copied streams in the order of the input, each with its time in seconds."""
     last = Fraction(-(2**62))
+    decoded: dict[int, int] = {}
     for packet in source.demux([source.streams[index] for index in copied]):
         if packet.size == 0 and packet.dts is None:  # the end of a stream
             continue
@@ -201,6 +202,11 @@ def _copied_packets(source: Any, copied: dict[int, Any], offset: Fraction) -> It
             packet.dts -= shift
             if packet.pts is not None:
                 packet.pts -= shift
+            before = decoded.get(packet.stream_index)
+            if before is not None and packet.dts <= before and packet.stream.type != "subtitle":
+                packet.dts = before + 1  # as ffmpeg does, because muxers refuse times that go back
+                packet.pts = packet.dts if packet.pts is None else max(packet.pts, packet.dts)
+            decoded[packet.stream_index] = packet.dts
             last = packet.dts * packet.time_base
         packet.stream = copied[packet.stream_index]
         yield last, packet

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from savl.images.errors import ImageNotFound, UnreadableImage, UnsupportedImage
+from savl.images.errors import ImageFileError, ImageNotFound, UnreadableImage, UnsupportedImage
 from savl.interrupts import raise_if_interrupted
 from savl.video.av_import import av_reason, import_av
 from savl.video.colour import Colour, colour_of, to_rgb
@@ -26,6 +26,7 @@ _PLANAR = re.compile(r"(yuvj?4(20|22|44)p|gbrp|gray)(9|10|12|14|16)?(le)?")
 _MOST_PLANES = 3
 _PQ = 16  # transfer characteristic of HDR10
 _PROGRESSIVE = (0, 1)  # values of AVFieldOrder: unknown and progressive
+_MOST_BACKWARD = 1.0  # seconds by which the time of decoding may go back from one packet to the next
 _TRUNCATED = 0.5  # seconds by which the packets of a complete file may end before its header says
 
 
@@ -182,6 +183,7 @@ class VideoFile:
     def _count(self) -> int:
         """Return the number of frames, by reading all packets."""
         frames, end = 0, 0.0
+        decoded: dict[int, float] = {}
         with self._open() as container:
             try:
                 for packet in container.demux():
@@ -189,8 +191,19 @@ class VideoFile:
                     if packet.size == 0:
                         continue
                     frames += packet.stream_index == self.stream.index
+                    if packet.dts is not None:
+                        time = float(packet.dts * packet.time_base)
+                        if time < decoded.get(packet.stream_index, time) - _MOST_BACKWARD:
+                            raise UnsupportedImage(
+                                self.path,
+                                f"its times go back at {decoded[packet.stream_index]:.1f} seconds, as if it were "
+                                "several recordings; repair it first, for example with ffmpeg -i IN -c copy OUT",
+                            )
+                        decoded[packet.stream_index] = time
                     if packet.pts is not None:
                         end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            except ImageFileError:
+                raise
             except (self._av.FFmpegError, OSError) as error:
                 raise UnreadableImage(self.path, f"is truncated or damaged: {av_reason(error)}") from error
         declared = self.stream.frames

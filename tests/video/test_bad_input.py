@@ -126,6 +126,15 @@ def test_frames_that_change_their_size_are_refused() -> None:
         upscale_video("clip.ts", "large.mkv", model=Nearest())
 
 
+def test_recordings_that_were_appended_are_refused_and_small_steps_back_are_not() -> None:
+    long = make_clip(Path("long.ts"), frames=50)
+    Path("clip.ts").write_bytes(2 * long.read_bytes())
+    assert "its times go back at " in message_of(UnsupportedImage, "clip.ts")
+    short = make_clip(Path("short.ts"), frames=10)
+    Path("clip.ts").write_bytes(2 * short.read_bytes())
+    assert upscale_video("clip.ts", "large.mkv", model=Nearest()).frames == 20
+
+
 def _flat(number: int) -> list[np.ndarray]:
     return [np.full((32, 64), 80), np.full((16, 32), 120), np.full((16, 32), 120)]
 
