@@ -19,7 +19,7 @@ from savl.video.container import is_video_name
 
 _MOST_KINDS = 8
 _MOST_STARS = 6  # `**/` in one glob; further ones match one folder or more
-# savl's own temporary files, of another process or of one that was killed. They are not counted as skipped.
+# savl's own temporary files and folders, of another process or of one that was killed. They are not counted as skipped.
 _TEMPORARY = re.compile(rf"\..*(\.part|\.segments|{re.escape(LOCK_SUFFIX)})")
 
 
@@ -268,7 +268,7 @@ def _in_folder(
         no_input = None  # The results go into the input folder itself, under other names.
     for folder, subfolders, names in os.walk(root, onerror=errors.append):
         entered = []
-        for path in (Path(folder, name) for name in sorted(subfolders)):
+        for path in (Path(folder, name) for name in sorted(subfolders) if not _TEMPORARY.fullmatch(name)):
             excluded = exclusion.covers(path, path.relative_to(root))
             if path.name.startswith("."):
                 skipped.add(path, HIDDEN)

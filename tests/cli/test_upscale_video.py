@@ -77,9 +77,10 @@ def test_videos_in_folders_are_skipped_and_counted(savl: Run, clip: Write, pictu
     clip("in/a.mp4")
     clip("in/b.MP4")
     picture("in/photo.png")
+    segment_folder(Path("in/c.mp4")).mkdir()  # of an unfinished run
     done = savl("upscale", "in", "-o", "out")
     assert done.code == 0
-    assert "skipped: 2 .mp4 (a video is upscaled if you name it)" in done.text
+    assert "skipped: 2 .mp4 (a video is upscaled if you name it)\n" in done.text
     assert files("out") == ["out/photo.png"]
     Path("in/photo.png").unlink()
     alone = savl("upscale", "in", "-o", "out")
