@@ -141,7 +141,7 @@ class Page:
                         overlay = gr.Checkbox(
                             False,
                             label="Show the severity of the degradation",
-                            info="As the model estimates it from noise, blur and compression at each place.",
+                            info="Noise, blur and compression, as the model estimates them.",
                             elem_id="overlay",
                         )
                         gr.HTML(_LEGEND)

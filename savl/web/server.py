@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Addresses of `listen` that other computers cannot reach."""
 
-_STOP_SECONDS = 2.0  # for the current tile and for open connections, when the page is stopped
+_TILE_SECONDS = 2.0  # how long the end of the current tile is awaited when the page is stopped
+_SERVER_SECONDS = 5.0  # how long the end of the server is awaited, which needs a fraction of a second if all is well
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -59,7 +61,7 @@ def run(
     All files of the page are in one temporary folder, which is deleted at the end. No file is written elsewhere.
 
     Args:
-        listening: Where to listen; it is closed at the end.
+        listening: Where to listen. The server closes it.
         host: The name of the address, for the line that is printed.
         desk: Upscales the pictures; it is closed at the end.
         models: The models to choose from.
@@ -70,7 +72,7 @@ def run(
     Raises:
         ImportError: gradio is not installed.
     """
-    with TemporaryDirectory(prefix="savl-web-", ignore_cleanup_errors=True) as temporary, listening:
+    with TemporaryDirectory(prefix="savl-web-", ignore_cleanup_errors=True) as temporary:
         # gradio reads these when it is imported: no message to its authors, no folder of its own, and a tab that was
         # closed is noticed within a second.
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -90,7 +92,11 @@ def run(
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         if host in LOOPBACK:  # a web page elsewhere cannot use this one under a name that leads to this computer
             app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
-        fonts = ["system-ui", "sans-serif"]
+        # gradio's own theme has paler hints, and loads fonts.
+        theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
+            block_info_text_color="*neutral_500",
+            body_text_color_subdued="*neutral_500",
+        )
         gradio.mount_gradio_app(
             app,
             page.blocks,
@@ -100,7 +106,7 @@ def run(
             run_history=False,
             pwa=False,
             ssr_mode=False,
-            theme=gradio.themes.Default(font=fonts, font_mono=["monospace"]),
+            theme=theme,
             css_paths=[Path(__file__).with_name("page.css")],
         )
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
@@ -118,6 +124,8 @@ def run(
                 thread.join(0.5)
         finally:
             page.cancel_all()
+            # Tabs keep connections open; what uvicorn says about their end is of no interest.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             server.should_exit = server.force_exit = True
-            desk.close(_STOP_SECONDS)
-            thread.join(_STOP_SECONDS)
+            desk.close(_TILE_SECONDS)
+            thread.join(_SERVER_SECONDS)

@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from selenium import webdriver
@@ -56,12 +56,15 @@ class Server:
     process: subprocess.Popen[str]
     url: str
     folder: Path
+    errors: IO[str]
 
-    def interrupt(self) -> tuple[int, float]:
-        """Press Ctrl-C; return the exit code and the seconds until the end."""
+    def interrupt(self) -> tuple[int, str, float]:
+        """Press Ctrl-C; return the exit code, what was printed to standard error, and the seconds until the end."""
         began = time.monotonic()
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(30), time.monotonic() - began
+        code, seconds = self.process.wait(30), time.monotonic() - began
+        self.errors.seek(0)
+        return code, self.errors.read(), seconds
 
 
 @contextlib.contextmanager
@@ -69,23 +72,25 @@ def serve(folder: Path, *arguments: str) -> Iterator[Server]:
     """Run `savl web` on a free port, with temporary files in a folder."""
     # A shell that starts a program in the background lets it ignore SIGINT, which is inherited.
     program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import savl.cli as c; c.main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, "web", "--no-browser", *arguments],
-        env={**os.environ, "TMPDIR": str(folder)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
+    with TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, "web", "--no-browser", *arguments],
+            env={**os.environ, "TMPDIR": str(folder)},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
         assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.search(r"http://\S+/", line)
-        assert found, f"no address in {line!r}"
-        yield Server(process, found[0], folder)
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        process.stdout.close() if process.stdout else None
+        with process.stdout:
+            try:
+                line = process.stdout.readline()
+                found = re.search(r"http://\S+/", line)
+                errors.seek(0)
+                assert found, f"no address in {line!r}; {errors.read()}"
+                yield Server(process, found[0], folder, errors)
+            finally:
+                process.kill()
+                process.wait()
 
 
 class Browser:
@@ -142,9 +147,9 @@ class Browser:
 
     def upscale(self) -> None:
         """Press the button, and wait for the end."""
-        self.click("#start")
-        self.wait(lambda: self.find("#cancel"))
-        self.wait(lambda: self.find("#start"), 10 * SECONDS)
+        before = self.said()
+        self.click("#start")  # which disappears, perhaps for a moment only
+        self.wait(lambda: self.said() not in ("", before) and self.find("#start"), 10 * SECONDS)
 
     def slider_images(self, count: int) -> list[str]:
         """Return the addresses of the pictures of the slider; an empty list if they have not arrived."""

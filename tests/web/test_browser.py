@@ -143,7 +143,7 @@ def test_ctrl_c_stops_the_page_and_deletes_its_files(browser: Browser, server: S
     browser.drop(large)
     browser.click("#start")
     browser.wait(lambda: "part" in browser.said())
-    code, seconds = server.interrupt()
-    assert code == 130
+    code, said, seconds = server.interrupt()
+    assert (code, said) == (130, "savl: interrupted\n")
     assert seconds < 10
     assert list(server.folder.iterdir()) == []
