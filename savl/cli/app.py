@@ -72,8 +72,9 @@ def _first_lines() -> str:
     width = max(len(command) for command, *_ in FIRST_COMMANDS)
     lines = []
     for command, purpose, needs in FIRST_COMMANDS:
-        missing = needs is not None and find_spec(needs[0]) is None
-        lines.append(f"{command:{width}}  {purpose}" + (f" First: pip install 'savl[{needs[1]}]'" if missing else ""))
+        if needs is not None and find_spec(needs[0]) is None:
+            purpose = f"{purpose} First: pip install 'savl[{needs[1]}]'"
+        lines.append(f"{command:{width}}  {purpose}")
     return "\n".join(lines)
 
 
