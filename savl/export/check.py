@@ -17,13 +17,16 @@ import torch
 from torch import Tensor
 
 from savl.export.errors import ExportError
-from savl.export.program import Upscale, name_of, window_of
+from savl.export.program import Upscale, name_of, smallest_side, window_of
 from savl.network.upscaling import UpscalingNetwork
 from savl.ops import use_fused_kernels
 from savl.ops.equivalence import measure
 
 TERMS = 2**16
 """Terms in the sums of the float64 reference, more than in any layer; they matter only for its own rounding."""
+
+_LARGE = 67
+"""Height in pixels of the large image: the code of some networks, such as RGT, depends on powers of four."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,19 @@ class SizeCheck:
         return f"{self.batch}x3x{self.height}x{self.width}"
 
 
-def sizes_to_check(window: int) -> tuple[tuple[int, int, int], ...]:
-    """Return batch, height and width of the images: one pixel, odd, two images, whole windows, and large."""
+def sizes_to_check(window: int, smallest: int) -> tuple[tuple[int, int, int], ...]:
+    """Return batch, height and width of the images: one pixel, odd, two images, whole windows, and large.
+
+    Args:
+        window: Side of the windows of the network in pixels.
+        smallest: Side to which smaller images are padded.
+    """
     return (
         (1, 1, 1),
         (1, window + 1, max(window - 1, 3)),
         (2, 9, 14),
         (1, window, 2 * window),
-        (1, 3 * window - 3, 2 * window + 7),
+        (1, max(smallest + 2 * window - 3, _LARGE), smallest + window + 7),
     )
 
 
@@ -85,7 +93,9 @@ def check_file(run: Callable[[Tensor], Tensor], module: Upscale, exact: Upscalin
     reference_of = Upscale(exact, module.strength)
     name = name_of(module.network)
     found = []
-    for seed, (batch, height, width) in enumerate(sizes_to_check(window_of(module.network))):
+    for seed, (batch, height, width) in enumerate(
+        sizes_to_check(window_of(module.network), smallest_side(module.network))
+    ):
         size = f"{batch}x3x{height}x{width}"
         generator = torch.Generator().manual_seed(seed)
         lr = torch.rand(batch, 3, height, width, generator=generator)

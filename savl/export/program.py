@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from savl.export.errors import ExportError, reason_of
+from savl.export.foreign_code import fold_weights, free_batch
 from savl.network.upscaling import UpscalingNetwork
 from savl.ops import use_fused_kernels
 
 LARGEST_WINDOW = 64
 """Images to capture and to check have about this size at most, in windows of the network."""
+_IMAGES = 11  # No side in windows, so that `free_batch` recognises it.
 
 
 class Upscale(nn.Module):
@@ -38,7 +40,8 @@ class Upscale(nn.Module):
     def forward(self, lr: Tensor) -> Tensor:
         """Map ``(B, 3, h, w)`` in [0, 1] to ``(B, 3, scale·h, scale·w)``; both have the same dtype."""
         autocast = torch.autocast(lr.device.type, self.dtype) if self.dtype == torch.bfloat16 else nullcontext()
-        with autocast:
+        # A model of gray images takes each colour channel as an image.
+        with autocast, free_batch(self.network, (lr.shape[0], 3 * lr.shape[0])):
             sr: Tensor = self.network(lr, strength=self.strength)
         return sr.to(lr.dtype)
 
@@ -55,6 +58,12 @@ def window_of(network: UpscalingNetwork) -> int:
     return min(network.size_multiple, LARGEST_WINDOW)
 
 
+def smallest_side(network: UpscalingNetwork) -> int:
+    """Return the side in pixels to which smaller images are padded, at least one window."""
+    traits = getattr(network, "traits", None)
+    return max(window_of(network), 1 if traits is None else traits.minimum_size)
+
+
 def capture(module: Upscale, *, fused: bool) -> ExportedProgram:
     """Return the program of a network for images ``(B, 3, h, w)`` with any B, h and w from 1 up.
 
@@ -68,8 +77,12 @@ def capture(module: Upscale, *, fused: bool) -> ExportedProgram:
     """
     side = window_of(module.network)
     parameter = next(module.parameters())
-    # Two windows in each direction, of which the last is not full: sizes of 1 would be taken for constants.
-    example = torch.rand(2, 3, side + 3, side + 5, device=parameter.device, dtype=parameter.dtype)
+    # Code that depends on sizes is captured as it runs for this image. No side is one window, is the minimum, is a
+    # multiple of the window, or equals the other after padding: padding by nothing is right, its omission is not; and
+    # a mask that a network made for one size, mostly a square, is not used.
+    least = smallest_side(module.network)
+    fold_weights(module.network)
+    example = torch.rand(_IMAGES, 3, least + 3, least + side + 5, device=parameter.device, dtype=parameter.dtype)
     free = {0: Dim("batch", min=1), 2: Dim("height", min=1), 3: Dim("width", min=1)}
     with torch.no_grad(), use_fused_kernels(fused), sizes_of_one(), quiet():
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_savl import small_savl
 from spandrel_import import architecture
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -90,13 +90,7 @@ def compact() -> Any:
 @pytest.mark.slow
 def test_a_savl_file_computes_the_same_at_any_size_in_onnx_runtime_and_openvino(tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino")
-    torch.manual_seed(0)
-    config = dataclasses.replace(
-        savl.CONFIGS["savl-tiny"], channels=8, depths=(1,), heads=2, window=4, estimator_width=4, latent=4
-    )
-    model = savl.build(dataclasses.replace(config, upsample_features=8)).eval()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.1)
+    model = small_savl()
     path = tmp_path / "savl.onnx"
     report = savl.export(model, path)
     assert report.difference is not None
