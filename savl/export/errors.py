@@ -37,14 +37,12 @@ def reason_of(error: BaseException) -> str:
     for each in chain:
         if found := re.search(r"translating node .*?target=(?:torch\.ops\.)?([\w.:]+)", str(each), re.DOTALL):
             return f"the op {found[1]} has no translation{_place(chain)}"
-    fixed = re.findall(r"generated for (\w+) = .*? resulted in a specialized value of (\d+)", _plain(error))
-    if fixed:
-        sizes = " and ".join(f"{name} {value}" for name, value in fixed)
-        return f"an op or the code of the network fixes {sizes}, the size with which it is captured{_place(chain)}"
-    relations = re.findall(r"Suggested fixes:\n(.*?)(?:\n\n|$)", _plain(error), re.DOTALL)
+    found = re.search(r"Suggested fixes:\n(.*?)(?:\n\n|$)", _plain(error), re.DOTALL)
+    relations = [line.strip() for line in found[1].splitlines() if "Dim(" not in line] if found else []
     if relations:
-        wanted = "; ".join(line.strip() for line in relations[0].splitlines() if " = Dim(" not in line)
-        return f"the code of the network runs only if {wanted or relations[0].strip()}{_place(chain)}"
+        return (
+            f"its code runs only for sizes with {' and '.join(relations)} (it is captured for 11 images){_place(chain)}"
+        )
     message = next((line for line in map(str.strip, _plain(error).splitlines()) if line), type(error).__name__)
     message = message if len(message) <= 300 else f"{message[:300]} ..."
     return f"{type(error).__name__}: {message}{_place(chain)}"
