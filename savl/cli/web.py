@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -71,7 +70,7 @@ def web(
     from savl.images.job import in_short
     from savl.inference.device import checked_device, checked_dtype
     from savl.inference.process_settings import keep_freed_memory, use_threads
-    from savl.interrupts import EXIT_CODE, exit_on_termination, raise_on_interrupt
+    from savl.interrupts import exit_on_termination, raise_on_interrupt
     from savl.web.server import LOOPBACK, listen, run
     from savl.web.work import Desk
     from savl.weights.files import find_weights, shipped
@@ -98,12 +97,4 @@ def web(
     if host not in LOOPBACK:
         typer.echo(f"warning: anyone who reaches {host} can use the page; nothing is encrypted", err=True)
     with exit_on_termination(), raise_on_interrupt():
-        try:
-            run(listening, host, desk, models, scale, say=typer.echo, browser=not no_browser)
-        except (KeyboardInterrupt, SystemExit) as stop:
-            if not desk.close(0):
-                # A tile may take minutes, and Python cannot end in good order while another thread computes. All files
-                # are deleted.
-                typer.echo("savl: interrupted", err=True)
-                os._exit(stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else EXIT_CODE)
-            raise
+        run(listening, host, desk, models, scale, say=typer.echo, browser=not no_browser)

@@ -261,7 +261,7 @@ class Page:
                 said = text
                 changes = self._at_work(f"{name}: {text}", part, lines)
                 if part == before:
-                    del changes[self._bar]  # its animation would begin again
+                    del changes[self._bar]
                 yield changes
 
     def _at_work(self, text: str, part: float | None, lines: Sequence[str] = ()) -> dict[Any, Any]:
@@ -361,7 +361,7 @@ def _done(name: str, result: Result, seconds: float) -> str:
 def _progress(tiles: tuple[int, int] | None, seconds: float) -> tuple[str, float | None]:
     """Return what is said about a picture in work, and its part that is done; None if that is unknown."""
     if tiles is None:
-        return "upscaling …", None
+        return f"upscaling since {_seconds(seconds)}", None
     done, total = tiles
     if done == total:
         return "saving …", 1.0

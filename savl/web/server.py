@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Addresses of `listen` that other computers cannot reach."""
 
-_TILE_SECONDS = 2.0  # how long the end of the current tile is awaited when the page is stopped
-_SERVER_SECONDS = 5.0  # how long the end of the server is awaited, which needs a fraction of a second if all is well
+_STOP_SECONDS = 5.0  # how long the end of the server is awaited, which needs a fraction of a second if all is well
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -56,7 +55,9 @@ def run(
     say: Callable[[str], None],
     browser: bool,
 ) -> None:
-    """Serve the page until `KeyboardInterrupt` or `SystemExit` is raised, which a signal does.
+    """Serve the page and upscale its pictures until a signal raises `KeyboardInterrupt` or `SystemExit`.
+
+    The web server has a thread of its own; the pictures are upscaled in the main one (see `Desk.work`).
 
     All files of the page are in one temporary folder, which is deleted at the end. No file is written elsewhere.
 
@@ -120,12 +121,11 @@ def run(
             say(f"the page is open at {url}; Ctrl-C stops it")
             if browser:
                 webbrowser.open(url)
-            while thread.is_alive():
-                thread.join(0.5)
+            desk.work(thread.is_alive)
         finally:
             page.cancel_all()
             # Tabs keep connections open; what uvicorn says about their end is of no interest.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             server.should_exit = server.force_exit = True
-            desk.close(_TILE_SECONDS)
-            thread.join(_SERVER_SECONDS)
+            desk.close()
+            thread.join(_STOP_SECONDS)

@@ -1,7 +1,7 @@
 """The work behind the page: pictures are upscaled one at a time, into files as `savl upscale` writes them.
 
-This module knows nothing of browsers. A `Desk` has one thread that upscales, and a queue: the pictures of several tabs
-take turns. A `Task` is one picture, which can be watched and cancelled.
+This module knows nothing of browsers. A `Desk` has a queue, so that the pictures of several tabs take turns. A `Task`
+is one picture, which can be watched and cancelled.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import queue
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,7 @@ from savl.inference.limits import available_bytes
 from savl.inference.upscale_file import EnlargeWork
 from savl.inference.upscale_image import as_upscaler
 from savl.inference.upscaler import Upscaler
+from savl.interrupts import raise_if_interrupted
 from savl.out_of_memory import binary_size
 
 LARGEST_PREVIEW = 4096
@@ -156,6 +157,7 @@ class Task:
         self._check()
 
     def _check(self) -> None:
+        raise_if_interrupted()
         if self._cancelled.is_set():
             raise Cancelled
 
@@ -166,19 +168,27 @@ class Task:
             self._check()
             result = self._upscaled(upscalers)
             self._check()
-        except BaseException as error:
+        except Exception as error:
             self._result.set_exception(self._in_one_line(error))
+            raise_if_interrupted()  # a library may have turned the exception of Ctrl-C into an error of its own
+        except BaseException:
+            self._drop()
+            raise
         else:
             self._result.set_result(result)
 
-    def _in_one_line(self, error: BaseException) -> Exception:
+    def _drop(self) -> None:
+        """End a task that is not upscaled any more."""
+        self._result.set_exception(Cancelled())
+
+    def _in_one_line(self, error: Exception) -> Exception:
         if self._cancelled.is_set():
             return Cancelled()
         if isinstance(error, ImageFileError):
             return Failed(error.reason)
         if not isinstance(error, (OSError, ValueError, RuntimeError, MemoryError)):
             traceback.print_exception(error)  # a mistake in savl, for which one line is too little
-        return Failed(in_short(error) if isinstance(error, Exception) else type(error).__name__)
+        return Failed(in_short(error))
 
     def _upscaled(self, upscalers: _Upscalers) -> Result:
         choice = self.choice
@@ -209,7 +219,7 @@ class Task:
 
 
 class Desk:
-    """One thread that upscales the pictures of all tabs, in the order in which they come."""
+    """Upscales the pictures of all tabs one at a time, in the order in which they come, in the thread of `work`."""
 
     def __init__(
         self,
@@ -219,14 +229,12 @@ class Desk:
         device: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Start the thread. The arguments are those of `savl.upscale`."""
+        """Prepare the upscaling. The arguments are those of `savl.upscale`."""
         self._upscalers = _Upscalers(tile=tile, tile_pad=tile_pad, device=device, dtype=dtype)
-        self._queue: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Task] = queue.SimpleQueue()
         self._current: Task | None = None
-        self._closed = threading.Event()
-        # A daemon, so that a tile which takes minutes does not keep the program from ending.
-        self._thread = threading.Thread(target=self._work, name="savl-desk", daemon=True)
-        self._thread.start()
+        self._closing = threading.Lock()
+        self._closed = False
 
     def load(self, model: str) -> int:
         """Load a model, and return its scale.
@@ -246,34 +254,41 @@ class Desk:
             folder: Empty folder for the files of this picture, which exists.
         """
         task = Task(source, stem, choice, folder)
-        if self._closed.is_set():
-            task.cancel()
-        self._queue.put(task)
+        with self._closing:
+            if self._closed:
+                task._drop()
+            else:
+                self._queue.put(task)
         return task
 
-    def close(self, seconds: float) -> bool:
-        """Cancel the current picture and those that wait.
+    def work(self, go_on: Callable[[], bool]) -> None:
+        """Upscale pictures until the desk is closed or a condition is false.
+
+        A program calls this in its main thread: there glibc keeps freed memory if the program has asked for it
+        (`savl.inference.process_settings.keep_freed_memory`). In other threads it does not, and the page faults take
+        half as much processor time again as the network.
 
         Args:
-            seconds: How long to wait for the end of the current tile.
+            go_on: The condition, which is checked twice a second while there is nothing to do.
 
-        Returns:
-            Whether the thread has ended.
+        Raises:
+            KeyboardInterrupt, SystemExit: A signal has come. The current picture is cancelled.
         """
-        self._closed.set()
-        if (current := self._current) is not None:
-            current.cancel()
-        self._queue.put(None)
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+        while not self._closed and go_on():
+            with contextlib.suppress(queue.Empty):
+                self._current = self._queue.get(timeout=0.5)
+                self._current._run(self._upscalers)
+                self._current = None
 
-    def _work(self) -> None:
-        while (task := self._queue.get()) is not None:
-            self._current = task
-            if self._closed.is_set():
-                task.cancel()
-            task._run(self._upscalers)
-            self._current = None
+    def close(self) -> None:
+        """Cancel the current picture and those that wait, and let `work` end after the current tile."""
+        with self._closing:
+            self._closed = True
+            if (current := self._current) is not None:
+                current.cancel()
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self._queue.get_nowait()._drop()
 
 
 class _Upscalers:

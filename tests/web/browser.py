@@ -122,15 +122,15 @@ class Browser:
     def click(self, selector: str) -> None:
         self.wait(lambda: self.find(selector)).click()
 
-    def wait(self, condition: Callable[[], Any], seconds: float = SECONDS) -> Any:
-        """Wait until a condition is true, and return its value."""
+    def wait(self, condition: Callable[[], Any], seconds: float = SECONDS, poll: float = 0.05) -> Any:
+        """Wait until a condition is true, which is checked every ``poll`` seconds, and return its value."""
         end = time.monotonic() + seconds
         while True:
             with contextlib.suppress(Exception):  # an element that is being replaced
                 if value := condition():
                     return value
             assert time.monotonic() < end, f"not within {seconds} s; the page says: {self.said()}"
-            time.sleep(0.05)
+            time.sleep(poll)
 
     def said(self) -> str:
         """Return the text of the status."""

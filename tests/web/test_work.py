@@ -33,8 +33,12 @@ Submit = Callable[..., Task]
 @pytest.fixture
 def desk() -> Iterator[Desk]:
     desk = Desk(device="cpu")
+    thread = threading.Thread(target=desk.work, args=[lambda: True])
+    thread.start()
     yield desk
-    assert desk.close(30)
+    desk.close()
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 @pytest.fixture
@@ -274,13 +278,31 @@ def test_a_picture_that_waits_can_be_cancelled(slow: Slow, submit: Submit, photo
 def test_closing_the_desk_cancels_all_pictures(slow: Slow, submit: Submit, desk: Desk, photo: Path) -> None:
     tasks = [submit(photo), submit(photo)]
     assert slow.begun.wait(60)
-    assert not desk.close(0)
+    desk.close()
     slow.go_on.set()
-    assert desk.close(60)
+    tasks.append(submit(photo))
     for task in tasks:
         assert task.wait(60)
         with pytest.raises(Cancelled):
             task.result()
+
+
+def test_ctrl_c_cancels_the_picture_and_ends_the_work(
+    slow: Slow, model_file: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Task, "_on_tile", press)
+    slow.go_on.set()
+    desk = Desk()
+    (tmp_path / "result").mkdir()
+    task = desk.submit(photo, "photo", Choice(str(model_file)), tmp_path / "result")
+    with pytest.raises(KeyboardInterrupt):
+        desk.work(lambda: True)
+    with pytest.raises(Cancelled):
+        task.result()
+    assert list((tmp_path / "result").iterdir()) == []
 
 
 def test_a_network_without_a_field_has_no_severity_map(slow: Slow, submit: Submit, photo: Path) -> None:
