@@ -119,7 +119,7 @@ class Page:
                         elem_id="scale",
                     )
                     with gr.Accordion("More settings", open=False):
-                        automatic = gr.Checkbox(True, label="Choose the strength of the restoration at each place")
+                        automatic = gr.Checkbox(True, label="Let the model choose the strength of the restoration")
                         strength = gr.Slider(
                             0,
                             1,
@@ -361,7 +361,7 @@ def _done(name: str, result: Result, seconds: float) -> str:
 def _progress(tiles: tuple[int, int] | None, seconds: float) -> tuple[str, float | None]:
     """Return what is said about a picture in work, and its part that is done; None if that is unknown."""
     if tiles is None:
-        return f"upscaling since {_seconds(seconds)}", None
+        return f"upscaling, {_seconds(seconds)} so far", None
     done, total = tiles
     if done == total:
         return "saving …", 1.0
