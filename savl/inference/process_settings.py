@@ -26,8 +26,11 @@ def keep_freed_memory() -> bool:
 
     A network allocates large tensors of the same sizes again and again, and getting new pages from the system takes
     longer than many operations on them: otherwise page faults take a third of the time of eager PyTorch on a large
-    image. Peak memory stays about the same. Libraries should not change this setting for their users; `savl upscale`
-    does it for its own process. Nothing is changed under a limit on address space (see `reduce_address_space`).
+    image. Peak memory stays about the same. Libraries should not change this setting for their users; the commands of
+    savl do it for their own processes. Nothing is changed under a limit on address space (see `reduce_address_space`).
+
+    Call this before threads that allocate are started. They then share one heap, because glibc returns the memory of
+    further heaps in spite of the setting.
 
     Returns:
         Whether freed memory is kept from now on. This needs glibc as the C library.
@@ -36,7 +39,8 @@ def keep_freed_memory() -> bool:
     mallopt = _of_glibc("mallopt")
     if mallopt is None or _address_space_is_limited():
         return False
-    _keeps_freed_memory = bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1)) and bool(mallopt(_MMAP_MAX, 0))
+    settings = ((_TRIM_THRESHOLD, 2**31 - 1), (_MMAP_MAX, 0), (_ARENA_MAX, 1))
+    _keeps_freed_memory = all(mallopt(name, value) for name, value in settings)
     return _keeps_freed_memory
 
 

@@ -165,10 +165,11 @@ class _Worker:
 
     def __init__(self, settings: WorkerSettings, folder: str, computed: Callable[[int], None]) -> None:
         from savl.inference.device import checked_device, checked_dtype
-        from savl.inference.process_settings import limit_spinning, use_threads
+        from savl.inference.process_settings import keep_freed_memory, limit_spinning, use_threads
         from savl.service.batching import BatchingUpscaler
         from savl.weights import load
 
+        keep_freed_memory()
         limit_spinning()
         use_threads(settings.threads)
         self._folder = folder

@@ -264,9 +264,7 @@ class Desk:
     def work(self, go_on: Callable[[], bool]) -> None:
         """Upscale pictures until the desk is closed or a condition is false.
 
-        A program calls this in its main thread: there glibc keeps freed memory if the program has asked for it
-        (`savl.inference.process_settings.keep_freed_memory`). In other threads it does not, and the page faults take
-        half as much processor time again as the network.
+        A program calls this in its main thread, which Ctrl-C interrupts.
 
         Args:
             go_on: The condition, which is checked twice a second while there is nothing to do.

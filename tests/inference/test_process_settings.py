@@ -251,9 +251,10 @@ def test_the_number_of_libvips_threads_is_limited(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults are counted as Linux counts them")
-def test_kept_memory_is_reused_without_page_faults() -> None:
+@pytest.mark.parametrize("where", ["main", "thread"])
+def test_kept_memory_is_reused_without_page_faults(where: str) -> None:
     code = """
-import resource, sys, torch
+import resource, sys, threading, torch
 from savl.inference.process_settings import keep_freed_memory
 
 if not keep_freed_memory():
@@ -261,13 +262,21 @@ if not keep_freed_memory():
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**24)  # 64 MiB
+    [torch.ones(3 * 2**21) for _ in range(4)]  # 24 MiB each
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-first = faults()
-print(first, min(faults() for _ in range(8)))  # pieces left by other allocations may not fit at once
+def work():
+    first = faults()
+    print(first, min(faults() for _ in range(8)))  # pieces left by other allocations may not fit at once
+
+if sys.argv[1] == "main":
+    work()
+else:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code, where], capture_output=True, text=True, timeout=120, check=False)
     if done.returncode == 77:
         pytest.skip("this C library cannot be told to keep memory")
     assert done.returncode == 0, done.stderr
