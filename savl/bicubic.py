@@ -7,6 +7,8 @@ has a = −0.75.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,7 +38,11 @@ def bicubic_upscale(image: Tensor, scale: int) -> Tensor:
     the border by the attribute ``exclude_outside`` of Resize, which OpenVINO ignores.
     """
     if torch.compiler.is_exporting():
-        return _bicubic_by_convolution(image, scale)
+        device = image.device.type
+        # Autocast, which leaves interpolation in float32, would compute these convolutions in a lower precision.
+        exact = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+        with exact:
+            return _bicubic_by_convolution(image, scale)
     return bicubic_resize(image, (scale * image.shape[-2], scale * image.shape[-1]))
 
 

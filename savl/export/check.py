@@ -26,7 +26,7 @@ TERMS = 2**16
 """Terms in the sums of the float64 reference, more than in any layer; they matter only for its own rounding."""
 
 _LARGE = 67
-"""Height in pixels of the large image: the code of some networks, such as RGT, depends on powers of four."""
+"""Least height in pixels of the large image."""
 
 
 @dataclass(frozen=True)

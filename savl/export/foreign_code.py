@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,25 @@ class _IntType(type):
         return isinstance(value, int)
 
 
+class _Math:
+    """Behaves as the module ``math``, except that it has no logarithms and roots of free sizes.
+
+    Their values would be those of the captured image, at all sizes.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(math, name)
+        if name not in ("log", "log2", "log10", "sqrt"):
+            return function
+
+        def refuse_free_sizes(*args: Any) -> Any:
+            if any(isinstance(each, torch.SymInt | torch.SymFloat) for each in args):
+                raise TypeError(f"math.{name} of a free height or width")
+            return function(*args)
+
+        return refuse_free_sizes
+
+
 @contextmanager
 def free_batch(network: nn.Module, batches: Sequence[int | torch.SymInt]) -> Iterator[None]:
     """Keep the number of images free where a network computes it as ``int(windows / (height * width / side / side))``.
@@ -37,20 +57,32 @@ def free_batch(network: nn.Module, batches: Sequence[int | torch.SymInt]) -> Ite
     returns the free number of images for a fraction that equals it. Captured images must therefore have a number of
     images that no other fraction is likely to have, and the program must be checked with other numbers.
 
+    Functions of ``math`` that would fix a size raise a `TypeError`.
+
     Args:
         network: The network. Files of torch and savl are left alone.
         batches: The numbers of images that the network may compute with.
     """
     free = [each for each in batches if isinstance(each, torch.SymInt)]
-    replacement = _IntType("int", (), {"batches": free})
-    changed = [module for module in _modules_of(network) if "int" not in vars(module)] if free else []
-    for module in changed:
-        vars(module)["int"] = replacement
+    if not free:
+        yield
+        return
+    whole: Any = _IntType("int", (), {"batches": free})
+    changed: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for module in _modules_of(network):
+        names = vars(module)
+        before: dict[str, Any] = {name: names[name] for name in ("int", "math") if name in names}
+        changed.append((names, before))
+        names.setdefault("int", whole)
+        if before.get("math") is math:
+            names["math"] = _Math()
     try:
         yield
     finally:
-        for module in changed:
-            del vars(module)["int"]
+        for names, before in changed:
+            for name in ("int", "math"):
+                names.pop(name, None)
+            names.update(before)
 
 
 def _modules_of(network: nn.Module) -> list[ModuleType]:
@@ -73,7 +105,7 @@ def fold_weights(network: nn.Module) -> None:
         update = getattr(layer, "update_params", None)
         if callable(update) and isinstance(getattr(layer, "eval_conv", None), nn.Module):
             update()
-            layer.update_params = _do_nothing
+            vars(layer)["update_params"] = _do_nothing
 
 
 def _do_nothing() -> None:

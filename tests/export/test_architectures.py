@@ -21,7 +21,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
 WINDOWS = {"img_size": 16, "embed_dim": 12, "depths": [2], "num_heads": [2], "window_size": 8, "upscale": 2}
-STRIPES = {"img_size": 16, "embed_dim": 16, "depth": [3], "num_heads": [2], "split_size": [4, 8]}
+STRIPES = {"img_size": 16, "embed_dim": 64, "depth": [2], "num_heads": [4], "split_size": [4, 8]}
 PLKSR = {"dim": 16, "n_blocks": 1, "upscaling_factor": 2, "kernel_size": 5}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "ESRGAN": ("ESRGAN.ESRGAN", {"num_filters": 8, "num_blocks": 1}),
@@ -76,7 +76,7 @@ def test_a_package_of_a_foreign_model_has_fused_ops_and_computes_the_same(tmp_pa
 
 @pytest.mark.slow
 def test_a_network_whose_layers_depend_on_the_size_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"RGT.* size 1x3x\d+x\d+"):
+    with pytest.raises(ExportError, match=r"RGT.*math\.log of a free height or width \(rgt\.py, line \d+: _time"):
         savl.export(model("RGT"), tmp_path / "x.onnx")
     assert list(tmp_path.iterdir()) == []
 
