@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import queue
+import shlex
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from savl.images.errors import ImageFileError
+from savl.images.errors import ImageFileError, UnsupportedImage
 from savl.images.format import JPEG, PNG, format_of_suffix
 from savl.images.job import Job, in_short
 from savl.images.metadata_record import Metadata
@@ -44,6 +45,7 @@ from savl.inference.upscale_image import as_upscaler
 from savl.inference.upscaler import Upscaler
 from savl.interrupts import raise_if_interrupted
 from savl.out_of_memory import binary_size
+from savl.video.container import is_video_name
 
 LARGEST_PREVIEW = 4096
 """Width or height in pixels above which the pictures that the page shows are reduced. Downloads never are."""
@@ -191,6 +193,10 @@ class Task:
         return Failed(in_short(error))
 
     def _upscaled(self, upscalers: _Upscalers) -> Result:
+        if is_video_name(self.source):
+            raise UnsupportedImage(
+                self.source, f"is a video; in the shell, savl upscale {shlex.quote(self.source.name)} upscales it"
+            )
         choice = self.choice
         severity: list[NDArray[np.float32]] = []
         upscaler = _observed(upscalers.get(choice.model), check_strength(choice.strength), severity)

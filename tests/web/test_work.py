@@ -178,8 +178,9 @@ def png_header(width: int, height: int) -> bytes:
         ("empty.jpg", b"", "empty"),
         ("huge.png", png_header(30_000, 30_000), "out of memory: 120000x120000 pixels take about "),
         ("cut.png", png_header(40, 30), "truncated"),
+        ("my clip.mp4", b"frames", "is a video; in the shell, savl upscale 'my clip.mp4' upscales it"),
     ],
-    ids=["text", "empty", "huge", "truncated"],
+    ids=["text", "empty", "huge", "truncated", "video"],
 )
 def test_bad_input_gives_one_line_and_no_file(
     name: str, content: bytes, reason: str, submit: Submit, tmp_path: Path
