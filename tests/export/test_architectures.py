@@ -24,7 +24,6 @@ WINDOWS = {"img_size": 16, "embed_dim": 12, "depths": [2], "num_heads": [2], "wi
 STRIPES = {"img_size": 16, "embed_dim": 64, "depth": [2], "num_heads": [4], "split_size": [4, 8]}
 PLKSR = {"dim": 16, "n_blocks": 1, "upscaling_factor": 2, "kernel_size": 5}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ESRGAN": ("ESRGAN.ESRGAN", {"num_filters": 8, "num_blocks": 1}),
     "RealPLKSR": ("PLKSR.RealPLKSR", PLKSR),
     "SPAN": ("SPAN.SPAN", {"num_in_ch": 3, "num_out_ch": 3, "feature_channels": 8, "upscale": 2}),
     "SwinIR": ("SwinIR.SwinIR", {**WINDOWS, "upsampler": "pixelshuffle", "mlp_ratio": 2.0}),
