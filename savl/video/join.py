@@ -16,7 +16,7 @@ from savl.interrupts import raise_if_interrupted
 from savl.video.av_import import av_reason, import_av
 from savl.video.container import VideoContainer
 from savl.video.encode import Encoding
-from savl.video.read import VideoFile
+from savl.video.read import ALPHA_TAG, VideoFile
 from savl.video.segments import Segment
 
 # Written by the muxer itself, from what it writes.
@@ -112,7 +112,8 @@ def join(
                 stream.codec_context.codec_tag = "hvc1"  # the variant that Apple's players accept
             if video.info.display_matrix is not None:
                 stream.set_display_matrix(video.info.display_matrix)
-            stream.metadata.update(_tags(video.stream.metadata))
+            tags = _tags(video.stream.metadata)
+            stream.metadata.update({key: value for key, value in tags.items() if key.lower() != ALPHA_TAG})
             stream.disposition = video.stream.disposition
             for index in copies.covers:
                 kind = _COVER_TYPES[_codec_name(source.streams[index])]

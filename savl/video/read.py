@@ -27,6 +27,7 @@ _MOST_PLANES = 3
 _PQ = 16  # transfer characteristic of HDR10
 _PROGRESSIVE = (0, 1)  # values of AVFieldOrder: unknown and progressive
 _MOST_BACKWARD = 1.0  # seconds by which the time of decoding may go back from one packet to the next
+ALPHA_TAG = "alpha_mode"  # tag of WebM and MKV for video with transparency, in any case
 _TRUNCATED = 0.5  # seconds by which the packets of a complete file may end before its header says
 
 
@@ -252,8 +253,8 @@ class VideoFile:
                 int(first.color_range),
                 int(first.color_primaries),
                 int(first.color_trc),
-                rgb=pixel_format.is_rgb,
-                jpeg=pixel_format.name.startswith("yuvj"),
+                rgb=_stores_rgb(pixel_format),
+                jpeg=pixel_format.name.startswith(("yuvj", "mono")),
                 width=first.width,
                 height=first.height,
             )
@@ -265,7 +266,9 @@ class VideoFile:
                 "it is interlaced: both fields of a frame are upscaled together, which enlarges the combs at moving "
                 "edges; deinterlace it first, for example with ffmpeg -vf bwdif"
             )
-        if any(component.is_alpha for component in pixel_format.components):
+        # FFmpeg's decoders of VP8 and VP9 leave the transparency out of the frames; a tag tells that there is one.
+        tagged = ALPHA_TAG in {key.lower() for key in self.stream.metadata}
+        if tagged or any(component.is_alpha for component in pixel_format.components):
             notes.append("its transparency is not kept")
         if colour.transfer == _PQ:
             notes.append("the HDR metadata of the mastering display are not kept; the colour tags are")
@@ -296,14 +299,19 @@ class VideoFile:
 def planes_of(frame: Any) -> tuple[list[NDArray[Any]], int]:
     """Return the planes of a frame of PyAV as arrays ``(H, W)`` without alpha, and the bits per sample.
 
-    Of RGB, the planes are G, B and R. Packed formats are taken apart by FFmpeg, which changes no sample.
+    Of RGB and of palettes, the planes are G, B and R; of gray, there is one. Packed formats are taken apart by FFmpeg,
+    which changes no sample; samples of fewer than 8 bits are scaled to 8.
     """
     pixel_format = frame.format
     bits = max(component.bits for component in pixel_format.components)
     if not _PLANAR.fullmatch(pixel_format.name.replace("yuva", "yuv").replace("gbrap", "gbrp")):
         depth = "" if bits <= 8 else "10le" if bits <= 10 else "12le" if bits <= 12 else "16le"
-        if pixel_format.is_rgb or len(pixel_format.components) == 1:
+        if _stores_rgb(pixel_format):
+            if bits < 8:  # FFmpeg scales such samples to the range of 8 bits only on the way to rgb24
+                frame = frame.reformat(format="rgb24")
             name = f"gbrp{depth}"
+        elif len([component for component in pixel_format.components if not component.is_alpha]) == 1:
+            name = f"gray{depth}"
         else:
             width = pixel_format.chroma_width(16)
             height = pixel_format.chroma_height(16)
@@ -316,3 +324,7 @@ def planes_of(frame: Any) -> tuple[list[NDArray[Any]], int]:
         rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
         planes.append(rows.view(dtype)[:, : plane.width])
     return planes, bits
+
+
+def _stores_rgb(pixel_format: Any) -> bool:
+    return bool(pixel_format.is_rgb or pixel_format.has_palette)

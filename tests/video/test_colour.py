@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from video_clips import HEIGHT, WIDTH, Nearest, decoded, make_clip
+from video_clips import HEIGHT, WIDTH, Nearest, av, decoded, make_clip
 
 import savl
 from savl.video import colour as colours
@@ -104,6 +105,48 @@ def test_an_untagged_small_clip_is_tagged_because_its_large_result_would_look_di
     frame = decoded(Path("large.mp4"))[0]
     assert (int(decoded(source)[0].colorspace), int(frame.colorspace), int(frame.color_range)) == (2, 6, 1)
     assert "BT.601 is assumed" in done.notes[0]
+
+
+def flat_clip(path: Path, codec: str, frame: Any) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, frame.format.name
+        frame.pts = 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def first_rgb(path: Path, pixel_format: str) -> torch.Tensor:
+    with VideoFile(path) as video:
+        assert video.stream.codec_context.pix_fmt == pixel_format
+        return next(video.pictures(skip=0)).rgb
+
+
+@pytest.mark.parametrize("pixel_format", ["monob", "ya8", "gray16be"])
+def test_packed_gray_is_gray(pixel_format: str) -> None:
+    halves = np.zeros((HEIGHT, WIDTH), np.uint8)
+    halves[:, WIDTH // 2 :] = 255
+    gray = av.VideoFrame.from_ndarray(halves, format="gray")
+    packed = gray.reformat(format=pixel_format, src_color_range=2, dst_color_range=2)
+    clip = flat_clip(Path("clip.mov"), "png", packed)
+    rgb = first_rgb(clip, pixel_format)
+    assert torch.equal(rgb, rgb[:, :, :1].expand(-1, -1, 3))
+    assert rgb[:, : WIDTH // 2].max() <= 0.01
+    assert rgb[:, WIDTH // 2 :].min() >= 0.99
+
+
+def test_colours_of_a_palette_are_its_entries() -> None:
+    palette = np.tile(np.array([255, 200, 60, 90], np.uint8), (256, 1))  # alpha, red, green and blue
+    frame = av.VideoFrame.from_ndarray((np.full((HEIGHT, WIDTH), 7, np.uint8), palette), format="pal8")
+    rgb = first_rgb(flat_clip(Path("clip.mov"), "png", frame), "pal8")
+    assert torch.allclose(rgb * 255, torch.tensor([200.0, 60, 90]).expand(HEIGHT, WIDTH, 3))
+
+
+def test_white_of_five_bits_is_white() -> None:
+    white = av.VideoFrame.from_ndarray(np.full((HEIGHT, WIDTH, 3), 255, np.uint8), format="rgb24")
+    clip = flat_clip(Path("clip.avi"), "rawvideo", white.reformat(format="rgb555le"))
+    assert first_rgb(clip, "rgb555le").min() == 1
 
 
 @pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv422p", "yuv444p", "yuvj420p", "gray"])

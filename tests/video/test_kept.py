@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from video_clips import HEIGHT, WIDTH, Nearest, av, decoded, make_clip, packets
+from video_clips import HEIGHT, WIDTH, Nearest, av, decoded, gradient, make_clip, packets
 
 from savl.images.errors import UnsupportedImage
 from savl.video import upscale_video
@@ -139,6 +139,28 @@ def test_ten_bits_stay_ten_bits() -> None:
 def test_the_size_is_made_even_by_leaving_out_one_row_or_column() -> None:
     source = make_clip(Path("clip.mp4"), frames=3, audio=None)
     assert upscale_video(source, "large.mp4", model=Nearest(), scale=33 / 32).new_size == (50, 32)  # of 50 x 33
+
+
+def test_transparency_of_webm_is_left_out_with_a_note_and_its_tag_too() -> None:
+    def half_visible(number: int) -> list[np.ndarray]:
+        return [*gradient(number), np.full((HEIGHT, WIDTH), 128)]
+
+    options = {"crf": "20", "auto-alt-ref": "0"}
+    source = make_clip(
+        Path("clip.webm"),
+        frames=3,
+        codec="libvpx-vp9",
+        pixel_format="yuva420p",
+        options=options,
+        time_base=Fraction(1, 1000),
+        audio=None,
+        planes=half_visible,
+    )
+    done = upscale_video(source, "large.webm", model=Nearest())
+    assert "its transparency is not kept" in done.notes
+    for path, tagged in ((source, True), (Path("large.webm"), False)):
+        with av.open(str(path)) as container:
+            assert ("alpha_mode" in {key.lower() for key in container.streams.video[0].metadata}) == tagged
 
 
 def test_interlaced_frames_give_a_note() -> None:
