@@ -14,7 +14,7 @@ from typing import Any
 from savl.images.errors import UnsupportedImage, UnwritableImage
 from savl.interrupts import raise_if_interrupted
 from savl.video.av_import import av_reason, import_av
-from savl.video.container import VideoContainer
+from savl.video.container import CONTAINERS, MKV, VideoContainer
 from savl.video.encode import Encoding
 from savl.video.read import ALPHA_TAG, VideoFile
 from savl.video.segments import Segment
@@ -61,10 +61,7 @@ def choose_copies(video: VideoFile, target: Path, container: VideoContainer) -> 
             continue
         name = f"stream {stream.index} ({stream.type}, {_codec_name(stream)})"
         if stream.type in ("audio", "subtitle"):
-            raise UnsupportedImage(
-                video.path,
-                f"{target.suffix} cannot hold {name}; name an output that ends in .mkv, which holds nearly everything",
-            )
+            raise UnsupportedImage(video.path, f"{target.suffix} cannot hold {name}; {_way_out(video, stream.index)}")
         notes.append(f"{name} is left out, because {target.suffix} cannot hold it")
     return Copies(tuple(indexes), tuple(covers), tuple(notes))
 
@@ -243,6 +240,15 @@ def _is_held(stream: Any, container: VideoContainer) -> bool:
     except (av.FFmpegError, ValueError):
         return False
     return True
+
+
+def _way_out(video: VideoFile, index: int) -> str:
+    """Return what to do about a stream of sound or subtitles that an output cannot hold."""
+    needed = [stream for stream in video.container.streams if stream.type in ("audio", "subtitle")]
+    for container in (MKV, *CONTAINERS):
+        if all(_is_held(stream, container) for stream in needed):
+            return f"name an output that ends in {container.suffixes[0]}, which holds it"
+    return f"leave it out first, for example with ffmpeg -i IN -map 0 -map -0:{index} -c copy OUT"
 
 
 def _is_cover(stream: Any) -> bool:

@@ -93,8 +93,8 @@ def upscale_video(
         device: Where to compute, as for `savl.upscale`.
         dtype: Dtype in which the network computes, as for `savl.upscale`.
         on_frame: Callback, called with (frames done by this call, frames of this call) after every frame.
-        on_note: Callback, called at once with every sentence of the `notes` of the result, and with where to continue
-            after an interruption.
+        on_note: Callback, called at once with every sentence of the `notes` of the result, and where the frames are
+            kept if this function fails or is interrupted.
 
     Returns:
         The sizes in pixels, the number of frames, and notes about what is not kept.
@@ -257,14 +257,15 @@ def enlarge_video(
         continued = folder.frames
         if continued:
             note(f"continues an earlier run: {continued} of {info.frames} frames are finished")
+        joined = folder.path / f"joined{target.suffix}"
         try:
             _upscale_frames(video, network, factor, encoding, folder, target, on_frame)
-            joined = folder.path / f"joined{target.suffix}"
             join(video, copies, folder.segments, encoding, container, joined, target)
             _publish(joined, target, overwrite=overwrite)
-        except BaseException as error:
+        except BaseException:
+            joined.unlink(missing_ok=True)  # a disk that is full needs the space
             folder.remove_if_empty()
-            if isinstance(error, (KeyboardInterrupt, SystemExit)) and folder.count and on_note is not None:
+            if folder.count and on_note is not None:
                 on_note(
                     f"{folder.frames} of {info.frames} frames are kept in {folder.path}; "
                     "the same command continues after them"

@@ -160,8 +160,10 @@ def test_a_full_disk_gives_one_line_and_keeps_the_finished_frames(clip: Path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(SegmentFolder, "append", full)
+        told: list[str] = []
         with pytest.raises(UnwritableImage, match=r"large.mp4: cannot be written: No space left on device"):
-            upscale_video(clip, "large.mp4", model=Nearest())
+            upscale_video(clip, "large.mp4", model=Nearest(), on_note=told.append)
+        assert f"{FRAMES_PER_SEGMENT} of {FRAMES} frames are kept in" in told[-1]
     assert upscale_video(clip, "large.mp4", model=Nearest()).continued == FRAMES_PER_SEGMENT
 
 
@@ -175,6 +177,19 @@ def test_a_disk_that_is_full_while_streams_are_joined_gives_one_line(
         with pytest.raises(UnwritableImage, match=r"large.mp4: cannot be written: no space left on device"):
             upscale_video(clip, "large.mp4", model=Nearest())
     assert not Path("large.mp4").exists()
+
+
+def test_a_file_that_could_not_be_completed_takes_no_space(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(joined: Path, *_: object, **__: object) -> None:
+        assert joined.exists()
+        raise UnwritableImage("large.mp4", "cannot be written: No space left on device")
+
+    monkeypatch.setattr(upscale, "_publish", full)
+    with pytest.raises(UnwritableImage):
+        upscale_video(clip, "large.mp4", model=Nearest())
+    left = [path.name for path in clip.parent.rglob("*") if path.is_file()]
+    assert len([name for name in left if name.endswith(".segment")]) == -(-FRAMES // FRAMES_PER_SEGMENT)
+    assert not [name for name in left if name.startswith("joined")]
 
 
 GROWTH = """

@@ -11,7 +11,7 @@ from PIL import Image
 from video_clips import HEIGHT, WIDTH, Nearest, av, decoded, gradient, make_clip, packets
 
 from savl.images.errors import UnsupportedImage
-from savl.video import upscale_video
+from savl.video import join, upscale_video
 
 BT709 = {"colorspace": 1, "color_primaries": 1, "color_trc": 1}
 IRREGULAR = [0, 512, 600, 2000, 2048, 5000, 5001, 9000, 9512, 20000] + [20512 + 700 * n for n in range(60)]
@@ -89,6 +89,35 @@ def test_a_stream_that_the_container_cannot_hold_is_named() -> None:
     with pytest.raises(UnsupportedImage, match=r"\.webm cannot hold stream 1 \(audio, aac\); name .* \.mkv"):
         upscale_video(source, "large.webm", model=Nearest())
     assert [path.name for path in Path().iterdir()] == ["clip.mkv"]
+
+
+def clip_with_timed_text() -> Path:
+    """Return an MP4 file with the subtitles that only MP4 and MOV hold."""
+    path = Path("text.mp4")
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        text = container.add_mux_stream("mov_text", time_base=Fraction(1, 1000))
+        container.start_encoding()
+        frame = av.VideoFrame(WIDTH, HEIGHT, "yuv420p")
+        frame.pts = 0
+        container.mux([*video.encode(frame), *video.encode(None)])
+        packet = av.Packet(b"\0\2Hi")
+        packet.stream, packet.time_base = text, Fraction(1, 1000)
+        packet.pts, packet.dts, packet.duration = 0, 0, 40
+        container.mux(packet)
+    return path
+
+
+def test_the_message_about_a_stream_names_a_container_that_holds_it() -> None:
+    with pytest.raises(UnsupportedImage, match=r"\.mkv cannot hold stream 1 \(.*\); name an output that ends in \.mp4"):
+        upscale_video(clip_with_timed_text(), "large.mkv", model=Nearest())
+
+
+def test_the_message_about_a_stream_says_how_to_leave_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(join, "CONTAINERS", ())
+    with pytest.raises(UnsupportedImage, match=r"leave it out first, for example with ffmpeg .* -map -0:1 "):
+        upscale_video(clip_with_timed_text(), "large.mkv", model=Nearest())
 
 
 def test_an_attachment_that_the_container_cannot_hold_is_left_out_with_a_note() -> None:
