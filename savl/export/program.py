@@ -18,7 +18,8 @@ from savl.ops import use_fused_kernels
 
 LARGEST_WINDOW = 64
 """Images to capture and to check have about this size at most, in windows of the network."""
-_IMAGES = 11  # No side in windows, so that `free_batch` recognises it.
+_IMAGES = 11
+"""Number of captured images. No other size in a network is likely to equal it, so that `free_batch` recognises it."""
 
 
 class Upscale(nn.Module):

@@ -58,7 +58,6 @@ class Encoding:
 
     def configure(self, context: Any) -> None:
         """Set up a codec context of PyAV that is not open yet."""
-        import_av()
         context.width, context.height, context.pix_fmt = self.width, self.height, self.pixel_format
         context.time_base, context.framerate = self.time_base, self.rate
         context.color_range = FULL if self.colour.full else LIMITED
